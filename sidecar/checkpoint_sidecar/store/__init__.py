@@ -1,0 +1,1 @@
+"""Object stores behind one Protocol, and the run log kept in them."""

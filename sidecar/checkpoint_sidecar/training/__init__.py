@@ -1,0 +1,1 @@
+"""The only place that imports torch: DCP storage, the Checkpointer, signals and collectives."""

@@ -1,0 +1,114 @@
+"""Every error the library raises on purpose.
+
+Each says four things: the operation, the object it was done to, the cause, and what to do next. They are ordinary
+``Exception``s (torch's own ``CheckpointException`` is a ``BaseException`` and slips through ``except Exception``), are
+named by the caller's next move, and never hold a secret: put keys, URLs without credentials and numbers in them only.
+"""
+
+from __future__ import annotations
+
+
+class CheckpointError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        operation: What was being done, as a verb phrase: ``"save step 100"``.
+        subject: The object it was done to, usually a URL or a key.
+        cause: What went wrong, one sentence.
+        hint: What the reader should do next.
+    """
+
+    def __init__(self, operation: str, subject: str, cause: str, hint: str = "") -> None:
+        self.operation = operation
+        self.subject = subject
+        self.cause = cause
+        self.hint = hint
+        super().__init__(operation, subject, cause, hint)
+
+    def __str__(self) -> str:
+        text = f"{self.operation}: {self.subject}: {self.cause}"
+        return f"{text}. {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str, str, str]]:
+        # Ranks send errors to each other by pickle; keep the four parts, not just the message.
+        return type(self), (self.operation, self.subject, self.cause, self.hint)
+
+
+class ConfigurationError(CheckpointError):
+    """The URL, the environment or an argument cannot work; a human must change it."""
+
+
+class CheckpointExistsError(CheckpointError):
+    """The step is already saved and the overwrite policy is Never."""
+
+
+class PrefixClaimedError(CheckpointError):
+    """The prefix belongs to another run; writing there would mix two runs."""
+
+
+class FencedError(CheckpointError):
+    """A newer attempt of this run has started: stop saving and exit, do not retry in this process."""
+
+
+class RestoreError(CheckpointError):
+    """No snapshot could be restored although some were committed; training must not start at step 0."""
+
+
+class RestoreInterrupted(CheckpointError):  # noqa: N818 - it is an interruption, tried again at the next start
+    """The restore stopped for a reason that says nothing about the snapshot; the next start tries it again."""
+
+
+class CorruptSnapshotError(CheckpointError):
+    """Evidence that stored bytes are not what was committed: checksum, size or a missing object."""
+
+
+class IncompatibleSnapshotError(CheckpointError):
+    """The snapshot is whole but does not fit the model: a tensor is missing, or its shape or dtype differs."""
+
+
+class LogError(CheckpointError):
+    """The run log cannot be trusted: a gap, a broken chain, an unreadable entry or a newer major format."""
+
+
+class StoreError(CheckpointError):
+    """The object store refused or failed.
+
+    Attributes:
+        retryable: Whether the same call may succeed later without anybody changing anything.
+    """
+
+    retryable = True
+
+
+class ObjectNotFoundError(StoreError):
+    """The key does not exist."""
+
+    retryable = False
+
+
+class ObjectExistsError(StoreError):
+    """Put-if-absent lost: the key already holds an object (perhaps this caller's own, see ``UnknownOutcomeError``)."""
+
+    retryable = False
+
+
+class UnknownOutcomeError(StoreError):
+    """A write may or may not have happened, now or later (timeout, lost reply, connection reset)."""
+
+
+class AccessDeniedError(StoreError):
+    """Credentials are missing, wrong, expired or not allowed to do this."""
+
+    retryable = False
+
+
+class BucketNotFoundError(StoreError):
+    """The bucket or container of the URL does not exist; it is never created implicitly."""
+
+    retryable = False
+
+
+class NoConditionalWriteError(StoreError):
+    """The store does not honour create-if-absent, without which commits are not atomic."""
+
+    retryable = False
