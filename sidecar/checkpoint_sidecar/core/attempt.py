@@ -1,0 +1,231 @@
+"""What the library may append, computed from the log as it stands.
+
+Each function takes the current ``Run`` and returns the *whole* entry, or raises, or returns None for "nothing to write".
+After a lost race for a number it is called again with the new state: attempt number, candidate and overwrite check are
+never carried over from a state that is no longer true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from checkpoint_sidecar.core.errors import (
+    CheckpointExistsError,
+    FencedError,
+    PrefixClaimedError,
+    RestoreInterrupted,
+)
+from checkpoint_sidecar.core.lineage import RestorePlan, ancestors, quarantined, restore_plan
+from checkpoint_sidecar.core.log import (
+    AttemptStarted,
+    Owner,
+    PodIdentity,
+    RestoreFinished,
+    RestoreStarted,
+    RunClaimed,
+    SnapshotCommitted,
+    SnapshotReinstated,
+    Trigger,
+)
+from checkpoint_sidecar.core.overwrite import base_of, existing_save
+from checkpoint_sidecar.core.policy import OverwritePolicy
+from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
+
+AUTOMATIC: frozenset[Trigger] = frozenset({"Schedule", "Request", "Termination", "Eviction", "Final"})
+
+
+def claim(run: Run, owner: Owner, *, url: str) -> RunClaimed | None:
+    """Entry 1, or None when the prefix is already ours.
+
+    Raises:
+        PrefixClaimedError: It belongs to somebody else.
+    """
+    if run.owner is None:
+        return RunClaimed(owner)
+    check_owner(run, owner, url=url)
+    return None
+
+
+def check_owner(run: Run, owner: Owner, *, url: str) -> None:
+    """Raise unless the prefix is ``owner``'s.
+
+    Raises:
+        PrefixClaimedError: It belongs to somebody else.
+    """
+    if run.owner != owner:
+        raise PrefixClaimedError(
+            f"use the prefix as {owner}",
+            url,
+            f"it is claimed by {run.owner}",
+            f"Choose another prefix, or take this one over with spec.storage.takeOverFrom: {run.owner}.",
+        )
+
+
+def start(run: Run, *, world_size: int, pods: tuple[PodIdentity, ...]) -> AttemptStarted:
+    """The next attempt, with the snapshot it will try first."""
+    plan = restore_plan(run, run.pending)
+    return AttemptStarted(
+        attempt=run.highest_attempt + 1,
+        world_size=world_size,
+        restore_request=plan.request,
+        candidate=plan.candidates[0] if plan.candidates else "",
+        pods=pods[:16],
+    )
+
+
+def current(run: Run, attempt: int) -> Attempt:
+    """The attempt's state.
+
+    Raises:
+        FencedError: A later attempt started, or the run changed hands.
+    """
+    if not run.may_commit(attempt):
+        raise FencedError(
+            "write to the run log",
+            f"attempt {attempt}",
+            f"attempt {run.highest_attempt} has started since"
+            if run.highest_attempt > attempt
+            else f"the run was taken over by {run.owner}",
+            "This process belongs to the past: let it exit.",
+        )
+    return run.attempts[attempt]
+
+
+def plan_for(run: Run, attempt: int) -> RestorePlan:
+    """What this attempt may restore: under the request it announced, even if another one arrived since.
+
+    Raises:
+        FencedError: See ``current``.
+        RestoreInterrupted: Its request was replaced by a newer one, which only a new start can serve.
+    """
+    request = current(run, attempt).started.restore_request
+    if not request:
+        return restore_plan(run, None)
+    if run.pending is None or run.pending.id != request:
+        raise RestoreInterrupted(
+            "restore",
+            f"attempt {attempt}",
+            f"its restore request {request} was withdrawn or replaced while it started",
+            "Start again: the next attempt serves the newer request.",
+        )
+    return restore_plan(run, run.pending)
+
+
+def announce(run: Run, attempt: int, tried: Collection[str]) -> RestoreStarted | SnapshotReinstated | None:
+    """The next candidate to read, or None when all were tried. Retired ones come last and are reinstated by it.
+
+    Raises:
+        FencedError, RestoreInterrupted: See ``plan_for``.
+    """
+    plan = plan_for(run, attempt)
+    for candidate in plan.candidates:
+        if candidate not in tried:
+            return RestoreStarted(attempt, candidate)
+    for candidate in plan.last_resort:
+        if candidate not in tried:
+            return SnapshotReinstated(candidate, attempt)
+    return None
+
+
+def finish_restore(run: Run, outcome: RestoreFinished) -> RestoreFinished:
+    """The outcome of one candidate, if the attempt may still speak.
+
+    Raises:
+        FencedError: See ``current``.
+    """
+    current(run, outcome.attempt)
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The save may go on; its commit names ``replaces`` (empty for a new step)."""
+
+    replaces: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadySaved:
+    """The save is a no-op: this snapshot stands for it."""
+
+    snapshot: Snapshot
+
+
+def admit_save(
+    run: Run, attempt: int, step: int, *, trigger: Trigger, overwrite: OverwritePolicy
+) -> Admitted | AlreadySaved:
+    """Apply the overwrite policy: before uploading, to fail cheaply, and again in ``commit``, where it counts.
+
+    Args:
+        overwrite: The caller's policy; the one in the log wins once there is one.
+
+    Raises:
+        CheckpointExistsError: The step is saved and the policy is Never. Automatic saves of a saved step are no-ops
+            instead, under every policy: a SIGTERM right after a scheduled save is no mistake of the user's.
+        FencedError: See ``current``.
+    """
+    existing = existing_save(run, base_of(current(run, attempt)), step)
+    if existing is None:
+        return Admitted("")
+    policy = run.policy.overwrite if run.configured else overwrite
+    if trigger in AUTOMATIC or policy == "Skip":
+        return AlreadySaved(existing)
+    if policy == "Replace":
+        return Admitted(existing.id)
+    raise CheckpointExistsError(
+        f"save step {step}",
+        existing.commit.path,
+        f"Checkpoint already exists: snapshot {existing.id} and the overwrite policy is Never",
+        "Save another step, or set overwritePolicy to Skip or Replace.",
+    )
+
+
+def commit(run: Run, draft: SnapshotCommitted, *, overwrite: OverwritePolicy) -> SnapshotCommitted | None:
+    """The commit of an uploaded save, with its place in the lineage filled in.
+
+    Args:
+        draft: ``parent``, ``replaces`` and ``restore_request`` are ignored and computed here.
+
+    Returns:
+        None when the step was saved meanwhile and the policy says to keep that one; the upload is then an orphan of
+        this attempt's own and may be deleted by it.
+
+    Raises:
+        CheckpointExistsError, FencedError: See ``admit_save``.
+    """
+    attempt = current(run, draft.attempt)
+    admission = admit_save(run, draft.attempt, draft.step, trigger=draft.trigger, overwrite=overwrite)
+    if isinstance(admission, AlreadySaved):
+        return None
+    return SnapshotCommitted(
+        snapshot=draft.snapshot,
+        step=draft.step,
+        attempt=draft.attempt,
+        path=draft.path,
+        manifest_digest=draft.manifest_digest,
+        bytes=draft.bytes,
+        files=draft.files,
+        world_size=draft.world_size,
+        parent=base_of(attempt),
+        replaces=admission.replaces,
+        restore_request=attempt.started.restore_request,
+        save_request=draft.save_request,
+        trigger=draft.trigger,
+        metrics=draft.metrics,
+        seconds=draft.seconds,
+        blocked_seconds=draft.blocked_seconds,
+    )
+
+
+def published_for(run: Run, step: int | None) -> Snapshot | None:
+    """The snapshot the stock ``.metadata`` pointer of a step should show: the newest live one on the lineage.
+
+    Args:
+        step: None for a drop-in directory, whose single pointer shows the newest snapshot of all.
+    """
+    for snapshot in ancestors(run, run.newest):
+        usable = snapshot.state is SnapshotState.LIVE and not quarantined(run, snapshot)
+        if usable and (step is None or snapshot.step == step):
+            return snapshot
+    return None

@@ -1,0 +1,122 @@
+"""Keys in the bucket, and what they mean. The only place that builds or takes apart a key.
+
+Steps have at least 8 digits, attempts 4, log numbers 20, so that keys of one kind sort in numeric order (numbers that
+outgrow the padding stay valid, they only stop sorting; nothing here relies on the order of steps or attempts).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+
+LOG_FOLDER = "_log/"
+PROBE_FOLDER = "_probe/"
+PROGRESS_KEY = "_progress.json"
+METADATA_NAME = ".metadata"
+MANIFEST_NAME = "manifest.json"
+
+_LOG_KEY = re.compile(r"_log/(\d{20})\.json")
+_SAVE_FOLDER = re.compile(r"(?:step-(\d{8,})/)?(\d{4,})-([a-z2-7]{8})")
+_SNAPSHOT_ID = re.compile(r"(\d+)-(\d+)-([a-z2-7]{8})")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
+_NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def new_nonce() -> str:
+    """Eight characters of base 32: 40 random bits, so that two writers never share a save folder."""
+    return "".join(secrets.choice(_NONCE_ALPHABET) for _ in range(8))
+
+
+def log_key(number: int) -> str:
+    """Key of log entry ``number`` (from 1)."""
+    return f"{LOG_FOLDER}{number:020d}.json"
+
+
+def log_number(key: str) -> int | None:
+    """The entry's number, or None for other objects in the log's folder (compactions, strangers)."""
+    match = _LOG_KEY.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def snapshot_id(step: int, attempt: int, nonce: str) -> str:
+    """``<step>-<attempt>-<nonce>``: unique in the bucket, readable in ``kubectl get``."""
+    return f"{step}-{attempt}-{nonce}"
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFolder:
+    """Where one save lives: a fresh folder that is never written twice.
+
+    Attributes:
+        step: None for a DCP drop-in directory, which is one checkpoint without a step of its own.
+        attempt: Number of the attempt that wrote it.
+        nonce: See ``new_nonce``.
+    """
+
+    step: int | None
+    attempt: int
+    nonce: str
+
+    @property
+    def path(self) -> str:
+        """Relative to the run's root, without a trailing slash."""
+        name = f"{self.attempt:04d}-{self.nonce}"
+        return name if self.step is None else f"step-{self.step:08d}/{name}"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.path}/{MANIFEST_NAME}"
+
+    @property
+    def metadata(self) -> str:
+        return f"{self.path}/{METADATA_NAME}"
+
+    @property
+    def pointer(self) -> str:
+        """Key of the stock ``.metadata`` that makes this save what torch's own reader finds."""
+        return METADATA_NAME if self.step is None else f"step-{self.step:08d}/{METADATA_NAME}"
+
+
+def parse_save_folder(path: str) -> SaveFolder:
+    """Inverse of ``SaveFolder.path``.
+
+    Raises:
+        ValueError: The path was not made by this module; nothing may be read from or deleted under it.
+    """
+    match = _SAVE_FOLDER.fullmatch(path)
+    if match is None:
+        raise ValueError(f"{path!r} is not the folder of a save")
+    step = int(match[1]) if match[1] else None
+    return SaveFolder(step, int(match[2]), match[3])
+
+
+def save_folder_of(key: str) -> SaveFolder | None:
+    """The save an object belongs to, or None for objects that are not part of any save."""
+    folder, _, name = key.rpartition("/")
+    if not name or not _SAVE_FOLDER.fullmatch(folder):
+        return None
+    return parse_save_folder(folder)
+
+
+def check_file_name(name: str) -> str:
+    """Return ``name`` if it is a plain file name inside a save's folder.
+
+    Raises:
+        ValueError: It has a separator, is hidden, is too long or has characters that some store would reinterpret.
+    """
+    if name != METADATA_NAME and not _FILE_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a file of a save")
+    return name
+
+
+def parse_snapshot_id(identifier: str) -> tuple[int, int, str]:
+    """``(step, attempt, nonce)`` of a snapshot id.
+
+    Raises:
+        ValueError: Not a snapshot id.
+    """
+    match = _SNAPSHOT_ID.fullmatch(identifier)
+    if match is None:
+        raise ValueError(f"{identifier!r} is not a snapshot id (<step>-<attempt>-<nonce>)")
+    return int(match[1]), int(match[2]), match[3]

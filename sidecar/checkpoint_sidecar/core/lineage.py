@@ -1,0 +1,83 @@
+"""Which snapshots an attempt descends from, and which it may restore.
+
+Lineage is the ``parent`` links walked from the newest valid commit. It is neither the highest step in the bucket (a
+rollback makes higher steps obsolete) nor the chain of AttemptStarted entries (an attempt that dies before its first
+commit must orphan nothing). Links survive purging.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from checkpoint_sidecar.core.run import RestoreRequest, Run, Snapshot, SnapshotState
+
+
+def ancestors(run: Run, snapshot: str | None) -> tuple[Snapshot, ...]:
+    """``snapshot`` and everything it descends from, newest first."""
+    chain: list[Snapshot] = []
+    while snapshot and snapshot in run.snapshots:
+        found = run.snapshots[snapshot]
+        chain.append(found)
+        # A parent is always committed earlier; anything else is a forged link, and following it could loop.
+        parent = run.snapshots.get(found.commit.parent)
+        snapshot = parent.id if parent and parent.number < found.number else None
+    return tuple(chain)
+
+
+def lineage(run: Run) -> tuple[Snapshot, ...]:
+    """The chain of the newest valid commit, newest first."""
+    return ancestors(run, run.newest)
+
+
+def quarantined(run: Run, snapshot: Snapshot) -> bool:
+    """Whether there is enough evidence against a snapshot that no restore tries it again."""
+    return snapshot.failures >= run.policy.restore.max_failures_per_snapshot
+
+
+def in_use(run: Run) -> str | None:
+    """The snapshot the highest attempt announced or restored and still depends on; never retired or purged."""
+    return run.attempt.in_use if run.attempt else None
+
+
+def superseded(run: Run) -> tuple[Snapshot, ...]:
+    """Snapshots the current lineage does not descend from and that still hold data, in order of commit."""
+    chain = {snapshot.id for snapshot in lineage(run)}
+    held = (SnapshotState.LIVE, SnapshotState.RETIRED)
+    return tuple(s for s in run.snapshots.values() if s.id not in chain and s.state in held)
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What a start may load, in the order to try.
+
+    Attributes:
+        candidates: Live snapshots, newest first.
+        last_resort: Retired ones whose data is still there; reinstated only when every candidate failed.
+        fresh_start: Whether starting from step 0 is right when neither list yields anything.
+        request: Id of the rollback or fresh start this plan serves, or empty.
+    """
+
+    candidates: tuple[str, ...]
+    last_resort: tuple[str, ...]
+    fresh_start: bool
+    request: str
+
+
+def restore_plan(run: Run, request: RestoreRequest | None) -> RestorePlan:
+    """What an attempt that serves ``request`` (usually ``run.pending``) restores.
+
+    A pending request is served until a commit carries it. A rollback falls back only to its target's ancestors: falling
+    back to something newer would undo the rollback.
+    """
+    if request is not None and request.snapshot is None:
+        return RestorePlan((), (), fresh_start=True, request=request.id)
+    chain = lineage(run) if request is None else ancestors(run, request.snapshot)
+    usable = [s for s in chain if not quarantined(run, s)]
+    on_missing = run.policy.restore.on_missing
+    return RestorePlan(
+        candidates=tuple(s.id for s in usable if s.state is SnapshotState.LIVE),
+        last_resort=tuple(s.id for s in usable if s.state is SnapshotState.RETIRED),
+        fresh_start=request is None
+        and (on_missing == "StartFresh" or (on_missing == "Auto" and not run.ever_committed)),
+        request=request.id if request else "",
+    )

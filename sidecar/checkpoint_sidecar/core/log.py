@@ -1,0 +1,401 @@
+"""The run log's wire format: numbered, immutable JSON entries, each carrying its predecessor's digest.
+
+The idea is that of the Delta Lake transaction log (Armbrust et al., VLDB 2020): state is a fold over entries, and an
+entry is appended by creating the next number with put-if-absent. What the entries *mean* is in ``core.replay``.
+
+An entry is one JSON object::
+
+    {"format": "1.0", "number": 7, "id": "<32 hex>", "previous": "<sha256 of entry 6's bytes>", "time": "...",
+     "writer": "library 0.1.0", "critical": false, "kind": "SnapshotCommitted", "body": {...}}
+
+- ``time`` is the writer's clock, for humans only; decisions use the store's clock (``StoredEntry.stored_at``).
+- A reader skips kinds it does not know, unless the entry is ``critical``: then it may read but must not append or delete.
+- A reader refuses a larger major ``format`` than its own; a larger minor one only adds.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import uuid
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from checkpoint_sidecar.core.errors import LogError
+from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
+
+FORMAT_MAJOR = 1
+FORMAT = f"{FORMAT_MAJOR}.0"
+MAX_ENTRY_BYTES = 256 * 1024
+
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+RequestId = Annotated[str, msgspec.Meta(max_length=128)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+AttemptNumber = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"]
+Evidence = Literal["None", "ChecksumMismatch", "SizeMismatch", "MissingObject", "ManifestMismatch"]
+
+
+class Owner(msgspec.Struct, frozen=True, rename="camel"):
+    """Who a prefix belongs to. ``str(owner)`` is the form shown in ``status.claimedBy``.
+
+    Attributes:
+        cluster: UID of the namespace kube-system, or ``local`` outside Kubernetes.
+        namespace: Namespace of the Checkpoint, or ``local``.
+        name: Name of the Checkpoint, or of the run outside Kubernetes.
+    """
+
+    cluster: Identifier
+    namespace: Identifier
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+
+    def __str__(self) -> str:
+        return f"{self.cluster}/{self.namespace}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """Inverse of ``str``.
+
+        Raises:
+            ValueError: Not three non-empty parts.
+        """
+        parts = text.split("/")
+        if len(parts) != 3 or not all(parts):
+            raise ValueError(f"{text!r} is not <cluster>/<namespace>/<name>")
+        return cls(*parts)
+
+
+class PodIdentity(msgspec.Struct, frozen=True, rename="camel"):
+    """One pod of an attempt; outside Kubernetes ``name`` is ``<host>:<pid>`` and ``uid`` is random per process."""
+
+    name: Annotated[str, msgspec.Meta(max_length=253)]
+    uid: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class RunClaimed(msgspec.Struct, frozen=True, rename="camel"):
+    """Always entry 1. The loser of the race compares owners."""
+
+    owner: Owner
+
+
+class RunAdopted(msgspec.Struct, frozen=True, rename="camel"):
+    """The run changes hands. Fences every attempt before it, and the former owner's operator."""
+
+    owner: Owner
+    previous_owner: Owner
+
+
+class RunConfigured(msgspec.Struct, frozen=True, rename="camel"):
+    """The policy in force from here on: how pods learn it without access to Kubernetes.
+
+    ``generation`` orders the configurations of one Checkpoint object; ``uid`` tells a re-created object, whose
+    generations start again at 1, from a stale writer.
+    """
+
+    uid: Identifier
+    generation: Annotated[int, msgspec.Meta(ge=1)]
+    policy: Policy
+
+
+class RollbackRequested(msgspec.Struct, frozen=True, rename="camel"):
+    """Restore ``snapshot`` at the next start; acts until a commit carries ``request``, then never again."""
+
+    request: Identifier
+    snapshot: Identifier
+
+
+class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
+    """A start of the run's process group. Its number is the fencing token.
+
+    Attributes:
+        attempt: Highest number so far plus one.
+        restore_request: The pending rollback or fresh start this attempt carries, or empty.
+        candidate: Snapshot it will try first, or empty; in use from here on, before anything is read.
+    """
+
+    attempt: AttemptNumber
+    world_size: AttemptNumber
+    restore_request: RequestId = ""
+    candidate: RequestId = ""
+    pods: Annotated[tuple[PodIdentity, ...], msgspec.Meta(max_length=16)] = ()
+
+
+class RestoreStarted(msgspec.Struct, frozen=True, rename="camel"):
+    """The attempt is about to read this snapshot."""
+
+    attempt: AttemptNumber
+    snapshot: Identifier
+
+
+class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
+    """How one candidate ended.
+
+    Attributes:
+        restored: True when every rank loaded it.
+        evidence: Why the stored bytes are bad. Only evidence counts towards quarantine; ``None`` is an interruption.
+        verified: How far the bytes were checked while loading.
+        seconds, bytes: Of the slowest rank, and of all ranks together.
+    """
+
+    attempt: AttemptNumber
+    snapshot: Identifier
+    restored: bool
+    evidence: Evidence = "None"
+    message: Text = ""
+    verified: VerifyLevel = "None"
+    seconds: Seconds = 0.0
+    bytes: Count = 0
+
+
+class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):
+    """The commit point of a save. Written by rank 0 of the attempt that uploaded it, by nobody else.
+
+    Attributes:
+        parent: The attempt's previous commit, else the snapshot it restored, else empty. Lineage walks these links.
+        replaces: The live snapshot of the same step this one supersedes, or empty.
+        manifest_digest: SHA-256 of the manifest's bytes.
+        metrics: Decimal strings, so that no value changes on its way through JSON readers.
+        seconds: From the start of staging to the last uploaded byte.
+        blocked_seconds: Of which the training loop waited.
+    """
+
+    snapshot: Identifier
+    step: Count
+    attempt: AttemptNumber
+    path: Identifier
+    manifest_digest: Digest
+    bytes: Count
+    files: Count
+    world_size: AttemptNumber
+    parent: RequestId = ""
+    replaces: RequestId = ""
+    restore_request: RequestId = ""
+    save_request: RequestId = ""
+    trigger: Trigger = "Manual"
+    metrics: Annotated[
+        dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=64)]],
+        msgspec.Meta(max_length=32),
+    ] = {}
+    seconds: Seconds = 0.0
+    blocked_seconds: Seconds = 0.0
+
+
+class SnapshotVerified(msgspec.Struct, frozen=True, rename="camel"):
+    """The stored objects were compared with the manifest, without restoring them."""
+
+    snapshot: Identifier
+    level: VerifyLevel
+    passed: bool
+    evidence: Evidence = "None"
+    message: Text = ""
+
+
+class SaveRequested(msgspec.Struct, frozen=True, rename="camel"):
+    """Ask the named attempt to save now."""
+
+    request: Identifier
+    attempt: AttemptNumber
+
+
+class EvictionNoticed(msgspec.Struct, frozen=True, rename="camel"):
+    """A pod of the attempt is about to be, or was, evicted. At most one per attempt."""
+
+    attempt: AttemptNumber
+    pod: PodIdentity
+    reason: Text
+
+
+class DispositionSet(msgspec.Struct, frozen=True, rename="camel"):
+    """The user's word on one snapshot, kept here so that it survives loss of etcd."""
+
+    snapshot: Identifier
+    disposition: Disposition
+
+
+class SnapshotRetired(msgspec.Struct, frozen=True, rename="camel"):
+    """No longer a candidate. Its data stays until PurgeStarted."""
+
+    snapshot: Identifier
+    reasons: Annotated[tuple[Text, ...], msgspec.Meta(max_length=8)]
+
+
+class SnapshotReinstated(msgspec.Struct, frozen=True, rename="camel"):
+    """A candidate again. With ``attempt`` set (the library) it counts as RestoreStarted; invalid after PurgeStarted."""
+
+    snapshot: Identifier
+    attempt: AttemptNumber | None = None
+
+
+class PurgeStarted(msgspec.Struct, frozen=True, rename="camel"):
+    """The first delete may follow; there is no way back."""
+
+    snapshot: Identifier
+
+
+class SnapshotPurged(msgspec.Struct, frozen=True, rename="camel"):
+    """The data is gone. Links and numbers stay."""
+
+    snapshot: Identifier
+    bytes: Count = 0
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """An entry of a kind this version does not know."""
+
+    kind: str
+
+
+Body: TypeAlias = (
+    RunClaimed
+    | RunAdopted
+    | RunConfigured
+    | RollbackRequested
+    | AttemptStarted
+    | RestoreStarted
+    | RestoreFinished
+    | SnapshotCommitted
+    | SnapshotVerified
+    | SaveRequested
+    | EvictionNoticed
+    | DispositionSet
+    | SnapshotRetired
+    | SnapshotReinstated
+    | PurgeStarted
+    | SnapshotPurged
+)
+
+KINDS: dict[str, type[Body]] = {
+    kind.__name__: kind
+    for kind in (
+        RunClaimed,
+        RunAdopted,
+        RunConfigured,
+        RollbackRequested,
+        AttemptStarted,
+        RestoreStarted,
+        RestoreFinished,
+        SnapshotCommitted,
+        SnapshotVerified,
+        SaveRequested,
+        EvictionNoticed,
+        DispositionSet,
+        SnapshotRetired,
+        SnapshotReinstated,
+        PurgeStarted,
+        SnapshotPurged,
+    )
+}
+
+
+class _Envelope(msgspec.Struct, frozen=True, rename="camel"):
+    format: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}\.\d{1,4}$")]
+    number: AttemptNumber
+    id: Identifier
+    previous: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+    time: Annotated[str, msgspec.Meta(max_length=64)]
+    writer: Annotated[str, msgspec.Meta(max_length=256)]
+    kind: Identifier
+    body: msgspec.Raw
+    critical: bool = False
+
+
+class StoredEntry(msgspec.Struct, frozen=True):
+    """One entry as read back.
+
+    Attributes:
+        digest: SHA-256 of the entry's bytes; the successor carries it as ``previous``.
+        stored_at: The store's clock when the entry was created, timezone-aware UTC.
+        time: The writer's clock, for display only.
+    """
+
+    number: int
+    id: str
+    previous: str
+    digest: str
+    stored_at: dt.datetime
+    time: str
+    writer: str
+    critical: bool
+    body: Body | Unknown
+
+
+def new_entry_id() -> str:
+    """An id of one *intended* entry; it stays the same over retries, so that a writer recognises its own."""
+    return uuid.uuid4().hex
+
+
+def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writer: str, body: Body) -> bytes:
+    """The bytes of an entry.
+
+    Raises:
+        LogError: They exceed ``MAX_ENTRY_BYTES``.
+    """
+    envelope = _Envelope(
+        format=FORMAT,
+        number=number,
+        id=entry_id,
+        previous=previous,
+        time=time.astimezone(dt.UTC).isoformat(timespec="milliseconds"),
+        writer=writer,
+        kind=type(body).__name__,
+        body=msgspec.Raw(msgspec.json.encode(body)),
+    )
+    data = msgspec.json.encode(envelope)
+    if len(data) > MAX_ENTRY_BYTES:
+        raise LogError("write a log entry", envelope.kind, f"it has {len(data)} bytes, more than {MAX_ENTRY_BYTES}")
+    return data
+
+
+def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
+    """Read one entry.
+
+    Args:
+        data: Its bytes.
+        number: The number in its key; the entry must agree.
+        stored_at: The store's clock when it was created.
+
+    Raises:
+        LogError: Not an entry, of another number, or of a larger major format.
+    """
+    operation, subject = "read the run log", f"entry {number}"
+    try:
+        envelope = msgspec.json.decode(data, type=_Envelope)
+    except msgspec.MsgspecError as error:
+        raise LogError(operation, subject, f"not a log entry: {error}", _FOREIGN) from error
+    if int(envelope.format.partition(".")[0]) > FORMAT_MAJOR:
+        raise LogError(
+            operation,
+            subject,
+            f"it has format {envelope.format}, this version reads up to {FORMAT_MAJOR}.x",
+            "Upgrade checkpoint-operator here.",
+        )
+    if envelope.number != number:
+        raise LogError(operation, subject, f"it says it is entry {envelope.number}", _FOREIGN)
+    kind = KINDS.get(envelope.kind)
+    body: Body | Unknown
+    if kind is None:
+        body = Unknown(envelope.kind)
+    else:
+        try:
+            body = msgspec.json.decode(envelope.body, type=kind)
+        except msgspec.MsgspecError as error:
+            raise LogError(operation, subject, f"not a valid {envelope.kind}: {error}", _FOREIGN) from error
+    return StoredEntry(
+        number=number,
+        id=envelope.id,
+        previous=envelope.previous,
+        digest=hashlib.sha256(data).hexdigest(),
+        stored_at=stored_at,
+        time=envelope.time,
+        writer=envelope.writer,
+        critical=envelope.critical,
+        body=body,
+    )
+
+
+_FOREIGN = "Something else wrote to the log; restore the object from the bucket's versions or use another prefix."

@@ -1,0 +1,118 @@
+"""The manifest: every file of a snapshot with its size and checksums.
+
+Written after all data and before the commit, which carries its SHA-256. Whoever reads a snapshot trusts the log for the
+manifest and the manifest for the files; nothing is ever found by listing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+import msgspec
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import CorruptSnapshotError
+
+BLOCK_BYTES = 4 * 1024 * 1024
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+_FORMAT = 1
+
+Checksum = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+
+
+class File(msgspec.Struct, frozen=True, rename="camel"):
+    """One immutable object of a snapshot.
+
+    Attributes:
+        name: Inside the save's folder.
+        size: Its length in bytes.
+        crc32c: Of the whole file (Castagnoli polynomial, RFC 3720 appendix B.4).
+        block_crc32c: One big-endian 32-bit CRC32C per block of ``BLOCK_BYTES``, the last block possibly shorter; lets a
+            reader that needs only a range verify it.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    crc32c: Checksum
+    block_crc32c: bytes
+
+    def block_checksum(self, block: int) -> int:
+        """Checksum of block ``block`` (from 0)."""
+        return int.from_bytes(self.block_crc32c[4 * block : 4 * block + 4], "big")
+
+
+class Manifest(msgspec.Struct, frozen=True, rename="camel"):
+    """What a committed snapshot consists of.
+
+    Attributes:
+        files: Data files and DCP's ``.metadata``, sorted by name.
+        world_size: Ranks that saved.
+        versions: Names and versions of what wrote it (torch, this library), for humans.
+    """
+
+    snapshot: str
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    attempt: Annotated[int, msgspec.Meta(ge=1)]
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
+    files: tuple[File, ...]
+    versions: dict[str, str] = {}
+    block_bytes: int = BLOCK_BYTES
+    format: int = _FORMAT
+
+    @property
+    def size(self) -> int:
+        """Total bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def file(self, name: str) -> File | None:
+        return next((file for file in self.files if file.name == name), None)
+
+
+def encode(manifest: Manifest) -> bytes:
+    return msgspec.json.encode(manifest)
+
+
+def digest(data: bytes) -> str:
+    """The manifest digest a commit carries: SHA-256 of the manifest's bytes, hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
+    """Read a manifest and check it against the commit and against itself.
+
+    Args:
+        subject: What to name in errors, usually the manifest's key.
+
+    Raises:
+        CorruptSnapshotError: It is not the manifest that was committed, or is not a manifest this version can use.
+    """
+    operation = "read the manifest"
+    if digest(data) != expected_digest:
+        raise CorruptSnapshotError(operation, subject, "its SHA-256 differs from the one in the commit")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise CorruptSnapshotError(operation, subject, f"not a manifest: {error}") from error
+    problem = _inconsistency(manifest)
+    if problem:
+        raise CorruptSnapshotError(operation, subject, problem)
+    return manifest
+
+
+def _inconsistency(manifest: Manifest) -> str:
+    if manifest.format != _FORMAT:
+        return f"it has format {manifest.format}, this version reads {_FORMAT}; upgrade checkpoint-operator"
+    if manifest.block_bytes < 4096:
+        return f"its blocks have {manifest.block_bytes} bytes"
+    names = [file.name for file in manifest.files]
+    if len(set(names)) != len(names):
+        return "a file is listed twice"
+    for file in manifest.files:
+        try:
+            layout.check_file_name(file.name)
+        except ValueError as error:
+            return str(error)
+        if len(file.block_crc32c) != 4 * -(-file.size // manifest.block_bytes):
+            return f"{file.name} has {file.size} bytes but {len(file.block_crc32c) // 4} block checksums"
+    return ""

@@ -1,0 +1,72 @@
+"""The policy of a run in machine units, as it stands in the log.
+
+The user's spelling (``720h``, ``2Ti``) lives in ``core.api``; the operator parses it once and writes this form into
+RunConfigured, so that pods need neither a Kubernetes client nor a parser for Go durations.
+
+Units: ``*_seconds`` are seconds, ``*_bytes`` bytes, ``*_steps`` optimizer steps. None means "no such rule".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+OverwritePolicy = Literal["Never", "Skip", "Replace"]
+RestoreMode = Literal["Latest", "None"]
+VerifyLevel = Literal["None", "Sizes", "Checksums"]
+OnMissing = Literal["Auto", "StartFresh", "Fail"]
+MetricMode = Literal["Min", "Max"]
+Disposition = Literal["Auto", "Hold", "Retire"]
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+
+
+class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
+    """When a snapshot is due. With neither cadence set, only SIGTERM and requests save."""
+
+    every_steps: Positive | None = None
+    every_seconds: PositiveSeconds | None = 900.0
+    on_termination: bool = True
+
+
+class KeepBest(msgspec.Struct, frozen=True, rename="camel"):
+    """Keep the ``count`` snapshots with the best value of one metric; snapshots without it do not compete."""
+
+    metric: Name
+    mode: MetricMode = "Min"
+    count: Positive = 1
+
+
+class RetentionPolicy(msgspec.Struct, frozen=True, rename="camel"):
+    """Which snapshots stay. See ``core.retention`` for the order of floors, limits and keep rules."""
+
+    keep_last: Positive | None = None
+    keep_every_steps: Positive | None = None
+    keep_every_seconds: PositiveSeconds | None = None
+    keep_best: tuple[KeepBest, ...] = ()
+    max_age_seconds: PositiveSeconds | None = None
+    max_total_bytes: Positive | None = None
+    grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3600.0
+    dry_run: bool = False
+
+
+class RestorePolicy(msgspec.Struct, frozen=True, rename="camel"):
+    """What a starting attempt may restore, and how hard it tries."""
+
+    mode: RestoreMode = "Latest"
+    verify: VerifyLevel = "Checksums"
+    max_failures_per_snapshot: Positive = 2
+    max_fallback: Annotated[int, msgspec.Meta(ge=0)] = 3
+    on_missing: OnMissing = "Auto"
+
+
+class Policy(msgspec.Struct, frozen=True, rename="camel"):
+    """Everything a run is told. The defaults are what a pod uses before the first RunConfigured."""
+
+    save: SavePolicy = SavePolicy()
+    overwrite: OverwritePolicy = "Never"
+    retention: RetentionPolicy | None = None
+    restore: RestorePolicy = RestorePolicy()

@@ -1,0 +1,277 @@
+"""Folding the log into a ``Run``: the meaning of every entry, one small function each.
+
+``advance`` is pure and total over valid entries: an entry that breaks a rule of the protocol changes nothing (or is kept
+as REJECTED), so that one misbehaving writer cannot make the log unreadable. A broken *chain* is different: a gap or a
+digest that does not match means entries were lost or altered, and is refused loudly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import LogError
+from checkpoint_sidecar.core.log import (
+    AttemptStarted,
+    DispositionSet,
+    EvictionNoticed,
+    PurgeStarted,
+    RestoreFinished,
+    RestoreStarted,
+    RollbackRequested,
+    RunAdopted,
+    RunClaimed,
+    RunConfigured,
+    SaveRequested,
+    SnapshotCommitted,
+    SnapshotPurged,
+    SnapshotReinstated,
+    SnapshotRetired,
+    SnapshotVerified,
+    StoredEntry,
+    Unknown,
+)
+from checkpoint_sidecar.core.overwrite import rejection
+from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.core.run import Attempt, RestoreRequest, Run, Snapshot, SnapshotState
+
+
+def replay(entries: Iterable[StoredEntry]) -> Run:
+    """The state after all entries, from number 1."""
+    return advance(Run(), entries)
+
+
+def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
+    """The state after further entries.
+
+    Raises:
+        LogError: A number is missing or an entry does not continue its predecessor.
+    """
+    # Working copies, frozen again at the end: folding n entries costs n steps, not n copies.
+    attempts, snapshots = dict(run.attempts), dict(run.snapshots)
+    run = replace(run, attempts=attempts, snapshots=snapshots)
+    for entry in entries:
+        _check_chain(run, entry)
+        run = replace(run, head=entry.number, head_digest=entry.digest)
+        if isinstance(entry.body, Unknown):
+            if entry.critical:
+                run = replace(run, unknown_critical=entry.body.kind)
+            continue
+        run = _FOLD[type(entry.body)](run, _Working(attempts, snapshots), entry, entry.body)
+    return replace(run, attempts=MappingProxyType(attempts), snapshots=MappingProxyType(snapshots))
+
+
+class _Working:
+    """The two growing tables, updated in place while folding."""
+
+    def __init__(self, attempts: dict[int, Attempt], snapshots: dict[str, Snapshot]) -> None:
+        self.attempts = attempts
+        self.snapshots = snapshots
+
+    def change_attempt(self, number: int, **changes: Any) -> None:
+        if number in self.attempts:
+            self.attempts[number] = replace(self.attempts[number], **changes)
+
+    def change_snapshot(self, identifier: str, **changes: Any) -> None:
+        if identifier in self.snapshots:
+            self.snapshots[identifier] = replace(self.snapshots[identifier], **changes)
+
+    def state(self, identifier: str) -> SnapshotState | None:
+        found = self.snapshots.get(identifier)
+        return found.state if found else None
+
+    def record_check(self, identifier: str, *, passed: bool, level: VerifyLevel, evidence: str) -> None:
+        found = self.snapshots.get(identifier)
+        if found is None:
+            return
+        if passed and not found.verified_at_least(level):
+            self.change_snapshot(identifier, verified=level)
+        elif evidence and not passed:
+            self.change_snapshot(identifier, failures=found.failures + 1, evidence=evidence)
+
+
+def _check_chain(run: Run, entry: StoredEntry) -> None:
+    if entry.number != run.head + 1:
+        raise LogError(
+            "read the run log",
+            f"entry {entry.number}",
+            f"entry {run.head + 1} is missing although a later one exists",
+            "Restore the missing object from the bucket's versions; nothing is read, written or deleted until then.",
+        )
+    if entry.previous != run.head_digest:
+        raise LogError(
+            "read the run log",
+            f"entry {entry.number}",
+            f"it does not continue entry {run.head}: the digests differ",
+            "An entry was altered or two runs were mixed; restore the object from the bucket's versions.",
+        )
+    if (entry.number == 1) != isinstance(entry.body, RunClaimed):
+        raise LogError("read the run log", f"entry {entry.number}", "RunClaimed must be entry 1 and only that")
+
+
+def _claimed(run: Run, _: _Working, __: StoredEntry, body: RunClaimed) -> Run:
+    return replace(run, owner=body.owner)
+
+
+def _adopted(run: Run, _: _Working, __: StoredEntry, body: RunAdopted) -> Run:
+    if run.owner != body.previous_owner:
+        return run
+    return replace(
+        run,
+        owner=body.owner,
+        adopted_from=(*run.adopted_from, body.previous_owner),
+        fenced_up_to=run.highest_attempt,
+        configured=None,
+    )
+
+
+def _configured(run: Run, _: _Working, __: StoredEntry, body: RunConfigured) -> Run:
+    if run.configured and run.configured[0] == body.uid and body.generation <= run.configured[1]:
+        return run
+    pending = run.pending
+    was, now = run.policy.restore.mode, body.policy.restore.mode
+    if now == "None" and was == "Latest":
+        pending = RestoreRequest(f"fresh-{body.uid[:8]}-{body.generation}", None)
+    elif now == "Latest" and pending is not None and pending.snapshot is None:
+        pending = None
+    return replace(run, configured=(body.uid, body.generation), policy=body.policy, pending=pending)
+
+
+def _rollback(run: Run, _: _Working, __: StoredEntry, body: RollbackRequested) -> Run:
+    if body.request in run.consumed or body.snapshot not in run.snapshots:
+        return run
+    return replace(run, pending=RestoreRequest(body.request, body.snapshot))
+
+
+def _attempt_started(run: Run, working: _Working, entry: StoredEntry, body: AttemptStarted) -> Run:
+    if body.attempt == run.highest_attempt + 1:
+        working.attempts[body.attempt] = Attempt(
+            started=body, number=body.attempt, started_at=entry.stored_at, in_use=body.candidate or None
+        )
+    return run
+
+
+def _restore_started(run: Run, working: _Working, _: StoredEntry, body: RestoreStarted) -> Run:
+    working.change_attempt(body.attempt, in_use=body.snapshot)
+    return run
+
+
+def _restore_finished(run: Run, working: _Working, _: StoredEntry, body: RestoreFinished) -> Run:
+    attempt = working.attempts.get(body.attempt)
+    if attempt is None:
+        return run
+    outcome = body.snapshot if body.restored else None
+    working.change_attempt(body.attempt, in_use=outcome, restored=outcome, restores=(*attempt.restores, body))
+    evidence = "" if body.evidence == "None" else f"{body.evidence}: {body.message}"
+    working.record_check(body.snapshot, passed=body.restored, level=body.verified, evidence=evidence)
+    return run
+
+
+def _committed(run: Run, working: _Working, entry: StoredEntry, body: SnapshotCommitted) -> Run:
+    reason = _malformed(body) or rejection(run, body)
+    if body.snapshot not in working.snapshots:
+        working.snapshots[body.snapshot] = Snapshot(
+            commit=body,
+            number=entry.number,
+            committed_at=entry.stored_at,
+            state=SnapshotState.REJECTED if reason else SnapshotState.LIVE,
+            reasons=(reason,) if reason else (),
+        )
+    if reason:
+        return run
+    working.change_attempt(body.attempt, in_use=None, last_commit=body.snapshot)
+    if not body.restore_request:
+        return replace(run, newest=body.snapshot)
+    served = run.pending is not None and run.pending.id == body.restore_request
+    return replace(
+        run,
+        newest=body.snapshot,
+        consumed=run.consumed | {body.restore_request},
+        pending=None if served else run.pending,
+    )
+
+
+def _malformed(commit: SnapshotCommitted) -> str:
+    """A path that this version did not make is never read from and, above all, never deleted under."""
+    try:
+        folder = layout.parse_save_folder(commit.path)
+    except ValueError:
+        return "InvalidPath"
+    identifier = layout.snapshot_id(commit.step, commit.attempt, folder.nonce)
+    in_place = folder.attempt == commit.attempt and folder.step in (None, commit.step)
+    return "" if in_place and identifier == commit.snapshot else "InvalidPath"
+
+
+def _verified(run: Run, working: _Working, _: StoredEntry, body: SnapshotVerified) -> Run:
+    working.record_check(
+        body.snapshot, passed=body.passed, level=body.level, evidence=f"{body.evidence}: {body.message}"
+    )
+    return run
+
+
+def _save_requested(run: Run, working: _Working, _: StoredEntry, body: SaveRequested) -> Run:
+    working.change_attempt(body.attempt, save_request=body.request)
+    return run
+
+
+def _eviction(run: Run, working: _Working, entry: StoredEntry, body: EvictionNoticed) -> Run:
+    attempt = working.attempts.get(body.attempt)
+    if attempt is not None and attempt.eviction is None:
+        working.change_attempt(body.attempt, eviction=body, eviction_at=entry.stored_at)
+    return run
+
+
+def _disposition(run: Run, working: _Working, _: StoredEntry, body: DispositionSet) -> Run:
+    working.change_snapshot(body.snapshot, disposition=body.disposition)
+    return run
+
+
+def _retired(run: Run, working: _Working, entry: StoredEntry, body: SnapshotRetired) -> Run:
+    if working.state(body.snapshot) is SnapshotState.LIVE:
+        working.change_snapshot(
+            body.snapshot, state=SnapshotState.RETIRED, retired_at=entry.stored_at, reasons=body.reasons
+        )
+    return run
+
+
+def _reinstated(run: Run, working: _Working, _: StoredEntry, body: SnapshotReinstated) -> Run:
+    if working.state(body.snapshot) is SnapshotState.RETIRED:
+        working.change_snapshot(body.snapshot, state=SnapshotState.LIVE, retired_at=None, reasons=())
+        if body.attempt is not None:
+            working.change_attempt(body.attempt, in_use=body.snapshot)
+    return run
+
+
+def _purge_started(run: Run, working: _Working, _: StoredEntry, body: PurgeStarted) -> Run:
+    if working.state(body.snapshot) is SnapshotState.RETIRED:
+        working.change_snapshot(body.snapshot, state=SnapshotState.PURGING)
+    return run
+
+
+def _purged(run: Run, working: _Working, _: StoredEntry, body: SnapshotPurged) -> Run:
+    if working.state(body.snapshot) is SnapshotState.PURGING:
+        working.change_snapshot(body.snapshot, state=SnapshotState.PURGED)
+    return run
+
+
+_FOLD: dict[type, Callable[[Run, _Working, StoredEntry, Any], Run]] = {
+    RunClaimed: _claimed,
+    RunAdopted: _adopted,
+    RunConfigured: _configured,
+    RollbackRequested: _rollback,
+    AttemptStarted: _attempt_started,
+    RestoreStarted: _restore_started,
+    RestoreFinished: _restore_finished,
+    SnapshotCommitted: _committed,
+    SnapshotVerified: _verified,
+    SaveRequested: _save_requested,
+    EvictionNoticed: _eviction,
+    DispositionSet: _disposition,
+    SnapshotRetired: _retired,
+    SnapshotReinstated: _reinstated,
+    PurgeStarted: _purge_started,
+    SnapshotPurged: _purged,
+}

@@ -1,0 +1,164 @@
+"""The state of a run as recorded in its log: what ``core.replay`` produces and every decision reads.
+
+Everything here is frozen. Mappings keep insertion order: snapshots in order of commit, attempts in order of number.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from checkpoint_sidecar.core.log import (
+    AttemptStarted,
+    EvictionNoticed,
+    Owner,
+    RestoreFinished,
+    SnapshotCommitted,
+)
+from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
+
+_VERIFY_ORDER: tuple[VerifyLevel, ...] = ("None", "Sizes", "Checksums")
+
+
+class SnapshotState(Enum):
+    """Where a snapshot is in its life. Only LIVE ones are candidates; from PURGING on there is no way back."""
+
+    LIVE = "Live"
+    RETIRED = "Retired"
+    PURGING = "Purging"
+    PURGED = "Purged"
+    REJECTED = "Rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One committed save.
+
+    Attributes:
+        commit: The log entry that committed it.
+        number: That entry's number; a later commit has a larger one.
+        committed_at: The store's clock at the commit.
+        retired_at: The store's clock at the latest SnapshotRetired, while it is retired.
+        verified: How far its bytes were ever checked with success.
+        failures: How often evidence was found against it.
+        evidence: The latest such evidence, in words.
+        reasons: Why it was retired or rejected.
+    """
+
+    commit: SnapshotCommitted
+    number: int
+    committed_at: dt.datetime
+    state: SnapshotState = SnapshotState.LIVE
+    retired_at: dt.datetime | None = None
+    verified: VerifyLevel = "None"
+    failures: int = 0
+    evidence: str = ""
+    disposition: Disposition = "Auto"
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.commit.snapshot
+
+    @property
+    def step(self) -> int:
+        return self.commit.step
+
+    @property
+    def live(self) -> bool:
+        return self.state is SnapshotState.LIVE
+
+    @property
+    def proven(self) -> bool:
+        """Checked at least by size, and nothing was ever found against it."""
+        return self.verified != "None" and self.failures == 0
+
+    def verified_at_least(self, level: VerifyLevel) -> bool:
+        return _VERIFY_ORDER.index(self.verified) >= _VERIFY_ORDER.index(level)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of the process group.
+
+    Attributes:
+        started_at: The store's clock.
+        in_use: The snapshot it announced or restored, until that fails or the attempt commits; never retired meanwhile.
+        restored: The snapshot it goes on from, or None.
+        last_commit: Its newest commit, or None.
+        restores: Its finished restores, in order.
+    """
+
+    started: AttemptStarted
+    number: int
+    started_at: dt.datetime
+    in_use: str | None = None
+    restored: str | None = None
+    last_commit: str | None = None
+    restores: tuple[RestoreFinished, ...] = ()
+    eviction: EvictionNoticed | None = None
+    eviction_at: dt.datetime | None = None
+    save_request: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """Something else than Latest is asked of the next start, once.
+
+    Attributes:
+        snapshot: The rollback's target, or None for a fresh start (``restore.mode: None``).
+    """
+
+    id: str
+    snapshot: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The fold of a log up to ``head``.
+
+    Attributes:
+        head: Number of the last entry, 0 for an empty log.
+        head_digest: SHA-256 of its bytes; the next entry carries it.
+        fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands).
+        configured: ``(uid, generation)`` of the policy in force, or None before the first RunConfigured.
+        pending: The rollback or fresh start no commit has carried yet.
+        consumed: Request ids that a commit carried.
+        adopted_from: Former owners, so that one ``takeOverFrom`` acts once.
+        newest: Id of the newest valid commit.
+        unknown_critical: Kind of an entry that forbids this version to append or delete, or empty.
+    """
+
+    head: int = 0
+    head_digest: str = ""
+    owner: Owner | None = None
+    adopted_from: tuple[Owner, ...] = ()
+    fenced_up_to: int = 0
+    configured: tuple[str, int] | None = None
+    policy: Policy = field(default_factory=Policy)
+    pending: RestoreRequest | None = None
+    consumed: frozenset[str] = frozenset()
+    attempts: Mapping[int, Attempt] = MappingProxyType({})
+    snapshots: Mapping[str, Snapshot] = MappingProxyType({})
+    newest: str | None = None
+    unknown_critical: str = ""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The highest attempt, the only one that may commit."""
+        return self.attempts[len(self.attempts)] if self.attempts else None
+
+    @property
+    def highest_attempt(self) -> int:
+        return self.attempt.number if self.attempt else 0
+
+    @property
+    def ever_committed(self) -> bool:
+        return self.newest is not None
+
+    def may_commit(self, attempt: int) -> bool:
+        """Whether no later attempt and no change of owner fences this one."""
+        return attempt == self.highest_attempt > self.fenced_up_to
