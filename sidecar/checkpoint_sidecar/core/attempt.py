@@ -1,6 +1,6 @@
 """What the library may append, computed from the log as it stands.
 
-Each function takes the current ``Run`` and returns the *whole* entry, or raises, or returns None for "nothing to write".
+Each function takes the current ``Run`` and returns the *whole* entry, raises, or returns None for "nothing to write".
 After a lost race for a number it is called again with the new state: attempt number, candidate and overwrite check are
 never carried over from a state that is no longer true.
 """

@@ -9,7 +9,7 @@ An entry is one JSON object::
      "writer": "library 0.1.0", "critical": false, "kind": "SnapshotCommitted", "body": {...}}
 
 - ``time`` is the writer's clock, for humans only; decisions use the store's clock (``StoredEntry.stored_at``).
-- A reader skips kinds it does not know, unless the entry is ``critical``: then it may read but must not append or delete.
+- A reader skips kinds it does not know. If such an entry is ``critical``, it may read but must not append or delete.
 - A reader refuses a larger major ``format`` than its own; a larger minor one only adds.
 """
 

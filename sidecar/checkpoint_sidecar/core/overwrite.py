@@ -15,13 +15,13 @@ def base_of(attempt: Attempt) -> str:
 def existing_save(run: Run, base: str, step: int) -> Snapshot | None:
     """The live snapshot of ``step`` among ``base`` and its ancestors.
 
-    Only the attempt's own ancestors count. Looking at the whole log would forbid steps of a branch that was rolled back.
+    Only the attempt's own ancestors count: looking at the whole log would forbid steps of an abandoned branch.
     """
     return next((s for s in ancestors(run, base) if s.step == step and s.live), None)
 
 
 def rejection(run: Run, commit: SnapshotCommitted) -> str:
-    """Why replay must not accept a commit, or empty. This is how the policy holds even against a library that ignores it."""
+    """Why replay must not accept a commit, or empty: how the policy holds even against a library that ignores it."""
     if not run.may_commit(commit.attempt):
         return "Fenced"
     if commit.snapshot in run.snapshots:

@@ -1,7 +1,7 @@
 """Folding the log into a ``Run``: the meaning of every entry, one small function each.
 
-``advance`` is pure and total over valid entries: an entry that breaks a rule of the protocol changes nothing (or is kept
-as REJECTED), so that one misbehaving writer cannot make the log unreadable. A broken *chain* is different: a gap or a
+``advance`` is pure and total over valid entries: one that breaks a rule of the protocol changes nothing (or is kept as
+REJECTED), so that one misbehaving writer cannot make the log unreadable. A broken *chain* is different: a gap or a
 digest that does not match means entries were lost or altered, and is refused loudly.
 """
 

@@ -7,8 +7,8 @@ Order of precedence, highest first:
    newest good ones. "Good" means that no evidence was found against it and no verified snapshot replaces it.
 3. ``disposition: Retire``, set by a user.
 4. Limits: ``maxAge``, ``maxTotalSize`` (counted from the newest on).
-5. Keep rules, kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval, which stays the
-   same as time goes on), ``keepBest``.
+5. Keep rules, kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval, which stays
+   the same as time goes on), ``keepBest``.
 6. Superseded snapshots (of a branch that was rolled back) go once the new branch has its ``keepLast``.
 
 Snapshots that are already retired are judged too: one that the policy now wants back is reinstated.
@@ -84,8 +84,8 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
 def purge_due(run: Run, *, now: dt.datetime) -> tuple[str, ...]:
     """Snapshots whose data may be deleted, in order of commit.
 
-    Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period, still
-    unwanted, and not in use.
+    Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period,
+    still unwanted, and not in use.
     """
     policy = run.policy.retention
     due = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]

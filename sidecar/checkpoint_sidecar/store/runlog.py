@@ -1,0 +1,142 @@
+"""Reading and appending to a run's log in a store. What entries mean is in ``core``; here is only the I/O."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import tenacity
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import LogError, ObjectExistsError, ObjectNotFoundError, UnknownOutcomeError
+from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES, Body, StoredEntry, decode, encode, new_entry_id
+from checkpoint_sidecar.core.replay import advance
+from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.store.base import Store
+
+_PARALLEL_READS = 16
+
+
+class RunLog:
+    """One run's log, cached up to the last entry read. Safe from several threads.
+
+    Args:
+        store: Opened at the run's root.
+        writer: Who appends, for the audit trail: ``"library 0.1.0"``.
+        patience_seconds: How long an append with unknown outcome is retried before ``UnknownOutcomeError`` is raised;
+            None for ever. Training waits for ever, because giving up would make it report a failure for a save that
+            may yet land; the operator gives up and re-plans.
+    """
+
+    def __init__(self, store: Store, *, writer: str, patience_seconds: float | None = None) -> None:
+        self.store = store
+        self._writer = writer
+        self._lock = threading.RLock()
+        self._run = Run()
+        self._opened = False
+        stop = tenacity.stop_never if patience_seconds is None else tenacity.stop_after_delay(patience_seconds)
+        self._settle = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(UnknownOutcomeError),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+            stop=stop,
+            reraise=True,
+        )
+
+    @property
+    def run(self) -> Run:
+        """The state as of the last read; may be old."""
+        return self._run
+
+    def refresh(self) -> Run:
+        """Read what was appended since and return the current state.
+
+        Costs one request when nothing is new. New entries are looked for by number, not by listing: a listing may be
+        stale, a read of a key that was created is not.
+
+        Raises:
+            LogError: The log has a gap, a broken chain or an unreadable entry.
+            StoreError: The store failed; the cached state is unchanged.
+        """
+        with self._lock:
+            if not self._opened:
+                self._run = advance(Run(), self._read_listed())
+                self._opened = True
+            while (entry := self._read(self._run.head + 1)) is not None:
+                self._run = advance(self._run, [entry])
+            return self._run
+
+    def append(self, compute: Callable[[Run], Body | None]) -> StoredEntry | None:
+        """Append what ``compute`` says for the current state.
+
+        After a lost race for a number, ``compute`` is called again with the state that includes the winner, so it must
+        derive the whole entry from its argument. It may raise to give up, or return None when there is nothing to write.
+
+        Returns:
+            The entry as stored, or None.
+
+        Raises:
+            UnknownOutcomeError: The patience ran out before the store told whether the entry was written. It may have
+                been, or may be later: delete nothing on account of this.
+            LogError, StoreError: See ``refresh``.
+        """
+        with self._lock:
+            entry_id = new_entry_id()
+            run = self.refresh()
+            while True:
+                if run.unknown_critical:
+                    raise LogError(
+                        "append to the run log",
+                        self.store.url,
+                        f"it holds a critical {run.unknown_critical} entry, which this version does not know",
+                        "Upgrade checkpoint-operator here; reading still works.",
+                    )
+                body = compute(run)
+                if body is None:
+                    return None
+                self._occupy(run, entry_id, body)
+                written = self._read(run.head + 1)
+                if written is None:
+                    raise LogError(
+                        "append to the run log",
+                        layout.log_key(run.head + 1),
+                        "the store took the entry and now denies having it",
+                        "The store is not read-after-write consistent; run the conformance check against it.",
+                    )
+                self._run = advance(run, [written])
+                if written.id == entry_id:
+                    return written
+                run = self.refresh()
+
+    def _occupy(self, run: Run, entry_id: str, body: Body) -> None:
+        """Put the entry at the next number, or learn that somebody (perhaps an earlier try of ours) is there."""
+        number = run.head + 1
+        data = encode(
+            number=number,
+            entry_id=entry_id,
+            previous=run.head_digest,
+            time=dt.datetime.now(dt.UTC),
+            writer=self._writer,
+            body=body,
+        )
+        try:
+            # An unknown outcome must be settled at this very number: a late PUT could still land there.
+            self._settle(self.store.put_if_absent, layout.log_key(number), data)
+        except ObjectExistsError:
+            pass
+
+    def _read(self, number: int) -> StoredEntry | None:
+        try:
+            stored = self.store.get(layout.log_key(number), max_bytes=MAX_ENTRY_BYTES)
+        except ObjectNotFoundError:
+            return None
+        return decode(stored.data, number=number, stored_at=stored.info.modified)
+
+    def _read_listed(self) -> list[StoredEntry]:
+        """All entries up to the highest listed, read concurrently. A gap among them surfaces when they are folded."""
+        numbers = [layout.log_number(info.key) for info in self.store.list(layout.LOG_FOLDER)]
+        highest = max((number for number in numbers if number is not None), default=0)
+        with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="read-log") as pool:
+            entries = pool.map(self._read, range(1, highest + 1))
+            return [entry for entry in entries if entry is not None]
