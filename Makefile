@@ -1,0 +1,44 @@
+# `make demo` and `make test` set up everything they need on a fresh machine; see .ci/bootstrap.
+SHELL := /bin/bash
+BIN := .venv/bin
+export PYTHONPATH := tests
+
+.PHONY: help demo test test-unit check format verify down clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: ## Watch a training job survive `kubectl drain` on a real two-node cluster (KEEP=1 leaves it running)
+	@.ci/bootstrap --cluster
+	@$(BIN)/python -m demo $(if $(KEEP),--keep)
+
+test: ## All tests: unit, store, distributed, API server, cluster
+	@.ci/bootstrap
+	$(BIN)/pytest
+
+test-unit: ## The tests that need no server, no process group and no cluster: seconds
+	@.ci/bootstrap
+	$(BIN)/pytest -m "not store and not distributed and not api and not cluster"
+
+check: ## Format, lint, types, import layers, chart in step with crds/
+	@.ci/bootstrap
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python charts/sync_crds.py --check
+
+format: ## Rewrite the code the way `make check` wants it
+	@.ci/bootstrap
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	$(BIN)/python charts/sync_crds.py
+
+verify: check test ## Everything CI does
+
+down: ## Stop and remove a cluster that `make demo KEEP=1` (or a crash) left behind
+	$(BIN)/python -m localcluster down
+
+clean: ## Remove build results of this checkout (the cache of Kubernetes binaries stays)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
