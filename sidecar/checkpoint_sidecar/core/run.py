@@ -141,8 +141,8 @@ class Run:
     policy: Policy = field(default_factory=Policy)
     pending: RestoreRequest | None = None
     consumed: frozenset[str] = frozenset()
-    attempts: Mapping[int, Attempt] = MappingProxyType({})
-    snapshots: Mapping[str, Snapshot] = MappingProxyType({})
+    attempts: Mapping[int, Attempt] = field(default_factory=lambda: MappingProxyType({}))
+    snapshots: Mapping[str, Snapshot] = field(default_factory=lambda: MappingProxyType({}))
     newest: str | None = None
     unknown_critical: str = ""
 
