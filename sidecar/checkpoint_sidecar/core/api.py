@@ -1,0 +1,379 @@
+"""The Kubernetes API in the user's spelling: ``spec`` and ``status`` of Checkpoint and CheckpointSnapshot.
+
+Durations (``720h``) and quantities (``2Ti``) stay strings here; the operator parses them once and writes ``core.policy``
+into the log. The schema users meet is ``crds/*.yaml``; a test walks it against these types in both directions, so that
+names, required fields, defaults and enums cannot drift apart. Constraints live in the schema alone: what the API server
+admitted is not checked a second time here.
+
+Optional fields are None, never absent values with a meaning of their own. Status types encode without their Nones.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from checkpoint_sidecar.core.environment import AddressingStyle
+from checkpoint_sidecar.core.log import Trigger
+from checkpoint_sidecar.core.policy import (
+    Disposition,
+    MetricMode,
+    OnMissing,
+    OverwritePolicy,
+    RestoreMode,
+    VerifyLevel,
+)
+
+GROUP = "checkpoint-operator.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+CHECKPOINT_KIND = "Checkpoint"
+CHECKPOINT_PLURAL = "checkpoints"
+SNAPSHOT_KIND = "CheckpointSnapshot"
+SNAPSHOT_PLURAL = "checkpointsnapshots"
+
+FINALIZER = f"{GROUP}/purge"
+MAX_LISTED = 16
+"""Longest list in any status. What is cut off is in the log and in the CLI."""
+
+Duration: TypeAlias = str
+"""As in the Gateway API (GEP-2257): ``90s``, ``15m``, ``1h30m``, ``720h``."""
+Quantity: TypeAlias = str
+"""A Kubernetes quantity of bytes: ``500Gi``, ``2Ti``."""
+Timestamp: TypeAlias = str
+"""RFC 3339 in UTC, by the store's clock."""
+
+DeletionPolicy = Literal["Retain", "Delete"]
+RollbackTarget = Literal["Snapshot", "Best"]
+RestoreReason = Literal["Latest", "Fallback", "Rollback", "FreshStart"]
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+class LocalReference(msgspec.Struct, frozen=True, rename="camel"):
+    """An object in the same namespace; there is no way to name another one."""
+
+    name: str
+
+
+class Storage(msgspec.Struct, frozen=True, rename="camel"):
+    """Where the run lives. Only ``url`` is immutable."""
+
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    addressing_style: AddressingStyle = "Auto"
+    credentials_secret: LocalReference | None = None
+    take_over_from: str = ""
+
+
+class Save(msgspec.Struct, frozen=True, rename="camel"):
+    """When a snapshot is due. ``every: 0s`` switches the time cadence off; a new ``request`` saves now."""
+
+    every_steps: int | None = None
+    every: Duration = "15m"
+    on_termination: bool = True
+    request: str = ""
+
+
+class KeepBestRule(msgspec.Struct, frozen=True, rename="camel"):
+    """Keep the ``count`` snapshots with the best value of ``metric``."""
+
+    metric: str
+    mode: MetricMode = "Min"
+    count: int = 1
+
+
+class Retention(msgspec.Struct, frozen=True, rename="camel"):
+    """What is kept. An absent ``spec.retention`` retires nothing, ever."""
+
+    keep_last: int | None = None
+    keep_every_steps: int | None = None
+    keep_every: Duration | None = None
+    keep_best: tuple[KeepBestRule, ...] = ()
+    max_age: Duration | None = None
+    max_total_size: Quantity | None = None
+    grace_period: Duration = "1h"
+    dry_run: bool = False
+
+
+class Rollback(msgspec.Struct, frozen=True, rename="camel"):
+    """Restore something else than the newest snapshot, once. A new ``request`` acts at the next start.
+
+    Attributes:
+        to: ``Best`` is the best snapshot by the first rule of ``retention.keepBest``.
+        snapshot: A snapshot id, with ``to: Snapshot`` only.
+    """
+
+    request: str
+    to: RollbackTarget = "Snapshot"
+    snapshot: str | None = None
+
+
+class Restore(msgspec.Struct, frozen=True, rename="camel"):
+    """What a starting attempt restores, and how hard it tries."""
+
+    mode: RestoreMode = "Latest"
+    rollback: Rollback | None = None
+    verify: VerifyLevel = "Checksums"
+    max_failures_per_snapshot: int = 2
+    max_fallback: int = 3
+    on_missing: OnMissing = "Auto"
+
+
+class Reschedule(msgspec.Struct, frozen=True, rename="camel"):
+    """Best-effort help for pods whose controller does not replace them."""
+
+    recreate_bare_pods: bool = False
+    restart_gang: bool = False
+
+
+class CheckpointSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """``Checkpoint.spec``: one training run."""
+
+    storage: Storage
+    save: Save = Save()
+    overwrite_policy: OverwritePolicy = "Never"
+    retention: Retention | None = None
+    restore: Restore = Restore()
+    reschedule: Reschedule = Reschedule()
+    suspend: bool = False
+    deletion_policy: DeletionPolicy = "Retain"
+
+
+class Condition(msgspec.Struct, frozen=True, rename="camel"):
+    """``metav1.Condition``."""
+
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str
+    last_transition_time: Timestamp
+    observed_generation: int | None = None
+
+
+class LatestSnapshot(msgspec.Struct, frozen=True, rename="camel"):
+    """The newest live snapshot of the lineage."""
+
+    step: int
+    snapshot: str
+    time: Timestamp
+    bytes: int
+    world_size: int
+
+
+class BestSnapshot(msgspec.Struct, frozen=True, rename="camel"):
+    """What ``rollback.to: Best`` would restore. ``value`` is a decimal string."""
+
+    step: int
+    snapshot: str
+    metric: str
+    value: str
+
+
+class LastRestore(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """How the newest attempt began.
+
+    Attributes:
+        snapshot: None for a fresh start.
+        skipped: Candidates that were tried or passed over before it, newest first, at most ``MAX_LISTED``.
+        lost_steps, lost_seconds: Progress of the previous attempt after the restored snapshot, as far as known.
+        seconds: Duration of the restore itself, rounded up.
+    """
+
+    attempt: int
+    reason: RestoreReason
+    time: Timestamp
+    step: int | None = None
+    snapshot: str | None = None
+    skipped: tuple[str, ...] = ()
+    lost_steps: int | None = None
+    lost_seconds: int | None = None
+    seconds: int | None = None
+
+
+class AttemptStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The newest attempt. ``pods`` are names, at most ``MAX_LISTED``; ``pod_count`` counts all."""
+
+    number: int
+    started_at: Timestamp
+    restored_step: int | None = None
+    pod_count: int | None = None
+    pods: tuple[str, ...] = ()
+
+
+class PendingPurge(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A retired snapshot whose data is still there, until ``purge_after``."""
+
+    snapshot: str
+    bytes: int
+    purge_after: Timestamp
+    reasons: tuple[str, ...] = ()
+
+
+class QuarantinedSnapshot(msgspec.Struct, frozen=True, rename="camel"):
+    """A snapshot no restore tries again, and the evidence against it."""
+
+    snapshot: str
+    failures: int
+    evidence: str
+
+
+class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """``Checkpoint.status``, derived from the run log; nothing in it changes by the clock alone.
+
+    Attributes:
+        claimed_by: ``<cluster>/<namespace>/<name>`` of the run that holds the prefix, perhaps not this one.
+        snapshots, retained_bytes: Count and size of the snapshots that can be restored.
+        quarantined_snapshots: Count of all; ``quarantined`` lists the newest ``MAX_LISTED``.
+        last_save_request, last_rollback: The newest request ids that were passed on to the log.
+        log_sequence: Number of the last log entry this status reflects.
+    """
+
+    observed_generation: int | None = None
+    conditions: tuple[Condition, ...] = ()
+    claimed_by: str | None = None
+    latest: LatestSnapshot | None = None
+    best: BestSnapshot | None = None
+    last_restore: LastRestore | None = None
+    attempt: AttemptStatus | None = None
+    snapshots: int | None = None
+    retained_bytes: int | None = None
+    pending_purge: tuple[PendingPurge, ...] = ()
+    quarantined: tuple[QuarantinedSnapshot, ...] = ()
+    quarantined_snapshots: int | None = None
+    last_save_request: str | None = None
+    last_rollback: str | None = None
+    log_sequence: int | None = None
+
+
+class CheckpointSnapshotSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """``CheckpointSnapshot.spec``, written once by the operator; only ``disposition`` is the user's."""
+
+    checkpoint_ref: LocalReference
+    step: int
+    attempt: int
+    path: str
+    manifest_digest: str
+    disposition: Disposition = "Auto"
+
+
+class RetentionVerdict(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What ``core.retention`` says of the snapshot."""
+
+    kept: bool
+    reasons: tuple[str, ...] = ()
+
+
+class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """``CheckpointSnapshot.status``.
+
+    Attributes:
+        committed_at: The commit itself; the object may be younger, as the operator re-creates it from the log.
+        metrics: Decimal strings by name.
+        saved_in: From the start of staging to the last uploaded byte.
+        purge_after: When the data of a retired snapshot may go.
+    """
+
+    observed_generation: int | None = None
+    conditions: tuple[Condition, ...] = ()
+    committed_at: Timestamp | None = None
+    bytes: int | None = None
+    files: int | None = None
+    world_size: int | None = None
+    metrics: dict[str, str] = {}
+    saved_in: Duration | None = None
+    trigger: Trigger | None = None
+    retention: RetentionVerdict | None = None
+    retired_at: Timestamp | None = None
+    purge_after: Timestamp | None = None
+
+
+class ConditionType(StrEnum):
+    """Types of conditions, of a Checkpoint unless said otherwise. All but Stalled are good when True."""
+
+    READY = "Ready"  # both kinds
+    STORAGE_AVAILABLE = "StorageAvailable"
+    PROTECTED = "Protected"
+    RESTORE_ENFORCED = "RestoreEnforced"
+    STALLED = "Stalled"
+    COMMITTED = "Committed"  # CheckpointSnapshot
+    VERIFIED = "Verified"  # CheckpointSnapshot
+
+
+class Reason(StrEnum):
+    """Reasons of a Checkpoint's conditions; ``docs/api.md`` says what to do about each."""
+
+    # Ready=True, StorageAvailable=True, Stalled=False
+    CONFIGURED = "Configured"
+    AVAILABLE = "Available"
+    NOT_STALLED = "NotStalled"
+    # Ready=False, StorageAvailable=False; with Stalled=True when only a human can help
+    INVALID_SPEC = "InvalidSpec"
+    PREFIX_CLAIMED = "PrefixClaimed"
+    AMBIENT_NOT_ALLOWED = "AmbientNotAllowed"
+    FILE_URL_NOT_ALLOWED = "FileUrlNotAllowed"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    INVALID_CREDENTIALS = "InvalidCredentials"
+    ACCESS_DENIED = "AccessDenied"
+    BUCKET_NOT_FOUND = "BucketNotFound"
+    NO_CONDITIONAL_WRITE = "NoConditionalWrite"
+    STORE_UNAVAILABLE = "StoreUnavailable"
+    LOG_UNREADABLE = "LogUnreadable"
+    UPGRADE_REQUIRED = "UpgradeRequired"
+    # Protected
+    RECENT_SNAPSHOT = "RecentSnapshot"
+    NO_SNAPSHOT = "NoSnapshot"
+    SNAPSHOT_TOO_OLD = "SnapshotTooOld"
+    NOT_VERIFIED = "NotVerified"
+    # RestoreEnforced
+    RESTORED_AS_ASKED = "RestoredAsAsked"
+    NOT_REPORTED = "NotReported"
+    RESTORE_MISMATCH = "RestoreMismatch"
+    RESTORE_KEEPS_FAILING = "RestoreKeepsFailing"
+    # Protected=Unknown, RestoreEnforced=Unknown
+    NOT_RUNNING = "NotRunning"
+
+
+class SnapshotReason(StrEnum):
+    """Reasons of a CheckpointSnapshot's conditions. A failed verification has the evidence of ``core.log`` as reason."""
+
+    # Committed
+    COMMITTED = "Committed"
+    BROKE_POLICY = "BrokePolicy"
+    # Verified
+    SIZES_MATCH = "SizesMatch"
+    CHECKSUMS_MATCH = "ChecksumsMatch"
+    NOT_VERIFIED = "NotVerified"
+    # Ready=True
+    RESTORABLE = "Restorable"
+    RETIRE_REFUSED = "RetireRefused"
+    # Ready=False
+    QUARANTINED = "Quarantined"
+    SUPERSEDED = "Superseded"
+    RETIRED = "Retired"
+    PURGING = "Purging"
+    PURGED = "Purged"
+    REJECTED = "Rejected"
+
+
+class EventReason(StrEnum):
+    """Reasons of the Events the operator emits, in the order a reader usually meets them."""
+
+    RUN_CLAIMED = "RunClaimed"
+    RUN_ADOPTED = "RunAdopted"
+    PREFIX_CLAIMED = "PrefixClaimed"
+    ATTEMPT_STARTED = "AttemptStarted"
+    SNAPSHOT_COMMITTED = "SnapshotCommitted"
+    POD_EVICTED = "PodEvicted"
+    RESTORED = "Restored"
+    RESTORE_FAILED = "RestoreFailed"
+    SNAPSHOT_QUARANTINED = "SnapshotQuarantined"
+    SNAPSHOT_REJECTED = "SnapshotRejected"
+    SNAPSHOT_RETIRED = "SnapshotRetired"
+    SNAPSHOT_REINSTATED = "SnapshotReinstated"
+    SNAPSHOT_PURGED = "SnapshotPurged"
+    MULTIPLE_WORKLOADS = "MultipleWorkloads"
+    DATA_RETAINED = "DataRetained"
