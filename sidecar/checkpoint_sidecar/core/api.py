@@ -1,9 +1,9 @@
 """The Kubernetes API in the user's spelling: ``spec`` and ``status`` of Checkpoint and CheckpointSnapshot.
 
-Durations (``720h``) and quantities (``2Ti``) stay strings here; the operator parses them once and writes ``core.policy``
-into the log. The schema users meet is ``crds/*.yaml``; a test walks it against these types in both directions, so that
-names, required fields, defaults and enums cannot drift apart. Constraints live in the schema alone: what the API server
-admitted is not checked a second time here.
+Durations (``720h``) and quantities (``2Ti``) stay strings here; the operator parses them once and writes
+``core.policy`` into the log. The schema users meet is ``crds/*.yaml``; a test walks it against these types in both
+directions, so that names, required fields, defaults and enums cannot drift apart. Constraints live in the schema
+alone: what the API server admitted is not checked a second time here.
 
 Optional fields are None, never absent values with a meaning of their own. Status types encode without their Nones.
 """
@@ -306,16 +306,16 @@ class ConditionType(StrEnum):
 class Reason(StrEnum):
     """Reasons of a Checkpoint's conditions; ``docs/api.md`` says what to do about each."""
 
-    # Ready=True, StorageAvailable=True, Stalled=False
+    # Ready, StorageAvailable and Stalled when all is well
     CONFIGURED = "Configured"
     AVAILABLE = "Available"
     NOT_STALLED = "NotStalled"
-    # Ready=False, StorageAvailable=False; with Stalled=True when only a human can help
+    # Ready and StorageAvailable when False; Stalled when True, if only a human can help
     INVALID_SPEC = "InvalidSpec"
     PREFIX_CLAIMED = "PrefixClaimed"
     AMBIENT_NOT_ALLOWED = "AmbientNotAllowed"
     FILE_URL_NOT_ALLOWED = "FileUrlNotAllowed"
-    SECRET_NOT_FOUND = "SecretNotFound"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105
     INVALID_CREDENTIALS = "InvalidCredentials"
     ACCESS_DENIED = "AccessDenied"
     BUCKET_NOT_FOUND = "BucketNotFound"
@@ -333,12 +333,12 @@ class Reason(StrEnum):
     NOT_REPORTED = "NotReported"
     RESTORE_MISMATCH = "RestoreMismatch"
     RESTORE_KEEPS_FAILING = "RestoreKeepsFailing"
-    # Protected=Unknown, RestoreEnforced=Unknown
+    # Protected and RestoreEnforced when Unknown
     NOT_RUNNING = "NotRunning"
 
 
 class SnapshotReason(StrEnum):
-    """Reasons of a CheckpointSnapshot's conditions. A failed verification has the evidence of ``core.log`` as reason."""
+    """Reasons of a CheckpointSnapshot's conditions. A failed verification has the ``core.log.Evidence`` as reason."""
 
     # Committed
     COMMITTED = "Committed"
@@ -347,10 +347,10 @@ class SnapshotReason(StrEnum):
     SIZES_MATCH = "SizesMatch"
     CHECKSUMS_MATCH = "ChecksumsMatch"
     NOT_VERIFIED = "NotVerified"
-    # Ready=True
+    # Ready when True
     RESTORABLE = "Restorable"
     RETIRE_REFUSED = "RetireRefused"
-    # Ready=False
+    # Ready when False
     QUARANTINED = "Quarantined"
     SUPERSEDED = "Superseded"
     RETIRED = "Retired"
