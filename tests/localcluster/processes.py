@@ -166,6 +166,11 @@ class Daemons:
             daemon.record.unlink(missing_ok=True)
 
 
+def record_process(record: Path, pid: int) -> None:
+    """Write the record of a process that is no daemon of ours, for `Identity.recorded` to read."""
+    record.write_text(BOOT_ID.read_text() + Path(f"/proc/{pid}/stat").read_text())
+
+
 def stop_all(identities: Sequence[Identity], grace: float) -> None:
     """End these processes: politely, and by force after `grace` seconds."""
     for identity in identities:

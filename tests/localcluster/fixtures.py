@@ -1,0 +1,38 @@
+"""pytest fixtures: real servers, started once per session and only if a test asks; skipped with the reason where they cannot run.
+
+With `LOCALCLUSTER_REQUIRED=1` in the environment (continuous integration) a missing requirement fails instead of skipping.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from localcluster import network, objectstore, workspace
+from localcluster.objectstore import ObjectStore
+
+
+def _require(problem: str | None) -> None:
+    if problem is None:
+        return
+    if os.environ.get("LOCALCLUSTER_REQUIRED") == "1":
+        pytest.fail(problem, pytrace=False)
+    pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """SeaweedFS with an S3 gateway on loopback."""
+    _require(None if objectstore.weed() else objectstore.MISSING)
+    with workspace.temporary("objects") as place:
+        daemon, store = objectstore.start(place.daemons, network.free_ports())
+        objectstore.wait_ready(daemon, store)
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore) -> str:
+    """The name of a fresh bucket."""
+    return object_store.bucket()

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import fsspec
+import pytest
+
+pytestmark = pytest.mark.store
+
+
+def test_an_object_can_be_created_once_only(object_store, bucket):
+    store = fsspec.filesystem("s3", **object_store.storage_options())
+    store.pipe_file(f"{bucket}/key", b"first", mode="create")
+    with pytest.raises(OSError, match="."):
+        store.pipe_file(f"{bucket}/key", b"second", mode="create")
+    assert store.cat_file(f"{bucket}/key") == b"first"
+
+
+def test_every_test_gets_a_bucket_of_its_own(object_store, bucket):
+    assert object_store.bucket() != bucket
