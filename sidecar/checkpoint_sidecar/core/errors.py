@@ -112,3 +112,15 @@ class NoConditionalWriteError(StoreError):
     """The store does not honour create-if-absent, without which commits are not atomic."""
 
     retryable = False
+
+
+class ObjectTooLargeError(StoreError):
+    """The object is larger than the caller is willing to read into memory."""
+
+    retryable = False
+
+
+class RequestRefusedError(StoreError):
+    """The store understood the request and refuses it, for a reason that repeating it does not change."""
+
+    retryable = False

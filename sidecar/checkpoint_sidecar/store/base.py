@@ -5,9 +5,10 @@ conformance suite in ``tests/store`` runs against both and against the in-memory
 
 Contract common to all verbs:
 
-- Keys are relative to the store's root URL, use ``/``, and were made by ``core.layout``; adapters do not normalise them.
-- Calls block and are safe from several threads at once. An instance must not be used across ``fork``; it can be pickled,
-  and the copy opens its own connections.
+- Keys are relative to the store's root URL, use ``/``, and were made by ``core.layout``; adapters do not normalise
+  them.
+- Calls block and are safe from several threads at once. An instance must not be used across ``fork``; it can be
+  pickled, and the copy opens its own connections.
 - Failures raise a ``StoreError`` subclass. Transient failures are retried inside the adapter until its deadline, so
   an error that escapes is worth telling a human about. Errors never contain credentials.
 - Nothing is cached: a call made after another writer's successful write sees that write.
@@ -92,7 +93,7 @@ class Store(Protocol):
 
         Raises:
             ObjectNotFoundError: No such key.
-            StoreError: The object is larger than ``max_bytes`` (nothing beyond the limit is read into memory).
+            ObjectTooLargeError: It is larger than ``max_bytes``; nothing beyond the limit was read into memory.
         """
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -113,7 +114,10 @@ class Store(Protocol):
         """
 
     def upload(self, key: str) -> AbstractContextManager[Upload]:
-        """Write a large object in parts. Leaving the block normally completes it, leaving it by an exception aborts it."""
+        """Write a large object in parts.
+
+        Leaving the block normally completes it, leaving it by an exception aborts it.
+        """
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; a key that does not exist is not an error.

@@ -1,0 +1,117 @@
+"""URLs of runs: what is allowed, and when two of them would share objects.
+
+Every store must see the same keys, so only characters that no store and no URL parser reinterprets are allowed, and
+nothing is decoded, resolved or normalised: the path of a URL is the prefix of its keys, byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+
+OBJECT_SCHEMES = ("s3", "gs", "az")
+MAX_URL_LENGTH = 512  # object keys end at 1024 bytes; our own part of a key stays below 256
+
+_URL = re.compile(r"([a-z][a-z0-9]*)://([^/]*)(/.*)?", re.DOTALL)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_SEGMENT = re.compile(r"[A-Za-z0-9._~=+@,:-]+")
+# Local folders are named by their owners: spaces and any alphabet, but nothing that would be a URL's query or escape.
+_FILE_SEGMENT = re.compile(r"[^\x00-\x1f\x7f\\?#%]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A checked URL, taken apart.
+
+    Attributes:
+        scheme: ``s3``, ``gs``, ``az`` or ``file``.
+        bucket: Bucket or container; empty for ``file``.
+        path: Without slashes at its ends; may be empty, except for ``file``.
+    """
+
+    scheme: str
+    bucket: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.path}".rstrip("/")
+
+
+def check_url(url: str, *, allow_file: bool = True) -> str:
+    """The URL in the one form used everywhere: without a trailing slash, a bare absolute path as ``file://``.
+
+    Raises:
+        ConfigurationError: It names no place that a run can live in; the message says what is allowed.
+    """
+    return parse_url(url, allow_file=allow_file).url
+
+
+def parse_url(url: str, *, allow_file: bool = True) -> Location:
+    """Like ``check_url``, returning the parts."""
+    if len(url) > MAX_URL_LENGTH:
+        raise _refused(url[:64] + "...", f"it is longer than {MAX_URL_LENGTH} characters", allow_file)
+    match = _URL.fullmatch(f"file://{url}" if url.startswith("/") else url)
+    # A name and a password may stand before an "@"; such a text must not reach a log.
+    shown = re.sub(r"//[^/]*@", "//...@", url)
+    if match is None:
+        raise _refused(shown, "it is not <scheme>://<bucket>/<path>", allow_file)
+    scheme, bucket, path = match[1], match[2], (match[3] or "").strip("/")
+    cause = _fault(scheme, bucket, path, allow_file)
+    if cause:
+        raise _refused(shown, cause, allow_file)
+    return Location(scheme, bucket, path)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Whether two checked URLs share keys: they are equal, or one lies inside the other.
+
+    Endpoints are not compared: one bucket name at two endpoints counts as the same bucket.
+    """
+    a, b = parse_url(one), parse_url(other)
+    if (a.scheme, a.bucket) != (b.scheme, b.bucket):
+        return False
+    first, second = _segments(a.path), _segments(b.path)
+    shared = min(len(first), len(second))
+    return first[:shared] == second[:shared]
+
+
+def _fault(scheme: str, bucket: str, path: str, allow_file: bool) -> str:
+    if scheme == "file":
+        if not allow_file:
+            return "local files are not allowed here"
+        if bucket or not path:
+            return "a file URL is file:///<absolute path>"
+    elif scheme not in OBJECT_SCHEMES:
+        return f"the scheme {scheme} is unknown"
+    elif not bucket:
+        return "the bucket is empty"
+    elif not _BUCKET.fullmatch(bucket):
+        return (
+            "the bucket's name has characters that no bucket has (user names, passwords and ports do not belong here)"
+        )
+    segment = _FILE_SEGMENT if scheme == "file" else _SEGMENT
+    for part in _segments(path):
+        if part in (".", ".."):
+            return f"the path contains {part!r}"
+        if not part:
+            return "the path contains an empty part"
+        if "::" in part:
+            return "chained URLs (::) are not allowed"
+        if not segment.fullmatch(part):
+            return "the path contains characters that stores or URL parsers reinterpret"
+    return ""
+
+
+def _segments(path: str) -> list[str]:
+    return path.split("/") if path else []
+
+
+def _refused(shown: str, cause: str, allow_file: bool) -> ConfigurationError:
+    forms = [f"{scheme}://<bucket>/<path>" for scheme in OBJECT_SCHEMES]
+    if allow_file:
+        forms.append("file:///<absolute path>")
+    hint = f"Use {' or '.join(forms)}, with letters, digits and . _ ~ = + @ , : - in the path."
+    return ConfigurationError("check the storage URL", repr(shown), cause, hint)

@@ -1,0 +1,45 @@
+"""From settings to a store: which adapter serves which URL."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal, TypeAlias
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.settings import StoreSettings
+
+Driver: TypeAlias = Literal["auto", "obstore", "fsspec"]
+
+
+def open_store(settings: StoreSettings, *, driver: Driver = "auto") -> Store:
+    """Open the store at ``settings.url``. No request is made: a wrong bucket or key shows at the first verb.
+
+    Args:
+        settings: Where and who.
+        driver: ``auto`` is obstore where it is installed and serves the URL, else fsspec. Local files are served by the
+            adapter for them under every driver.
+
+    Raises:
+        ConfigurationError: The URL, the credentials or the driver cannot work.
+    """
+    # Adapters are imported where they are opened: their clients take longer to import than most commands to run.
+    scheme = parse_url(settings.url).scheme
+    if scheme == "file":
+        from checkpoint_sidecar.store.local_store import LocalStore
+
+        return LocalStore(settings)
+    if driver == "auto":
+        driver = "obstore" if find_spec("obstore") else "fsspec"
+    if driver == "obstore":
+        from checkpoint_sidecar.store.obstore_store import ObstoreStore
+
+        return ObstoreStore(settings)
+    if scheme == "s3":
+        from checkpoint_sidecar.store.fsspec_store import FsspecStore
+
+        return FsspecStore(settings)
+    raise ConfigurationError(
+        "open the store", settings.url, f"the fsspec driver does not serve {scheme}", "Install obstore."
+    )

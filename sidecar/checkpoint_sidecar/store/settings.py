@@ -1,0 +1,150 @@
+"""How to reach a store: where it is and who we are. Values, picklable, and never showing a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+
+AddressingStyle = Literal["Auto", "Path", "Virtual"]
+
+AWS_ACCESS_KEY_ID = "AWS_ACCESS_KEY_ID"
+AWS_SECRET_ACCESS_KEY = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - the name of a key of the Secret
+AWS_SESSION_TOKEN = "AWS_SESSION_TOKEN"  # noqa: S105
+GOOGLE_APPLICATION_CREDENTIALS_JSON = "GOOGLE_APPLICATION_CREDENTIALS_JSON"
+AZURE_STORAGE_ACCOUNT_NAME = "AZURE_STORAGE_ACCOUNT_NAME"
+AZURE_STORAGE_ACCOUNT_KEY = "AZURE_STORAGE_ACCOUNT_KEY"
+AZURE_STORAGE_SAS_TOKEN = "AZURE_STORAGE_SAS_TOKEN"  # noqa: S105
+CA_CERTIFICATE = "ca.crt"
+
+# What a Secret must hold for each scheme: one of these sets in full.
+_REQUIRED: dict[str, tuple[frozenset[str], ...]] = {
+    "s3": (frozenset({AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY}),),
+    "gs": (frozenset({GOOGLE_APPLICATION_CREDENTIALS_JSON}),),
+    "az": (
+        frozenset({AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY}),
+        frozenset({AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_SAS_TOKEN}),
+    ),
+}
+KNOWN_KEYS = frozenset({AWS_SESSION_TOKEN, CA_CERTIFICATE}).union(
+    *(keys for sets in _REQUIRED.values() for keys in sets)
+)
+
+
+class Credentials:
+    """Who we are: given values, a folder of files (a mounted Secret), or the environment's own identity.
+
+    ``repr`` names the keys and never shows a value.
+    """
+
+    __slots__ = ("_folder", "_values")
+
+    def __init__(self, values: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
+        self._values = None if values is None else dict(values)
+        self._folder = folder
+
+    @classmethod
+    def of(cls, values: Mapping[str, str]) -> Credentials:
+        """Fixed values, under the keys of a Secret (``KNOWN_KEYS``; others are ignored)."""
+        return cls(values={key: value for key, value in values.items() if key in KNOWN_KEYS})
+
+    @classmethod
+    def in_folder(cls, path: str | Path) -> Credentials:
+        """One file per key, read whenever a client is opened and again when access is denied: the files rotate live."""
+        return cls(folder=Path(path))
+
+    @property
+    def ambient(self) -> bool:
+        """Whether the store's client finds the identity by itself (environment, workload identity, instance role)."""
+        return self._values is None and self._folder is None
+
+    def read(self) -> Mapping[str, str]:
+        """The values as they are now; empty for the ambient identity.
+
+        Raises:
+            ConfigurationError: The folder cannot be read.
+        """
+        if self._folder is not None:
+            return MappingProxyType(_read_folder(self._folder))
+        return MappingProxyType(self._values or {})
+
+    def read_for(self, scheme: str) -> Mapping[str, str]:
+        """Like ``read``, but refuses values that name no identity for the scheme.
+
+        Falling back to the ambient identity would use somebody else's rights for a Secret with a misspelt key.
+
+        Raises:
+            ConfigurationError: The folder cannot be read or required keys are missing.
+        """
+        values = self.read()
+        required = _REQUIRED.get(scheme, ())
+        if not self.ambient and required and not any(keys <= values.keys() for keys in required):
+            raise ConfigurationError(
+                "read the storage credentials",
+                repr(self),
+                f"they name no identity for {scheme}",
+                f"Set {' or '.join(_listed(keys) for keys in required)}.",
+            )
+        return values
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Credentials):
+            return NotImplemented
+        return (self._values, self._folder) == (other._values, other._folder)
+
+    def __hash__(self) -> int:
+        return hash((self._folder, None if self._values is None else frozenset(self._values.items())))
+
+    def __repr__(self) -> str:
+        if self._folder is not None:
+            return f"Credentials.in_folder({str(self._folder)!r})"
+        return "AMBIENT" if self._values is None else f"Credentials.of({_listed(self._values) or 'nothing'})"
+
+
+AMBIENT = Credentials()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Everything that opens a store.
+
+    Attributes:
+        url: See ``core.location.check_url``.
+        endpoint: Base URL of the service, for stores other than the cloud's own; ``http://`` switches TLS off.
+        region: Empty lets the client find it.
+        addressing_style: Whether the bucket stands in the host name or in the path (s3 only). Auto means Path with an
+            endpoint, Virtual without.
+        credentials: See ``Credentials``.
+    """
+
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    addressing_style: AddressingStyle = "Auto"
+    credentials: Credentials = AMBIENT
+
+    @property
+    def virtual_hosted(self) -> bool:
+        return self.addressing_style == "Virtual" or (self.addressing_style == "Auto" and not self.endpoint)
+
+
+def _read_folder(folder: Path) -> dict[str, str]:
+    # The kubelet swaps the link ``..data`` when a Secret changes: resolving it once never mixes old keys with new.
+    data = folder / "..data"
+    root = data.resolve() if data.exists() else folder
+    try:
+        names = {path.name for path in root.iterdir()}
+        return {key: (root / key).read_text().strip() for key in sorted(KNOWN_KEYS & names)}
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else "a file in it is not text"
+        raise ConfigurationError(
+            "read the storage credentials", str(folder), cause, "Mount the Secret with the credentials there."
+        ) from None
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return " and ".join(sorted(keys))

@@ -1,0 +1,123 @@
+"""A store in memory that keeps the whole contract of ``store.base``; the conformance suite runs against it too."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import datetime as dt
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from checkpoint_sidecar.core.errors import (
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    StoreError,
+)
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+
+
+def utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class MemoryStore:
+    """Objects in a dictionary, shared by every thread that holds this instance.
+
+    Args:
+        url: What ``url`` returns.
+        clock: The store's own clock, which stamps ``ObjectInfo.modified``; timezone-aware UTC.
+    """
+
+    def __init__(self, url: str = "s3://memory/run", *, clock: Callable[[], dt.datetime] = utc_now) -> None:
+        self._url = url
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._objects: dict[str, StoredObject] = {}
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def put(self, key: str, data: Buffer) -> None:
+        with self._lock:
+            self._write(key, bytes(data))
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        with self._lock:
+            if key in self._objects:
+                raise ObjectExistsError("create", f"{self._url}/{key}", "the key is taken")
+            self._write(key, bytes(data))
+
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        stored = self._stored("read", key)
+        if stored.info.size > max_bytes:
+            raise ObjectTooLargeError("read", f"{self._url}/{key}", f"it is larger than {max_bytes} bytes")
+        return stored
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        data = self._stored("read a range of", key).data[start : start + length]
+        if len(data) != length:
+            raise StoreError("read a range of", f"{self._url}/{key}", f"{len(data)} of {length} bytes came back")
+        return data
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        with self._lock:
+            stored = self._objects.get(key)
+        return stored.info if stored else None
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        with self._lock:
+            keys = sorted(self._objects)
+            infos = [self._objects[key].info for key in keys[bisect.bisect_right(keys, after) :]]
+        return (info for info in infos if info.key.startswith(prefix))
+
+    @contextlib.contextmanager
+    def upload(self, key: str) -> Iterator[_Upload]:
+        upload = _Upload(self, key)
+        try:
+            yield upload
+        except BaseException:
+            upload.abort()
+            raise
+        upload.complete()
+
+    def delete(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._objects.pop(key, None)
+
+    def corrupt(self, key: str, data: Buffer) -> None:
+        """Replace an object's bytes behind the contract's back, leaving its date alone: rot on a disk."""
+        with self._lock:
+            old = self._objects[key].info
+            self._objects[key] = StoredObject(ObjectInfo(key, len(data), old.modified), bytes(data))
+
+    def _write(self, key: str, data: bytes) -> None:
+        self._objects[key] = StoredObject(ObjectInfo(key, len(data), self._clock()), data)
+
+    def _stored(self, operation: str, key: str) -> StoredObject:
+        with self._lock:
+            stored = self._objects.get(key)
+        if stored is None:
+            raise ObjectNotFoundError(operation, f"{self._url}/{key}", "no such object")
+        return stored
+
+
+class _Upload:
+    def __init__(self, store: MemoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._data = bytearray()
+        self._open = True
+
+    def write(self, data: Buffer) -> None:
+        self._data += data
+
+    def complete(self) -> None:
+        if self._open:
+            self._open = False
+            self._store.put(self._key, self._data)
+
+    def abort(self) -> None:
+        self._open = False
