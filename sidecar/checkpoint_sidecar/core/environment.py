@@ -1,0 +1,128 @@
+"""The environment of an injected pod: who it is and where its run lives. Never *what to load*: that is in the log.
+
+The admission policy of the chart sets these variables in pods that carry ``POD_LABEL``. On clusters without it, the
+same variables are set by hand in the pod template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.log import Owner, PodIdentity
+
+POD_LABEL = "checkpoint-operator.dev/checkpoint"
+CONTAINERS_ANNOTATION = "checkpoint-operator.dev/containers"
+
+RUN = "CHECKPOINT_RUN"
+URL = "CHECKPOINT_URL"
+ENDPOINT = "CHECKPOINT_ENDPOINT"
+REGION = "CHECKPOINT_REGION"
+ADDRESSING_STYLE = "CHECKPOINT_ADDRESSING_STYLE"
+CREDENTIALS_FOLDER = "CHECKPOINT_CREDENTIALS_FOLDER"
+POD_NAME = "CHECKPOINT_POD_NAME"
+POD_UID = "CHECKPOINT_POD_UID"
+GRACE_SECONDS = "CHECKPOINT_GRACE_SECONDS"
+ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+
+CREDENTIALS_MOUNT = "/var/run/checkpoint-operator/credentials"
+DEFAULT_GRACE_SECONDS = 30.0  # of Kubernetes, when a pod does not say otherwise
+
+AddressingStyle: TypeAlias = Literal["Auto", "Path", "Virtual"]
+_ADDRESSING_STYLES: dict[str, AddressingStyle] = {"": "Auto", "Auto": "Auto", "Path": "Path", "Virtual": "Virtual"}
+
+_OPERATION = "read the pod's checkpoint environment"
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnvironment:
+    """What an injected pod is told.
+
+    Attributes:
+        owner: The Checkpoint this pod trains under.
+        url: The run's root in the object store.
+        endpoint, region: Empty for the provider's own.
+        credentials_folder: Where the Secret is mounted; empty for ambient identity.
+        pod: This pod, or None outside Kubernetes.
+        grace_seconds: From SIGTERM to SIGKILL.
+    """
+
+    owner: Owner
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    addressing_style: AddressingStyle = "Auto"
+    credentials_folder: str = ""
+    pod: PodIdentity | None = None
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
+
+    @classmethod
+    def parse(cls, environ: Mapping[str, str]) -> RunEnvironment:
+        """Read ``os.environ`` or the like. The URL is checked by ``core.location`` when the store is opened.
+
+        Raises:
+            ConfigurationError: The pod was not injected, or a variable makes no sense.
+        """
+        missing = [name for name in (RUN, URL) if not environ.get(name)]
+        if missing:
+            raise ConfigurationError(
+                _OPERATION,
+                ", ".join(missing),
+                "not set: this pod was not injected",
+                f"Label the pod template with {POD_LABEL}: <name of the Checkpoint> (with the annotation "
+                f"{CONTAINERS_ANNOTATION}, only the containers it lists). Without the injection policy, or "
+                f"outside Kubernetes, set {RUN}=<cluster>/<namespace>/<name> and {URL}=<scheme>://<bucket>/<prefix> "
+                "yourself, or construct Checkpointer(state, url=...). docs/api.md lists all variables.",
+            )
+        try:
+            owner = Owner.parse(environ[RUN])
+        except ValueError as error:
+            raise ConfigurationError(_OPERATION, RUN, str(error), "The operator's injection policy sets it.") from error
+        return cls(
+            owner=owner,
+            url=environ[URL],
+            endpoint=environ.get(ENDPOINT, ""),
+            region=environ.get(REGION, ""),
+            addressing_style=_addressing_style(environ.get(ADDRESSING_STYLE, "")),
+            credentials_folder=environ.get(CREDENTIALS_FOLDER, ""),
+            pod=_pod(environ),
+            grace_seconds=_grace_seconds(environ.get(GRACE_SECONDS, "")),
+        )
+
+
+def _addressing_style(text: str) -> AddressingStyle:
+    try:
+        return _ADDRESSING_STYLES[text]
+    except KeyError:
+        raise ConfigurationError(
+            _OPERATION, ADDRESSING_STYLE, f"{text!r} is no addressing style", "Use Auto, Path or Virtual."
+        ) from None
+
+
+def _pod(environ: Mapping[str, str]) -> PodIdentity | None:
+    name, uid = environ.get(POD_NAME, ""), environ.get(POD_UID, "")
+    if bool(name) != bool(uid):
+        absent = POD_UID if name else POD_NAME
+        raise ConfigurationError(
+            _OPERATION,
+            absent,
+            "set only one of the pod's name and UID",
+            "Take both from the downward API (metadata.name, metadata.uid), or neither.",
+        )
+    return PodIdentity(name, uid) if name else None
+
+
+def _grace_seconds(text: str) -> float:
+    if not text:
+        return DEFAULT_GRACE_SECONDS
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):
+        raise ConfigurationError(
+            _OPERATION,
+            GRACE_SECONDS,
+            f"{text!r} is not a number of seconds",
+            "Set it to the pod's terminationGracePeriodSeconds.",
+        )
+    return float(text)

@@ -1,0 +1,58 @@
+"""The environment of an injected pod."""
+
+import pytest
+
+from checkpoint_sidecar.core.environment import RunEnvironment
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.log import Owner, PodIdentity
+
+INJECTED = {"CHECKPOINT_RUN": "c1/team/llama", "CHECKPOINT_URL": "s3://training/llama"}
+
+
+def test_two_variables_are_enough() -> None:
+    assert RunEnvironment.parse(INJECTED) == RunEnvironment(Owner("c1", "team", "llama"), "s3://training/llama")
+
+
+def test_every_variable_is_read() -> None:
+    environ = {
+        **INJECTED,
+        "CHECKPOINT_ENDPOINT": "https://s3.internal:9000",
+        "CHECKPOINT_REGION": "eu-west-1",
+        "CHECKPOINT_ADDRESSING_STYLE": "Path",
+        "CHECKPOINT_CREDENTIALS_FOLDER": "/var/run/checkpoint-operator/credentials",
+        "CHECKPOINT_POD_NAME": "llama-0",
+        "CHECKPOINT_POD_UID": "u1",
+        "CHECKPOINT_GRACE_SECONDS": "120",
+    }
+    assert RunEnvironment.parse(environ) == RunEnvironment(
+        owner=Owner("c1", "team", "llama"),
+        url="s3://training/llama",
+        endpoint="https://s3.internal:9000",
+        region="eu-west-1",
+        addressing_style="Path",
+        credentials_folder="/var/run/checkpoint-operator/credentials",
+        pod=PodIdentity("llama-0", "u1"),
+        grace_seconds=120.0,
+    )
+
+
+def test_a_pod_that_was_not_injected_is_told_how_to_become_one() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        RunEnvironment.parse({})
+    for hint in ("checkpoint-operator.dev/checkpoint", "CHECKPOINT_RUN", "CHECKPOINT_URL", "docs/api.md"):
+        assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        pytest.param("CHECKPOINT_RUN", "llama", id="owner-without-namespace"),
+        pytest.param("CHECKPOINT_ADDRESSING_STYLE", "path", id="addressing-style-in-lower-case"),
+        pytest.param("CHECKPOINT_GRACE_SECONDS", "2m", id="grace-with-a-unit"),
+        pytest.param("CHECKPOINT_GRACE_SECONDS", "-1", id="negative-grace"),
+        pytest.param("CHECKPOINT_POD_NAME", "llama-0", id="pod-name-without-uid"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(variable: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=variable.rsplit("_", 1)[0]):
+        RunEnvironment.parse({**INJECTED, variable: value})
