@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from localcluster.processes import POLL_SECONDS, ProcessFailed
+from localcluster.processes import POLL_SECONDS, ProcessError
 
 ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
@@ -79,7 +79,7 @@ def processes(path: str) -> set[int]:
 def remove(path: str) -> None:
     """End every process in `path` and below, then remove the groups. Nothing to do is fine.
 
-    Raises `ProcessFailed` if something stays.
+    Raises `ProcessError` if something stays.
     """
     deadline = time.monotonic() + REMOVAL_SECONDS
     while True:
@@ -90,7 +90,7 @@ def remove(path: str) -> None:
         if not left:
             return
         if time.monotonic() > deadline:
-            raise ProcessFailed(f"control groups {left} cannot be removed; processes in them: {processes(path)}")
+            raise ProcessError(f"control groups {left} cannot be removed; processes in them: {processes(path)}")
         time.sleep(POLL_SECONDS)
 
 

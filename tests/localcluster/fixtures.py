@@ -1,6 +1,7 @@
-"""pytest fixtures: real servers, started once per session and only if a test asks; skipped with the reason where they cannot run.
+"""pytest fixtures: real servers, started once per session and only if a test asks.
 
-With `LOCALCLUSTER_REQUIRED=1` in the environment (continuous integration) a missing requirement fails instead of skipping.
+Where a machine cannot run one, its tests are skipped with the reason; with `LOCALCLUSTER_REQUIRED=1` in the
+environment (continuous integration) they fail instead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from localcluster import network, objectstore, workspace
+from localcluster import controlplane, network, objectstore, requirements, workspace
+from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 
 
@@ -36,3 +38,11 @@ def object_store() -> Iterator[ObjectStore]:
 def bucket(object_store: ObjectStore) -> str:
     """The name of a fresh bucket."""
     return object_store.bucket()
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[ApiServer]:
+    """A kube-apiserver with its etcd: admission, validation and RBAC are real, but nothing acts on what is created."""
+    _require(requirements.control_plane_problem())
+    with workspace.temporary("api") as place:
+        yield controlplane.start(place, network.free_ports()).api

@@ -1,8 +1,7 @@
-"""Free loopback ports and addresses, and the line in the hosts file."""
+"""Free loopback ports and addresses."""
 
 from __future__ import annotations
 
-import fcntl
 import random
 import socket
 from collections.abc import Iterator
@@ -38,25 +37,3 @@ def service_network(port: int) -> str | None:
         if can_bind(f"127.{second}.0.1", port):
             return f"127.{second}"
     return None
-
-
-def add_hosts_line(names: list[str], marker: str) -> None:
-    """Make `names` resolve to 127.0.0.1: the API server reaches kubelets (logs, exec) by host name."""
-    _edit_hosts(marker, f"127.0.0.1 {' '.join(names)} # {marker}\n")
-
-
-def remove_hosts_line(marker: str) -> None:
-    if HOSTS_FILE.exists() and marker in HOSTS_FILE.read_text():
-        _edit_hosts(marker, "")
-
-
-def _edit_hosts(marker: str, line: str) -> None:
-    # In place, not by rename: inside containers the hosts file is a bind mount.
-    with HOSTS_FILE.open("r+") as hosts:
-        fcntl.flock(hosts, fcntl.LOCK_EX)
-        kept = [old for old in hosts.readlines() if not old.rstrip().endswith(f"# {marker}")]
-        if kept and not kept[-1].endswith("\n"):
-            kept[-1] += "\n"
-        hosts.seek(0)
-        hosts.write("".join(kept) + line)
-        hosts.truncate()

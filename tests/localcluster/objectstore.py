@@ -58,7 +58,7 @@ class ObjectStore:
     def bucket(self, name: str | None = None) -> str:
         """Create a bucket (a fresh one unless `name` is given) and return its name."""
         # Imported here: the rest of this package starts daemons without any client library.
-        from botocore.session import get_session  # noqa: PLC0415
+        from botocore.session import get_session
 
         name = name or f"test-{secrets.token_hex(6)}"
         client = get_session().create_client(

@@ -26,8 +26,9 @@ class Pair:
 
 
 def _private_key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    # Not PKCS #8: the API server does not recognise elliptic-curve keys for tokens in it.
     return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
 
 

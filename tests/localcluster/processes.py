@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from localcluster.requirements import SBIN
+
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 POLL_SECONDS = 0.05
 LOG_LINES_SHOWN = 15
@@ -27,7 +29,7 @@ cd "$3" && shift 3 && exec "$@"
 """
 
 
-class ProcessFailed(Exception):
+class ProcessError(Exception):
     """A daemon died or did not become ready; the message ends with the last lines of its log."""
 
 
@@ -95,14 +97,14 @@ class Daemon:
         return "(no log)"
 
     def wait_ready(self, probe: Callable[[], bool], timeout: float = 60.0) -> None:
-        """Return when `probe` says yes; raise `ProcessFailed` when the daemon dies or time runs out."""
+        """Return when `probe` says yes; raise `ProcessError` when the daemon dies or time runs out."""
         deadline = time.monotonic() + timeout
         while not probe():
             if self.identity is None:
-                raise ProcessFailed(f"{self.name} exited while starting; end of {self.log}:\n{self.log_tail()}")
+                raise ProcessError(f"{self.name} exited while starting; end of {self.log}:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 message = f"{self.name} was not ready within {timeout:.0f} s; end of {self.log}:\n{self.log_tail()}"
-                raise ProcessFailed(message)
+                raise ProcessError(message)
             time.sleep(POLL_SECONDS)
 
 
@@ -132,11 +134,10 @@ class Daemons:
         daemon.record.unlink(missing_ok=True)
         procs = str(cgroup / "cgroup.procs") if cgroup else ""
         arguments = [str(daemon.record), procs, str(self.directory), *map(str, command)]
-        sbin = "/usr/local/sbin:/usr/sbin:/sbin"  # runc lives there, and an ordinary PATH may lack it
         pid = os.posix_spawn(
             "/bin/sh",
             ["sh", "-c", _LAUNCHER, "sh", *arguments],
-            {"PATH": f"{os.environ['PATH']}:{sbin}", "HOME": str(self.directory), **(environment or {})},
+            {"PATH": f"{os.environ['PATH']}:{SBIN}", "HOME": str(self.directory), **(environment or {})},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, daemon.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
@@ -159,7 +160,7 @@ class Daemons:
         return [self.daemon(record.name) for record in records]
 
     def stop(self, *names: str, grace: float = 5.0) -> None:
-        """SIGTERM to those of `names` that run, SIGKILL to what is left after `grace`; records of the dead are removed."""
+        """SIGTERM to those of `names` that run, SIGKILL to what is left after `grace` seconds; forget them."""
         daemons = [self.daemon(name) for name in names]
         stop_all([identity for daemon in daemons if (identity := daemon.identity)], grace)
         for daemon in daemons:
@@ -180,7 +181,7 @@ def stop_all(identities: Sequence[Identity], grace: float) -> None:
             identity.send(signal.SIGKILL)
         if not _gone(identities, 5.0):
             stuck = [identity.pid for identity in identities if identity.alive()]
-            raise ProcessFailed(f"processes {stuck} survive SIGKILL (uninterruptible input or output?)")
+            raise ProcessError(f"processes {stuck} survive SIGKILL (uninterruptible input or output?)")
 
 
 def _gone(identities: Sequence[Identity], timeout: float) -> bool:

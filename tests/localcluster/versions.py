@@ -1,4 +1,7 @@
-"""What the cluster is made of. The versions are those pinned in `modules/*/go.mod`: there is no second list to keep in step."""
+"""What the cluster is made of.
+
+The versions are those pinned in `modules/*/go.mod`: there is no second list to keep in step.
+"""
 
 from __future__ import annotations
 

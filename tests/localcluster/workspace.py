@@ -43,7 +43,7 @@ class Workspace:
     def erase(self) -> None:
         """End everything that was started here and remove the directory. Safe to repeat, and after any crash.
 
-        Raises `ProcessFailed` if something survives SIGKILL.
+        Raises `ProcessError` if something survives SIGKILL.
         """
         # No grace: whatever they would write on the way out is deleted next.
         stop_all([identity for daemon in self.daemons.all() if (identity := daemon.identity)], grace=0)

