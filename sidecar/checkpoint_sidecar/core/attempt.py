@@ -74,6 +74,11 @@ def start(run: Run, *, world_size: int, pods: tuple[PodIdentity, ...]) -> Attemp
     )
 
 
+def start_over(run: Run, *, world_size: int) -> AttemptStarted:
+    """The next attempt of a DCP drop-in directory: one save over the newest snapshot, which it does not restore."""
+    return AttemptStarted(attempt=run.highest_attempt + 1, world_size=world_size, continues=run.newest or "")
+
+
 def current(run: Run, attempt: int) -> Attempt:
     """The attempt's state.
 

@@ -7,6 +7,11 @@ named by the caller's next move, and never hold a secret: put keys, URLs without
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+Evidence: TypeAlias = Literal["None", "ChecksumMismatch", "SizeMismatch", "MissingObject", "ManifestMismatch"]
+
 
 class CheckpointError(Exception):
     """Base of all errors of this package.
@@ -29,7 +34,7 @@ class CheckpointError(Exception):
         text = f"{self.operation}: {self.subject}: {self.cause}"
         return f"{text}. {self.hint}" if self.hint else text
 
-    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str, str, str]]:
+    def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[str, ...]]:
         # Ranks send errors to each other by pickle; keep the four parts, not just the message.
         return type(self), (self.operation, self.subject, self.cause, self.hint)
 
@@ -59,11 +64,30 @@ class RestoreInterrupted(CheckpointError):  # noqa: N818 - it is an interruption
 
 
 class CorruptSnapshotError(CheckpointError):
-    """Evidence that stored bytes are not what was committed: checksum, size or a missing object."""
+    """Stored bytes are not what was committed.
+
+    Attributes:
+        evidence: How they differ. The log records it; only evidence counts towards quarantine.
+    """
+
+    def __init__(self, operation: str, subject: str, cause: str, hint: str = "", *, evidence: Evidence) -> None:
+        super().__init__(operation, subject, cause, hint)
+        self.evidence: Evidence = evidence
+
+    def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[str, ...]]:
+        return _corrupt, (self.operation, self.subject, self.cause, self.hint, self.evidence)
+
+
+def _corrupt(operation: str, subject: str, cause: str, hint: str, evidence: Evidence) -> CorruptSnapshotError:
+    return CorruptSnapshotError(operation, subject, cause, hint, evidence=evidence)
 
 
 class IncompatibleSnapshotError(CheckpointError):
     """The snapshot is whole but does not fit the model: a tensor is missing, or its shape or dtype differs."""
+
+
+class UntrustedSnapshotError(CheckpointError):
+    """The snapshot holds pickled classes that are not on the allow-list; nothing of them was executed."""
 
 
 class LogError(CheckpointError):

@@ -14,6 +14,7 @@ LOG_FOLDER = "_log/"
 PROBE_FOLDER = "_probe/"
 PROGRESS_KEY = "_progress.json"
 METADATA_NAME = ".metadata"
+STOCK_METADATA_NAME = "stock.metadata"
 MANIFEST_NAME = "manifest.json"
 
 _LOG_KEY = re.compile(r"_log/(\d{20})\.json")
@@ -73,9 +74,19 @@ class SaveFolder:
         return f"{self.path}/{METADATA_NAME}"
 
     @property
+    def stock_metadata(self) -> str:
+        """Key of the bytes to publish at ``pointer``, stored with the save so that nobody has to unpickle anything."""
+        return f"{self.path}/{STOCK_METADATA_NAME}"
+
+    @property
     def pointer(self) -> str:
         """Key of the stock ``.metadata`` that makes this save what torch's own reader finds."""
-        return METADATA_NAME if self.step is None else f"step-{self.step:08d}/{METADATA_NAME}"
+        return pointer_key(self.step)
+
+
+def pointer_key(step: int | None) -> str:
+    """Where torch's own reader looks for a step, or for the only checkpoint of a drop-in directory (None)."""
+    return METADATA_NAME if step is None else f"step-{step:08d}/{METADATA_NAME}"
 
 
 def parse_save_folder(path: str) -> SaveFolder:

@@ -22,6 +22,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from checkpoint_sidecar.core.errors import Evidence as Evidence
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
 
@@ -38,7 +39,6 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"]
-Evidence = Literal["None", "ChecksumMismatch", "SizeMismatch", "MissingObject", "ManifestMismatch"]
 
 
 class Owner(msgspec.Struct, frozen=True, rename="camel"):
@@ -116,12 +116,15 @@ class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
         attempt: Highest number so far plus one.
         restore_request: The pending rollback or fresh start this attempt carries, or empty.
         candidate: Snapshot it will try first, or empty; in use from here on, before anything is read.
+        continues: Snapshot its first commit descends from without having restored it, or empty. Only DCP drop-in
+            directories use it: there each save is an attempt that writes over the newest snapshot, which it never read.
     """
 
     attempt: AttemptNumber
     world_size: AttemptNumber
     restore_request: RequestId = ""
     candidate: RequestId = ""
+    continues: RequestId = ""
     pods: Annotated[tuple[PodIdentity, ...], msgspec.Meta(max_length=16)] = ()
 
 

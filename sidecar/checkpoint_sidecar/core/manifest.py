@@ -12,11 +12,12 @@ from typing import Annotated
 import msgspec
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import CorruptSnapshotError
+from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
 
 BLOCK_BYTES = 4 * 1024 * 1024
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _FORMAT = 1
+_UPGRADE = "A newer version may have written it: upgrade checkpoint-operator here."
 
 Checksum = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
@@ -85,24 +86,27 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
         subject: What to name in errors, usually the manifest's key.
 
     Raises:
-        CorruptSnapshotError: It is not the manifest that was committed, or is not a manifest this version can use.
+        CorruptSnapshotError: It is not the manifest that was committed.
+        IncompatibleSnapshotError: It is, but this version cannot use it.
     """
     operation = "read the manifest"
     if digest(data) != expected_digest:
-        raise CorruptSnapshotError(operation, subject, "its SHA-256 differs from the one in the commit")
+        raise CorruptSnapshotError(
+            operation, subject, "its SHA-256 differs from the one in the commit", evidence="ManifestMismatch"
+        )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.MsgspecError as error:
-        raise CorruptSnapshotError(operation, subject, f"not a manifest: {error}") from error
+        raise IncompatibleSnapshotError(operation, subject, f"not a manifest: {error}", _UPGRADE) from error
     problem = _inconsistency(manifest)
     if problem:
-        raise CorruptSnapshotError(operation, subject, problem)
+        raise IncompatibleSnapshotError(operation, subject, problem, _UPGRADE)
     return manifest
 
 
 def _inconsistency(manifest: Manifest) -> str:
     if manifest.format != _FORMAT:
-        return f"it has format {manifest.format}, this version reads {_FORMAT}; upgrade checkpoint-operator"
+        return f"it has format {manifest.format}, this version reads {_FORMAT}"
     if manifest.block_bytes < 4096:
         return f"its blocks have {manifest.block_bytes} bytes"
     names = [file.name for file in manifest.files]

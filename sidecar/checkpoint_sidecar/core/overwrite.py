@@ -8,8 +8,11 @@ from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 
 
 def base_of(attempt: Attempt) -> str:
-    """What the attempt's next commit descends from: its previous commit, else what it restored, else nothing."""
-    return attempt.last_commit or attempt.restored or ""
+    """What the attempt's next commit descends from.
+
+    Its previous commit, else what it restored, else what it said it continues, else nothing.
+    """
+    return attempt.last_commit or attempt.restored or attempt.started.continues
 
 
 def existing_save(run: Run, base: str, step: int) -> Snapshot | None:

@@ -1,0 +1,84 @@
+"""Our errors, taken back out of torch's ``CheckpointException``.
+
+DCP turns whatever a rank raised into a ``CheckpointException`` on all ranks. That is a ``BaseException``, so it slips
+through ``except Exception``, and it hides what the caller should do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from checkpoint_sidecar.core.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    ConfigurationError,
+    CorruptSnapshotError,
+    FencedError,
+    IncompatibleSnapshotError,
+    PrefixClaimedError,
+    StoreError,
+    UnknownOutcomeError,
+)
+
+# When ranks failed differently, the error whose next move makes the others pointless is the one to report.
+_MOST_TELLING_FIRST: tuple[type[CheckpointError], ...] = (
+    FencedError,
+    PrefixClaimedError,
+    CheckpointExistsError,
+    CorruptSnapshotError,
+    IncompatibleSnapshotError,
+    ConfigurationError,
+    UnknownOutcomeError,
+    StoreError,
+    CheckpointError,
+)
+
+
+def unwrap(failure: CheckpointException, *, operation: str) -> Exception | None:
+    """The error of ours that explains a failed DCP call, the same on all ranks.
+
+    Args:
+        operation: What was being done, for failures that are not ours: ``"save step 100"``.
+
+    Returns:
+        None when a rank was interrupted (``KeyboardInterrupt``, ``SystemExit``), which no error should replace.
+    """
+    causes = dict(_causes(failure))
+    if any(not isinstance(cause, Exception) for cause in causes.values()):
+        return None
+    ours = [cause for cause in causes.values() if isinstance(cause, CheckpointError)]
+    for kind in _MOST_TELLING_FIRST:
+        for cause in ours:
+            if isinstance(cause, kind):
+                return cause
+    rank, cause = next(iter(causes.items()))
+    return CheckpointError(operation, f"rank {rank}", f"{type(cause).__name__}: {cause}")
+
+
+@contextmanager
+def raising_ours(operation: str) -> Iterator[None]:
+    """Run a DCP call so that its failure is an ordinary error: ours where there is one, ``CheckpointError`` otherwise.
+
+    Args:
+        operation: See ``unwrap``.
+    """
+    try:
+        yield
+    except CheckpointException as failure:
+        error = unwrap(failure, operation=operation)
+        if error is None:
+            raise
+        raise error from failure
+
+
+def _causes(failure: CheckpointException) -> Iterator[tuple[int, BaseException]]:
+    """The innermost failure of each rank: a ``CheckpointException`` may hold others."""
+    for rank, (cause, _) in sorted(failure.failures.items()):
+        if isinstance(cause, CheckpointException):
+            for _, inner in _causes(cause):
+                yield rank, inner
+        else:
+            yield rank, cause
