@@ -1,15 +1,44 @@
-"""DCP storage that saves one snapshot: stock files, checksummed, in a fresh folder, committed last."""
+"""DCP storage that saves one snapshot: stock files, checksummed, in a fresh folder, committed last.
+
+The bytes are those of torch's own ``FileSystemWriter``: one ``torch.save`` archive per item, one after the other, and a
+pickled ``Metadata`` of torch's own classes. What differs is when they become a checkpoint.
+"""
 
 from __future__ import annotations
 
-from torch.distributed.checkpoint.storage import StorageWriter
+import contextlib
+import dataclasses
+import logging
+import os
+import pickle
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
+import torch
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from checkpoint_sidecar.core import manifest as manifests
+from checkpoint_sidecar.core.errors import ConfigurationError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
+from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.engine.upload import FileWriter, upload_bytes, upload_file
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.training.saves import SaveTarget
+from checkpoint_sidecar.training.saves import NewSave, SaveTarget
+
+logger = logging.getLogger(__name__)
 
 
 class SnapshotWriter(StorageWriter):
     """Saves into the folder its target picks and lets the target commit.
+
+    After DCP raised, call ``discard`` on every rank: DCP tells a rank that another one failed only by that exception.
 
     Args:
         store: Opened at the run's root.
@@ -17,9 +46,214 @@ class SnapshotWriter(StorageWriter):
     """
 
     def __init__(self, store: Store, target: SaveTarget | None) -> None:
+        super().__init__()
         self._store = store
         self._target = target
+        self._save: NewSave | None = None
+        self._written: list[str] = []
+        self._save_id = uuid.uuid4().hex
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """DCP's start of a save by ``checkpoint_id``, which this writer does not take: its target picks the folder.
+
+        Raises:
+            ConfigurationError: A ``checkpoint_id`` was given.
+        """
+        if checkpoint_id:
+            raise ConfigurationError(
+                "save a snapshot",
+                str(checkpoint_id),
+                "this writer saves where the run log says",
+                "Leave out checkpoint_id, or use CheckpointWriter.",
+            )
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta(checkpoint_id=self._store.url, save_id=self._save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Start of a save, on every rank.
+
+        Raises:
+            ConfigurationError: ``use_collectives=False``, which makes one checkpoint per rank, or no target.
+        """
+        if not kwargs.get("use_collectives", True):
+            raise ConfigurationError(
+                "save a snapshot",
+                self._store.url,
+                "use_collectives=False saves one checkpoint per rank, which cannot be committed as one",
+                "Leave it at True.",
+            )
+        if is_coordinator and self._target is None:
+            raise ConfigurationError("save a snapshot", self._store.url, "the coordinator's writer has no target")
+        self._save, self._written, self._save_id = None, [], uuid.uuid4().hex
+        _forget_cached_plans()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Let the target admit the save, and tell every rank its folder."""
+        assert self._target is not None  # checked in set_up_storage_writer
+        if not all(plan.usable for plan in plans):
+            raise ConfigurationError(
+                "save a snapshot",
+                self._store.url,
+                "the planner reuses the plan of an earlier save, and with it that save's folder",
+                "Turn enable_plan_caching off.",
+            )
+        self._save = self._target.begin()
+        return [
+            dataclasses.replace(plan, storage_data=_Share(self._save.folder, rank)) for rank, plan in enumerate(plans)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Upload this rank's items as one file; the file's manifest line travels with the results."""
+        share: _Share = plan.storage_data
+        done: Future[list[WriteResult]] = Future()
+        if not plan.items:
+            done.set_result([])
+            return done
+        key = f"{share.folder.path}/{share.file_name}"
+        self._written.append(key)
+        try:
+            with upload_file(self._store, key) as stream:
+                results = [_write_item(stream, planner, item, share.file_name) for item in _bytes_first(plan.items)]
+        except BaseException:
+            self._abandon()
+            raise
+        file = stream.describe(share.file_name)
+        done.set_result([*results, WriteResult(MetadataIndex(file.name), file.size, file)])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Store what describes the data, then commit: the last step on the coordinator, after every rank uploaded."""
+        save, target = self._save, self._target
+        assert save is not None  # DCP finishes only what it planned, on the same rank
+        assert target is not None
+        everything = [result for rank in results for result in rank]
+        files = [result.storage_data for result in everything if isinstance(result.storage_data, File)]
+        metadata.storage_data = {r.index: r.storage_data for r in everything if not isinstance(r.storage_data, File)}
+        metadata.version = CURRENT_DCP_VERSION
+        metadata.storage_meta = StorageMeta(
+            checkpoint_id=f"{self._store.url}/{save.folder.path}", save_id=save.snapshot
+        )
+        # From here on every rank has finished uploading, so that the coordinator may clean up for all of them.
+        self._written = [f"{save.folder.path}/{file.name}" for file in files]
+        try:
+            manifest, digest = self._describe(save, metadata, files, world_size=len(results))
+        except BaseException:
+            self.discard()
+            raise
+        self._save = None
+        try:
+            target.commit(save, manifest, digest)
+        except UnknownOutcomeError:
+            raise
+        except BaseException:
+            self.discard()
+            raise
+        self._written = []
 
     def discard(self) -> None:
-        """Delete what this rank uploaded for a save that failed. Call it on every rank after DCP raised."""
-        raise NotImplementedError
+        """Delete what this rank uploaded for a save that failed. Call it on every rank after DCP raised; never raises.
+
+        Leftovers it cannot delete are found and collected later: nothing refers to them.
+        """
+        self._abandon()
+        keys, self._written = self._written, []
+        try:
+            self._store.delete(keys)
+        except StoreError as error:
+            logger.warning("Leftovers of a failed save stay for now: %s", error)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Always False: DCP must not pick this writer by a path."""
+        del checkpoint_id
+        return False
+
+    def _abandon(self) -> None:
+        save, self._save = self._save, None
+        if save is not None and self._target is not None:
+            self._target.abandon(save)
+
+    def _describe(
+        self, save: NewSave, metadata: Metadata, files: list[File], *, world_size: int
+    ) -> tuple[Manifest, str]:
+        prefix = save.folder.path.rpartition("/")[2]
+        for name, data in (
+            (METADATA_NAME, metadata_bytes(metadata)),
+            (STOCK_METADATA_NAME, metadata_bytes(metadata, prefix=prefix)),
+        ):
+            self._written.append(f"{save.folder.path}/{name}")
+            files.append(upload_bytes(self._store, self._written[-1], data))
+        manifest = Manifest(
+            snapshot=save.snapshot,
+            step=save.step,
+            attempt=save.folder.attempt,
+            world_size=world_size,
+            files=tuple(sorted(files, key=lambda file: file.name)),
+            versions={"torch": torch.__version__, "checkpoint-operator": version("checkpoint-operator")},
+        )
+        encoded = manifests.encode(manifest)
+        self._written.append(save.folder.manifest)
+        upload_bytes(self._store, save.folder.manifest, encoded)
+        return manifest, manifests.digest(encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one rank is told in its plan."""
+
+    folder: SaveFolder
+    rank: int
+
+    @property
+    def file_name(self) -> str:
+        return f"__{self.rank}_0.distcp"
+
+
+def metadata_bytes(metadata: Metadata, *, prefix: str = "") -> bytes:
+    """DCP's pickle of the metadata, in torch's own classes only.
+
+    Args:
+        prefix: Put in front of every file's path, for a pointer one level above the save's folder.
+    """
+    if prefix:
+        stored = {
+            index: dataclasses.replace(info, relative_path=f"{prefix}/{info.relative_path}")
+            for index, info in metadata.storage_data.items()
+        }
+        metadata = dataclasses.replace(metadata, storage_data=stored)
+    return pickle.dumps(metadata)
+
+
+def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:
+    return sorted(items, key=lambda item: item.type is not WriteItemType.BYTE_IO)
+
+
+def _write_item(stream: FileWriter, planner: SavePlanner, item: WriteItem, file_name: str) -> WriteResult:
+    data = planner.resolve_data(item)
+    start = stream.tell()
+    if item.type is WriteItemType.BYTE_IO:
+        stream.write(data.getbuffer())
+    else:
+        torch.save(_alone_on_the_host(data), stream)
+    length = stream.tell() - start
+    return WriteResult(item.index, length, _StorageInfo(file_name, start, length))
+
+
+def _alone_on_the_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in host memory, without the rest of a larger storage it is a view of: torch.save writes all of it."""
+    tensor = tensor.detach().cpu()
+    return tensor.clone() if tensor.untyped_storage().size() != tensor.nbytes else tensor
+
+
+def _forget_cached_plans() -> None:
+    """Make planners with ``enable_plan_caching`` plan anew: a reused plan names the *earlier* save's folder.
+
+    The caches are class attributes of torch's planner, keyed by planner class; versions before 2.7 have none.
+    """
+    for name in ("_cached_save_plan", "_cached_all_plans"):
+        with contextlib.suppress(AttributeError):
+            getattr(SavePlanner, name).clear()
