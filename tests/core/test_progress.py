@@ -1,8 +1,8 @@
 """The progress hint: what it says, and whose beat makes a start wait."""
 
 import pytest
-from builders import POD, History
 
+from builders import POD, History
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.progress import Progress, decode, encode, may_be_running
 
