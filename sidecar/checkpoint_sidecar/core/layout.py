@@ -17,9 +17,9 @@ METADATA_NAME = ".metadata"
 STOCK_METADATA_NAME = "stock.metadata"
 MANIFEST_NAME = "manifest.json"
 
-_LOG_KEY = re.compile(r"_log/(\d{20})\.json")
-_SAVE_FOLDER = re.compile(r"(?:step-(\d{8,})/)?(\d{4,})-([a-z2-7]{8})")
-_SNAPSHOT_ID = re.compile(r"(\d+)-(\d+)-([a-z2-7]{8})")
+_LOG_KEY = re.compile(r"_log/([0-9]{20})\.json")
+_SAVE_FOLDER = re.compile(r"(?:step-([0-9]{8,19})/)?([0-9]{4,19})-([a-z2-7]{8})")
+_SNAPSHOT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})-([a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
 _NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -37,7 +37,7 @@ def log_key(number: int) -> str:
 def log_number(key: str) -> int | None:
     """The entry's number, or None for other objects in the log's folder (compactions, strangers)."""
     match = _LOG_KEY.fullmatch(key)
-    return int(match[1]) if match else None
+    return (int(match[1]) or None) if match else None
 
 
 def snapshot_id(step: int, attempt: int, nonce: str) -> str:
@@ -96,18 +96,20 @@ def parse_save_folder(path: str) -> SaveFolder:
         ValueError: The path was not made by this module; nothing may be read from or deleted under it.
     """
     match = _SAVE_FOLDER.fullmatch(path)
-    if match is None:
+    folder = match and SaveFolder(int(match[1]) if match[1] else None, int(match[2]), match[3])
+    # Two spellings of one number would be two folders in the store.
+    if not folder or folder.attempt < 1 or folder.path != path:
         raise ValueError(f"{path!r} is not the folder of a save")
-    step = int(match[1]) if match[1] else None
-    return SaveFolder(step, int(match[2]), match[3])
+    return folder
 
 
 def save_folder_of(key: str) -> SaveFolder | None:
     """The save an object belongs to, or None for objects that are not part of any save."""
     folder, _, name = key.rpartition("/")
-    if not name or not _SAVE_FOLDER.fullmatch(folder):
+    try:
+        return parse_save_folder(folder) if name else None
+    except ValueError:
         return None
-    return parse_save_folder(folder)
 
 
 def check_file_name(name: str) -> str:
@@ -128,6 +130,7 @@ def parse_snapshot_id(identifier: str) -> tuple[int, int, str]:
         ValueError: Not a snapshot id.
     """
     match = _SNAPSHOT_ID.fullmatch(identifier)
-    if match is None:
+    parts = match and (int(match[1]), int(match[2]), match[3])
+    if not parts or snapshot_id(*parts) != identifier:
         raise ValueError(f"{identifier!r} is not a snapshot id (<step>-<attempt>-<nonce>)")
-    return int(match[1]), int(match[2]), match[3]
+    return parts

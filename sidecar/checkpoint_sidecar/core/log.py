@@ -30,13 +30,16 @@ FORMAT_MAJOR = 1
 FORMAT = f"{FORMAT_MAJOR}.0"
 MAX_ENTRY_BYTES = 256 * 1024
 
-Text = Annotated[str, msgspec.Meta(max_length=1024)]
+MAX_TEXT = 1024
+
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 RequestId = Annotated[str, msgspec.Meta(max_length=128)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AttemptNumber = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+OwnerPart = Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[^/\s]+\Z")]
 
 Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"]
 
@@ -50,9 +53,9 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
         name: Name of the Checkpoint, or of the run outside Kubernetes.
     """
 
-    cluster: Identifier
-    namespace: Identifier
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+    cluster: OwnerPart
+    namespace: OwnerPart
+    name: OwnerPart
 
     def __str__(self) -> str:
         return f"{self.cluster}/{self.namespace}/{self.name}"
@@ -295,11 +298,20 @@ KINDS: dict[str, type[Body]] = {
 }
 
 
+Format = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}\Z")]
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """The one field every format has: read first, because a later major may change all others."""
+
+    format: Format
+
+
 class _Envelope(msgspec.Struct, frozen=True, rename="camel"):
-    format: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}\.\d{1,4}$")]
+    format: Format
     number: AttemptNumber
     id: Identifier
-    previous: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+    previous: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
     time: Annotated[str, msgspec.Meta(max_length=64)]
     writer: Annotated[str, msgspec.Meta(max_length=256)]
     kind: Identifier
@@ -332,12 +344,19 @@ def new_entry_id() -> str:
     return uuid.uuid4().hex
 
 
+def clip(text: str) -> str:
+    """``text`` as it fits a ``Text`` field: an error message from elsewhere may be of any length."""
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
 def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writer: str, body: Body) -> bytes:
     """The bytes of an entry.
 
     Raises:
-        LogError: They exceed ``MAX_ENTRY_BYTES``.
+        LogError: They exceed ``MAX_ENTRY_BYTES``, or a field is out of its bounds: nobody could read such an entry,
+            and an entry cannot be taken back.
     """
+    operation, kind = "write a log entry", type(body).__name__
     envelope = _Envelope(
         format=FORMAT,
         number=number,
@@ -345,12 +364,16 @@ def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writ
         previous=previous,
         time=time.astimezone(dt.UTC).isoformat(timespec="milliseconds"),
         writer=writer,
-        kind=type(body).__name__,
+        kind=kind,
         body=msgspec.Raw(msgspec.json.encode(body)),
     )
     data = msgspec.json.encode(envelope)
     if len(data) > MAX_ENTRY_BYTES:
-        raise LogError("write a log entry", envelope.kind, f"it has {len(data)} bytes, more than {MAX_ENTRY_BYTES}")
+        raise LogError(operation, kind, f"it has {len(data)} bytes, more than {MAX_ENTRY_BYTES}")
+    try:
+        decode(data, number=number, stored_at=time)
+    except LogError as error:
+        raise LogError(operation, kind, error.cause) from error
     return data
 
 
@@ -367,16 +390,17 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
     """
     operation, subject = "read the run log", f"entry {number}"
     try:
+        version = msgspec.json.decode(data, type=_Version).format
+        if int(version.partition(".")[0]) > FORMAT_MAJOR:
+            raise LogError(
+                operation,
+                subject,
+                f"it has format {version}, this version reads up to {FORMAT_MAJOR}.x",
+                "Upgrade checkpoint-operator here.",
+            )
         envelope = msgspec.json.decode(data, type=_Envelope)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise LogError(operation, subject, f"not a log entry: {error}", _FOREIGN) from error
-    if int(envelope.format.partition(".")[0]) > FORMAT_MAJOR:
-        raise LogError(
-            operation,
-            subject,
-            f"it has format {envelope.format}, this version reads up to {FORMAT_MAJOR}.x",
-            "Upgrade checkpoint-operator here.",
-        )
     if envelope.number != number:
         raise LogError(operation, subject, f"it says it is entry {envelope.number}", _FOREIGN)
     kind = KINDS.get(envelope.kind)

@@ -39,7 +39,13 @@ class File(msgspec.Struct, frozen=True, rename="camel"):
     block_crc32c: bytes
 
     def block_checksum(self, block: int) -> int:
-        """Checksum of block ``block`` (from 0)."""
+        """Checksum of block ``block`` (from 0).
+
+        Raises:
+            IndexError: The file has no such block.
+        """
+        if not 0 <= 4 * block < len(self.block_crc32c):
+            raise IndexError(f"{self.name} has {len(self.block_crc32c) // 4} blocks, no block {block}")
         return int.from_bytes(self.block_crc32c[4 * block : 4 * block + 4], "big")
 
 
@@ -71,7 +77,21 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def encode(manifest: Manifest) -> bytes:
-    return msgspec.json.encode(manifest)
+    """The manifest's bytes.
+
+    Raises:
+        ValueError: ``decode`` would refuse them; nothing may be committed with such a manifest.
+    """
+    data = msgspec.json.encode(manifest)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"the manifest has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
+    try:
+        problem = _inconsistency(msgspec.json.decode(data, type=Manifest))
+    except msgspec.MsgspecError as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(f"the manifest cannot be read back: {problem}")
+    return data
 
 
 def digest(data: bytes) -> str:
@@ -96,7 +116,7 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise IncompatibleSnapshotError(operation, subject, f"not a manifest: {error}", _UPGRADE) from error
     problem = _inconsistency(manifest)
     if problem:
@@ -117,6 +137,8 @@ def _inconsistency(manifest: Manifest) -> str:
             layout.check_file_name(file.name)
         except ValueError as error:
             return str(error)
+        if file.name == layout.MANIFEST_NAME:
+            return "it lists itself; a purge that follows it would forget what else to delete"
         if len(file.block_crc32c) != 4 * -(-file.size // manifest.block_bytes):
             return f"{file.name} has {file.size} bytes but {len(file.block_crc32c) // 4} block checksums"
     return ""
