@@ -6,6 +6,7 @@ through ``except Exception``, and it hides what the caller should do next.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,8 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
     UnknownOutcomeError,
 )
+
+_UPLOAD = "upload"
 
 # When ranks failed differently, the error whose next move makes the others pointless is the one to report.
 _MOST_TELLING_FIRST: tuple[type[CheckpointError], ...] = (
@@ -72,6 +75,23 @@ def raising_ours(operation: str) -> Iterator[None]:
         if error is None:
             raise
         raise error from failure
+
+
+def wrapped(step: str, rank: int, cause: BaseException) -> CheckpointException:
+    """A ``CheckpointException`` of our own making: it passes DCP's ``except Exception`` and says where it happened."""
+    return CheckpointException(step, {rank: (cause, traceback.StackSummary())})
+
+
+def upload_failed(rank: int, cause: BaseException) -> CheckpointException:
+    """How a rank reports that its upload failed, so that every rank can tell that nothing was committed."""
+    return wrapped(_UPLOAD, rank, cause)
+
+
+def never_reached_commit(failure: BaseException) -> bool:
+    """Whether a failed save certainly stopped before its commit: some rank did not finish uploading."""
+    if not isinstance(failure, CheckpointException):
+        return False
+    return failure.args[0] == _UPLOAD or any(never_reached_commit(cause) for cause, _ in failure.failures.values())
 
 
 def _causes(failure: CheckpointException) -> Iterator[tuple[int, BaseException]]:

@@ -46,8 +46,9 @@ class SaveTarget(Protocol):
         """Make it a snapshot. All its files and its manifest are stored; ``digest`` is the manifest's SHA-256.
 
         Raises:
-            UnknownOutcomeError: It may have been committed; the files are left alone.
-            CheckpointError: It was not committed; the writer deletes the save's files.
+            CheckpointExistsError, FencedError, PrefixClaimedError: It certainly was not committed; the writer deletes
+                the save's files. Raise these for nothing else.
+            CheckpointError: Anything else: it may be committed, and the files stay.
         """
 
     def abandon(self, save: NewSave) -> None:

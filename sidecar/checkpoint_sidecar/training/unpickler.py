@@ -66,7 +66,8 @@ def load_metadata(data: bytes, *, subject: str, trusted: bool = False) -> Metada
             f"it needs {refused}, which is not on the allow-list",
             'If you trust whoever can write to this bucket, load it with trust="full".',
         ) from None
-    except Exception as error:  # noqa: BLE001 - damaged pickles raise anything
+    except Exception as error:
+        # A damaged pickle may raise anything.
         raise CorruptSnapshotError(
             operation, subject, f"it cannot be unpickled: {type(error).__name__}: {error}", evidence="ManifestMismatch"
         ) from error

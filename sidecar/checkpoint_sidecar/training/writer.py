@@ -25,20 +25,30 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from checkpoint_sidecar.core import manifest as manifests
-from checkpoint_sidecar.core.errors import ConfigurationError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import (
+    CheckpointExistsError,
+    ConfigurationError,
+    FencedError,
+    PrefixClaimedError,
+    StoreError,
+)
 from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.engine.upload import FileWriter, upload_bytes, upload_file
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.training.failures import never_reached_commit, upload_failed
 from checkpoint_sidecar.training.saves import NewSave, SaveTarget
 
 logger = logging.getLogger(__name__)
+
+REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
+"""What ``SaveTarget.commit`` raises when the snapshot certainly was not and will not be committed."""
 
 
 class SnapshotWriter(StorageWriter):
     """Saves into the folder its target picks and lets the target commit.
 
-    After DCP raised, call ``discard`` on every rank: DCP tells a rank that another one failed only by that exception.
+    After DCP raised, call ``discard`` on every rank: only that exception tells a rank that another one failed.
 
     Args:
         store: Opened at the run's root.
@@ -70,7 +80,7 @@ class SnapshotWriter(StorageWriter):
     def storage_meta(self) -> StorageMeta:
         return StorageMeta(checkpoint_id=self._store.url, save_id=self._save_id)
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+    def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
         """Start of a save, on every rank.
 
         Raises:
@@ -118,9 +128,9 @@ class SnapshotWriter(StorageWriter):
         try:
             with upload_file(self._store, key) as stream:
                 results = [_write_item(stream, planner, item, share.file_name) for item in _bytes_first(plan.items)]
-        except BaseException:
+        except BaseException as error:
             self._abandon()
-            raise
+            raise upload_failed(share.rank, error) from error
         file = stream.describe(share.file_name)
         done.set_result([*results, WriteResult(MetadataIndex(file.name), file.size, file)])
         return done
@@ -137,34 +147,33 @@ class SnapshotWriter(StorageWriter):
         metadata.storage_meta = StorageMeta(
             checkpoint_id=f"{self._store.url}/{save.folder.path}", save_id=save.snapshot
         )
-        # From here on every rank has finished uploading, so that the coordinator may clean up for all of them.
+        # Every rank has finished uploading, so that the coordinator can clean up for all of them.
         self._written = [f"{save.folder.path}/{file.name}" for file in files]
         try:
             manifest, digest = self._describe(save, metadata, files, world_size=len(results))
         except BaseException:
-            self.discard()
+            self._abandon()
+            self._delete_written()
             raise
         self._save = None
         try:
             target.commit(save, manifest, digest)
-        except UnknownOutcomeError:
+        except REFUSALS:
+            self._delete_written()
             raise
-        except BaseException:
-            self.discard()
-            raise
-        self._written = []
+        # After any other failure of the commit it may stand or yet land: nothing is deleted on account of it.
 
-    def discard(self) -> None:
-        """Delete what this rank uploaded for a save that failed. Call it on every rank after DCP raised; never raises.
+    def discard(self, failure: BaseException) -> None:
+        """Delete what this rank uploaded for a save that certainly was not committed; never raises.
 
-        Leftovers it cannot delete are found and collected later: nothing refers to them.
+        Leftovers that stay are harmless, and found later by the attempt number in their path.
+
+        Args:
+            failure: What DCP raised.
         """
         self._abandon()
-        keys, self._written = self._written, []
-        try:
-            self._store.delete(keys)
-        except StoreError as error:
-            logger.warning("Leftovers of a failed save stay for now: %s", error)
+        if never_reached_commit(failure):
+            self._delete_written()
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -176,6 +185,13 @@ class SnapshotWriter(StorageWriter):
         save, self._save = self._save, None
         if save is not None and self._target is not None:
             self._target.abandon(save)
+
+    def _delete_written(self) -> None:
+        keys, self._written = self._written, []
+        try:
+            self._store.delete(keys)
+        except StoreError as error:
+            logger.warning("Leftovers of a failed save stay for now: %s", error)
 
     def _describe(
         self, save: NewSave, metadata: Metadata, files: list[File], *, world_size: int
