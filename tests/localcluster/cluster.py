@@ -13,7 +13,6 @@ from localcluster import build, controlplane, images, network, objectstore, requ
 from localcluster.client import ApiServer
 from localcluster.nodes import IMAGES, Node
 from localcluster.objectstore import ObjectStore
-from localcluster.processes import ProcessError
 from localcluster.workspace import Workspace
 
 NODE_NAMES = ("node-a", "node-b")
@@ -24,6 +23,10 @@ DESCRIPTION = "cluster.json"
 
 Stages = Callable[[str, float], None]
 """Told after each stage of `up`: what was done and how many seconds it took."""
+
+
+class RequirementError(Exception):
+    """This machine cannot run the cluster; the message says why."""
 
 
 class NoClusterError(Exception):
@@ -78,9 +81,7 @@ def up(place: Workspace, stages: Stages = lambda *_: None, node_names: Sequence[
             wait_ready(cluster, node.name)
     with timed("service accounts are there"):
         manager = place.daemons.daemon("kube-controller-manager")
-        manager.wait_ready(
-            lambda: cluster.answers("/api/v1/namespaces/default/serviceaccounts/default"), READY_SECONDS
-        )
+        manager.wait_ready(lambda: cluster.answers("/api/v1/namespaces/default/serviceaccounts/default"), READY_SECONDS)
     description = place.directory / DESCRIPTION
     description.touch(mode=0o600)
     description.write_text(json.dumps({"url": cluster.url, "nodes": node_names, "store": asdict(store)}))
@@ -108,10 +109,6 @@ def load(directory: Path) -> Cluster:
     except FileNotFoundError:
         raise NoClusterError(f"no cluster in {directory}: `up` was not run there or did not finish") from None
     return Cluster(directory.resolve(), found["url"], ObjectStore(**found["store"]), tuple(found["nodes"]))
-
-
-class RequirementError(ProcessError):
-    """This machine cannot run the cluster; the message says why."""
 
 
 def _stopwatch(stages: Stages) -> Callable[[str], object]:

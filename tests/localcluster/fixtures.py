@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from localcluster import controlplane, network, objectstore, requirements, workspace
+from localcluster import cluster as localcluster
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 
@@ -46,3 +47,11 @@ def api_server() -> Iterator[ApiServer]:
     _require(requirements.control_plane_problem())
     with workspace.temporary("api") as place:
         yield controlplane.start(place, network.free_ports()).api
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[localcluster.Cluster]:
+    """The whole of it: control plane, two nodes that run pods, object store."""
+    _require(requirements.cluster_problem())
+    with workspace.temporary("cluster") as place:
+        yield localcluster.up(place)

@@ -7,6 +7,7 @@ by a control group named after the directory. Mounts need no cleaning up: a node
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -17,7 +18,13 @@ from pathlib import Path
 from localcluster import cgroups
 from localcluster.processes import Daemons, Identity, record_process, stop_all
 
+MARKER = "localcluster"
+"""Present in every workspace: no other folder is ever erased."""
 OWNER = "owner"
+
+
+class NotAWorkspaceError(Exception):
+    """The folder holds something else."""
 
 
 def state_folder() -> Path:
@@ -38,27 +45,49 @@ class Workspace:
         return f"localcluster-{hashlib.sha256(bytes(self.directory)).hexdigest()[:10]}"
 
     def create(self) -> None:
+        """Make the directory, unless it is there. Raises `NotAWorkspaceError` if something else is in it."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(self.directory.iterdir()):
+            self._check()
+        (self.directory / MARKER).touch()
 
     def erase(self) -> None:
         """End everything that was started here and remove the directory. Safe to repeat, and after any crash.
 
-        Raises `ProcessError` if something survives SIGKILL.
+        Raises `ProcessError` if something survives SIGKILL, `NotAWorkspaceError` if the directory is something else.
         """
+        if self.directory.exists():
+            self._check()
         # No grace: whatever they would write on the way out is deleted next.
         stop_all([identity for daemon in self.daemons.all() if (identity := daemon.identity)], grace=0)
         cgroups.remove(self.cgroup)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory.exists():
+            # The marker goes last, so that an erasure that was interrupted can be repeated.
+            for entry in self.directory.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != MARKER:
+                    entry.unlink()
+            shutil.rmtree(self.directory)
+
+    def _check(self) -> None:
+        if any(self.directory.iterdir()) and not (self.directory / MARKER).exists():
+            raise NotAWorkspaceError(f"{self.directory} holds something else than a cluster; choose another directory")
+
+
+def temporary_folder() -> Path:
+    return state_folder() / "temporary"
 
 
 @contextlib.contextmanager
 def temporary(purpose: str) -> Iterator[Workspace]:
     """A workspace that is erased at the end, or by the next user of `temporary` if this process is killed before."""
-    folder = state_folder() / "temporary"
+    folder = temporary_folder()
     erase_abandoned(folder)
     workspace = Workspace(folder / f"{purpose}-{secrets.token_hex(4)}")
-    workspace.create()
-    record_process(workspace.directory / OWNER, os.getpid())
+    with _locked(folder):
+        workspace.create()
+        record_process(workspace.directory / OWNER, os.getpid())
     try:
         yield workspace
     finally:
@@ -67,10 +96,20 @@ def temporary(purpose: str) -> Iterator[Workspace]:
 
 def erase_abandoned(folder: Path) -> list[Path]:
     """Erase the workspaces in `folder` whose owner died; return their directories."""
-    abandoned = [directory for directory in sorted(folder.glob("*")) if not _owned(directory)]
-    for directory in abandoned:
-        Workspace(directory).erase()
+    with _locked(folder):
+        abandoned = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not _owned(entry)]
+        for directory in abandoned:
+            Workspace(directory).erase()
     return abandoned
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others from taking a workspace that is being made for an abandoned one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _owned(directory: Path) -> bool:

@@ -1,0 +1,3 @@
+from localcluster.cli import app
+
+app()
