@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import msgspec
+
 from checkpoint_sidecar.core.errors import (
     CheckpointExistsError,
     FencedError,
     PrefixClaimedError,
+    RestoreError,
     RestoreInterrupted,
 )
 from checkpoint_sidecar.core.lineage import RestorePlan, ancestors, quarantined, restore_plan
@@ -28,7 +31,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotReinstated,
     Trigger,
 )
-from checkpoint_sidecar.core.overwrite import base_of, existing_save
+from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_anew
 from checkpoint_sidecar.core.policy import OverwritePolicy
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
 
@@ -168,9 +171,19 @@ def admit_save(
     Raises:
         CheckpointExistsError: The step is saved and the policy is Never. Automatic saves of a saved step are no-ops
             instead, under every policy: a SIGTERM right after a scheduled save is no mistake of the user's.
+        RestoreError: The attempt would begin anew, and nobody asked for that.
         FencedError: See ``current``.
     """
-    existing = existing_save(run, base_of(current(run, attempt)), step)
+    state = current(run, attempt)
+    base = base_of(state)
+    if not base and not may_begin_anew(run, state):
+        raise RestoreError(
+            f"save step {step}",
+            f"attempt {attempt}",
+            "it restored nothing although the run has snapshots, which this save would orphan",
+            "Restore before the first save, or ask for a fresh start with restore.mode: None.",
+        )
+    existing = existing_save(run, base, step)
     if existing is None:
         return Admitted("")
     policy = run.policy.overwrite if run.configured else overwrite
@@ -197,29 +210,17 @@ def commit(run: Run, draft: SnapshotCommitted, *, overwrite: OverwritePolicy) ->
         this attempt's own and may be deleted by it.
 
     Raises:
-        CheckpointExistsError, FencedError: See ``admit_save``.
+        CheckpointExistsError, RestoreError, FencedError: See ``admit_save``.
     """
     attempt = current(run, draft.attempt)
     admission = admit_save(run, draft.attempt, draft.step, trigger=draft.trigger, overwrite=overwrite)
     if isinstance(admission, AlreadySaved):
         return None
-    return SnapshotCommitted(
-        snapshot=draft.snapshot,
-        step=draft.step,
-        attempt=draft.attempt,
-        path=draft.path,
-        manifest_digest=draft.manifest_digest,
-        bytes=draft.bytes,
-        files=draft.files,
-        world_size=draft.world_size,
+    return msgspec.structs.replace(
+        draft,
         parent=base_of(attempt),
         replaces=admission.replaces,
         restore_request=attempt.started.restore_request,
-        save_request=draft.save_request,
-        trigger=draft.trigger,
-        metrics=draft.metrics,
-        seconds=draft.seconds,
-        blocked_seconds=draft.blocked_seconds,
     )
 
 

@@ -39,6 +39,11 @@ def in_use(run: Run) -> str | None:
     return run.attempt.in_use if run.attempt else None
 
 
+def rollback_target(run: Run) -> str | None:
+    """The snapshot a pending rollback waits for; the next start restores it, so it is never retired or purged."""
+    return run.pending.snapshot if run.pending else None
+
+
 def superseded(run: Run) -> tuple[Snapshot, ...]:
     """Snapshots the current lineage does not descend from and that still hold data, in order of commit."""
     chain = {snapshot.id for snapshot in lineage(run)}

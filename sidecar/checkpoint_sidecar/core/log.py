@@ -106,7 +106,10 @@ class RunConfigured(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RollbackRequested(msgspec.Struct, frozen=True, rename="camel"):
-    """Restore ``snapshot`` at the next start; acts until a commit carries ``request``, then never again."""
+    """Restore ``snapshot`` at the next start; acts until a commit carries ``request``, then never again.
+
+    If it was retired it is a candidate again, in the same entry: no start may come between and restore another one.
+    """
 
     request: Identifier
     snapshot: Identifier

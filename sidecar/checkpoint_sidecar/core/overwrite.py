@@ -15,6 +15,11 @@ def base_of(attempt: Attempt) -> str:
     return attempt.last_commit or attempt.restored or attempt.started.continues
 
 
+def may_begin_anew(run: Run, attempt: Attempt) -> bool:
+    """Whether the attempt's first commit may descend from nothing. Else it would silently orphan all that came before."""
+    return attempt.fresh or not run.ever_committed or run.policy.restore.on_missing == "StartFresh"
+
+
 def existing_save(run: Run, base: str, step: int) -> Snapshot | None:
     """The live snapshot of ``step`` among ``base`` and its ancestors.
 
@@ -24,11 +29,18 @@ def existing_save(run: Run, base: str, step: int) -> Snapshot | None:
 
 
 def rejection(run: Run, commit: SnapshotCommitted) -> str:
-    """Why replay must not accept a commit, or empty: how the policy holds even against a library that ignores it."""
+    """Why replay must not accept a commit, or empty: how the rules hold even against a library that ignores them."""
     if not run.may_commit(commit.attempt):
         return "Fenced"
     if commit.snapshot in run.snapshots:
         return "DuplicateSnapshot"
+    attempt = run.attempts[commit.attempt]
+    if commit.parent != base_of(attempt) or (commit.parent and commit.parent not in run.snapshots):
+        return "WrongParent"
+    if commit.restore_request != attempt.started.restore_request:
+        return "WrongRequest"
+    if not commit.parent and not may_begin_anew(run, attempt):
+        return "NothingRestored"
     existing = existing_save(run, commit.parent, commit.step)
     if existing is None:
         return "ReplacesNothing" if commit.replaces else ""

@@ -83,14 +83,20 @@ class _Working:
         found = self.snapshots.get(identifier)
         return found.state if found else None
 
-    def record_check(self, identifier: str, *, passed: bool, level: VerifyLevel, evidence: str) -> None:
-        found = self.snapshots.get(identifier)
+    def reinstate(self, identifier: str) -> None:
+        if self.state(identifier) is SnapshotState.RETIRED:
+            self.change_snapshot(identifier, state=SnapshotState.LIVE, retired_at=None, reasons=())
+
+    def record_check(self, check: RestoreFinished | SnapshotVerified, *, passed: bool, level: VerifyLevel) -> None:
+        found = self.snapshots.get(check.snapshot)
         if found is None:
             return
         if passed and not found.verified_at_least(level):
-            self.change_snapshot(identifier, verified=level)
-        elif evidence and not passed:
-            self.change_snapshot(identifier, failures=found.failures + 1, evidence=evidence)
+            self.change_snapshot(check.snapshot, verified=level)
+        # Without evidence a failure says something about the store or the pod, nothing about the snapshot.
+        elif not passed and check.evidence != "None":
+            evidence = f"{check.evidence}: {check.message}"
+            self.change_snapshot(check.snapshot, failures=found.failures + 1, evidence=evidence)
 
 
 def _check_chain(run: Run, entry: StoredEntry) -> None:
@@ -108,12 +114,17 @@ def _check_chain(run: Run, entry: StoredEntry) -> None:
             f"it does not continue entry {run.head}: the digests differ",
             "An entry was altered or two runs were mixed; restore the object from the bucket's versions.",
         )
-    if (entry.number == 1) != isinstance(entry.body, RunClaimed):
-        raise LogError("read the run log", f"entry {entry.number}", "RunClaimed must be entry 1 and only that")
+    if entry.number == 1 and not isinstance(entry.body, RunClaimed):
+        raise LogError(
+            "read the run log",
+            "entry 1",
+            "it does not claim the run",
+            "The prefix holds the log of something else; use another one.",
+        )
 
 
-def _claimed(run: Run, _: _Working, __: StoredEntry, body: RunClaimed) -> Run:
-    return replace(run, owner=body.owner)
+def _claimed(run: Run, _: _Working, entry: StoredEntry, body: RunClaimed) -> Run:
+    return replace(run, owner=body.owner) if entry.number == 1 else run
 
 
 def _adopted(run: Run, _: _Working, __: StoredEntry, body: RunAdopted) -> Run:
@@ -124,7 +135,6 @@ def _adopted(run: Run, _: _Working, __: StoredEntry, body: RunAdopted) -> Run:
         owner=body.owner,
         adopted_from=(*run.adopted_from, body.previous_owner),
         fenced_up_to=run.highest_attempt,
-        configured=None,
     )
 
 
@@ -133,23 +143,32 @@ def _configured(run: Run, _: _Working, __: StoredEntry, body: RunConfigured) -> 
         return run
     pending = run.pending
     was, now = run.policy.restore.mode, body.policy.restore.mode
-    if now == "None" and was == "Latest":
-        pending = RestoreRequest(f"fresh-{body.uid[:8]}-{body.generation}", None)
+    fresh = RestoreRequest(f"fresh-{body.uid[:8]}-{body.generation}", None)
+    if now == "None" and was == "Latest" and fresh.id not in run.consumed:
+        pending = fresh
     elif now == "Latest" and pending is not None and pending.snapshot is None:
         pending = None
     return replace(run, configured=(body.uid, body.generation), policy=body.policy, pending=pending)
 
 
-def _rollback(run: Run, _: _Working, __: StoredEntry, body: RollbackRequested) -> Run:
-    if body.request in run.consumed or body.snapshot not in run.snapshots:
+def _rollback(run: Run, working: _Working, _: StoredEntry, body: RollbackRequested) -> Run:
+    acts_already = run.pending is not None and run.pending.id == body.request
+    restorable = working.state(body.snapshot) in (SnapshotState.LIVE, SnapshotState.RETIRED)
+    if acts_already or body.request in run.consumed or not restorable:
         return run
+    working.reinstate(body.snapshot)
     return replace(run, pending=RestoreRequest(body.request, body.snapshot))
 
 
 def _attempt_started(run: Run, working: _Working, entry: StoredEntry, body: AttemptStarted) -> Run:
     if body.attempt == run.highest_attempt + 1:
+        served = run.pending if run.pending and run.pending.id == body.restore_request else None
         working.attempts[body.attempt] = Attempt(
-            started=body, number=body.attempt, started_at=entry.stored_at, in_use=body.candidate or None
+            started=body,
+            number=body.attempt,
+            started_at=entry.stored_at,
+            fresh=served is not None and served.snapshot is None,
+            in_use=body.candidate or None,
         )
     return run
 
@@ -161,12 +180,14 @@ def _restore_started(run: Run, working: _Working, _: StoredEntry, body: RestoreS
 
 def _restore_finished(run: Run, working: _Working, _: StoredEntry, body: RestoreFinished) -> Run:
     attempt = working.attempts.get(body.attempt)
-    if attempt is None:
+    if attempt is None or working.state(body.snapshot) in (None, SnapshotState.REJECTED):
         return run
-    outcome = body.snapshot if body.restored else None
-    working.change_attempt(body.attempt, in_use=outcome, restored=outcome, restores=(*attempt.restores, body))
-    evidence = "" if body.evidence == "None" else f"{body.evidence}: {body.message}"
-    working.record_check(body.snapshot, passed=body.restored, level=body.verified, evidence=evidence)
+    working.change_attempt(body.attempt, restores=(*attempt.restores, body))
+    if body.restored:
+        working.change_attempt(body.attempt, in_use=body.snapshot, restored=body.snapshot)
+    elif attempt.in_use == body.snapshot:
+        working.change_attempt(body.attempt, in_use=None)
+    working.record_check(body, passed=body.restored, level=body.verified)
     return run
 
 
@@ -206,9 +227,7 @@ def _malformed(commit: SnapshotCommitted) -> str:
 
 
 def _verified(run: Run, working: _Working, _: StoredEntry, body: SnapshotVerified) -> Run:
-    working.record_check(
-        body.snapshot, passed=body.passed, level=body.level, evidence=f"{body.evidence}: {body.message}"
-    )
+    working.record_check(body, passed=body.passed, level=body.level)
     return run
 
 
@@ -239,7 +258,7 @@ def _retired(run: Run, working: _Working, entry: StoredEntry, body: SnapshotReti
 
 def _reinstated(run: Run, working: _Working, _: StoredEntry, body: SnapshotReinstated) -> Run:
     if working.state(body.snapshot) is SnapshotState.RETIRED:
-        working.change_snapshot(body.snapshot, state=SnapshotState.LIVE, retired_at=None, reasons=())
+        working.reinstate(body.snapshot)
         if body.attempt is not None:
             working.change_attempt(body.attempt, in_use=body.snapshot)
     return run

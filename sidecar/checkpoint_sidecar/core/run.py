@@ -86,6 +86,7 @@ class Attempt:
 
     Attributes:
         started_at: The store's clock.
+        fresh: Whether it serves a request to begin at step 0.
         in_use: The snapshot it announced or restored, until that fails or the attempt commits; never retired meanwhile.
         restored: The snapshot it goes on from, or None.
         last_commit: Its newest commit, or None.
@@ -95,6 +96,7 @@ class Attempt:
     started: AttemptStarted
     number: int
     started_at: dt.datetime
+    fresh: bool = False
     in_use: str | None = None
     restored: str | None = None
     last_commit: str | None = None

@@ -1,0 +1,160 @@
+"""Hypothesis strategies for the core: valid entries, and stories made of them in which anything may happen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from builders import OTHER_OWNER, OWNER, POD, nonce_of
+from hypothesis import strategies as st
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.log import (
+    MAX_TEXT,
+    AttemptStarted,
+    Body,
+    DispositionSet,
+    EvictionNoticed,
+    Owner,
+    PodIdentity,
+    PurgeStarted,
+    RestoreFinished,
+    RestoreStarted,
+    RollbackRequested,
+    RunAdopted,
+    RunClaimed,
+    RunConfigured,
+    SaveRequested,
+    SnapshotCommitted,
+    SnapshotPurged,
+    SnapshotReinstated,
+    SnapshotRetired,
+    SnapshotVerified,
+)
+from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
+
+# Few of each, so that entries hit each other.
+STEPS = st.integers(0, 4).map(lambda n: 100 * n)
+ATTEMPTS = st.integers(1, 4)
+REQUESTS = st.sampled_from(["", "request-1", "request-2"])
+SNAPSHOTS = st.builds(
+    lambda step, attempt, nonce: layout.snapshot_id(step, attempt, nonce_of(nonce)), STEPS, ATTEMPTS, st.integers(0, 2)
+)
+OPTIONAL_SNAPSHOTS = st.one_of(st.just(""), SNAPSHOTS)
+EVIDENCE = st.sampled_from(["None", "ChecksumMismatch", "SizeMismatch", "MissingObject", "ManifestMismatch"])
+LEVELS = st.sampled_from(["None", "Sizes", "Checksums"])
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_TEXT)
+DURATIONS = st.floats(0, 1e18, allow_nan=False)
+DIGESTS = st.integers(0, 2**256 - 1).map(lambda n: f"{n:064x}")
+METRICS = st.dictionaries(
+    st.sampled_from(["loss", "accuracy"]),
+    st.sampled_from(["0.5", "0.25", "1", "-3e2", "nan", "inf", "1e999999999", "-1e999999999", "no number"]),
+    max_size=2,
+)
+
+
+def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+@st.composite
+def commits(draw: st.DrawFn, **fixed: Any) -> SnapshotCommitted:
+    """A well-formed commit; whether it is legal depends on the run it meets."""
+    step, attempt, nonce = draw(STEPS), draw(ATTEMPTS), nonce_of(draw(st.integers(0, 2)))
+    commit = SnapshotCommitted(
+        snapshot=layout.snapshot_id(step, attempt, nonce),
+        step=step,
+        attempt=attempt,
+        path=layout.SaveFolder(step, attempt, nonce).path,
+        manifest_digest=draw(DIGESTS),
+        bytes=draw(st.integers(0, 10_000)),
+        files=draw(st.integers(1, 9)),
+        world_size=draw(st.integers(1, 8)),
+        parent=draw(OPTIONAL_SNAPSHOTS),
+        replaces=draw(OPTIONAL_SNAPSHOTS),
+        restore_request=draw(REQUESTS),
+        save_request=draw(REQUESTS),
+        trigger=draw(st.sampled_from(["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"])),
+        metrics=draw(METRICS),
+        seconds=draw(DURATIONS),
+        blocked_seconds=draw(DURATIONS),
+    )
+    return msgspec.structs.replace(commit, **fixed)
+
+
+RETENTION = st.builds(
+    RetentionPolicy,
+    keep_last=optional(st.integers(1, 4)),
+    keep_every_steps=optional(st.integers(1, 400)),
+    keep_every_seconds=optional(st.floats(1, 1e4)),
+    keep_best=st.lists(
+        st.builds(
+            KeepBest,
+            metric=st.sampled_from(["loss", "accuracy"]),
+            mode=st.sampled_from(["Min", "Max"]),
+            count=st.integers(1, 2),
+        ),
+        max_size=2,
+    ).map(tuple),
+    max_age_seconds=optional(st.floats(1, 1e4)),
+    max_total_bytes=optional(st.integers(1, 20_000)),
+    grace_seconds=st.floats(0, 1e4),
+)
+POLICIES = st.builds(
+    Policy,
+    save=st.builds(SavePolicy, every_steps=optional(st.integers(1, 9)), every_seconds=optional(st.floats(1, 9))),
+    overwrite=st.sampled_from(["Never", "Skip", "Replace"]),
+    retention=optional(RETENTION),
+    restore=st.builds(
+        RestorePolicy,
+        mode=st.sampled_from(["Latest", "None"]),
+        verify=LEVELS,
+        max_failures_per_snapshot=st.integers(1, 3),
+        on_missing=st.sampled_from(["Auto", "StartFresh", "Fail"]),
+    ),
+)
+OWNERS = st.sampled_from([OWNER, OTHER_OWNER, Owner("local", "local", "run")])
+PODS = st.builds(PodIdentity, name=st.sampled_from(["llama-0", "llama-1"]), uid=st.sampled_from(["a", "b"]))
+UIDS = st.sampled_from(["object-1", "object-2"])
+
+BODIES: dict[type, st.SearchStrategy[Any]] = {
+    RunClaimed: st.builds(RunClaimed, OWNERS),
+    RunAdopted: st.builds(RunAdopted, OWNERS, OWNERS),
+    RunConfigured: st.builds(RunConfigured, UIDS, st.integers(1, 4), POLICIES),
+    RollbackRequested: st.builds(RollbackRequested, st.sampled_from(["request-1", "request-2"]), SNAPSHOTS),
+    AttemptStarted: st.builds(
+        AttemptStarted,
+        attempt=ATTEMPTS,
+        world_size=st.integers(1, 8),
+        restore_request=REQUESTS,
+        candidate=OPTIONAL_SNAPSHOTS,
+        pods=st.lists(PODS, max_size=16).map(tuple),
+    ),
+    RestoreStarted: st.builds(RestoreStarted, ATTEMPTS, SNAPSHOTS),
+    RestoreFinished: st.builds(
+        RestoreFinished,
+        attempt=ATTEMPTS,
+        snapshot=SNAPSHOTS,
+        restored=st.booleans(),
+        evidence=EVIDENCE,
+        message=TEXTS,
+        verified=LEVELS,
+        seconds=DURATIONS,
+        bytes=st.integers(0, 2**60),
+    ),
+    SnapshotCommitted: commits(),
+    SnapshotVerified: st.builds(SnapshotVerified, SNAPSHOTS, LEVELS, st.booleans(), EVIDENCE, TEXTS),
+    SaveRequested: st.builds(SaveRequested, st.sampled_from(["save-1", "save-2"]), ATTEMPTS),
+    EvictionNoticed: st.builds(EvictionNoticed, ATTEMPTS, st.just(POD), TEXTS),
+    DispositionSet: st.builds(DispositionSet, SNAPSHOTS, st.sampled_from(["Auto", "Hold", "Retire"])),
+    SnapshotRetired: st.builds(SnapshotRetired, SNAPSHOTS, st.lists(TEXTS, max_size=8).map(tuple)),
+    SnapshotReinstated: st.builds(SnapshotReinstated, SNAPSHOTS, optional(ATTEMPTS)),
+    PurgeStarted: st.builds(PurgeStarted, SNAPSHOTS),
+    SnapshotPurged: st.builds(SnapshotPurged, SNAPSHOTS, st.integers(0, 2**60)),
+}
+"""A strategy for each kind of entry."""
+
+ANY_BODY: st.SearchStrategy[Body] = st.one_of(*BODIES.values())
+NOW = st.floats(-1e6, 1e8).filter(math.isfinite)
+"""Seconds after the beginning of a history; the clock may also have jumped back."""
