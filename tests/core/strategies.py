@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import msgspec
-from builders import OTHER_OWNER, OWNER, POD, nonce_of
 from hypothesis import strategies as st
 
+from builders import OTHER_OWNER, OWNER, POD, nonce_of
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import (
     MAX_TEXT,

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import BEGINNING, OWNER, POD
-from core.strategies import ANY_BODY
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders import BEGINNING, OWNER, POD
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import (
     KINDS,
@@ -45,6 +44,7 @@ from checkpoint_sidecar.core.log import (
     new_entry_id,
 )
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
+from core.strategies import ANY_BODY
 
 GOLDEN = Path(__file__).parent / "golden"
 SNAPSHOT = "1000-7-abcdefgh"

@@ -16,7 +16,7 @@ def base_of(attempt: Attempt) -> str:
 
 
 def may_begin_anew(run: Run, attempt: Attempt) -> bool:
-    """Whether the attempt's first commit may descend from nothing. Else it would silently orphan all that came before."""
+    """Whether the attempt's first commit may descend from nothing, and so orphan all that came before."""
     return attempt.fresh or not run.ever_committed or run.policy.restore.on_missing == "StartFresh"
 
 

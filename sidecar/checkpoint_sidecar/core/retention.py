@@ -3,13 +3,17 @@
 Order of precedence, highest first:
 
 1. No verified snapshot on the lineage: nothing is retired at all.
-2. Floors, never retired: the newest verified snapshot, the newest of all, held ones, the one in use, the ``keepLast``
-   newest good ones. "Good" means that no evidence was found against it and no verified snapshot replaces it.
+2. Floors, never retired: the one in use, the target of a pending rollback, held ones, the newest, the newest verified
+   and anything under suspicion that is newer than that, the ``keepLast`` newest.
 3. ``disposition: Retire``, set by a user.
-4. Limits: ``maxAge``, ``maxTotalSize`` (counted from the newest on).
+4. ``maxAge``.
 5. Keep rules, kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval, which stays
    the same as time goes on), ``keepBest``.
-6. Superseded snapshots (of a branch that was rolled back) go once the new branch has its ``keepLast``.
+6. ``maxTotalSize``, a limit on what the rules keep: floors first, then the newest that fit.
+7. Superseded snapshots (of a branch that was rolled back) go once the new branch has its ``keepLast``.
+
+Only snapshots in good standing count for ``keepLast`` and compete under the keep rules: those that no evidence was
+found against and that no later save replaces. A replaced one stays beside its replacement until that is verified.
 
 Snapshots that are already retired are judged too: one that the policy now wants back is reinstated.
 """
@@ -21,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from checkpoint_sidecar.core.lineage import in_use, lineage, superseded
+from checkpoint_sidecar.core.lineage import in_use, lineage, quarantined, rollback_target, superseded
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
@@ -42,9 +46,8 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
     Args:
         now: The *store's* clock, like every time inside ``run``.
     """
-    held = (SnapshotState.LIVE, SnapshotState.RETIRED)
-    chain = [s for s in lineage(run) if s.state in held]
-    branches = list(superseded(run))
+    chain = [s for s in lineage(run) if s.state in (SnapshotState.LIVE, SnapshotState.RETIRED)]
+    branches = superseded(run)
     everything = [*chain, *branches]
     policy = run.policy.retention
     if policy is None:
@@ -52,29 +55,30 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
     if not any(s.live and s.proven for s in chain):
         return _keep_all(everything, "NothingVerified")
 
-    replaced = {s.commit.replaces for s in chain if s.live and s.proven and s.commit.replaces}
-    good = [s for s in chain if s.failures == 0 and s.id not in replaced]
-    keep: Reasons = {}
-    _floors(keep, run, good, everything, policy)
+    replacements = _replacements(run)
+    standing = [s for s in chain if s.failures == 0 and s.id not in replacements]
+    keep = _floors(run, chain, standing, everything, policy)
+    floors = frozenset(keep)
     retire: Reasons = {}
-    for snapshot in everything:
-        if snapshot.disposition == "Retire":
-            retire.setdefault(snapshot.id, []).append("Disposition")
-    _limits(retire, chain, keep, policy, now)
-    if policy.keep_last is not None or policy.keep_every_steps or policy.keep_every_seconds or policy.keep_best:
-        _rules(keep, good, policy, already=retire)
-    else:
-        _mark(keep, [s for s in good if s.id not in retire], "NoKeepRule")
+    _mark(retire, [s for s in everything if s.disposition == "Retire"], "Disposition")
+    if policy.max_age_seconds is not None:
+        _mark(retire, [s for s in chain if (now - s.committed_at).total_seconds() > policy.max_age_seconds], "MaxAge")
+    _rules(keep, [s for s in standing if s.id not in retire], policy)
+    if policy.max_total_bytes is not None:
+        room = policy.max_total_bytes - sum(s.commit.bytes for s in everything if s.id in floors)
+        _limit_size(keep, retire, [s for s in chain if s.id in keep and s.id not in floors], room)
+    for snapshot in chain:
+        replacement = replacements.get(snapshot.id)
+        if replacement and not replacement.proven and replacement.id in keep and snapshot.id not in retire:
+            _mark(keep, [snapshot], "ReplacementUnverified")
 
-    enough = sum(s.live for s in good) >= (policy.keep_last or 1)
+    enough = sum(s.live for s in standing) >= (policy.keep_last or 1)
     for snapshot in branches:
-        if not enough and snapshot.id not in retire:
-            _mark(keep, [snapshot], "BranchTooYoung")
-        elif snapshot.id not in retire:
-            retire[snapshot.id] = ["Superseded"]
+        if snapshot.id not in retire:
+            _mark(retire if enough else keep, [snapshot], "Superseded" if enough else "BranchTooYoung")
     for snapshot in chain:
         if snapshot.id not in keep and snapshot.id not in retire:
-            retire[snapshot.id] = [_why_unkept(snapshot, replaced)]
+            _mark(retire, [snapshot], _why_unkept(snapshot, replacements))
     return Verdict(
         {identifier: tuple(reasons) for identifier, reasons in keep.items()},
         {identifier: tuple(reasons) for identifier, reasons in retire.items() if identifier not in keep},
@@ -84,20 +88,18 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
 def purge_due(run: Run, *, now: dt.datetime) -> tuple[str, ...]:
     """Snapshots whose data may be deleted, in order of commit.
 
-    Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period,
-    still unwanted, and not in use.
+    Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period and
+    still be unwanted.
     """
-    policy = run.policy.retention
     due = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]
+    policy = run.policy.retention
     if policy is None or policy.dry_run:
         return tuple(due)
     unwanted = judge(run, now=now).retire
-    grace = dt.timedelta(seconds=policy.grace_seconds)
-    for snapshot in run.snapshots.values():
-        if snapshot.state is SnapshotState.RETIRED and snapshot.retired_at is not None:
-            waited = now - snapshot.retired_at >= grace
-            if waited and snapshot.id in unwanted and snapshot.id != in_use(run):
-                due.append(snapshot.id)
+    retired = [s for s in run.snapshots.values() if s.state is SnapshotState.RETIRED and s.id in unwanted]
+    for snapshot in retired:
+        if snapshot.retired_at and (now - snapshot.retired_at).total_seconds() >= policy.grace_seconds:
+            due.append(snapshot.id)
     return tuple(due)
 
 
@@ -110,55 +112,54 @@ def _mark(reasons: Reasons, snapshots: Iterable[Snapshot], reason: str) -> None:
         reasons.setdefault(snapshot.id, []).append(reason)
 
 
-def _floors(keep: Reasons, run: Run, good: list[Snapshot], everything: list[Snapshot], policy: RetentionPolicy) -> None:
-    live = [s for s in good if s.live]
+def _replacements(run: Run) -> dict[str, Snapshot]:
+    """The sound snapshot that stands for each replaced one. A user who retires it wants the old one back."""
+    sound = [s for s in lineage(run) if s.failures == 0 and s.disposition != "Retire"]
+    return {s.commit.replaces: s for s in sound if s.commit.replaces}
+
+
+def _floors(
+    run: Run, chain: list[Snapshot], standing: list[Snapshot], everything: list[Snapshot], policy: RetentionPolicy
+) -> Reasons:
+    keep: Reasons = {}
     _mark(keep, [s for s in everything if s.id == in_use(run)], "InUse")
+    _mark(keep, [s for s in everything if s.id == rollback_target(run)], "RollbackTarget")
     _mark(keep, [s for s in everything if s.disposition == "Hold"], "Hold")
+    live = [s for s in standing if s.live]
     _mark(keep, live[:1], "Newest")
-    # The newest verified one counts even if it is already replaced: its replacement may not be verified yet.
-    _mark(keep, [s for s in lineage(run) if s.live and s.proven][:1], "NewestVerified")
+    # Also when it is replaced: its replacement may not be verified yet.
+    verified = next(s for s in chain if s.live and s.proven)
+    _mark(keep, [verified], "NewestVerified")
+    newer = [s for s in chain if s.number > verified.number and s.live]
+    _mark(keep, [s for s in newer if s.failures and not quarantined(run, s)], "UnderSuspicion")
     last = policy.keep_last or 0
     # Counted over live ones as well: a retired one the policy wants back is not a candidate until it is reinstated.
-    wanted = {s.id for s in (*live[:last], *good[:last])}
-    _mark(keep, [s for s in good if s.id in wanted], "KeepLast")
+    wanted = {s.id for s in (*live[:last], *standing[:last])}
+    _mark(keep, [s for s in standing if s.id in wanted], "KeepLast")
+    return keep
 
 
-def _limits(retire: Reasons, chain: list[Snapshot], keep: Reasons, policy: RetentionPolicy, now: dt.datetime) -> None:
-    total = 0
-    for snapshot in chain:
-        total += snapshot.commit.bytes
-        if snapshot.id in keep:
-            continue
-        if policy.max_age_seconds is not None:
-            age = (now - snapshot.committed_at).total_seconds()
-            if age > policy.max_age_seconds:
-                _mark(retire, [snapshot], "MaxAge")
-        if policy.max_total_bytes is not None and total > policy.max_total_bytes:
-            _mark(retire, [snapshot], "MaxTotalSize")
-            total -= snapshot.commit.bytes
-
-
-def _rules(keep: Reasons, good: list[Snapshot], policy: RetentionPolicy, *, already: Reasons) -> None:
-    eligible = [s for s in good if s.id not in already]
+def _rules(keep: Reasons, eligible: list[Snapshot], policy: RetentionPolicy) -> None:
+    if not (policy.keep_last or policy.keep_every_steps or policy.keep_every_seconds or policy.keep_best):
+        _mark(keep, eligible, "NoKeepRule")
     if policy.keep_every_steps:
-        _mark(keep, _oldest_of_each(eligible, policy.keep_every_steps, by_step=True), "KeepEverySteps")
+        _mark(keep, _oldest_of_each(policy.keep_every_steps, [(s.step, s) for s in eligible]), "KeepEverySteps")
     if policy.keep_every_seconds:
-        _mark(keep, _oldest_of_each(eligible, policy.keep_every_seconds, by_step=False), "KeepEvery")
+        times = [(s.committed_at.timestamp(), s) for s in eligible]
+        _mark(keep, _oldest_of_each(policy.keep_every_seconds, times), "KeepEvery")
     for rule in policy.keep_best:
         _mark(keep, _best(eligible, rule), f"KeepBest:{rule.metric}")
 
 
-def _oldest_of_each(snapshots: list[Snapshot], interval: float, *, by_step: bool) -> list[Snapshot]:
-    oldest: dict[int, Snapshot] = {}
-    for snapshot in snapshots:  # newest first, so that the last one written to a slot is the oldest
-        position = snapshot.step if by_step else snapshot.committed_at.timestamp()
-        oldest[int(position // interval)] = snapshot
-    return list(oldest.values())
+def _oldest_of_each(interval: float, positions: list[tuple[float, Snapshot]]) -> list[Snapshot]:
+    """The oldest snapshot in each interval; ``positions`` are newest first, so the last one met is the oldest."""
+    return list({position // interval: snapshot for position, snapshot in positions}.values())
 
 
 def _best(snapshots: list[Snapshot], rule: KeepBest) -> list[Snapshot]:
     scored = [(value, s) for s in snapshots if (value := metric_value(s, rule.metric)) is not None]
-    scored.sort(key=lambda pair: (pair[0] if rule.mode == "Min" else -pair[0], -pair[1].number))
+    # Negated by copy_negate: arithmetic would round, and overflow on a hostile exponent.
+    scored.sort(key=lambda pair: (pair[0] if rule.mode == "Min" else pair[0].copy_negate(), -pair[1].number))
     return [snapshot for _, snapshot in scored[: rule.count]]
 
 
@@ -171,7 +172,15 @@ def metric_value(snapshot: Snapshot, metric: str) -> Decimal | None:
     return value if value.is_finite() else None
 
 
-def _why_unkept(snapshot: Snapshot, replaced: set[str]) -> str:
+def _limit_size(keep: Reasons, retire: Reasons, kept_by_rules: list[Snapshot], room: int) -> None:
+    for snapshot in kept_by_rules:
+        room -= snapshot.commit.bytes
+        if room < 0:
+            del keep[snapshot.id]
+            _mark(retire, [snapshot], "MaxTotalSize")
+
+
+def _why_unkept(snapshot: Snapshot, replacements: Mapping[str, Snapshot]) -> str:
     if snapshot.failures:
         return "Damaged"
-    return "Replaced" if snapshot.id in replaced else "NoRuleKeepsIt"
+    return "Replaced" if snapshot.id in replacements else "NoRuleKeepsIt"
