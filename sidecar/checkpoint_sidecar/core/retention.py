@@ -96,10 +96,8 @@ def purge_due(run: Run, *, now: dt.datetime) -> tuple[str, ...]:
     if policy is None or policy.dry_run:
         return tuple(due)
     unwanted = judge(run, now=now).retire
-    retired = [s for s in run.snapshots.values() if s.state is SnapshotState.RETIRED and s.id in unwanted]
-    for snapshot in retired:
-        if snapshot.retired_at and (now - snapshot.retired_at).total_seconds() >= policy.grace_seconds:
-            due.append(snapshot.id)
+    retired = (s for s in run.snapshots.values() if s.state is SnapshotState.RETIRED and s.id in unwanted)
+    due.extend(s.id for s in retired if s.retired_at and (now - s.retired_at).total_seconds() >= policy.grace_seconds)
     return tuple(due)
 
 
