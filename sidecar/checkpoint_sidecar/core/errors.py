@@ -144,6 +144,12 @@ class ObjectTooLargeError(StoreError):
     retryable = False
 
 
+class TruncatedObjectError(StoreError):
+    """The object ends before the range that was asked for: it is shorter than the caller was told."""
+
+    retryable = False
+
+
 class RequestRefusedError(StoreError):
     """The store understood the request and refuses it, for a reason that repeating it does not change."""
 

@@ -52,7 +52,11 @@ class Upload(Protocol):
     """A large object being written; visible to nobody before ``complete``."""
 
     def write(self, data: Buffer) -> None:
-        """Append bytes. ``data`` may be reused by the caller as soon as this returns."""
+        """Append bytes. ``data`` may be reused by the caller as soon as this returns. Not for several threads at once.
+
+        Raises:
+            StoreError: A part written earlier failed.
+        """
 
     def complete(self) -> None:
         """Publish the object. Raises ``StoreError`` if any part failed; then nothing is visible."""
@@ -101,7 +105,7 @@ class Store(Protocol):
 
         Raises:
             ObjectNotFoundError: No such key.
-            StoreError: Fewer bytes came back than asked for.
+            TruncatedObjectError: It ends earlier.
         """
 
     def stat(self, key: str) -> ObjectInfo | None:
@@ -110,7 +114,8 @@ class Store(Protocol):
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         """Every object whose key starts with ``prefix``, in lexicographic order of keys, later than ``after``.
 
-        Complete or an exception: a failing page raises out of the iteration and never ends it early.
+        Complete or an exception. The listing is held in memory, about 200 bytes an object, because not every store
+        lists in this order.
         """
 
     def upload(self, key: str) -> AbstractContextManager[Upload]:

@@ -1,0 +1,172 @@
+"""Running a client's requests: repeated while that is safe, with fresh credentials, and with errors in our words."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import tenacity
+
+from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.settings import StoreSettings
+
+DEADLINE_SECONDS = 60.0
+
+Client = TypeVar("Client")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a client's exception means.
+
+    Attributes:
+        kind: The error to raise.
+        cause: Without anything secret: clients put URLs, signatures and key ids into their messages, so none of that
+            text is passed on.
+        hint: What to do about it.
+        sent: Whether the request may have reached the store, which makes the outcome of a write unknown.
+    """
+
+    kind: type[StoreError]
+    cause: str
+    hint: str = ""
+    sent: bool = False
+
+
+class Calls(Generic[Client]):
+    """Runs requests of one adapter. Safe from several threads.
+
+    Args:
+        settings: Where and who.
+        connect: Makes a client from credentials.
+        errors: The exceptions of the client library.
+        explain: What one of them means.
+        deadline_seconds: How long transient failures of one request are retried.
+    """
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        connect: Callable[[Mapping[str, str]], Client],
+        errors: tuple[type[Exception], ...],
+        explain: Callable[[Exception], Fault],
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
+        self._settings = settings
+        self._scheme = parse_url(settings.url).scheme
+        self._connect = connect
+        self._errors = errors
+        self._explain = explain
+        self._deadline_seconds = deadline_seconds
+        self._lock = threading.Lock()
+        self._connected: tuple[Client, Mapping[str, str]] | None = None
+
+    def run(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
+        """A request that may be repeated whatever became of it: it changes nothing, or the same thing again.
+
+        Raises:
+            StoreError: Or a subclass; after transient failures, when the deadline has passed.
+        """
+        return self._until(_transient, operation, key, request, is_write=False)
+
+    def write(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
+        """A write that may be repeated although it may have reached the store.
+
+        Raises:
+            UnknownOutcomeError: It may have taken effect, or may yet.
+        """
+        return self._until(_transient, operation, key, request, is_write=True)
+
+    def create(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
+        """A write that is repeated only if it certainly did not reach the store.
+
+        Raises:
+            UnknownOutcomeError: It may have taken effect, or may yet.
+        """
+        return self._until(_not_sent, operation, key, request, is_write=True)
+
+    def once(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
+        """One step of a longer write, which only its caller may repeat."""
+        return self._explained(operation, key, request, self._client(), is_write=True)
+
+    def _until(
+        self,
+        again: Callable[[BaseException], bool],
+        operation: str,
+        key: str,
+        request: Callable[[Client], Result],
+        *,
+        is_write: bool,
+    ) -> Result:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(again),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+            stop=tenacity.stop_after_delay(self._deadline_seconds),
+            reraise=True,
+        )
+        result: Result = retrying(self._rotating, operation, key, request, is_write=is_write)
+        return result
+
+    def _rotating(self, operation: str, key: str, request: Callable[[Client], Result], *, is_write: bool) -> Result:
+        while True:
+            client = self._client()
+            try:
+                return self._explained(operation, key, request, client, is_write=is_write)
+            except AccessDeniedError:
+                if not self._reconnected(client):
+                    raise
+
+    def _explained(
+        self, operation: str, key: str, request: Callable[[Client], Result], client: Client, *, is_write: bool
+    ) -> Result:
+        try:
+            return request(client)
+        except self._errors as error:
+            fault = self._explain(error)
+        kind = UnknownOutcomeError if is_write and fault.kind is StoreError and fault.sent else fault.kind
+        # Raised outside the handler: the client's exception may quote secrets and must not hang on ours.
+        raise kind(operation, f"{self._settings.url}/{key}", fault.cause, fault.hint)
+
+    def _client(self) -> Client:
+        with self._lock:
+            if self._connected is None:
+                values = self._settings.credentials.read_for(self._scheme)
+                self._connected = self._connect(values), values
+            return self._connected[0]
+
+    def _reconnected(self, denied: Client) -> bool:
+        """Whether there is now another client than the one that was denied: the credentials have rotated."""
+        with self._lock:
+            if self._connected is None or self._connected[0] is not denied:
+                return True
+            values = self._settings.credentials.read_for(self._scheme)
+            if values == self._connected[1]:
+                return False
+            self._connected = self._connect(values), values
+            return True
+
+
+def _transient(error: BaseException) -> bool:
+    return isinstance(error, StoreError) and error.retryable
+
+
+def _not_sent(error: BaseException) -> bool:
+    return _transient(error) and not isinstance(error, UnknownOutcomeError)
+
+
+def batches(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The keys in lists of at most ``size``."""
+    remaining = iter(keys)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch
+
+
+def name_keys(keys: Sequence[str]) -> str:
+    """Several keys in one error: the first, and how many more."""
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} others"

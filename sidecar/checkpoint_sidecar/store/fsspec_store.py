@@ -1,0 +1,367 @@
+"""The adapter over fsspec: S3 through s3fs.
+
+s3fs brings the client, its event loop, the configuration and the chain of credentials. Its file interface is not used:
+it publishes truncated objects when a block is left by an exception, drops errors of single keys in bulk deletes, and
+serves listings from a cache (s3fs 2026.9). The S3 operations themselves are called instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import functools
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import aiohttp
+import s3fs
+from botocore import exceptions as boto
+from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
+
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    RequestRefusedError,
+    StoreError,
+    TruncatedObjectError,
+)
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store import settings as secret
+from checkpoint_sidecar.store.answers import explain_answer
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.settings import StoreSettings
+
+PART_BYTES = 32 * 1024 * 1024  # times 10,000 parts: objects up to 312 GiB
+PARALLEL_PARTS = 4
+KEYS_PER_DELETE = 1000
+"""What S3 accepts in one request."""
+
+Result = TypeVar("Result")
+
+_ERRORS = (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, FSTimeoutError)
+
+_NO_CREDENTIALS = Fault(
+    AccessDeniedError,
+    "no usable credentials were found: neither in the environment, nor a workload identity, nor an instance role",
+    "Give credentials, or run where the platform provides an identity.",
+)
+_NO_CONNECTION = Fault(StoreError, "no connection to the store", "Check endpoint, proxy, DNS and certificates.")
+# In this order: the first class that fits.
+_TRANSPORT_FAULTS: tuple[tuple[type[Exception], Fault], ...] = (
+    (boto.NoCredentialsError, _NO_CREDENTIALS),
+    (boto.PartialCredentialsError, _NO_CREDENTIALS),
+    (boto.CredentialRetrievalError, _NO_CREDENTIALS),
+    (boto.ParamValidationError, Fault(RequestRefusedError, "the client refuses the request's parameters")),
+    (boto.ConnectTimeoutError, _NO_CONNECTION),
+    (boto.EndpointConnectionError, _NO_CONNECTION),
+    (boto.ProxyConnectionError, _NO_CONNECTION),
+    (boto.SSLError, _NO_CONNECTION),
+    (boto.ReadTimeoutError, Fault(StoreError, "the store did not answer in time", sent=True)),
+    (FSTimeoutError, Fault(StoreError, "the store did not answer in time", sent=True)),
+)
+
+
+class FsspecStore:
+    """A ``Store`` in S3, or in what speaks its protocol."""
+
+    def __init__(self, settings: StoreSettings, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        self._settings = settings
+        self._location = parse_url(settings.url)
+        self._prefix = f"{self._location.path}/" if self._location.path else ""
+        self._calls: Calls[s3fs.S3FileSystem] = Calls(
+            settings, connect=self._connect, errors=_ERRORS, explain=_explain, deadline_seconds=deadline_seconds
+        )
+
+    def __reduce__(self) -> tuple[type[FsspecStore], tuple[StoreSettings]]:
+        return type(self), (self._settings,)
+
+    def __repr__(self) -> str:
+        return f"FsspecStore({self._settings!r})"
+
+    @property
+    def url(self) -> str:
+        return self._location.url
+
+    def put(self, key: str, data: Buffer) -> None:
+        body = bytes(data)
+        self._calls.write("write", key, lambda fs: fs.call_s3("put_object", **self._object(key), Body=body))
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        body = bytes(data)
+        self._calls.create(
+            "create", key, lambda fs: fs.call_s3("put_object", **self._object(key), Body=body, IfNoneMatch="*")
+        )
+
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        async def request(fs: s3fs.S3FileSystem) -> StoredObject:
+            answer = await fs._call_s3("get_object", **self._object(key))
+            async with answer["Body"] as body:
+                info = _info(key, answer["ContentLength"], answer["LastModified"])
+                if info.size > max_bytes:
+                    raise ObjectTooLargeError(
+                        "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
+                    )
+                return StoredObject(info, await body.read())
+
+        return self._calls.run("read", key, lambda fs: _in_loop(fs, request))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+
+        async def request(fs: s3fs.S3FileSystem) -> bytes:
+            wanted = f"bytes={start}-{start + length - 1}"
+            answer = await fs._call_s3("get_object", **self._object(key), Range=wanted)
+            async with answer["Body"] as body:
+                data: bytes = await body.read()
+                return data
+
+        data = self._calls.run("read a range of", key, lambda fs: _in_loop(fs, request))
+        if len(data) != length:
+            raise TruncatedObjectError(
+                "read a range of", f"{self.url}/{key}", f"{len(data)} of {length} bytes at offset {start} exist"
+            )
+        return data
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
+            answer = await fs._call_s3("head_object", **self._object(key))
+            return _info(key, answer["ContentLength"], answer["LastModified"])
+
+        async def get(fs: s3fs.S3FileSystem) -> ObjectInfo:
+            answer = await fs._call_s3("get_object", **self._object(key))
+            answer["Body"].close()
+            return _info(key, answer["ContentLength"], answer["LastModified"])
+
+        with contextlib.suppress(ObjectNotFoundError):
+            return self._calls.run("look up", key, lambda fs: _in_loop(fs, head))
+        # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
+        with contextlib.suppress(ObjectNotFoundError):
+            return self._calls.run("look up", key, lambda fs: _in_loop(fs, get))
+        return None
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        found = [
+            _info(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
+            for page in self._pages(prefix)
+            for item in page.get("Contents", ())
+        ]
+        # Not every S3 server lists in the order of keys (SeaweedFS sorts "a/b" before "a-b").
+        return iter(sorted((info for info in found if info.key > after), key=lambda info: info.key))
+
+    def _pages(self, prefix: str) -> Iterator[dict[str, Any]]:
+        query = {"Bucket": self._location.bucket, "Prefix": self._prefix + prefix}
+        while True:
+            page: dict[str, Any] = self._calls.run("list", prefix, lambda fs: fs.call_s3("list_objects_v2", **query))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    @contextlib.contextmanager
+    def upload(self, key: str) -> Iterator[_Upload]:
+        upload = _Upload(self, key)
+        try:
+            yield upload
+            upload.complete()
+        finally:
+            upload.abort()
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for batch in batches(keys, KEYS_PER_DELETE):
+            self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
+
+    def _delete(self, batch: Sequence[str], fs: s3fs.S3FileSystem) -> None:
+        objects = [{"Key": self._prefix + key} for key in batch]
+        answer = fs.call_s3("delete_objects", Bucket=self._location.bucket, Delete={"Objects": objects, "Quiet": True})
+        if failed := answer.get("Errors"):
+            kept = [error["Key"].removeprefix(self._prefix) for error in failed]
+            fault = explain_answer(500, failed[0].get("Code", ""))
+            raise fault.kind("delete", f"{self.url}/{name_keys(kept)}", fault.cause, fault.hint)
+
+    def _object(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._location.bucket, "Key": self._prefix + key}
+
+    def _connect(self, values: Mapping[str, str]) -> s3fs.S3FileSystem:
+        settings = self._settings
+        config: dict[str, Any] = {
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": 5,
+            "read_timeout": 60,
+            "max_pool_connections": 64,
+            # Our manifest has checksums of all data; these would cost more than the upload and break older servers.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "s3": {"addressing_style": "virtual" if settings.virtual_hosted else "path"},
+        }
+        client: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        if settings.region:
+            client["region_name"] = settings.region
+        if settings.endpoint:
+            options["endpoint_url"] = settings.endpoint
+        if not settings.credentials.ambient:
+            # Else the client would take the job's own AWS_ENDPOINT_URL for a bucket that it has nothing to do with.
+            config["ignore_configured_endpoint_urls"] = True
+            options["key"] = values[secret.AWS_ACCESS_KEY_ID]
+            options["secret"] = values[secret.AWS_SECRET_ACCESS_KEY]
+            options["token"] = values.get(secret.AWS_SESSION_TOKEN)
+        bundle = _certificate_file(values[secret.CA_CERTIFICATE]) if secret.CA_CERTIFICATE in values else None
+        if bundle:
+            client["verify"] = bundle
+        fs = s3fs.S3FileSystem(
+            **options,
+            client_kwargs=client,
+            config_kwargs=config,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        if bundle:
+            weakref.finalize(fs, _remove, bundle)
+        # s3fs repeats requests by itself, blindly: a lost reply to a create would become a lost race.
+        fs.retries = 1
+        return fs
+
+
+class _Upload:
+    """Parts of equal size, a few at a time; an object of one part is written in one request."""
+
+    def __init__(self, store: FsspecStore, key: str) -> None:
+        self._calls = store._calls
+        self._object = store._object(key)
+        self._store = store
+        self._key = key
+        self._buffer = bytearray()
+        self._size = 0
+        self._upload_id = ""
+        self._parts: list[Future[dict[str, Any]]] = []
+        self._pool: ThreadPoolExecutor | None = None
+        self._slots = threading.BoundedSemaphore(PARALLEL_PARTS)
+        self._open = True
+
+    def write(self, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            taken = view[: PART_BYTES - len(self._buffer)]
+            self._buffer += taken
+            view = view[len(taken) :]
+            if len(self._buffer) == PART_BYTES:
+                self._send_part()
+
+    def complete(self) -> None:
+        if not self._upload_id:
+            self._store.put(self._key, self._buffer)
+            self._open = False
+            return
+        if self._buffer:
+            self._send_part()
+        wait(self._parts, return_when=FIRST_EXCEPTION)
+        parts = [part.result() for part in self._parts]
+        try:
+            self._calls.write(
+                "complete the upload of",
+                self._key,
+                lambda fs: fs.call_s3(
+                    "complete_multipart_upload",
+                    **self._object,
+                    UploadId=self._upload_id,
+                    MultipartUpload={"Parts": parts},
+                ),
+            )
+        except ObjectNotFoundError:
+            # NoSuchUpload: an earlier try, whose reply was lost, completed it.
+            info = self._store.stat(self._key)
+            if info is None or info.size != self._size:
+                raise
+        self._open = False
+        self._stop()
+
+    def abort(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._stop()
+        if self._upload_id:
+            # Best effort: buckets should expire incomplete uploads anyway, for writers that were killed.
+            with contextlib.suppress(StoreError):
+                self._calls.write(
+                    "abort the upload of",
+                    self._key,
+                    lambda fs: fs.call_s3("abort_multipart_upload", **self._object, UploadId=self._upload_id),
+                )
+
+    def _send_part(self) -> None:
+        for part in self._parts:
+            if part.done():
+                part.result()
+        if self._pool is None:
+            answer = self._calls.write(
+                "start the upload of", self._key, lambda fs: fs.call_s3("create_multipart_upload", **self._object)
+            )
+            self._upload_id = answer["UploadId"]
+            self._pool = ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="upload")
+        body, self._buffer = bytes(self._buffer), bytearray()
+        self._size += len(body)
+        number = len(self._parts) + 1
+        # Bounds the memory: a part is taken only when one of the parts under way is done.
+        self._slots.acquire()
+        future = self._pool.submit(self._upload_part, number, body)
+        future.add_done_callback(lambda _: self._slots.release())
+        self._parts.append(future)
+
+    def _upload_part(self, number: int, body: bytes) -> dict[str, Any]:
+        answer = self._calls.write(
+            f"upload part {number} of",
+            self._key,
+            lambda fs: fs.call_s3(
+                "upload_part", **self._object, UploadId=self._upload_id, PartNumber=number, Body=body
+            ),
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Awaitable[Result]]) -> Result:
+    """Run a request of several awaits in the client's event loop, which lives in a thread of its own."""
+    result: Result = sync(fs.loop, request, fs)
+    return result
+
+
+def _explain(error: Exception) -> Fault:
+    # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
+    answer = error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error
+    if isinstance(answer, boto.ClientError):
+        status = int(answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        return explain_answer(status, str(answer.response.get("Error", {}).get("Code", "")))
+    for kind, fault in _TRANSPORT_FAULTS:
+        if isinstance(error, kind):
+            return fault
+    return Fault(StoreError, f"the connection broke off ({type(error).__name__})", sent=True)
+
+
+def _info(key: str, size: int, modified: dt.datetime) -> ObjectInfo:
+    return ObjectInfo(key, size, modified.astimezone(dt.UTC))
+
+
+def _certificate_file(pem: str) -> str:
+    """botocore takes certificates from a file only."""
+    descriptor, path = tempfile.mkstemp(suffix=".crt")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(pem)
+    return path
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -1,0 +1,316 @@
+"""The adapter over obstore (the Rust crate object_store): S3, Google Cloud Storage and Azure Blob Storage."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import obstore
+import obstore.exceptions
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    ConfigurationError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    StoreError,
+    TruncatedObjectError,
+)
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store import settings as secret
+from checkpoint_sidecar.store.answers import explain_answer
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.settings import StoreSettings
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import AzureConfig, GCSConfig, S3Config, S3Credential
+
+PART_BYTES = 32 * 1024 * 1024  # times 10,000 parts: objects up to 312 GiB
+PARALLEL_PARTS = 4
+KEYS_PER_DELETE = 1000
+"""What S3 accepts in one request."""
+
+_ERRORS = (obstore.exceptions.BaseError, FileNotFoundError)
+
+_STATUS = re.compile(r"status(?: code)?: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_TRANSPORT = re.compile(r"kind: (\w+)")
+_METADATA_SERVICE = "169.254.169.254"
+
+
+@dataclass(frozen=True, slots=True)
+class _Clients:
+    """Two clients of one bucket.
+
+    Attributes:
+        requests: Never repeats anything by itself: a lost reply to a create must not become a lost race.
+        uploads: Repeats the parts of an upload by itself; the parts are out of our reach.
+    """
+
+    requests: obstore.store.ObjectStore
+    uploads: obstore.store.ObjectStore
+
+
+class ObstoreStore:
+    """A ``Store`` in S3, Google Cloud Storage or Azure Blob Storage."""
+
+    def __init__(self, settings: StoreSettings, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        self._settings = settings
+        self._deadline_seconds = deadline_seconds
+        self._location = parse_url(settings.url)
+        self._calls = Calls(
+            settings, connect=self._connect, errors=_ERRORS, explain=_explain, deadline_seconds=deadline_seconds
+        )
+
+    def __reduce__(self) -> tuple[type[ObstoreStore], tuple[StoreSettings]]:
+        return type(self), (self._settings,)
+
+    def __repr__(self) -> str:
+        return f"ObstoreStore({self._settings!r})"
+
+    @property
+    def url(self) -> str:
+        return self._location.url
+
+    def put(self, key: str, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        self._calls.write("write", key, lambda c: obstore.put(c.requests, key, view, use_multipart=False))
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        self._calls.create(
+            "create", key, lambda c: obstore.put(c.requests, key, view, mode="create", use_multipart=False)
+        )
+
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        def request(clients: _Clients) -> StoredObject:
+            # The body is still at the store here: it is fetched by ``bytes`` only.
+            result = obstore.get(clients.requests, key)
+            info = _info(key, result.meta)
+            if info.size > max_bytes:
+                raise ObjectTooLargeError(
+                    "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
+                )
+            return StoredObject(info, result.bytes().to_bytes())
+
+        return self._calls.run("read", key, request)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        data = self._calls.run(
+            "read a range of",
+            key,
+            lambda c: obstore.get_range(c.requests, key, start=start, length=length).to_bytes(),
+        )
+        if len(data) != length:
+            raise TruncatedObjectError(
+                "read a range of", f"{self.url}/{key}", f"{len(data)} of {length} bytes at offset {start} exist"
+            )
+        return data
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        try:
+            return self._calls.run("look up", key, lambda c: _info(key, obstore.head(c.requests, key)))
+        except ObjectNotFoundError:
+            pass
+        # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
+        try:
+            return self._calls.run("look up", key, lambda c: _info(key, obstore.get(c.requests, key).meta))
+        except ObjectNotFoundError:
+            return None
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        folder = prefix.rpartition("/")[0]
+
+        def request(clients: _Clients) -> list[ObjectInfo]:
+            pages = obstore.list(clients.requests, folder or None, chunk_size=1000)
+            return [_info(meta["path"], meta) for page in pages for meta in page]
+
+        found = self._calls.run("list", prefix, request)
+        found = [info for info in found if info.key.startswith(prefix) and info.key > after]
+        return iter(sorted(found, key=lambda info: info.key))
+
+    @contextlib.contextmanager
+    def upload(self, key: str) -> Iterator[_Upload]:
+        upload = _Upload(self._calls, key)
+        try:
+            yield upload
+            upload.complete()
+        except BaseException:
+            upload.abort()
+            raise
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for batch in batches(keys, KEYS_PER_DELETE):
+            self._calls.run("delete", name_keys(batch), functools.partial(_delete, batch))
+
+    def _connect(self, values: Mapping[str, str]) -> _Clients:
+        make = _MAKERS[self._location.scheme]
+        options: dict[str, Any] = {
+            "prefix": self._location.path or None,
+            "client_options": {
+                "allow_http": self._settings.endpoint.startswith("http://"),
+                "connect_timeout": dt.timedelta(seconds=5),
+                "read_timeout": dt.timedelta(seconds=30),
+                # Of a whole request with its body; the default of 30 s is too short for a part on a slow link.
+                "timeout": dt.timedelta(seconds=300),
+            },
+        }
+        if certificate := values.get(secret.CA_CERTIFICATE):
+            options["client_options"]["root_certificate"] = certificate
+        never = {"max_retries": 0, "retry_timeout": dt.timedelta(0)}
+        until_deadline = {"max_retries": 100, "retry_timeout": dt.timedelta(seconds=self._deadline_seconds)}
+        try:
+            return _Clients(
+                requests=make(self._settings, self._location.bucket, values, options | {"retry_config": never}),
+                uploads=make(self._settings, self._location.bucket, values, options | {"retry_config": until_deadline}),
+            )
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            # The client's own words may quote a key.
+            cause = f"the client refuses these settings or credentials ({type(error).__name__})"
+            raise ConfigurationError(
+                "open the store", self.url, cause, "Check endpoint, region, credentials and ca.crt."
+            ) from None
+
+
+class _Upload:
+    def __init__(self, calls: Calls[_Clients], key: str) -> None:
+        self._calls = calls
+        self._key = key
+        self._writer = calls.once(
+            "upload",
+            key,
+            lambda c: obstore.open_writer(c.uploads, key, buffer_size=PART_BYTES, max_concurrency=PARALLEL_PARTS),
+        )
+        self._open = True
+
+    def write(self, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        self._calls.once("upload", self._key, lambda _: self._writer.write(view))
+
+    def complete(self) -> None:
+        self._calls.once("complete the upload of", self._key, lambda _: self._writer.close())
+        self._open = False
+
+    def abort(self) -> None:
+        if self._open:
+            self._open = False
+            with contextlib.suppress(*_ERRORS):
+                # Leaving the writer's block by an exception is how obstore is told to abort.
+                self._writer.__exit__(InterruptedError, InterruptedError(), None)
+
+
+def _s3(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> S3Store:
+    config: S3Config = {
+        "conditional_put": "etag",
+        "virtual_hosted_style_request": settings.virtual_hosted,
+        "skip_signature": False,
+    }
+    if settings.region:
+        config["region"] = settings.region
+    if endpoint := _s3_endpoint(settings, bucket):
+        config["endpoint"] = endpoint
+    if not settings.credentials.ambient:
+        # A provider replaces all of the job's own AWS_* variables; single values would mix with them.
+        credential: S3Credential = {
+            "access_key_id": values[secret.AWS_ACCESS_KEY_ID],
+            "secret_access_key": values[secret.AWS_SECRET_ACCESS_KEY],
+            "token": values.get(secret.AWS_SESSION_TOKEN),
+            "expires_at": None,
+        }
+        options = options | {"credential_provider": lambda: credential}
+    return S3Store(bucket, config=config, **options)
+
+
+def _s3_endpoint(settings: StoreSettings, bucket: str) -> str:
+    """The endpoint as the client wants it: with the bucket in the host name if the addressing style puts it there."""
+    endpoint = settings.endpoint.rstrip("/")
+    if not endpoint and not settings.credentials.ambient:
+        # Else the client would take the job's own AWS_ENDPOINT_URL for a bucket that it has nothing to do with.
+        region = settings.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        endpoint = f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
+    if not endpoint or not settings.virtual_hosted:
+        return endpoint
+    scheme, _, host = endpoint.partition("://")
+    return f"{scheme}://{bucket}.{host}"
+
+
+def _google(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> GCSStore:
+    config: GCSConfig = {}
+    if settings.endpoint:
+        config["base_url"] = settings.endpoint.rstrip("/")
+    if not settings.credentials.ambient:
+        config["service_account_key"] = values[secret.GOOGLE_APPLICATION_CREDENTIALS_JSON]
+    return GCSStore(bucket, config=config, **options)
+
+
+def _azure(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> AzureStore:
+    config: AzureConfig = {}
+    if settings.endpoint:
+        config["endpoint"] = settings.endpoint.rstrip("/")
+    if not settings.credentials.ambient:
+        config["account_name"] = values[secret.AZURE_STORAGE_ACCOUNT_NAME]
+        if account_key := values.get(secret.AZURE_STORAGE_ACCOUNT_KEY):
+            config["account_key"] = account_key
+        else:
+            config["sas_key"] = values[secret.AZURE_STORAGE_SAS_TOKEN]
+    return AzureStore(bucket, config=config, **options)
+
+
+_MAKERS: dict[str, Callable[[StoreSettings, str, Mapping[str, str], dict[str, Any]], obstore.store.ObjectStore]] = {
+    "s3": _s3,
+    "gs": _google,
+    "az": _azure,
+}
+
+
+def _delete(batch: Sequence[str], clients: _Clients) -> None:
+    try:
+        obstore.delete(clients.requests, batch)
+    except FileNotFoundError as error:
+        if _explain(error).kind is BucketNotFoundError:
+            raise
+        # Google and Azure report a missing key and leave the rest of the batch in doubt.
+        for key in batch:
+            with contextlib.suppress(FileNotFoundError):
+                obstore.delete(clients.requests, key)
+
+
+def _explain(error: Exception) -> Fault:
+    # The kind of failure is only in the text (obstore 0.12): the exceptions carry no fields.
+    text = str(error)
+    code = match[1] if (match := _CODE.search(text)) else ""
+    if match := _STATUS.search(text):
+        if "token request" in text:
+            return Fault(AccessDeniedError, f"the identity provider answered {match[1]}", "Check the credentials.")
+        return explain_answer(int(match[1]), code)
+    if _METADATA_SERVICE in text:
+        return Fault(
+            AccessDeniedError,
+            "no credentials were found: neither in the environment, nor a workload identity, nor an instance role",
+            "Give credentials, or run where the platform provides an identity.",
+        )
+    kind = match[1] if (match := _TRANSPORT.search(text)) else "Unknown"
+    return _TRANSPORT_FAULTS.get(kind, Fault(StoreError, f"the connection failed ({kind})", sent=True))
+
+
+_TRANSPORT_FAULTS = {
+    "Connect": Fault(StoreError, "no connection to the store", "Check endpoint, proxy, DNS and certificates."),
+    "Timeout": Fault(StoreError, "the store did not answer in time", sent=True),
+    "Interrupted": Fault(StoreError, "the connection broke off", sent=True),
+}
+
+
+def _info(key: str, meta: ObjectMeta) -> ObjectInfo:
+    return ObjectInfo(key, meta["size"], meta["last_modified"].astimezone(dt.UTC))
