@@ -57,8 +57,8 @@ def unwrap(failure: CheckpointException, *, operation: str) -> Exception | None:
         for cause in ours:
             if isinstance(cause, kind):
                 return cause
-    rank, cause = next(iter(causes.items()))
-    return CheckpointError(operation, f"rank {rank}", f"{type(cause).__name__}: {cause}")
+    rank, foreign = next(iter(causes.items()))
+    return CheckpointError(operation, f"rank {rank}", f"{type(foreign).__name__}: {foreign}")
 
 
 @contextmanager

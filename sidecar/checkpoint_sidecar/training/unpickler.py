@@ -43,7 +43,7 @@ ALLOWED: dict[str, frozenset[str]] = {
 }
 
 
-def load_metadata(data: bytes, *, subject: str, trusted: bool = False) -> Metadata:
+def load_metadata(data: bytes | memoryview, *, subject: str, trusted: bool = False) -> Metadata:
     """Unpickle DCP's metadata.
 
     Args:

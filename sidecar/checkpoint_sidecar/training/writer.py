@@ -209,7 +209,7 @@ class SnapshotWriter(StorageWriter):
             attempt=save.folder.attempt,
             world_size=world_size,
             files=tuple(sorted(files, key=lambda file: file.name)),
-            versions={"torch": torch.__version__, "checkpoint-operator": version("checkpoint-operator")},
+            versions={"torch": str(torch.__version__), "checkpoint-operator": version("checkpoint-operator")},
         )
         encoded = manifests.encode(manifest)
         self._written.append(save.folder.manifest)

@@ -1,0 +1,128 @@
+"""Whether a checkpoint is all there, and fits what it is loaded into. Pure, and asked before any tensor is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+
+from checkpoint_sidecar.core.errors import (
+    ConfigurationError,
+    CorruptSnapshotError,
+    IncompatibleSnapshotError,
+)
+
+_OPERATION = "load the checkpoint"
+
+
+def check_complete(metadata: Metadata, sizes: Mapping[str, int] | None, *, subject: str) -> None:
+    """Check that every part of every tensor is stored, inside the files there are.
+
+    DCP itself loads a half-saved tensor without a word and leaves the other half as it was.
+
+    Args:
+        sizes: Bytes of each file by name, from the manifest; None when there is none.
+        subject: What to name in errors.
+
+    Raises:
+        CorruptSnapshotError: A part is missing or lies outside its file.
+        ConfigurationError: It was written through stream extensions.
+    """
+    for name, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            if not tiles(entry.size, entry.chunks):
+                raise _incomplete(subject, f"the saved chunks of {name} do not cover its shape {list(entry.size)}")
+            wanted = [MetadataIndex(name, chunk.offsets) for chunk in entry.chunks]
+        else:
+            wanted = [MetadataIndex(name)]
+        for index in wanted:
+            if index not in metadata.storage_data:
+                raise _incomplete(subject, f"the metadata lists {name} at {index.offset}, but it was never stored")
+    for index, info in metadata.storage_data.items():
+        _check_place(index, info, sizes, subject)
+
+
+def tiles(size: Sequence[int], chunks: Iterable[ChunkStorageMetadata]) -> bool:
+    """Whether the chunks cover a tensor of this size exactly: in bounds, disjoint, and nothing left over."""
+    solid = [chunk for chunk in chunks if math.prod(chunk.sizes)]
+    if sum(math.prod(chunk.sizes) for chunk in solid) != math.prod(size):
+        return False
+    dimensions = range(len(size))
+    for chunk in solid:
+        if any(not 0 <= chunk.offsets[d] <= size[d] - chunk.sizes[d] for d in dimensions):
+            return False
+    if len(solid) < 2:
+        return True
+    # Sweep along the dimension that is cut most often: only chunks that overlap there are compared.
+    sweep = max(dimensions, key=lambda d: len({chunk.offsets[d] for chunk in solid}))
+    active: list[ChunkStorageMetadata] = []
+    for chunk in sorted(solid, key=lambda chunk: chunk.offsets[sweep]):
+        active = [other for other in active if other.offsets[sweep] + other.sizes[sweep] > chunk.offsets[sweep]]
+        if any(_overlap(chunk, other) for other in active):
+            return False
+        active.append(chunk)
+    return True
+
+
+def check_types(state_dict: Mapping[str, Any], metadata: Metadata, *, subject: str) -> None:
+    """Check that what is loaded has the dtype, or the kind, of what it is loaded into.
+
+    Args:
+        state_dict: Destinations by the name under which they were saved.
+
+    Raises:
+        IncompatibleSnapshotError: DCP would cast silently, or replace a tensor by an object.
+    """
+    for name, value in state_dict.items():
+        entry = metadata.state_dict_metadata.get(name)
+        if not isinstance(value, torch.Tensor):
+            continue
+        if isinstance(entry, TensorStorageMetadata) and entry.properties.dtype != value.dtype:
+            raise IncompatibleSnapshotError(
+                _OPERATION,
+                subject,
+                f"{name} was saved as {entry.properties.dtype} and would be loaded into {value.dtype}",
+                "Load it into a tensor of the saved dtype and convert that.",
+            )
+        if isinstance(entry, BytesStorageMetadata):
+            raise IncompatibleSnapshotError(
+                _OPERATION, subject, f"{name} was saved as an object and would be loaded into a tensor"
+            )
+
+
+def _check_place(index: MetadataIndex, info: Any, sizes: Mapping[str, int] | None, subject: str) -> None:
+    path = PurePosixPath(info.relative_path)
+    if path.is_absolute() or ".." in path.parts or "://" in info.relative_path:
+        raise _incomplete(subject, f"{index.fqn} is said to be in {info.relative_path!r}, outside the checkpoint")
+    if getattr(info, "transform_descriptors", None):
+        raise ConfigurationError(
+            _OPERATION,
+            subject,
+            f"{index.fqn} was written through the stream extensions {list(info.transform_descriptors)}",
+            "Load it with torch's own reader.",
+        )
+    if sizes is not None and not 0 <= info.offset <= info.offset + info.length <= sizes.get(info.relative_path, -1):
+        raise _incomplete(
+            subject, f"{index.fqn} is said to be in {info.relative_path!r}, where the manifest has no room"
+        )
+
+
+def _overlap(one: ChunkStorageMetadata, other: ChunkStorageMetadata) -> bool:
+    return all(
+        a < b + b_size and b < a + a_size
+        for a, a_size, b, b_size in zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
+    )
+
+
+def _incomplete(subject: str, cause: str) -> CorruptSnapshotError:
+    return CorruptSnapshotError(_OPERATION, subject, cause, evidence="MissingObject")

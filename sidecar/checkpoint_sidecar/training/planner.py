@@ -1,0 +1,26 @@
+"""DCP's load planner, with its checks made complete and its complaints made ours."""
+
+from __future__ import annotations
+
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import LoadPlan
+
+from checkpoint_sidecar.core.errors import IncompatibleSnapshotError
+from checkpoint_sidecar.training.fit import check_types
+
+
+class StrictLoadPlanner(DefaultLoadPlanner):
+    """Refuses a checkpoint that does not fit, on all ranks together, before any of them writes into a tensor.
+
+    Raises (from DCP, wrapped; see ``failures.raising_ours``):
+        IncompatibleSnapshotError: A tensor is missing, or has another shape, dtype or kind.
+    """
+
+    def create_local_plan(self) -> LoadPlan:
+        subject = str(getattr(self.metadata.storage_meta, "checkpoint_id", "") or "checkpoint")
+        try:
+            plan = super().create_local_plan()
+        except (RuntimeError, ValueError) as error:
+            raise IncompatibleSnapshotError("load the checkpoint", subject, str(error)) from error
+        check_types(self.state_dict, self.metadata, subject=subject)
+        return plan
