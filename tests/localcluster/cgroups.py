@@ -11,8 +11,8 @@ from pathlib import Path
 from localcluster.processes import POLL_SECONDS, ProcessError
 
 ROOT = Path("/sys/fs/cgroup")
-CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
-"""What the kubelet and runc want to account for in version 2."""
+CONTROLLERS = {"cpu", "cpuset", "hugetlb", "memory", "pids"}
+"""What the kubelet insists on having below its group in version 2, as far as the machine has it."""
 REMOVAL_SECONDS = 10.0
 
 
@@ -43,8 +43,12 @@ def _delegate(folder: Path) -> None:
     control = folder / "cgroup.subtree_control"
     if control.exists():
         available = (folder / "cgroup.controllers").read_text().split()
-        for controller in set(CONTROLLERS) & set(available):
-            control.write_text(f"+{controller}")
+        for controller in sorted(CONTROLLERS & set(available)):
+            try:
+                control.write_text(f"+{controller}")
+            except OSError as error:
+                why = f"{error.strerror} when enabling {controller} (do processes live directly in this group?)"
+                raise OSError(error.errno, why, str(control)) from None
 
 
 def _inherit_cpuset(folder: Path) -> None:
@@ -73,7 +77,7 @@ def processes(path: str) -> set[int]:
         for procs in (top / path).rglob("cgroup.procs"):
             with contextlib.suppress(OSError):  # the group vanished meanwhile
                 found.update(map(int, procs.read_text().split()))
-    return found
+    return found - {0}  # stands for a process outside of our own process namespace; to `kill` it means ourselves
 
 
 def remove(path: str) -> None:

@@ -54,7 +54,11 @@ def up(directory: Directory) -> None:
         started = time.monotonic()
         place.erase()
         build.build(report=out.print)
-        localcluster.up(place, lambda stage, seconds: out.print(f"{seconds:6.1f} s  {stage}"))
+        try:
+            localcluster.up(place, lambda stage, seconds: out.print(f"{seconds:6.1f} s  {stage}"))
+        except ProcessError:
+            out.print(f"What was started is left for a look at {place.directory / 'logs'}; `down` ends it.")
+            raise
         out.print(f"{time.monotonic() - started:6.1f} s  in all; the cluster lives in {place.directory}")
         out.print(f'\n  eval "$({shlex.join([sys.executable, "-m", "localcluster", "env"])})"; kubectl get nodes')
 

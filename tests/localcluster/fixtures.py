@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from localcluster import controlplane, network, objectstore, requirements, workspace
 from localcluster import cluster as localcluster
+from localcluster import controlplane, network, objectstore, requirements, workspace
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 
 
-def _require(problem: str | None) -> None:
+def require(problem: str | None) -> None:
+    """Skip the test (or fail it, where everything is required) if there is a problem."""
     if problem is None:
         return
     if os.environ.get("LOCALCLUSTER_REQUIRED") == "1":
@@ -28,7 +29,7 @@ def _require(problem: str | None) -> None:
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
     """SeaweedFS with an S3 gateway on loopback."""
-    _require(None if objectstore.weed() else objectstore.MISSING)
+    require(None if objectstore.weed() else objectstore.MISSING)
     with workspace.temporary("objects") as place:
         daemon, store = objectstore.start(place.daemons, network.free_ports())
         objectstore.wait_ready(daemon, store)
@@ -44,7 +45,7 @@ def bucket(object_store: ObjectStore) -> str:
 @pytest.fixture(scope="session")
 def api_server() -> Iterator[ApiServer]:
     """A kube-apiserver with its etcd: admission, validation and RBAC are real, but nothing acts on what is created."""
-    _require(requirements.control_plane_problem())
+    require(requirements.control_plane_problem())
     with workspace.temporary("api") as place:
         yield controlplane.start(place, network.free_ports()).api
 
@@ -52,6 +53,6 @@ def api_server() -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[localcluster.Cluster]:
     """The whole of it: control plane, two nodes that run pods, object store."""
-    _require(requirements.cluster_problem())
+    require(requirements.cluster_problem())
     with workspace.temporary("cluster") as place:
         yield localcluster.up(place)

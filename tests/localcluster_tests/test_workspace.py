@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localcluster import cgroups, workspace
+from localcluster.processes import Daemons
+from localcluster.workspace import NotAWorkspaceError, Workspace
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = Workspace(tmp_path / "place")
+    place.create()
+    yield place
+    place.erase()
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_erasing_ends_every_daemon_and_removes_the_directory(place):
+    identity = place.daemons.start("sleeper", ["sleep", "60"]).identity
+    place.erase()
+    assert not identity.alive()
+    assert not place.directory.exists()
+
+
+def test_erasing_twice_is_fine(place):
+    place.erase()
+    place.erase()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("the only copy")
+    for attempt in (Workspace(tmp_path).erase, Workspace(tmp_path).create):
+        with pytest.raises(NotAWorkspaceError, match="choose another directory"):
+            attempt()
+    assert (tmp_path / "thesis.tex").read_text() == "the only copy"
+
+
+@needs_root
+def test_erasing_ends_what_runs_in_the_control_group_although_nobody_recorded_it(place):
+    cgroups.create(place.cgroup)
+    procs = cgroups.daemons_folder(place.cgroup) / "cgroup.procs"
+    process = subprocess.Popen(["sh", "-c", f"echo $$ >{procs}; exec sleep 60"])
+    while process.pid not in cgroups.processes(place.cgroup):
+        assert process.poll() is None
+    place.erase()
+    assert process.wait(timeout=5) == -signal.SIGKILL
+    assert not [top for top in cgroups.hierarchies() if (top / place.cgroup).exists()]
+
+
+def test_different_directories_have_different_control_groups(tmp_path):
+    assert Workspace(tmp_path / "a").cgroup != Workspace(tmp_path / "b").cgroup
+
+
+def test_a_temporary_workspace_is_erased_when_its_user_fails(state):
+    with pytest.raises(ZeroDivisionError), workspace.temporary("test") as place:
+        identity = place.daemons.start("sleeper", ["sleep", "60"]).identity
+        raise ZeroDivisionError
+    assert not identity.alive()
+    assert not place.directory.exists()
+
+
+def test_a_temporary_workspace_whose_user_was_killed_is_erased_by_the_next_one(state):
+    program = """if True:
+        import os, signal
+        from localcluster import workspace
+        with workspace.temporary("killed") as place:
+            place.daemons.start("sleeper", ["sleep", "60"])
+            print(place.directory, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    directory = Path(killed.stdout.strip())
+    identity = Daemons(directory).daemon("sleeper").identity
+    assert identity is not None
+    with workspace.temporary("next"):
+        assert not identity.alive()
+        assert not directory.exists()
+
+
+def test_a_temporary_workspace_in_use_is_not_taken_for_abandoned(state):
+    with workspace.temporary("first") as first, workspace.temporary("second"):
+        assert first.directory.exists()
