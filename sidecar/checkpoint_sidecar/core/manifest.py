@@ -36,7 +36,7 @@ class File(msgspec.Struct, frozen=True, rename="camel"):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     size: Annotated[int, msgspec.Meta(ge=0)]
     crc32c: Checksum
-    block_crc32c: bytes
+    block_crc32c: bytes = msgspec.field(name="blockCrc32c")
 
     def block_checksum(self, block: int) -> int:
         """Checksum of block ``block`` (from 0).
