@@ -58,7 +58,9 @@ class MemoryStore:
     def get_range(self, key: str, start: int, length: int) -> bytes:
         data = self._stored("read a range of", key).data[start : start + length]
         if len(data) != length:
-            raise TruncatedObjectError("read a range of", f"{self._url}/{key}", f"{len(data)} of {length} bytes came back")
+            raise TruncatedObjectError(
+                "read a range of", f"{self._url}/{key}", f"{len(data)} of {length} bytes came back"
+            )
         return data
 
     def stat(self, key: str) -> ObjectInfo | None:

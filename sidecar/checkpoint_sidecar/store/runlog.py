@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import logging
+import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import tenacity
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import LogError, ObjectExistsError, ObjectNotFoundError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import (
+    LogError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    StoreError,
+    UnknownOutcomeError,
+)
 from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES, Body, StoredEntry, decode, encode, new_entry_id
 from checkpoint_sidecar.core.replay import advance
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.base import Store
 
 _PARALLEL_READS = 16
+_logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -27,7 +39,7 @@ class RunLog:
         writer: Who appends, for the audit trail: ``"library 0.1.0"``.
         patience_seconds: How long an append with unknown outcome is retried before ``UnknownOutcomeError`` is raised;
             None for ever. Training waits for ever, because giving up would make it report a failure for a save that
-            may yet land; the operator gives up and re-plans.
+            may yet land; the operator gives up and re-plans. A writer with patience also backs off after a lost race.
     """
 
     def __init__(self, store: Store, *, writer: str, patience_seconds: float | None = None) -> None:
@@ -36,11 +48,13 @@ class RunLog:
         self._lock = threading.RLock()
         self._run = Run()
         self._opened = False
+        self._polite = patience_seconds is not None
         stop = tenacity.stop_never if patience_seconds is None else tenacity.stop_after_delay(patience_seconds)
         self._settle = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(UnknownOutcomeError),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
             stop=stop,
+            before_sleep=_warn,
             reraise=True,
         )
 
@@ -71,7 +85,8 @@ class RunLog:
         """Append what ``compute`` says for the current state.
 
         After a lost race for a number, ``compute`` is called again with the state that includes the winner, so it must
-        derive the whole entry from its argument. It may raise to give up, or return None when there is nothing to write.
+        derive the whole entry from its argument. It may raise to give up, or return None when there is nothing to
+        write.
 
         Returns:
             The entry as stored, or None.
@@ -79,39 +94,44 @@ class RunLog:
         Raises:
             UnknownOutcomeError: The patience ran out before the store told whether the entry was written. It may have
                 been, or may be later: delete nothing on account of this.
-            LogError, StoreError: See ``refresh``.
+            LogError: See ``refresh``; or the log holds a critical entry that this version does not know.
+            StoreError: The store failed before the entry can have reached it.
         """
         with self._lock:
             entry_id = new_entry_id()
             run = self.refresh()
+            lost = 0
             while True:
-                if run.unknown_critical:
-                    raise LogError(
-                        "append to the run log",
-                        self.store.url,
-                        f"it holds a critical {run.unknown_critical} entry, which this version does not know",
-                        "Upgrade checkpoint-operator here; reading still works.",
-                    )
+                self._check_writable(run)
                 body = compute(run)
                 if body is None:
                     return None
-                self._occupy(run, entry_id, body)
-                written = self._read(run.head + 1)
-                if written is None:
-                    raise LogError(
-                        "append to the run log",
-                        layout.log_key(run.head + 1),
-                        "the store took the entry and now denies having it",
-                        "The store is not read-after-write consistent; run the conformance check against it.",
-                    )
-                self._run = advance(run, [written])
-                if written.id == entry_id:
-                    return written
+                occupant = self._occupy(run, entry_id, body)
+                run = self._run = advance(run, [occupant])
+                if occupant.id == entry_id:
+                    return occupant
+                lost += 1
+                self._give_way(lost)
                 run = self.refresh()
 
-    def _occupy(self, run: Run, entry_id: str, body: Body) -> None:
-        """Put the entry at the next number, or learn that somebody (perhaps an earlier try of ours) is there."""
+    def _check_writable(self, run: Run) -> None:
+        if run.unknown_critical:
+            raise LogError(
+                "append to the run log",
+                self.store.url,
+                f"it holds a critical {run.unknown_critical} entry, which this version does not know",
+                "Upgrade checkpoint-operator here; reading still works.",
+            )
+
+    def _occupy(self, run: Run, entry_id: str, body: Body) -> StoredEntry:
+        """Put the entry at the next number unless it is taken, and return what is there: this entry or the winner.
+
+        A request whose outcome is unknown may land later, at this number and no other. So once one was sent, the same
+        bytes are put at the same number until something is seen there, and no other error is let out meanwhile: it
+        would be read as "not written".
+        """
         number = run.head + 1
+        key = layout.log_key(number)
         data = encode(
             number=number,
             entry_id=entry_id,
@@ -120,17 +140,44 @@ class RunLog:
             writer=self._writer,
             body=body,
         )
-        try:
-            # An unknown outcome must be settled at this very number: a late PUT could still land there.
-            self._settle(self.store.put_if_absent, layout.log_key(number), data)
-        except ObjectExistsError:
-            pass
+        sent = False
+
+        def put_and_look() -> StoredEntry:
+            nonlocal sent
+            try:
+                with contextlib.suppress(ObjectExistsError):
+                    self.store.put_if_absent(key, data)
+                sent = True
+                occupant = self._read(number)
+                cause = "the store says that the key is taken, and that there is nothing under it"
+            except UnknownOutcomeError:
+                sent = True
+                raise
+            except StoreError as error:
+                if not sent:
+                    raise
+                occupant, cause = None, error.cause
+            if occupant is None:
+                raise UnknownOutcomeError(
+                    "append to the run log", f"{self.store.url}/{key}", f"it may have been written: {cause}"
+                )
+            return occupant
+
+        return self._settle(put_and_look)
+
+    def _give_way(self, lost: int) -> None:
+        """After a lost race, a writer that may give up lets the others go first: training must win."""
+        if self._polite:
+            time.sleep(random.uniform(0, min(1.0, 0.05 * 2**lost)))  # noqa: S311 - jitter
 
     def _read(self, number: int) -> StoredEntry | None:
+        key = layout.log_key(number)
         try:
-            stored = self.store.get(layout.log_key(number), max_bytes=MAX_ENTRY_BYTES)
+            stored = self.store.get(key, max_bytes=MAX_ENTRY_BYTES)
         except ObjectNotFoundError:
             return None
+        except ObjectTooLargeError as error:
+            raise LogError("read the run log", f"{self.store.url}/{key}", error.cause, "It is not an entry.") from error
         return decode(stored.data, number=number, stored_at=stored.info.modified)
 
     def _read_listed(self) -> list[StoredEntry]:
@@ -140,3 +187,8 @@ class RunLog:
         with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="read-log") as pool:
             entries = pool.map(self._read, range(1, highest + 1))
             return [entry for entry in entries if entry is not None]
+
+
+def _warn(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    _logger.warning("%s (try %d, trying again)", error, state.attempt_number)
