@@ -112,6 +112,7 @@ class SnapshotReader(StorageReader):
         rank = kwargs.get("rank")
         name = METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}"
         try:
+            self._locate()
             metadata = load_metadata(
                 self._metadata_bytes(name), subject=f"{self._subject}/{name}", trusted=self._trust == "full"
             )
@@ -167,11 +168,15 @@ class SnapshotReader(StorageReader):
         del checkpoint_id
         return False
 
+    def _locate(self) -> None:
+        """Find the snapshot, at the start of each load; here it is given."""
+
     def _key(self, name: str) -> str:
         return f"{self._folder}/{name}" if self._folder else name
 
     def _place(self, index: MetadataIndex) -> _StorageInfo:
-        return self._metadata.storage_data[index]
+        place: _StorageInfo = self._metadata.storage_data[index]
+        return place
 
     def _reader(self, name: str, pool: ThreadPoolExecutor) -> FileReader:
         file = self._files[name] if self._files is not None and self._verify == "Checksums" else None
@@ -220,7 +225,7 @@ class SnapshotReader(StorageReader):
         planner.commit_tensor(item, target)
 
     def _sanitized(self, item: ReadItem, data: memoryview) -> io.BytesIO:
-        """The item as our own pickle of what a restricted unpickler made of it, for planners load without restriction."""
+        """The item as our own pickle of what a restricted unpickler made of it: planners load without restriction."""
         clean = io.BytesIO()
         torch.save(self._load(item, data, map_location=None), clean)
         clean.seek(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import pickle
@@ -15,7 +16,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
@@ -59,7 +60,7 @@ class SnapshotWriter(StorageWriter):
         super().__init__()
         self._store = store
         self._target = target
-        self._save: NewSave | None = None
+        self._running: tuple[SaveTarget, NewSave] | None = None
         self._written: list[str] = []
         self._save_id = uuid.uuid4().hex
 
@@ -84,7 +85,7 @@ class SnapshotWriter(StorageWriter):
         """Start of a save, on every rank.
 
         Raises:
-            ConfigurationError: ``use_collectives=False``, which makes one checkpoint per rank, or no target.
+            ConfigurationError: ``use_collectives=False``, which makes one checkpoint per rank.
         """
         if not kwargs.get("use_collectives", True):
             raise ConfigurationError(
@@ -93,17 +94,19 @@ class SnapshotWriter(StorageWriter):
                 "use_collectives=False saves one checkpoint per rank, which cannot be committed as one",
                 "Leave it at True.",
             )
-        if is_coordinator and self._target is None:
-            raise ConfigurationError("save a snapshot", self._store.url, "the coordinator's writer has no target")
-        self._save, self._written, self._save_id = None, [], uuid.uuid4().hex
+        del is_coordinator
+        self._running, self._written, self._save_id = None, [], uuid.uuid4().hex
         _forget_cached_plans()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Let the target admit the save, and tell every rank its folder."""
-        assert self._target is not None  # checked in set_up_storage_writer
+        """Let the target admit the save, and tell every rank its folder.
+
+        Raises:
+            ConfigurationError: There is no target, or the planner skips planning.
+        """
         if not all(plan.usable for plan in plans):
             raise ConfigurationError(
                 "save a snapshot",
@@ -111,10 +114,10 @@ class SnapshotWriter(StorageWriter):
                 "the planner reuses the plan of an earlier save, and with it that save's folder",
                 "Turn enable_plan_caching off.",
             )
-        self._save = self._target.begin()
-        return [
-            dataclasses.replace(plan, storage_data=_Share(self._save.folder, rank)) for rank, plan in enumerate(plans)
-        ]
+        target = self._target_for(len(plans))
+        save = target.begin()
+        self._running = target, save
+        return [dataclasses.replace(plan, storage_data=_Share(save.folder, rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's items as one file; the file's manifest line travels with the results."""
@@ -137,9 +140,8 @@ class SnapshotWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Store what describes the data, then commit: the last step on the coordinator, after every rank uploaded."""
-        save, target = self._save, self._target
-        assert save is not None  # DCP finishes only what it planned, on the same rank
-        assert target is not None
+        assert self._running is not None  # DCP finishes only what it planned, on the same rank
+        target, save = self._running
         everything = [result for rank in results for result in rank]
         files = [result.storage_data for result in everything if isinstance(result.storage_data, File)]
         metadata.storage_data = {r.index: r.storage_data for r in everything if not isinstance(r.storage_data, File)}
@@ -155,7 +157,7 @@ class SnapshotWriter(StorageWriter):
             self._abandon()
             self._delete_written()
             raise
-        self._save = None
+        self._running = None
         try:
             target.commit(save, manifest, digest)
         except REFUSALS:
@@ -181,10 +183,17 @@ class SnapshotWriter(StorageWriter):
         del checkpoint_id
         return False
 
+    def _target_for(self, world_size: int) -> SaveTarget:
+        del world_size
+        if self._target is None:
+            raise ConfigurationError("save a snapshot", self._store.url, "the coordinator's writer has no target")
+        return self._target
+
     def _abandon(self) -> None:
-        save, self._save = self._save, None
-        if save is not None and self._target is not None:
-            self._target.abandon(save)
+        running, self._running = self._running, None
+        if running is not None:
+            target, save = running
+            target.abandon(save)
 
     def _delete_written(self) -> None:
         keys, self._written = self._written, []
@@ -251,10 +260,10 @@ def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:
 def _write_item(stream: FileWriter, planner: SavePlanner, item: WriteItem, file_name: str) -> WriteResult:
     data = planner.resolve_data(item)
     start = stream.tell()
-    if item.type is WriteItemType.BYTE_IO:
+    if isinstance(data, io.BytesIO):
         stream.write(data.getbuffer())
     else:
-        torch.save(_alone_on_the_host(data), stream)
+        torch.save(_alone_on_the_host(data), cast("IO[bytes]", stream))
     length = stream.tell() - start
     return WriteResult(item.index, length, _StorageInfo(file_name, start, length))
 

@@ -1,0 +1,180 @@
+"""A DCP checkpoint directory as a run of its own: what a drop-in save does besides moving bytes.
+
+``dcp.save(checkpoint_id=...)`` means "this directory holds this checkpoint". Each save is therefore an attempt that
+replaces the directory's only checkpoint, in a log inside the directory. Nobody else looks after such a directory, so
+each save also deletes what the one before it replaced: between saves there are at most two checkpoints in it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from checkpoint_sidecar.core import attempt as attempts
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import CheckpointExistsError, CorruptSnapshotError, LogError, StoreError
+from checkpoint_sidecar.core.layout import SaveFolder
+from checkpoint_sidecar.core.log import (
+    AttemptStarted,
+    Owner,
+    PurgeStarted,
+    RunClaimed,
+    SnapshotCommitted,
+    SnapshotPurged,
+    SnapshotRetired,
+    SnapshotVerified,
+)
+from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.overwrite import existing_save
+from checkpoint_sidecar.core.policy import OverwritePolicy
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.engine.verify import check_sizes, read_manifest
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.deletion import delete_save
+from checkpoint_sidecar.store.pointer import publish
+from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.training.saves import NewSave
+
+logger = logging.getLogger(__name__)
+
+STEP = 0
+"""A directory has no steps; every save of it is a save of this one."""
+WRITER = "checkpoint_sidecar drop-in"
+_HOLDS_DATA = (SnapshotState.LIVE, SnapshotState.RETIRED, SnapshotState.PURGING)
+
+
+class DirectorySave:
+    """The save target of one drop-in save.
+
+    Args:
+        store: Opened at the checkpoint directory.
+        overwrite: Whether an existing checkpoint is replaced.
+        world_size: Ranks that save.
+    """
+
+    def __init__(self, store: Store, *, overwrite: bool, world_size: int) -> None:
+        self._store = store
+        self._overwrite = overwrite
+        self._world_size = world_size
+        self._log = RunLog(store, writer=WRITER)
+        self._owner = Owner("local", "local", store.url.rpartition("/")[2])
+
+    def begin(self) -> NewSave:
+        """Fence earlier saves of the directory and clear away what they left.
+
+        Raises:
+            CheckpointExistsError: There is a checkpoint, and ``overwrite`` is False.
+            PrefixClaimedError: The directory is the root of somebody's run.
+        """
+        if not self._overwrite and not self._log.refresh().ever_committed and self._stock_checkpoint_exists():
+            raise self._exists("a checkpoint that torch wrote")
+        self._log.append(self._claim)
+        started = self._log.append(self._start)
+        assert started is not None
+        assert isinstance(started.body, AttemptStarted)
+        number = started.body.attempt
+        try:
+            self._clear(number)
+        except (StoreError, LogError) as error:
+            logger.warning("Replaced checkpoints stay until the next save: %s", error)
+        return NewSave(SaveFolder(None, number, layout.new_nonce()), STEP)
+
+    def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
+        """Commit, check the sizes of what was stored, then let torch's reader see it and retire what it replaced.
+
+        Raises:
+            CheckpointExistsError, FencedError: Another save of the directory started or won meanwhile.
+            CorruptSnapshotError: The store lost or cut a file; the checkpoint before this one is still there.
+        """
+        draft = SnapshotCommitted(
+            snapshot=save.snapshot,
+            step=save.step,
+            attempt=save.folder.attempt,
+            path=save.folder.path,
+            manifest_digest=digest,
+            bytes=manifest.size,
+            files=len(manifest.files),
+            world_size=manifest.world_size,
+        )
+        policy: OverwritePolicy = "Replace" if self._overwrite else "Never"
+        self._log.append(lambda run: attempts.commit(run, draft, overwrite=policy))
+        self._verify(save, manifest)
+        try:
+            publish(self._store, self._log, None)
+            for other in self._log.run.snapshots.values():
+                if other.live and other.id != save.snapshot:
+                    self._retire(other.id)
+        except (StoreError, LogError) as error:
+            logger.warning("The checkpoint is committed, but torch's own reader may not find it: %s", error)
+
+    def abandon(self, save: NewSave) -> None:
+        """Nothing to do: the next save clears away what this one left."""
+
+    def _stock_checkpoint_exists(self) -> bool:
+        return self._store.stat(layout.METADATA_NAME) is not None
+
+    def _exists(self, what: str) -> CheckpointExistsError:
+        return CheckpointExistsError(
+            "save", self._store.url, f"Checkpoint already exists: {what}", "Save elsewhere, or with overwrite=True."
+        )
+
+    def _claim(self, run: Run) -> RunClaimed | None:
+        return attempts.claim(run, self._owner, url=self._store.url)
+
+    def _start(self, run: Run) -> AttemptStarted:
+        attempts.check_owner(run, self._owner, url=self._store.url)
+        existing = existing_save(run, run.newest or "", STEP)
+        if existing is not None and not self._overwrite:
+            raise self._exists(f"snapshot {existing.id}")
+        return attempts.start_over(run, world_size=self._world_size)
+
+    def _verify(self, save: NewSave, manifest: Manifest) -> None:
+        try:
+            check_sizes(self._store, save.folder.path, manifest.files)
+        except CorruptSnapshotError as error:
+            found = SnapshotVerified(
+                save.snapshot, "Sizes", passed=False, evidence=error.evidence, message=str(error)[:1024]
+            )
+            self._log.append(lambda _: found)
+            raise
+        self._log.append(lambda _: SnapshotVerified(save.snapshot, "Sizes", passed=True))
+
+    def _retire(self, replaced: str) -> None:
+        self._log.append(lambda run: SnapshotRetired(replaced, ("Replaced",)) if run.snapshots[replaced].live else None)
+
+    def _clear(self, attempt: int) -> None:
+        """Purge what earlier saves retired, and delete what they uploaded and never committed."""
+        run = self._log.refresh()
+        for snapshot in run.snapshots.values():
+            if snapshot.state in (SnapshotState.RETIRED, SnapshotState.PURGING):
+                self._purge(snapshot)
+        held = {snapshot.id for snapshot in run.snapshots.values() if snapshot.state in _HOLDS_DATA}
+        self._store.delete(
+            [info.key for info in self._store.list() if _is_leftover(info.key, held, below_attempt=attempt)]
+        )
+
+    def _purge(self, snapshot: Snapshot) -> None:
+        size = 0
+        try:
+            manifest = read_manifest(self._store, snapshot.commit)
+        except CorruptSnapshotError as error:
+            if error.evidence != "MissingObject":
+                logger.warning("A replaced checkpoint stays, because what belongs to it is unknown: %s", error)
+                return
+            # The manifest goes last: without it an earlier purge got as far as this.
+            manifest = None
+        self._log.append(
+            lambda run: PurgeStarted(snapshot.id) if run.snapshots[snapshot.id].state is SnapshotState.RETIRED else None
+        )
+        publish(self._store, self._log, None)
+        if manifest is not None:
+            delete_save(self._store, layout.parse_save_folder(snapshot.commit.path), manifest)
+            size = manifest.size
+        self._log.append(lambda _: SnapshotPurged(snapshot.id, size))
+
+
+def _is_leftover(key: str, held: set[str], *, below_attempt: int) -> bool:
+    """Whether an object belongs to a save that an earlier attempt left unfinished and can no longer commit."""
+    folder = layout.save_folder_of(key)
+    if folder is None or folder.step is not None or folder.attempt >= below_attempt:
+        return False
+    return layout.snapshot_id(STEP, folder.attempt, folder.nonce) not in held

@@ -1,0 +1,225 @@
+"""Drop-in DCP storage: torch's ``FsspecWriter`` and ``FsspecReader``, atomic and verified.
+
+Existing ``dcp.save``, ``dcp.load`` and ``dcp.async_save`` code keeps its arguments. The checkpoint directory becomes a
+run of its own, with a log inside (see ``training.directory``); torch's own reader can load it at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, ClassVar
+
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+from checkpoint_sidecar.core.attempt import published_for
+from checkpoint_sidecar.core.errors import ConfigurationError, RestoreError, RestoreInterrupted
+from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.store.storage_options import settings_of
+from checkpoint_sidecar.training.directory import WRITER, DirectorySave
+from checkpoint_sidecar.training.reader import SnapshotReader, Trust
+from checkpoint_sidecar.training.saves import SaveTarget
+from checkpoint_sidecar.training.writer import SnapshotWriter
+
+StrPath = str | os.PathLike[str]
+
+
+class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
+    """Saves a checkpoint directory, all or nothing.
+
+    Args:
+        path: URL or local path of the checkpoint; ``dcp.save(checkpoint_id=...)`` replaces it.
+        single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead: Accepted for compatibility. There is
+            always one file per rank, and nothing is ever reported as saved that the store has not confirmed.
+        cache_staged_state_dict: See ``BlockingAsyncStager``.
+        overwrite: Replace an existing checkpoint; the old one stays whole until the new one is committed and checked.
+            False raises ``CheckpointExistsError`` inside DCP's ``CheckpointException``.
+        storage_options: fsspec's, see ``store.storage_options``.
+
+    Raises:
+        ConfigurationError: The path or an option cannot work, or something was asked for that stock ``.distcp`` files
+            without extensions cannot hold.
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        single_file_per_rank: bool = True,
+        sync_files: bool = True,
+        thread_count: int = 1,
+        per_thread_copy_ahead: int = 10_000_000,
+        cache_staged_state_dict: bool = False,
+        overwrite: bool = True,
+        _extensions: Any = None,
+        serialization_format: Any = None,
+        **storage_options: Any,
+    ) -> None:
+        del single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead
+        if _extensions or getattr(serialization_format, "value", "torch_save") != "torch_save":
+            raise ConfigurationError(
+                "save a checkpoint",
+                os.fspath(path),
+                "stream extensions and the safetensors format are not supported",
+                "Leave _extensions and serialization_format out.",
+            )
+        SnapshotWriter.__init__(self, open_store(settings_of(path, storage_options)), None)
+        BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
+        self._path = path
+        self._options = storage_options
+        self._overwrite = overwrite
+
+    @property
+    def checkpoint_id(self) -> StrPath:
+        return self._path
+
+    def reset(self, checkpoint_id: StrPath | None = None) -> None:
+        """DCP's start of a save; another ``checkpoint_id`` is opened with the storage options of the constructor."""
+        if checkpoint_id:
+            self._store = open_store(settings_of(checkpoint_id, self._options))
+            self._path = checkpoint_id
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta(checkpoint_id=os.fspath(self._path), save_id=self._save_id)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
+        return _can_serve(checkpoint_id)
+
+    def _target_for(self, world_size: int) -> SaveTarget:
+        return DirectorySave(self._store, overwrite=self._overwrite, world_size=world_size)
+
+
+class CheckpointReader(SnapshotReader):
+    """Loads a checkpoint directory: ours, verified; torch's own, as it is.
+
+    Args:
+        path: URL or local path of the checkpoint; ``dcp.load(checkpoint_id=...)`` replaces it.
+        verify, trust: See ``SnapshotReader``.
+        storage_options: fsspec's, see ``store.storage_options``.
+
+    Raises:
+        ConfigurationError: The path or an option cannot work.
+    """
+
+    default_trust: ClassVar[Trust] = "safe"
+
+    def __init__(
+        self, path: StrPath, *, verify: VerifyLevel = "Checksums", trust: Trust | None = None, **storage_options: Any
+    ) -> None:
+        super().__init__(
+            open_store(settings_of(path, storage_options)),
+            "",
+            None,
+            verify=verify,
+            trust=trust or self.default_trust,
+        )
+        self._path = path
+        self._options = storage_options
+
+    @property
+    def checkpoint_id(self) -> StrPath:
+        return self._path
+
+    def reset(self, checkpoint_id: StrPath | None = None) -> None:
+        """DCP's start of a load; another ``checkpoint_id`` is opened with the storage options of the constructor."""
+        if checkpoint_id:
+            self._store = open_store(settings_of(checkpoint_id, self._options))
+            self._path = checkpoint_id
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        plan = super().prepare_local_plan(plan)
+        plan.storage_data = self._folder
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Check that all ranks found the same snapshot: each looks for itself, and a save may end in between."""
+        if len({plan.storage_data for plan in plans}) > 1:
+            raise RestoreInterrupted(
+                "load a checkpoint",
+                self._store.url,
+                "a new checkpoint was committed while the ranks looked for the newest",
+                "Load again.",
+            )
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
+        return _can_serve(checkpoint_id)
+
+    def _locate(self) -> None:
+        run = RunLog(self._store, writer=WRITER).refresh()
+        snapshot = published_for(run, None)
+        if snapshot is not None:
+            self._open(snapshot.commit.path, read_manifest(self._store, snapshot.commit))
+        elif run.ever_committed:
+            raise RestoreError(
+                "load a checkpoint", self._store.url, "every checkpoint committed here was retired or proved damaged"
+            )
+        else:
+            self._open("", None)
+
+
+def install(*, trust: Trust = "safe") -> None:
+    """Let DCP use these classes wherever it would use ``FsspecWriter`` and ``FsspecReader``, in this process.
+
+    For code that only passes a URL as ``checkpoint_id``, like torchtitan. Local paths stay with torch's own classes.
+
+    Args:
+        trust: For every load; see ``SnapshotReader``.
+    """
+    reader = type("CheckpointReader", (CheckpointReader,), {"default_trust": trust})
+    for module in _patched_modules():
+        _replaced.setdefault(module, (module.FsspecWriter, module.FsspecReader))
+        module.FsspecWriter, module.FsspecReader = CheckpointWriter, reader  # type: ignore[attr-defined]
+
+
+def uninstall() -> None:
+    """Undo ``install``; harmless without it."""
+    while _replaced:
+        module, (writer, reader) = _replaced.popitem()
+        module.FsspecWriter, module.FsspecReader = writer, reader  # type: ignore[attr-defined]
+
+
+@contextmanager
+def installed(*, trust: Trust = "safe") -> Iterator[None]:
+    """``install`` for the length of a block."""
+    install(trust=trust)
+    try:
+        yield
+    finally:
+        uninstall()
+
+
+_replaced: dict[ModuleType, tuple[type, type]] = {}
+
+
+def _patched_modules() -> list[ModuleType]:
+    """Every module that DCP, or its caller, may take the two names from.
+
+    torch 2.15 moved them to ``fsspec_filesystem`` and warns on import of the old module; before it there was only
+    ``_fsspec_filesystem``, looked up when a save starts.
+    """
+    package = "torch.distributed.checkpoint"
+    home = "fsspec_filesystem" if find_spec(f"{package}.fsspec_filesystem") else "_fsspec_filesystem"
+    names = (package, f"{package}._storage_utils", f"{package}.{home}")
+    modules = [import_module(name) for name in names]
+    old = sys.modules.get(f"{package}._fsspec_filesystem")
+    return [module for module in {*modules, *([old] if old else [])} if "FsspecWriter" in vars(module)]
+
+
+def _can_serve(checkpoint_id: StrPath) -> bool:
+    try:
+        settings_of(checkpoint_id, {})
+    except ConfigurationError:
+        return False
+    return True
