@@ -1,0 +1,113 @@
+"""Command line of the operator."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import os
+from collections.abc import Sequence
+
+from checkpoint_operator import handlers, logs
+from checkpoint_operator.logs import LogFormat
+from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.runtime import Operator, Options
+from checkpoint_operator.storage import Rules
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.location import check_url
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the operator until SIGTERM."""
+    parsed = _parser().parse_args(arguments)
+    redactor = Redactor()
+    logs.configure(LogFormat(parsed.log_format), redactor=redactor, verbose=parsed.verbose)
+    options = Options(
+        namespaces=tuple(dict.fromkeys(parsed.namespace)),
+        cluster_id=parsed.cluster_id,
+        rules=Rules(ambient=tuple(parsed.ambient_allow), file_urls=parsed.allow_file_urls),
+        metrics_address=parsed.metrics,
+        liveness=parsed.liveness,
+        resync_seconds=parsed.resync,
+        writer=f"operator {importlib.metadata.version('checkpoint-operator')} {os.environ.get('HOSTNAME', '')}".strip(),
+    )
+    logging.getLogger(__name__).info("checkpoint-operator %s", importlib.metadata.version("checkpoint-operator"))
+    handlers.run(Operator(options, redactor=redactor))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="checkpoint-operator", description="Enforces Checkpoint resources.")
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="serve only this namespace; may be repeated (default: the whole cluster)",
+    )
+    parser.add_argument(
+        "--cluster-id",
+        default="",
+        metavar="ID",
+        help="what stands for this cluster in the owner of a run (default: the UID of namespace kube-system)",
+    )
+    parser.add_argument(
+        "--liveness",
+        default="",
+        metavar="URL",
+        help="where to answer probes, such as http://0.0.0.0:8080/healthz (default: nowhere)",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=_address,
+        metavar="HOST:PORT",
+        help="where to serve Prometheus metrics, such as 0.0.0.0:9090 (default: nowhere)",
+    )
+    parser.add_argument(
+        "--resync",
+        type=_positive,
+        default=300.0,
+        metavar="SECONDS",
+        help="time between complete passes over all Checkpoints (default: 300)",
+    )
+    parser.add_argument(
+        "--ambient-allow",
+        action="append",
+        default=[],
+        type=_ambient,
+        metavar="NAMESPACE=URL",
+        help="let Checkpoints of this namespace under this URL use the operator's own identity; may be repeated",
+    )
+    parser.add_argument("--allow-file-urls", action="store_true", help="allow file:// URLs (one-node clusters, tests)")
+    parser.add_argument(
+        "--log-format", choices=[each.value for each in LogFormat], default=LogFormat.TEXT.value, help="(default: text)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log debug messages too")
+    return parser
+
+
+def _ambient(text: str) -> tuple[str, str]:
+    namespace, _, url = text.partition("=")
+    if not namespace or not url:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE=URL")
+    try:
+        return namespace, check_url(url, allow_file=False)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _positive(text: str) -> float:
+    seconds = float(text)
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a plan is made of: one frozen dataclass per kind of effect. What each does is in ``entries`` and ``execute``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from checkpoint_sidecar.core.log import PodIdentity, SnapshotVerified
+from checkpoint_sidecar.core.policy import Disposition, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Write entry 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Take the run over from ``previous``, in the form of ``status.claimedBy``."""
+
+    previous: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Put the policy into the log."""
+
+    uid: str
+    generation: int
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRollback:
+    request: str
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSave:
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeEviction:
+    attempt: int
+    pod: PodIdentity
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetDisposition:
+    snapshot: str
+    disposition: Disposition
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Compare the stored objects with the manifest, by size."""
+
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCheck:
+    """Write down what ``Verify`` found."""
+
+    found: SnapshotVerified
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reinstate:
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishPointer:
+    """Make the stock ``.metadata`` of a step show what the log says. ``step`` None is a directory without steps."""
+
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Delete a snapshot's data, or go on deleting it."""
+
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateMirror:
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMirror:
+    """Write the status of a CheckpointSnapshot."""
+
+    name: str
+    status: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteMirror:
+    name: str
+
+
+LogAction: TypeAlias = (
+    Claim
+    | Adopt
+    | Configure
+    | RequestRollback
+    | RequestSave
+    | NoticeEviction
+    | SetDisposition
+    | RecordCheck
+    | Retire
+    | Reinstate
+)
+StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge
+MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
+Action: TypeAlias = StoreAction | MirrorAction

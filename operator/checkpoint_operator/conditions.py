@@ -1,0 +1,72 @@
+"""Conditions in the form of all Kubernetes conditions: the transition time moves only when the status does."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoint_sidecar.core.api import Condition, ConditionStatus, ConditionType
+
+MAX_MESSAGE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one condition should say.
+
+    Attributes:
+        quotes: The message quotes an error. Such texts differ from try to try (a nonce, a request id), so the first one
+            stays while the reason and the spec are the same; else every retry would write the status.
+    """
+
+    type: ConditionType
+    status: ConditionStatus
+    reason: str
+    message: str
+    quotes: bool = False
+
+
+def merge(
+    previous: Iterable[Mapping[str, Any]], judgements: Iterable[Judgement], *, generation: int, wall: dt.datetime
+) -> tuple[Condition, ...]:
+    """The conditions to store: those judged, in that order, with the transition times of the previous ones."""
+    before = {condition.get("type"): condition for condition in previous}
+    return tuple(
+        Condition(
+            type=judged.type,
+            status=judged.status,
+            reason=judged.reason,
+            message=_message(before.get(judged.type), judged, generation)[:MAX_MESSAGE],
+            last_transition_time=_transition(before.get(judged.type), judged.status, wall),
+            observed_generation=generation,
+        )
+        for judged in judgements
+    )
+
+
+def _message(previous: Mapping[str, Any] | None, judged: Judgement, generation: int) -> str:
+    if judged.quotes and previous is not None:
+        same = (judged.status, judged.reason, generation)
+        if (previous.get("status"), previous.get("reason"), previous.get("observedGeneration")) == same:
+            return str(previous.get("message", judged.message))
+    return judged.message
+
+
+def timestamp(time: dt.datetime) -> str:
+    """RFC 3339 in UTC, in whole seconds, as the API server writes its own times."""
+    return time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_timestamp(text: str) -> dt.datetime:
+    """Inverse of ``timestamp``; reads fractions of seconds too."""
+    return dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+
+
+def _transition(previous: Mapping[str, Any] | None, status: ConditionStatus, wall: dt.datetime) -> str:
+    if previous is not None and previous.get("status") == status:
+        kept = previous.get("lastTransitionTime")
+        if isinstance(kept, str):
+            return kept
+    return timestamp(wall)

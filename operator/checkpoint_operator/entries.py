@@ -1,0 +1,158 @@
+"""What the operator may append, computed from the log as it stands.
+
+One function per action. Each takes the current ``Run`` and returns the *whole* entry, or None when there is nothing to
+write (any more): the plan asks them whether an action is due, and the append asks them again after every lost race for
+a log number, so that no decision outlives the state it was made from.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+from checkpoint_operator import actions
+from checkpoint_operator.actions import LogAction
+from checkpoint_sidecar.core.lineage import in_use, lineage
+from checkpoint_sidecar.core.log import (
+    Body,
+    DispositionSet,
+    EvictionNoticed,
+    Owner,
+    PurgeStarted,
+    RollbackRequested,
+    RunAdopted,
+    RunClaimed,
+    RunConfigured,
+    SaveRequested,
+    SnapshotPurged,
+    SnapshotReinstated,
+    SnapshotRetired,
+)
+from checkpoint_sidecar.core.retention import judge, purge_due
+from checkpoint_sidecar.core.run import Run, SnapshotState
+
+_MAX_REASONS = 8
+
+
+def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) -> Body | None:
+    """The entry that carries out an action, or None when the log already says so or no longer allows it.
+
+    Args:
+        owner: Who this operator speaks for; it writes into nobody else's log.
+        now: The store's clock.
+    """
+    if isinstance(action, actions.Claim):
+        return RunClaimed(owner) if run.owner is None else None
+    if isinstance(action, actions.Adopt):
+        return _adopt(run, owner, action.previous)
+    if run.owner != owner:
+        return None
+    return _ENTRY[type(action)](run, action, now)
+
+
+def start_purge(run: Run, snapshot: str, *, owner: Owner, now: dt.datetime) -> PurgeStarted | None:
+    """The point of no return, if the policy in the log still wants it."""
+    found = run.snapshots.get(snapshot)
+    due = found is not None and found.state is SnapshotState.RETIRED and snapshot in purge_due(run, now=now)
+    return PurgeStarted(snapshot) if due and run.owner == owner else None
+
+
+def finish_purge(run: Run, snapshot: str, *, owner: Owner) -> SnapshotPurged | None:
+    """The end of a purge whose data is gone."""
+    found = run.snapshots.get(snapshot)
+    if found is None or found.state is not SnapshotState.PURGING or run.owner != owner:
+        return None
+    return SnapshotPurged(snapshot, found.commit.bytes)
+
+
+def retire_refused(run: Run, snapshot: str) -> bool:
+    """Whether a user may not retire a snapshot: it is the newest verified one, or a restore depends on it."""
+    newest_verified = next((s.id for s in lineage(run) if s.live and s.proven), None)
+    return snapshot in (newest_verified, in_use(run))
+
+
+def _adopt(run: Run, owner: Owner, previous: str) -> RunAdopted | None:
+    if run.owner is None or run.owner == owner or str(run.owner) != previous:
+        return None
+    # One value of takeOverFrom acts once: if the other side took the run back, a human must decide again.
+    return None if run.owner in run.adopted_from else RunAdopted(owner, run.owner)
+
+
+def _configure(run: Run, action: actions.Configure, _: dt.datetime) -> Body | None:
+    known = run.configured
+    if known and known[0] == action.uid and known[1] >= action.generation:
+        return None
+    return RunConfigured(action.uid, action.generation, action.policy)
+
+
+def _rollback(run: Run, action: actions.RequestRollback, _: dt.datetime) -> Body | None:
+    pending = run.pending.id if run.pending else None
+    if action.request == pending or action.request in run.consumed or not rollback_target_exists(run, action.snapshot):
+        return None
+    return RollbackRequested(action.request, action.snapshot)
+
+
+def rollback_target_exists(run: Run, snapshot: str) -> bool:
+    """Whether a rollback to this snapshot could still read it."""
+    found = run.snapshots.get(snapshot)
+    return found is not None and found.state in (SnapshotState.LIVE, SnapshotState.RETIRED)
+
+
+def _save(run: Run, action: actions.RequestSave, _: dt.datetime) -> Body | None:
+    attempt = run.attempt
+    if attempt is None or not run.may_commit(attempt.number) or attempt.save_request == action.request:
+        return None
+    if any(s.commit.save_request == action.request for s in run.snapshots.values()):
+        return None
+    return SaveRequested(action.request, attempt.number)
+
+
+def _eviction(run: Run, action: actions.NoticeEviction, _: dt.datetime) -> Body | None:
+    attempt = run.attempt
+    if attempt is None or attempt.number != action.attempt or attempt.eviction is not None:
+        return None
+    return EvictionNoticed(action.attempt, action.pod, action.reason)
+
+
+def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Body | None:
+    found = run.snapshots.get(action.snapshot)
+    if found is None or found.disposition == action.disposition:
+        return None
+    if action.disposition == "Retire" and retire_refused(run, action.snapshot):
+        return None
+    return DispositionSet(action.snapshot, action.disposition)
+
+
+def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
+    # A purge that began meanwhile deletes the very objects; their absence would look like evidence.
+    found = run.snapshots.get(action.found.snapshot)
+    return action.found if found is not None and found.live and found.verified == "None" else None
+
+
+def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> SnapshotRetired | None:
+    found = run.snapshots.get(action.snapshot)
+    policy = run.policy.retention
+    if found is None or not found.live or policy is None or policy.dry_run:
+        return None
+    reasons = judge(run, now=now).retire.get(action.snapshot)
+    return SnapshotRetired(action.snapshot, reasons[:_MAX_REASONS]) if reasons else None
+
+
+def _reinstate(run: Run, action: actions.Reinstate, now: dt.datetime) -> SnapshotReinstated | None:
+    found = run.snapshots.get(action.snapshot)
+    if found is None or found.state is not SnapshotState.RETIRED:
+        return None
+    return SnapshotReinstated(action.snapshot) if action.snapshot in judge(run, now=now).keep else None
+
+
+_ENTRY: dict[type, Callable[[Run, Any, dt.datetime], Body | None]] = {
+    actions.Configure: _configure,
+    actions.RequestRollback: _rollback,
+    actions.RequestSave: _save,
+    actions.NoticeEviction: _eviction,
+    actions.SetDisposition: _disposition,
+    actions.RecordCheck: _check,
+    actions.Retire: _retire,
+    actions.Reinstate: _reinstate,
+}

@@ -1,0 +1,165 @@
+"""Carrying out a plan. Every action is idempotent: killed anywhere and planned again, it ends in the same state.
+
+Store actions block and run in a thread; each append asks ``entries`` again, so that a plan that has become wrong does
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from checkpoint_operator.actions import (
+    Action,
+    CreateMirror,
+    MirrorAction,
+    PublishPointer,
+    Purge,
+    RecordCheck,
+    ReportMirror,
+    StoreAction,
+    Verify,
+)
+from checkpoint_operator.entries import entry_for, finish_purge, start_purge
+from checkpoint_operator.kube import Kube
+from checkpoint_operator.storage import Session
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import (
+    CheckpointError,
+    CorruptSnapshotError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+)
+from checkpoint_sidecar.core.log import Evidence, Owner, SnapshotVerified
+from checkpoint_sidecar.core.manifest import MAX_MANIFEST_BYTES, Manifest, decode
+from checkpoint_sidecar.core.run import Snapshot, SnapshotState
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.pointer import publish
+
+_PARALLEL_STATS = 8
+_MAX_MESSAGE = 512
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one action ended; ``error`` is None when it is done or had become needless."""
+
+    action: Action
+    error: CheckpointError | None = None
+
+
+def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner) -> tuple[Outcome, ...]:
+    """Run store actions one after the other. One that fails does not keep the others from their turn."""
+    outcomes: list[Outcome] = []
+    for action in planned:
+        try:
+            _carry_out(action, session, owner)
+        except CheckpointError as error:
+            logger.warning("%s: %s", type(action).__name__, error)
+            outcomes.append(Outcome(action, error))
+        else:
+            outcomes.append(Outcome(action))
+    return tuple(outcomes)
+
+
+async def mirror(planned: Iterable[MirrorAction], kube: Kube, *, namespace: str) -> None:
+    """Create, report and delete CheckpointSnapshot objects.
+
+    Raises:
+        KubeError: The API server refused; what was done stays, and the next pass goes on.
+    """
+    for action in planned:
+        if isinstance(action, CreateMirror):
+            await kube.create_snapshot(action.body)
+        elif isinstance(action, ReportMirror):
+            await kube.write_snapshot_status(namespace, action.name, action.status)
+        else:
+            await kube.delete_snapshot(namespace, action.name)
+
+
+def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
+    if isinstance(action, Purge):
+        _purge(action.snapshot, session, owner)
+    elif isinstance(action, PublishPointer):
+        _publish(session, action.step)
+    elif isinstance(action, Verify):
+        found = verify(session.store, session.log.run.snapshots[action.snapshot])
+        record = RecordCheck(found)
+        session.log.append(lambda run: entry_for(record, run, owner=owner, now=session.now()))
+    else:
+        session.log.append(lambda run: entry_for(action, run, owner=owner, now=session.now()))
+
+
+def verify(store: Store, snapshot: Snapshot) -> SnapshotVerified:
+    """Compare the objects of a snapshot with its manifest, by size.
+
+    Raises:
+        StoreError: The store failed; that is no evidence of anything.
+    """
+    try:
+        manifest = _manifest(store, snapshot)
+    except ObjectNotFoundError as error:
+        return _failed(snapshot, "MissingObject", str(error))
+    except ObjectTooLargeError as error:
+        return _failed(snapshot, "ManifestMismatch", str(error))
+    except CorruptSnapshotError as error:
+        return _failed(snapshot, error.evidence, str(error))
+    keys = [f"{snapshot.commit.path}/{file.name}" for file in manifest.files]
+    with ThreadPoolExecutor(_PARALLEL_STATS, thread_name_prefix="stat") as pool:
+        for file, key, info in zip(manifest.files, keys, pool.map(store.stat, keys), strict=True):
+            if info is None:
+                return _failed(snapshot, "MissingObject", f"{key} does not exist")
+            if info.size != file.size:
+                return _failed(snapshot, "SizeMismatch", f"{key} has {info.size} bytes instead of {file.size}")
+    return SnapshotVerified(snapshot.id, "Sizes", passed=True)
+
+
+def _failed(snapshot: Snapshot, evidence: Evidence, message: str) -> SnapshotVerified:
+    return SnapshotVerified(snapshot.id, "Sizes", passed=False, evidence=evidence, message=message[:_MAX_MESSAGE])
+
+
+def _manifest(store: Store, snapshot: Snapshot) -> Manifest:
+    key = layout.parse_save_folder(snapshot.commit.path).manifest
+    stored = store.get(key, max_bytes=MAX_MANIFEST_BYTES)
+    return decode(stored.data, expected_digest=snapshot.commit.manifest_digest, subject=key)
+
+
+def _publish(session: Session, step: int | None) -> None:
+    try:
+        publish(session.store, session.log, step)
+    except ObjectNotFoundError as error:
+        # Damage of the snapshot itself, which its verification reports; a pointer to nowhere helps nobody.
+        logger.warning("removing the stock pointer of step %s: %s", step, error)
+        session.store.delete([layout.pointer_key(step)])
+
+
+def _purge(identifier: str, session: Session, owner: Owner) -> None:
+    """Delete a snapshot's data: announce, fix the pointer, delete the files, then the manifest, and write it down.
+
+    The manifest goes last, because a purge that was cut off finds in it what is left to delete.
+    """
+    session.log.append(lambda run: start_purge(run, identifier, owner=owner, now=session.now()))
+    run = session.log.run
+    snapshot = run.snapshots.get(identifier)
+    if snapshot is None or snapshot.state is not SnapshotState.PURGING or run.owner != owner:
+        return
+    folder = layout.parse_save_folder(snapshot.commit.path)
+    _publish(session, folder.step)
+    session.store.delete(_files(session.store, snapshot))
+    session.store.delete([folder.manifest])
+    session.log.append(lambda run: finish_purge(run, identifier, owner=owner))
+
+
+def _files(store: Store, snapshot: Snapshot) -> list[str]:
+    try:
+        return [f"{snapshot.commit.path}/{file.name}" for file in _manifest(store, snapshot).files]
+    except (ObjectNotFoundError, CorruptSnapshotError, ObjectTooLargeError):
+        # The manifest is gone (this purge was nearly done) or damaged. A save's folder is never shared, so what lies
+        # directly in it is the snapshot's.
+        manifest = layout.parse_save_folder(snapshot.commit.path).manifest
+        listed = [info.key for info in store.list(f"{snapshot.commit.path}/")]
+        return [key for key in listed if key != manifest and layout.save_folder_of(key) is not None]

@@ -1,0 +1,238 @@
+"""The only module that talks to the API server (kopf's watches aside). Plain dicts in, plain dicts out."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from checkpoint_operator.model import Key
+from checkpoint_operator.resources import COMPONENT
+from checkpoint_sidecar.core import api
+from checkpoint_sidecar.core.environment import POD_LABEL
+
+FIELD_MANAGER = COMPONENT
+REQUEST_SECONDS = 30.0
+_PAGE = 500
+_READ_RETRIES = 3
+_NOT_FOUND, _CONFLICT = 404, 409
+
+Body = dict[str, Any]
+
+
+class KubeError(Exception):
+    """A request to the API server failed. The message holds neither bodies nor headers, which may quote Secrets."""
+
+    def __init__(self, operation: str, subject: str, error: ApiException) -> None:
+        super().__init__(f"{operation} {subject}: the API server answered {error.status} {error.reason}")
+        self.status = error.status
+
+
+class Kube:
+    """A connection; use it as an asynchronous context manager."""
+
+    async def __aenter__(self) -> Kube:
+        configuration = client.Configuration()
+        await _load(configuration)
+        configuration.retries = _READ_RETRIES
+        self._client = client.ApiClient(configuration)
+        self._core = client.CoreV1Api(self._client)
+        self._custom = client.CustomObjectsApi(self._client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def cluster_uid(self) -> str:
+        """UID of the namespace kube-system, which stands for the cluster in a run's owner."""
+        call = self._core.read_namespace("kube-system", _request_timeout=REQUEST_SECONDS)
+        namespace = await _answer("read namespace", "kube-system", call)
+        return str(namespace.metadata.uid)
+
+    async def checkpoint(self, key: Key) -> Body | None:
+        """The Checkpoint, or None when it does not exist."""
+        call = self._custom.get_namespaced_custom_object(
+            api.GROUP,
+            api.VERSION,
+            key.namespace,
+            api.CHECKPOINT_PLURAL,
+            key.name,
+            _request_timeout=REQUEST_SECONDS,
+        )
+        body: Body | None = await _found("read Checkpoint", str(key), call)
+        return body
+
+    async def checkpoints(self, namespace: str | None) -> list[Body]:
+        """All Checkpoints of a namespace, or of the cluster: complete, or an error."""
+        if namespace is None:
+            return await _pages(
+                "list Checkpoints",
+                "in all namespaces",
+                lambda **page: self._custom.list_custom_object_for_all_namespaces(
+                    api.GROUP, api.VERSION, api.CHECKPOINT_PLURAL, **page
+                ),
+            )
+        return await _pages(
+            "list Checkpoints",
+            f"in {namespace}",
+            lambda **page: self._custom.list_namespaced_custom_object(
+                api.GROUP, api.VERSION, namespace, api.CHECKPOINT_PLURAL, **page
+            ),
+        )
+
+    async def snapshots(self, key: Key) -> list[Body]:
+        """The CheckpointSnapshots of a Checkpoint: complete, or an error."""
+        return await _pages(
+            "list CheckpointSnapshots",
+            f"of {key}",
+            lambda **page: self._custom.list_namespaced_custom_object(
+                api.GROUP,
+                api.VERSION,
+                key.namespace,
+                api.SNAPSHOT_PLURAL,
+                label_selector=f"{POD_LABEL}={key.name}",
+                **page,
+            ),
+        )
+
+    async def pods(self, key: Key) -> list[Body]:
+        """The pods labelled with a Checkpoint's name: complete, or an error."""
+        selector = f"{POD_LABEL}={key.name}"
+
+        async def page(**arguments: Any) -> Body:
+            pods = await self._core.list_namespaced_pod(key.namespace, label_selector=selector, **arguments)
+            body: Body = self._client.sanitize_for_serialization(pods)  # type: ignore[no-untyped-call]
+            return body
+
+        return await _pages("list pods", f"of {key}", page)
+
+    async def secret(self, namespace: str, name: str) -> Mapping[str, str] | None:
+        """The Secret's values as text, or None when it does not exist. Values that are no text are left out."""
+        call = self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)
+        secret = await _found("read Secret", f"{namespace}/{name}", call)
+        if secret is None:
+            return None
+        values: dict[str, str] = {}
+        for key, encoded in (secret.data or {}).items():
+            try:
+                values[key] = base64.b64decode(encoded).decode().strip()
+            except ValueError:
+                continue
+        return values
+
+    async def write_checkpoint_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> bool:
+        """Replace a Checkpoint's status; False when that object is gone or was created anew."""
+        return await self._write_status(api.CHECKPOINT_PLURAL, key.namespace, key.name, status, uid=uid)
+
+    async def write_snapshot_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> bool:
+        """Replace a CheckpointSnapshot's status; False when it is gone."""
+        return await self._write_status(api.SNAPSHOT_PLURAL, namespace, name, status)
+
+    async def create_snapshot(self, body: Mapping[str, Any]) -> bool:
+        """Create a CheckpointSnapshot; False when it exists."""
+        metadata = body["metadata"]
+        call = self._custom.create_namespaced_custom_object(
+            api.GROUP,
+            api.VERSION,
+            metadata["namespace"],
+            api.SNAPSHOT_PLURAL,
+            dict(body),
+            field_manager=FIELD_MANAGER,
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return await _done("create CheckpointSnapshot", metadata["name"], call, unless=(_CONFLICT,))
+
+    async def delete_snapshot(self, namespace: str, name: str) -> None:
+        """Delete a CheckpointSnapshot, if it is there."""
+        call = self._custom.delete_namespaced_custom_object(
+            api.GROUP, api.VERSION, namespace, api.SNAPSHOT_PLURAL, name, _request_timeout=REQUEST_SECONDS
+        )
+        await _done("delete CheckpointSnapshot", name, call, unless=(_NOT_FOUND,))
+
+    async def create_event(self, body: Mapping[str, Any]) -> bool:
+        """Create an Event; False when one of that name exists."""
+        call = self._core.create_namespaced_event(
+            body["metadata"]["namespace"],
+            dict(body),  # type: ignore[arg-type]  # a model would only be turned into this very dict
+            field_manager=FIELD_MANAGER,
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return await _done("create Event", body["metadata"]["name"], call, unless=(_CONFLICT,))
+
+    async def _write_status(
+        self, plural: str, namespace: str, name: str, status: Mapping[str, Any], *, uid: str | None = None
+    ) -> bool:
+        # A JSON patch replaces the whole status as one value. Merge patches and server-side apply merge lists and
+        # nested objects, and what comes back would not equal what was sent: every pass would write again.
+        patch: list[Body] = [{"op": "add", "path": "/status", "value": dict(status)}]
+        if uid is not None:
+            patch.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})
+        call = self._custom.patch_namespaced_custom_object_status(
+            api.GROUP,
+            api.VERSION,
+            namespace,
+            plural,
+            name,
+            patch,
+            field_manager=FIELD_MANAGER,
+            _content_type="application/json-patch+json",
+            _request_timeout=REQUEST_SECONDS,
+        )
+        # A failed "test" is 422 with newer API servers; so is a status that the schema refuses, which must not be
+        # taken for it.
+        unless = (_NOT_FOUND,) if uid is None else (_NOT_FOUND, _CONFLICT)
+        return await _done(f"write the status of {plural}", f"{namespace}/{name}", call, unless=unless)
+
+
+async def _load(configuration: client.Configuration) -> None:
+    try:
+        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+
+
+async def _answer(operation: str, subject: str, call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except ApiException as error:
+        # Its text has the response's body and headers; only the status goes on.
+        raise KubeError(operation, subject, error) from None
+
+
+async def _found(operation: str, subject: str, call: Awaitable[Any]) -> Any:
+    try:
+        return await _answer(operation, subject, call)
+    except KubeError as error:
+        if error.status == _NOT_FOUND:
+            return None
+        raise
+
+
+async def _done(operation: str, subject: str, call: Awaitable[Any], *, unless: tuple[int, ...]) -> bool:
+    try:
+        await _answer(operation, subject, call)
+    except KubeError as error:
+        if error.status in unless:
+            return False
+        raise
+    return True
+
+
+async def _pages(operation: str, subject: str, read: Callable[..., Awaitable[Any]]) -> list[Body]:
+    items: list[Body] = []
+    token = ""
+    while True:
+        arguments: Body = {"limit": _PAGE, "_request_timeout": REQUEST_SECONDS}
+        if token:
+            arguments["_continue"] = token
+        page = await _answer(operation, subject, read(**arguments))
+        items += page.get("items") or []
+        token = (page.get("metadata") or {}).get("continue") or ""
+        if not token:
+            return items

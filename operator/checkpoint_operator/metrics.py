@@ -1,0 +1,114 @@
+"""Prometheus metrics. Labels are namespace and name of the Checkpoint; nothing else comes from users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from checkpoint_operator.model import Key, Observed
+from checkpoint_sidecar.core.lineage import lineage, quarantined
+from checkpoint_sidecar.core.log import RestoreFinished, SnapshotCommitted, SnapshotPurged, StoredEntry
+from checkpoint_sidecar.core.run import SnapshotState
+
+_PREFIX = "checkpoint_operator"
+_RUN = ("namespace", "checkpoint")
+_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """All metrics of one operator process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._latest_time = self._gauge("latest_snapshot_timestamp_seconds", "When the newest snapshot was committed.")
+        self._latest_step = self._gauge("latest_snapshot_step", "Step of the newest snapshot.")
+        self._snapshots = self._gauge("snapshots", "Snapshots that can be restored.")
+        self._retained = self._gauge("retained_bytes", "Size of the snapshots whose data is there.")
+        self._quarantined = self._gauge("quarantined_snapshots", "Snapshots that no restore tries again.")
+        self._attempt = self._gauge("attempt", "Number of the newest attempt.")
+        self._ready = self._gauge("ready", "Whether the Checkpoint is Ready.")
+        self._committed = self._counter("snapshots_committed", "Snapshots committed.")
+        self._saved_bytes = self._counter("saved_bytes", "Bytes of the snapshots committed.")
+        self._restores = self._counter("restores", "Restores finished.", "outcome")
+        self._purged_bytes = self._counter("purged_bytes", "Bytes of the snapshots purged.")
+        self._lost_seconds = self._counter("lost_seconds", "Training time that restarts had to repeat.")
+        self._lost_steps = self._counter("lost_steps", "Steps that restarts had to repeat.")
+        self._store_errors = self._counter("store_errors", "Passes that the object store made fail.", "reason")
+        self._save_seconds = self._histogram("save_seconds", "From staging to the last uploaded byte.", *_RUN)
+        self._restore_seconds = self._histogram("restore_seconds", "Duration of restores.", *_RUN)
+        self.reconcile_seconds = self._histogram("reconcile_seconds", "Duration of passes over one Checkpoint.")
+        self._told_losses: dict[Key, int] = {}
+
+    def serve(self, address: str, port: int) -> None:
+        """Answer scrapes in a thread of its own."""
+        start_http_server(port, addr=address, registry=self.registry)
+
+    def observe(self, observed: Observed, *, ready: bool) -> None:
+        """Set what is true now."""
+        key, run = observed.checkpoint.key, observed.run
+        self._ready.labels(*_labels(key)).set(ready)
+        if observed.fault is not None:
+            self._store_errors.labels(*_labels(key), observed.fault.reason).inc()
+        if run is None or not observed.ours:
+            return
+        live = [s for s in run.snapshots.values() if s.live]
+        gone = (SnapshotState.PURGED, SnapshotState.REJECTED)
+        self._snapshots.labels(*_labels(key)).set(len(live))
+        self._retained.labels(*_labels(key)).set(
+            sum(s.commit.bytes for s in run.snapshots.values() if s.state not in gone)
+        )
+        self._quarantined.labels(*_labels(key)).set(sum(quarantined(run, s) for s in live))
+        self._attempt.labels(*_labels(key)).set(run.highest_attempt)
+        newest = next((s for s in lineage(run) if s.live), None)
+        if newest is not None:
+            self._latest_time.labels(*_labels(key)).set(newest.committed_at.timestamp())
+            self._latest_step.labels(*_labels(key)).set(newest.step)
+
+    def count(self, key: Key, entries: Iterable[StoredEntry]) -> None:
+        """Count what new log entries say."""
+        for entry in entries:
+            body = entry.body
+            if isinstance(body, SnapshotCommitted):
+                self._committed.labels(*_labels(key)).inc()
+                self._saved_bytes.labels(*_labels(key)).inc(body.bytes)
+                self._save_seconds.labels(*_labels(key)).observe(body.seconds)
+            elif isinstance(body, RestoreFinished):
+                self._restores.labels(*_labels(key), "restored" if body.restored else "failed").inc()
+                self._restore_seconds.labels(*_labels(key)).observe(body.seconds)
+            elif isinstance(body, SnapshotPurged):
+                self._purged_bytes.labels(*_labels(key)).inc(body.bytes)
+
+    def count_loss(self, key: Key, *, attempt: int, steps: int, seconds: int) -> None:
+        """Count what one restart lost, once."""
+        if self._told_losses.get(key, 0) < attempt:
+            self._told_losses[key] = attempt
+            self._lost_steps.labels(*_labels(key)).inc(steps)
+            self._lost_seconds.labels(*_labels(key)).inc(seconds)
+
+    def forget(self, key: Key) -> None:
+        """The Checkpoint is gone: so are its gauges. Counters stay, as they would after a scrape."""
+        self._told_losses.pop(key, None)
+        for gauge in (
+            self._latest_time,
+            self._latest_step,
+            self._snapshots,
+            self._retained,
+            self._quarantined,
+            self._attempt,
+            self._ready,
+        ):
+            gauge.remove_by_labels({"namespace": key.namespace, "checkpoint": key.name})
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", text, _RUN, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, (*_RUN, *labels), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+
+
+def _labels(key: Key) -> tuple[str, str]:
+    return key.namespace, key.name

@@ -1,0 +1,138 @@
+"""What the operator knows about one Checkpoint in one pass: frozen values that every decision reads.
+
+``None`` always means "not known", never "there is none": a decision that finds it must not act.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from checkpoint_sidecar.core.api import CheckpointSpec, Reason
+from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.policy import Disposition, Policy
+from checkpoint_sidecar.core.run import Run
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """A Checkpoint by namespace and name."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The object as read from the API server.
+
+    Attributes:
+        spec: None when it does not decode; the schema should have refused it.
+        status: As stored, for comparison and for what only it remembers (transition times, ``logSequence``).
+    """
+
+    key: Key
+    uid: str
+    generation: int
+    created_at: str
+    spec: CheckpointSpec | None
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod labelled with the Checkpoint's name.
+
+    Attributes:
+        created_at, started_at: The API server's and the kubelet's clock.
+        leaving: Why it was or is being evicted or deleted, or empty.
+    """
+
+    name: str
+    uid: str
+    phase: str
+    created_at: dt.datetime
+    started_at: dt.datetime | None = None
+    leaving: str = ""
+
+    @property
+    def active(self) -> bool:
+        return self.phase in ("Pending", "Running")
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A CheckpointSnapshot object."""
+
+    name: str
+    snapshot: str
+    generation: int
+    disposition: Disposition
+    status: Mapping[str, Any] = field(default_factory=dict)
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an attempt had come, by its own last word: a hint for reporting, never for decisions.
+
+    Attributes:
+        at: The store's clock when it was written.
+    """
+
+    attempt: int
+    step: int
+    at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why the run's store or log cannot be used.
+
+    Attributes:
+        stalled: Only a human can help; retrying is for the case that somebody did.
+    """
+
+    reason: Reason
+    message: str
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
+
+    Attributes:
+        owner: Who this Checkpoint is in the log.
+        policy: Its spec in machine units; None when the spec cannot be translated.
+        run: The log's fold; None when the log could not be read.
+        now: The store's clock; None when it is not known.
+        wall: The operator's own clock, for pods and conditions only.
+        rival: An older Checkpoint whose prefix overlaps this one's.
+        progress: The last known progress by attempt.
+        published: Log number up to which the stock pointers were seen to be right.
+    """
+
+    owner: Owner
+    checkpoint: Checkpoint
+    wall: dt.datetime
+    policy: Policy | None = None
+    fault: Fault | None = None
+    run: Run | None = None
+    now: dt.datetime | None = None
+    rival: Key | None = None
+    mirrors: tuple[Mirror, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
+    published: int = 0
+
+    @property
+    def ours(self) -> bool:
+        """Whether the log is read and belongs to this Checkpoint."""
+        return self.run is not None and self.run.owner == self.owner and self.rival is None

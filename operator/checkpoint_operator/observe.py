@@ -1,0 +1,253 @@
+"""Gathering everything about one Checkpoint: from the API server, the object store and what earlier passes remember.
+
+"Unknown" is not "empty": a listing that fails raises, and a store that cannot be read gives a ``Fault`` and no ``Run``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
+
+from checkpoint_operator.conditions import parse_timestamp
+from checkpoint_operator.kube import Kube
+from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress
+from checkpoint_operator.prefixes import Prefixes
+from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
+from checkpoint_operator.translate import policy_of
+from checkpoint_sidecar.core.api import CheckpointSpec, Reason
+from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.policy import Policy
+from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.store.settings import StoreSettings
+
+PROGRESS_SECONDS = 10.0
+REPROBE_SECONDS = 300.0
+
+T = TypeVar("T")
+
+
+@dataclass
+class Memory:
+    """What one Checkpoint's passes hand on to the next. All of it can be lost without harm.
+
+    Attributes:
+        head: The log number the last pass ended with.
+        changed_at: When the log was last seen to grow, on this process's steady clock.
+        published: See ``Observed``.
+        due_at: When the passing of time alone makes something due, on the same clock.
+        running: Whether the last pass saw active pods.
+    """
+
+    session: Session | None = None
+    head: int = -1
+    changed_at: float = field(default_factory=time.monotonic)
+    progress: dict[int, Progress] = field(default_factory=dict)
+    progress_at: float = float("-inf")
+    published: int = 0
+    due_at: float = float("inf")
+    running: bool = False
+
+
+class Observer:
+    """Reads; decides nothing and changes nothing but the probe's own objects.
+
+    Args:
+        cluster: UID that stands for this cluster in the owner of a run.
+        threads: Where the blocking calls to object stores run.
+        writer: Who this operator is in the logs' audit trail.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        cluster: str,
+        rules: Rules,
+        prefixes: Prefixes,
+        redactor: Redactor,
+        threads: Executor,
+        writer: str,
+    ) -> None:
+        self._kube = kube
+        self._cluster = cluster
+        self._rules = rules
+        self._prefixes = prefixes
+        self._redactor = redactor
+        self._threads = threads
+        self._writer = writer
+
+    async def observe(self, key: Key, memory: Memory) -> Observed | None:
+        """Everything about a Checkpoint, or None when it does not exist.
+
+        Raises:
+            KubeError: The API server did not answer completely.
+        """
+        body = await self._kube.checkpoint(key)
+        if body is None:
+            return None
+        checkpoint, complaint = checkpoint_from(key, body)
+        snapshots, pods = await asyncio.gather(self._kube.snapshots(key), self._kube.pods(key))
+        policy, fault = _translate(checkpoint, complaint)
+        rival = self._note(checkpoint)
+        run: Run | None = None
+        now: dt.datetime | None = None
+        if checkpoint.spec is not None and fault is None and rival is None:
+            try:
+                settings = await self._settings(key, checkpoint.spec)
+                run, now = await self.in_thread(lambda: self._read(memory, settings))
+            except StorageFaultError as error:
+                fault = error.fault
+            except CheckpointError as error:
+                fault = fault_from(error)
+        if fault is not None:
+            # Whatever was wrong may be put right in a way that only a new connection notices.
+            memory.session = None
+        return Observed(
+            owner=Owner(self._cluster, key.namespace, key.name),
+            checkpoint=checkpoint,
+            wall=dt.datetime.now(dt.UTC),
+            policy=policy,
+            fault=fault,
+            run=run,
+            now=now,
+            rival=rival,
+            mirrors=tuple(mirror_from(each) for each in snapshots),
+            pods=tuple(pod_from(each) for each in pods),
+            progress=MappingProxyType(dict(memory.progress)),
+            published=memory.published,
+        )
+
+    async def log_grew(self, memory: Memory) -> bool:
+        """Whether there is something new in the log, at the price of one small read.
+
+        Raises:
+            CheckpointError: The log could not be read.
+        """
+        session = memory.session
+        if session is None:
+            return True
+        run = await self.in_thread(session.log.refresh)
+        await self.in_thread(lambda: _read_progress(session, memory))
+        return run.head != memory.head
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """The result of a blocking call."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _note(self, checkpoint: Checkpoint) -> Key | None:
+        if checkpoint.spec is None:
+            return None
+        self._prefixes.note(
+            checkpoint.key,
+            url=checkpoint.spec.storage.url,
+            created_at=checkpoint.created_at,
+            uid=checkpoint.uid,
+        )
+        return self._prefixes.rival(checkpoint.key)
+
+    async def _settings(self, key: Key, spec: CheckpointSpec) -> StoreSettings:
+        reference = spec.storage.credentials_secret
+        if reference is None:
+            return settings_for(key, spec.storage, None, self._rules)
+        secret = await self._kube.secret(key.namespace, reference.name)
+        if secret is None:
+            message = f"Secret {reference.name} does not exist in namespace {key.namespace}. Create it."
+            raise StorageFaultError(Fault(Reason.SECRET_NOT_FOUND, message))
+        self._redactor.remember(value for name, value in secret.items() if name != "ca.crt")
+        return settings_for(key, spec.storage, secret, self._rules)
+
+    def _read(self, memory: Memory, settings: StoreSettings) -> tuple[Run, dt.datetime]:
+        session = memory.session
+        if session is None or session.settings != settings:
+            session = Session(settings, writer=self._writer)
+        if session.probed_at is None or time.monotonic() - session.probed_at > REPROBE_SECONDS:
+            session.probe()
+        run = session.log.refresh()
+        memory.session = session
+        _read_progress(session, memory)
+        return run, session.now()
+
+
+def _read_progress(session: Session, memory: Memory) -> None:
+    """Remember how far each attempt came: a new attempt overwrites the last word of the one before."""
+    if time.monotonic() - memory.progress_at < PROGRESS_SECONDS:
+        return
+    memory.progress_at = time.monotonic()
+    progress = session.progress()
+    if progress is None:
+        return
+    memory.progress[progress.attempt] = progress
+    for attempt in sorted(memory.progress)[:-2]:
+        del memory.progress[attempt]
+
+
+def _translate(checkpoint: Checkpoint, complaint: str) -> tuple[Policy | None, Fault | None]:
+    if checkpoint.spec is None:
+        return None, Fault(Reason.INVALID_SPEC, complaint, stalled=True)
+    try:
+        return policy_of(checkpoint.spec), None
+    except (ValueError, msgspec.ValidationError) as error:
+        return None, Fault(Reason.INVALID_SPEC, str(error), stalled=True)
+
+
+def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]:
+    """A Checkpoint as read, and what is wrong with its spec, or an empty string."""
+    metadata = body["metadata"]
+    spec: CheckpointSpec | None = None
+    complaint = ""
+    try:
+        spec = msgspec.convert(body.get("spec") or {}, CheckpointSpec)
+    except msgspec.ValidationError as error:
+        complaint = f"spec cannot be read: {error}"
+    return Checkpoint(
+        key=key,
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 1),
+        created_at=metadata["creationTimestamp"],
+        spec=spec,
+        status=body.get("status") or {},
+    ), complaint
+
+
+def mirror_from(body: Mapping[str, Any]) -> Mirror:
+    """A CheckpointSnapshot as read. Its snapshot's id is the last three parts of its name."""
+    metadata = body["metadata"]
+    return Mirror(
+        name=metadata["name"],
+        snapshot="-".join(metadata["name"].split("-")[-3:]),
+        generation=metadata.get("generation", 1),
+        disposition=body.get("spec", {}).get("disposition", "Auto"),
+        status=body.get("status") or {},
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def pod_from(body: Mapping[str, Any]) -> Pod:
+    """A pod as read."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    started = status.get("startTime")
+    return Pod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        phase=status.get("phase", "Unknown"),
+        created_at=parse_timestamp(metadata["creationTimestamp"]),
+        started_at=parse_timestamp(started) if started else None,
+        leaving=_why_leaving(metadata, status),
+    )
+
+
+def _why_leaving(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return condition.get("reason") or "DisruptionTarget"
+    return "Deleted" if metadata.get("deletionTimestamp") else ""

@@ -1,0 +1,218 @@
+"""From what is observed to what to do. Pure: no clock, no I/O.
+
+A pass takes several rounds: ``store_actions`` plans from the log as it stands, ``execute`` carries it out, and the next
+round plans again from the log as it then stands, until nothing is left. The objects in Kubernetes follow at the end.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Iterator
+
+from checkpoint_operator import entries, resources
+from checkpoint_operator.actions import (
+    Adopt,
+    Claim,
+    Configure,
+    CreateMirror,
+    DeleteMirror,
+    LogAction,
+    MirrorAction,
+    NoticeEviction,
+    PublishPointer,
+    Purge,
+    Reinstate,
+    ReportMirror,
+    RequestRollback,
+    RequestSave,
+    Retire,
+    SetDisposition,
+    StoreAction,
+    Verify,
+)
+from checkpoint_operator.model import Observed, Pod
+from checkpoint_sidecar.core.api import CheckpointSpec
+from checkpoint_sidecar.core.lineage import lineage
+from checkpoint_sidecar.core.log import PodIdentity
+from checkpoint_sidecar.core.policy import Policy
+from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
+from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
+
+# Per round, so that one Checkpoint cannot keep the others waiting, and a wrong policy deletes slowly.
+MAX_VERIFICATIONS = 4
+MAX_RETIREMENTS = 16
+MAX_PURGES = 4
+MAX_NEW_MIRRORS = 64
+
+RECORDED_PODS = 16
+"""How many pods an AttemptStarted lists at most."""
+
+
+def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
+    """What to do to the run's log and data next; empty when nothing is left or the run must not be touched."""
+    run, now, spec, policy = observed.run, observed.now, observed.checkpoint.spec, observed.policy
+    if observed.fault or observed.rival or run is None or now is None or spec is None or policy is None:
+        return ()
+    if run.unknown_critical:
+        return ()
+    for step in (_ownership, _configuration):
+        planned = _due(step(observed, spec, policy), run, observed, now)
+        if planned:
+            return planned
+    if not observed.ours:
+        return ()
+    requests = _due((*_evictions(observed, run), *_requests(spec, run, observed)), run, observed, now)
+    retention = () if spec.suspend else _retention(run, now)
+    return (*requests, *_verifications(run), *_pointers(run, observed), *retention)
+
+
+def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
+    """What to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
+    run, now = observed.run, observed.now
+    if run is None or now is None or not observed.ours:
+        return ()
+    verdict = judge(run, now=now)
+    existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
+    planned: list[MirrorAction] = []
+    created = 0
+    for snapshot in reversed(tuple(run.snapshots.values())):
+        mirror = existing.get(snapshot.id)
+        if not _mirrored(snapshot):
+            if mirror is not None and not mirror.deleting:
+                planned.append(DeleteMirror(mirror.name))
+        elif mirror is None and created < MAX_NEW_MIRRORS:
+            created += 1
+            planned.append(CreateMirror(resources.mirror(observed.checkpoint, snapshot)))
+        elif mirror is not None and not mirror.deleting:
+            status = resources.mirror_status(run, snapshot, verdict, mirror=mirror, wall=observed.wall)
+            if status != mirror.status:
+                planned.append(ReportMirror(mirror.name, status))
+    return tuple(planned)
+
+
+def next_look(observed: Observed) -> float | None:
+    """Seconds until the passing of time alone makes something due, or None."""
+    run, now = observed.run, observed.now
+    if run is None or now is None or not observed.ours or run.policy.retention is None:
+        return None
+    grace = dt.timedelta(seconds=run.policy.retention.grace_seconds)
+    waits = [
+        (snapshot.retired_at + grace - now).total_seconds()
+        for snapshot in run.snapshots.values()
+        if snapshot.state is SnapshotState.RETIRED and snapshot.retired_at is not None
+    ]
+    return min((wait for wait in waits if wait > 0), default=None)
+
+
+def rollback_target(spec: CheckpointSpec, run: Run) -> str | None:
+    """The snapshot that ``spec.restore.rollback`` means, or None when there is none such."""
+    rollback = spec.restore.rollback
+    if rollback is None:
+        return None
+    if rollback.to == "Snapshot":
+        target = rollback.snapshot
+    else:
+        best = best_snapshot(run)
+        target = best.id if best else None
+    return target if target and entries.rollback_target_exists(run, target) else None
+
+
+def best_snapshot(run: Run) -> Snapshot | None:
+    """The best live snapshot of the lineage by the first rule of ``keepBest``."""
+    rules = run.policy.retention.keep_best if run.policy.retention else ()
+    if not rules:
+        return None
+    rule = rules[0]
+    scored = [(metric_value(s, rule.metric), s) for s in lineage(run) if s.live and s.failures == 0]
+    finite = [(value, s) for value, s in scored if value is not None]
+    if not finite:
+        return None
+    # Of equal values the newest wins; the lineage is newest first and min and max keep the first.
+    return (min if rule.mode == "Min" else max)(finite, key=lambda pair: pair[0])[1]
+
+
+def members(attempt: Attempt, pods: Iterable[Pod]) -> Iterator[Pod]:
+    """The labelled pods that belong to an attempt.
+
+    Of a large attempt the log lists only the first pods; any other one counts if it existed when the attempt started.
+    """
+    listed = {pod.uid for pod in attempt.started.pods}
+    truncated = len(attempt.started.pods) == RECORDED_PODS
+    for pod in pods:
+        if pod.uid in listed or (truncated and pod.created_at <= attempt.started_at):
+            yield pod
+
+
+def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.datetime) -> tuple[LogAction, ...]:
+    return tuple(action for action in planned if entries.entry_for(action, run, owner=observed.owner, now=now))
+
+
+def _ownership(_: Observed, spec: CheckpointSpec, __: Policy) -> tuple[LogAction, ...]:
+    adopt = (Adopt(spec.storage.take_over_from),) if spec.storage.take_over_from else ()
+    return (Claim(), *adopt)
+
+
+def _configuration(observed: Observed, _: CheckpointSpec, policy: Policy) -> tuple[LogAction, ...]:
+    return (Configure(observed.checkpoint.uid, observed.checkpoint.generation, policy),)
+
+
+def _evictions(observed: Observed, run: Run) -> tuple[LogAction, ...]:
+    attempt = run.attempt
+    if attempt is None:
+        return ()
+    # A pod that ended well and is being cleaned up was not evicted.
+    leaving = [pod for pod in members(attempt, observed.pods) if pod.leaving and pod.phase != "Succeeded"]
+    return tuple(NoticeEviction(attempt.number, PodIdentity(pod.name, pod.uid), pod.leaving) for pod in leaving[:1])
+
+
+def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[LogAction]:
+    rollback, status = spec.restore.rollback, observed.checkpoint.status
+    # The log forgets a request that a later one replaced, so the status must remember that it acted once.
+    if rollback is not None and status.get("lastRollback") != rollback.request:
+        target = rollback_target(spec, run)
+        if target is not None:
+            yield RequestRollback(rollback.request, target)
+    if spec.save.request:
+        yield RequestSave(spec.save.request)
+    for mirror in observed.mirrors:
+        if not mirror.deleting:
+            yield SetDisposition(mirror.snapshot, mirror.disposition)
+
+
+def _verifications(run: Run) -> tuple[Verify, ...]:
+    unverified = [
+        s for s in reversed(tuple(run.snapshots.values())) if s.live and s.verified == "None" and s.failures == 0
+    ]
+    return tuple(Verify(snapshot.id) for snapshot in unverified[:MAX_VERIFICATIONS])
+
+
+def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
+    newest = next((s for s in lineage(run) if s.live), None)
+    if newest is None or newest.number <= observed.published:
+        return ()
+    return (PublishPointer(newest.step),)
+
+
+def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:
+    verdict = judge(run, now=now)
+    wanted_back = _in_state(run, verdict, SnapshotState.RETIRED, keep=True)
+    unwanted = _in_state(run, verdict, SnapshotState.LIVE, keep=False)
+    if run.policy.retention is None or run.policy.retention.dry_run:
+        unwanted = []
+    return (
+        *(Reinstate(identifier) for identifier in wanted_back),
+        *(Retire(identifier) for identifier in unwanted[:MAX_RETIREMENTS]),
+        *(Purge(identifier) for identifier in purge_due(run, now=now)[:MAX_PURGES]),
+    )
+
+
+def _in_state(run: Run, verdict: Verdict, state: SnapshotState, *, keep: bool) -> list[str]:
+    """Oldest first."""
+    wanted = verdict.keep if keep else verdict.retire
+    return [s.id for s in run.snapshots.values() if s.id in wanted and s.state is state]
+
+
+def _mirrored(snapshot: Snapshot) -> bool:
+    # A malformed path may be anything, and the API server would refuse the object for ever.
+    well_formed = snapshot.commit.path.startswith("step-") and "InvalidPath" not in snapshot.reasons
+    return well_formed and snapshot.state is not SnapshotState.PURGED

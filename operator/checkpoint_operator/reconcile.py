@@ -1,0 +1,217 @@
+"""One pass over one Checkpoint: observe, plan, execute, report. The only place where the rooms meet."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from checkpoint_operator import execute, plan, resources, story
+from checkpoint_operator.actions import PublishPointer
+from checkpoint_operator.kube import Kube
+from checkpoint_operator.metrics import Metrics
+from checkpoint_operator.model import Key, Observed
+from checkpoint_operator.observe import Memory, Observer
+from checkpoint_operator.prefixes import Prefixes
+from checkpoint_operator.queue import Retry
+from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.status import fault_of, status_of
+from checkpoint_operator.storage import fault_from
+from checkpoint_operator.story import Happening
+from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason
+from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.log import StoredEntry
+
+MAX_ROUNDS = 6
+"""Rounds of one pass; enough for claim, configure, verify, retire and purge. What is left is for the next pass."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Seconds between looks at a log.
+
+    Attributes:
+        busy: While pods run or the log grew within the last ``settle`` seconds.
+        idle: Otherwise.
+    """
+
+    busy: float = 4.0
+    idle: float = 30.0
+    settle: float = 300.0
+
+
+class Reconciler:
+    """Brings the world and one Checkpoint's spec together; ``reconcile`` is the work of the queue.
+
+    Args:
+        wake: Asks for a pass over another Checkpoint.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        observer: Observer,
+        *,
+        metrics: Metrics,
+        prefixes: Prefixes,
+        redactor: Redactor,
+        wake: Callable[[Key], None],
+        intervals: Intervals | None = None,
+    ) -> None:
+        self._kube = kube
+        self._observer = observer
+        self._metrics = metrics
+        self._prefixes = prefixes
+        self._redactor = redactor
+        self._wake = wake
+        self._intervals = intervals or Intervals()
+        self._memories: dict[Key, Memory] = {}
+
+    async def reconcile(self, key: Key, thorough: bool) -> float | None:
+        """One pass, or, if not ``thorough``, a look at the log that leads to one when it grew.
+
+        Returns:
+            Seconds until the next look, or None when the Checkpoint is gone.
+
+        Raises:
+            Retry: The store cannot be used now.
+            KubeError: The API server failed.
+        """
+        memory = self._memories.setdefault(key, Memory())
+        if not thorough and not await self._something_new(memory):
+            return self._interval(memory)
+        with self._metrics.reconcile_seconds.time():
+            observed = await self._observer.observe(key, memory)
+            if observed is None:
+                self._forget(key)
+                return None
+            observed = await self._act(observed, memory)
+            observed, entries = await self._news(observed, memory)
+            await self._report(observed, entries)
+            await execute.mirror(plan.mirror_actions(observed), self._kube, namespace=key.namespace)
+        self._remember(observed, memory)
+        fault = fault_of(observed)
+        if fault is None:
+            return self._interval(memory)
+        if fault.stalled:
+            return self._intervals.idle
+        raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}")
+
+    async def _something_new(self, memory: Memory) -> bool:
+        if time.monotonic() >= memory.due_at:
+            return True
+        try:
+            return await self._observer.log_grew(memory)
+        except CheckpointError:
+            return True  # the pass that follows finds out what is wrong and reports it
+
+    async def _act(self, observed: Observed, memory: Memory) -> Observed:
+        """Carry out plan after plan until nothing is left, and return what is true afterwards."""
+        for _ in range(MAX_ROUNDS):
+            planned = plan.store_actions(observed)
+            session = memory.session
+            if not planned or session is None:
+                break
+            logger.info("%s: %s", observed.checkpoint.key, ", ".join(map(str, planned)))
+            work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
+            outcomes = await self._observer.in_thread(work)
+            run = session.log.run
+            if any(isinstance(done.action, PublishPointer) and done.error is None for done in outcomes):
+                memory.published = run.head
+            observed = replace(observed, run=run, now=session.now(), published=memory.published)
+            errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+            if errors:
+                memory.session = None
+                return replace(observed, fault=fault_from(errors[0]))
+        return observed
+
+    async def _news(self, observed: Observed, memory: Memory) -> tuple[Observed, tuple[StoredEntry, ...]]:
+        """The log entries that the status does not reflect yet."""
+        run, session = observed.run, memory.session
+        if run is None or session is None or not observed.ours:
+            return observed, ()
+        numbers = story.untold(observed.checkpoint.status, run.head)
+        try:
+            return observed, await self._observer.in_thread(lambda: tuple(session.entries(numbers)))
+        except CheckpointError as error:
+            return replace(observed, fault=fault_from(error)), ()
+
+    async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
+        """Write the status if it changed, and after it the Events that tell why."""
+        checkpoint = observed.checkpoint
+        status = _cleaned(status_of(observed), self._redactor)
+        ready = resources.conditions_of(status).get(ConditionType.READY, {})
+        self._metrics.observe(observed, ready=ready.get("status") == "True")
+        if status == checkpoint.status:
+            return
+        if not await self._kube.write_checkpoint_status(checkpoint.key, checkpoint.uid, status):
+            return
+        self._metrics.count(checkpoint.key, entries)
+        self._count_losses(checkpoint.key, status)
+        happenings = _condition_changes(checkpoint.status, status)
+        if observed.run is not None:
+            happenings = (*happenings, *story.tell(entries, observed.run))
+        for happening in happenings:
+            await self._kube.create_event(
+                resources.event(
+                    checkpoint,
+                    reason=happening.reason,
+                    message=self._redactor.clean(happening.message),
+                    warning=happening.warning,
+                    identifier=happening.identifier,
+                    time=observed.wall,
+                )
+            )
+
+    def _count_losses(self, key: Key, status: Mapping[str, Any]) -> None:
+        restore = status.get("lastRestore", {})
+        if restore.get("lostSteps") is not None:
+            self._metrics.count_loss(
+                key,
+                attempt=restore["attempt"],
+                steps=restore["lostSteps"],
+                seconds=restore.get("lostSeconds") or 0,
+            )
+
+    def _remember(self, observed: Observed, memory: Memory) -> None:
+        memory.running = any(pod.active for pod in observed.pods)
+        head = observed.run.head if observed.run else -1
+        if head != memory.head:
+            memory.head = head
+            memory.changed_at = time.monotonic()
+
+        due = plan.next_look(observed)
+        memory.due_at = float("inf") if due is None else time.monotonic() + due
+
+    def _interval(self, memory: Memory) -> float:
+        now = time.monotonic()
+        lively = memory.running or now - memory.changed_at < self._intervals.settle
+        interval = self._intervals.busy if lively else self._intervals.idle
+        return min(interval, max(0.0, memory.due_at - now))
+
+    def _forget(self, key: Key) -> None:
+        self._memories.pop(key, None)
+        self._metrics.forget(key)
+        for other in self._prefixes.forget(key):
+            self._wake(other)
+
+
+def _cleaned(status: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    conditions = status.get("conditions", ())
+    cleaned = [{**condition, "message": redactor.clean(condition["message"])} for condition in conditions]
+    return {**status, "conditions": cleaned}
+
+
+def _condition_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Happening, ...]:
+    """Events for what no log entry tells: the prefix belongs to somebody else."""
+    old = resources.conditions_of(before).get(ConditionType.READY, {})
+    new = resources.conditions_of(after).get(ConditionType.READY, {})
+    if new.get("reason") != Reason.PREFIX_CLAIMED or old.get("reason") == Reason.PREFIX_CLAIMED:
+        return ()
+    identifier = f"claimed-{after.get('observedGeneration', 0)}"
+    return (Happening(EventReason.PREFIX_CLAIMED, new["message"], identifier, warning=True),)

@@ -1,0 +1,200 @@
+"""Kubernetes objects as dicts, built by pure functions."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from checkpoint_operator import conditions
+from checkpoint_operator.conditions import Judgement, timestamp
+from checkpoint_operator.entries import retire_refused
+from checkpoint_operator.model import Checkpoint, Mirror
+from checkpoint_sidecar.core import api
+from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
+from checkpoint_sidecar.core.environment import POD_LABEL
+from checkpoint_sidecar.core.lineage import lineage, quarantined
+from checkpoint_sidecar.core.retention import Verdict
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+
+COMPONENT = "checkpoint-operator"
+
+
+def mirror_name(checkpoint: str, snapshot: str) -> str:
+    """Name of the CheckpointSnapshot of a snapshot; unique, as the last three parts of it are always the snapshot's."""
+    return f"{checkpoint}-{snapshot}"
+
+
+def mirror(checkpoint: Checkpoint, snapshot: Snapshot) -> dict[str, Any]:
+    """A CheckpointSnapshot to create, with the disposition that the log remembers."""
+    spec = api.CheckpointSnapshotSpec(
+        checkpoint_ref=api.LocalReference(checkpoint.key.name),
+        step=snapshot.step,
+        attempt=snapshot.commit.attempt,
+        path=snapshot.commit.path,
+        manifest_digest=snapshot.commit.manifest_digest,
+        disposition=snapshot.disposition,
+    )
+    return {
+        "apiVersion": api.API_VERSION,
+        "kind": api.SNAPSHOT_KIND,
+        "metadata": {
+            "name": mirror_name(checkpoint.key.name, snapshot.id),
+            "namespace": checkpoint.key.namespace,
+            "labels": {POD_LABEL: checkpoint.key.name},
+            "ownerReferences": [
+                {
+                    "apiVersion": api.API_VERSION,
+                    "kind": api.CHECKPOINT_KIND,
+                    "name": checkpoint.key.name,
+                    "uid": checkpoint.uid,
+                    "controller": True,
+                }
+            ],
+        },
+        "spec": msgspec.to_builtins(spec),
+    }
+
+
+def mirror_status(
+    run: Run, snapshot: Snapshot, verdict: Verdict, *, mirror: Mirror, wall: dt.datetime
+) -> dict[str, Any]:
+    """``CheckpointSnapshot.status`` for a snapshot as the log has it."""
+    commit = snapshot.commit
+    status = api.CheckpointSnapshotStatus(
+        observed_generation=mirror.generation,
+        conditions=conditions.merge(
+            mirror.status.get("conditions", ()),
+            (_committed(snapshot), _verified(snapshot), _ready(run, snapshot, mirror)),
+            generation=mirror.generation,
+            wall=wall,
+        ),
+        committed_at=timestamp(snapshot.committed_at),
+        bytes=commit.bytes,
+        files=commit.files,
+        world_size=commit.world_size,
+        metrics=commit.metrics,
+        saved_in=_duration(commit.seconds),
+        trigger=commit.trigger,
+        retention=_retention(snapshot, verdict),
+        retired_at=timestamp(snapshot.retired_at) if snapshot.retired_at else None,
+        purge_after=purge_after(run, snapshot),
+    )
+    return encode_status(status)
+
+
+def purge_after(run: Run, snapshot: Snapshot) -> str | None:
+    """When the data of a retired snapshot may go, or None while it is not due to go at all."""
+    policy = run.policy.retention
+    if snapshot.state is not SnapshotState.RETIRED or snapshot.retired_at is None or policy is None:
+        return None
+    return timestamp(snapshot.retired_at + dt.timedelta(seconds=policy.grace_seconds))
+
+
+def encode_status(status: api.CheckpointStatus | api.CheckpointSnapshotStatus) -> dict[str, Any]:
+    """As the API server stores it, so that equal statuses compare equal."""
+    encoded: dict[str, Any] = msgspec.to_builtins(status)
+    return {key: value for key, value in encoded.items() if value is not None}
+
+
+def event(
+    checkpoint: Checkpoint, *, reason: str, message: str, warning: bool, identifier: str, time: dt.datetime
+) -> dict[str, Any]:
+    """A core/v1 Event about a Checkpoint.
+
+    Args:
+        identifier: What happened, by a name of its own (a log number): the object's name follows from it, so that a
+            second operator that tells the same story creates no second Event.
+    """
+    moment = timestamp(time)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{checkpoint.key.name}.{checkpoint.uid[:8]}.{identifier}".lower(),
+            "namespace": checkpoint.key.namespace,
+        },
+        "involvedObject": {
+            "apiVersion": api.API_VERSION,
+            "kind": api.CHECKPOINT_KIND,
+            "namespace": checkpoint.key.namespace,
+            "name": checkpoint.key.name,
+            "uid": checkpoint.uid,
+        },
+        "type": "Warning" if warning else "Normal",
+        "reason": reason,
+        "message": message[: conditions.MAX_MESSAGE],
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": COMPONENT,
+    }
+
+
+def _committed(snapshot: Snapshot) -> Judgement:
+    if snapshot.state is SnapshotState.REJECTED:
+        message = f"The commit broke the rules in force: {', '.join(snapshot.reasons)}."
+        return Judgement(ConditionType.COMMITTED, "False", SnapshotReason.BROKE_POLICY, message)
+    message = f"Committed as entry {snapshot.number} of the run log."
+    return Judgement(ConditionType.COMMITTED, "True", SnapshotReason.COMMITTED, message)
+
+
+def _verified(snapshot: Snapshot) -> Judgement:
+    if snapshot.failures:
+        evidence = snapshot.evidence.partition(":")[0]
+        return Judgement(ConditionType.VERIFIED, "False", evidence or "Evidence", snapshot.evidence)
+    status, reason, message = _VERIFIED[snapshot.verified]
+    return Judgement(ConditionType.VERIFIED, status, reason, message)
+
+
+_VERIFIED: dict[str, tuple[ConditionStatus, SnapshotReason, str]] = {
+    "None": ("Unknown", SnapshotReason.NOT_VERIFIED, "Not checked yet."),
+    "Sizes": ("True", SnapshotReason.SIZES_MATCH, "All files of the manifest exist with the right sizes."),
+    "Checksums": ("True", SnapshotReason.CHECKSUMS_MATCH, "It was read and its checksums match."),
+}
+
+_NOT_READY: dict[SnapshotState, tuple[SnapshotReason, str]] = {
+    SnapshotState.RETIRED: (SnapshotReason.RETIRED, "Retired; its data stays until purgeAfter."),
+    SnapshotState.PURGING: (SnapshotReason.PURGING, "Its data is being deleted."),
+    SnapshotState.PURGED: (SnapshotReason.PURGED, "Its data is gone."),
+    SnapshotState.REJECTED: (SnapshotReason.REJECTED, "No restore considers it."),
+}
+
+
+def _ready(run: Run, snapshot: Snapshot, mirror: Mirror) -> Judgement:
+    if snapshot.state in _NOT_READY:
+        reason, message = _NOT_READY[snapshot.state]
+        return Judgement(ConditionType.READY, "False", reason, message)
+    if quarantined(run, snapshot):
+        return Judgement(ConditionType.READY, "False", SnapshotReason.QUARANTINED, snapshot.evidence)
+    if snapshot.id not in {each.id for each in lineage(run)}:
+        message = "It belongs to a branch that was rolled back; only a rollback restores it."
+        return Judgement(ConditionType.READY, "False", SnapshotReason.SUPERSEDED, message)
+    if mirror.disposition == "Retire" and snapshot.disposition != "Retire" and retire_refused(run, snapshot.id):
+        message = "disposition: Retire is refused while this is the newest verified snapshot or one being restored."
+        return Judgement(ConditionType.READY, "True", SnapshotReason.RETIRE_REFUSED, message)
+    return Judgement(ConditionType.READY, "True", SnapshotReason.RESTORABLE, "A restore may use it.")
+
+
+def _retention(snapshot: Snapshot, verdict: Verdict) -> api.RetentionVerdict | None:
+    if snapshot.id in verdict.keep:
+        return api.RetentionVerdict(kept=True, reasons=verdict.keep[snapshot.id])
+    if snapshot.id in verdict.retire:
+        return api.RetentionVerdict(kept=False, reasons=verdict.retire[snapshot.id])
+    return None
+
+
+def _duration(seconds: float) -> api.Duration:
+    """Rounded up to whole seconds: ``12s``, ``1m30s``."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+def conditions_of(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The stored conditions by type."""
+    return {condition["type"]: condition for condition in status.get("conditions", ())}

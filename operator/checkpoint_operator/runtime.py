@@ -1,0 +1,162 @@
+"""One operator process: its connections, its queue, and whether it is well. Knows nothing of kopf."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from checkpoint_operator.kube import Kube
+from checkpoint_operator.metrics import Metrics
+from checkpoint_operator.model import Key
+from checkpoint_operator.observe import Observer
+from checkpoint_operator.prefixes import Prefixes
+from checkpoint_operator.queue import WorkQueue
+from checkpoint_operator.reconcile import Intervals, Reconciler
+from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.storage import Rules
+
+WORKERS = 8
+STORE_THREADS = 16
+STOP_SECONDS = 20.0
+STUCK_SECONDS = 900.0
+"""A pass that takes this long hangs: every call in it has a deadline of its own that is far shorter."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        namespaces: Which to serve; empty for the whole cluster.
+        cluster_id: What stands for this cluster in the owner of a run; empty for the UID of kube-system.
+        metrics_address: Host and port, or None for no metrics.
+        liveness: URL to answer probes at, or empty.
+        resync_seconds: Between complete passes over everything.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    cluster_id: str = ""
+    rules: Rules = field(default_factory=Rules)
+    metrics_address: tuple[str, int] | None = None
+    liveness: str = ""
+    resync_seconds: float = 300.0
+    intervals: Intervals = field(default_factory=Intervals)
+    writer: str = "operator"
+
+
+class Operator:
+    """Started and stopped by ``handlers``, which also feeds it with keys."""
+
+    def __init__(self, options: Options, *, redactor: Redactor) -> None:
+        self.options = options
+        self._redactor = redactor
+        self._metrics = Metrics()
+        self._prefixes = Prefixes()
+        self._watched: set[Key] = set()
+        self._missed: set[Key] = set()
+        self._watch_is_dead = False
+        self._resync: asyncio.Task[None] | None = None
+        self._opened = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Connect, and begin to work on every Checkpoint there is.
+
+        Raises:
+            KubeError: The API server refused; without the CRDs it answers 404 here.
+        """
+        self._kube = await self._opened.enter_async_context(Kube())
+        threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._opened.callback(threads.shutdown, wait=False, cancel_futures=True)
+        observer = Observer(
+            self._kube,
+            cluster=self.options.cluster_id or await self._kube.cluster_uid(),
+            rules=self.options.rules,
+            prefixes=self._prefixes,
+            redactor=self._redactor,
+            threads=threads,
+            writer=self.options.writer,
+        )
+        reconciler = Reconciler(
+            self._kube,
+            observer,
+            metrics=self._metrics,
+            prefixes=self._prefixes,
+            redactor=self._redactor,
+            wake=self.wake,
+            intervals=self.options.intervals,
+        )
+        self._queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, workers=WORKERS)
+        if self.options.metrics_address is not None:
+            self._metrics.serve(*self.options.metrics_address)
+        # Before any work: who came first to a prefix can only be told from all of them.
+        for key in await self._list():
+            self._queue.add(key)
+        self._queue.start()
+        self._resync = asyncio.create_task(self._resync_forever(), name="resync")
+        logger.info("started: %s", ", ".join(self.options.namespaces) or "all namespaces")
+
+    async def stop(self) -> None:
+        """End what is being worked on, then disconnect."""
+        if self._resync is not None:
+            self._resync.cancel()
+            await asyncio.gather(self._resync, return_exceptions=True)
+            await self._queue.stop(grace=STOP_SECONDS)
+        await self._opened.aclose()
+        logger.info("stopped")
+
+    def wake(self, key: Key) -> None:
+        """Something about this Checkpoint changed."""
+        self._queue.add(key)
+
+    def watched(self, key: Key) -> None:
+        """The watch on Checkpoints showed this one, so the watch is alive."""
+        self._watched.add(key)
+        self.wake(key)
+
+    def complaint(self) -> str:
+        """Why this process should be restarted, or an empty string."""
+        if self._watch_is_dead:
+            return "Checkpoints appear in listings that the watch never showed"
+        if self._resync is None or self._resync.done() or not self._queue.alive:
+            return "a worker has ended"
+        if self._queue.oldest() > STUCK_SECONDS:
+            return f"a pass has taken {self._queue.oldest():.0f} s"
+        return ""
+
+    async def _list(self) -> set[Key]:
+        keys: set[Key] = set()
+        for namespace in self.options.namespaces or (None,):
+            for body in await self._kube.checkpoints(namespace):
+                metadata = body["metadata"]
+                key = Key(metadata["namespace"], metadata["name"])
+                keys.add(key)
+                self._prefixes.note(
+                    key,
+                    url=body["spec"]["storage"]["url"],
+                    created_at=metadata["creationTimestamp"],
+                    uid=metadata["uid"],
+                )
+        return keys
+
+    async def _resync_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.resync_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
+            try:
+                listed = await self._list()
+            except Exception:
+                logger.exception("resync: the Checkpoints could not be listed; next try in the next interval")
+                continue
+            # Twice in a row, because one that was just created may be listed before the watch shows it.
+            unseen = listed - self._watched
+            self._watch_is_dead = bool(unseen & self._missed)
+            self._missed = unseen
+            self._watched &= listed
+            for key in listed:
+                self._queue.add(key)
+                await asyncio.sleep(0.01)

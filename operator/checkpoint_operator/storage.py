@@ -1,0 +1,184 @@
+"""Reaching a run's store on behalf of its Checkpoint: who may use which identity, and an open store with its clock.
+
+Everything here blocks and runs in threads.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from checkpoint_operator.model import Fault, Key, Progress
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.api import Reason, Storage
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    CheckpointError,
+    ConfigurationError,
+    LogError,
+    NoConditionalWriteError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from checkpoint_sidecar.core.location import check_url
+from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES, StoredEntry, decode
+from checkpoint_sidecar.core.progress import MAX_PROGRESS_BYTES
+from checkpoint_sidecar.core.progress import decode as decode_progress
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.probe import probe
+from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
+
+CLOCK_KEY = f"{layout.PROBE_FOLDER}clock"
+PATIENCE_SECONDS = 30.0
+
+_FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
+    (AccessDeniedError, Reason.ACCESS_DENIED, False),
+    (BucketNotFoundError, Reason.BUCKET_NOT_FOUND, False),
+    (NoConditionalWriteError, Reason.NO_CONDITIONAL_WRITE, True),
+    (StoreError, Reason.STORE_UNAVAILABLE, False),
+    (LogError, Reason.LOG_UNREADABLE, True),
+    (ConfigurationError, Reason.INVALID_CREDENTIALS, False),
+)
+
+
+class StorageFaultError(Exception):
+    """The store must not or cannot be opened as the spec says."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator's administrator allows.
+
+    Attributes:
+        ambient: ``(namespace, URL prefix)`` pairs that may be read and written with the operator's own identity.
+        file_urls: Whether ``file://`` is allowed at all.
+    """
+
+    ambient: tuple[tuple[str, str], ...] = ()
+    file_urls: bool = False
+
+    def allows_ambient(self, namespace: str, url: str) -> bool:
+        return any(
+            namespace == allowed and (url == prefix or url.startswith(prefix + "/")) for allowed, prefix in self.ambient
+        )
+
+
+def fault_from(error: CheckpointError) -> Fault:
+    """What an error of the library means for the Checkpoint."""
+    for kind, reason, stalled in _FAULTS:
+        if isinstance(error, kind):
+            return Fault(reason, str(error), stalled)
+    return Fault(Reason.STORE_UNAVAILABLE, str(error))
+
+
+def settings_for(key: Key, storage: Storage, secret: Mapping[str, str] | None, rules: Rules) -> StoreSettings:
+    """How to open the store.
+
+    Args:
+        secret: The named Secret's values, or None when the spec names none.
+
+    Raises:
+        StorageFaultError: The spec asks for something impossible or something that is not allowed.
+    """
+    try:
+        url = check_url(storage.url)
+    except ConfigurationError as error:
+        raise StorageFaultError(Fault(Reason.INVALID_SPEC, str(error), stalled=True)) from error
+    if url.startswith("file:"):
+        if not rules.file_urls:
+            message = "file:// URLs are not allowed by the operator's configuration. Use s3://, gs:// or az://."
+            raise StorageFaultError(Fault(Reason.FILE_URL_NOT_ALLOWED, message, stalled=True))
+        return StoreSettings(url)
+    if secret is None:
+        _check_ambient(key, storage, url, rules)
+    return StoreSettings(
+        url=url,
+        endpoint=storage.endpoint,
+        region=storage.region,
+        addressing_style=storage.addressing_style,
+        credentials=AMBIENT if secret is None else Credentials.of(secret),
+    )
+
+
+def _check_ambient(key: Key, storage: Storage, url: str, rules: Rules) -> None:
+    # With an endpoint of the user's choice the operator's identity would be shown to a server of the user's choice.
+    if storage.endpoint:
+        message = (
+            "spec.storage.endpoint needs spec.storage.credentialsSecret: the operator sends its own identity nowhere."
+        )
+    elif not rules.allows_ambient(key.namespace, url):
+        message = (
+            f"The operator's own identity may not be used for {url} in namespace {key.namespace}. "
+            "Set spec.storage.credentialsSecret, or have the administrator allow this prefix."
+        )
+    else:
+        return
+    raise StorageFaultError(Fault(Reason.AMBIENT_NOT_ALLOWED, message, stalled=True))
+
+
+class Session:
+    """An open store of one Checkpoint, with its log.
+
+    Args:
+        settings: A session serves one set of settings; others need another session.
+        writer: Who appends, for the log's audit trail.
+    """
+
+    def __init__(self, settings: StoreSettings, *, writer: str) -> None:
+        self.settings = settings
+        self.store: Store = open_store(settings)
+        self.log = RunLog(self.store, writer=writer, patience_seconds=PATIENCE_SECONDS)
+        self._clock: tuple[dt.datetime, float] | None = None
+        self.probed_at: float | None = None
+
+    def probe(self) -> None:
+        """Check that the store keeps its contract, and read its clock.
+
+        Raises:
+            StoreError: It does not, or it failed.
+        """
+        probe(self.store)
+        self.store.put(CLOCK_KEY, b"")
+        # Taken after the answer, so that the time that follows from it is late by the answer's way and never early:
+        # nothing is deleted before its grace is over.
+        answered = time.monotonic()
+        info = self.store.stat(CLOCK_KEY)
+        if info is None:
+            raise StoreError("read the store's clock", CLOCK_KEY, "an object just written does not exist")
+        self._clock = (info.modified, answered)
+        self.probed_at = answered
+
+    def now(self) -> dt.datetime:
+        """The store's clock, as far as this process's steady clock can tell since the last probe.
+
+        Raises:
+            StoreError: It was never probed.
+        """
+        if self._clock is None:
+            raise StoreError("read the store's clock", self.store.url, "it was not probed yet")
+        modified, then = self._clock
+        return modified + dt.timedelta(seconds=time.monotonic() - then)
+
+    def entries(self, numbers: Iterable[int]) -> Iterator[StoredEntry]:
+        """Some entries of the log, read again."""
+        for number in numbers:
+            stored = self.store.get(layout.log_key(number), max_bytes=MAX_ENTRY_BYTES)
+            yield decode(stored.data, number=number, stored_at=stored.info.modified)
+
+    def progress(self) -> Progress | None:
+        """The last word of the running attempt, or None: it is a hint, and a broken one is no hint."""
+        try:
+            stored = self.store.get(layout.PROGRESS_KEY, max_bytes=MAX_PROGRESS_BYTES)
+        except ObjectNotFoundError:
+            return None
+        beat = decode_progress(stored.data)
+        return Progress(beat.attempt, beat.step, stored.info.modified) if beat else None

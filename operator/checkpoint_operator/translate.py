@@ -1,0 +1,66 @@
+"""From the user's spelling of a spec to the policy in the log; the only place that parses durations and quantities."""
+
+from __future__ import annotations
+
+from kubernetes.utils.duration import parse_duration
+from kubernetes.utils.quantity import parse_quantity
+
+from checkpoint_sidecar.core import api
+from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
+
+
+def policy_of(spec: api.CheckpointSpec) -> Policy:
+    """The policy a spec asks for.
+
+    Raises:
+        ValueError: A duration or quantity that is none; the message names the field.
+    """
+    return Policy(
+        save=SavePolicy(
+            every_steps=spec.save.every_steps,
+            every_seconds=_seconds("save.every", spec.save.every) or None,
+            on_termination=spec.save.on_termination,
+        ),
+        overwrite=spec.overwrite_policy,
+        retention=_retention(spec.retention) if spec.retention else None,
+        restore=RestorePolicy(
+            mode=spec.restore.mode,
+            verify=spec.restore.verify,
+            max_failures_per_snapshot=spec.restore.max_failures_per_snapshot,
+            max_fallback=spec.restore.max_fallback,
+            on_missing=spec.restore.on_missing,
+        ),
+    )
+
+
+def _retention(retention: api.Retention) -> RetentionPolicy:
+    return RetentionPolicy(
+        keep_last=retention.keep_last,
+        keep_every_steps=retention.keep_every_steps,
+        keep_every_seconds=_optional_seconds("retention.keepEvery", retention.keep_every),
+        keep_best=tuple(KeepBest(rule.metric, rule.mode, rule.count) for rule in retention.keep_best),
+        max_age_seconds=_optional_seconds("retention.maxAge", retention.max_age),
+        max_total_bytes=_bytes("retention.maxTotalSize", retention.max_total_size),
+        grace_seconds=_seconds("retention.gracePeriod", retention.grace_period),
+        dry_run=retention.dry_run,
+    )
+
+
+def _seconds(field: str, duration: api.Duration) -> float:
+    try:
+        return float(parse_duration(duration).total_seconds())
+    except ValueError as error:
+        raise ValueError(f"spec.{field}: {duration!r} is not a duration such as 90s, 15m or 720h") from error
+
+
+def _optional_seconds(field: str, duration: api.Duration | None) -> float | None:
+    return None if duration is None else _seconds(field, duration)
+
+
+def _bytes(field: str, quantity: api.Quantity | None) -> int | None:
+    if quantity is None:
+        return None
+    try:
+        return int(parse_quantity(quantity))  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise ValueError(f"spec.{field}: {quantity!r} is not a quantity such as 500Gi or 2Ti") from error
