@@ -1,0 +1,483 @@
+"""What each entry means, and that an illegal one means nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import BEGINNING, OTHER_OWNER, OWNER, POD, History, nonce_of
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import LogError
+from checkpoint_sidecar.core.lineage import restore_plan
+from checkpoint_sidecar.core.log import (
+    KINDS,
+    Body,
+    PurgeStarted,
+    RestoreFinished,
+    RollbackRequested,
+    RunClaimed,
+    SnapshotRetired,
+    SnapshotVerified,
+    StoredEntry,
+    decode,
+    encode,
+)
+from checkpoint_sidecar.core.policy import Policy, RestorePolicy, SavePolicy
+from checkpoint_sidecar.core.replay import _FOLD, advance, replay
+from checkpoint_sidecar.core.retention import judge, purge_due
+from checkpoint_sidecar.core.run import RestoreRequest, Run, SnapshotState
+from core.strategies import ANY_BODY, NOW, OWNERS
+
+RETIRED, PURGING, PURGED = SnapshotState.RETIRED, SnapshotState.PURGING, SnapshotState.PURGED
+
+
+def chained(bodies: list[Body]) -> list[StoredEntry]:
+    entries: list[StoredEntry] = []
+    for number, body in enumerate(bodies, 1):
+        data = encode(
+            number=number,
+            entry_id=f"entry-{number}",
+            previous=entries[-1].digest if entries else "",
+            time=BEGINNING,
+            writer="test",
+            body=body,
+        )
+        entries.append(decode(data, number=number, stored_at=BEGINNING + dt.timedelta(minutes=number)))
+    return entries
+
+
+def unknown(number: int, previous: str, *, critical: bool) -> StoredEntry:
+    """An entry of a later version, which has a kind this one does not know."""
+    known = encode(
+        number=number, entry_id="x", previous=previous, time=BEGINNING, writer="later", body=PurgeStarted("x")
+    )
+    data = json.dumps(json.loads(known) | {"kind": "SnapshotMoved", "critical": critical}).encode()
+    return decode(data, number=number, stored_at=BEGINNING)
+
+
+def meaning(run: Run) -> Run:
+    """The state without the position in the log, which every entry moves."""
+    return replace(run, head=0, head_digest="")
+
+
+# Meaning, entry by entry
+
+
+def test_every_kind_of_entry_has_a_meaning() -> None:
+    assert set(_FOLD) == set(KINDS.values())
+
+
+def test_a_run_belongs_to_whoever_claimed_it_first() -> None:
+    assert History().run.owner == OWNER
+
+
+def test_adoption_changes_the_owner_and_remembers_the_former_one() -> None:
+    run = History().adopted(OTHER_OWNER).run
+    assert run.owner == OTHER_OWNER
+    assert run.adopted_from == (OWNER,)
+
+
+def test_adoption_leaves_the_policy_in_force_until_the_new_owner_writes_its_own() -> None:
+    history = History().configured(overwrite="Replace").adopted()
+    assert history.run.policy.overwrite == "Replace"
+    assert history.run.configured is not None
+    assert history.configured(overwrite="Skip", uid="another object").run.policy.overwrite == "Skip"
+
+
+def test_the_newest_generation_of_the_policy_is_in_force() -> None:
+    run = History().configured(overwrite="Skip", generation=3).configured(overwrite="Replace", generation=4).run
+    assert run.policy == Policy(overwrite="Replace")
+    assert run.configured is not None
+    assert run.configured[1] == 4
+
+
+def test_a_recreated_object_counts_its_generations_from_one_again() -> None:
+    history = History().configured(generation=9).configured(uid="recreated", generation=1, save=SavePolicy(100))
+    assert history.run.configured == ("recreated", 1)
+    assert history.run.policy.save.every_steps == 100
+
+
+def test_a_start_takes_the_next_number_and_uses_its_candidate_at_once() -> None:
+    history = History().started().committed(100).started()
+    attempt = history.run.attempt
+    assert attempt is not None
+    assert (attempt.number, attempt.in_use, attempt.restored) == (2, history.id(100), None)
+    assert attempt.started.pods == (POD,)
+    assert attempt.started_at == history.now
+
+
+def test_a_snapshot_is_in_use_from_its_announcement_until_the_first_commit() -> None:
+    history = History().started().committed(100, 200).started()
+    seen = []
+    for tell in (
+        lambda: history,
+        lambda: history.failed_to_restore(200),
+        lambda: history.restoring(100),
+        lambda: history.restored(100),
+        lambda: history.committed(150),
+    ):
+        attempt = tell().run.attempt
+        assert attempt is not None
+        seen.append(attempt.in_use)
+    assert seen == [history.id(200), None, history.id(100), history.id(100), None]
+
+
+def test_a_failure_of_an_earlier_candidate_does_not_release_the_one_in_use() -> None:
+    history = History().started().committed(100, 200).started().restoring(100).failed_to_restore(200)
+    assert history.run.attempts[2].in_use == history.id(100)
+
+
+def test_a_restore_proves_the_snapshot_as_far_as_it_checked() -> None:
+    history = History().started().committed(100).started()
+    assert history.restored(verified="Sizes").snapshot(100).verified == "Sizes"
+    assert history.verified(100, level="Checksums").snapshot(100).verified == "Checksums"
+    assert history.verified(100, level="Sizes").snapshot(100).verified == "Checksums"
+
+
+def test_a_commit_makes_a_live_snapshot_with_the_stores_time() -> None:
+    history = History().started().committed(100, metrics={"loss": "0.5"})
+    snapshot = history.snapshot(100)
+    assert snapshot.live
+    assert snapshot.number == 3
+    assert snapshot.committed_at == history.now
+    assert snapshot.commit.metrics == {"loss": "0.5"}
+    assert history.run.newest == snapshot.id
+
+
+def test_evidence_counts_against_a_snapshot() -> None:
+    history = History().started().committed(100).found_damaged(100, evidence="MissingObject")
+    history.started().failed_to_restore(100, evidence="SizeMismatch")
+    assert history.snapshot(100).failures == 2
+    assert history.snapshot(100).evidence.startswith("SizeMismatch")
+    assert not history.snapshot(100).proven
+
+
+def test_a_failure_without_evidence_says_nothing_about_the_snapshot() -> None:
+    history = History().started().committed(100).verified(100).started().failed_to_restore(evidence="None")
+    history.append(SnapshotVerified(history.id(100), "Checksums", passed=False, message="the store was down"))
+    assert history.snapshot(100).failures == 0
+    assert history.snapshot(100).proven
+
+
+def test_a_snapshot_goes_from_live_over_retired_and_purging_to_purged() -> None:
+    history = History().started().committed(100)
+    assert history.snapshot(100).state is SnapshotState.LIVE
+    assert history.retired(100).snapshot(100).state is RETIRED
+    assert history.purge_started(100).snapshot(100).state is PURGING
+    assert history.purged(100).snapshot(100).state is PURGED
+
+
+def test_retiring_notes_when_and_why_and_reinstating_forgets_it() -> None:
+    history = History().started().committed(100).retired(100, reasons=("MaxAge",))
+    assert history.snapshot(100).retired_at == history.now
+    assert history.snapshot(100).reasons == ("MaxAge",)
+    history.reinstated(100)
+    assert history.snapshot(100).live
+    assert history.snapshot(100).retired_at is None
+    assert history.snapshot(100).reasons == ()
+
+
+def test_a_snapshot_retired_again_waits_from_the_second_time_on() -> None:
+    history = History().started().committed(100).retired(100).wait(hours=2).reinstated(100).retired(100)
+    assert history.snapshot(100).retired_at == history.now
+
+
+def test_reinstating_by_the_library_announces_the_snapshot() -> None:
+    history = History().started().committed(100).retired(100).started().reinstated(100, attempt=2)
+    assert history.run.attempts[2].in_use == history.id(100)
+
+
+def test_requests_notices_and_dispositions_are_noted() -> None:
+    history = History().started().committed(100).save_requested("a").save_requested("b").evicted("Preempted")
+    history.disposed(100, "Hold")
+    attempt = history.run.attempts[1]
+    assert attempt.save_request == "b"
+    assert attempt.eviction is not None
+    assert attempt.eviction.reason == "Preempted"
+    assert attempt.eviction_at == history.now - dt.timedelta(minutes=1)
+    assert history.snapshot(100).disposition == "Hold"
+
+
+def test_a_critical_entry_of_a_later_version_is_noted_and_another_unknown_one_is_not() -> None:
+    entries = History().entries
+    harmless = unknown(2, entries[-1].digest, critical=False)
+    critical = unknown(3, harmless.digest, critical=True)
+    assert replay([*entries, harmless]).unknown_critical == ""
+    assert replay([*entries, harmless, critical]).unknown_critical == "SnapshotMoved"
+
+
+# Requests act once
+
+
+def test_a_rollback_is_pending_until_a_commit_carries_it() -> None:
+    history = History().started().committed(100, 200).rollback(100)
+    target = RestoreRequest("rollback-1", history.id(100))
+    assert history.run.pending == target
+    assert history.started().restored().run.pending == target
+    history.started().restored().committed(150)
+    assert history.run.pending is None
+    assert history.run.consumed == {"rollback-1"}
+
+
+def test_a_rollback_that_was_served_never_acts_again() -> None:
+    history = History().started().committed(100, 200).rollback(100).started().restored().committed(150)
+    assert history.rollback(100).run.pending is None
+
+
+def test_the_commit_of_a_former_request_leaves_the_newer_one_pending() -> None:
+    history = History().started().committed(100, 200).rollback(200, request="first").started().restored()
+    history.rollback(100, request="second").committed(250)
+    assert history.run.consumed == {"first"}
+    assert history.run.pending == RestoreRequest("second", history.id(100))
+
+
+def test_a_request_id_stands_for_one_target() -> None:
+    history = History().started().committed(100, 200).rollback(100).rollback(200)
+    assert history.run.pending == RestoreRequest("rollback-1", history.id(100))
+
+
+def test_a_rollback_to_a_retired_snapshot_makes_it_a_candidate_at_once() -> None:
+    history = History().started().committed(100, 200, 300).retired(200).rollback(200)
+    assert history.snapshot(200).live
+    assert restore_plan(history.run, history.run.pending).candidates[0] == history.id(200)
+
+
+@pytest.mark.parametrize("restore", [RestorePolicy(mode="None"), RestorePolicy(mode="None", on_missing="Fail")])
+def test_mode_none_asks_for_one_fresh_start(restore: RestorePolicy) -> None:
+    history = History().started().committed(100).configured(restore=restore)
+    assert history.run.pending is not None
+    assert history.run.pending.snapshot is None
+    history.started()
+    assert history.run.attempts[2].fresh
+    history.committed(10)
+    assert history.run.pending is None
+    assert history.run.newest == history.id(10)
+    assert history.configured(restore=restore, save=SavePolicy(50)).run.pending is None
+
+
+def test_a_fresh_start_that_was_withdrawn_in_time_does_not_act() -> None:
+    history = History().started().committed(100).configured(restore=RestorePolicy(mode="None")).configured()
+    assert history.run.pending is None
+    assert not history.started().run.attempts[2].fresh
+
+
+def test_a_fresh_start_that_was_withdrawn_too_late_may_go_on() -> None:
+    history = History().started().committed(100).configured(restore=RestorePolicy(mode="None")).started()
+    assert history.configured().committed(10).run.newest == history.id(10)
+
+
+def test_two_writers_of_the_policy_taking_turns_cause_one_fresh_start() -> None:
+    anew = RestorePolicy(mode="None")
+    history = History().started().committed(100).configured(restore=anew, uid="new", generation=1).started()
+    history.committed(10).configured(uid="old", generation=7).configured(restore=anew, uid="new", generation=1)
+    assert history.run.pending is None
+
+
+def test_a_fresh_start_leaves_a_later_rollback_alone() -> None:
+    history = History().started().committed(100).configured(restore=RestorePolicy(mode="None")).rollback(100)
+    assert history.configured().run.pending == RestoreRequest("rollback-1", history.id(100))
+
+
+# Illegal entries
+
+TELLERS: dict[str, tuple[Callable[[], History], Callable[[History], History]]] = {
+    "a second claim": (History, lambda h: h.append(RunClaimed(OTHER_OWNER))),
+    "an adoption from somebody who is not the owner": (History, lambda h: h.adopted(OWNER, previous=OTHER_OWNER)),
+    "an old generation of the policy": (
+        lambda: History().configured(generation=4),
+        lambda h: h.configured(overwrite="Replace", generation=4),
+    ),
+    "a start with a number already taken": (lambda: History().started().started(), lambda h: h.started(attempt=1)),
+    "a start that skips a number": (lambda: History().started(), lambda h: h.started(attempt=3)),
+    "a restore announced by an attempt that never started": (
+        lambda: History().started().committed(100),
+        lambda h: h.restoring(100, attempt=2),
+    ),
+    "a restore of a snapshot that does not exist": (
+        lambda: History().started().committed(100).started(),
+        lambda h: h.append(RestoreFinished(2, "999-1-abcdefgh", restored=True, verified="Checksums")),
+    ),
+    "a rollback to a snapshot that does not exist": (
+        lambda: History().started().committed(100),
+        lambda h: h.append(RollbackRequested("r", "999-1-abcdefgh")),
+    ),
+    "a rollback to a snapshot that is being purged": (
+        lambda: History().started().committed(100, 200).retired(100).purge_started(100),
+        lambda h: h.rollback(100),
+    ),
+    "a check of a snapshot that does not exist": (
+        History,
+        lambda h: h.append(SnapshotVerified("999-1-abcdefgh", "Sizes", passed=True)),
+    ),
+    "a save asked of an attempt that never started": (History, lambda h: h.save_requested(attempt=1)),
+    "a second eviction notice": (lambda: History().started().evicted(), lambda h: h.evicted("another")),
+    "retiring a snapshot that does not exist": (History, lambda h: h.append(SnapshotRetired("999-1-abcdefgh", ()))),
+    "retiring twice": (lambda: History().started().committed(100).retired(100), lambda h: h.retired(100)),
+    "reinstating a live snapshot": (lambda: History().started().committed(100), lambda h: h.reinstated(100)),
+    "reinstating after the purge began": (
+        lambda: History().started().committed(100).retired(100).purge_started(100),
+        lambda h: h.reinstated(100, attempt=1),
+    ),
+    "purging a live snapshot": (lambda: History().started().committed(100), lambda h: h.purge_started(100)),
+    "the end of a purge that never began": (
+        lambda: History().started().committed(100).retired(100),
+        lambda h: h.purged(100),
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "illegal"), TELLERS.values(), ids=TELLERS)
+def test_an_illegal_entry_changes_nothing(before: Callable[[], History], illegal: Callable[[History], History]) -> None:
+    history = before()
+    expected = meaning(history.run)
+    assert meaning(illegal(history).run) == expected
+
+
+REJECTED = {
+    "of a fenced attempt": ("Fenced", lambda h: h.started().committed(300, attempt=1)),
+    "of an attempt that never started": ("Fenced", lambda h: h.committed(300, attempt=7)),
+    "after the run changed hands": ("Fenced", lambda h: h.adopted().committed(300)),
+    "of a step that its lineage has": ("StepExists", lambda h: h.committed(200)),
+    "that names another parent": ("WrongParent", lambda h: h.committed(300, parent=h.id(100))),
+    "that names no parent": ("WrongParent", lambda h: h.committed(300, parent="")),
+    "that carries a request it did not start with": ("WrongRequest", lambda h: h.committed(300, restore_request="r")),
+    "that replaces a snapshot of another step": ("ReplacesNothing", lambda h: h.committed(300, replaces=h.id(100))),
+    "that begins anew though nobody asked": ("NothingRestored", lambda h: h.started().committed(300)),
+    "that continues what does not exist": (
+        "WrongParent",
+        lambda h: h.started(candidate="", continues="999-1-abcdefgh").committed(300),
+    ),
+    "in a folder upwards": ("InvalidPath", lambda h: h.committed(300, path="../step-00000300/0001-abcdefgh")),
+    "in the folder of another step": ("InvalidPath", lambda h: h.committed(300, path="step-00000200/0001-abcdefgh")),
+    "in the folder of another attempt": ("InvalidPath", lambda h: h.committed(300, path="step-00000300/0002-abcdefgh")),
+    "under the id of another save": ("InvalidPath", lambda h: h.committed(300, snapshot="300-1-abcdefgh")),
+    "under an id that is none": ("InvalidPath", lambda h: h.committed(300, snapshot="x")),
+}
+
+
+@pytest.mark.parametrize(("reason", "commit"), REJECTED.values(), ids=REJECTED)
+def test_a_commit_is_kept_as_rejected(reason: str, commit: Callable[[History], History]) -> None:
+    """It never becomes a candidate, and what was newest stays newest."""
+    history = History().started().committed(100, 200)
+    newest = history.run.newest
+    commit(history)
+    rejected = list(history.run.snapshots.values())[-1]
+    assert rejected.state is SnapshotState.REJECTED
+    assert rejected.reasons == (reason,)
+    assert history.run.newest == newest
+    assert rejected.id not in restore_plan(history.run, None).candidates
+
+
+def test_a_rejected_commit_consumes_no_request() -> None:
+    history = History().started().committed(100, 200).rollback(100).started().committed(150)
+    assert history.snapshot(150).reasons == ("NothingRestored",)
+    assert history.run.pending is not None
+
+
+def test_a_rejected_commit_is_no_base_for_a_restore() -> None:
+    history = History().started().committed(100, 200).committed(200).started().restored().committed(300)
+    expected = meaning(history.run)
+    assert meaning(history.append(RestoreFinished(2, history.id(200), restored=True)).run) == expected
+
+
+def test_a_second_commit_of_the_same_id_changes_nothing() -> None:
+    history = History().started().committed(100).committed(200)
+    first = history.snapshot(100)
+    history.append(first.commit)
+    assert history.snapshot(100) == first
+
+
+# The chain
+
+
+def test_a_gap_is_refused() -> None:
+    entries = History().started().committed(100).entries
+    with pytest.raises(LogError, match="entry 2 is missing although a later one exists"):
+        replay([entries[0], entries[2]])
+
+
+def test_an_altered_entry_is_refused_by_its_successor() -> None:
+    entries = History().started().committed(100).entries
+    others = History().configured().entries
+    with pytest.raises(LogError, match="entry 3: it does not continue entry 2"):
+        replay([*others, entries[2]])
+
+
+def test_an_entry_read_twice_is_refused() -> None:
+    entries = History().started().entries
+    with pytest.raises(LogError, match="entry 3 is missing"):
+        replay([*entries, entries[1]])
+
+
+def test_a_log_that_does_not_begin_with_a_claim_is_refused() -> None:
+    with pytest.raises(LogError, match="it does not claim the run"):
+        History(owner=None).append(PurgeStarted("x"))
+
+
+def test_a_refused_entry_leaves_the_state_as_it_was() -> None:
+    history = History().started().committed(100)
+    before = history.run
+    foreign = History().configured().configured().configured().entries[-1]
+    with pytest.raises(LogError):
+        advance(history.run, [foreign])
+    assert history.run == before == replay(history.entries)
+
+
+# Properties
+
+LOGS = st.builds(lambda owner, bodies: chained([RunClaimed(owner), *bodies]), OWNERS, st.lists(ANY_BODY, max_size=25))
+
+
+@given(LOGS, NOW)
+def test_any_valid_entries_in_any_order_have_a_meaning_and_every_decision_can_be_made(
+    entries: list[StoredEntry], seconds: float
+) -> None:
+    run = replay(entries)
+    now = BEGINNING + dt.timedelta(seconds=seconds)
+    assert run.head == len(entries)
+    assert list(run.attempts) == list(range(1, len(run.attempts) + 1))
+    verdict = judge(run, now=now)
+    held = {s.id for s in run.snapshots.values() if s.state in (SnapshotState.LIVE, RETIRED)}
+    assert set(verdict.keep) | set(verdict.retire) == held
+    assert not set(verdict.keep) & set(verdict.retire)
+    assert set(purge_due(run, now=now)) <= {s.id for s in run.snapshots.values() if s.state in (RETIRED, PURGING)}
+    plan = restore_plan(run, run.pending)
+    assert all(run.snapshots[candidate].live for candidate in plan.candidates)
+    assert not (plan.fresh_start and run.pending is None and run.ever_committed) or (
+        run.policy.restore.on_missing == "StartFresh"
+    )
+
+
+@given(LOGS, st.lists(st.integers(0, 26), max_size=3).map(sorted))
+def test_reading_in_pieces_gives_the_same_state_as_reading_at_once(entries: list[StoredEntry], cuts: list[int]) -> None:
+    run, begin = Run(), 0
+    for end in [*cuts, len(entries)]:
+        run, begin = advance(run, entries[begin:end]), max(begin, end)
+    assert run == replay(entries)
+    assert list(run.snapshots) == list(replay(entries).snapshots)
+
+
+@given(LOGS)
+def test_reading_on_never_changes_a_state_already_handed_out(entries: list[StoredEntry]) -> None:
+    middle = len(entries) // 2
+    before = replay(entries[:middle])
+    snapshots, attempts = dict(before.snapshots), dict(before.attempts)
+    advance(before, entries[middle:])
+    assert dict(before.snapshots) == snapshots
+    assert dict(before.attempts) == attempts
+
+
+def test_the_tables_of_a_state_cannot_be_changed() -> None:
+    history = History().started().committed(100)
+    with pytest.raises(TypeError):
+        history.run.snapshots["x"] = history.snapshot(100)  # type: ignore[index]
+
+
+def test_the_nonces_of_the_builder_are_real_ones() -> None:
+    assert layout.parse_snapshot_id(layout.snapshot_id(1, 1, nonce_of(123456))) == (1, 1, nonce_of(123456))
