@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
 
+from admission import Namespace, checkpoint, snapshot
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
 from localcluster.client import CommandError
-
-if TYPE_CHECKING:
-    from conftest import Namespace
 
 pytestmark = pytest.mark.api
 
@@ -143,38 +141,38 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("url", GOOD_URLS)
 def test_a_good_url_is_admitted_by_the_server_and_by_the_library(namespace: Namespace, url: str) -> None:
-    assert namespace.refusal(namespace.checkpoint(storage={"url": url})) == ""
+    assert namespace.refusal(checkpoint(storage={"url": url})) == ""
     assert check_url(url) == url.rstrip("/")
 
 
 @pytest.mark.parametrize(("url", "message"), BAD_URLS.items())
 def test_a_bad_url_is_refused_with_the_reason(namespace: Namespace, url: str, message: str) -> None:
-    assert message in namespace.refusal(namespace.checkpoint(storage={"url": url}))
+    assert message in namespace.refusal(checkpoint(storage={"url": url}))
 
 
-@pytest.mark.parametrize("url", [url for url in BAD_URLS if url not in ("s3://bucket//run",)])
-def test_the_library_refuses_the_same_urls(url: str) -> None:
+@pytest.mark.parametrize("url", sorted(BAD_URLS.keys() - {"s3://bucket//run"}))
+def test_the_library_refuses_the_same_urls_but_for_a_doubled_slash_that_it_ignores(url: str) -> None:
     with pytest.raises(ConfigurationError):
         check_url(url)
 
 
 @pytest.mark.parametrize("spec", GOOD_SPECS.values(), ids=GOOD_SPECS)
 def test_a_good_spec_is_admitted(namespace: Namespace, spec: dict[str, Any]) -> None:
-    assert namespace.refusal(namespace.checkpoint(**spec)) == ""
+    assert namespace.refusal(checkpoint(**spec)) == ""
 
 
 @pytest.mark.parametrize(("spec", "message"), BAD_SPECS.values(), ids=BAD_SPECS)
 def test_a_bad_spec_is_refused_with_the_reason(namespace: Namespace, spec: dict[str, Any], message: str) -> None:
-    assert message in namespace.refusal(namespace.checkpoint(**spec))
+    assert message in namespace.refusal(checkpoint(**spec))
 
 
 def test_names_fit_into_labels(namespace: Namespace) -> None:
-    assert namespace.refusal(namespace.checkpoint("x" * 63)) == ""
-    assert "the name of a Checkpoint has at most 63 characters" in namespace.refusal(namespace.checkpoint("x" * 64))
+    assert namespace.refusal(checkpoint("x" * 63)) == ""
+    assert "the name of a Checkpoint has at most 63 characters" in namespace.refusal(checkpoint("x" * 64))
 
 
 def test_defaults_are_visible_and_are_those_of_the_library(namespace: Namespace) -> None:
-    stored = namespace.create(namespace.checkpoint())["spec"]
+    stored = namespace.create(checkpoint())["spec"]
     assert stored == {
         "storage": {
             "url": "s3://bucket/run",
@@ -200,7 +198,7 @@ def test_defaults_are_visible_and_are_those_of_the_library(namespace: Namespace)
 
 
 def test_retention_is_absent_unless_given_and_then_has_its_defaults(namespace: Namespace) -> None:
-    stored = namespace.create(namespace.checkpoint(retention={"keepBest": [{"metric": "loss"}]}))["spec"]["retention"]
+    stored = namespace.create(checkpoint(retention={"keepBest": [{"metric": "loss"}]}))["spec"]["retention"]
     assert stored == {
         "keepBest": [{"metric": "loss", "mode": "Min", "count": 1}],
         "gracePeriod": "1h",
@@ -209,14 +207,14 @@ def test_retention_is_absent_unless_given_and_then_has_its_defaults(namespace: N
 
 
 def test_the_url_cannot_change_but_the_way_to_it_can(namespace: Namespace) -> None:
-    namespace.create(namespace.checkpoint())
+    namespace.create(checkpoint())
     assert "url is immutable" in namespace.patch_refusal("ckpt", "run", {"storage": {"url": "s3://bucket/other"}})
     assert "url: Required value" in namespace.patch_refusal("ckpt", "run", {"storage": {"url": None}})
     assert namespace.patch_refusal("ckpt", "run", {"storage": {"endpoint": "https://s3.internal"}}) == ""
 
 
 def test_a_rollback_request_keeps_its_target(namespace: Namespace) -> None:
-    namespace.create(namespace.checkpoint(restore={"rollback": {"request": "1", "snapshot": "1000-7-abcdefg2"}}))
+    namespace.create(checkpoint(restore={"rollback": {"request": "1", "snapshot": "1000-7-abcdefg2"}}))
 
     def move(request: str) -> str:
         rollback = {"request": request, "snapshot": "500-7-abcdefg3"}
@@ -239,13 +237,13 @@ def test_a_rollback_request_keeps_its_target(namespace: Namespace) -> None:
 )
 def test_a_snapshot_never_changes(namespace: Namespace, change: dict[str, Any]) -> None:
     (field,) = change
-    namespace.create(namespace.snapshot())
+    namespace.create(snapshot())
     assert f"{field} is immutable" in namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", change)
     assert "Required value" in namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", {field: None})
 
 
 def test_only_the_disposition_of_a_snapshot_changes(namespace: Namespace) -> None:
-    assert namespace.create(namespace.snapshot())["spec"]["disposition"] == "Auto"
+    assert namespace.create(snapshot())["spec"]["disposition"] == "Auto"
     assert namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", {"disposition": "Hold"}) == ""
     refusal = namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", {"disposition": "Delete"})
     assert 'supported values: "Auto", "Hold", "Retire"' in refusal
@@ -253,7 +251,7 @@ def test_only_the_disposition_of_a_snapshot_changes(namespace: Namespace) -> Non
 
 @pytest.mark.parametrize("path", ["../0007-abcdefg2", "step-00001000", "step-00001000/../../x", "/etc"])
 def test_a_snapshot_lies_in_a_folder_of_a_save(namespace: Namespace, path: str) -> None:
-    assert "path must be step-<step>/<attempt>-<nonce>" in namespace.refusal(namespace.snapshot(path=path))
+    assert "path must be step-<step>/<attempt>-<nonce>" in namespace.refusal(snapshot(path=path))
 
 
 CONDITION = api.Condition("Ready", "True", "Configured", "All is well.", TIME, 1)
@@ -296,39 +294,43 @@ SNAPSHOT_STATUS = api.CheckpointSnapshotStatus(
     ids=["Checkpoint", "CheckpointSnapshot"],
 )
 def test_a_full_status_is_stored_whole(namespace: Namespace, kind: str, name: str, status: msgspec.Struct) -> None:
-    namespace.create(namespace.checkpoint())
-    namespace.create(namespace.snapshot())
+    namespace.create(checkpoint())
+    namespace.create(snapshot())
     stored = namespace.patch(kind, name, {"status": msgspec.to_builtins(status)}, "--subresource=status")
     assert msgspec.convert(stored["status"], type(status)) == status
 
 
 def test_status_is_a_subresource(namespace: Namespace) -> None:
-    namespace.create(namespace.checkpoint())
+    namespace.create(checkpoint())
     patched = namespace.patch("ckpt", "run", {"status": {"snapshots": 5}})
     assert "status" not in patched
 
 
 def test_an_empty_status_is_admitted(namespace: Namespace) -> None:
-    namespace.create(namespace.checkpoint())
+    namespace.create(checkpoint())
     empty = msgspec.to_builtins(api.CheckpointStatus())
     assert empty == {}
     namespace.patch("ckpt", "run", {"status": empty}, "--subresource=status")
 
 
 def test_a_metric_is_a_decimal_string(namespace: Namespace) -> None:
-    namespace.create(namespace.snapshot())
+    namespace.create(snapshot())
     with pytest.raises(CommandError, match="must be of type string"):
         namespace.patch(
             "ckptsnap", "run-1000-7-abcdefg2", {"status": {"metrics": {"loss": 0.5}}}, "--subresource=status"
         )
 
 
+def headers(namespace: Namespace, kind: str, *flags: str) -> list[str]:
+    return namespace.kubectl("get", kind, *flags).splitlines()[0].split()
+
+
 def test_columns_tell_the_state_of_a_run(namespace: Namespace) -> None:
-    namespace.create(namespace.checkpoint())
+    namespace.create(checkpoint())
     namespace.patch("ckpt", "run", {"status": msgspec.to_builtins(CHECKPOINT_STATUS)}, "--subresource=status")
     short = ["NAME", "STEP", "LATEST", "SNAPSHOTS", "SIZE", "ATTEMPT", "READY", "AGE"]
-    assert namespace.headers("ckpt") == short
-    assert namespace.headers("ckpt", "--output=wide") == [*short, "URL", "RESTORED-FROM", "QUARANTINED"]
+    assert headers(namespace, "ckpt") == short
+    assert headers(namespace, "ckpt", "--output=wide") == [*short, "URL", "RESTORED-FROM", "QUARANTINED"]
     row = namespace.kubectl("get", "ckpt", "run", "--output=wide", "--no-headers").split()
     assert row[0:2] == ["run", "1000"]
     assert row[3:7] == ["3", str(3 << 40), "7", "True"]
@@ -336,30 +338,28 @@ def test_columns_tell_the_state_of_a_run(namespace: Namespace) -> None:
 
 
 def test_columns_tell_the_state_of_a_snapshot(namespace: Namespace) -> None:
-    namespace.create(namespace.snapshot())
+    namespace.create(snapshot())
     short = ["NAME", "CHECKPOINT", "STEP", "READY", "REASON", "SIZE", "AGE"]
-    assert namespace.headers("ckptsnap") == short
+    assert headers(namespace, "ckptsnap") == short
     wide = [*short, "ATTEMPT", "VERIFIED", "DISPOSITION", "TRIGGER", "PATH"]
-    assert namespace.headers("ckptsnap", "--output=wide") == wide
+    assert headers(namespace, "ckptsnap", "--output=wide") == wide
 
 
 def test_snapshots_are_selected_by_their_checkpoint(namespace: Namespace) -> None:
-    namespace.create(namespace.snapshot())
-    other = namespace.snapshot(checkpointRef={"name": "other"})
-    other["metadata"]["name"] = "other-1000-7-abcdefg2"
-    namespace.create(other)
+    namespace.create(snapshot())
+    namespace.create(snapshot("other-1000-7-abcdefg2", checkpointRef={"name": "other"}))
     found = namespace.kubectl("get", "ckptsnap", "--field-selector=spec.checkpointRef.name=other", "--output=json")
     assert [item["metadata"]["name"] for item in json.loads(found)["items"]] == ["other-1000-7-abcdefg2"]
 
 
 def test_one_word_lists_both_kinds(namespace: Namespace) -> None:
-    namespace.create(namespace.checkpoint())
-    namespace.create(namespace.snapshot())
+    namespace.create(checkpoint())
+    namespace.create(snapshot())
     listed = namespace.kubectl("get", "checkpoint-operator", "--output=name").split()
     assert [name.partition(".")[0] for name in listed] == ["checkpoint", "checkpointsnapshot"]
 
 
 def test_kubectl_waits_for_ready(namespace: Namespace) -> None:
-    namespace.create(namespace.checkpoint())
+    namespace.create(checkpoint())
     namespace.patch("ckpt", "run", {"status": msgspec.to_builtins(CHECKPOINT_STATUS)}, "--subresource=status")
     assert "condition met" in namespace.kubectl("wait", "--for=condition=Ready", "ckpt/run", "--timeout=5s")

@@ -1,0 +1,212 @@
+"""Labelled pods learn who they are, by admission policies that a real API server compiles and runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from admission import Body, Namespace, checkpoint, eventually, pod
+from checkpoint_sidecar.core import environment
+from checkpoint_sidecar.core.environment import RunEnvironment
+from checkpoint_sidecar.core.log import Owner
+
+pytestmark = pytest.mark.api
+
+INJECTED = {
+    environment.RUN,
+    environment.URL,
+    environment.ADDRESSING_STYLE,
+    environment.GRACE_SECONDS,
+    environment.ELASTIC_SHUTDOWN_TIMEOUT,
+    environment.POD_NAME,
+    environment.POD_UID,
+}
+VOLUME = {
+    "name": "checkpoint-operator-credentials",
+    "secret": {"secretName": "keys", "defaultMode": 0o644},
+}
+MOUNT = {"name": "checkpoint-operator-credentials", "mountPath": environment.CREDENTIALS_MOUNT, "readOnly": True}
+
+
+def variables(container: Body) -> dict[str, str]:
+    """Values of the environment; of the downward API, the path of the field."""
+    return {
+        entry["name"]: entry["value"] if "value" in entry else entry["valueFrom"]["fieldRef"]["fieldPath"]
+        for entry in container.get("env", ())
+    }
+
+
+def has_environment(container: Body) -> bool:
+    return variables(container).keys() >= INJECTED
+
+
+def test_a_labelled_pod_learns_who_it_is(served: Namespace) -> None:
+    served.create(checkpoint())
+    (container,) = served.admitted(pod(terminationGracePeriodSeconds=120))["containers"]
+    assert variables(container) == {
+        "CHECKPOINT_RUN": f"{served.api.uid}/{served.name}/run",
+        "CHECKPOINT_URL": "s3://bucket/run",
+        "CHECKPOINT_ADDRESSING_STYLE": "Auto",
+        "CHECKPOINT_GRACE_SECONDS": "120",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "115",
+        "CHECKPOINT_POD_NAME": "metadata.name",
+        "CHECKPOINT_POD_UID": "metadata.uid",
+    }
+
+
+def test_the_library_reads_what_is_injected(served: Namespace) -> None:
+    storage = {
+        "url": "s3://bucket/run",
+        "endpoint": "https://s3.internal:9000",
+        "region": "eu-west-1",
+        "addressingStyle": "Path",
+        "credentialsSecret": {"name": "keys"},
+    }
+    served.create(checkpoint(storage=storage))
+    (container,) = served.admitted(pod())["containers"]
+    downward = {environment.POD_NAME: "trainer", environment.POD_UID: "8a1"}
+    assert RunEnvironment.parse(variables(container) | downward) == RunEnvironment(
+        owner=Owner(served.api.uid, served.name, "run"),
+        url="s3://bucket/run",
+        endpoint="https://s3.internal:9000",
+        region="eu-west-1",
+        addressing_style="Path",
+        credentials_folder=environment.CREDENTIALS_MOUNT,
+        pod=environment.PodIdentity("trainer", "8a1"),
+        grace_seconds=30.0,
+    )
+
+
+def test_the_secret_is_mounted_in_every_container(served: Namespace) -> None:
+    served.create(checkpoint(storage={"url": "s3://bucket/run", "credentialsSecret": {"name": "keys"}}))
+    data = {"name": "data", "mountPath": "/data"}
+    containers = [{"name": "a", "image": "i"}, {"name": "b", "image": "i", "volumeMounts": [data]}]
+    spec = served.admitted(pod(volumes=[{"name": "data", "emptyDir": {}}], containers=containers))
+    assert spec["volumes"] == [{"name": "data", "emptyDir": {}}, VOLUME]
+    assert [container["volumeMounts"] for container in spec["containers"]] == [[MOUNT], [data, MOUNT]]
+
+
+def test_without_a_secret_nothing_is_mounted(served: Namespace) -> None:
+    served.create(checkpoint())
+    spec = served.admitted(pod())
+    assert "volumes" not in spec
+    assert "volumeMounts" not in spec["containers"][0]
+    assert environment.CREDENTIALS_FOLDER not in variables(spec["containers"][0])
+
+
+def test_each_pod_gets_the_checkpoint_of_its_label(served: Namespace) -> None:
+    for name in ("one", "two", "three"):
+        served.create(checkpoint(name, storage={"url": f"s3://bucket/{name}"}))
+    for name in ("one", "two", "three"):
+        (container,) = served.admitted(pod(name))["containers"]
+        assert variables(container)["CHECKPOINT_URL"] == f"s3://bucket/{name}"
+
+
+def test_init_containers_are_left_alone_unless_the_annotation_lists_them(served: Namespace) -> None:
+    served.create(checkpoint())
+    init = [{"name": "prepare", "image": "i"}, {"name": "sync", "image": "i", "restartPolicy": "Always"}]
+    spec = served.admitted(pod(initContainers=init))
+    assert [has_environment(one) for one in spec["initContainers"]] == [False, False]
+    assert has_environment(spec["containers"][0])
+    spec = served.admitted(pod(annotation="main, sync", initContainers=init))
+    assert [has_environment(one) for one in spec["initContainers"]] == [False, True]
+    assert has_environment(spec["containers"][0])
+
+
+def test_the_annotation_chooses_containers(served: Namespace) -> None:
+    served.create(checkpoint())
+    both = [{"name": "main", "image": "i"}, {"name": "proxy", "image": "i"}]
+    spec = served.admitted(pod(annotation="main", containers=both))
+    assert [has_environment(one) for one in spec["containers"]] == [True, False]
+
+
+def test_what_the_pod_brings_along_stays(served: Namespace) -> None:
+    served.create(checkpoint())
+    own = [{"name": "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "value": "10"}, {"name": "LR", "value": "0.1"}]
+    body = pod(containers=[{"name": "main", "image": "i", "env": own}])
+    (container,) = served.admitted(body)["containers"]
+    assert container["env"][:2] == own
+    assert len(variables(container)) == len(container["env"]) == len(INJECTED) + 1
+
+
+@pytest.mark.parametrize(("grace", "timeout"), [(0, "1"), (3, "1"), (6, "1"), (7, "2"), (30, "25")])
+def test_torchrun_stops_a_little_before_the_grace_period_ends(served: Namespace, grace: int, timeout: str) -> None:
+    served.create(checkpoint())
+    (container,) = served.admitted(pod(terminationGracePeriodSeconds=grace))["containers"]
+    assert variables(container)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == timeout
+
+
+SIDECAR_INJECTOR = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: {name: zz-adds-a-sidecar}
+spec:
+  matchConstraints:
+    resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}]
+    objectSelector: {matchLabels: {test/sidecar: "yes"}}
+  matchConditions: [{name: once, expression: "!object.spec.containers.exists(one, one.name == 'late')"}]
+  failurePolicy: Fail
+  reinvocationPolicy: Never
+  mutations:
+    - patchType: JSONPatch
+      jsonPatch:
+        expression: >-
+          [JSONPatch{op: 'add', path: '/spec/containers/-', value: Object.spec.containers{name: 'late', image: 'i'}}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: {name: zz-adds-a-sidecar}
+spec: {policyName: zz-adds-a-sidecar}
+"""
+
+
+def test_injecting_twice_is_injecting_once_and_late_containers_are_injected_too(served: Namespace) -> None:
+    """Another policy adds a container after ours ran, so ours runs again on its own result."""
+    served.api.kubectl("apply", "--filename=-", stdin=SIDECAR_INJECTOR)
+    served.create(checkpoint(storage={"url": "s3://bucket/run", "credentialsSecret": {"name": "keys"}}))
+    body = pod()
+    body["metadata"]["labels"]["test/sidecar"] = "yes"
+    spec = eventually(lambda: served.admitted(body), lambda answer: len(answer["containers"]) == 2)
+    assert [one["name"] for one in spec["containers"]] == ["main", "late"]
+    for container in spec["containers"]:
+        assert has_environment(container)
+        assert len(container["env"]) == len(variables(container))
+        assert container["volumeMounts"] == [MOUNT]
+    assert spec["volumes"] == [VOLUME]
+
+
+@pytest.mark.parametrize("others", [(), ("other",)], ids=["no Checkpoint at all", "another Checkpoint"])
+def test_a_pod_of_no_checkpoint_is_denied_with_what_to_do(served: Namespace, others: tuple[str, ...]) -> None:
+    for name in others:
+        served.create(checkpoint(name))
+        served.admitted(pod(name))
+    refusal = served.denied(pod("missing"))
+    assert f'no Checkpoint "missing" in namespace "{served.name}" yet: create it, or correct the label' in refusal
+
+
+def test_a_checkpoint_of_another_namespace_does_not_count(served: Namespace) -> None:
+    served.create(checkpoint("run"))
+    served.admitted(pod("run"))
+    elsewhere = Namespace.fresh(served.api)
+    assert 'no Checkpoint "run"' in elsewhere.denied(pod("run"))
+
+
+def test_an_annotation_that_names_no_container_is_denied(served: Namespace) -> None:
+    served.create(checkpoint())
+    served.admitted(pod())
+    refusal = served.refusal(pod(annotation="main,tariner"))
+    assert 'names "tariner", but the containers of this pod are "main"' in refusal
+
+
+def test_unlabelled_pods_are_untouched(served: Namespace) -> None:
+    served.create(checkpoint())
+    served.admitted(pod())
+    (container,) = served.create(pod(None), "--dry-run=server")["spec"]["containers"]
+    assert "env" not in container
+
+
+def test_pods_are_injected_when_created_and_never_after(served: Namespace) -> None:
+    served.create(checkpoint())
+    served.admitted(pod())
+    served.create(pod(None))
+    served.kubectl("label", "pod", "trainer", f"{environment.POD_LABEL}=run")
+    served.kubectl("label", "pod", "trainer", f"{environment.POD_LABEL}=missing", "--overwrite")
