@@ -1,0 +1,67 @@
+"""Checkpoints of PyTorch training runs in object storage: atomic, fenced, verified.
+
+``Checkpointer`` is the main way in; ``CheckpointWriter``, ``CheckpointReader`` and ``install`` serve existing
+``torch.distributed.checkpoint`` code. Names that need torch are imported when they are first used, so that the operator
+and the command line can use ``core`` and ``store`` without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from checkpoint_sidecar.core.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    ConfigurationError,
+    CorruptSnapshotError,
+    FencedError,
+    IncompatibleSnapshotError,
+    PrefixClaimedError,
+    RestoreError,
+    RestoreInterrupted,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from checkpoint_sidecar.training.checkpointer import Checkpointer
+    from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter, install
+    from checkpoint_sidecar.training.randomness import RandomState
+    from checkpoint_sidecar.training.signals import Terminated
+    from checkpoint_sidecar.training.state import PerRank
+
+_LAZY = {
+    "CheckpointReader": "dropin",
+    "CheckpointWriter": "dropin",
+    "Checkpointer": "checkpointer",
+    "PerRank": "state",
+    "RandomState": "randomness",
+    "Terminated": "signals",
+    "install": "dropin",
+}
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointExistsError",
+    "CheckpointReader",
+    "CheckpointWriter",
+    "Checkpointer",
+    "ConfigurationError",
+    "CorruptSnapshotError",
+    "FencedError",
+    "IncompatibleSnapshotError",
+    "PerRank",
+    "PrefixClaimedError",
+    "RandomState",
+    "RestoreError",
+    "RestoreInterrupted",
+    "StoreError",
+    "Terminated",
+    "install",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.training.{_LAZY[name]}"), name)

@@ -1,0 +1,120 @@
+"""Collectives among all ranks, on a gloo group of their own.
+
+The model's own group is left alone: it may be NCCL (which needs GPU tensors for everything) and it belongs to the user.
+Everything works without a process group as well, as a world of one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.training.vote import Agreed, Vote
+
+T = TypeVar("T")
+
+# A peer that dies is noticed at once, by its connection. The timeout is for peers that are alive and slow: one that
+# uploads for an hour longer than this rank, or compiles before its first step.
+_PATIENCE = dt.timedelta(hours=2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: Exception
+
+
+class Agreement:
+    """Every rank must call the same methods in the same order, from one thread per instance.
+
+    Args:
+        group: The gloo group, or None for a world of one.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.world_size = 1 if group is None else dist.get_world_size(group)
+
+    @classmethod
+    def among_all(cls) -> Agreement:
+        """A new group of all ranks. Collective: every rank calls it at the same point."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(None)
+        return cls(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE)))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone reads and writes the run's log."""
+        return self.rank == 0
+
+    def vote(self, vote: Vote) -> Agreed:
+        """One small all-reduce: what all ranks' votes together say."""
+        ballot = vote.encode()
+        if self.group is None:
+            return Agreed.decode(ballot)
+        tally = torch.tensor(ballot, dtype=torch.int64)
+        dist.all_reduce(tally, op=dist.ReduceOp.MAX, group=self.group)
+        return Agreed.decode(tally.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on every rank."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def from_rank_0(self, operation: Callable[[], T]) -> T:
+        """Run ``operation`` on rank 0 only; every rank returns its result, or raises its error."""
+        outcome: _Returned | _Raised | None = None
+        if self.leads:
+            try:
+                outcome = _Returned(operation())
+            except Exception as error:  # whatever it is, the other ranks must not wait for it
+                outcome = _Raised(_portable(error))
+                if self.group is None:
+                    raise
+        if self.group is not None:
+            box: list[Any] = [outcome]
+            dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
+            outcome = box[0]
+        if isinstance(outcome, _Raised):
+            raise outcome.error
+        return cast("T", cast("_Returned", outcome).value)
+
+    def gather_errors(self, error: Exception | None) -> list[Exception | None]:
+        """Every rank's error or None, by rank, on every rank."""
+        return self.gather(None if error is None else _portable(error))
+
+    def raise_any(self, error: Exception | None) -> None:
+        """Raise on every rank if one has an error; all raise the same one, of the lowest such rank."""
+        for found in self.gather_errors(error):
+            if found is not None:
+                raise found
+
+    def close(self) -> None:
+        """Leave the group. Local; peers need not take part."""
+        if self.group is not None and dist.is_initialized():
+            dist.destroy_process_group(self.group)
+            self.group = None
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it can travel to other ranks, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, just dumped
+    except Exception:  # noqa: BLE001 - third parties' exceptions fail here in every possible way
+        return CheckpointError("run on rank 0", type(error).__name__, str(error))
+    return error

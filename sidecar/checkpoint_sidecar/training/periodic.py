@@ -1,0 +1,50 @@
+"""Doing something small every few seconds beside the training loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from checkpoint_sidecar.core.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class Periodic:
+    """Call ``action`` at once and then every ``seconds`` in a thread, until ``stop``.
+
+    An action that fails is tried again at the next turn; an outage is logged when it begins and when it ends, not at
+    every turn.
+    """
+
+    def __init__(self, action: Callable[[], object], *, seconds: float, name: str) -> None:
+        self._action = action
+        self._seconds = seconds
+        self._name = name
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, *, patience_seconds: float = 5.0) -> None:
+        """Ask the thread to end and wait for it; one that hangs in a request is left behind."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(patience_seconds)
+
+    def _run(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                self._action()
+            except CheckpointError as error:
+                if not failing:
+                    logger.warning("%s: %s; trying again every %g s", self._name, error, self._seconds)
+                failing = True
+            else:
+                if failing:
+                    logger.info("%s: works again", self._name)
+                failing = False
+            self._stopping.wait(self._seconds)

@@ -1,0 +1,283 @@
+"""One attempt's dealings with the run's log. Rank 0 only; no torch here.
+
+What may be written is decided in ``core.attempt``; here it is appended, and what the log says is looked up.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core import manifest as manifests
+from checkpoint_sidecar.core.errors import (
+    CheckpointError,
+    CorruptSnapshotError,
+    FencedError,
+    IncompatibleSnapshotError,
+    ObjectNotFoundError,
+    RestoreError,
+    RestoreInterrupted,
+)
+from checkpoint_sidecar.core.log import (
+    AttemptStarted,
+    Owner,
+    PodIdentity,
+    RestoreFinished,
+    RestoreStarted,
+    SnapshotReinstated,
+    Trigger,
+)
+from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.overwrite import base_of, existing_save
+from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy, VerifyLevel
+from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.probe import probe
+from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.training.periodic import Periodic
+from checkpoint_sidecar.training.predecessor import wait_for_predecessor
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 3.0
+
+# Errors that name the caller's next move by themselves; anything else that stops a restore becomes RestoreInterrupted.
+_TELLING = (FencedError, IncompatibleSnapshotError, RestoreError, RestoreInterrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The policy until the log has one."""
+
+    save: SavePolicy
+    overwrite: OverwritePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A snapshot that is announced in the log and may be read.
+
+    Attributes:
+        path: Of its folder, relative to the store's root.
+        verify: How far to check its bytes.
+    """
+
+    snapshot: str
+    step: int
+    path: str
+    manifest: Manifest
+    verify: VerifyLevel
+
+
+class Session:
+    """An attempt, from its start to its last commit. The ``attempt`` is 0 before ``start``.
+
+    Args:
+        store: Opened at the run's root.
+        owner: Who the run belongs to.
+    """
+
+    def __init__(self, store: Store, owner: Owner, defaults: Defaults) -> None:
+        self.store = store
+        self.log = RunLog(store, writer=f"library {version('checkpoint-operator')}")
+        self.defaults = defaults
+        self.attempt = 0
+        self.skipped: list[str] = []
+        self._owner = owner
+        self._poll = Periodic(self.log.refresh, seconds=POLL_SECONDS, name="watch the run log")
+
+    # Starting
+
+    def start(self, *, world_size: int, pods: tuple[PodIdentity, ...], patience_seconds: float) -> int:
+        """Claim the prefix if it is free, wait for an attempt that still trains, and take the next number.
+
+        Raises:
+            PrefixClaimedError: The prefix belongs to another run.
+            StoreError, LogError: The store failed or does not keep what commits rest on.
+        """
+        if self.log.refresh().owner is None:
+            probe(self.store)
+        self.log.append(lambda run: decisions.claim(run, self._owner, url=self.store.url))
+        wait_for_predecessor(self.log, pods=pods, patience_seconds=patience_seconds)
+
+        def next_attempt(run: Run) -> AttemptStarted:
+            decisions.check_owner(run, self._owner, url=self.store.url)
+            return decisions.start(run, world_size=world_size, pods=pods)
+
+        entry = self.log.append(next_attempt)
+        assert entry is not None
+        assert isinstance(entry.body, AttemptStarted)
+        self.attempt = entry.body.attempt
+        logger.info(
+            "attempt %d of %s at %s: %d ranks in %d pods",
+            self.attempt,
+            self._owner,
+            self.store.url,
+            world_size,
+            len(pods),
+        )
+        self._poll.start()
+        return self.attempt
+
+    def stop(self) -> None:
+        """Stop looking at the log."""
+        self._poll.stop()
+
+    # Restoring
+
+    def next_candidate(self) -> Candidate | None:
+        """Announce the next snapshot to try, or None for a fresh start.
+
+        Candidates whose manifest is damaged are recorded and passed over here, before any other rank hears of them.
+
+        Raises:
+            RestoreError: Nothing is left to try, and a fresh start is not what the policy asks for.
+            FencedError, RestoreInterrupted: See ``core.attempt``.
+        """
+        while True:
+            self._check_fallback()
+            entry = self.log.append(lambda run: decisions.announce(run, self.attempt, self.skipped))
+            if entry is None:
+                self._begin_anew()
+                return None
+            assert isinstance(entry.body, RestoreStarted | SnapshotReinstated)
+            snapshot = self.log.run.snapshots[entry.body.snapshot]
+            try:
+                return self._candidate(snapshot)
+            except CheckpointError as error:
+                self.failed(snapshot.id, error)
+
+    def restored(self, candidate: Candidate, *, seconds: float) -> None:
+        """Every rank loaded it."""
+        self._finish(
+            RestoreFinished(
+                self.attempt,
+                candidate.snapshot,
+                restored=True,
+                verified=candidate.verify,
+                seconds=seconds,
+                bytes=candidate.manifest.size,
+            )
+        )
+        logger.info("restored step %d from %s/%s in %.1f s", candidate.step, self.store.url, candidate.path, seconds)
+
+    def failed(self, snapshot: str, error: Exception) -> None:
+        """Record why a candidate was not restored. Returns if there is evidence against it: the next may be tried.
+
+        Raises:
+            RestoreInterrupted: The error says nothing about the snapshot.
+            FencedError, IncompatibleSnapshotError: As given.
+        """
+        evidence = error.evidence if isinstance(error, CorruptSnapshotError) else "None"
+        if not isinstance(error, FencedError):
+            self._finish(
+                RestoreFinished(self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:1024])
+            )
+        if evidence != "None":
+            logger.warning("skipping snapshot %s: %s", snapshot, error)
+            self.skipped.append(snapshot)
+            return
+        if isinstance(error, _TELLING):
+            raise error
+        raise RestoreInterrupted(
+            "restore",
+            snapshot,
+            f"{type(error).__name__}: {error}",
+            "Nothing is known against the snapshot: start again, the next attempt tries it again.",
+        ) from error
+
+    def _check_fallback(self) -> None:
+        limit = self.log.run.policy.restore.max_fallback
+        if len(self.skipped) > limit:
+            raise self._nothing_left(f"{len(self.skipped)} snapshots proved damaged, maxFallback is {limit}")
+
+    def _begin_anew(self) -> None:
+        """Raise unless starting at step 0 is what the policy asks for, and still possible."""
+        run = self.log.run
+        if not decisions.plan_for(run, self.attempt).fresh_start:
+            raise self._nothing_left(
+                "no snapshot can be restored" if run.ever_committed else "nothing was ever committed"
+            )
+        if self.skipped:
+            # Loading them has overwritten part of the model: what is in memory is no longer a fresh start.
+            raise self._nothing_left("every snapshot proved damaged; a fresh start needs a new process")
+        logger.info("nothing to restore: starting at step 0")
+
+    def _nothing_left(self, cause: str) -> RestoreError:
+        tried = f" (skipped: {', '.join(self.skipped)})" if self.skipped else ""
+        return RestoreError(
+            "restore",
+            self.store.url,
+            f"{cause}{tried}",
+            "Training does not start at step 0 by itself. Look at the snapshots' evidence, then roll back to a good "
+            "one (spec.restore.rollback) or ask for a fresh start (spec.restore.mode: None).",
+        )
+
+    def _candidate(self, snapshot: Snapshot) -> Candidate:
+        folder = layout.parse_save_folder(snapshot.commit.path)
+        try:
+            data = self.store.get(folder.manifest, max_bytes=manifests.MAX_MANIFEST_BYTES).data
+        except ObjectNotFoundError as error:
+            raise CorruptSnapshotError(
+                "read the manifest", folder.manifest, "it does not exist", evidence="MissingObject"
+            ) from error
+        return Candidate(
+            snapshot=snapshot.id,
+            step=snapshot.step,
+            path=folder.path,
+            manifest=manifests.decode(data, expected_digest=snapshot.commit.manifest_digest, subject=folder.manifest),
+            verify=self.log.run.policy.restore.verify,
+        )
+
+    def _finish(self, outcome: RestoreFinished) -> None:
+        self.log.append(lambda run: decisions.finish_restore(run, outcome))
+
+    # While training: from the log as last read, without a request
+
+    @property
+    def overwrite(self) -> OverwritePolicy:
+        return self.log.run.policy.overwrite if self.log.run.configured else self.defaults.overwrite
+
+    @property
+    def save_policy(self) -> SavePolicy:
+        return self.log.run.policy.save if self.log.run.configured else self.defaults.save
+
+    @property
+    def state(self) -> Attempt:
+        return self.log.run.attempts[self.attempt]
+
+    @property
+    def fenced(self) -> FencedError | None:
+        """The error to raise if a later attempt started or the run changed hands."""
+        try:
+            decisions.current(self.log.run, self.attempt)
+        except FencedError as error:
+            return error
+        return None
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step training would go on from if it were restarted now."""
+        found = self.log.run.snapshots.get(base_of(self.state))
+        return found.step if found else None
+
+    def saved(self, step: int) -> Snapshot | None:
+        """The live snapshot of a step that this attempt made or descends from."""
+        return existing_save(self.log.run, base_of(self.state), step)
+
+    def admit(self, step: int, trigger: Trigger) -> Snapshot | None:
+        """The snapshot that makes a save of ``step`` needless, or None when it may go on.
+
+        Only this attempt's own commits and the operator's retirements can change the answer, so the log as last read is
+        good enough to fail before anything is copied; the commit asks again.
+
+        Raises:
+            CheckpointExistsError, FencedError: See ``core.attempt.admit_save``.
+        """
+        admission = decisions.admit_save(
+            self.log.run, self.attempt, step, trigger=trigger, overwrite=self.defaults.overwrite
+        )
+        return admission.snapshot if isinstance(admission, decisions.AlreadySaved) else None

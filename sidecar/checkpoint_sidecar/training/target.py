@@ -1,0 +1,137 @@
+"""Where a save of a ``Checkpointer`` goes, and its commit. Rank 0 only; no torch here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import CheckpointError, CheckpointExistsError, ConfigurationError
+from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
+from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.store.pointer import publish
+from checkpoint_sidecar.training.saves import NewSave
+from checkpoint_sidecar.training.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+_MOST_METRICS = 32
+_LONGEST_NAME = 64
+
+
+def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Metrics as the log keeps them: what ``repr`` says of a float is exactly that float.
+
+    Args:
+        metrics: Numbers by name; tensors of one element count as numbers.
+
+    Raises:
+        ConfigurationError: Too many, too long a name, or not a number.
+    """
+    operation = "record metrics"
+    if len(metrics) > _MOST_METRICS:
+        raise ConfigurationError(operation, f"{len(metrics)} metrics", f"at most {_MOST_METRICS} fit into a log entry")
+    for name in metrics:
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise ConfigurationError(operation, repr(name), f"a name has 1 to {_LONGEST_NAME} characters")
+    try:
+        return {name: repr(_number(value)) for name, value in metrics.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(operation, ", ".join(metrics), f"not all are numbers: {error}") from error
+
+
+def _number(value: Any) -> float:
+    detach = getattr(value, "detach", None)  # a loss straight from the model still carries its graph
+    return float(detach() if detach else value)
+
+
+class SaveNotNeeded(CheckpointExistsError):  # noqa: N818 - it ends a save without being a failure
+    """The step was saved in the meantime, and the policy says to keep that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is known of a save before it uploads.
+
+    Attributes:
+        metrics: Decimal strings.
+        save_request: The request it serves, or empty.
+        began: ``time.monotonic()`` at the start of the copy.
+        blocked_seconds: How long the training loop waited.
+    """
+
+    step: int
+    trigger: Trigger
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    save_request: str = ""
+    began: float = 0.0
+    blocked_seconds: float = 0.0
+
+
+class RunTarget:
+    """The ``SaveTarget`` of one save."""
+
+    def __init__(self, session: Session, draft: Draft) -> None:
+        self._session = session
+        self._draft = draft
+
+    def begin(self) -> NewSave:
+        """See ``SaveTarget``."""
+        session, draft = self._session, self._draft
+        session.log.refresh()
+        existing = session.admit(draft.step, draft.trigger)
+        if existing is not None:
+            raise self._not_needed(existing.id)
+        return NewSave(layout.SaveFolder(draft.step, session.attempt, layout.new_nonce()), draft.step)
+
+    def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
+        """See ``SaveTarget``."""
+        session, draft = self._session, self._draft
+        entry = SnapshotCommitted(
+            snapshot=save.snapshot,
+            step=save.step,
+            attempt=session.attempt,
+            path=save.folder.path,
+            manifest_digest=digest,
+            bytes=manifest.size,
+            files=len(manifest.files),
+            world_size=manifest.world_size,
+            save_request=draft.save_request,
+            trigger=draft.trigger,
+            metrics=dict(draft.metrics),
+            seconds=time.monotonic() - draft.began,
+            blocked_seconds=draft.blocked_seconds,
+        )
+
+        def decide(run: Run) -> SnapshotCommitted | None:
+            return decisions.commit(run, entry, overwrite=session.defaults.overwrite)
+
+        if session.log.append(decide) is None:
+            raise self._not_needed(session.store.url)
+        logger.info(
+            "saved step %d as %s (%s): %.1f MB in %.1f s, training waited %.2f s",
+            entry.step,
+            entry.snapshot,
+            entry.trigger,
+            entry.bytes / 1e6,
+            entry.seconds,
+            entry.blocked_seconds,
+        )
+        try:
+            publish(session.store, session.log, save.step)
+        except CheckpointError as error:
+            # The snapshot stands; only torch's own reader does not see it until the operator repairs the pointer.
+            logger.warning("step %d is saved, but its stock .metadata is not published: %s", save.step, error)
+
+    def abandon(self, save: NewSave) -> None:
+        """See ``SaveTarget``: the writer deletes the files, and there is nothing else to undo."""
+        logger.warning("the save of step %d failed before its commit", save.step)
+
+    def _not_needed(self, subject: str) -> SaveNotNeeded:
+        return SaveNotNeeded(f"save step {self._draft.step}", subject, "the step is saved already")
