@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.training.failures import raising_ours
+from checkpoint_sidecar.training.planner import StrictLoadPlanner
+from checkpoint_sidecar.training.reader import SnapshotReader
 from checkpoint_sidecar.training.saves import NewSave
+from checkpoint_sidecar.training.writer import SnapshotWriter
 
 
 @dataclass
@@ -32,3 +41,36 @@ class RecordingTarget:
 
     def abandon(self, save: NewSave) -> None:
         self.abandoned.append(save)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One committed save."""
+
+    store: Store
+    save: NewSave
+    manifest: Manifest
+
+    @property
+    def data_key(self) -> str:
+        return f"{self.save.folder.path}/__0_0.distcp"
+
+    def reader(self, **options: Any) -> SnapshotReader:
+        return SnapshotReader(self.store, self.save.folder.path, self.manifest, **options)
+
+
+def save(store: Store, state: dict[str, Any], **options: Any) -> Saved:
+    """Save in this process alone."""
+    target = RecordingTarget()
+    with warnings.catch_warnings(), raising_ours("save"):
+        warnings.simplefilter("ignore")  # torch warns that there is no process group
+        dcp.save(state, storage_writer=SnapshotWriter(store, target), **options)
+    ((new, manifest, _),) = target.committed
+    return Saved(store, new, manifest)
+
+
+def load(state: dict[str, Any], reader: dcp.StorageReader, **options: Any) -> None:
+    """Load in this process alone; failures are ours."""
+    with warnings.catch_warnings(), raising_ours("load"):
+        warnings.simplefilter("ignore")
+        dcp.load(state, storage_reader=reader, **{"planner": StrictLoadPlanner(), **options})
