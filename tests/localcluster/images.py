@@ -76,8 +76,10 @@ def host_python(*folders: Path, scratch: bool = True) -> HostPython:
 
 
 def _system_folders() -> list[Path]:
+    """Programs, libraries, and the certificate authorities, without which TLS clients do not even start."""
     tops = [Path("/", name) for name in _TOP_LEVEL]
-    return [Path("/usr"), *(top for top in tops if top.is_dir() and not top.is_symlink())]
+    optional = [*(top for top in tops if not top.is_symlink()), Path("/etc/ssl/certs")]
+    return [Path("/usr"), *(folder for folder in optional if folder.is_dir())]
 
 
 def _python_folders() -> list[Path]:
