@@ -8,6 +8,8 @@ import logging
 import os
 from collections.abc import Sequence
 
+from kubernetes.utils.duration import parse_duration
+
 from checkpoint_operator import handlers, logs
 from checkpoint_operator.logs import LogFormat
 from checkpoint_operator.redaction import Redactor
@@ -64,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--resync",
-        type=_positive,
+        type=_duration,
         default=300.0,
-        metavar="SECONDS",
-        help="time between complete passes over all Checkpoints (default: 300)",
+        metavar="DURATION",
+        help="time between complete passes over all Checkpoints (default: 5m)",
     )
     parser.add_argument(
         "--ambient-allow",
@@ -102,10 +104,13 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _positive(text: str) -> float:
-    seconds = float(text)
+def _duration(text: str) -> float:
+    try:
+        seconds = float(parse_duration(text).total_seconds())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s or 5m") from error
     if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text} is not longer than zero")
     return seconds
 
 

@@ -1,0 +1,67 @@
+"""The real operator process beside a real API server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from admission import Namespace
+from localcluster.client import ApiServer
+from localcluster.objectstore import ObjectStore
+from operators import OperatorProcess
+
+CRDS = Path(__file__).parents[2] / "crds"
+
+
+@pytest.fixture(scope="session")
+def served(api_server: ApiServer) -> ApiServer:
+    """An API server that knows our kinds."""
+    api_server.kubectl("apply", "--server-side", f"--filename={CRDS}")
+    api_server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+    return api_server
+
+
+@pytest.fixture
+def namespace(served: ApiServer) -> Namespace:
+    """A fresh namespace."""
+    return Namespace.fresh(served)
+
+
+@pytest.fixture
+def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
+    """Starts an operator that serves the fresh namespace; it is stopped after the test."""
+    started: list[OperatorProcess] = []
+
+    def start(*arguments: str) -> OperatorProcess:
+        log = tmp_path / f"operator-{len(started)}.log"
+        command = [sys.executable, "-m", "checkpoint_operator", f"--namespace={namespace.name}", *arguments]
+        # Without the credentials of whoever runs the tests: an operator must not find an identity by accident.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+        environment["KUBECONFIG"] = str(namespace.api.kubeconfig)
+        with log.open("w") as output:
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        started.append(OperatorProcess(process, log))
+        return started[-1]
+
+    yield start
+    for operator in started:
+        operator.stop()
+
+
+@pytest.fixture
+def secret(namespace: Namespace, object_store: ObjectStore) -> str:
+    """Name of a Secret with the keys of the object store."""
+    namespace.kubectl(
+        "create",
+        "secret",
+        "generic",
+        "s3-keys",
+        f"--from-literal=AWS_ACCESS_KEY_ID={object_store.access_key}",
+        f"--from-literal=AWS_SECRET_ACCESS_KEY={object_store.secret_key}",
+    )
+    return "s3-keys"

@@ -1,0 +1,265 @@
+"""The operator as users meet it: a real process, a real API server, real stores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from admission import Namespace, checkpoint
+from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.store.local_store import LocalStore
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from localcluster.objectstore import ObjectStore
+from operators import OperatorProcess, Watched
+from trainers import Trainer
+
+pytestmark = pytest.mark.api
+
+StartOperator = Callable[..., OperatorProcess]
+FILES = "--allow-file-urls"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path / 'bucket' / 'run'}"
+
+
+@pytest.fixture
+def trainer(namespace: Namespace, url: str) -> Trainer:
+    return Trainer(LocalStore(StoreSettings(url)), Owner(namespace.api.uid, namespace.name, "run"))
+
+
+def create(namespace: Namespace, url: str, name: str = "run", **spec: Any) -> Watched:
+    storage = {"url": url, **spec.pop("storage", {})}
+    namespace.create(checkpoint(name, storage=storage, **spec))
+    return Watched(namespace, name)
+
+
+def test_a_new_checkpoint_is_claimed_configured_and_ready(
+    namespace: Namespace, start_operator: StartOperator, url: str
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url, save={"everySteps": 10})
+    run.becomes("Ready", "True", "Configured")
+    assert run.status["claimedBy"] == f"{namespace.api.uid}/{namespace.name}/run"
+    log = Trainer(LocalStore(StoreSettings(url)), Owner(namespace.api.uid, namespace.name, "run")).run
+    assert log.policy.save.every_steps == 10
+    namespace.patch("ckpt", "run", {"spec": {"save": {"everySteps": 20}}})
+    run.eventually(lambda it: it.status["observedGeneration"] == it.body["metadata"]["generation"] == 2)
+
+
+def test_a_commit_shows_within_ten_seconds_with_one_write_of_the_status(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url)
+    run.becomes("Ready", "True", "Configured")
+    trainer.start()
+    run.eventually(lambda it: it.status.get("attempt", {}).get("number") == 1, within=10)
+    before = run.body["metadata"]["resourceVersion"]
+    watch = namespace.api.kubectl_process(
+        f"--namespace={namespace.name}", "get", "ckpt", "run", "--watch", "--output=name"
+    )
+    snapshot = trainer.commit(100)
+    run.eventually(lambda it: it.status.get("latest", {}).get("snapshot") == snapshot.id, within=10)
+    mirror = f"run-{snapshot.id}"
+    run.eventually(lambda it: "Verified" in str(it.snapshots().get(mirror, {}).get("status")))
+    time.sleep(6)
+    watch.terminate()
+    changes = watch.communicate()[0].splitlines()
+    assert run.body["metadata"]["resourceVersion"] != before
+    assert changes == ["checkpoint.checkpoint-operator.dev/run"] * 2, "the first line is the state at the start"
+    assert run.status["latest"]["bytes"] == snapshot.commit.bytes
+    assert run.events() == ["RunClaimed", "AttemptStarted", "SnapshotCommitted"]
+
+
+def test_what_retention_does_not_keep_is_retired_and_purged_and_the_rest_stays(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url, retention={"keepLast": 2, "gracePeriod": "1s"})
+    run.becomes("Ready", "True", "Configured")
+    trainer.start()
+    snapshots = [trainer.commit(step) for step in (100, 200, 300, 400)]
+    kept = [s.id for s in snapshots[2:]]
+    run.eventually(lambda it: sorted(it.snapshots()) == sorted(f"run-{identifier}" for identifier in kept))
+    run.eventually(lambda it: it.status["snapshots"] == 2 and "pendingPurge" not in it.status)
+    assert [s.id for s in trainer.run.snapshots.values() if s.state is SnapshotState.LIVE] == kept
+    folders = {info.key.rpartition("/")[0] for info in trainer.store.list("step-")}
+    assert folders == {path for s in snapshots[2:] for path in (s.commit.path, s.commit.path.split("/")[0])}
+    assert [e for e in run.events() if e in ("SnapshotRetired", "SnapshotPurged")].count("SnapshotPurged") == 2
+    assert not trainer.run.snapshots[kept[0]].failures
+
+
+def test_a_deleted_object_of_a_snapshot_comes_back_and_remembers_that_it_is_held(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url)
+    snapshot = trainer.start().commit(100)
+    name = f"run-{snapshot.id}"
+    run.eventually(lambda it: name in it.snapshots())
+    namespace.patch("ckptsnap", name, {"spec": {"disposition": "Hold"}})
+    run.eventually(lambda _: trainer.run.snapshots[snapshot.id].disposition == "Hold")
+    uid = run.snapshots()[name]["metadata"]["uid"]
+    namespace.kubectl("delete", "ckptsnap", name)
+    again = run.eventually(lambda it: it.snapshots().get(name))
+    assert again["metadata"]["uid"] != uid
+    assert again["spec"]["disposition"] == "Hold"
+
+
+def test_retiring_the_newest_verified_snapshot_by_hand_is_refused(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url, retention={"keepLast": 1})
+    snapshot = trainer.start().commit(100)
+    name = f"run-{snapshot.id}"
+    run.eventually(lambda it: "SizesMatch" in str(it.snapshots().get(name)))
+    namespace.patch("ckptsnap", name, {"spec": {"disposition": "Retire"}})
+    run.eventually(lambda it: "RetireRefused" in str(it.snapshots()[name]["status"]["conditions"]))
+    assert trainer.run.snapshots[snapshot.id].disposition == "Auto"
+
+
+def test_a_restart_reports_what_was_restored_and_what_was_lost(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url)
+    run.becomes("Ready", "True", "Configured")
+    snapshot = trainer.start().commit(100)
+    run.eventually(lambda it: it.status.get("latest"))
+    trainer.report(130)
+    time.sleep(11)
+    trainer.start()
+    run.eventually(lambda it: it.status.get("lastRestore", {}).get("attempt") == 2)
+    restore = run.status["lastRestore"]
+    assert (restore["snapshot"], restore["step"], restore["reason"]) == (snapshot.id, 100, "Latest")
+    assert (restore["attempt"], restore["lostSteps"]) == (2, 30)
+    assert run.events()[-2:] == ["AttemptStarted", "Restored"]
+
+
+def test_an_operator_that_was_killed_is_replaced_and_catches_up(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    first = start_operator(FILES)
+    run = create(namespace, url, retention={"keepLast": 1, "gracePeriod": "0s"})
+    run.becomes("Ready", "True", "Configured")
+    first.kill()
+    trainer.start()
+    snapshots = [trainer.commit(step) for step in (100, 200, 300)]
+    start_operator(FILES)
+    run.eventually(lambda it: list(it.snapshots()) == [f"run-{snapshots[-1].id}"])
+    assert run.events().count("SnapshotCommitted") == 3
+    assert run.events().count("RunClaimed") == 1
+
+
+def test_two_operators_at_once_do_everything_once(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    both = [start_operator(FILES), start_operator(FILES)]
+    run = create(namespace, url, retention={"keepLast": 1, "gracePeriod": "0s"})
+    trainer.start()
+    snapshots = [trainer.commit(step) for step in (100, 200, 300)]
+    run.eventually(lambda it: list(it.snapshots()) == [f"run-{snapshots[-1].id}"])
+    time.sleep(5)
+    purged = [s.state for s in trainer.run.snapshots.values()]
+    assert purged == [SnapshotState.PURGED, SnapshotState.PURGED, SnapshotState.LIVE]
+    events = run.events()
+    assert {reason: events.count(reason) for reason in ("SnapshotCommitted", "SnapshotRetired", "SnapshotPurged")} == {
+        "SnapshotCommitted": 3,
+        "SnapshotRetired": 2,
+        "SnapshotPurged": 2,
+    }
+    assert [operator.stop() for operator in both] == [0, 0]
+
+
+# What goes wrong
+
+
+def test_an_older_checkpoint_has_the_overlapping_prefix(
+    namespace: Namespace, start_operator: StartOperator, url: str
+) -> None:
+    start_operator(FILES)
+    create(namespace, url, "older").becomes("Ready", "True", "Configured")
+    time.sleep(1.1)
+    inside = create(namespace, f"{url}/inside", "younger")
+    inside.becomes("Ready", "False", "PrefixClaimed")
+    inside.becomes("Stalled", "True", "PrefixClaimed")
+    assert inside.events() == ["PrefixClaimed"]
+    namespace.kubectl("delete", "ckpt", "older")
+    inside.becomes("Ready", "True", "Configured")
+
+
+def test_a_prefix_of_another_run_is_refused_and_taken_over_on_request(
+    namespace: Namespace, start_operator: StartOperator, url: str
+) -> None:
+    other = Owner("another-cluster", "training", "run")
+    Trainer(LocalStore(StoreSettings(url)), other).start().commit(100)
+    start_operator(FILES)
+    run = create(namespace, url)
+    refused = run.becomes("Ready", "False", "PrefixClaimed")
+    assert str(other) in refused["message"]
+    assert run.status["claimedBy"] == str(other)
+    assert run.snapshots() == {}
+    namespace.patch("ckpt", "run", {"spec": {"storage": {"takeOverFrom": str(other)}}})
+    run.becomes("Ready", "True", "Configured")
+    run.eventually(lambda it: len(it.snapshots()) == 1)
+    assert "RunAdopted" in run.events()
+
+
+@pytest.mark.store
+def test_wrong_keys_are_named_and_put_right_by_changing_the_secret(
+    namespace: Namespace, start_operator: StartOperator, object_store: ObjectStore, bucket: str, secret: str
+) -> None:
+    operator = start_operator()
+    wrong = {"stringData": {"AWS_SECRET_ACCESS_KEY": "wrong-secret-key-that-must-not-appear"}}
+    namespace.patch("secret", secret, wrong)
+    storage = {"endpoint": object_store.endpoint, "region": "us-east-1", "credentialsSecret": {"name": secret}}
+    run = create(namespace, f"s3://{bucket}/run", storage=storage)
+    run.becomes("StorageAvailable", "False", "AccessDenied")
+    namespace.patch("secret", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": object_store.secret_key}})
+    run.becomes("Ready", "True", "Configured")
+    settings = StoreSettings(
+        f"s3://{bucket}/run",
+        endpoint=object_store.endpoint,
+        region="us-east-1",
+        credentials=Credentials.of(object_store.environment),
+    )
+    trainer = Trainer(open_store(settings), Owner(namespace.api.uid, namespace.name, "run"))
+    snapshot = trainer.start().commit(100)
+    run.eventually(lambda it: it.status.get("latest", {}).get("snapshot") == snapshot.id, within=10)
+    everything = operator.logged + namespace.kubectl("get", "ckpt,ckptsnap,events", "--output=yaml")
+    for value in (object_store.secret_key, "wrong-secret-key-that-must-not-appear"):
+        assert value not in everything
+
+
+@pytest.mark.store
+def test_a_missing_secret_a_missing_bucket_and_a_foreign_identity_have_reasons_of_their_own(
+    namespace: Namespace, start_operator: StartOperator, object_store: ObjectStore, bucket: str, secret: str
+) -> None:
+    start_operator(f"--ambient-allow={namespace.name}=s3://allowed/team")
+    endpoint = {"endpoint": object_store.endpoint, "region": "us-east-1"}
+    keys = {"credentialsSecret": {"name": secret}}
+    cases = {
+        "no-secret": (f"s3://{bucket}/a", endpoint | {"credentialsSecret": {"name": "absent"}}, "SecretNotFound"),
+        "no-bucket": ("s3://there-is-no-such-bucket/b", endpoint | keys, "BucketNotFound"),
+        "ambient": (f"s3://{bucket}/c", {}, "AmbientNotAllowed"),
+        "ambient-endpoint": ("s3://allowed/team/d", endpoint, "AmbientNotAllowed"),
+        "file": ("file:///tmp/run", {}, "FileUrlNotAllowed"),
+    }
+    watched = {
+        name: (create(namespace, url, name, storage=storage), reason) for name, (url, storage, reason) in cases.items()
+    }
+    for run, reason in watched.values():
+        run.becomes("StorageAvailable", "False", reason)
+        assert run.condition("Ready")["reason"] == reason
+    version = watched["no-bucket"][0].body["metadata"]["resourceVersion"]
+    time.sleep(6)
+    assert watched["no-bucket"][0].body["metadata"]["resourceVersion"] == version, "retries do not write"

@@ -1,0 +1,360 @@
+"""What the operator decides to do, from nothing but what it observed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from builders import OBJECT_UID, OTHER_OWNER, OWNER, POD, History
+from checkpoint_operator.actions import (
+    Adopt,
+    Claim,
+    Configure,
+    CreateMirror,
+    DeleteMirror,
+    NoticeEviction,
+    PublishPointer,
+    Purge,
+    Reinstate,
+    ReportMirror,
+    RequestRollback,
+    RequestSave,
+    Retire,
+    SetDisposition,
+    Verify,
+)
+from checkpoint_operator.model import Fault, Key, Observed
+from checkpoint_operator.plan import MAX_PURGES, MAX_RETIREMENTS, MAX_VERIFICATIONS, mirror_actions, next_look
+from checkpoint_operator.plan import store_actions as plan
+from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.log import PodIdentity
+from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
+from observations import KEY, later, mirror, observed, pod
+
+KEEP_ONE = RetentionPolicy(keep_last=1, grace_seconds=3600)
+KEEP_ONE_SPEC = {"keepLast": 1, "gracePeriod": "1h"}
+
+
+def saved(*steps: int, retention: RetentionPolicy | None = None) -> History:
+    """A configured run with verified commits."""
+    return History().configured(retention=retention).started().committed(*steps).verified(*steps)
+
+
+def quiet(seen: Observed) -> Observed:
+    """With the stock pointers known to be right, so that only the rest of the plan shows."""
+    return replace(seen, published=seen.run.head if seen.run else 0)
+
+
+def kinds(actions: tuple[object, ...]) -> list[str]:
+    return [type(action).__name__ for action in actions]
+
+
+# Who owns the prefix
+
+
+def test_an_unclaimed_prefix_is_claimed_and_nothing_else_is_done_yet() -> None:
+    assert plan(observed(History(owner=None))) == (Claim(),)
+
+
+def test_a_claimed_prefix_is_configured_next() -> None:
+    seen = observed(History(), generation=3)
+    assert plan(seen) == (Configure(OBJECT_UID, 3, seen.policy),)  # type: ignore[arg-type]
+
+
+def test_the_prefix_of_another_run_is_left_alone() -> None:
+    assert plan(observed(History(owner=OTHER_OWNER))) == ()
+
+
+def test_the_prefix_of_another_run_is_adopted_when_the_user_names_that_run() -> None:
+    storage = {"url": "s3://bucket/run", "takeOverFrom": str(OTHER_OWNER)}
+    assert plan(observed(History(owner=OTHER_OWNER), storage=storage)) == (Adopt(str(OTHER_OWNER)),)
+
+
+def test_a_take_over_acts_once_even_if_the_other_side_takes_the_run_back() -> None:
+    history = History(owner=OTHER_OWNER).adopted(OWNER).adopted(OTHER_OWNER)
+    storage = {"url": "s3://bucket/run", "takeOverFrom": str(OTHER_OWNER)}
+    assert plan(observed(history, storage=storage)) == ()
+
+
+def test_a_take_over_that_names_somebody_else_does_nothing() -> None:
+    storage = {"url": "s3://bucket/run", "takeOverFrom": "cluster-z/training/llama"}
+    assert plan(observed(History(owner=OTHER_OWNER), storage=storage)) == ()
+
+
+def test_an_overlapping_prefix_of_an_older_checkpoint_is_left_alone() -> None:
+    assert plan(replace(observed(History(owner=None)), rival=Key("training", "older"))) == ()
+
+
+# Not knowing
+
+
+@pytest.mark.parametrize(
+    "blind",
+    [
+        pytest.param({"run": None}, id="the log was not read"),
+        pytest.param({"now": None}, id="the store's clock is not known"),
+        pytest.param({"policy": None}, id="the spec makes no sense"),
+        pytest.param({"fault": Fault(Reason.STORE_UNAVAILABLE, "down")}, id="the store fails"),
+    ],
+)
+def test_nothing_is_done_to_a_run_about_which_something_is_not_known(blind: dict[str, Any]) -> None:
+    history = saved(100, 200, retention=KEEP_ONE).retired(100)
+    assert plan(later(replace(observed(history, retention=KEEP_ONE_SPEC), **blind), hours=2)) == ()
+
+
+def test_a_critical_entry_of_an_unknown_kind_forbids_everything() -> None:
+    seen = observed(saved(100))
+    assert seen.run is not None
+    assert plan(replace(seen, run=replace(seen.run, unknown_critical="FutureKind"))) == ()
+
+
+# Configuration
+
+
+def test_a_changed_spec_is_configured_before_anything_is_retired_under_the_old_one() -> None:
+    history = saved(100, 200, retention=KEEP_ONE)
+    assert kinds(plan(observed(history, generation=2, retention={"keepLast": 2}))) == ["Configure"]
+
+
+def test_a_stale_generation_configures_nothing() -> None:
+    history = History().configured(generation=5)
+    assert plan(observed(history, generation=4)) == ()
+
+
+# Verification
+
+
+def test_the_newest_unverified_snapshots_are_verified_first_and_only_some_per_round() -> None:
+    history = History().configured().started().committed(100, 200, 300, 400, 500, 600).verified(600)
+    assert plan(quiet(observed(history))) == tuple(Verify(i) for i in history.ids(500, 400, 300, 200))
+    assert MAX_VERIFICATIONS == 4
+
+
+def test_a_snapshot_with_evidence_against_it_is_not_checked_again() -> None:
+    history = History().configured().started().committed(100).found_damaged(100)
+    assert plan(quiet(observed(history))) == ()
+
+
+def test_the_stock_pointer_is_published_for_the_newest_snapshot_until_it_was_seen_to_be_right() -> None:
+    history = saved(100, 200)
+    assert plan(observed(history)) == (PublishPointer(200),)
+    assert plan(quiet(observed(history))) == ()
+
+
+# Retention
+
+
+def test_what_the_policy_does_not_keep_is_retired() -> None:
+    history = saved(100, 200, 300, retention=KEEP_ONE)
+    assert plan(quiet(observed(history, retention=KEEP_ONE_SPEC))) == tuple(Retire(i) for i in history.ids(100, 200))
+
+
+def test_nothing_is_retired_while_nothing_is_verified() -> None:
+    history = History().configured(retention=KEEP_ONE).started().committed(100, 200, 300)
+    assert kinds(plan(quiet(observed(history, retention=KEEP_ONE_SPEC)))) == ["Verify"] * 3
+
+
+@pytest.mark.parametrize(
+    ("waited", "expected"),
+    [pytest.param(59, [], id="within the grace"), pytest.param(61, ["Purge"], id="after the grace")],
+)
+def test_a_retired_snapshot_is_purged_after_the_grace(waited: int, expected: list[str]) -> None:
+    history = saved(100, 200, retention=KEEP_ONE).retired(100)
+    seen = later(quiet(observed(history, retention=KEEP_ONE_SPEC)), minutes=waited)
+    assert kinds(plan(seen)) == expected
+
+
+def test_the_next_look_is_when_the_first_grace_is_over() -> None:
+    history = saved(100, 200, 300, retention=KEEP_ONE).retired(100).retired(200)
+    assert next_look(observed(history)) == 3600 - 60
+
+
+def test_a_begun_purge_goes_on_without_any_policy() -> None:
+    history = saved(100, 200, retention=KEEP_ONE).retired(100).purge_started(100).configured(retention=None)
+    assert plan(quiet(observed(history))) == (Purge(history.id(100)),)
+
+
+def test_a_retired_snapshot_that_the_policy_wants_back_is_reinstated_and_not_purged() -> None:
+    history = saved(100, 200, retention=KEEP_ONE).retired(100).configured(retention=RetentionPolicy(keep_last=2))
+    seen = later(quiet(observed(history, retention={"keepLast": 2})), hours=9)
+    assert plan(seen) == (Reinstate(history.id(100)),)
+
+
+def test_suspend_stops_retiring_reinstating_and_purging_but_not_the_rest() -> None:
+    history = saved(100, 200, 300, retention=KEEP_ONE).retired(100).committed(400)
+    seen = later(quiet(observed(history, retention=KEEP_ONE_SPEC, suspend=True)), hours=2)
+    assert plan(seen) == (Verify(history.id(400)),)
+
+
+def test_a_dry_run_retires_and_purges_nothing() -> None:
+    history = saved(100, 200, 300, retention=RetentionPolicy(keep_last=1, dry_run=True, grace_seconds=0))
+    assert plan(quiet(observed(history, retention={"keepLast": 1, "dryRun": True, "gracePeriod": "0s"}))) == ()
+
+
+def test_a_wrong_policy_deletes_slowly() -> None:
+    steps = range(100, 3100, 100)
+    history = saved(*steps, retention=RetentionPolicy(keep_last=1, grace_seconds=0))
+    seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
+    assert kinds(plan(seen)) == ["Retire"] * MAX_RETIREMENTS
+    history.retired(*steps[:10])
+    seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
+    assert kinds(plan(seen)).count("Purge") == MAX_PURGES
+
+
+# Requests
+
+
+def test_a_save_request_goes_to_the_running_attempt_until_a_commit_answers_it() -> None:
+    history = History().configured().started()
+    asked = {"save": {"request": "now-1"}}
+    assert plan(observed(history, **asked)) == (RequestSave("now-1"),)
+    history.save_requested("now-1")
+    assert plan(observed(history, **asked)) == ()
+    history.started()
+    assert plan(observed(history, **asked)) == (RequestSave("now-1"),), "the next attempt never heard of it"
+    history.committed(100, save_request="now-1").verified(100)
+    assert plan(quiet(observed(history, **asked))) == ()
+
+
+def test_a_save_request_waits_for_an_attempt() -> None:
+    assert plan(observed(History().configured(), save={"request": "now-1"})) == ()
+
+
+def rollback_to(snapshot: str) -> dict[str, Any]:
+    return {"rollback": {"request": "back-1", "to": "Snapshot", "snapshot": snapshot}}
+
+
+def test_a_rollback_is_requested_once_per_id() -> None:
+    history = saved(100, 200)
+    restore = rollback_to(history.id(100))
+    assert plan(quiet(observed(history, restore=restore))) == (RequestRollback("back-1", history.id(100)),)
+    history.rollback(100, request="back-1")
+    assert plan(quiet(observed(history, restore=restore))) == ()
+    history.started().restored().committed(150).verified(150)
+    assert plan(quiet(observed(history, restore=restore))) == ()
+
+
+def test_a_rollback_that_a_later_request_replaced_does_not_come_back() -> None:
+    history = saved(100, 200).rollback(100, request="back-1").rollback(200, request="by hand")
+    seen = observed(history, restore=rollback_to(history.id(100)), status={"lastRollback": "back-1"})
+    assert plan(quiet(seen)) == ()
+
+
+def test_a_rollback_to_what_does_not_exist_is_not_requested() -> None:
+    assert plan(quiet(observed(saved(100), restore=rollback_to("900-1-aaaaaaaa")))) == ()
+
+
+def test_a_rollback_to_the_best_means_the_first_rule_of_keep_best() -> None:
+    best = {"keepBest": [{"metric": "loss"}], "gracePeriod": "1h"}
+    history = saved(retention=KEEP_ONE).configured(retention=policy_of_retention(best))
+    for step, loss in ((100, "2.5"), (200, "1.5"), (300, "nan"), (400, "1.9")):
+        history.committed(step, metrics={"loss": loss}).verified(step)
+    seen = quiet(observed(history, retention=best, restore={"rollback": {"request": "back-1", "to": "Best"}}))
+    assert RequestRollback("back-1", history.id(200)) in plan(seen)
+
+
+def policy_of_retention(retention: dict[str, Any]) -> RetentionPolicy:
+    policy = observed(None, retention=retention).policy
+    assert policy is not None
+    assert policy.retention is not None
+    return policy.retention
+
+
+# Dispositions
+
+
+def test_the_users_word_on_a_snapshot_is_copied_to_the_log() -> None:
+    history = saved(100, 200)
+    seen = replace(observed(history), mirrors=(mirror(history, 100, disposition="Hold"),))
+    assert plan(quiet(seen)) == (SetDisposition(history.id(100), "Hold"),)
+    history.disposed(100, "Hold")
+    assert plan(quiet(replace(observed(history), mirrors=seen.mirrors))) == ()
+
+
+@pytest.mark.parametrize("step", [200, 100], ids=["the newest verified", "the one in use"])
+def test_retiring_by_hand_is_refused_for(step: int) -> None:
+    history = saved(100, 200).rollback(100).started().restored()
+    seen = replace(observed(history), mirrors=(mirror(history, step, disposition="Retire"),))
+    assert plan(quiet(seen)) == ()
+
+
+# Evictions
+
+
+def test_a_leaving_pod_of_the_running_attempt_is_an_eviction_told_once() -> None:
+    history = History().configured().started()
+    seen = replace(observed(history), pods=(pod(leaving="EvictionByEvictionAPI"),))
+    assert plan(seen) == (NoticeEviction(1, POD, "EvictionByEvictionAPI"),)
+    history.evicted()
+    assert plan(replace(observed(history), pods=seen.pods)) == ()
+
+
+@pytest.mark.parametrize(
+    "leaving",
+    [
+        pytest.param(pod(uid="another", leaving="Deleted"), id="the pod of an earlier attempt"),
+        pytest.param(pod(phase="Succeeded", leaving="Deleted"), id="a pod that ended well"),
+        pytest.param(pod(), id="a pod that stays"),
+    ],
+)
+def test_no_eviction_is(leaving: Any) -> None:
+    assert plan(replace(observed(History().configured().started()), pods=(leaving,))) == ()
+
+
+def test_of_a_large_attempt_unlisted_pods_count_if_they_existed_when_it_started() -> None:
+    history = History().configured().started(pods=tuple(PodIdentity(f"p-{n}", f"uid-{n}") for n in range(16)))
+    old = pod("p-40", "uid-40", leaving="Deleted")
+    young = pod("p-41", "uid-41", leaving="Deleted", created=history.now.replace(year=2027))
+    assert plan(replace(observed(history), pods=(young,))) == ()
+    assert kinds(plan(replace(observed(history), pods=(young, old)))) == ["NoticeEviction"]
+
+
+# Mirrored objects
+
+
+def test_every_committed_snapshot_has_an_object_with_the_disposition_of_the_log() -> None:
+    history = saved(100, 200).disposed(100, "Hold")
+    created = [a.body for a in mirror_actions(observed(history)) if isinstance(a, CreateMirror)]
+    assert [(b["metadata"]["name"], b["spec"]["disposition"]) for b in created] == [
+        (f"llama-{history.id(200)}", "Auto"),
+        (f"llama-{history.id(100)}", "Hold"),
+    ]
+    assert created[0]["metadata"]["ownerReferences"][0]["uid"] == OBJECT_UID
+    assert created[0]["metadata"]["namespace"] == KEY.namespace
+
+
+def test_the_object_of_a_purged_snapshot_is_removed_and_not_created_again() -> None:
+    history = saved(100, 200, retention=KEEP_ONE).retired(100).purge_started(100).purged(100)
+    assert mirror_actions(observed(history)) == tuple(
+        a for a in mirror_actions(observed(history)) if isinstance(a, CreateMirror) and "200-" in str(a.body)
+    )
+    gone = mirror(history, 100)
+    seen = replace(observed(history), mirrors=(gone,))
+    assert DeleteMirror(gone.name) in mirror_actions(seen)
+
+
+def test_the_status_of_an_object_is_written_only_when_it_differs() -> None:
+    history = saved(100)
+    seen = replace(observed(history), mirrors=(mirror(history, 100),))
+    (report,) = mirror_actions(seen)
+    assert isinstance(report, ReportMirror)
+    same = replace(seen, mirrors=(mirror(history, 100, status=dict(report.status)),))
+    assert mirror_actions(later(same, hours=1)) == ()
+
+
+@pytest.mark.parametrize(
+    "blind",
+    [{"run": None}, {"rival": Key("a", "b")}, {"owner": OTHER_OWNER}],
+    ids=["the log is unknown", "another Checkpoint has the prefix", "another run has the prefix"],
+)
+def test_no_object_is_touched_when(blind: dict[str, Any]) -> None:
+    history = saved(100, 200, retention=KEEP_ONE).retired(100).purge_started(100).purged(100)
+    seen = replace(observed(history), mirrors=(mirror(history, 100),))
+    assert mirror_actions(replace(seen, **blind)) == ()
+
+
+def test_saves_by_steps_only_are_planned_as_well() -> None:
+    history = History().configured(save=SavePolicy(every_steps=10, every_seconds=None))
+    assert plan(observed(history, save={"everySteps": 10, "every": "0s"})) == ()

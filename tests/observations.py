@@ -1,0 +1,70 @@
+"""Builders of what the operator observes: a Checkpoint, its pods and its mirrored snapshots beside a run's history."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from builders import OBJECT_UID, OWNER, History
+from checkpoint_operator import resources
+from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed, Pod
+from checkpoint_operator.translate import policy_of
+from checkpoint_sidecar.core.api import CheckpointSpec
+from checkpoint_sidecar.core.policy import Disposition
+
+KEY = Key(OWNER.namespace, OWNER.name)
+CREATED = "2026-01-01T00:00:00Z"
+
+
+def spec_of(**fields: Any) -> CheckpointSpec:
+    """A spec as the API server admits it, in the user's spelling: ``spec_of(retention={"keepLast": 2})``."""
+    return msgspec.convert({"storage": {"url": "s3://bucket/run"}, **fields}, CheckpointSpec)
+
+
+def observed(
+    history: History | None, *, generation: int | None = None, status: dict[str, Any] | None = None, **spec: Any
+) -> Observed:
+    """What a pass sees, right after the last entry of the history; None for a log that could not be read."""
+    run = history.run if history else None
+    if generation is None:
+        generation = run.configured[1] if run and run.configured else 1
+    wanted = spec_of(**spec)
+    return Observed(
+        owner=OWNER,
+        checkpoint=Checkpoint(KEY, OBJECT_UID, generation, CREATED, wanted, status or {}),
+        wall=history.now if history else dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        policy=policy_of(wanted),
+        run=run,
+        now=history.now if history else None,
+    )
+
+
+def later(seen: Observed, **duration: float) -> Observed:
+    """The same, some time later by every clock."""
+    passed = dt.timedelta(**duration)
+    return replace(seen, now=seen.now + passed if seen.now else None, wall=seen.wall + passed)
+
+
+def pod(
+    name: str = "llama-0",
+    uid: str = "11111111-0000-0000-0000-000000000000",
+    *,
+    phase: str = "Running",
+    leaving: str = "",
+    started: dt.datetime | None = None,
+    created: dt.datetime | None = None,
+) -> Pod:
+    """A labelled pod; by default the one of ``builders.POD``."""
+    start = started or dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    return Pod(name, uid, phase, created or start, start, leaving)
+
+
+def mirror(
+    history: History, which: int | str, *, disposition: Disposition = "Auto", status: dict[str, Any] | None = None
+) -> Mirror:
+    """The CheckpointSnapshot object of a snapshot."""
+    snapshot = history.id(which)
+    return Mirror(resources.mirror_name(KEY.name, snapshot), snapshot, 1, disposition, status or {})

@@ -1,0 +1,93 @@
+"""A running operator process, and waiting for what it does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from admission import Namespace
+
+Body = dict[str, Any]
+
+PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class OperatorProcess:
+    """The operator as a process of its own, and where it logs to."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def logged(self) -> str:
+        return self.log.read_text()
+
+    def stop(self) -> int:
+        """Ask it to end, as Kubernetes does; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+    def kill(self) -> None:
+        """End it without a chance to tidy up."""
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One Checkpoint, as a user looks at it."""
+
+    namespace: Namespace
+    name: str = "run"
+
+    @property
+    def body(self) -> Body:
+        found: Body = json.loads(self.namespace.kubectl("get", "ckpt", self.name, "--output=json"))
+        return found
+
+    @property
+    def status(self) -> Body:
+        status: Body = self.body.get("status", {})
+        return status
+
+    def condition(self, kind: str) -> Body:
+        conditions = self.status.get("conditions", [])
+        return next((c for c in conditions if c["type"] == kind), {})
+
+    def snapshots(self) -> dict[str, Body]:
+        """CheckpointSnapshot objects by name."""
+        listed = json.loads(self.namespace.kubectl("get", "ckptsnap", "--output=json"))
+        return {item["metadata"]["name"]: item for item in listed["items"]}
+
+    def events(self) -> list[str]:
+        """Reasons of the Events about it, oldest first; the log numbers in their names order them."""
+        listed = json.loads(self.namespace.kubectl("get", "events", "--output=json"))
+        mine = [e for e in listed["items"] if e["involvedObject"]["name"] == self.name]
+        mine.sort(key=lambda event: event["metadata"]["name"].rpartition(".")[2].rjust(20))
+        return [event["reason"] for event in mine]
+
+    def eventually(self, right: Callable[[Watched], Any], *, within: float = PATIENCE_SECONDS) -> Any:
+        """The first true answer of ``right``."""
+        deadline = time.monotonic() + within
+        while not (answer := right(self)):
+            assert time.monotonic() < deadline, json.dumps(self.body, indent=1)
+            time.sleep(0.3)
+        return answer
+
+    def becomes(self, kind: str, status: str, reason: str) -> Body:
+        """The condition, once it says so."""
+
+        def right(watched: Watched) -> Body | None:
+            condition = watched.condition(kind)
+            return condition if (condition.get("status"), condition.get("reason")) == (status, reason) else None
+
+        found: Body = self.eventually(right)
+        return found

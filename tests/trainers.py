@@ -1,0 +1,90 @@
+"""The library's side of a run without torch: real files, manifests and log entries, as rank 0 writes them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import crc32c
+
+from builders import OWNER
+from checkpoint_sidecar.core import attempt, layout, manifest, progress
+from checkpoint_sidecar.core.log import Owner, PodIdentity, RestoreFinished, SnapshotCommitted
+from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.pointer import publish
+from checkpoint_sidecar.store.runlog import RunLog
+
+
+class Trainer:
+    """One process group that starts, restores, commits and reports progress.
+
+    Args:
+        store: Opened at the run's root.
+        owner: Whom it trains for; claims the prefix if nobody did.
+    """
+
+    def __init__(self, store: Store, owner: Owner = OWNER) -> None:
+        self.store = store
+        self.log = RunLog(store, writer="library test", patience_seconds=10)
+        self.log.append(lambda run: attempt.claim(run, owner, url=store.url))
+        self.number = 0
+
+    @property
+    def run(self) -> Run:
+        return self.log.refresh()
+
+    def start(self, *pods: PodIdentity) -> Trainer:
+        """The next attempt; restores what it announced, if anything."""
+        self.log.append(lambda run: attempt.start(run, world_size=2, pods=pods))
+        self.number = self.log.run.highest_attempt
+        entry = self.log.append(lambda run: attempt.announce(run, self.number, ()))
+        if entry is not None:
+            outcome = RestoreFinished(
+                self.number, entry.body.snapshot, restored=True, verified="Checksums", seconds=1.5, bytes=1000
+            )
+            self.log.append(lambda run: attempt.finish_restore(run, outcome))
+        return self
+
+    def commit(self, step: int, **changes: Any) -> Snapshot:
+        """A save from its first file to its stock pointer."""
+        folder = layout.SaveFolder(step, self.number, layout.new_nonce())
+        identifier = layout.snapshot_id(step, self.number, folder.nonce)
+        files = {
+            "__0_0.distcp": bytes(700),
+            "__1_0.distcp": bytes(300),
+            layout.METADATA_NAME: b"metadata",
+            layout.STOCK_METADATA_NAME: f"pointer to {identifier}".encode(),
+        }
+        for name, data in files.items():
+            with self.store.upload(f"{folder.path}/{name}") as upload:
+                upload.write(data)
+        listed = tuple(_file(name, data) for name, data in sorted(files.items()))
+        encoded = manifest.encode(manifest.Manifest(identifier, step, self.number, world_size=2, files=listed))
+        self.store.put(folder.manifest, encoded)
+        draft = SnapshotCommitted(
+            snapshot=identifier,
+            step=step,
+            attempt=self.number,
+            path=folder.path,
+            manifest_digest=manifest.digest(encoded),
+            bytes=sum(map(len, files.values())),
+            files=len(files),
+            world_size=2,
+            trigger="Schedule",
+            seconds=2.5,
+            **changes,
+        )
+        self.log.append(lambda run: attempt.commit(run, draft, overwrite="Never"))
+        publish(self.store, self.log, step)
+        return self.log.run.snapshots[identifier]
+
+    def report(self, step: int) -> None:
+        """How far this attempt has come."""
+        beat = progress.Progress(self.number, step, dt.datetime.now(dt.UTC).isoformat())
+        self.store.put(layout.PROGRESS_KEY, progress.encode(beat))
+
+
+def _file(name: str, data: bytes) -> manifest.File:
+    checksum = crc32c.crc32c(data)
+    return manifest.File(name, len(data), checksum, checksum.to_bytes(4, "big"))
