@@ -53,9 +53,11 @@ def _object(kind: str, name: str, spec: Body) -> Body:
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
-def eventually(ask: Callable[[], Result], right: Callable[[Result], bool]) -> Result:
+def eventually(
+    ask: Callable[[], Result], right: Callable[[Result], bool], *, patience_seconds: float = PATIENCE_SECONDS
+) -> Result:
     """Ask until the answer is right: admission sees policies and Checkpoints through caches that lag a little."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while not right(answer := ask()):
         assert time.monotonic() < deadline, answer
         time.sleep(0.2)

@@ -1,0 +1,329 @@
+"""The chart: what it renders from which values, what it refuses, and what installing and uninstalling it does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from admission import Body, Namespace, checkpoint, eventually, pod
+from checkpoint_operator import __main__ as operator
+from localcluster import controlplane, network, workspace
+from localcluster.client import ApiServer
+
+pytestmark = pytest.mark.api
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "checkpoint-operator"
+POLICIES = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
+
+TIME = "2026-11-24T10:00:00Z"
+
+Render = Callable[..., list[Body]]
+
+
+class HelmError(Exception):
+    """Helm refused; the message is what it said."""
+
+
+@pytest.fixture
+def render(helm: Path, tmp_path: Path) -> Render:
+    """`helm template`: the objects from these values on a cluster that offers these APIs."""
+
+    def run(*apis: str, **values: Any) -> list[Body]:
+        file = tmp_path / "values.json"
+        file.write_text(json.dumps(values))
+        offered = [f"--api-versions={api}" for api in apis]
+        command = [str(helm), "template", "ckpt", str(CHART), "--namespace=operators", f"--values={file}", *offered]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={"HOME": str(tmp_path)})
+        if done.returncode != 0:
+            raise HelmError(done.stderr)
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+    return run
+
+
+def of_kind(objects: list[Body], kind: str) -> list[Body]:
+    return [one for one in objects if one["kind"] == kind]
+
+
+def operator_pod(objects: list[Body]) -> Body:
+    (deployment,) = of_kind(objects, "Deployment")
+    return deployment["spec"]["template"]["spec"]
+
+
+def operator_container(objects: list[Body]) -> Body:
+    (container,) = operator_pod(objects)["containers"]
+    return container
+
+
+def operator_role(objects: list[Body]) -> Body:
+    (role,) = (one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"] == "ckpt-checkpoint-operator")
+    return role
+
+
+def rules(role: Body) -> set[tuple[str, str]]:
+    return {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_helm_finds_nothing_to_complain_about(helm: Path, tmp_path: Path) -> None:
+    subprocess.run([str(helm), "lint", "--strict", str(CHART)], check=True, env={"HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"replicas": 2}, "'replicas' not allowed"),
+        ({"image": {"repo": "x"}}, "'repo' not allowed"),
+        ({"injection": {"mode": "Perhaps"}}, "value must be one of 'Auto', 'On', 'Off'"),
+        ({"ambientIdentity": {"allow": [{"namespace": "a"}]}}, "missing property 'prefix'"),
+        ({"ambientIdentity": {"allow": [{"namespace": "a", "prefix": "file:///x"}]}}, "does not match pattern"),
+        ({"watchNamespaces": "team-a"}, "got string, want array"),
+        ({"metrics": {"port": 0}}, "minimum: got 0, want 1"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
+)
+def test_unknown_and_wrong_values_are_refused(render: Render, values: Body, message: str) -> None:
+    with pytest.raises(HelmError) as refused:
+        render(**values)
+    assert message in str(refused.value)
+
+
+def test_every_value_has_a_schema_and_nothing_else_is_admitted() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def check(path: str, value: Any, node: Body) -> list[str]:
+        if not isinstance(value, dict) or "properties" not in node:
+            return []
+        wrong = [f"{path}: open"] if node.get("additionalProperties") is not False else []
+        wrong += [f"{path}.{name}" for name in value.keys() ^ (node["properties"].keys() - {"global"})]
+        return wrong + [
+            line for name in value for line in check(f"{path}.{name}", value[name], node["properties"][name])
+        ]
+
+    assert check("", values, schema) == []
+
+
+def test_the_chart_has_the_crds_of_this_repository() -> None:
+    subprocess.run([sys.executable, str(ROOT / "charts" / "sync-crds.py"), "--check"], check=True)
+
+
+def test_the_crds_are_rendered_whole_and_kept(render: Render) -> None:
+    rendered = {crd["metadata"]["name"]: crd for crd in of_kind(render(), "CustomResourceDefinition")}
+    for path in (ROOT / "crds").glob("*.yaml"):
+        source = yaml.safe_load(path.read_text())
+        assert rendered[source["metadata"]["name"]]["spec"] == source["spec"]
+        assert rendered[source["metadata"]["name"]]["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_the_crds_can_be_left_out_or_let_go(render: Render) -> None:
+    assert of_kind(render(crds={"enabled": False}), "CustomResourceDefinition") == []
+    for crd in of_kind(render(crds={"keep": False}), "CustomResourceDefinition"):
+        assert "annotations" not in crd["metadata"]
+
+
+def test_the_operator_runs_once_and_without_privileges(render: Render) -> None:
+    objects = render()
+    (deployment,) = of_kind(objects, "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    assert operator_pod(objects)["securityContext"]["runAsNonRoot"] is True
+    assert operator_pod(objects)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert operator_container(objects)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_operator_understands_its_arguments(render: Render) -> None:
+    arguments = operator_container(
+        render(
+            clusterId="8a-1",
+            watchNamespaces=["team-a", "team-b"],
+            ambientIdentity={"allow": [{"namespace": "team-a", "prefix": "s3://training/team-a/"}]},
+            allowFileUrls=True,
+            resyncInterval="1m",
+            log={"format": "text"},
+            extraArgs=["--verbose"],
+        )
+    )["args"]
+    parsed = operator._parser().parse_args(arguments)
+    assert vars(parsed) == {
+        "namespace": ["team-a", "team-b"],
+        "cluster_id": "8a-1",
+        "liveness": "http://0.0.0.0:8080/healthz",
+        "metrics": ("0.0.0.0", 9090),
+        "resync": 60.0,
+        "ambient_allow": [("team-a", "s3://training/team-a")],
+        "allow_file_urls": True,
+        "log_format": "text",
+        "verbose": True,
+    }
+
+
+def test_by_default_the_operator_may_use_its_own_identity_nowhere(render: Render) -> None:
+    arguments = operator_container(render())["args"]
+    parsed = operator._parser().parse_args(arguments)
+    assert (parsed.ambient_allow, parsed.allow_file_urls, parsed.namespace) == ([], False, [])
+
+
+def test_pods_can_be_shaped_for_any_cluster(render: Render) -> None:
+    extra = {"name": "python", "hostPath": {"path": "/opt/python"}}
+    mount = {"name": "python", "mountPath": "/opt/python"}
+    objects = render(
+        image={"repository": "mirror/operator", "digest": "sha256:" + "0" * 64},
+        imagePullSecrets=[{"name": "mirror"}],
+        command=["python", "-m", "checkpoint_operator"],
+        extraEnv=[{"name": "A", "value": "b"}],
+        extraVolumes=[extra],
+        extraVolumeMounts=[mount],
+        hostNetwork=True,
+        nodeSelector={"pool": "system"},
+        tolerations=[{"operator": "Exists"}],
+        affinity={"nodeAffinity": {}},
+        priorityClassName="system-cluster-critical",
+        serviceAccount={"annotations": {"cloud/role": "r"}},
+        podLabels={"team": "ml"},
+        podAnnotations={"scrape": "yes"},
+        metrics={"port": 9999, "service": {"enabled": True}},
+    )
+    shape, container = operator_pod(objects), operator_container(objects)
+    assert container["image"] == "mirror/operator@sha256:" + "0" * 64
+    assert container["command"] == ["python", "-m", "checkpoint_operator"]
+    assert container["env"] == [{"name": "A", "value": "b"}]
+    assert extra in shape["volumes"]
+    assert mount in container["volumeMounts"]
+    assert (shape["hostNetwork"], shape["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert shape["nodeSelector"] == {"pool": "system"}
+    assert shape["tolerations"] == [{"operator": "Exists"}]
+    assert shape["affinity"] == {"nodeAffinity": {}}
+    assert shape["priorityClassName"] == "system-cluster-critical"
+    assert shape["imagePullSecrets"] == [{"name": "mirror"}]
+    (account,) = of_kind(objects, "ServiceAccount")
+    assert account["metadata"]["annotations"] == {"cloud/role": "r"}
+    (service,) = of_kind(objects, "Service")
+    assert service["spec"]["ports"] == [{"name": "metrics", "port": 9999, "targetPort": "metrics"}]
+    (deployment,) = of_kind(objects, "Deployment")
+    assert deployment["spec"]["template"]["metadata"]["labels"]["team"] == "ml"
+    assert deployment["spec"]["template"]["metadata"]["annotations"] == {"scrape": "yes"}
+
+
+def test_rights_are_per_namespace_where_namespaces_are_named(render: Render) -> None:
+    everywhere = operator_role(render(clusterId="c"))
+    objects = render(clusterId="c", watchNamespaces=["team-a", "team-b"], rbac={"aggregate": False})
+    assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == []
+    roles = {role["metadata"]["namespace"]: role for role in of_kind(objects, "Role")}
+    assert {namespace: rules(role) for namespace, role in roles.items()} == dict.fromkeys(
+        ["team-a", "team-b"], rules(everywhere)
+    )
+    for binding in of_kind(objects, "RoleBinding"):
+        (subject,) = binding["subjects"]
+        assert subject == {"kind": "ServiceAccount", "name": "ckpt-checkpoint-operator", "namespace": "operators"}
+
+
+def test_pods_are_created_and_deleted_only_when_that_is_switched_on(render: Render) -> None:
+    def verbs(**reschedule: bool) -> set[str]:
+        role = operator_role(render(reschedule=reschedule))
+        return {verb for resource, verb in rules(role) if resource == "pods"}
+
+    read = {"get", "list", "watch"}
+    assert verbs() == read
+    assert verbs(recreateBarePods=True) == read | {"create"}
+    assert verbs(restartGang=True) == read | {"delete"}
+
+
+def test_the_operator_reads_the_cluster_id_where_helm_could_not(render: Render) -> None:
+    (role,) = of_kind(render(), "Role")
+    assert role["metadata"]["namespace"] == "kube-system"
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["namespaces"], "resourceNames": ["kube-system"], "verbs": ["get"]}
+    ]
+    assert of_kind(render(clusterId="c"), "Role") == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "offered", "injects"),
+    [("Auto", True, True), ("Auto", False, False), ("On", False, True), ("Off", True, False)],
+)
+def test_injection_follows_the_cluster_unless_told(render: Render, mode: str, offered: bool, injects: bool) -> None:
+    objects = render(*([POLICIES] if offered else []), injection={"mode": mode})
+    assert bool(of_kind(objects, "MutatingAdmissionPolicy")) == injects
+    assert bool(of_kind(objects, "ValidatingAdmissionPolicyBinding")) == injects
+
+
+def test_injection_is_for_the_namespaces_that_are_served(render: Render) -> None:
+    (policy,) = of_kind(render(injection={"mode": "On"}, watchNamespaces=["team-a"]), "MutatingAdmissionPolicy")
+    assert policy["spec"]["matchConstraints"]["namespaceSelector"] == {
+        "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a"]}]
+    }
+
+
+def test_installing_tells_the_next_commands(chart: ApiServer) -> None:
+    notes = chart.helm("get", "notes", "ckpt", "--namespace=operators")
+    assert "serves all namespaces" in notes
+    assert "kubectl wait --for=condition=Ready ckpt/my-run" in notes
+    assert "NOTE:" not in notes
+
+
+def test_helm_asks_the_cluster_for_its_id(chart: ApiServer) -> None:
+    manifest = list(yaml.safe_load_all(chart.helm("get", "manifest", "ckpt", "--namespace=operators")))
+    assert f"--cluster-id={chart.uid}" in operator_container(manifest)["args"]
+    assert of_kind(manifest, "Role") == []
+
+
+def test_upgrading_changes_nothing_by_itself(chart: ApiServer) -> None:
+    before = chart.helm("get", "manifest", "ckpt", "--namespace=operators")
+    chart.helm("upgrade", "ckpt", str(CHART), "--namespace=operators")
+    assert chart.helm("get", "manifest", "ckpt", "--namespace=operators") == before
+
+
+def test_uninstalling_keeps_the_resources_and_stops_injecting(served: Namespace) -> None:
+    """A second release beside the first one: CRDs are shared, everything else has its own name."""
+    served.create(checkpoint())
+    second = ("--namespace=second", "--create-namespace", "--take-ownership")
+    served.api.helm("install", "second", str(CHART), *second)
+    said = served.api.helm("uninstall", "second", "--namespace=second")
+    assert "[CustomResourceDefinition] checkpoints.checkpoint-operator.dev" in said
+    assert served.kubectl("get", "ckpt", "--output=name").split() == ["checkpoint.checkpoint-operator.dev/run"]
+    left = served.api.kubectl("get", "mutatingadmissionpolicies", "--output=name")
+    assert "second" not in left
+
+
+@pytest.fixture
+def unserved(api_server: ApiServer, render: Render) -> Iterator[Namespace]:
+    """A namespace on an API server of its own, whose policies were rendered by a Helm that could not ask it."""
+    with workspace.temporary("unserved") as place:
+        server = controlplane.start(place, network.free_ports()).api
+        server.kubectl("apply", f"--filename={ROOT / 'crds'}")
+        server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+        policies = [one for one in render(POLICIES) if "AdmissionPolicy" in one["kind"]]
+        server.kubectl("apply", "--filename=-", stdin=yaml.safe_dump_all(policies))
+        yield Namespace.fresh(server)
+
+
+def test_without_a_cluster_id_pods_wait_for_the_claim(unserved: Namespace) -> None:
+    """The identity then comes from the status, and is never that of another run, even one of the same name."""
+    unserved.create(checkpoint())
+
+    def claim(owner: str, reason: str) -> None:
+        ready = {"type": "Ready", "status": "False", "reason": reason, "message": "", "lastTransitionTime": TIME}
+        status = {"claimedBy": owner, "conditions": [ready]}
+        unserved.patch("ckpt", "run", {"status": status}, "--subresource=status")
+
+    run = f"{unserved.name}/run"
+    assert f'"run" with a claimed prefix in namespace "{unserved.name}" yet' in unserved.denied(pod())
+    for owner, reason in ((f"8a-1/{run}", "PrefixClaimed"), ("8a-1/other/run", "Configured")):
+        claim(owner, reason)
+        with pytest.raises(AssertionError):
+            eventually(lambda: unserved.refusal(pod()), lambda refusal: refusal == "", patience_seconds=2)
+    claim(f"8a-1/{run}", "StoreUnavailable")
+    (container,) = unserved.admitted(pod())["containers"]
+    assert {"name": "CHECKPOINT_RUN", "value": f"8a-1/{run}"} in container["env"]
