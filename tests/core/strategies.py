@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from builders import OTHER_OWNER, OWNER, POD, nonce_of
+from builders import OTHER_OWNER, OWNER, POD, History, nonce_of
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import (
     MAX_TEXT,
@@ -32,7 +32,9 @@ from checkpoint_sidecar.core.log import (
     SnapshotRetired,
     SnapshotVerified,
 )
+from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_anew
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
+from checkpoint_sidecar.core.run import SnapshotState
 
 # Few of each, so that entries hit each other.
 STEPS = st.integers(0, 4).map(lambda n: 100 * n)
@@ -158,3 +160,84 @@ BODIES: dict[type, st.SearchStrategy[Any]] = {
 ANY_BODY: st.SearchStrategy[Body] = st.one_of(*BODIES.values())
 NOW = st.floats(-1e6, 1e8).filter(math.isfinite)
 """Seconds after the beginning of a history; the clock may also have jumped back."""
+
+
+# Stories: histories in which every entry is legal, and anything legal may happen.
+
+_MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["save"] * 5
+            + ["verify"] * 4
+            + ["start", "start", "replace", "damage", "rollback", "wait", "hold", "discard", "release"]
+            + ["retire", "retire", "reinstate", "purge", "purge", "finish purge"]
+        ),
+        st.integers(0, 50),
+    ),
+    min_size=8,
+    max_size=30,
+)
+
+
+def _opening(history: History, kind: str) -> None:
+    """How a story begins: most states worth testing need several saves, and some a rollback."""
+    if kind != "empty":
+        history.committed(1, 2, 3, 4).verified(3)
+    if kind == "rolled back":
+        history.rollback(2, request="opening").started().restored().committed(5, 6).verified(6)
+
+
+@st.composite
+def stories(draw: st.DrawFn, retention: st.SearchStrategy[Any] = RETENTION) -> History:
+    """A run with a retention policy, in any state it can get into; the operator of the story retires at random."""
+    history = History().configured(overwrite="Replace", retention=draw(retention)).started()
+    _opening(history, draw(st.sampled_from(["empty", "saved", "rolled back"])))
+    step = 10
+    for move, number in draw(_MOVES):
+        ids = list(history.run.snapshots)
+        which = ids[number % len(ids)] if ids else ""
+        state = history.run.snapshots[which].state if ids else None
+        if move == "save":
+            step += 10 * (1 + number % 4)
+            _save(history, step, draw(st.integers(0, 2000)), draw(METRICS))
+        elif move == "wait":
+            history.wait(minutes=number)
+        elif not ids:
+            continue
+        elif move == "replace":
+            _save(history, history.snapshot(which).step, 1000, {})
+        elif move == "start":
+            history.started()
+            if history.run.attempts[history.run.highest_attempt].in_use:
+                history.restored()
+        elif move == "verify":
+            history.verified(which)
+        elif move == "damage":
+            history.found_damaged(which)
+        elif move == "hold":
+            history.disposed(which, "Hold")
+        elif move == "discard":
+            history.disposed(which, "Retire")
+        elif move == "release":
+            history.disposed(which, "Auto")
+        elif move == "rollback" and state in (SnapshotState.LIVE, SnapshotState.RETIRED):
+            history.rollback(which, request=f"rollback-{len(history.entries)}")
+        elif move == "retire":
+            history.retired(which)
+        elif move == "reinstate":
+            history.reinstated(which)
+        elif move == "purge" and state is SnapshotState.RETIRED:
+            history.purge_started(which)
+        elif move == "finish purge" and state is SnapshotState.PURGING:
+            history.purged(which)
+    return history
+
+
+def _save(history: History, step: int, size: int, metrics: dict[str, str]) -> None:
+    """What the library would commit for this step, if anything."""
+    run = history.run
+    attempt = run.attempts[run.highest_attempt]
+    if not base_of(attempt) and not may_begin_anew(run, attempt):
+        return
+    existing = existing_save(run, base_of(attempt), step)
+    history.committed(step, bytes=size, metrics=metrics, replaces=existing.id if existing else "")
