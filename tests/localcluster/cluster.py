@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def load(directory: Path) -> Cluster:
     return Cluster(directory.resolve(), found["url"], ObjectStore(**found["store"]), tuple(found["nodes"]))
 
 
-def _stopwatch(stages: Stages) -> Callable[[str], object]:
+def _stopwatch(stages: Stages) -> Callable[[str], AbstractContextManager[None]]:
     @contextmanager
     def timed(stage: str) -> Iterator[None]:
         started = time.monotonic()

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from localcluster import network, requirements
@@ -61,7 +62,7 @@ def start(
     server.wait_ready(api.answers, STARTUP_SECONDS)
     # Ready comes a moment before the server has made its own namespaces.
     for namespace in ("kube-system", "default"):
-        server.wait_ready(lambda path=f"/api/v1/namespaces/{namespace}": api.answers(path), STARTUP_SECONDS)
+        server.wait_ready(partial(api.answers, f"/api/v1/namespaces/{namespace}"), STARTUP_SECONDS)
     return ControlPlane(api, authority)
 
 

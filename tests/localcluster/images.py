@@ -130,13 +130,14 @@ class _Layout:
             },
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
+        media_type = "application/vnd.oci.image.manifest.v1+json"
         manifest = {
             "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "mediaType": media_type,
             "config": self._blob("application/vnd.oci.image.config.v1+json", json.dumps(config).encode()),
             "layers": [self._blob("application/vnd.oci.image.layer.v1.tar", layer)],
         }
-        descriptor = self._blob(manifest["mediaType"], json.dumps(manifest).encode())
+        descriptor = self._blob(media_type, json.dumps(manifest).encode())
         self._manifests.append({**descriptor, "annotations": {"io.containerd.image.name": name}})
 
     def write(self, path: Path) -> None:

@@ -21,42 +21,25 @@ from localcluster.workspace import Workspace
 
 SOCKET = "/run/containerd/containerd.sock"
 
+INIT = Path(__file__).with_name("node.sh")
+
 _PRIVATE_FOLDERS = (
-    "run/containerd",
-    "var/lib/containerd",
-    "var/lib/kubelet",
-    "var/log/containers",
-    "var/log/pods",
+    "/run/containerd",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/var/log/containers",
+    "/var/log/pods",
 )
 
 _SYSCTLS = {
-    "vm/overcommit_memory": "1",
-    "vm/panic_on_oom": "0",
-    "kernel/panic": "10",
-    "kernel/panic_on_oops": "1",
-    "kernel/keys/root_maxkeys": "1000000",
-    "kernel/keys/root_maxbytes": "25000000",
+    "/proc/sys/vm/overcommit_memory": "1",
+    "/proc/sys/vm/panic_on_oom": "0",
+    "/proc/sys/kernel/panic": "10",
+    "/proc/sys/kernel/panic_on_oops": "1",
+    "/proc/sys/kernel/keys/root_maxkeys": "1000000",
+    "/proc/sys/kernel/keys/root_maxbytes": "25000000",
 }
 """What a kubelet insists on. It gets files that say so: the settings of the host are none of its business."""
-
-# The first process of the node. $1 node folder, $2 images archive, $3 kubelet, $4 hostname.
-# The shell reaps what is orphaned on the node, and while the kubelet lives the node does.
-_INIT = f"""
-set -eu
-cd "$1"
-(cd private && find . -mindepth 1 -type d) | while read -r folder; do mkdir -p "/$folder"; done
-for folder in {" ".join(_PRIVATE_FOLDERS)}; do mount --bind "private/$folder" "/$folder"; done
-(cd sysctl && find . -type f) | while read -r name; do
-  if [ -e "/proc/sys/$name" ]; then mount --bind "sysctl/$name" "/proc/sys/$name"; fi
-done
-containerd --config containerd.toml >>"$5" 2>&1 &
-until ctr version >/dev/null 2>&1; do
-  kill -0 $! || exit 1
-  sleep 0.1
-done
-ctr --namespace k8s.io images import --snapshotter native "$2"
-"$3" --config=kubelet.json --kubeconfig=kubeconfig --hostname-override="$4" --v=1
-"""
 
 
 @dataclass(frozen=True)
@@ -98,25 +81,29 @@ class Node:
         (network / "loopback.conflist").write_text(json.dumps(_NETWORK))
         (self.folder / "containerd.toml").write_text(_containerd_configuration(network))
         for name, value in _SYSCTLS.items():
-            file = self.folder / "sysctl" / name
+            file = self.folder / f"private{name}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(value + "\n")
 
     def power_on(self) -> None:
         """Start the node; pods that were on it when it was switched off start again."""
         shutil.rmtree(self.folder / "private" / "run", ignore_errors=True)
-        for folder in _PRIVATE_FOLDERS:
-            (self.folder / "private" / folder).mkdir(parents=True, exist_ok=True)
+        mounts = [(f"private{target}", target) for target in _PRIVATE_FOLDERS]
+        for source, target in mounts:
+            (self.folder / source).mkdir(parents=True, exist_ok=True)
+            Path(target).mkdir(parents=True, exist_ok=True)
+        mounts += [(f"private{target}", target) for target in _SYSCTLS if Path(target).exists()]
+        (self.folder / "mounts").write_text("".join(f"{source} {target}\n" for source, target in mounts))
         cgroups.create(self.cgroup)
         namespaces = ["--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"]
         kubelet = requirements.binary("kubelet")
         if kubelet is None:
             raise FileNotFoundError("kubelet is not built: run `python -m localcluster.build`")
         containerd_log = self.place.daemons.daemon(f"{self.name}-containerd").log
-        arguments = [self.folder, self.place.directory / IMAGES, kubelet, self.name, containerd_log]
+        arguments: list[str | Path] = [self.place.directory / IMAGES, kubelet, self.name, containerd_log]
         self.place.daemons.start(
             self.name,
-            ["unshare", *namespaces, "sh", "-c", _INIT, "sh", *arguments],
+            ["unshare", *namespaces, f"--wd={self.folder}", "sh", INIT, *arguments],
             cgroup=cgroups.daemons_folder(self.cgroup),
         )
 

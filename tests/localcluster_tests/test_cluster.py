@@ -91,9 +91,11 @@ def ready_pod_of_job(cluster) -> tuple[str, str] | None:
 
 @pytest.mark.parametrize("node", ["node-a", "node-b"])
 def test_a_pod_without_privileges_runs_the_library_on_each_node(cluster, node):
-    program = (
-        "import os, tempfile, torch, checkpoint_sidecar; tempfile.mkstemp(); print(os.getuid(), torch.ones(2).sum())"
-    )
+    program = """if True:
+        import os, tempfile, torch, checkpoint_sidecar
+        tempfile.mkstemp()
+        print(os.getuid(), torch.ones(2).sum())
+    """
     printed = run_to_completion(cluster, f"python-{node}", pod(cluster, program, nodeName=node))
     assert printed.split() == [str(NOBODY), "tensor(2.)"]
 

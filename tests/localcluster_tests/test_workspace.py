@@ -66,11 +66,18 @@ def test_different_directories_have_different_control_groups(tmp_path):
 
 
 def test_a_temporary_workspace_is_erased_when_its_user_fails(state):
-    with pytest.raises(ZeroDivisionError), workspace.temporary("test") as place:
-        identity = place.daemons.start("sleeper", ["sleep", "60"]).identity
-        raise ZeroDivisionError
+    used = []
+
+    def use_and_fail() -> None:
+        with workspace.temporary("test") as place:
+            used.extend([place.directory, place.daemons.start("sleeper", ["sleep", "60"]).identity])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use_and_fail()
+    directory, identity = used
     assert not identity.alive()
-    assert not place.directory.exists()
+    assert not directory.exists()
 
 
 def test_a_temporary_workspace_whose_user_was_killed_is_erased_by_the_next_one(state):
