@@ -66,7 +66,7 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
     rest = {name: value for name, value in options.items() if name not in _TUNING and value is not None}
     credentials = _take_credentials(rest, _CREDENTIALS.get(location.scheme, {}))
     client = dict(rest.pop("client_kwargs", {}))
-    endpoint = rest.pop("endpoint_url", "") or client.pop("endpoint_url", "")
+    endpoint = rest.pop("endpoint_url", "") or client.pop("endpoint_url", "") or _ambient_endpoint(location.scheme)
     region = client.pop("region_name", "")
     style = dict(dict(rest.pop("config_kwargs", {})).get("s3", {})).get("addressing_style", "auto")
     unknown = [*rest, *(f"client_kwargs.{name}" for name in client)]
@@ -87,6 +87,12 @@ def _url(path: str) -> str:
         if path.startswith(alias):
             return scheme + path.removeprefix(alias)
     return path
+
+
+def _ambient_endpoint(scheme: str) -> str:
+    """What botocore, and with it s3fs, falls back to."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if scheme == "s3" else ()
+    return next((value for name in names if (value := os.environ.get(name))), "")
 
 
 def _take_credentials(options: dict[str, Any], names: Mapping[str, str]) -> Credentials:
