@@ -59,7 +59,11 @@ class Upload(Protocol):
         """
 
     def complete(self) -> None:
-        """Publish the object. Raises ``StoreError`` if any part failed; then nothing is visible."""
+        """Publish the object. Idempotent; a no-op after ``abort``.
+
+        Raises:
+            StoreError: A part failed, so nothing is visible; or the last request did, with unknown outcome.
+        """
 
     def abort(self) -> None:
         """Discard everything written, parts included. Never raises; idempotent; a no-op after ``complete``."""

@@ -257,6 +257,8 @@ class _Upload:
                 self._send_part()
 
     def complete(self) -> None:
+        if not self._open:
+            return
         if not self._upload_id:
             self._store.put(self._key, self._buffer)
             self._open = False

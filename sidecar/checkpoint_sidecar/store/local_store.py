@@ -40,7 +40,7 @@ _PUBLISH_TRIES = 10
 
 _DENIED = (AccessDeniedError, "Let this user read and write under the folder.")
 _FULL = (RequestRefusedError, "Free space on the file system.")
-_NAME = (RequestRefusedError, "The path collides with other files under the folder.")
+_NOT_FOUND = (ObjectNotFoundError, "")
 _FAULTS: dict[int, tuple[type[StoreError], str]] = {
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
@@ -48,11 +48,11 @@ _FAULTS: dict[int, tuple[type[StoreError], str]] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
-    errno.ENOENT: (ObjectNotFoundError, ""),
-    errno.EISDIR: (ObjectNotFoundError, ""),
+    errno.ENOENT: _NOT_FOUND,
+    errno.EISDIR: _NOT_FOUND,
     errno.EEXIST: (ObjectExistsError, ""),
-    errno.ENOTDIR: _NAME,
-    errno.ENAMETOOLONG: _NAME,
+    errno.ENOTDIR: (ObjectNotFoundError, "A file has the name of one of the key's folders."),
+    errno.ENAMETOOLONG: (RequestRefusedError, "Use a shorter path."),
 }
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
@@ -142,7 +142,7 @@ class LocalStore:
         return self._root / key
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[ObjectInfo]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
                 key = os.path.relpath(entry.path, self._root)
                 if entry.is_dir():
@@ -226,15 +226,17 @@ class _Upload:
             self._partial.write(data)
 
     def complete(self) -> None:
-        with self._store._explained("complete the upload of", self._key):
-            self._store._publish(self._partial, self._key)
+        if not self._partial.closed:
+            with self._store._explained("complete the upload of", self._key):
+                self._store._publish(self._partial, self._key)
+                self._partial.close()
 
     def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            self._partial.close()
-        # Published, the file no longer has this name.
-        with contextlib.suppress(OSError):
-            os.unlink(self._partial.name)
+        if not self._partial.closed:
+            with contextlib.suppress(OSError):
+                os.unlink(self._partial.name)
+            with contextlib.suppress(OSError):
+                self._partial.close()
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

@@ -147,9 +147,8 @@ class ObstoreStore:
         try:
             yield upload
             upload.complete()
-        except BaseException:
+        finally:
             upload.abort()
-            raise
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
@@ -196,12 +195,14 @@ class _Upload:
         self._open = True
 
     def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
-        self._calls.once("upload", self._key, lambda _: self._writer.write(view))
+        # Copied: obstore keeps a view of what it is given until the part is sent, and the caller reuses the buffer.
+        copied = bytes(data)
+        self._calls.once("upload", self._key, lambda _: self._writer.write(copied))
 
     def complete(self) -> None:
-        self._calls.once("complete the upload of", self._key, lambda _: self._writer.close())
-        self._open = False
+        if self._open:
+            self._calls.once("complete the upload of", self._key, lambda _: self._writer.close())
+            self._open = False
 
     def abort(self) -> None:
         if self._open:
