@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from checkpoint_sidecar.core.errors import CheckpointError
@@ -16,6 +14,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.failures import unwrap
 from checkpoint_sidecar.training.saves import SaveTarget
+from checkpoint_sidecar.training.staging import HostCopy
 from checkpoint_sidecar.training.target import SaveNotNeeded
 from checkpoint_sidecar.training.writer import SnapshotWriter
 
@@ -30,16 +29,7 @@ class BackgroundSave:
     def __init__(self, store: Store, agreement: Agreement) -> None:
         self._store = store
         self._agreement = agreement
-        # On a GPU: page-locked buffers that are kept, and copies that overlap. On a CPU both would only cost.
-        accelerated = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=accelerated,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=accelerated,
-            )
-        )
+        self._copy = HostCopy()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self.last_seconds: float | None = None
@@ -55,7 +45,7 @@ class BackgroundSave:
 
     def stage(self, state: dict[str, Any]) -> dict[str, Any]:
         """Copy to host memory, into the buffers of the previous save, which must be over."""
-        return cast("dict[str, Any]", self._stager.stage(state))
+        return self._copy(state)
 
     def start(self, staged: dict[str, Any], *, step: int, target: SaveTarget | None, began: float) -> None:
         """Upload and commit in the background.
@@ -86,7 +76,7 @@ class BackgroundSave:
     def close(self) -> None:
         """Free the buffers and leave the background's group; a save that still runs keeps both."""
         if not self.running:
-            self._stager.close()
+            self._copy.close()
             self._agreement.close()
 
     def _run(self, staged: dict[str, Any], step: int, target: SaveTarget | None, began: float) -> None:
