@@ -35,7 +35,6 @@ CHECKPOINT_PLURAL = "checkpoints"
 SNAPSHOT_KIND = "CheckpointSnapshot"
 SNAPSHOT_PLURAL = "checkpointsnapshots"
 
-FINALIZER = f"{GROUP}/purge"
 MAX_LISTED = 16
 """Longest list in any status. What is cut off is in the log and in the CLI."""
 
@@ -332,7 +331,6 @@ class Reason(StrEnum):
     RESTORED_AS_ASKED = "RestoredAsAsked"
     NOT_REPORTED = "NotReported"
     RESTORE_MISMATCH = "RestoreMismatch"
-    RESTORE_KEEPS_FAILING = "RestoreKeepsFailing"
     # Protected and RestoreEnforced when Unknown
     NOT_RUNNING = "NotRunning"
 
@@ -375,5 +373,3 @@ class EventReason(StrEnum):
     SNAPSHOT_RETIRED = "SnapshotRetired"
     SNAPSHOT_REINSTATED = "SnapshotReinstated"
     SNAPSHOT_PURGED = "SnapshotPurged"
-    MULTIPLE_WORKLOADS = "MultipleWorkloads"
-    DATA_RETAINED = "DataRetained"
