@@ -19,7 +19,7 @@ from importlib.metadata import version
 from typing import IO, Any, cast
 
 import torch
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
@@ -41,6 +41,8 @@ from checkpoint_sidecar.training.failures import never_reached_commit, upload_fa
 from checkpoint_sidecar.training.saves import NewSave, SaveTarget
 
 logger = logging.getLogger(__name__)
+
+_METADATA_VERSION = "1.0.0"
 
 REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
 """What ``SaveTarget.commit`` raises when the snapshot certainly was not and will not be committed."""
@@ -107,7 +109,7 @@ class SnapshotWriter(StorageWriter):
         Raises:
             ConfigurationError: There is no target, or the planner skips planning.
         """
-        if not all(plan.usable for plan in plans):
+        if not all(getattr(plan, "usable", True) for plan in plans):
             raise ConfigurationError(
                 "save a snapshot",
                 self._store.url,
@@ -145,7 +147,7 @@ class SnapshotWriter(StorageWriter):
         everything = [result for rank in results for result in rank]
         files = [result.storage_data for result in everything if isinstance(result.storage_data, File)]
         metadata.storage_data = {r.index: r.storage_data for r in everything if not isinstance(r.storage_data, File)}
-        metadata.version = CURRENT_DCP_VERSION
+        metadata.version = _METADATA_VERSION
         metadata.storage_meta = StorageMeta(
             checkpoint_id=f"{self._store.url}/{save.folder.path}", save_id=save.snapshot
         )

@@ -1,0 +1,296 @@
+"""Two real ranks over gloo: every check of ``test_dcp_distributed``, in one start of the process group.
+
+Run as ``python dcp_ranks.py <rank> <world size> <folder>``; writes ``<folder>/result-<rank>.json``: errors by check.
+Each check gets a folder of its own. Both ranks run every check, whatever became of the ones before it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
+from torch.distributed.tensor import DTensor
+
+from checkpoint_sidecar.core.errors import CheckpointExistsError, IncompatibleSnapshotError, StoreError
+from checkpoint_sidecar.core.layout import pointer_key
+from checkpoint_sidecar.store.local_store import LocalStore
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter
+from checkpoint_sidecar.training.failures import raising_ours
+from checkpoint_sidecar.training.planner import StrictLoadPlanner
+from checkpoint_sidecar.training.reader import SnapshotReader
+from checkpoint_sidecar.training.writer import SnapshotWriter
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from doubles.targets import RecordingTarget, Saved
+
+CHECKS: dict[str, Callable[[Path], None]] = {}
+
+
+def check(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def model(seed: int, outputs: int = 1) -> nn.Module:
+    """Odd sizes, so that shards are uneven; with one output, one rank has nothing of the last layer."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(7, 13), nn.LayerNorm(13), nn.Linear(13, outputs))
+
+
+def trained(wrapped: nn.Module, seed: int) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.01)
+    torch.manual_seed(seed)
+    wrapped(torch.randn(4, 7)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def sharded(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    wrapped = model(seed)
+    fully_shard(wrapped, mesh=init_device_mesh("cpu", (2,)))
+    return wrapped, trained(wrapped, seed)
+
+
+def state_of(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    own, optim = get_state_dict(wrapped, optimizer)
+    return {"model": own, "optim": optim}
+
+
+def flat(state: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by path; sharded tensors as this rank's part."""
+    if isinstance(state, dict):
+        parts = [flat(value, f"{prefix}.{key}") for key, value in state.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    if isinstance(state, DTensor):
+        return {prefix: state.to_local()}
+    if hasattr(state, "local_shards"):
+        return {f"{prefix}.{i}": shard.tensor for i, shard in enumerate(state.local_shards())}
+    return {prefix: state}
+
+
+def assert_same(one: Any, other: Any) -> None:
+    first, second = flat(one), flat(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        same = torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
+        assert same, f"{key} differs"
+
+
+def assert_different(one: Any, other: Any) -> None:
+    """Or a load that changes nothing would pass."""
+    with pytest.raises(AssertionError):
+        assert_same(one, other)
+
+
+def save(store: LocalStore, state: dict[str, Any], step: int = 7) -> Saved:
+    """Save with all ranks; every rank learns what was committed."""
+    target = RecordingTarget(step) if dist.get_rank() == 0 else None
+    writer = SnapshotWriter(store, target)
+    with raising_ours("save"):
+        try:
+            dcp.save(state, storage_writer=writer)
+        except CheckpointException as failure:
+            writer.discard(failure)
+            raise
+    box = [target.committed[0][:2]] if target else [None]
+    dist.broadcast_object_list(box)
+    return Saved(store, *box[0])
+
+
+def load(state: dict[str, Any], reader: SnapshotReader, **options: Any) -> None:
+    with raising_ours("load"):
+        dcp.load(state, storage_reader=reader, **{"planner": StrictLoadPlanner(), **options})
+
+
+def store_in(folder: Path) -> LocalStore:
+    return open_store(StoreSettings(f"file://{folder}"))
+
+
+@check
+def fully_shard_state_comes_back(folder: Path) -> None:
+    expected = state_of(*sharded(1))
+    saved = save(store_in(folder), expected)
+    assert saved.manifest.world_size == 2
+    assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in saved.manifest.files}
+    wrapped, optimizer = sharded(2)
+    state = state_of(wrapped, optimizer)
+    assert_different(state, expected)
+    load(state, saved.reader())
+    set_state_dict(wrapped, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+    assert_same(state_of(wrapped, optimizer), expected)
+
+
+@check
+def fsdp1_sharded_state_comes_back(folder: Path) -> None:
+    def fsdp1(seed: int) -> dict[str, Any]:
+        # With one output, ranks have different keys, and torch's planner takes that for a checkpoint of torch 2.3.
+        wrapped = FullyShardedDataParallel(model(seed, outputs=2), device_id=torch.device("cpu"), use_orig_params=True)
+        optimizer = trained(wrapped, seed)
+        with FullyShardedDataParallel.state_dict_type(wrapped, StateDictType.SHARDED_STATE_DICT):
+            return {
+                "model": wrapped.state_dict(),
+                "optim": FullyShardedDataParallel.optim_state_dict(wrapped, optimizer),
+            }
+
+    expected, state = fsdp1(1), fsdp1(2)
+    saved = save(store_in(folder), expected)
+    assert_different(state, expected)
+    load(state, saved.reader())
+    assert_same(state, expected)
+
+
+@check
+def two_ranks_to_one_and_back(folder: Path) -> None:
+    store, expected = store_in(folder), state_of(*sharded(1))
+    saved = save(store, expected)
+    box: list[Any] = [None]
+    if dist.get_rank() == 0:
+        plain = model(2)
+        alone = state_of(plain, trained(plain, 2))
+        load(alone, saved.reader(), no_dist=True)
+        target = RecordingTarget(step=8)
+        dcp.save(alone, storage_writer=SnapshotWriter(store, target), no_dist=True)
+        box = [target.committed[0][:2]]
+    dist.broadcast_object_list(box)
+    state = state_of(*sharded(3))
+    load(state, Saved(store, *box[0]).reader())
+    assert_same(state, expected)
+
+
+@check
+def torch_loads_ours(folder: Path) -> None:
+    store, expected = store_in(folder), state_of(*sharded(1))
+    saved = save(store, expected)
+    if dist.get_rank() == 0:
+        store.put(pointer_key(7), store.get(saved.save.folder.stock_metadata, max_bytes=10**6).data)
+    dist.barrier()
+    state = state_of(*sharded(2))
+    dcp.load(state, storage_reader=FileSystemReader(folder / "step-00000007"))
+    assert_same(state, expected)
+
+
+@check
+def we_load_torchs(folder: Path) -> None:
+    expected = state_of(*sharded(1))
+    dcp.save(expected, storage_writer=FileSystemWriter(folder))
+    state = state_of(*sharded(2))
+    load(state, CheckpointReader(folder))
+    assert_same(state, expected)
+
+
+class FailingStore(LocalStore):
+    @contextmanager
+    def upload(self, key: str) -> Any:
+        with super().upload(key) as upload:
+            yield upload
+            raise StoreError("upload", key, "503 from rank 1's store")
+
+
+@check
+def one_failing_rank_leaves_the_previous_save_and_nothing_else(folder: Path) -> None:
+    settings = StoreSettings(f"file://{folder}")
+    store = LocalStore(settings)
+    expected = state_of(*sharded(1))
+    saved = save(store, expected)
+    before = {info.key for info in store.list()}
+    dist.barrier()
+    with pytest.raises(StoreError, match="rank 1's store"):
+        save(FailingStore(settings) if dist.get_rank() == 1 else store, state_of(*sharded(2)), step=8)
+    dist.barrier()
+    assert {info.key for info in store.list()} == before
+    state = state_of(*sharded(3))
+    load(state, saved.reader())
+    assert_same(state, expected)
+
+
+@check
+def a_misfit_of_one_rank_stops_all_before_any_writes(folder: Path) -> None:
+    saved = save(store_in(folder), {"x": torch.ones(4), "y": torch.ones(4)})
+    dtype = torch.int32 if dist.get_rank() == 1 else torch.float32
+    state = {"x": torch.zeros(4), "y": torch.zeros(4, dtype=dtype)}
+    with pytest.raises(IncompatibleSnapshotError, match="y was saved as"):
+        load(state, saved.reader())
+    assert not state["x"].any()
+
+
+@check
+def an_existing_checkpoint_is_reported_on_every_rank(folder: Path) -> None:
+    def save_once() -> None:
+        with raising_ours("save"):
+            dcp.save({"x": torch.ones(4)}, storage_writer=CheckpointWriter(folder, overwrite=False))
+
+    save_once()
+    with pytest.raises(CheckpointExistsError):
+        save_once()
+
+
+def save_in_background(folder: Path, kind: AsyncCheckpointerType) -> None:
+    for seed in (1, 2):
+        expected = state_of(*sharded(seed))
+        writer = CheckpointWriter(folder)
+        dcp.async_save(expected, storage_writer=writer, async_checkpointer_type=kind).result()
+        state = state_of(*sharded(3))
+        load(state, CheckpointReader(folder))
+        assert_same(state, expected)
+    dist.barrier()
+    state = state_of(*sharded(3))
+    dcp.load(state, storage_reader=FileSystemReader(folder))
+    assert_same(state, expected)
+
+
+@check
+def saving_in_a_background_thread(folder: Path) -> None:
+    save_in_background(folder, AsyncCheckpointerType.THREAD)
+
+
+@check
+def saving_in_a_background_process(folder: Path) -> None:
+    save_in_background(folder, AsyncCheckpointerType.PROCESS)
+
+
+def main(rank: int, world_size: int, folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
+    )
+    results = {}
+    for name, function in CHECKS.items():
+        (folder / name).mkdir(exist_ok=True)
+        dist.barrier()
+        try:
+            function(folder / name)
+            results[name] = ""
+        except BaseException:  # noqa: BLE001 - reported by the test of this check
+            results[name] = traceback.format_exc()
+        (folder / f"result-{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
