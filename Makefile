@@ -27,13 +27,13 @@ check: ## Format, lint, types, import layers, chart in step with crds/
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python charts/sync_crds.py --check
+	$(BIN)/python charts/sync-crds.py --check
 
 format: ## Rewrite the code the way `make check` wants it
 	@.ci/bootstrap
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
-	$(BIN)/python charts/sync_crds.py
+	$(BIN)/python charts/sync-crds.py
 
 verify: check test ## Everything CI does
 

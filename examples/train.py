@@ -1,9 +1,10 @@
 """Train a small language model with FSDP2 so that losing the pod loses nothing.
 
-Everything that makes the job survive an eviction is the three lines that mention ``checkpointer``. Start it with torchrun,
-inside a pod that carries the label ``checkpoint-operator.dev/checkpoint: <name>``, or anywhere with CHECKPOINT_URL set::
+Everything that makes the job survive an eviction is the three lines that mention ``checkpointer``. Start it with
+torchrun in a pod that carries the label ``checkpoint-operator.dev/checkpoint: <name>``, or anywhere else like this::
 
-    CHECKPOINT_URL=/tmp/my-run torchrun --standalone --nproc-per-node 2 examples/train.py --steps 100
+    export CHECKPOINT_URL=file:///tmp/my-run CHECKPOINT_RUN=local/local/my-run
+    torchrun --standalone --nproc-per-node 2 examples/train.py --steps 100
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""Install the operator with Helm as a user does; the values say what this cluster lacks: images and a network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from demo.manifests import REPOSITORY
+from localcluster import network
+from localcluster.cluster import Cluster
+
+CHART = REPOSITORY / "charts" / "checkpoint-operator"
+RELEASE = "checkpoint-operator"
+NAMESPACE = "checkpoint-operator"
+
+
+def values(cluster: Cluster, node: str) -> dict[str, Any]:
+    """Chart values that run the operator from this machine's Python environment, on one node."""
+    python = cluster.host_python(scratch=False)
+    ports = network.free_ports()
+    return {
+        "image": {"repository": python.image.rpartition(":")[0], "tag": python.image.rpartition(":")[2]},
+        "command": [python.python, "-m", "checkpoint_operator"],
+        "extraEnv": python.environment,
+        "extraVolumes": python.volumes,
+        "extraVolumeMounts": python.volume_mounts,
+        "hostNetwork": True,
+        "nodeSelector": {"kubernetes.io/hostname": node},
+        # Pods share the machine's ports here.
+        "metrics": {"port": next(ports)},
+        "health": {"port": next(ports)},
+    }
+
+
+def install(cluster: Cluster, folder: Path, *, node: str) -> None:
+    """`helm install` and wait until the operator is ready. `folder` is where the values file goes."""
+    file = folder / "operator-values.json"
+    file.write_text(json.dumps(values(cluster, node)))
+    cluster.helm(
+        "install",
+        RELEASE,
+        str(CHART),
+        f"--namespace={NAMESPACE}",
+        "--create-namespace",
+        f"--values={file}",
+        "--wait",
+        "--timeout=120s",
+    )
+
+
+def scale(cluster: Cluster, replicas: int) -> None:
+    """Stop (0) or start (1) the operator and wait until that is done."""
+    deployment = f"deployment/{RELEASE}"
+    cluster.kubectl(f"--namespace={NAMESPACE}", "scale", deployment, f"--replicas={replicas}")
+    cluster.kubectl(f"--namespace={NAMESPACE}", "rollout", "status", deployment, "--timeout=60s")
+    if replicas == 0:
+        cluster.kubectl(
+            f"--namespace={NAMESPACE}",
+            "wait",
+            "--for=delete",
+            "pod",
+            f"-lapp.kubernetes.io/instance={RELEASE}",
+            "--timeout=60s",
+        )
+
+
+@contextlib.contextmanager
+def stopped(cluster: Cluster) -> Iterator[None]:
+    """The operator is down inside this block."""
+    scale(cluster, 0)
+    try:
+        yield
+    finally:
+        scale(cluster, 1)
+
+
+def logs(cluster: Cluster, lines: int = 60) -> str:
+    return cluster.kubectl(f"--namespace={NAMESPACE}", "logs", f"deployment/{RELEASE}", f"--tail={lines}", check=False)
