@@ -117,7 +117,8 @@ class Reconciler:
             session = memory.session
             if not planned or session is None:
                 break
-            logger.info("%s: %s", observed.checkpoint.key, ", ".join(map(str, planned)))
+            logger.info("%s: %s", observed.checkpoint.key, ", ".join(type(action).__name__ for action in planned))
+            logger.debug("%s: %s", observed.checkpoint.key, planned)
             work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
             outcomes = await self._observer.in_thread(work)
             run = session.log.run

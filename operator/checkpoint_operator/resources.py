@@ -95,8 +95,8 @@ def purge_after(run: Run, snapshot: Snapshot) -> str | None:
 
 
 def encode_status(status: api.CheckpointStatus | api.CheckpointSnapshotStatus) -> dict[str, Any]:
-    """As the API server stores it, so that equal statuses compare equal."""
-    encoded: dict[str, Any] = msgspec.to_builtins(status)
+    """As the API server returns it, so that equal statuses compare equal (a tuple never equals a list)."""
+    encoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(status))
     return {key: value for key, value in encoded.items() if value is not None}
 
 

@@ -24,6 +24,9 @@ from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
 REPORT_WITHIN = dt.timedelta(minutes=10)
 """How long labelled pods may run before an AttemptStarted is missed: imports and process groups take minutes."""
 
+NOT_AS_ASKED = frozenset({"NothingRestored", "WrongParent", "WrongRequest"})
+"""Why replay rejected a commit of an attempt that went on from something else than it was told to restore."""
+
 CADENCES = 3
 """A verified snapshot older than this many save intervals does not protect a running attempt."""
 
@@ -141,8 +144,8 @@ def _restore_enforced(observed: Observed) -> Judgement:
     if attempt is None:
         message = "No attempt has started yet."
         return Judgement(ConditionType.RESTORE_ENFORCED, "Unknown", Reason.NOT_RUNNING, message)
-    if attempt.started.candidate and attempt.restored is None and attempt.last_commit is not None:
-        message = f"Attempt {attempt.number} committed without restoring {attempt.started.candidate} first."
+    if _ignored_restore(run, attempt):
+        message = f"Attempt {attempt.number} saved without restoring {attempt.started.candidate or 'anything'} first."
         return Judgement(ConditionType.RESTORE_ENFORCED, "False", Reason.RESTORE_MISMATCH, message)
     rollback = spec.restore.rollback
     served = rollback is None or rollback.request in run.consumed or observed.checkpoint.status.get("lastRollback")
@@ -153,6 +156,13 @@ def _restore_enforced(observed: Observed) -> Judgement:
     if attempt.restored is None and attempt.started.candidate:
         message = f"Attempt {attempt.number} is restoring."
     return Judgement(ConditionType.RESTORE_ENFORCED, "True", Reason.RESTORED_AS_ASKED, message)
+
+
+def _ignored_restore(run: Run, attempt: Attempt) -> bool:
+    if attempt.started.candidate and attempt.restored is None and attempt.last_commit is not None:
+        return True
+    mine = (s for s in run.snapshots.values() if s.commit.attempt == attempt.number)
+    return any(not NOT_AS_ASKED.isdisjoint(s.reasons) for s in mine if s.state is SnapshotState.REJECTED)
 
 
 def _silent_pod(observed: Observed, attempt: Attempt | None) -> str:

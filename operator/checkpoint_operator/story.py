@@ -28,7 +28,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.run import Run, SnapshotState
 
 MAX_TOLD = 50
-FIRST_TOLD = 8
+FIRST_TOLD = 16
 """How much is told of a log that the status never reflected: the claim of a new run, not the story of an old one."""
 
 

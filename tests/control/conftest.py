@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 from admission import Namespace
 from localcluster.client import ApiServer
@@ -65,3 +66,13 @@ def secret(namespace: Namespace, object_store: ObjectStore) -> str:
         f"--from-literal=AWS_SECRET_ACCESS_KEY={object_store.secret_key}",
     )
     return "s3-keys"
+
+
+@pytest.fixture
+def moto_endpoint() -> Iterator[str]:
+    """An S3 server that, unlike SeaweedFS, does not create the buckets that are missing."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

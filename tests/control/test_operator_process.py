@@ -165,6 +165,7 @@ def test_two_operators_at_once_do_everything_once(
 ) -> None:
     both = [start_operator(FILES), start_operator(FILES)]
     run = create(namespace, url, retention={"keepLast": 1, "gracePeriod": "0s"})
+    run.becomes("Ready", "True", "Configured")
     trainer.start()
     snapshots = [trainer.commit(step) for step in (100, 200, 300)]
     run.eventually(lambda it: list(it.snapshots()) == [f"run-{snapshots[-1].id}"])
@@ -242,14 +243,20 @@ def test_wrong_keys_are_named_and_put_right_by_changing_the_secret(
 
 @pytest.mark.store
 def test_a_missing_secret_a_missing_bucket_and_a_foreign_identity_have_reasons_of_their_own(
-    namespace: Namespace, start_operator: StartOperator, object_store: ObjectStore, bucket: str, secret: str
+    namespace: Namespace,
+    start_operator: StartOperator,
+    object_store: ObjectStore,
+    bucket: str,
+    secret: str,
+    moto_endpoint: str,
 ) -> None:
     start_operator(f"--ambient-allow={namespace.name}=s3://allowed/team")
     endpoint = {"endpoint": object_store.endpoint, "region": "us-east-1"}
+    moto = {"endpoint": moto_endpoint, "region": "us-east-1"}
     keys = {"credentialsSecret": {"name": secret}}
     cases = {
         "no-secret": (f"s3://{bucket}/a", endpoint | {"credentialsSecret": {"name": "absent"}}, "SecretNotFound"),
-        "no-bucket": ("s3://there-is-no-such-bucket/b", endpoint | keys, "BucketNotFound"),
+        "no-bucket": ("s3://there-is-no-such-bucket/b", moto | keys, "BucketNotFound"),
         "ambient": (f"s3://{bucket}/c", {}, "AmbientNotAllowed"),
         "ambient-endpoint": ("s3://allowed/team/d", endpoint, "AmbientNotAllowed"),
         "file": ("file:///tmp/run", {}, "FileUrlNotAllowed"),

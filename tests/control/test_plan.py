@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -340,7 +341,8 @@ def test_the_status_of_an_object_is_written_only_when_it_differs() -> None:
     seen = replace(observed(history), mirrors=(mirror(history, 100),))
     (report,) = mirror_actions(seen)
     assert isinstance(report, ReportMirror)
-    same = replace(seen, mirrors=(mirror(history, 100, status=dict(report.status)),))
+    stored = json.loads(json.dumps(report.status))
+    same = replace(seen, mirrors=(mirror(history, 100, status=stored),))
     assert mirror_actions(later(same, hours=1)) == ()
 
 

@@ -1,0 +1,296 @@
+"""Carrying out a plan: what is in the store afterwards, also when the operator dies in the middle of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from builders import OBJECT_UID, OTHER_OWNER, OWNER
+from checkpoint_operator.actions import Configure, PublishPointer, Purge, Reinstate, Retire, Verify
+from checkpoint_operator.execute import carry_out
+from checkpoint_operator.storage import Session
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.log import PurgeStarted, RestoreStarted
+from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
+from checkpoint_sidecar.core.run import Snapshot, SnapshotState
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.store.settings import StoreSettings
+from doubles.memory import MemoryStore
+from trainers import Trainer
+
+NO_GRACE = RetentionPolicy(keep_last=1, grace_seconds=0)
+DATA = {"__0_0.distcp", "__1_0.distcp", ".metadata", "stock.metadata", "manifest.json"}
+
+
+class Killed(BaseException):
+    """The process ends here; nothing may catch it."""
+
+
+class DyingStore:
+    """Passes calls on until call number ``at``, where the process is killed: before the call, or right after it."""
+
+    def __init__(self, inner: Store, *, at: int, after: bool) -> None:
+        self._inner = inner
+        self._at = at
+        self._after = after
+        self.calls = 0
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    def __getattr__(self, verb: str) -> Callable[..., Any]:
+        method = getattr(self._inner, verb)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self._at and not self._after:
+                raise Killed
+            try:
+                result = method(*arguments, **options)
+                return list(result) if isinstance(result, Iterator) else result
+            finally:
+                if self.calls == self._at:
+                    raise Killed  # also when the call failed: the process does not live to hear of it
+
+        return call
+
+
+def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
+    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda _: store)
+    session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+    session.probe()
+    session.log.refresh()
+    return session
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def session(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Session:
+    return session_on(store, monkeypatch)
+
+
+@pytest.fixture
+def trainer(store: MemoryStore) -> Trainer:
+    return Trainer(store).start()
+
+
+def ready_to_purge(trainer: Trainer, session: Session) -> Snapshot:
+    """Two verified snapshots, of which the policy has retired the first."""
+    first, second = trainer.commit(100), trainer.commit(200)
+    session.log.refresh()
+    configure = Configure(OBJECT_UID, 1, Policy(retention=NO_GRACE))
+    outcomes = carry_out([configure, Verify(first.id), Verify(second.id), Retire(first.id)], session, owner=OWNER)
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert session.log.run.snapshots[first.id].state is SnapshotState.RETIRED
+    return first
+
+
+def contents(store: Store) -> set[str]:
+    return {info.key for info in store.list("step-")}
+
+
+def test_verifying_compares_the_size_of_every_file(trainer: Trainer, session: Session) -> None:
+    snapshot = trainer.commit(100)
+    session.log.refresh()
+    carry_out([Verify(snapshot.id)], session, owner=OWNER)
+    assert session.log.run.snapshots[snapshot.id].verified == "Sizes"
+
+
+@pytest.mark.parametrize(
+    ("damage", "evidence"),
+    [
+        pytest.param(lambda s, path: s.delete([f"{path}/__1_0.distcp"]), "MissingObject", id="a file is missing"),
+        pytest.param(lambda s, path: s.put(f"{path}/__1_0.distcp", b"short"), "SizeMismatch", id="a file is short"),
+        pytest.param(lambda s, path: s.delete([f"{path}/manifest.json"]), "MissingObject", id="no manifest"),
+        pytest.param(lambda s, path: s.put(f"{path}/manifest.json", b"{}"), "ManifestMismatch", id="another manifest"),
+    ],
+)
+def test_verifying_names_the_damage(
+    damage: Callable[[Store, str], None], evidence: str, trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    snapshot = trainer.commit(100)
+    session.log.refresh()
+    damage(store, snapshot.commit.path)
+    carry_out([Verify(snapshot.id)], session, owner=OWNER)
+    found = session.log.run.snapshots[snapshot.id]
+    assert (found.verified, found.failures) == ("None", 1)
+    assert found.evidence.startswith(evidence)
+
+
+def test_a_failing_store_is_no_evidence(
+    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = trainer.commit(100)
+    session.log.refresh()
+
+    def refuse(_: str) -> None:
+        raise StoreError("stat", "x", "timeout")
+
+    monkeypatch.setattr(store, "stat", refuse)
+    (outcome,) = carry_out([Verify(snapshot.id)], session, owner=OWNER)
+    assert isinstance(outcome.error, StoreError)
+    assert session.log.refresh().snapshots[snapshot.id].failures == 0
+
+
+def test_purging_deletes_what_the_manifest_lists_and_nothing_else(
+    trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    doomed = ready_to_purge(trainer, session)
+    store.put(f"{doomed.commit.path}/notes.txt", b"a stranger's")
+    store.put("step-00000100/0001-aaaaaaaa/__0_0.distcp", b"the save of another attempt")
+    before = contents(store)
+    carry_out([Purge(doomed.id)], session, owner=OWNER)
+    gone = {f"{doomed.commit.path}/{name}" for name in DATA} | {"step-00000100/.metadata"}
+    assert before - contents(store) == gone
+    assert session.log.run.snapshots[doomed.id].state is SnapshotState.PURGED
+
+
+def test_the_stock_pointer_of_a_purged_step_shows_the_snapshot_that_remains(
+    trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    doomed = ready_to_purge(trainer, session)
+    carry_out([Purge(doomed.id)], session, owner=OWNER)
+    assert store.stat("step-00000100/.metadata") is None
+    assert store.stat("step-00000200/.metadata") is not None
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+def test_a_purge_that_is_killed_anywhere_ends_in_the_same_state_when_it_is_tried_again(
+    after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 1
+    while True:
+        store = MemoryStore()
+        session = session_on(store, monkeypatch)
+        doomed = ready_to_purge(Trainer(store).start(), session)
+        survivor = session.log.run.newest
+        dying = DyingStore(store, at=calls, after=after)
+        session.store = session.log.store = dying
+        try:
+            carry_out([Purge(doomed.id)], session, owner=OWNER)
+        except Killed:
+            pass
+        else:
+            break
+        state = session_on(store, monkeypatch).log.refresh().snapshots[doomed.id].state
+        if state is SnapshotState.RETIRED:
+            assert len(contents(store)) == 12, "nothing is deleted before PurgeStarted is in the log"
+        again = session_on(store, monkeypatch)
+        assert carry_out([Purge(doomed.id)], again, owner=OWNER)[0].error is None
+        assert again.log.refresh().snapshots[doomed.id].state is SnapshotState.PURGED
+        assert {key.split("/")[0] for key in contents(store)} == {"step-00000200"}
+        assert again.log.run.newest == survivor
+        assert len(contents(store)) == 6
+        calls += 1
+    assert calls > 8, "the loop has tried every call of a purge"
+
+
+def test_files_whose_deletion_fails_stay_announced_for_a_later_purge(
+    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = ready_to_purge(trainer, session)
+
+    def refuse(_: Any) -> None:
+        raise StoreError("delete", store.url, "the server is tired")
+
+    monkeypatch.setattr(store, "delete", refuse)
+    (outcome,) = carry_out([Purge(doomed.id)], session, owner=OWNER)
+    assert isinstance(outcome.error, StoreError)
+    assert session.log.refresh().snapshots[doomed.id].state is SnapshotState.PURGING
+
+
+def test_nothing_is_deleted_while_it_is_unknown_whether_the_purge_was_announced(
+    monkeypatch: pytest.MonkeyPatch, store: MemoryStore
+) -> None:
+    session = session_on(store, monkeypatch)
+    doomed = ready_to_purge(Trainer(store).start(), session)
+    session.log = RunLog(store, writer="operator test", patience_seconds=0.01)
+    session.log.refresh()
+
+    def lose_the_reply(key: str, data: bytes) -> None:
+        raise UnknownOutcomeError("create", key, "the connection broke")
+
+    monkeypatch.setattr(store, "put_if_absent", lose_the_reply)
+    (outcome,) = carry_out([Purge(doomed.id)], session, owner=OWNER)
+    assert isinstance(outcome.error, UnknownOutcomeError)
+    assert len(contents(store)) == 12
+
+
+def test_a_snapshot_that_a_restore_announced_meanwhile_is_not_purged(
+    trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    doomed = ready_to_purge(trainer, session)
+    before = contents(store)
+    RunLog(store, writer="library test").append(lambda _: RestoreStarted(trainer.number, doomed.id))
+    assert carry_out([Purge(doomed.id)], session, owner=OWNER)[0].error is None
+    assert contents(store) == before
+
+
+def test_the_grace_is_measured_on_the_stores_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+    store = MemoryStore(clock=lambda: slow)
+    session = session_on(store, monkeypatch)
+    trainer = Trainer(store).start()
+    first, second = trainer.commit(100), trainer.commit(200)
+    session.log.refresh()
+    policy = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=60))
+    carry_out(
+        [Configure(OBJECT_UID, 1, policy), Verify(first.id), Verify(second.id), Retire(first.id), Purge(first.id)],
+        session,
+        owner=OWNER,
+    )
+    assert session.log.run.snapshots[first.id].state is SnapshotState.RETIRED
+    slow += dt.timedelta(seconds=61)
+    session.probe()
+    carry_out([Purge(first.id)], session, owner=OWNER)
+    assert session.log.run.snapshots[first.id].state is SnapshotState.PURGED
+
+
+def test_two_operators_purge_the_same_snapshot_without_harm(
+    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = ready_to_purge(trainer, session)
+    other = session_on(store, monkeypatch)
+    session.log.append(lambda _: PurgeStarted(doomed.id))
+    for each in (other, session):
+        assert carry_out([Purge(doomed.id)], each, owner=OWNER)[0].error is None
+    kinds = [type(entry.body).__name__ for entry in session.entries(range(1, session.log.refresh().head + 1))]
+    assert (kinds.count("PurgeStarted"), kinds.count("SnapshotPurged")) == (1, 1)
+
+
+def test_nothing_is_written_into_the_log_of_another_run(trainer: Trainer, session: Session) -> None:
+    doomed = ready_to_purge(trainer, session)
+    head = session.log.run.head
+    carry_out([Purge(doomed.id), Reinstate(doomed.id)], session, owner=OTHER_OWNER)
+    assert session.log.refresh().head == head
+    assert session.log.run.snapshots[doomed.id].state is SnapshotState.RETIRED
+
+
+def test_a_damaged_snapshot_is_purged_by_what_lies_in_its_folder(
+    trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    doomed = ready_to_purge(trainer, session)
+    store.put(f"{doomed.commit.path}/manifest.json", b"rot")
+    assert carry_out([Purge(doomed.id)], session, owner=OWNER)[0].error is None
+    assert {key.split("/")[0] for key in contents(store)} == {"step-00000200"}
+
+
+def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
+    trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    snapshot = trainer.commit(100)
+    session.log.refresh()
+    store.delete([f"{snapshot.commit.path}/{layout.STOCK_METADATA_NAME}"])
+    outcomes = carry_out([PublishPointer(100), Verify(snapshot.id)], session, owner=OWNER)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert store.stat("step-00000100/.metadata") is None

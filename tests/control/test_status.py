@@ -1,0 +1,316 @@
+"""What a Checkpoint's status says about a run."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from builders import OTHER_OWNER, OWNER, POD, History
+from checkpoint_operator.model import Fault, Key, Observed, Progress
+from checkpoint_operator.status import status_of
+from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.log import PodIdentity
+from checkpoint_sidecar.core.policy import RestorePolicy, RetentionPolicy, SavePolicy
+from observations import later, observed, pod
+
+
+def condition(seen: Observed, kind: str) -> tuple[str, str]:
+    found = next(c for c in status_of(seen)["conditions"] if c["type"] == kind)
+    return found["status"], found["reason"]
+
+
+def training(*steps: int) -> History:
+    return History().configured().started().committed(*steps).verified(*steps)
+
+
+# Ready, StorageAvailable, Stalled
+
+
+def test_ready_needs_no_snapshot() -> None:
+    seen = observed(History().configured())
+    assert condition(seen, "Ready") == ("True", "Configured")
+    assert condition(seen, "StorageAvailable") == ("True", "Available")
+    assert condition(seen, "Stalled") == ("False", "NotStalled")
+
+
+def test_ready_waits_for_the_policy_of_this_generation() -> None:
+    assert condition(observed(History().configured(), generation=2), "Ready")[0] == "False"
+
+
+FAULTS = {
+    "a store that is down": (
+        {"fault": Fault(Reason.STORE_UNAVAILABLE, "timeout"), "run": None},
+        ("False", "StoreUnavailable"),
+        ("False", "StoreUnavailable"),
+        "False",
+    ),
+    "a store without conditional writes": (
+        {"fault": Fault(Reason.NO_CONDITIONAL_WRITE, "no", stalled=True), "run": None},
+        ("False", "NoConditionalWrite"),
+        ("False", "NoConditionalWrite"),
+        "True",
+    ),
+    "an older Checkpoint with an overlapping prefix": (
+        {"rival": Key("training", "older"), "run": None},
+        ("False", "PrefixClaimed"),
+        ("Unknown", "StoreUnavailable"),
+        "True",
+    ),
+    "a prefix of another run": (
+        {"owner": OTHER_OWNER},
+        ("False", "PrefixClaimed"),
+        ("True", "Available"),
+        "True",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "ready", "storage", "stalled"), FAULTS.values(), ids=FAULTS.keys())
+def test_conditions_name(
+    changes: dict[str, Any], ready: tuple[str, str], storage: tuple[str, str], stalled: str
+) -> None:
+    seen = replace(observed(History().configured()), **changes)
+    assert condition(seen, "Ready") == ready
+    assert condition(seen, "StorageAvailable") == storage
+    assert condition(seen, "Stalled")[0] == stalled
+
+
+def test_a_newer_critical_entry_asks_for_an_upgrade() -> None:
+    seen = observed(History().configured())
+    assert seen.run is not None
+    seen = replace(seen, run=replace(seen.run, unknown_critical="FutureKind"))
+    assert condition(seen, "Stalled") == ("True", "UpgradeRequired")
+
+
+def test_what_the_log_told_last_stays_while_the_log_cannot_be_read() -> None:
+    before = status_of(observed(training(100)))
+    blind = replace(observed(None, status=before), fault=Fault(Reason.STORE_UNAVAILABLE, "timeout"))
+    after = status_of(blind)
+    assert {key: after[key] for key in after if key != "conditions"} == {
+        key: before[key] for key in before if key != "conditions"
+    }
+    assert after["conditions"] != before["conditions"]
+
+
+def test_the_status_of_a_prefix_that_is_not_ours_tells_whose_it_is_and_no_more() -> None:
+    status = status_of(observed(History(owner=OTHER_OWNER).started().committed(100)))
+    assert status["claimedBy"] == str(OTHER_OWNER)
+    assert "latest" not in status
+
+
+# No writes for nothing
+
+
+@pytest.mark.parametrize(
+    "history",
+    [History(), History().configured(), training(100, 200), training(100).evicted().started().restored()],
+    ids=["claimed", "configured", "training", "restarted"],
+)
+def test_nothing_changes_by_the_clock_or_by_the_way_through_the_api_server(history: History) -> None:
+    status = json.loads(json.dumps(status_of(observed(history))))
+    assert status_of(later(observed(history, status=status), days=3)) == status
+
+
+def test_an_error_whose_text_differs_from_try_to_try_is_written_once() -> None:
+    first = status_of(replace(observed(None), fault=Fault(Reason.STORE_UNAVAILABLE, "request 1 failed")))
+    again = replace(observed(None, status=first), fault=Fault(Reason.STORE_UNAVAILABLE, "request 2 failed"))
+    assert status_of(later(again, hours=1)) == first
+
+
+def test_the_transition_time_moves_only_when_the_status_does() -> None:
+    first = status_of(replace(observed(History().configured()), fault=Fault(Reason.ACCESS_DENIED, "no")))
+    other = replace(observed(History().configured(), status=first), fault=Fault(Reason.BUCKET_NOT_FOUND, "no"))
+    second = status_of(later(other, hours=1))
+    times = [{c["type"]: c["lastTransitionTime"] for c in s["conditions"]} for s in (first, second)]
+    assert times[0] == times[1]
+    third = status_of(later(observed(History().configured(), status=second), hours=2))
+    moved = {
+        c["type"]
+        for c, old in zip(third["conditions"], second["conditions"], strict=True)
+        if c["lastTransitionTime"] != old["lastTransitionTime"]
+    }
+    assert moved == {"Ready", "StorageAvailable"}
+
+
+# Protected
+
+
+def protected(history: History, *, pods: int = 1, hours: float = 0) -> tuple[str, str]:
+    seen = replace(observed(history), pods=tuple(pod() for _ in range(pods)))
+    return condition(later(seen, hours=hours), "Protected")
+
+
+def test_protected_is_judged_only_while_pods_run() -> None:
+    assert protected(training(100), pods=0, hours=9) == ("Unknown", "NotRunning")
+
+
+def test_protected_needs_a_verified_snapshot_that_is_young_enough() -> None:
+    assert protected(History().configured().started()) == ("False", "NoSnapshot")
+    assert protected(History().configured().started().committed(100)) == ("False", "NotVerified")
+    assert protected(training(100)) == ("True", "RecentSnapshot")
+    assert protected(training(100), hours=0.7) == ("True", "RecentSnapshot")
+    assert protected(training(100), hours=0.8) == ("False", "SnapshotTooOld")
+
+
+def test_a_cadence_in_steps_alone_cannot_be_missed() -> None:
+    history = History().configured(save=SavePolicy(every_steps=10, every_seconds=None)).started().committed(10)
+    assert protected(history.verified(10), hours=99) == ("True", "RecentSnapshot")
+
+
+# RestoreEnforced
+
+
+def test_pods_that_never_start_an_attempt_are_noticed_after_ten_minutes() -> None:
+    history = History().configured()
+    seen = replace(observed(history), pods=(pod(started=history.now),))
+    assert condition(later(seen, minutes=9), "RestoreEnforced") == ("Unknown", "NotRunning")
+    assert condition(later(seen, minutes=11), "RestoreEnforced") == ("False", "NotReported")
+    history.started()
+    seen = replace(observed(history), pods=seen.pods)
+    assert condition(later(seen, minutes=11), "RestoreEnforced") == ("True", "RestoredAsAsked")
+
+
+def test_a_commit_without_the_restore_that_was_announced_is_a_mismatch() -> None:
+    history = training(100).started()
+    assert condition(observed(history), "RestoreEnforced") == ("True", "RestoredAsAsked")
+    history.committed(10)
+    assert condition(observed(history), "RestoreEnforced") == ("False", "RestoreMismatch")
+
+
+# Facts
+
+
+def test_the_newest_live_snapshot_of_the_lineage_is_the_latest() -> None:
+    history = training(100, 200).retired(200)
+    assert status_of(observed(history))["latest"]["step"] == 100
+
+
+def test_counts_and_sizes_are_of_what_can_be_restored() -> None:
+    status = status_of(observed(training(100, 200, 300).retired(100)))
+    assert (status["snapshots"], status["retainedBytes"]) == (2, 2000)
+
+
+def test_the_best_follows_the_first_rule_and_skips_what_is_not_a_number() -> None:
+    retention = {"keepBest": [{"metric": "accuracy", "mode": "Max"}]}
+    policy = observed(None, retention=retention).policy
+    assert policy is not None
+    history = History().configured(retention=policy.retention).started()
+    for step, accuracy in ((100, "0.5"), (200, "0.9"), (300, "nan")):
+        history.committed(step, metrics={"accuracy": accuracy})
+    best = status_of(observed(history, retention=retention))["best"]
+    assert (best["step"], best["metric"], best["value"]) == (200, "accuracy", "0.9")
+
+
+def test_a_restart_tells_what_it_restored_and_what_was_lost() -> None:
+    history = training(100)
+    died = Progress(1, 130, history.now + dt.timedelta(minutes=5))
+    history.started().restored()
+    seen = replace(observed(history), progress={1: died})
+    restore = status_of(seen)["lastRestore"]
+    assert (restore["attempt"], restore["reason"], restore["snapshot"]) == (2, "Latest", history.id(100))
+    # The commit is a minute older than the entry that verified it.
+    assert (restore["lostSteps"], restore["lostSeconds"]) == (30, 360)
+
+
+def test_what_was_lost_stays_when_the_hint_is_overwritten() -> None:
+    history = training(100)
+    died = Progress(1, 130, history.now)
+    history.started().restored()
+    before = status_of(replace(observed(history), progress={1: died}))
+    after = status_of(replace(observed(history, status=before), progress={2: Progress(2, 105, history.now)}))
+    assert after == before
+
+
+def test_what_was_lost_is_not_made_up() -> None:
+    restore = status_of(observed(training(100).started().restored()))["lastRestore"]
+    assert "lostSteps" not in restore
+
+
+def test_a_save_on_the_way_out_loses_nothing() -> None:
+    history = training(100)
+    history.started().restored()
+    restore = status_of(replace(observed(history), progress={1: Progress(1, 90, history.now)}))["lastRestore"]
+    assert (restore["lostSteps"], restore["lostSeconds"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("history", "reason", "skipped"),
+    [
+        pytest.param(training(100, 200).started().restored(), "Latest", False, id="the newest"),
+        pytest.param(
+            training(100, 200).started().failed_to_restore().restoring(100).restored(), "Fallback", True, id="an older"
+        ),
+        pytest.param(training(100, 200).rollback(100).started().restored(), "Rollback", False, id="on request"),
+        pytest.param(training(100), "FreshStart", False, id="nothing"),
+    ],
+)
+def test_the_reason_of_a_restore_of(history: History, reason: str, skipped: bool) -> None:
+    restore = status_of(observed(history))["lastRestore"]
+    assert restore["reason"] == reason
+    assert ("skipped" in restore) == skipped
+
+
+def test_retired_snapshots_wait_for_their_purge_in_order() -> None:
+    retention = RetentionPolicy(keep_last=1, grace_seconds=3600)
+    history = History().configured(retention=retention).started().committed(100, 200, 300).verified(100, 200, 300)
+    history.retired(200, 100)
+    pending = status_of(observed(history, retention={"keepLast": 1, "gracePeriod": "1h"}))["pendingPurge"]
+    assert [each["snapshot"] for each in pending] == list(history.ids(200, 100))
+    assert pending[0]["reasons"] == ["NoRuleKeepsIt"]
+
+
+def test_a_dry_run_lists_what_it_would_purge() -> None:
+    retention = RetentionPolicy(keep_last=1, dry_run=True)
+    history = History().configured(retention=retention).started().committed(100, 200).verified(100, 200)
+    pending = status_of(observed(history, retention={"keepLast": 1, "dryRun": True}))["pendingPurge"]
+    assert [each["snapshot"] for each in pending] == [history.id(100)]
+
+
+def test_quarantined_snapshots_are_listed_with_the_evidence() -> None:
+    history = History().configured(restore=RestorePolicy(max_failures_per_snapshot=1)).started().committed(100, 200)
+    history.found_damaged(200)
+    status = status_of(observed(history))
+    assert status["quarantinedSnapshots"] == 1
+    (listed,) = status["quarantined"]
+    assert listed["snapshot"] == history.id(200)
+    assert listed["evidence"].startswith("ChecksumMismatch")
+
+
+def test_pods_that_are_gone_were_still_pods_of_the_attempt() -> None:
+    history = History().configured().started(pods=tuple(PodIdentity(f"p-{n}", f"uid-{n}") for n in range(16)))
+    many = tuple(pod(f"p-{n}", f"uid-{n}") for n in range(40))
+    first = status_of(replace(observed(history), pods=many))
+    assert (first["attempt"]["podCount"], len(first["attempt"]["pods"])) == (40, 16)
+    assert status_of(observed(history, status=first)) == {
+        **first,
+        "conditions": status_of(observed(history, status=first))["conditions"],
+    }
+
+
+def test_a_save_request_is_echoed_once_a_commit_answered_it_and_stays() -> None:
+    history = History().configured().started().save_requested("now-1")
+    asked = {"save": {"request": "now-1"}}
+    assert "lastSaveRequest" not in status_of(observed(history, **asked))
+    history.committed(100, save_request="now-1")
+    status = status_of(observed(history, **asked))
+    assert status["lastSaveRequest"] == "now-1"
+    assert status_of(observed(history, status=status))["lastSaveRequest"] == "now-1"
+
+
+def test_a_rollback_is_echoed_once_the_log_has_it() -> None:
+    history = training(100, 200)
+    restore = {"rollback": {"request": "back-1", "snapshot": history.id(100)}}
+    assert "lastRollback" not in status_of(observed(history, restore=restore))
+    history.rollback(100, request="back-1")
+    assert status_of(observed(history, restore=restore))["lastRollback"] == "back-1"
+
+
+def test_the_status_names_the_log_entry_it_reflects_and_the_owner() -> None:
+    history = training(100)
+    status = status_of(observed(history))
+    assert (status["logSequence"], status["claimedBy"]) == (history.run.head, str(OWNER))
+    assert status["attempt"]["pods"] == [POD.name]
