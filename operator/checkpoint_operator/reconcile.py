@@ -11,6 +11,7 @@ from typing import Any
 
 from checkpoint_operator import execute, plan, resources, story
 from checkpoint_operator.actions import PublishPointer
+from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Key, Observed
@@ -18,7 +19,7 @@ from checkpoint_operator.observe import Memory, Observer
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import Retry
 from checkpoint_operator.redaction import Redactor
-from checkpoint_operator.status import fault_of, status_of
+from checkpoint_operator.status import status_of
 from checkpoint_operator.storage import fault_from
 from checkpoint_operator.story import Happening
 from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason
