@@ -56,7 +56,7 @@ class DirectorySave:
         self._overwrite = overwrite
         self._world_size = world_size
         self._log = RunLog(store, writer=WRITER)
-        self._owner = Owner("local", "local", store.url.rpartition("/")[2])
+        self._owner = Owner("local", "local", store.url.rpartition("/")[2][-253:])
 
     def begin(self) -> NewSave:
         """Fence earlier saves of the directory and clear away what they left.

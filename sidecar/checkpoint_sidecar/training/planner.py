@@ -17,6 +17,7 @@ class StrictLoadPlanner(DefaultLoadPlanner):
     """
 
     def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None  # set by set_up_planner
         subject = str(getattr(self.metadata.storage_meta, "checkpoint_id", "") or "checkpoint")
         try:
             plan = super().create_local_plan()
