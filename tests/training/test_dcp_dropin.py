@@ -338,11 +338,11 @@ def test_a_save_folder_of_a_directory_has_no_step() -> None:
 
 @pytest.mark.store
 def test_code_that_only_passes_a_url_is_served_once_installed(
-    object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
-    url = f"s3://{bucket}/run/step-5"
+    url = f"s3://{object_store.bucket()}/run/step-5"
     state = {"x": torch.randn(100), "step": 5}
     with installed():
         dcp.save(state, checkpoint_id=url)
@@ -351,12 +351,12 @@ def test_code_that_only_passes_a_url_is_served_once_installed(
         dcp.load(loaded, checkpoint_id=url)
     assert torch.equal(loaded["x"], state["x"])
     assert loaded["step"] == 6
-    assert fsspec.filesystem("s3", **object_store.storage_options()).exists(f"{bucket}/run/step-5/_log")
+    assert fsspec.filesystem("s3", **object_store.storage_options()).exists(f"{url}/_log")
 
 
 @pytest.mark.store
-def test_torchs_own_reader_loads_from_s3_what_we_saved_there(object_store: ObjectStore, bucket: str) -> None:
-    url, options = f"s3://{bucket}/ckpt", object_store.storage_options()
+def test_torchs_own_reader_loads_from_s3_what_we_saved_there(object_store: ObjectStore) -> None:
+    url, options = f"s3://{object_store.bucket()}/ckpt", object_store.storage_options()
     for value in (1, 2, 3):
         save(url, value, **options)
     assert load(url, **options) == 3
@@ -366,7 +366,7 @@ def test_torchs_own_reader_loads_from_s3_what_we_saved_there(object_store: Objec
 
 
 @pytest.mark.store
-def test_we_load_from_s3_what_torch_saved_there(object_store: ObjectStore, bucket: str) -> None:
-    url, options = f"s3://{bucket}/ckpt", object_store.storage_options()
+def test_we_load_from_s3_what_torch_saved_there(object_store: ObjectStore) -> None:
+    url, options = f"s3://{object_store.bucket()}/ckpt", object_store.storage_options()
     dcp.save({"x": torch.full((4,), 8.0)}, storage_writer=dcp.FsspecWriter(url, sync_files=False, **options))
     assert load(url, **options) == 8
