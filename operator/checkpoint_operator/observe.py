@@ -28,7 +28,10 @@ from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.settings import AZURE_STORAGE_ACCOUNT_NAME, CA_CERTIFICATE, StoreSettings
+
+PUBLIC_KEYS = frozenset({CA_CERTIFICATE, AZURE_STORAGE_ACCOUNT_NAME})
+"""Of a Secret: what stands in URLs and certificates anyway, and would make messages unreadable."""
 
 PROGRESS_SECONDS = 10.0
 REPROBE_SECONDS = 300.0
@@ -163,7 +166,7 @@ class Observer:
         if secret is None:
             message = f"Secret {reference.name} does not exist in namespace {key.namespace}. Create it."
             raise StorageFaultError(Fault(Reason.SECRET_NOT_FOUND, message))
-        self._redactor.remember(value for name, value in secret.items() if name != "ca.crt")
+        self._redactor.remember(value for name, value in secret.items() if name not in PUBLIC_KEYS)
         return settings_for(key, spec.storage, secret, self._rules)
 
     def _read(self, memory: Memory, settings: StoreSettings) -> tuple[Run, dt.datetime]:

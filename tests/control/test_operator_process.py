@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from admission import Namespace, checkpoint
-from checkpoint_sidecar.core.log import Owner
+from admission import Namespace, checkpoint, pod
+from checkpoint_sidecar.core.log import Owner, PodIdentity
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.store.local_store import LocalStore
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from localcluster import network
 from localcluster.objectstore import ObjectStore
 from operators import OperatorProcess, Watched
 from trainers import Trainer
@@ -179,6 +181,45 @@ def test_two_operators_at_once_do_everything_once(
         "SnapshotPurged": 2,
     }
     assert [operator.stop() for operator in both] == [0, 0]
+
+
+def test_an_evicted_pod_is_noticed_in_the_log_and_told(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url)
+    run.becomes("Ready", "True", "Configured")
+    uid = namespace.create(pod("run"))["metadata"]["uid"]
+    trainer.start(PodIdentity("trainer", uid))
+    run.eventually(lambda it: it.status.get("attempt", {}).get("pods") == ["trainer"])
+    disruption = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    namespace.patch("pod", "trainer", {"status": {"conditions": [disruption]}}, "--subresource=status")
+    run.eventually(lambda it: "PodEvicted" in it.events(), within=10)
+    attempt = trainer.run.attempt
+    assert attempt is not None
+    assert attempt.eviction is not None
+    assert attempt.eviction.reason == "EvictionByEvictionAPI"
+
+
+def test_the_process_answers_probes_and_scrapes_and_ends_when_asked(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    ports = network.free_ports()
+    probes, metrics = (f"127.0.0.1:{next(ports)}" for _ in range(2))
+    operator = start_operator(FILES, f"--liveness=http://{probes}/healthz", f"--metrics={metrics}")
+    run = create(namespace, url)
+    run.becomes("Ready", "True", "Configured")
+    trainer.start().commit(100)
+    labels = f'{{checkpoint="run",namespace="{namespace.name}"}}'
+    run.eventually(lambda _: f"checkpoint_operator_latest_snapshot_step{labels} 100.0" in _get(f"http://{metrics}"))
+    assert _get(f"http://{probes}/healthz") == '{"healthy": "ok"}'
+    assert operator.stop() == 0
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 # What goes wrong

@@ -1,0 +1,221 @@
+"""Events, redaction, log lines, metrics, and the objects as read from the API server."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from builders import OTHER_OWNER, OWNER, POD, History
+from checkpoint_operator import logs, story
+from checkpoint_operator.__main__ import main
+from checkpoint_operator.logs import LogFormat
+from checkpoint_operator.metrics import Metrics
+from checkpoint_operator.model import Fault
+from checkpoint_operator.observe import checkpoint_from, mirror_from, pod_from
+from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.resources import event
+from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.policy import RestorePolicy
+from observations import KEY, observed
+
+# Events
+
+
+def told(history: History, after: int = 0) -> list[str]:
+    return [each.reason for each in story.tell(history.entries[after:], history.run)]
+
+
+def test_the_events_of_a_run_tell_its_story_in_order() -> None:
+    history = History().configured().started().committed(100).verified(100).evicted().started().restored()
+    history.committed(200).verified(200).retired(100).purge_started(100).purged(100)
+    assert told(history) == [
+        "RunClaimed",
+        "AttemptStarted",
+        "SnapshotCommitted",
+        "PodEvicted",
+        "AttemptStarted",
+        "Restored",
+        "SnapshotCommitted",
+        "SnapshotRetired",
+        "SnapshotPurged",
+    ]
+
+
+def test_damage_rejection_failure_and_adoption_are_warnings() -> None:
+    history = History().configured(restore=RestorePolicy(max_failures_per_snapshot=1)).started().committed(100, 200)
+    history.found_damaged(200).started().failed_to_restore(100).committed(300, attempt=1).adopted()
+    warnings = [each.reason for each in story.tell(history.entries, history.run) if each.warning]
+    assert warnings == ["SnapshotQuarantined", "RestoreFailed", "SnapshotRejected", "RunAdopted"]
+
+
+def test_an_eviction_names_the_pod_and_the_reason() -> None:
+    (happening,) = story.tell(History().started().evicted("PreemptionByScheduler").entries[-1:], History().run)
+    assert POD.name in happening.message
+    assert "PreemptionByScheduler" in happening.message
+
+
+@pytest.mark.parametrize(
+    ("status", "head", "numbers"),
+    [
+        pytest.param({"logSequence": 7}, 7, [], id="nothing new"),
+        pytest.param({"logSequence": 7}, 9, [8, 9], id="what is new"),
+        pytest.param({}, 3, [1, 2, 3], id="a young log"),
+        pytest.param({}, 500, list(range(485, 501)), id="the end of an old log"),
+        pytest.param({"logSequence": 1}, 500, list(range(451, 501)), id="the end of a long absence"),
+        pytest.param({"logSequence": 90}, 2, [1, 2], id="another log under the same name"),
+    ],
+)
+def test_what_is_told_is(status: dict[str, int], head: int, numbers: list[int]) -> None:
+    assert list(story.untold(status, head)) == numbers
+
+
+def test_two_operators_that_tell_the_same_entry_create_the_same_event() -> None:
+    history = History().started().committed(100)
+    checkpoint = observed(history).checkpoint
+    names = {
+        event(checkpoint, reason=h.reason, message=h.message, warning=False, identifier=h.identifier, time=history.now)[
+            "metadata"
+        ]["name"]
+        for h in (*story.tell(history.entries, history.run), *story.tell(history.entries, history.run))
+    }
+    assert len(names) == 3
+
+
+# Redaction
+
+SECRETS = ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "AKIAIOSFODNN7EXAMPLE")
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        (f"denied for {SECRETS[0]} at bucket", SECRETS[0]),
+        ("GET https://b.s3/x?X-Amz-Signature=abcdef012345&X-Amz-Date=1 failed", "abcdef012345"),
+        ("https://user:pass-word@host/path refused", "pass-word"),
+        ("{'Authorization': 'AWS4-HMAC-SHA256'}", "AWS4-HMAC-SHA256"),
+        ("sig=Zm9vYmFy&se=2026", "Zm9vYmFy"),
+        ("x -----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY----- y", "MIIE"),
+    ],
+    ids=["a known value", "a signed URL", "user and password", "a header", "a shared access signature", "a key"],
+)
+def test_redaction_hides(text: str, hidden: str) -> None:
+    redactor = Redactor()
+    redactor.remember(SECRETS)
+    assert hidden not in redactor.clean(text)
+
+
+def test_redaction_leaves_ordinary_messages_alone() -> None:
+    redactor = Redactor()
+    redactor.remember(["", "s3", *SECRETS])
+    message = "read the run log: s3://bucket/run/_log/00000000000000000001.json: it has format 2.0. Upgrade here."
+    assert redactor.clean(message) == message
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat))
+def test_no_log_line_shows_a_secret_not_even_in_a_traceback(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    redactor = Redactor()
+    redactor.remember(SECRETS)
+    logs.configure(log_format, redactor=redactor)
+    try:
+        try:
+            raise ValueError(f"cannot sign with {SECRETS[0]}")  # noqa: TRY301
+        except ValueError:
+            logging.getLogger("test").exception("failed for %s", SECRETS[1])
+    finally:
+        root.handlers[:], level = before[0], before[1]
+        root.setLevel(level)
+    written = capsys.readouterr().err
+    assert "cannot sign with [redacted]" in written
+    assert not any(secret in written for secret in SECRETS)
+    if log_format is LogFormat.JSON:
+        assert json.loads(written)["message"] == "failed for [redacted]"
+
+
+# Metrics
+
+
+def test_metrics_say_what_is_true_and_count_what_happened() -> None:
+    metrics = Metrics()
+    history = History().configured().started().committed(100, 200).verified(200).retired(100).purge_started(100)
+    metrics.observe(observed(history), ready=True)
+    metrics.count(KEY, history.entries)
+    labels = {"namespace": KEY.namespace, "checkpoint": KEY.name}
+
+    def value(name: str, **more: str) -> float | None:
+        return metrics.registry.get_sample_value(f"checkpoint_operator_{name}", {**labels, **more})
+
+    assert value("latest_snapshot_step") == 200
+    assert value("latest_snapshot_timestamp_seconds") == history.snapshot(200).committed_at.timestamp()
+    assert (value("snapshots"), value("retained_bytes")) == (1, 2000)
+    assert (value("snapshots_committed_total"), value("saved_bytes_total")) == (2, 2000)
+    metrics.observe(replace(observed(history), fault=Fault(Reason.ACCESS_DENIED, "no")), ready=False)
+    assert (value("ready"), value("store_errors_total", reason="AccessDenied")) == (0, 1)
+    for _ in range(2):
+        metrics.count_loss(KEY, attempt=2, steps=30, seconds=12)
+    assert (value("lost_steps_total"), value("lost_seconds_total")) == (30, 12)
+    metrics.forget(KEY)
+    assert value("latest_snapshot_step") is None
+
+
+# Objects as read
+
+
+def pod_body(**status: Any) -> dict[str, Any]:
+    metadata = {"name": "p", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    return {"metadata": metadata, "status": {"phase": "Running", **status}}
+
+
+def test_why_a_pod_is_leaving_is_the_reason_of_its_disruption() -> None:
+    disruption = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    assert pod_from(pod_body()).leaving == ""
+    assert pod_from(pod_body(conditions=[{**disruption, "status": "False"}])).leaving == ""
+    assert pod_from(pod_body(conditions=[disruption])).leaving == "EvictionByEvictionAPI"
+    deleted = pod_body()
+    deleted["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+    assert pod_from(deleted).leaving == "Deleted"
+
+
+def test_the_snapshot_of_an_object_is_the_end_of_its_name() -> None:
+    body = {"metadata": {"name": "a-run-7-1000-7-abcdefg2"}, "spec": {"disposition": "Hold"}}
+    assert (mirror_from(body).snapshot, mirror_from(body).disposition) == ("1000-7-abcdefg2", "Hold")
+
+
+def test_a_spec_that_does_not_decode_is_a_complaint_and_no_crash() -> None:
+    metadata = {"uid": "u", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    checkpoint, complaint = checkpoint_from(KEY, {"metadata": metadata, "spec": {"storage": {"url": 7}}})
+    assert checkpoint.spec is None
+    assert "storage.url" in complaint
+
+
+# Command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--ambient-allow=team-a"],
+        ["--ambient-allow=team-a=file:///data"],
+        ["--metrics=9090"],
+        ["--resync=0s"],
+        ["--resync=5"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_command_line_refuses(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert arguments[0].partition("=")[0] in capsys.readouterr().err
+
+
+def test_owners_in_messages_are_those_of_the_status() -> None:
+    (happening,) = story.tell(History(owner=OTHER_OWNER).adopted(OWNER).entries[-1:], History().run)
+    assert str(OTHER_OWNER) in happening.message

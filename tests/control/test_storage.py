@@ -1,0 +1,123 @@
+"""Who may open which store, and what errors mean for a Checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from checkpoint_operator.model import Key
+from checkpoint_operator.prefixes import Prefixes
+from checkpoint_operator.storage import Rules, StorageFaultError, fault_from, settings_for
+from checkpoint_sidecar.core import errors
+from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from observations import spec_of
+
+KEY = Key("team-a", "run")
+KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+ALLOWED = Rules(ambient=(("team-a", "s3://training/team-a"),))
+
+
+def settings(secret: dict[str, str] | None = None, rules: Rules = ALLOWED, **storage: Any) -> StoreSettings:
+    return settings_for(KEY, spec_of(storage=storage).storage, secret, rules)
+
+
+def refusal(secret: dict[str, str] | None = None, rules: Rules = ALLOWED, **storage: Any) -> str:
+    with pytest.raises(StorageFaultError) as caught:
+        settings(secret, rules, **storage)
+    assert caught.value.fault.stalled
+    return caught.value.fault.reason
+
+
+def test_the_keys_of_the_secret_open_any_url_at_any_endpoint() -> None:
+    opened = settings(KEYS, Rules(), url="s3://anything/run/", endpoint="http://evil", region="x")
+    assert opened == StoreSettings(
+        "s3://anything/run", endpoint="http://evil", region="x", credentials=Credentials.of(KEYS)
+    )
+
+
+@pytest.mark.parametrize("url", ["s3://training/team-a", "s3://training/team-a/run/7"])
+def test_the_operators_own_identity_opens_what_is_allowed(url: str) -> None:
+    assert settings(url=url).credentials.ambient
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pytest.param({"url": "s3://training/team-ab/run"}, id="a prefix that only starts the same"),
+        pytest.param({"url": "s3://training"}, id="the parent of what is allowed"),
+        pytest.param({"url": "gs://training/team-a"}, id="another service"),
+        pytest.param({"url": "s3://training/team-a", "endpoint": "https://elsewhere"}, id="an endpoint of the user's"),
+    ],
+)
+def test_the_operators_own_identity_is_never_used_for(storage: dict[str, str]) -> None:
+    assert refusal(**storage) == "AmbientNotAllowed"
+
+
+def test_what_is_allowed_in_one_namespace_is_not_in_another() -> None:
+    assert refusal(rules=Rules(ambient=(("team-b", "s3://training/team-a"),)), url="s3://training/team-a") == (
+        "AmbientNotAllowed"
+    )
+
+
+def test_local_files_need_the_administrators_word() -> None:
+    assert refusal(url="file:///data/run") == "FileUrlNotAllowed"
+    assert settings(rules=Rules(file_urls=True), url="file:///data/run") == StoreSettings("file:///data/run")
+
+
+@pytest.mark.parametrize("url", ["ftp://host/run", "s3://bucket/a/../b", "s3://", "simplecache::s3://bucket/run"])
+def test_a_url_that_slipped_through_the_schema_is_an_invalid_spec(url: str) -> None:
+    assert refusal(KEYS, url=url) == "InvalidSpec"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "stalled"),
+    [
+        (errors.AccessDeniedError, "AccessDenied", False),
+        (errors.BucketNotFoundError, "BucketNotFound", False),
+        (errors.NoConditionalWriteError, "NoConditionalWrite", True),
+        (errors.UnknownOutcomeError, "StoreUnavailable", False),
+        (errors.StoreError, "StoreUnavailable", False),
+        (errors.LogError, "LogUnreadable", True),
+        (errors.ConfigurationError, "InvalidCredentials", False),
+    ],
+)
+def test_errors_are_told_apart_by_who_must_act(kind: type[errors.CheckpointError], reason: str, stalled: bool) -> None:
+    fault = fault_from(kind("read", "s3://bucket", "no", "Do this."))
+    assert (fault.reason, fault.stalled) == (reason, stalled)
+    assert "Do this." in fault.message
+
+
+# Overlapping prefixes
+
+OLD, YOUNG, OTHER = Key("a", "old"), Key("b", "young"), Key("c", "other")
+
+
+def wishes(old: str, young: str) -> Prefixes:
+    prefixes = Prefixes()
+    # In the order in which they are seen, which is not that of their ages.
+    prefixes.note(YOUNG, url=young, created_at="2026-01-01T00:00:02Z", uid="1")
+    prefixes.note(OLD, url=old, created_at="2026-01-01T00:00:01Z", uid="2")
+    prefixes.note(OTHER, url="s3://elsewhere/run", created_at="2026-01-01T00:00:00Z", uid="3")
+    return prefixes
+
+
+@pytest.mark.parametrize(
+    ("old", "young"), [("s3://b/run", "s3://b/run/inner"), ("s3://b/run/inner", "s3://b/run")], ids=["inside", "around"]
+)
+def test_of_overlapping_prefixes_the_older_checkpoint_has_it(old: str, young: str) -> None:
+    prefixes = wishes(old, young)
+    assert prefixes.rival(YOUNG) == OLD
+    assert prefixes.rival(OLD) is None
+
+
+def test_equal_and_separate_prefixes_have_no_rival() -> None:
+    assert wishes("s3://b/run", "s3://b/run").rival(YOUNG) is None
+    assert wishes("s3://b/run", "s3://b/run-2").rival(YOUNG) is None
+
+
+def test_when_the_older_one_goes_the_others_are_woken() -> None:
+    prefixes = wishes("s3://b/run", "s3://b/run/inner")
+    assert prefixes.forget(OLD) == (YOUNG,)
+    assert prefixes.rival(YOUNG) is None
+    assert prefixes.forget(OLD) == ()
