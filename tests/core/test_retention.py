@@ -89,6 +89,11 @@ GOLDEN: dict[str, tuple[Callable[[], History], dict[int | str, str], dict[int | 
         {300: "Newest NewestVerified KeepLast", 200: "KeepLast"},
         {400: "Damaged", 100: "NoRuleKeepsIt"},
     ),
+    "a damaged one stays while there are fewer good ones than keepLast": (
+        lambda: run_of(100, 200).verified(100).found_damaged(200, 200),
+        {100: "Newest NewestVerified KeepLast", 200: "TooFewGood"},
+        {},
+    ),
     "one piece of evidence is a suspicion while the next restore would still try it": (
         lambda: run_of(100, 200, 300, 400).verified(300).found_damaged(400),
         {400: "UnderSuspicion", 300: "Newest NewestVerified KeepLast", 200: "KeepLast"},

@@ -10,7 +10,7 @@ Order of precedence, highest first:
 5. Keep rules, kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval, which stays
    the same as time goes on), ``keepBest``.
 6. ``maxTotalSize``, a limit on what the rules keep: floors first, then the newest that fit.
-7. Superseded snapshots (of a branch that was rolled back) go once the new branch has its ``keepLast``.
+7. Superseded snapshots (of a branch that was rolled back) and damaged ones go once the lineage has its ``keepLast``.
 
 Only snapshots in good standing count for ``keepLast`` and compete under the keep rules: those that no evidence was
 found against and that no later save replaces. A replaced one stays beside its replacement until that is verified.
@@ -77,7 +77,9 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
         if snapshot.id not in retire:
             _mark(retire if enough else keep, [snapshot], "Superseded" if enough else "BranchTooYoung")
     for snapshot in chain:
-        if snapshot.id not in keep and snapshot.id not in retire:
+        if snapshot.failures and not enough and snapshot.id not in retire:
+            _mark(keep, [snapshot], "TooFewGood")
+        elif snapshot.id not in keep and snapshot.id not in retire:
             _mark(retire, [snapshot], _why_unkept(snapshot, replacements))
     return Verdict(
         {identifier: tuple(reasons) for identifier, reasons in keep.items()},
