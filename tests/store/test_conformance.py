@@ -15,7 +15,7 @@ from checkpoint_sidecar.core.errors import (
     ObjectTooLargeError,
     TruncatedObjectError,
 )
-from checkpoint_sidecar.store import fsspec_store, obstore_store
+from checkpoint_sidecar.store import parts
 from checkpoint_sidecar.store.base import Buffer, Store
 from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.probe import probe
@@ -30,8 +30,7 @@ KEY = "step-00000001/0001-abcdefgh/__0_0.distcp"
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest parts that S3 allows."""
-    for adapter in (fsspec_store, obstore_store):
-        monkeypatch.setattr(adapter, "PART_BYTES", PART)
+    monkeypatch.setattr(parts, "PART_BYTES", PART)
 
 
 def keys(store: Store, prefix: str = "", **options: str) -> list[str]:

@@ -15,17 +15,19 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import aiohttp
 import s3fs
+from aiobotocore.httpsession import AIOHTTPSession
 from botocore import exceptions as boto
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
+    CheckpointError,
     ObjectNotFoundError,
     ObjectTooLargeError,
     RequestRefusedError,
@@ -37,10 +39,9 @@ from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.parts import PARALLEL_PARTS, PartBuffer
 from checkpoint_sidecar.store.settings import StoreSettings
 
-PART_BYTES = 32 * 1024 * 1024  # times 10,000 parts: objects up to 312 GiB
-PARALLEL_PARTS = 4
 KEYS_PER_DELETE = 1000
 """What S3 accepts in one request."""
 
@@ -194,6 +195,7 @@ class FsspecStore:
         settings = self._settings
         config: dict[str, Any] = {
             "retries": {"total_max_attempts": 1},
+            "http_session_cls": _Session,
             "connect_timeout": 5,
             "read_timeout": 60,
             "max_pool_connections": 64,
@@ -226,112 +228,102 @@ class FsspecStore:
         )
         if bundle:
             weakref.finalize(fs, _remove, bundle)
-        # s3fs repeats requests by itself, blindly: a lost reply to a create would become a lost race.
+        # s3fs, too, repeats requests blindly.
         fs.retries = 1
         return fs
 
 
 class _Upload:
-    """Parts of equal size, a few at a time; an object of one part is written in one request."""
+    """Parts of equal size, a few at a time; an object smaller than a part is written in one request."""
 
     def __init__(self, store: FsspecStore, key: str) -> None:
+        self._store = store
         self._calls = store._calls
         self._object = store._object(key)
-        self._store = store
         self._key = key
-        self._buffer = bytearray()
+        self._buffer = PartBuffer()
         self._size = 0
         self._upload_id = ""
         self._parts: list[Future[dict[str, Any]]] = []
-        self._pool: ThreadPoolExecutor | None = None
-        self._slots = threading.BoundedSemaphore(PARALLEL_PARTS)
+        self._pool = ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="upload")
+        self._free = threading.BoundedSemaphore(PARALLEL_PARTS)
         self._open = True
 
     def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            taken = view[: PART_BYTES - len(self._buffer)]
-            self._buffer += taken
-            view = view[len(taken) :]
-            if len(self._buffer) == PART_BYTES:
-                self._send_part()
+        for part in self._buffer.add(data):
+            self._send(part)
 
     def complete(self) -> None:
         if not self._open:
             return
+        rest = self._buffer.rest()
         if not self._upload_id:
-            self._store.put(self._key, self._buffer)
-            self._open = False
-            return
-        if self._buffer:
-            self._send_part()
-        wait(self._parts, return_when=FIRST_EXCEPTION)
-        parts = [part.result() for part in self._parts]
-        try:
-            self._calls.write(
-                "complete the upload of",
-                self._key,
-                lambda fs: fs.call_s3(
-                    "complete_multipart_upload",
-                    **self._object,
-                    UploadId=self._upload_id,
-                    MultipartUpload={"Parts": parts},
-                ),
-            )
-        except ObjectNotFoundError:
-            # NoSuchUpload: an earlier try, whose reply was lost, completed it.
-            info = self._store.stat(self._key)
-            if info is None or info.size != self._size:
-                raise
-        self._open = False
-        self._stop()
+            self._store.put(self._key, rest)
+        else:
+            if rest:
+                self._send(rest)
+            self._publish([part.result() for part in self._parts])
+        self._close()
 
     def abort(self) -> None:
         if not self._open:
             return
-        self._open = False
-        self._stop()
+        self._close()
         if self._upload_id:
             # Best effort: buckets should expire incomplete uploads anyway, for writers that were killed.
-            with contextlib.suppress(StoreError):
-                self._calls.write(
-                    "abort the upload of",
-                    self._key,
-                    lambda fs: fs.call_s3("abort_multipart_upload", **self._object, UploadId=self._upload_id),
-                )
+            with contextlib.suppress(CheckpointError):
+                self._calls.write("abort the upload of", self._key, self._request("abort_multipart_upload"))
 
-    def _send_part(self) -> None:
-        for part in self._parts:
-            if part.done():
-                part.result()
-        if self._pool is None:
-            answer = self._calls.write(
+    def _close(self) -> None:
+        self._open = False
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _publish(self, uploaded: list[dict[str, Any]]) -> None:
+        request = self._request("complete_multipart_upload", MultipartUpload={"Parts": uploaded})
+        try:
+            self._calls.write("complete the upload of", self._key, request)
+        except ObjectNotFoundError:
+            # There is no such upload: an earlier try, whose reply was lost, completed it.
+            info = self._store.stat(self._key)
+            if info is None or info.size != self._size:
+                raise
+
+    def _send(self, part: bytearray) -> None:
+        for earlier in self._parts:
+            if earlier.done():
+                earlier.result()
+        if not self._upload_id:
+            start = self._calls.write(
                 "start the upload of", self._key, lambda fs: fs.call_s3("create_multipart_upload", **self._object)
             )
-            self._upload_id = answer["UploadId"]
-            self._pool = ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="upload")
-        body, self._buffer = bytes(self._buffer), bytearray()
-        self._size += len(body)
-        number = len(self._parts) + 1
-        # Bounds the memory: a part is taken only when one of the parts under way is done.
-        self._slots.acquire()
-        future = self._pool.submit(self._upload_part, number, body)
-        future.add_done_callback(lambda _: self._slots.release())
+            self._upload_id = start["UploadId"]
+        self._size += len(part)
+        # Bounds the memory: a part is taken on only when one of those under way is done.
+        self._free.acquire()
+        future = self._pool.submit(self._upload_part, len(self._parts) + 1, part)
+        future.add_done_callback(lambda _: self._free.release())
         self._parts.append(future)
 
-    def _upload_part(self, number: int, body: bytes) -> dict[str, Any]:
-        answer = self._calls.write(
-            f"upload part {number} of",
-            self._key,
-            lambda fs: fs.call_s3(
-                "upload_part", **self._object, UploadId=self._upload_id, PartNumber=number, Body=body
-            ),
-        )
+    def _upload_part(self, number: int, part: bytearray) -> dict[str, Any]:
+        request = self._request("upload_part", PartNumber=number, Body=part)
+        answer = self._calls.write(f"upload part {number} of", self._key, request)
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
-    def _stop(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def _request(self, method: str, **arguments: Any) -> Callable[[s3fs.S3FileSystem], dict[str, Any]]:
+        def request(fs: s3fs.S3FileSystem) -> dict[str, Any]:
+            answer: dict[str, Any] = fs.call_s3(method, **self._object, UploadId=self._upload_id, **arguments)
+            return answer
+
+        return request
+
+
+class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
+    """aiohttp sends a PUT again when a kept connection breaks, a create too: a lost reply would become a lost race."""
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)
+        session._retry_connection = False
+        return session
 
 
 def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Awaitable[Result]]) -> Result:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import enum
 import functools
 import os
+import queue
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     BucketNotFoundError,
+    CheckpointError,
     ConfigurationError,
     ObjectNotFoundError,
     ObjectTooLargeError,
@@ -25,18 +29,18 @@ from checkpoint_sidecar.core.errors import (
     TruncatedObjectError,
 )
 from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store import parts
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.parts import PartBuffer
 from checkpoint_sidecar.store.settings import StoreSettings
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import AzureConfig, GCSConfig, S3Config, S3Credential
 
-PART_BYTES = 32 * 1024 * 1024  # times 10,000 parts: objects up to 312 GiB
-PARALLEL_PARTS = 4
 KEYS_PER_DELETE = 1000
 """What S3 accepts in one request."""
 
@@ -143,7 +147,7 @@ class ObstoreStore:
 
     @contextlib.contextmanager
     def upload(self, key: str) -> Iterator[_Upload]:
-        upload = _Upload(self._calls, key)
+        upload = _Upload(self, key)
         try:
             yield upload
             upload.complete()
@@ -184,32 +188,82 @@ class ObstoreStore:
 
 
 class _Upload:
-    def __init__(self, calls: Calls[_Clients], key: str) -> None:
-        self._calls = calls
+    """Feeds parts to obstore, which runs in a thread of ours: given an iterator it uploads some parts at a time, and
+    aborts the upload if a part fails or the iterator raises. (Its file-like writer cannot be aborted once it failed.)
+    """
+
+    def __init__(self, store: ObstoreStore, key: str) -> None:
+        self._store = store
         self._key = key
-        self._writer = calls.once(
-            "upload",
-            key,
-            lambda c: obstore.open_writer(c.uploads, key, buffer_size=PART_BYTES, max_concurrency=PARALLEL_PARTS),
-        )
+        self._buffer = PartBuffer()
+        self._parts: queue.Queue[bytearray | _End] = queue.Queue(maxsize=1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._sending: Future[object] | None = None
         self._open = True
 
     def write(self, data: Buffer) -> None:
-        # Copied: obstore keeps a view of what it is given until the part is sent, and the caller reuses the buffer.
-        copied = bytes(data)
-        self._calls.once("upload", self._key, lambda _: self._writer.write(copied))
+        for part in self._buffer.add(data):
+            self._send(part)
 
     def complete(self) -> None:
-        if self._open:
-            self._calls.once("complete the upload of", self._key, lambda _: self._writer.close())
-            self._open = False
+        if not self._open:
+            return
+        rest = self._buffer.rest()
+        if self._sending is None:
+            self._store.put(self._key, rest)
+        else:
+            if rest:
+                self._send(rest)
+            self._send(_End.COMPLETE)
+            self._sending.result()
+        self._close()
 
     def abort(self) -> None:
-        if self._open:
-            self._open = False
-            with contextlib.suppress(*_ERRORS):
-                # Leaving the writer's block by an exception is how obstore is told to abort.
-                self._writer.__exit__(InterruptedError, InterruptedError(), None)
+        if self._open and self._sending is not None:
+            with contextlib.suppress(CheckpointError):
+                self._send(_End.ABORT)
+            wait([self._sending])
+        self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        self._thread.shutdown()
+
+    def _send(self, part: bytearray | _End) -> None:
+        if self._sending is None:
+            self._sending = self._thread.submit(
+                self._store._calls.once,
+                "upload",
+                self._key,
+                lambda c: obstore.put(
+                    c.uploads,
+                    self._key,
+                    self._feed(),
+                    use_multipart=True,
+                    chunk_size=parts.PART_BYTES,
+                    max_concurrency=parts.PARALLEL_PARTS,
+                ),
+            )
+        while True:
+            if self._sending.done():
+                self._sending.result()
+            with contextlib.suppress(queue.Full):
+                return self._parts.put(part, timeout=0.1)
+
+    def _feed(self) -> Iterator[bytearray]:
+        while (part := self._parts.get()) is not _End.COMPLETE:
+            if isinstance(part, _End):
+                raise _AbortedError
+            yield part
+
+
+class _End(enum.Enum):
+    COMPLETE = enum.auto()
+    ABORT = enum.auto()
+
+
+class _AbortedError(Exception):
+    """Makes obstore abort the upload."""
 
 
 def _s3(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> S3Store:
@@ -296,6 +350,8 @@ def _explain(error: Exception) -> Fault:
         if "token request" in text:
             return Fault(AccessDeniedError, f"the identity provider answered {match[1]}", "Check the credentials.")
         return explain_answer(int(match[1]), code)
+    if "BareRedirect" in text:
+        return explain_answer(301, code)
     if _METADATA_SERVICE in text:
         return Fault(
             AccessDeniedError,

@@ -1,0 +1,165 @@
+"""Credentials: read when needed, refused when they name nobody, never shown. And who serves which URL."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.opening import Driver, open_store
+from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
+
+KEYS = {"AWS_ACCESS_KEY_ID": "AKIA-id", "AWS_SECRET_ACCESS_KEY": "hunter2"}
+
+
+def mount(folder: Path, values: dict[str, str], version: str) -> None:
+    """Write a Secret the way the kubelet does: a folder of its own, and a link that is swapped."""
+    data = folder / version
+    data.mkdir(parents=True)
+    for key, value in values.items():
+        (data / key).write_text(value)
+        if not (folder / key).is_symlink():
+            (folder / key).symlink_to(Path("..data", key))
+    link = folder / "..data_tmp"
+    link.symlink_to(version)
+    link.replace(folder / "..data")
+
+
+def test_given_values_are_returned_and_unknown_keys_are_ignored() -> None:
+    assert Credentials.of(KEYS | {"README": "hello"}).read() == KEYS
+
+
+def test_a_mounted_secret_is_read_again_after_it_rotates(tmp_path: Path) -> None:
+    mount(tmp_path, KEYS | {"tls.key": "not ours"}, "..1")
+    credentials = Credentials.in_folder(tmp_path)
+    assert credentials.read() == KEYS
+
+    mount(tmp_path, KEYS | {"AWS_SECRET_ACCESS_KEY": "rotated\n"}, "..2")
+
+    assert credentials.read()["AWS_SECRET_ACCESS_KEY"] == "rotated"
+
+
+def test_a_plain_folder_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("PEM")
+
+    assert Credentials.in_folder(tmp_path).read() == {"ca.crt": "PEM"}
+
+
+def test_a_missing_folder_is_a_configuration_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        Credentials.in_folder(tmp_path / "nowhere").read()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "values", "missing"),
+    [
+        ("s3", {}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("s3", {"AWS_ACCESS_KEY_ID": "x"}, "AWS_SECRET_ACCESS_KEY"),
+        ("s3", {"ca.crt": "PEM"}, "AWS_ACCESS_KEY_ID"),
+        ("gs", KEYS, "GOOGLE_APPLICATION_CREDENTIALS_JSON"),
+        ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "x"}, "AZURE_STORAGE_SAS_TOKEN"),
+    ],
+)
+def test_credentials_that_name_nobody_never_fall_back_to_the_ambient_identity(
+    scheme: str, values: dict[str, str], missing: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=missing):
+        Credentials.of(values).read_for(scheme)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "values"),
+    [
+        ("s3", KEYS),
+        ("gs", {"GOOGLE_APPLICATION_CREDENTIALS_JSON": "{}"}),
+        ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "x", "AZURE_STORAGE_ACCOUNT_KEY": "y"}),
+        ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "x", "AZURE_STORAGE_SAS_TOKEN": "y"}),
+    ],
+)
+def test_complete_credentials_are_accepted(scheme: str, values: dict[str, str]) -> None:
+    assert Credentials.of(values).read_for(scheme) == values
+
+
+def test_the_ambient_identity_needs_no_values() -> None:
+    assert AMBIENT.ambient
+    assert AMBIENT.read_for("s3") == {}
+
+
+@pytest.mark.parametrize("text", [repr, str, "{}".format, "{!r}".format])
+def test_no_secret_is_shown(text: object) -> None:
+    settings = StoreSettings("s3://bucket/run", credentials=Credentials.of(KEYS))
+    stores: list[Store] = [open_store(settings, driver=driver) for driver in ("fsspec", "obstore")]
+
+    for shown in (settings, settings.credentials, *stores):
+        assert "hunter2" not in text(shown)
+        assert "AKIA-id" not in text(shown)
+
+
+def test_settings_survive_pickling() -> None:
+    for credentials in (AMBIENT, Credentials.of(KEYS), Credentials.in_folder("/run/secret")):
+        settings = StoreSettings("s3://bucket/run", "https://s3.internal", credentials=credentials)
+        assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("style", "endpoint", "virtual"),
+    [
+        ("Auto", "", True),
+        ("Auto", "https://s3.internal", False),
+        ("Path", "", False),
+        ("Virtual", "https://s3.internal", True),
+    ],
+)
+def test_the_bucket_is_in_the_host_name_where_the_style_says_so(style: str, endpoint: str, virtual: bool) -> None:
+    assert StoreSettings("s3://bucket", endpoint, addressing_style=style).virtual_hosted is virtual
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "adapter"),
+    [
+        ("s3://bucket/run", "auto", "ObstoreStore"),
+        ("s3://bucket/run", "obstore", "ObstoreStore"),
+        ("s3://bucket/run", "fsspec", "FsspecStore"),
+        ("gs://bucket/run", "auto", "ObstoreStore"),
+        ("az://bucket/run", "auto", "ObstoreStore"),
+        ("file:///mnt/run", "auto", "LocalStore"),
+        ("/mnt/run", "fsspec", "LocalStore"),
+    ],
+)
+def test_each_url_is_served_by_its_adapter(url: str, driver: Driver, adapter: str) -> None:
+    store = open_store(StoreSettings(url), driver=driver)
+
+    assert type(store).__name__ == adapter
+    assert isinstance(store, Store)
+
+
+def test_without_obstore_s3_is_served_through_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checkpoint_sidecar.store.opening.find_spec", lambda _: None)
+
+    assert type(open_store(StoreSettings("s3://bucket/run"))).__name__ == "FsspecStore"
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "cause"),
+    [
+        ("gs://bucket/run", "fsspec", "does not serve gs"),
+        ("az://bucket/run", "fsspec", "does not serve az"),
+        ("ftp://host/run", "auto", "scheme ftp is unknown"),
+    ],
+)
+def test_what_nobody_serves_is_a_configuration_error(url: str, driver: Driver, cause: str) -> None:
+    with pytest.raises(ConfigurationError, match=cause):
+        open_store(StoreSettings(url), driver=driver)
+
+
+def test_clients_are_imported_only_when_a_store_is_opened() -> None:
+    program = (
+        "import sys, checkpoint_sidecar.store.opening, checkpoint_sidecar.store.runlog, checkpoint_sidecar.store.probe;"
+        "print([name for name in ('s3fs', 'obstore', 'fsspec', 'botocore', 'aiohttp') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
