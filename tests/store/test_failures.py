@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Fault, FaultyServer, faulty_server
+from localcluster.pki import Authority
 from s3servers import Server
 
 KEY = "_log/00000000000000000007.json"
@@ -219,6 +221,38 @@ def test_the_ambient_identity_comes_from_the_environment(
     url = seaweed.settings().url
 
     probe(open_store(StoreSettings(url, seaweed.endpoint, "us-east-1"), driver=driver))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def private_server(moto: Server, authority: Authority) -> Iterator[FaultyServer]:
+    """A server whose certificate only a private authority vouches for."""
+    pair = authority.issue("store", user="store", hosts=("127.0.0.1",))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pair.certificate, pair.key)
+    with faulty_server(moto.endpoint, tls=tls) as server:
+        yield server
+
+
+@pytest.mark.parametrize("adapter", [FsspecStore, ObstoreStore], ids=["s3fs", "obstore"])
+def test_a_private_authority_is_trusted_when_its_certificate_is_among_the_credentials(
+    adapter: type[FsspecStore | ObstoreStore], moto: Server, authority: Authority, private_server: FaultyServer
+) -> None:
+    trusting = Credentials.of(moto.credentials | {"ca.crt": authority.certificate.read_text()})
+
+    probe(adapter(moto.settings(endpoint=private_server.endpoint, credentials=trusting)))
+
+
+@pytest.mark.parametrize("adapter", [FsspecStore, ObstoreStore], ids=["s3fs", "obstore"])
+def test_an_unknown_authority_is_not_trusted(
+    adapter: type[FsspecStore | ObstoreStore], moto: Server, private_server: FaultyServer
+) -> None:
+    with pytest.raises(StoreError, match="certificates"):
+        probe(adapter(moto.settings(endpoint=private_server.endpoint), deadline_seconds=0.5))
 
 
 def test_a_store_that_cannot_be_reached_is_a_retryable_error(store: Store, moto: Server) -> None:

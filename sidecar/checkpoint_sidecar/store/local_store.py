@@ -175,14 +175,14 @@ class LocalStore:
         os.fsync(partial.fileno())
         target = self._path(key)
         for remaining in reversed(range(_PUBLISH_TRIES)):
-            _make_folder(target.parent)
             try:
+                _make_folder(target.parent)
                 if replace:
                     os.replace(partial.name, target)
                 else:
                     os.link(partial.name, target)
             except FileNotFoundError:
-                # A concurrent delete took the folder away, empty as it was.
+                # A concurrent delete took the folder away while it was empty.
                 if not remaining:
                     raise
             except OSError as error:
@@ -194,7 +194,8 @@ class LocalStore:
             else:
                 break
         try:
-            _sync_folder(target.parent)
+            with contextlib.suppress(FileNotFoundError):  # deleted again already, the folder with it
+                _sync_folder(target.parent)
         except OSError as error:
             raise UnknownOutcomeError(
                 "write", f"{self._url}/{key}", f"the folder was not synced to the disk: {error.strerror}"

@@ -1,0 +1,128 @@
+"""Local files: what has no counterpart in a bucket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from checkpoint_sidecar.core.errors import NoConditionalWriteError, ObjectNotFoundError, RequestRefusedError
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.local_store import LEFTOVER_SECONDS, PARTIAL_FOLDER
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.settings import StoreSettings
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def store(root: Path) -> Store:
+    return open_store(StoreSettings(str(root)))
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_objects_are_plain_files_under_the_root(store: Store, root: Path) -> None:
+    store.put("_log/1.json", b"data")
+
+    assert files(root) == ["_log/1.json"]
+    assert (root / "_log/1.json").read_bytes() == b"data"
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_visible(store: Store, root: Path) -> None:
+    program = (
+        "import sys, os, signal\n"
+        "from checkpoint_sidecar.store.opening import open_store\n"
+        "from checkpoint_sidecar.store.settings import StoreSettings\n"
+        "with open_store(StoreSettings(sys.argv[1])).upload('big') as upload:\n"
+        "    upload.write(bytes(2**20))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(root)])
+
+    assert killed.returncode == -signal.SIGKILL
+    assert list(store.list()) == []
+    assert store.stat("big") is None
+
+
+def test_leftovers_of_killed_writers_are_removed_when_they_are_a_day_old(store: Store, root: Path) -> None:
+    partial = root / PARTIAL_FOLDER
+    partial.mkdir(parents=True)
+    for name, age in (("old", LEFTOVER_SECONDS + 60), ("young", 60)):
+        (partial / name).write_bytes(b"half")
+        os.utime(partial / name, (time.time() - age,) * 2)
+
+    store.put("a", b"data")
+
+    assert files(root) == [f"{PARTIAL_FOLDER}/young", "a"]
+
+
+def test_folders_that_a_delete_emptied_are_removed(store: Store, root: Path) -> None:
+    store.put("step-1/save/file", b"data")
+    store.put("step-1/other", b"data")
+
+    store.delete(["step-1/save/file"])
+    assert not (root / "step-1/save").exists()
+    store.delete(["step-1/other"])
+    assert not (root / "step-1").exists()
+
+
+def test_creating_and_deleting_in_one_folder_do_not_disturb_each_other(store: Store) -> None:
+    def create_and_delete(writer: int) -> None:
+        for i in range(30):
+            key = f"folder/below/{writer}-{i}"
+            store.put_if_absent(key, b"data")
+            assert store.stat(key) is not None
+            store.delete([key])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(create_and_delete, range(4)))
+    assert list(store.list()) == []
+
+
+def test_a_key_below_a_file_is_not_found(store: Store) -> None:
+    store.put("file", b"data")
+
+    assert store.stat("file/below") is None
+    with pytest.raises(ObjectNotFoundError):
+        store.get("file/below", max_bytes=10)
+
+
+@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/passwd"])
+def test_no_key_leaves_the_root(store: Store, key: str) -> None:
+    with pytest.raises(ValueError, match="not a key"):
+        store.get(key, max_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.EPERM, NoConditionalWriteError),
+        (errno.ENOTSUP, NoConditionalWriteError),
+        (errno.ENOSPC, RequestRefusedError),
+    ],
+    ids=["links are forbidden", "links are unknown", "the disk is full"],
+)
+def test_what_the_file_system_cannot_do_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+
+    with pytest.raises(error):
+        store.put_if_absent("key", b"data")
+    assert list(store.list()) == []
