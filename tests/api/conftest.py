@@ -42,6 +42,12 @@ def chart(crds: ApiServer, helm: Path) -> ApiServer:
     return crds
 
 
+@pytest.fixture(scope="session")
+def anywhere(crds: ApiServer) -> Namespace:
+    """A namespace for all tests that only ask and store nothing."""
+    return Namespace.fresh(crds)
+
+
 @pytest.fixture
 def namespace(crds: ApiServer) -> Namespace:
     """A fresh namespace where our kinds are known."""

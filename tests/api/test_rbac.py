@@ -72,13 +72,13 @@ def may(namespace: Namespace, who: str, what: str) -> bool:
 
 
 @pytest.mark.parametrize("what", OPERATOR_MAY)
-def test_the_operator_may(served: Namespace, what: str) -> None:
-    assert may(served, OPERATOR, what)
+def test_the_operator_may(chart: ApiServer, anywhere: Namespace, what: str) -> None:
+    assert may(anywhere, OPERATOR, what)
 
 
 @pytest.mark.parametrize("what", OPERATOR_MAY_NOT)
-def test_the_operator_may_not(served: Namespace, what: str) -> None:
-    assert not may(served, OPERATOR, what)
+def test_the_operator_may_not(chart: ApiServer, anywhere: Namespace, what: str) -> None:
+    assert not may(anywhere, OPERATOR, what)
 
 
 @pytest.fixture(scope="module")

@@ -140,14 +140,14 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("url", GOOD_URLS)
-def test_a_good_url_is_admitted_by_the_server_and_by_the_library(namespace: Namespace, url: str) -> None:
-    assert namespace.refusal(checkpoint(storage={"url": url})) == ""
+def test_a_good_url_is_admitted_by_the_server_and_by_the_library(anywhere: Namespace, url: str) -> None:
+    assert anywhere.refusal(checkpoint(storage={"url": url})) == ""
     assert check_url(url) == url.rstrip("/")
 
 
 @pytest.mark.parametrize(("url", "message"), BAD_URLS.items())
-def test_a_bad_url_is_refused_with_the_reason(namespace: Namespace, url: str, message: str) -> None:
-    assert message in namespace.refusal(checkpoint(storage={"url": url}))
+def test_a_bad_url_is_refused_with_the_reason(anywhere: Namespace, url: str, message: str) -> None:
+    assert message in anywhere.refusal(checkpoint(storage={"url": url}))
 
 
 @pytest.mark.parametrize("url", sorted(BAD_URLS.keys() - {"s3://bucket//run"}))
@@ -157,18 +157,18 @@ def test_the_library_refuses_the_same_urls_but_for_a_doubled_slash_that_it_ignor
 
 
 @pytest.mark.parametrize("spec", GOOD_SPECS.values(), ids=GOOD_SPECS)
-def test_a_good_spec_is_admitted(namespace: Namespace, spec: dict[str, Any]) -> None:
-    assert namespace.refusal(checkpoint(**spec)) == ""
+def test_a_good_spec_is_admitted(anywhere: Namespace, spec: dict[str, Any]) -> None:
+    assert anywhere.refusal(checkpoint(**spec)) == ""
 
 
 @pytest.mark.parametrize(("spec", "message"), BAD_SPECS.values(), ids=BAD_SPECS)
-def test_a_bad_spec_is_refused_with_the_reason(namespace: Namespace, spec: dict[str, Any], message: str) -> None:
-    assert message in namespace.refusal(checkpoint(**spec))
+def test_a_bad_spec_is_refused_with_the_reason(anywhere: Namespace, spec: dict[str, Any], message: str) -> None:
+    assert message in anywhere.refusal(checkpoint(**spec))
 
 
-def test_names_fit_into_labels(namespace: Namespace) -> None:
-    assert namespace.refusal(checkpoint("x" * 63)) == ""
-    assert "the name of a Checkpoint has at most 63 characters" in namespace.refusal(checkpoint("x" * 64))
+def test_names_fit_into_labels(anywhere: Namespace) -> None:
+    assert anywhere.refusal(checkpoint("x" * 63)) == ""
+    assert "the name of a Checkpoint has at most 63 characters" in anywhere.refusal(checkpoint("x" * 64))
 
 
 def test_defaults_are_visible_and_are_those_of_the_library(namespace: Namespace) -> None:
@@ -250,8 +250,8 @@ def test_only_the_disposition_of_a_snapshot_changes(namespace: Namespace) -> Non
 
 
 @pytest.mark.parametrize("path", ["../0007-abcdefg2", "step-00001000", "step-00001000/../../x", "/etc"])
-def test_a_snapshot_lies_in_a_folder_of_a_save(namespace: Namespace, path: str) -> None:
-    assert "path must be step-<step>/<attempt>-<nonce>" in namespace.refusal(snapshot(path=path))
+def test_a_snapshot_lies_in_a_folder_of_a_save(anywhere: Namespace, path: str) -> None:
+    assert "path must be step-<step>/<attempt>-<nonce>" in anywhere.refusal(snapshot(path=path))
 
 
 CONDITION = api.Condition("Ready", "True", "Configured", "All is well.", TIME, 1)
