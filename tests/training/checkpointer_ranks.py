@@ -1,0 +1,200 @@
+"""Real training processes for the tests of ``Checkpointer``: ranks of a gloo group that train a small sharded model.
+
+Ranks are forked from a server that has imported torch, so that starting some takes a moment instead of seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+from checkpoint_sidecar import Checkpointer, RandomState
+from checkpoint_sidecar.core.errors import CheckpointError, StoreError
+from checkpoint_sidecar.core.policy import SavePolicy
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.training import checkpointer
+from training.checkpointer_runs import Watched
+
+_SERVER = multiprocessing.get_context("forkserver")
+# The first optimizer imports dynamo, which takes seconds.
+_SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "checkpoint_sidecar.training.checkpointer"])
+
+Sharding = Literal["none", "fsdp1", "fsdp2"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all ranks do.
+
+    Attributes:
+        on_step: Called with rank and step before the step is reported to the checkpointer.
+        on_upload: Called with rank and key before an object of a save is uploaded.
+    """
+
+    url: str
+    total: int
+    every_steps: int | None = 2
+    sharding: Sharding = "none"
+    world_size: int = 2
+    grace_seconds: float = 20.0
+    on_step: Callable[[int, int], None] | None = None
+    on_upload: Callable[[int, str], None] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Final:
+    """This rank's share of the state after the last step, bit for bit."""
+
+    plain: list[Any]
+    tensors: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one rank ended.
+
+    Attributes:
+        steps: The steps it trained.
+        final: Its state, if it reached the end.
+        error: What it raised, by class name and message.
+    """
+
+    code: int | None
+    steps: tuple[int, ...] = ()
+    final: Final | None = None
+    error: tuple[str, str] | None = None
+
+
+class Ranks:
+    """The processes of a job. Every rank's ``code`` is its exit code, negative for a signal."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self._folder = folder / f"{time.monotonic_ns()}"
+        self._folder.mkdir()
+        arguments = [(rank, job, self._folder) for rank in range(job.world_size)]
+        self.processes = [_SERVER.Process(target=_run_rank, args=each) for each in arguments]
+        for process in self.processes:
+            process.start()
+
+    def wait(self, timeout_seconds: float = 60.0) -> list[Outcome]:
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            for process in self.processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.join()
+        return [self._outcome(rank, process.exitcode) for rank, process in enumerate(self.processes)]
+
+    def _outcome(self, rank: int, code: int | None) -> Outcome:
+        path = self._folder / f"rank-{rank}"
+        found = torch.load(path, weights_only=False) if path.exists() else {}
+        return Outcome(code, **found)
+
+
+def run(job: Job, folder: Path) -> list[Outcome]:
+    """Run a job to its end."""
+    return Ranks(job, folder).wait()
+
+
+def _run_rank(rank: int, job: Job, folder: Path) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    found: dict[str, Any] = {"steps": []}
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=job.world_size)
+        if job.on_upload is not None:
+            on_upload = partial(job.on_upload, rank)
+            checkpointer.open_store = lambda settings: Watched(open_store(settings), on_upload)
+        found["final"] = _train(rank, job, found["steps"])
+    except (CheckpointError, SystemExit) as error:
+        found["error"] = (type(error).__name__, str(error))
+        raise
+    finally:
+        found["steps"] = tuple(found["steps"])
+        torch.save(found, folder / f"rank-{rank}.partial")
+        os.replace(folder / f"rank-{rank}.partial", folder / f"rank-{rank}")
+
+
+def _train(rank: int, job: Job, done: list[int]) -> Final:
+    torch.manual_seed(0)
+    model = sharded(nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 8)), job.sharding)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3)
+    state = {
+        "model": model,
+        "optim": optimizer,
+        "scheduler": scheduler,
+        "random": RandomState(),
+        "seen": {"samples": 0},
+    }
+    torch.manual_seed(1000 + rank)
+    save = SavePolicy(every_steps=job.every_steps, every_seconds=None)
+    with Checkpointer(state, job.url, save=save, grace_seconds=job.grace_seconds, **job.options) as saver:
+        for step in saver.steps(job.total):
+            loss = model(torch.randn(4, 8)).square().mean()
+            loss.backward()
+            if job.sharding == "none":
+                for parameter in model.parameters():
+                    dist.all_reduce(parameter.grad)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            state["seen"]["samples"] += 4
+            done.append(step)
+            if job.on_step is not None:
+                job.on_step(rank, step)
+            saver.step(step, metrics={"loss": loss})
+    moments = [tensor for each in optimizer.state.values() for _, tensor in sorted(each.items())]
+    tensors = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in (*model.parameters(), *moments)]
+    return Final([state["seen"], scheduler.state_dict()], [*map(torch.clone, tensors), torch.get_rng_state()])
+
+
+def sharded(model: nn.Module, sharding: Sharding) -> nn.Module:
+    """The model over all ranks of the default group, on the CPU."""
+    if sharding == "fsdp1":
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    if sharding == "fsdp2":
+        return fully_shard(model, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+    return model
+
+
+# What goes wrong; here, because the ranks must be able to import it
+
+
+def terminate(rank: int, step: int, *, to: int, at: int) -> None:
+    """Sends SIGTERM to one rank, as when only its node is drained."""
+    if (rank, step) == (to, at):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def die(rank: int, key: str, *, who: int, where: str) -> None:
+    """SIGKILL in the middle of a save."""
+    if rank == who and where in key:
+        signal.raise_signal(signal.SIGKILL)
+
+
+def refuse(rank: int, key: str, *, who: int) -> None:
+    """A store that one rank cannot write to."""
+    if rank == who and key.endswith(".distcp"):
+        raise StoreError("upload", key, "the disk is full")
+
+
+def dawdle(rank: int, step: int) -> None:
+    """Gives the test time to interfere."""
+    time.sleep(0.2)

@@ -1,0 +1,107 @@
+"""A start does not fence an attempt that still trains, and does not wait for one that is gone."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from builders import OWNER, POD
+from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core.layout import PROGRESS_KEY
+from checkpoint_sidecar.core.log import EvictionNoticed, PodIdentity
+from checkpoint_sidecar.core.progress import Progress, encode
+from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.training.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
+from doubles.memory import MemoryStore
+
+NEWCOMER = (PodIdentity("llama-1", "u-new"),)
+BEGINNING = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass
+class World:
+    """A run whose attempt 1 has started, a clock shared by everybody, and what happens second by second."""
+
+    seconds: float = 0.0
+    happens: Callable[[World], None] = lambda _: None
+    store: MemoryStore = field(init=False)
+    log: RunLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = MemoryStore(clock=lambda: BEGINNING + dt.timedelta(seconds=self.seconds))
+        self.log = RunLog(self.store, writer="test")
+        self.log.append(lambda run: decisions.claim(run, OWNER, url=self.store.url))
+        self.log.append(lambda run: decisions.start(run, world_size=1, pods=(POD,)))
+
+    def beat(self, *, ended: bool = False) -> None:
+        self.store.put(PROGRESS_KEY, encode(Progress(1, 100, f"{self.seconds}", (POD,), ended)))
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.happens(self)
+
+    def wait(self, pods: tuple[PodIdentity, ...] = NEWCOMER, patience: float = 120.0) -> float:
+        """How long a start by ``pods`` waits."""
+        began = self.seconds
+        wait_for_predecessor(
+            self.log, pods=pods, patience_seconds=patience, clock=lambda: self.seconds, sleep=self.sleep
+        )
+        return self.seconds - began
+
+
+def test_without_a_beat_nobody_waits() -> None:
+    assert World().wait() == 0
+
+
+def test_an_old_beat_is_no_reason_to_wait() -> None:
+    world = World()
+    world.beat()
+    world.seconds += 60
+    assert world.wait() == 0
+
+
+def test_a_beat_that_stops_is_waited_for_until_it_is_old() -> None:
+    world = World()
+    world.beat()
+    world.seconds += 5
+    assert world.wait() == SILENT_AFTER_SECONDS - 5
+
+
+def test_a_container_that_restarts_in_its_pod_does_not_wait() -> None:
+    world = World()
+    world.beat()
+    assert world.wait(pods=(POD,)) == 0
+
+
+def test_a_running_attempt_is_waited_for_with_patience_and_then_fenced(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(happens=lambda world: world.beat() if world.seconds % 10 == 0 else None)
+    world.beat()
+    assert world.wait(patience=60) == 60
+    assert "still training at step 100" in caplog.text
+
+
+def test_a_goodbye_ends_the_wait_at_once() -> None:
+    world = World(happens=lambda world: world.beat(ended=world.seconds >= 4))
+    world.beat()
+    assert world.wait() == 4
+
+
+def test_an_eviction_of_the_running_attempt_ends_the_wait_at_once() -> None:
+    def evict(world: World) -> None:
+        world.beat()
+        if world.seconds == 3:
+            world.log.append(lambda _: EvictionNoticed(1, POD, "drained"))
+
+    world = World(happens=evict)
+    world.beat()
+    assert world.wait() == 3
+
+
+def test_reading_the_stores_clock_leaves_nothing_behind() -> None:
+    world = World()
+    world.beat()
+    world.wait()
+    assert not [info.key for info in world.store.list("_probe/")]

@@ -1,0 +1,106 @@
+"""``Checkpointer`` on several real ranks: they save, restore, stop and fail together; no operator anywhere."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint_sidecar.core.log import AttemptStarted, RestoreFinished, SnapshotCommitted
+from training.checkpointer_ranks import Job, Outcome, Ranks, Sharding, dawdle, die, refuse, run, terminate
+from training.checkpointer_runs import Bucket
+
+pytestmark = pytest.mark.distributed
+
+
+def codes(outcomes: list[Outcome]) -> list[int | None]:
+    return [outcome.code for outcome in outcomes]
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    assert one.final is not None
+    assert other.final is not None
+    return json.dumps(one.final.plain) == json.dumps(other.final.plain) and all(
+        torch.equal(a, b) for a, b in zip(one.final.tensors, other.final.tensors, strict=True)
+    )
+
+
+@pytest.mark.parametrize("sharding", ["fsdp1", "fsdp2"])
+def test_an_interrupted_run_ends_like_an_undisturbed_one(bucket: Bucket, tmp_path: Path, sharding: Sharding) -> None:
+    job = partial(Job, sharding=sharding)
+    undisturbed = run(job(f"{bucket.url}-undisturbed", total=6), tmp_path)
+    run(job(bucket.url, total=3), tmp_path)
+    resumed = run(job(bucket.url, total=6), tmp_path)
+    assert [outcome.steps for outcome in resumed] == [(4, 5, 6)] * 2
+    assert all(map(same, undisturbed, resumed))
+
+
+def test_a_snapshot_fits_more_and_fewer_ranks(bucket: Bucket, tmp_path: Path) -> None:
+    for world_size, total in ((2, 1), (1, 2), (2, 3)):
+        outcomes = run(Job(bucket.url, total, sharding="fsdp2", world_size=world_size), tmp_path)
+        assert [outcome.steps for outcome in outcomes] == [(total,)] * world_size
+    assert [commit.world_size for commit in bucket.bodies(SnapshotCommitted)] == [2, 1, 2]
+
+
+def test_sigterm_at_one_rank_saves_and_stops_all_of_them(bucket: Bucket, tmp_path: Path) -> None:
+    evicted = run(Job(bucket.url, 9, every_steps=None, on_step=partial(terminate, to=1, at=3)), tmp_path)
+    assert codes(evicted) == [143, 143]
+    assert len({outcome.steps[-1] for outcome in evicted}) == 1
+    stopped = evicted[0].steps[-1]
+    assert stopped in (3, 4)
+    (commit,) = bucket.bodies(SnapshotCommitted)
+    assert (commit.step, commit.trigger) == (stopped, "Termination")
+    replaced = run(Job(bucket.url, 9, every_steps=None), tmp_path)
+    assert [outcome.steps for outcome in replaced] == [tuple(range(stopped + 1, 10))] * 2
+
+
+@pytest.mark.parametrize(
+    ("who", "where"),
+    [
+        pytest.param(1, "step-00000004", id="before-the-data-of-one-rank"),
+        pytest.param(0, "manifest.json", id="before-the-manifest"),
+    ],
+)
+def test_a_rank_killed_in_a_save_leaves_the_snapshot_before(
+    bucket: Bucket, tmp_path: Path, who: int, where: str
+) -> None:
+    run(Job(bucket.url, 2), tmp_path)
+    killed = run(Job(bucket.url, 9, on_upload=partial(die, who=who, where=where)), tmp_path)
+    assert killed[who].code == -signal.SIGKILL
+    assert killed[1 - who].code not in (0, None)
+    assert list(bucket.run.snapshots) == [bucket.snapshot(2).id]
+    # Nobody said goodbye; that a start then waits a while is tested elsewhere.
+    successor = run(Job(bucket.url, 3, options={"takeover_seconds": 0.0}), tmp_path)
+    assert [outcome.steps for outcome in successor] == [(3,), (3,)]
+
+
+def test_the_failed_upload_of_one_rank_is_raised_on_all(bucket: Bucket, tmp_path: Path) -> None:
+    outcomes = run(Job(bucket.url, 5, on_upload=partial(refuse, who=1)), tmp_path)
+    assert [outcome.error[0] for outcome in outcomes if outcome.error] == ["StoreError"] * 2
+    assert not bucket.run.snapshots
+    assert not list(bucket.store.list("step-"))
+
+
+def test_damage_seen_by_one_rank_moves_all_to_the_snapshot_before(bucket: Bucket, tmp_path: Path) -> None:
+    run(Job(bucket.url, 4, sharding="fsdp2"), tmp_path)
+    bucket.damage(4, "__1_0.distcp")
+    outcomes = run(Job(bucket.url, 5, sharding="fsdp2"), tmp_path)
+    assert [outcome.steps for outcome in outcomes] == [(3, 4, 5)] * 2
+    failed, restored = bucket.bodies(RestoreFinished)
+    assert (failed.restored, failed.evidence) == (False, "ChecksumMismatch")
+    assert (restored.restored, restored.snapshot) == (True, bucket.snapshot(2).id)
+
+
+def test_all_ranks_of_a_fenced_attempt_stop(bucket: Bucket, tmp_path: Path) -> None:
+    first = Ranks(Job(bucket.url, 200, every_steps=None, on_step=dawdle), tmp_path)
+    deadline = time.monotonic() + 30
+    while not bucket.bodies(AttemptStarted) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run(Job(bucket.url, 1, options={"takeover_seconds": 0.0}), tmp_path)
+    assert [outcome.error[0] for outcome in first.wait() if outcome.error] == ["FencedError"] * 2
+    assert [commit.attempt for commit in bucket.bodies(SnapshotCommitted)] == [2]

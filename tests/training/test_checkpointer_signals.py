@@ -1,0 +1,118 @@
+"""SIGTERM is noticed when it arrives, whatever the main thread is doing, and by this process only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
+
+
+@pytest.fixture
+def watch() -> Iterator[TerminationWatch]:
+    watch = TerminationWatch(30.0)
+    watch.install()
+    yield watch
+    watch.remove()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_nothing_is_to_stop_before_sigterm(watch: TerminationWatch) -> None:
+    assert watch.stop() is None
+
+
+def test_sigterm_starts_the_grace_period(watch: TerminationWatch) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert eventually(lambda: watch.stop() is not None)
+    stop = watch.stop()
+    assert stop is not None
+    assert 25 < stop.remaining_seconds <= 30
+    assert not stop.repeated
+
+
+def test_a_second_sigterm_is_told_apart(watch: TerminationWatch) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert eventually(lambda: watch.stop() is not None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert eventually(lambda: (stop := watch.stop()) is not None and stop.repeated)
+
+
+def test_the_grace_period_runs_while_the_main_thread_sits_in_c_code(watch: TerminationWatch) -> None:
+    sent = []
+
+    def send() -> None:
+        time.sleep(0.05)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    began = time.monotonic()
+    # One call into OpenSSL that no signal interrupts: a Python handler would run only after it.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)
+    busy_until = time.monotonic()
+    sender.join()
+    stop = watch.stop()
+    assert stop is not None
+    noticed = time.monotonic() - (30.0 - stop.remaining_seconds)
+    assert busy_until - began > 0.3, "the call was too short to prove anything"
+    assert noticed < busy_until - 0.1
+    assert noticed == pytest.approx(sent[0], abs=0.1)
+
+
+def test_a_former_handler_is_still_called_and_comes_back() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        former = signal.getsignal(signal.SIGTERM)
+        watch = TerminationWatch(30.0)
+        watch.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert eventually(lambda: bool(heard))
+        watch.remove()
+        watch.remove()
+        assert signal.getsignal(signal.SIGTERM) is former
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_forked_child_dies_of_its_own_sigterm_and_does_not_tell_its_parent(watch: TerminationWatch) -> None:
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(told, b".")
+        time.sleep(30)
+        os._exit(0)
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+    time.sleep(0.1)
+    assert watch.stop() is None
+
+
+def test_outside_the_main_thread_sigterm_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    former = signal.getsignal(signal.SIGTERM)
+    watch = TerminationWatch(30.0)
+    thread = threading.Thread(target=watch.install)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is former
+    assert "SIGTERM is not watched" in caplog.text
+
+
+def test_termination_exits_like_a_process_killed_by_sigterm() -> None:
+    assert Terminated(7, 5).code == 143
