@@ -53,7 +53,7 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
     async def stop(**_: Any) -> None:
         await operator.stop()
 
-    @kopf.on.probe(registry=registry)
+    @kopf.on.probe(registry=registry, id="healthy")
     async def healthy(**_: Any) -> str:
         complaint = operator.complaint()
         if complaint:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -25,11 +26,15 @@ Body = dict[str, Any]
 
 
 class KubeError(Exception):
-    """A request to the API server failed. The message holds neither bodies nor headers, which may quote Secrets."""
+    """A request to the API server failed. The message holds neither bodies nor headers, which may quote Secrets.
 
-    def __init__(self, operation: str, subject: str, error: ApiException) -> None:
-        super().__init__(f"{operation} {subject}: the API server answered {error.status} {error.reason}")
-        self.status = error.status
+    Attributes:
+        status: HTTP status of the answer, or 0 when there was none.
+    """
+
+    def __init__(self, operation: str, subject: str, cause: str, *, status: int = 0) -> None:
+        super().__init__(f"{operation} {subject}: {cause}")
+        self.status = status
 
 
 class Kube:
@@ -202,7 +207,10 @@ async def _answer(operation: str, subject: str, call: Awaitable[Any]) -> Any:
         return await call
     except ApiException as error:
         # Its text has the response's body and headers; only the status goes on.
-        raise KubeError(operation, subject, error) from None
+        cause = f"the API server answered {error.status} {error.reason}"
+        raise KubeError(operation, subject, cause, status=error.status or 0) from None
+    except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+        raise KubeError(operation, subject, f"no answer from the API server: {type(error).__name__}") from error
 
 
 async def _found(operation: str, subject: str, call: Awaitable[Any]) -> Any:

@@ -42,6 +42,8 @@ class WorkQueue(Generic[K]):
     Args:
         workers: How many keys are worked on at the same time.
         random_share: Intervals are shortened by up to this share, so that keys do not fall into step.
+        spacing: Seconds between two calls for one key, however often it asks: the events of a thousand starting pods
+            come one by one.
     """
 
     def __init__(
@@ -51,11 +53,14 @@ class WorkQueue(Generic[K]):
         workers: int = 8,
         backoff: Backoff | None = None,
         random_share: float = 0.2,
+        spacing: float = 1.0,
     ) -> None:
         self._work = work
         self._workers = workers
         self._backoff = backoff or Backoff()
         self._random_share = random_share
+        self._spacing = spacing
+        self._ended: dict[K, float] = {}
         self._wanted: dict[K, bool] = {}
         self._ready: asyncio.Queue[K] = asyncio.Queue()
         self._busy: dict[K, float] = {}
@@ -100,7 +105,15 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         waiting = key in self._wanted
         self._wanted[key] = thorough or self._wanted.get(key, False)
+        # Who waits already has its place in the queue; who is being worked on gets one at the end of that.
         if not waiting and key not in self._busy:
+            self._enqueue(key)
+
+    def _enqueue(self, key: K) -> None:
+        rest = self._ended.get(key, float("-inf")) + self._spacing - time.monotonic()
+        if rest > 0:
+            asyncio.get_running_loop().call_later(rest, self._ready.put_nowait, key)
+        else:
             self._ready.put_nowait(key)
 
     def _later(self, key: K, seconds: float, *, thorough: bool) -> None:
@@ -121,8 +134,11 @@ class WorkQueue(Generic[K]):
                 await self._call(key, thorough)
             finally:
                 del self._busy[key]
+                self._ended[key] = time.monotonic()
                 if key in self._wanted:
-                    self._ready.put_nowait(key)
+                    self._enqueue(key)
+                elif key not in self._timers:
+                    del self._ended[key]  # forgotten
 
     async def _call(self, key: K, thorough: bool) -> None:
         try:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoint_operator import execute, plan, resources, story
-from checkpoint_operator.actions import PublishPointer
+from checkpoint_operator.actions import MirrorAction, PublishPointer, ReportMirror
 from checkpoint_operator.health import fault_of
-from checkpoint_operator.kube import Kube
+from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Key, Observed
 from checkpoint_operator.observe import Memory, Observer
@@ -28,6 +28,9 @@ from checkpoint_sidecar.core.log import StoredEntry
 
 MAX_ROUNDS = 6
 """Rounds of one pass; enough for claim, configure, verify, retire and purge. What is left is for the next pass."""
+
+CONTINUE_SECONDS = 2.0
+"""Until that next pass, so that one large backlog does not keep the other Checkpoints waiting."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +83,14 @@ class Reconciler:
             Seconds until the next look, or None when the Checkpoint is gone.
 
         Raises:
-            Retry: The store cannot be used now.
-            KubeError: The API server failed.
+            Retry: The store or the API server cannot be used now.
         """
+        try:
+            return await self._pass(key, thorough)
+        except KubeError as error:
+            raise Retry(str(error)) from error
+
+    async def _pass(self, key: Key, thorough: bool) -> float | None:
         memory = self._memories.setdefault(key, Memory())
         if not thorough and not await self._something_new(memory):
             return self._interval(memory)
@@ -94,7 +102,7 @@ class Reconciler:
             observed = await self._act(observed, memory)
             observed, entries = await self._news(observed, memory)
             await self._report(observed, entries)
-            await execute.mirror(plan.mirror_actions(observed), self._kube, namespace=key.namespace)
+            await self._mirror(observed)
         self._remember(observed, memory)
         fault = fault_of(observed)
         if fault is None:
@@ -146,7 +154,7 @@ class Reconciler:
     async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
         """Write the status if it changed, and after it the Events that tell why."""
         checkpoint = observed.checkpoint
-        status = _cleaned(status_of(observed), self._redactor)
+        status = self._redactor.clean_all(status_of(observed))
         ready = resources.conditions_of(status).get(ConditionType.READY, {})
         self._metrics.observe(observed, ready=ready.get("status") == "True")
         if status == checkpoint.status:
@@ -170,6 +178,19 @@ class Reconciler:
                 )
             )
 
+    async def _mirror(self, observed: Observed) -> None:
+        """Bring the CheckpointSnapshot objects in line with the log."""
+        stored = {mirror.name: mirror.status for mirror in observed.mirrors}
+        planned: list[MirrorAction] = []
+        for action in plan.mirror_actions(observed):
+            if isinstance(action, ReportMirror):
+                cleaned = self._redactor.clean_all(action.status)
+                if cleaned != stored[action.name]:
+                    planned.append(replace(action, status=cleaned))
+            else:
+                planned.append(action)
+        await execute.mirror(planned, self._kube, namespace=observed.checkpoint.key.namespace)
+
     def _count_losses(self, key: Key, status: Mapping[str, Any]) -> None:
         restore = status.get("lastRestore", {})
         if restore.get("lostSteps") is not None:
@@ -188,6 +209,8 @@ class Reconciler:
             memory.changed_at = time.monotonic()
 
         due = plan.next_look(observed)
+        if plan.store_actions(observed):
+            due = CONTINUE_SECONDS
         memory.due_at = float("inf") if due is None else time.monotonic() + due
 
     def _interval(self, memory: Memory) -> float:
@@ -201,12 +224,6 @@ class Reconciler:
         self._metrics.forget(key)
         for other in self._prefixes.forget(key):
             self._wake(other)
-
-
-def _cleaned(status: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
-    conditions = status.get("conditions", ())
-    cleaned = [{**condition, "message": redactor.clean(condition["message"])} for condition in conditions]
-    return {**status, "conditions": cleaned}
 
 
 def _condition_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Happening, ...]:

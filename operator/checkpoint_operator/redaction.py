@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _HIDDEN = "[redacted]"
 # Names are no secrets, and replacing something short would tear other words apart.
@@ -34,6 +35,16 @@ class Redactor:
         long_enough = {value.strip() for value in values if len(value.strip()) >= _SHORTEST}
         with self._lock:
             self._values |= long_enough
+
+    def clean_all(self, value: Any) -> Any:
+        """A JSON value with every string in it cleaned."""
+        if isinstance(value, str):
+            return self.clean(value)
+        if isinstance(value, Mapping):
+            return {key: self.clean_all(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self.clean_all(each) for each in value]
+        return value
 
     def clean(self, text: str) -> str:
         """``text`` without secrets."""

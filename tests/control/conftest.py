@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -14,6 +16,7 @@ from moto.server import ThreadedMotoServer
 from admission import Namespace
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
+from localcluster.requirements import binary
 from operators import OperatorProcess
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -38,12 +41,12 @@ def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..
     """Starts an operator that serves the fresh namespace; it is stopped after the test."""
     started: list[OperatorProcess] = []
 
-    def start(*arguments: str) -> OperatorProcess:
+    def start(*arguments: str, kubeconfig: Path = namespace.api.kubeconfig) -> OperatorProcess:
         log = tmp_path / f"operator-{len(started)}.log"
         command = [sys.executable, "-m", "checkpoint_operator", f"--namespace={namespace.name}", *arguments]
         # Without the credentials of whoever runs the tests: an operator must not find an identity by accident.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-        environment["KUBECONFIG"] = str(namespace.api.kubeconfig)
+        environment["KUBECONFIG"] = str(kubeconfig)
         with log.open("w") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         started.append(OperatorProcess(process, log))
@@ -76,3 +79,32 @@ def moto_endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture
+def chart_rights(namespace: Namespace, tmp_path: Path) -> Path:
+    """A kubeconfig of the chart's service account, with the rights the chart gives it in the fresh namespace."""
+    if binary("helm") is None:
+        pytest.skip("helm is not built: run `python -m localcluster.build`")
+    name, api = namespace.name, namespace.api
+    only = ["--set=crds.enabled=false", "--set=injection.mode=Off", f"--set=watchNamespaces={{{name}}}"]
+    api.helm("install", name, str(CRDS.parent / "charts" / "checkpoint-operator"), f"--namespace={name}", *only)
+    account = json.loads(namespace.kubectl("get", "deployments", "--output=json"))["items"][0]["spec"]["template"][
+        "spec"
+    ]["serviceAccountName"]
+    token = namespace.kubectl("create", "token", account).strip()
+    path = tmp_path / "chart.kubeconfig"
+    path.write_text(json.dumps(_kubeconfig(api, token)))
+    return path
+
+
+def _kubeconfig(api: ApiServer, token: str) -> dict[str, Any]:
+    authority = str(api.directory / "pki" / "ca.crt")
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "chart",
+        "contexts": [{"name": "chart", "context": {"cluster": "chart", "user": "chart"}}],
+        "clusters": [{"name": "chart", "cluster": {"server": api.url, "certificate-authority": authority}}],
+        "users": [{"name": "chart", "user": {"token": token}}],
+    }

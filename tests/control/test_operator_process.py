@@ -222,6 +222,19 @@ def _get(url: str) -> str:
         return text
 
 
+def test_the_rights_that_the_chart_gives_are_enough(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer, chart_rights: Path
+) -> None:
+    operator = start_operator(FILES, f"--cluster-id={namespace.api.uid}", kubeconfig=chart_rights)
+    run = create(namespace, url, retention={"keepLast": 1, "gracePeriod": "0s"})
+    run.becomes("Ready", "True", "Configured")
+    trainer.start()
+    snapshots = [trainer.commit(step) for step in (100, 200)]
+    run.eventually(lambda it: list(it.snapshots()) == [f"run-{snapshots[-1].id}"])
+    run.eventually(lambda it: "SnapshotPurged" in it.events())
+    assert "403" not in operator.logged
+
+
 # What goes wrong
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -14,9 +15,11 @@ QUICK = Backoff(first=0.01, longest=0.02)
 Work = Callable[[str, bool], Awaitable[float | None]]
 
 
-def run(work: Work, script: Callable[[WorkQueue[str]], Awaitable[None]], *, workers: int = 4) -> None:
+def run(
+    work: Work, script: Callable[[WorkQueue[str]], Awaitable[None]], *, workers: int = 4, spacing: float = 0
+) -> None:
     async def play() -> None:
-        queue = WorkQueue(work, workers=workers, backoff=QUICK)
+        queue = WorkQueue(work, workers=workers, backoff=QUICK, spacing=spacing)
         queue.start()
         try:
             await script(queue)
@@ -143,3 +146,20 @@ def test_a_hanging_call_shows_in_its_age() -> None:
         assert queue.alive
 
     run(work, script)
+
+
+def test_a_key_that_never_stops_asking_is_served_at_intervals() -> None:
+    calls: list[float] = []
+
+    async def work(_: str, __: bool) -> float:
+        calls.append(asyncio.get_running_loop().time())
+        return 3600
+
+    async def script(queue: WorkQueue[str]) -> None:
+        for _ in range(60):
+            queue.add("a")
+            await asyncio.sleep(0.005)
+
+    run(work, script, spacing=0.1)
+    assert 3 <= len(calls) <= 5
+    assert all(second - first > 0.09 for first, second in itertools.pairwise(calls))
