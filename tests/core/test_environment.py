@@ -56,3 +56,29 @@ def test_a_pod_that_was_not_injected_is_told_how_to_become_one() -> None:
 def test_a_variable_that_makes_no_sense_is_named(variable: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=variable.rsplit("_", 1)[0]):
         RunEnvironment.parse({**INJECTED, variable: value})
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        pytest.param({}, 30, id="the-default-of-kubernetes"),
+        pytest.param({"CHECKPOINT_GRACE_SECONDS": "120"}, 120, id="the-pods-own"),
+        pytest.param({"CHECKPOINT_GRACE_SECONDS": "120", "TORCHELASTIC_RUN_ID": "x"}, 30, id="torchrun-kills-first"),
+        pytest.param(
+            {
+                "CHECKPOINT_GRACE_SECONDS": "120",
+                "TORCHELASTIC_RUN_ID": "x",
+                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "115",
+            },
+            115,
+            id="torchrun-was-told-to-wait",
+        ),
+        pytest.param(
+            {"CHECKPOINT_GRACE_SECONDS": "120", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "115"}, 120, id="without-torchrun"
+        ),
+    ],
+)
+def test_the_grace_period_ends_when_the_first_of_pod_and_torchrun_kills(
+    environ: dict[str, str], expected: float
+) -> None:
+    assert RunEnvironment.parse({**INJECTED, **environ}).grace_seconds == expected

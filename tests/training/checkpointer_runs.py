@@ -57,7 +57,7 @@ class Training:
 
 
 @dataclass
-class Bucket:
+class RunStorage:
     """A run's place in a real store, as its operator sees it."""
 
     url: str
@@ -123,10 +123,10 @@ EVERY_STEP = SavePolicy(every_steps=1, every_seconds=None)
 
 
 @contextmanager
-def started(bucket: Bucket, training: Training | None = None, **options: Any) -> Iterator[Checkpointer]:
+def started(storage: RunStorage, training: Training | None = None, **options: Any) -> Iterator[Checkpointer]:
     """A checkpointer that has restored, and saves only when told."""
     options = {"save": ONLY_WHEN_TOLD} | options
-    with Checkpointer((training or Training()).state, bucket.url, **options) as checkpointer:
+    with Checkpointer((training or Training()).state, storage.url, **options) as checkpointer:
         checkpointer.restore()
         yield checkpointer
 

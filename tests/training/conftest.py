@@ -9,12 +9,12 @@ import pytest
 
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer, session
-from training.checkpointer_runs import Bucket, Watched
+from training.checkpointer_runs import RunStorage, Watched
 
 
 @pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    return Bucket(f"file://{tmp_path}/run")
+def storage(tmp_path: Path) -> RunStorage:
+    return RunStorage(f"file://{tmp_path}/run")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.core.progress import decode
 from checkpoint_sidecar.training.session import Session
-from training.checkpointer_runs import EVERY_STEP, Bucket, Training, started, train_until
+from training.checkpointer_runs import EVERY_STEP, RunStorage, Training, started, train_until
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
@@ -42,38 +42,38 @@ pytestmark = [
 # Saving and restoring
 
 
-def test_an_interrupted_run_ends_like_an_undisturbed_one(bucket: Bucket) -> None:
-    bucket.train(3)
-    resumed = bucket.train(7)
-    assert bucket.trained == [1, 2, 3, 4, 5, 6, 7]
-    assert resumed.fingerprint() == Bucket(f"{bucket.url}-undisturbed").train(7).fingerprint()
+def test_an_interrupted_run_ends_like_an_undisturbed_one(storage: RunStorage) -> None:
+    storage.train(3)
+    resumed = storage.train(7)
+    assert storage.trained == [1, 2, 3, 4, 5, 6, 7]
+    assert resumed.fingerprint() == RunStorage(f"{storage.url}-undisturbed").train(7).fingerprint()
 
 
-def test_saves_happen_when_due_and_at_the_end(bucket: Bucket) -> None:
-    bucket.train(5)
-    commits = bucket.bodies(SnapshotCommitted)
+def test_saves_happen_when_due_and_at_the_end(storage: RunStorage) -> None:
+    storage.train(5)
+    commits = storage.bodies(SnapshotCommitted)
     assert [(c.step, c.trigger) for c in commits] == [(2, "Schedule"), (4, "Schedule"), (5, "Final")]
     assert [c.parent for c in commits] == ["", commits[0].snapshot, commits[1].snapshot]
 
 
-def test_a_last_step_that_is_saved_is_not_saved_again(bucket: Bucket) -> None:
-    bucket.train(4)
-    assert [c.trigger for c in bucket.bodies(SnapshotCommitted)] == ["Schedule", "Schedule"]
+def test_a_last_step_that_is_saved_is_not_saved_again(storage: RunStorage) -> None:
+    storage.train(4)
+    assert [c.trigger for c in storage.bodies(SnapshotCommitted)] == ["Schedule", "Schedule"]
 
 
-def test_a_finished_run_trains_nothing_more(bucket: Bucket) -> None:
-    bucket.train(4)
-    bucket.train(4)
-    assert bucket.trained == [1, 2, 3, 4]
-    assert len(bucket.run.snapshots) == 2
+def test_a_finished_run_trains_nothing_more(storage: RunStorage) -> None:
+    storage.train(4)
+    storage.train(4)
+    assert storage.trained == [1, 2, 3, 4]
+    assert len(storage.run.snapshots) == 2
 
 
-def test_a_commit_says_what_was_saved(bucket: Bucket) -> None:
-    training = bucket.train(2)
-    snapshot = bucket.snapshot(2)
+def test_a_commit_says_what_was_saved(storage: RunStorage) -> None:
+    training = storage.train(2)
+    snapshot = storage.snapshot(2)
     folder = layout.parse_save_folder(snapshot.commit.path)
     stored = manifest.decode(
-        bucket.store.get(folder.manifest, max_bytes=1 << 20).data,
+        storage.store.get(folder.manifest, max_bytes=1 << 20).data,
         expected_digest=snapshot.commit.manifest_digest,
         subject="",
     )
@@ -84,60 +84,60 @@ def test_a_commit_says_what_was_saved(bucket: Bucket) -> None:
     assert training.seen == {"samples": 3}
 
 
-def test_save_returns_when_the_snapshot_is_committed(bucket: Bucket) -> None:
-    with started(bucket) as checkpointer:
-        assert checkpointer.save(1) == bucket.snapshot(1).id
-        assert bucket.snapshot(1).commit.trigger == "Manual"
+def test_save_returns_when_the_snapshot_is_committed(storage: RunStorage) -> None:
+    with started(storage) as checkpointer:
+        assert checkpointer.save(1) == storage.snapshot(1).id
+        assert storage.snapshot(1).commit.trigger == "Manual"
 
 
-def test_torchs_own_reader_finds_every_step(bucket: Bucket) -> None:
+def test_torchs_own_reader_finds_every_step(storage: RunStorage) -> None:
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    training = bucket.train(2)
+    training = storage.train(2)
     weights = {"model": {name: torch.zeros_like(t) for name, t in training.model.state_dict().items()}}
-    load(weights, storage_reader=FileSystemReader(f"{bucket.url.removeprefix('file://')}/step-00000002"))
+    load(weights, storage_reader=FileSystemReader(f"{storage.url.removeprefix('file://')}/step-00000002"))
     assert all(torch.equal(weights["model"][name], t) for name, t in training.model.state_dict().items())
 
 
-def test_training_goes_on_while_the_upload_runs(bucket: Bucket, on_upload: Any) -> None:
+def test_training_goes_on_while_the_upload_runs(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
     on_upload(lambda key: let_go.wait(10) if "step-00000002" in key else None)
     training = Training()
-    with started(bucket, training, save=SavePolicy(every_steps=2, every_seconds=None)) as checkpointer:
+    with started(storage, training, save=SavePolicy(every_steps=2, every_seconds=None)) as checkpointer:
         for step in (1, 2, 3):
             training.train(step)
             checkpointer.step(step)
-        assert not bucket.run.snapshots
+        assert not storage.run.snapshots
         let_go.set()
         checkpointer.wait()
     # What was saved is the state of step 2, although step 3 has changed every weight since.
     restored = Training()
-    with Checkpointer(restored.state, bucket.url) as checkpointer:
+    with Checkpointer(restored.state, storage.url) as checkpointer:
         checkpointer.restore()
-        assert restored.fingerprint() == Bucket(f"{bucket.url}-undisturbed").train(2).fingerprint()
+        assert restored.fingerprint() == RunStorage(f"{storage.url}-undisturbed").train(2).fingerprint()
 
 
-def test_a_second_save_waits_for_the_first(bucket: Bucket, on_upload: Any) -> None:
+def test_a_second_save_waits_for_the_first(storage: RunStorage, on_upload: Any) -> None:
     on_upload(lambda _: threading.Event().wait(0.02))
-    bucket.train(4, save=EVERY_STEP)
-    assert [c.step for c in bucket.bodies(SnapshotCommitted)] == [1, 2, 3, 4]
+    storage.train(4, save=EVERY_STEP)
+    assert [c.step for c in storage.bodies(SnapshotCommitted)] == [1, 2, 3, 4]
 
 
-def test_a_second_save_may_be_skipped_instead(bucket: Bucket, on_upload: Any) -> None:
+def test_a_second_save_may_be_skipped_instead(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
     on_upload(lambda key: let_go.wait(10) if "step-00000001" in key else None)
     training = Training()
     save = SavePolicy(every_steps=1, every_seconds=None)
-    with started(bucket, training, save=save, while_saving="skip") as checkpointer:
+    with started(storage, training, save=save, while_saving="skip") as checkpointer:
         checkpointer.step(1)
         checkpointer.step(2)
         let_go.set()
         checkpointer.wait()
         checkpointer.step(3)
-    assert [c.step for c in bucket.bodies(SnapshotCommitted)] == [1, 3]
+    assert [c.step for c in storage.bodies(SnapshotCommitted)] == [1, 3]
 
 
-def test_a_failed_upload_surfaces_at_the_next_step_and_leaves_nothing(bucket: Bucket, on_upload: Any) -> None:
+def test_a_failed_upload_surfaces_at_the_next_step_and_leaves_nothing(storage: RunStorage, on_upload: Any) -> None:
     failures = [StoreError("upload", "a key", "the disk is full")]
 
     def fail_once(key: str) -> None:
@@ -146,23 +146,23 @@ def test_a_failed_upload_surfaces_at_the_next_step_and_leaves_nothing(bucket: Bu
 
     on_upload(fail_once)
     training = Training()
-    with started(bucket, training, save=SavePolicy(every_steps=2, every_seconds=None)) as checkpointer:
+    with started(storage, training, save=SavePolicy(every_steps=2, every_seconds=None)) as checkpointer:
         with pytest.raises(StoreError, match="the disk is full"):
             train_until(lambda: False, checkpointer, training)
-        assert not [info.key for info in bucket.store.list("step-")]
+        assert not [info.key for info in storage.store.list("step-")]
         checkpointer.step(1000)
-    assert [c.step for c in bucket.bodies(SnapshotCommitted)] == [1000]
+    assert [c.step for c in storage.bodies(SnapshotCommitted)] == [1000]
 
 
-def test_a_failed_upload_surfaces_at_the_latest_when_the_run_is_closed(bucket: Bucket, on_upload: Any) -> None:
+def test_a_failed_upload_surfaces_at_the_latest_when_the_run_is_closed(storage: RunStorage, on_upload: Any) -> None:
     on_upload(lambda _: (_ for _ in ()).throw(StoreError("upload", "a key", "the disk is full")))
-    with pytest.raises(StoreError, match="the disk is full"), started(bucket, save=EVERY_STEP) as checkpointer:
+    with pytest.raises(StoreError, match="the disk is full"), started(storage, save=EVERY_STEP) as checkpointer:
         checkpointer.step(1)
 
 
-def test_an_error_of_the_training_loop_is_not_replaced(bucket: Bucket, on_upload: Any) -> None:
+def test_an_error_of_the_training_loop_is_not_replaced(storage: RunStorage, on_upload: Any) -> None:
     on_upload(lambda _: (_ for _ in ()).throw(StoreError("upload", "a key", "the disk is full")))
-    with pytest.raises(ZeroDivisionError), started(bucket, save=EVERY_STEP) as checkpointer:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), started(storage, save=EVERY_STEP) as checkpointer:  # noqa: PT012
         checkpointer.step(1)
         raise ZeroDivisionError
 
@@ -175,68 +175,70 @@ def test_an_error_of_the_training_loop_is_not_replaced(bucket: Bucket, on_upload
 )
 @pytest.mark.parametrize("policy", ["Never", "Skip", "Replace"])
 def test_saving_a_step_twice_follows_the_overwrite_policy(
-    bucket: Bucket, policy: OverwritePolicy, in_the_log: bool
+    storage: RunStorage, policy: OverwritePolicy, in_the_log: bool
 ) -> None:
     if in_the_log:
-        bucket.restored_step()
-        bucket.configure(overwrite=policy)
-    with started(bucket, overwrite="Never" if in_the_log else policy) as checkpointer:
+        storage.restored_step()
+        storage.configure(overwrite=policy)
+    with started(storage, overwrite="Never" if in_the_log else policy) as checkpointer:
         first = checkpointer.save(1)
         if policy == "Never":
             with pytest.raises(CheckpointExistsError, match="Checkpoint already exists"):
                 checkpointer.save(1)
         else:
             assert (checkpointer.save(1) == first) is (policy == "Skip")
-    commits = bucket.bodies(SnapshotCommitted)
+    commits = storage.bodies(SnapshotCommitted)
     assert [c.replaces for c in commits] == ["", first][: 1 + (policy == "Replace")]
 
 
-def test_an_upload_whose_step_was_saved_meanwhile_is_given_up(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    with started(bucket, overwrite="Skip") as checkpointer:
+def test_an_upload_whose_step_was_saved_meanwhile_is_given_up(
+    storage: RunStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(storage, overwrite="Skip") as checkpointer:
         first = checkpointer.save(1)
         # Past the checks before the upload, as if another save of the step had been committed during it.
         monkeypatch.setattr(Session, "admit", lambda *_: None)
         assert checkpointer.save(1) == first
-    assert len([info for info in bucket.store.list("step-") if info.key.endswith("manifest.json")]) == 1
+    assert len([info for info in storage.store.list("step-") if info.key.endswith("manifest.json")]) == 1
 
 
 # Whose run it is
 
 
-def test_a_prefix_of_another_run_is_refused(bucket: Bucket) -> None:
-    bucket.train(1, run="mine")
+def test_a_prefix_of_another_run_is_refused(storage: RunStorage) -> None:
+    storage.train(1, run="mine")
     with pytest.raises(PrefixClaimedError, match="claimed by local/local/mine"):
-        bucket.train(2, run="yours")
-    assert len(bucket.bodies(AttemptStarted)) == 1
+        storage.train(2, run="yours")
+    assert len(storage.bodies(AttemptStarted)) == 1
 
 
-def test_a_later_attempt_fences_the_first(bucket: Bucket, quick_polls: None) -> None:
+def test_a_later_attempt_fences_the_first(storage: RunStorage, quick_polls: None) -> None:
     training = Training()
-    with pytest.raises(FencedError, match="attempt 2 has started"), started(bucket, training) as first:  # noqa: PT012
+    with pytest.raises(FencedError, match="attempt 2 has started"), started(storage, training) as first:  # noqa: PT012
         first.save(1)
-        with started(bucket, takeover_seconds=0.0):
+        with started(storage, takeover_seconds=0.0):
             with pytest.raises(FencedError):
                 train_until(lambda: False, first, training)
             with pytest.raises(FencedError):
                 first.save(2)
-    assert [c.attempt for c in bucket.bodies(SnapshotCommitted)] == [1]
+    assert [c.attempt for c in storage.bodies(SnapshotCommitted)] == [1]
 
 
-def test_a_fenced_upload_is_never_committed(bucket: Bucket, on_upload: Any) -> None:
+def test_a_fenced_upload_is_never_committed(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
     on_upload(lambda key: let_go.wait(10) if "step-00000001" in key else None)
-    with pytest.raises(FencedError), started(bucket, save=EVERY_STEP) as first:  # noqa: PT012
+    with pytest.raises(FencedError), started(storage, save=EVERY_STEP) as first:  # noqa: PT012
         first.step(1)
-        with started(bucket, takeover_seconds=0.0):
+        with started(storage, takeover_seconds=0.0):
             let_go.set()
             first.wait()
-    assert not bucket.run.snapshots
-    assert not [info.key for info in bucket.store.list("step-")]
+    assert not storage.run.snapshots
+    assert not [info.key for info in storage.store.list("step-")]
 
 
-def test_an_attempt_says_goodbye_so_that_the_next_does_not_wait(bucket: Bucket) -> None:
-    bucket.train(3)
-    progress = decode(bucket.store.get("_progress.json", max_bytes=4096).data)
+def test_an_attempt_says_goodbye_so_that_the_next_does_not_wait(storage: RunStorage) -> None:
+    storage.train(3)
+    progress = decode(storage.store.get("_progress.json", max_bytes=4096).data)
     assert progress is not None
     assert (progress.attempt, progress.step, progress.ended) == (1, 3, True)
 
@@ -244,29 +246,29 @@ def test_an_attempt_says_goodbye_so_that_the_next_does_not_wait(bucket: Bucket) 
 # Word from the operator, through the log
 
 
-def test_a_save_is_made_on_request_and_says_which(bucket: Bucket, quick_polls: None) -> None:
+def test_a_save_is_made_on_request_and_says_which(storage: RunStorage, quick_polls: None) -> None:
     training = Training()
-    with started(bucket, training) as checkpointer:
-        bucket.append(SaveRequested("before-the-upgrade", 1))
-        train_until(lambda: bool(bucket.run.snapshots), checkpointer, training)
-    (commit,) = bucket.bodies(SnapshotCommitted)
+    with started(storage, training) as checkpointer:
+        storage.append(SaveRequested("before-the-upgrade", 1))
+        train_until(lambda: bool(storage.run.snapshots), checkpointer, training)
+    (commit,) = storage.bodies(SnapshotCommitted)
     assert (commit.trigger, commit.save_request) == ("Request", "before-the-upgrade")
 
 
-def test_a_notice_of_eviction_makes_one_save(bucket: Bucket, quick_polls: None) -> None:
+def test_a_notice_of_eviction_makes_one_save(storage: RunStorage, quick_polls: None) -> None:
     training = Training()
-    with started(bucket, training) as checkpointer:
-        bucket.append(EvictionNoticed(1, PodIdentity("llama-0", "u"), "drained"))
-        train_until(lambda: bool(bucket.run.snapshots), checkpointer, training)
-    assert [c.trigger for c in bucket.bodies(SnapshotCommitted)] == ["Eviction"]
+    with started(storage, training) as checkpointer:
+        storage.append(EvictionNoticed(1, PodIdentity("llama-0", "u"), "drained"))
+        train_until(lambda: bool(storage.run.snapshots), checkpointer, training)
+    assert [c.trigger for c in storage.bodies(SnapshotCommitted)] == ["Eviction"]
 
 
-def test_a_new_policy_is_followed_while_training(bucket: Bucket, quick_polls: None) -> None:
+def test_a_new_policy_is_followed_while_training(storage: RunStorage, quick_polls: None) -> None:
     training = Training()
-    with started(bucket, training) as checkpointer:
-        bucket.configure(save=EVERY_STEP)
-        train_until(lambda: bool(bucket.run.snapshots), checkpointer, training)
-    assert bucket.bodies(SnapshotCommitted)[0].trigger == "Schedule"
+    with started(storage, training) as checkpointer:
+        storage.configure(save=EVERY_STEP)
+        train_until(lambda: bool(storage.run.snapshots), checkpointer, training)
+    assert storage.bodies(SnapshotCommitted)[0].trigger == "Schedule"
 
 
 # Misuse
@@ -278,19 +280,22 @@ def test_a_pod_that_was_not_injected_is_told_so(monkeypatch: pytest.MonkeyPatch)
         Checkpointer.from_env(Training().state)
 
 
-def test_an_injected_pod_needs_no_arguments(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_injected_pod_needs_no_arguments(storage: RunStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     pod = {"CHECKPOINT_POD_NAME": "llama-0", "CHECKPOINT_POD_UID": "u1", "CHECKPOINT_GRACE_SECONDS": "90"}
-    for name, value in {"CHECKPOINT_RUN": "c1/team/llama", "CHECKPOINT_URL": bucket.url, **pod}.items():
+    for name, value in {"CHECKPOINT_RUN": "c1/team/llama", "CHECKPOINT_URL": storage.url, **pod}.items():
         monkeypatch.setenv(name, value)
     with Checkpointer.from_env(Training().state) as checkpointer:
         checkpointer.restore()
-    assert bucket.run.owner == Owner("c1", "team", "llama")
-    assert bucket.bodies(AttemptStarted)[0].pods == (PodIdentity("llama-0", "u1"),)
+    assert storage.run.owner == Owner("c1", "team", "llama")
+    assert storage.bodies(AttemptStarted)[0].pods == (PodIdentity("llama-0", "u1"),)
 
 
 @pytest.mark.parametrize("call", [lambda c: c.step(1), lambda c: c.save(1)], ids=["step", "save"])
-def test_nothing_is_saved_before_the_restore(bucket: Bucket, call: Callable[[Checkpointer], None]) -> None:
-    with Checkpointer(Training().state, bucket.url) as checkpointer, pytest.raises(ConfigurationError, match="restore"):
+def test_nothing_is_saved_before_the_restore(storage: RunStorage, call: Callable[[Checkpointer], None]) -> None:
+    with (
+        Checkpointer(Training().state, storage.url) as checkpointer,
+        pytest.raises(ConfigurationError, match="restore"),
+    ):
         call(checkpointer)
 
 
@@ -306,16 +311,16 @@ def test_every_public_name_can_be_imported() -> None:
         _ = checkpoint_sidecar.nonsense
 
 
-def test_the_story_of_an_attempt_can_be_read_in_the_log(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_story_of_an_attempt_can_be_read_in_the_log(storage: RunStorage, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "checkpoint_sidecar")
-    bucket.train(2)
-    bucket.train(3)
+    storage.train(2)
+    storage.train(3)
     story = [record.getMessage().partition(" (")[0].partition(" at ")[0] for record in caplog.records]
     assert story == [
         "attempt 1 of local/local/run",
         "nothing to restore: starting",
-        f"saved step 2 as {bucket.snapshot(2).id}",
+        f"saved step 2 as {storage.snapshot(2).id}",
         "attempt 2 of local/local/run",
-        f"restored step 2 from {bucket.url}/{bucket.snapshot(2).commit.path} in {caplog.records[4].args[-1]:.1f} s",
-        f"saved step 3 as {bucket.snapshot(3).id}",
+        f"restored step 2 from {storage.url}/{storage.snapshot(2).commit.path} in {caplog.records[4].args[-1]:.1f} s",
+        f"saved step 3 as {storage.snapshot(3).id}",
     ]

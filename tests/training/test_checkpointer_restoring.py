@@ -19,7 +19,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.policy import RestorePolicy, SavePolicy
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer
-from training.checkpointer_runs import Bucket, Training, Watched
+from training.checkpointer_runs import RunStorage, Training, Watched
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
@@ -27,13 +27,13 @@ pytestmark = [
 ]
 
 
-def test_a_damaged_snapshot_is_passed_over_with_evidence(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
-    bucket.train(4)
-    bucket.damage(4)
-    assert bucket.restored_step() == 2
-    failed, restored = bucket.bodies(RestoreFinished)
-    assert (failed.snapshot, failed.restored, failed.evidence) == (bucket.snapshot(4).id, False, "ChecksumMismatch")
-    assert (restored.snapshot, restored.restored, restored.verified) == (bucket.snapshot(2).id, True, "Checksums")
+def test_a_damaged_snapshot_is_passed_over_with_evidence(storage: RunStorage, caplog: pytest.LogCaptureFixture) -> None:
+    storage.train(4)
+    storage.damage(4)
+    assert storage.restored_step() == 2
+    failed, restored = storage.bodies(RestoreFinished)
+    assert (failed.snapshot, failed.restored, failed.evidence) == (storage.snapshot(4).id, False, "ChecksumMismatch")
+    assert (restored.snapshot, restored.restored, restored.verified) == (storage.snapshot(2).id, True, "Checksums")
     assert f"skipping snapshot {failed.snapshot}" in caplog.text
 
 
@@ -45,79 +45,79 @@ def test_a_damaged_snapshot_is_passed_over_with_evidence(bucket: Bucket, caplog:
         pytest.param("manifest.json", "MissingObject", id="manifest"),
     ],
 )
-def test_a_lost_object_is_evidence(bucket: Bucket, name: str, evidence: str) -> None:
-    bucket.train(4)
-    bucket.store.delete([f"{bucket.snapshot(4).commit.path}/{name}"])
-    assert bucket.restored_step() == 2
-    assert bucket.bodies(RestoreFinished)[0].evidence == evidence
+def test_a_lost_object_is_evidence(storage: RunStorage, name: str, evidence: str) -> None:
+    storage.train(4)
+    storage.store.delete([f"{storage.snapshot(4).commit.path}/{name}"])
+    assert storage.restored_step() == 2
+    assert storage.bodies(RestoreFinished)[0].evidence == evidence
 
 
-def test_when_every_snapshot_is_damaged_training_does_not_start_at_zero(bucket: Bucket) -> None:
-    bucket.train(4)
-    bucket.damage(2)
-    bucket.damage(4)
+def test_when_every_snapshot_is_damaged_training_does_not_start_at_zero(storage: RunStorage) -> None:
+    storage.train(4)
+    storage.damage(2)
+    storage.damage(4)
     for _ in range(3):  # also once both are quarantined
         with pytest.raises(RestoreError, match="does not start at step 0"):
-            bucket.train(6)
-    assert bucket.trained == [1, 2, 3, 4]
+            storage.train(6)
+    assert storage.trained == [1, 2, 3, 4]
 
 
-def test_no_more_snapshots_are_tried_than_the_policy_allows(bucket: Bucket) -> None:
-    bucket.train(8)
-    bucket.configure(restore=RestorePolicy(max_fallback=1))
+def test_no_more_snapshots_are_tried_than_the_policy_allows(storage: RunStorage) -> None:
+    storage.train(8)
+    storage.configure(restore=RestorePolicy(max_fallback=1))
     for step in (8, 6):
-        bucket.damage(step)
+        storage.damage(step)
     with pytest.raises(RestoreError, match="maxFallback is 1"):
-        bucket.train(9)
-    assert len(bucket.bodies(RestoreFinished)) == 2
+        storage.train(9)
+    assert len(storage.bodies(RestoreFinished)) == 2
 
 
-def test_a_retired_snapshot_is_the_last_resort(bucket: Bucket) -> None:
-    bucket.train(4)
-    bucket.append(SnapshotRetired(bucket.snapshot(2).id, ("NoRuleKeepsIt",)))
-    bucket.damage(4)
-    assert bucket.restored_step() == 2
-    assert bucket.snapshot(2).live
+def test_a_retired_snapshot_is_the_last_resort(storage: RunStorage) -> None:
+    storage.train(4)
+    storage.append(SnapshotRetired(storage.snapshot(2).id, ("NoRuleKeepsIt",)))
+    storage.damage(4)
+    assert storage.restored_step() == 2
+    assert storage.snapshot(2).live
 
 
-def test_a_rollback_acts_once(bucket: Bucket) -> None:
-    bucket.train(6)
-    bucket.append(RollbackRequested("rollback-1", bucket.snapshot(2).id))
-    bucket.train(3)
-    bucket.train(4)
-    assert bucket.trained == [1, 2, 3, 4, 5, 6, 3, 4]
+def test_a_rollback_acts_once(storage: RunStorage) -> None:
+    storage.train(6)
+    storage.append(RollbackRequested("rollback-1", storage.snapshot(2).id))
+    storage.train(3)
+    storage.train(4)
+    assert storage.trained == [1, 2, 3, 4, 5, 6, 3, 4]
 
 
-def test_a_fresh_start_must_be_asked_for(bucket: Bucket) -> None:
-    bucket.train(2)
-    bucket.configure(restore=RestorePolicy(mode="None"), save=SavePolicy(every_steps=2))
-    bucket.train(2)
-    bucket.train(3)
-    assert bucket.trained == [1, 2, 1, 2, 3]
+def test_a_fresh_start_must_be_asked_for(storage: RunStorage) -> None:
+    storage.train(2)
+    storage.configure(restore=RestorePolicy(mode="None"), save=SavePolicy(every_steps=2))
+    storage.train(2)
+    storage.train(3)
+    assert storage.trained == [1, 2, 1, 2, 3]
 
 
-def test_without_any_snapshot_the_policy_may_forbid_a_fresh_start(bucket: Bucket) -> None:
-    assert bucket.restored_step() == 0
-    bucket.configure(restore=RestorePolicy(on_missing="Fail"))
+def test_without_any_snapshot_the_policy_may_forbid_a_fresh_start(storage: RunStorage) -> None:
+    assert storage.restored_step() == 0
+    storage.configure(restore=RestorePolicy(on_missing="Fail"))
     with pytest.raises(RestoreError, match="nothing was ever committed"):
-        bucket.train(1)
+        storage.train(1)
 
 
-def test_a_snapshot_of_another_model_touches_nothing_and_is_not_blamed(bucket: Bucket) -> None:
-    bucket.train(2)
+def test_a_snapshot_of_another_model_touches_nothing_and_is_not_blamed(storage: RunStorage) -> None:
+    storage.train(2)
     other = Training(width=8)
     before = [p.detach().clone() for p in other.model.parameters()]
     with pytest.raises(IncompatibleSnapshotError):
-        bucket.train(3, other)
+        storage.train(3, other)
     assert all(torch.equal(a, b) for a, b in zip(before, other.model.parameters(), strict=True))
-    assert bucket.bodies(RestoreFinished)[-1].evidence == "None"
-    assert bucket.snapshot(2).failures == 0
+    assert storage.bodies(RestoreFinished)[-1].evidence == "None"
+    assert storage.snapshot(2).failures == 0
 
 
 def test_a_store_that_fails_interrupts_the_restore_and_blames_no_snapshot(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    storage: RunStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bucket.train(2)
+    storage.train(2)
 
     class Unreadable(Watched):
         def get_range(self, key: str, *_: int) -> bytes:
@@ -125,8 +125,8 @@ def test_a_store_that_fails_interrupts_the_restore_and_blames_no_snapshot(
 
     monkeypatch.setattr(checkpointer, "open_store", lambda s: Unreadable(open_store(s), lambda _: None))
     with pytest.raises(RestoreInterrupted, match="503 Slow Down"):
-        bucket.train(4)
+        storage.train(4)
     monkeypatch.undo()
-    bucket.train(4)
-    assert bucket.trained == [1, 2, 3, 4]
-    assert [outcome.evidence for outcome in bucket.bodies(RestoreFinished)] == ["None", "None"]
+    storage.train(4)
+    assert storage.trained == [1, 2, 3, 4]
+    assert [outcome.evidence for outcome in storage.bodies(RestoreFinished)] == ["None", "None"]

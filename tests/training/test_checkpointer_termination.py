@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.core.progress import decode
-from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, Bucket, started
+from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, RunStorage, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -33,22 +33,22 @@ def terminated_at(step: int, checkpointer: Checkpointer, *, signals: int = 1) ->
     return caught.value
 
 
-def commits(bucket: Bucket) -> list[tuple[int, str]]:
-    return [(commit.step, commit.trigger) for commit in bucket.bodies(SnapshotCommitted)]
+def commits(storage: RunStorage) -> list[tuple[int, str]]:
+    return [(commit.step, commit.trigger) for commit in storage.bodies(SnapshotCommitted)]
 
 
-def test_the_present_step_is_saved(bucket: Bucket) -> None:
-    with started(bucket) as checkpointer:
+def test_the_present_step_is_saved(storage: RunStorage) -> None:
+    with started(storage) as checkpointer:
         assert terminated_at(3, checkpointer).saved_step == 3
-    assert commits(bucket) == [(3, "Termination")]
+    assert commits(storage) == [(3, "Termination")]
 
 
-def test_a_running_save_is_finished_and_then_the_present_step_is_saved(bucket: Bucket, on_upload: Any) -> None:
+def test_a_running_save_is_finished_and_then_the_present_step_is_saved(storage: RunStorage, on_upload: Any) -> None:
     on_upload(lambda key: time.sleep(0.3) if key.endswith(".distcp") else None)
-    with started(bucket, save=EVERY_STEP) as checkpointer:
+    with started(storage, save=EVERY_STEP) as checkpointer:
         checkpointer.step(1)
         assert terminated_at(2, checkpointer).saved_step == 2
-    assert commits(bucket) == [(1, "Schedule"), (2, "Termination")]
+    assert commits(storage) == [(1, "Schedule"), (2, "Termination")]
 
 
 @pytest.mark.parametrize(
@@ -56,37 +56,37 @@ def test_a_running_save_is_finished_and_then_the_present_step_is_saved(bucket: B
     [pytest.param(False, 1, id="the-policy-says-so"), pytest.param(True, 2, id="sigterm-came-twice")],
 )
 def test_a_running_save_is_finished_although_no_new_one_is_wanted(
-    bucket: Bucket, on_upload: Any, on_termination: bool, signals: int
+    storage: RunStorage, on_upload: Any, on_termination: bool, signals: int
 ) -> None:
     on_upload(lambda key: time.sleep(0.5) if key.endswith(".distcp") else None)
     save = SavePolicy(every_steps=1, every_seconds=None, on_termination=on_termination)
-    with started(bucket, save=save) as checkpointer:
+    with started(storage, save=save) as checkpointer:
         checkpointer.step(1)
         assert terminated_at(2, checkpointer, signals=signals).saved_step == 1
-    assert commits(bucket) == [(1, "Schedule")]
+    assert commits(storage) == [(1, "Schedule")]
 
 
-def test_a_step_that_is_saved_is_not_saved_again(bucket: Bucket) -> None:
-    with started(bucket) as checkpointer:
+def test_a_step_that_is_saved_is_not_saved_again(storage: RunStorage) -> None:
+    with started(storage) as checkpointer:
         checkpointer.save(3)
         assert terminated_at(3, checkpointer).saved_step == 3
-    assert commits(bucket) == [(3, "Manual")]
+    assert commits(storage) == [(3, "Manual")]
 
 
 def test_without_time_nothing_is_begun_and_the_log_says_what_is_lost(
-    bucket: Bucket, caplog: pytest.LogCaptureFixture
+    storage: RunStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with started(bucket, grace_seconds=1.0) as checkpointer:
+    with started(storage, grace_seconds=1.0) as checkpointer:
         checkpointer.save(1)
         assert terminated_at(3, checkpointer).saved_step == 1
-    assert commits(bucket) == [(1, "Manual")]
+    assert commits(storage) == [(1, "Manual")]
     assert "the steps after 1 are lost" in caplog.text
 
 
-def test_a_save_that_hangs_does_not_outlast_the_grace_period(bucket: Bucket, on_upload: Any) -> None:
+def test_a_save_that_hangs_does_not_outlast_the_grace_period(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
     on_upload(lambda _: let_go.wait(20))
-    with pytest.raises(Terminated) as caught, started(bucket, grace_seconds=3.5) as checkpointer:
+    with pytest.raises(Terminated) as caught, started(storage, grace_seconds=3.5) as checkpointer:  # noqa: PT012
         began = time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
@@ -96,19 +96,19 @@ def test_a_save_that_hangs_does_not_outlast_the_grace_period(bucket: Bucket, on_
     let_go.set()
 
 
-def test_a_save_that_fails_does_not_change_the_exit(bucket: Bucket, on_upload: Any) -> None:
+def test_a_save_that_fails_does_not_change_the_exit(storage: RunStorage, on_upload: Any) -> None:
     on_upload(lambda _: (_ for _ in ()).throw(StoreError("upload", "a key", "the disk is full")))
-    with started(bucket) as checkpointer:
+    with started(storage) as checkpointer:
         assert terminated_at(3, checkpointer).saved_step is None
-    assert commits(bucket) == []
+    assert commits(storage) == []
 
 
-def test_the_attempt_says_goodbye(bucket: Bucket) -> None:
-    with pytest.raises(Terminated), started(bucket) as checkpointer:
+def test_the_attempt_says_goodbye(storage: RunStorage) -> None:
+    with pytest.raises(Terminated), started(storage) as checkpointer:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
         checkpointer.step(3)
-    progress = decode(bucket.store.get("_progress.json", max_bytes=4096).data)
+    progress = decode(storage.store.get("_progress.json", max_bytes=4096).data)
     assert progress is not None
     assert (progress.step, progress.ended) == (3, True)
 
@@ -130,9 +130,9 @@ with Checkpointer(state, sys.argv[1], save=SavePolicy(every_seconds=None)) as ch
 
 
 @pytest.mark.distributed
-def test_a_real_process_ends_with_code_143_and_its_successor_goes_on(bucket: Bucket) -> None:
+def test_a_real_process_ends_with_code_143_and_its_successor_goes_on(storage: RunStorage) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, bucket.url], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, storage.url], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
@@ -142,10 +142,10 @@ def test_a_real_process_ends_with_code_143_and_its_successor_goes_on(bucket: Buc
     finally:
         process.kill()
         process.wait()
-    ((step, trigger),) = commits(bucket)
+    ((step, trigger),) = commits(storage)
     assert trigger == "Termination"
     state = {"seen": [0]}
-    with Checkpointer(state, bucket.url, save=ONLY_WHEN_TOLD) as checkpointer:
+    with Checkpointer(state, storage.url, save=ONLY_WHEN_TOLD) as checkpointer:
         restored = checkpointer.restore()
     assert restored is not None
     assert (restored.step, state["seen"]) == (step, [step])

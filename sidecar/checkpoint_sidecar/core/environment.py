@@ -26,10 +26,11 @@ CREDENTIALS_FOLDER = "CHECKPOINT_CREDENTIALS_FOLDER"
 POD_NAME = "CHECKPOINT_POD_NAME"
 POD_UID = "CHECKPOINT_POD_UID"
 GRACE_SECONDS = "CHECKPOINT_GRACE_SECONDS"
+ELASTIC_RUN_ID = "TORCHELASTIC_RUN_ID"
 ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 CREDENTIALS_MOUNT = "/var/run/checkpoint-operator/credentials"
-DEFAULT_GRACE_SECONDS = 30.0  # of Kubernetes, when a pod does not say otherwise
+DEFAULT_GRACE_SECONDS = 30.0  # of Kubernetes, when a pod does not say otherwise; torchrun has the same default
 
 AddressingStyle: TypeAlias = Literal["Auto", "Path", "Virtual"]
 _ADDRESSING_STYLES: dict[str, AddressingStyle] = {"": "Auto", "Auto": "Auto", "Path": "Path", "Virtual": "Virtual"}
@@ -47,7 +48,7 @@ class RunEnvironment:
         endpoint, region: Empty for the provider's own.
         credentials_folder: Where the Secret is mounted; empty for ambient identity.
         pod: This pod, or None outside Kubernetes.
-        grace_seconds: From SIGTERM to SIGKILL.
+        grace_seconds: From SIGTERM to SIGKILL: the pod's, or torchrun's when it kills its workers before that.
     """
 
     owner: Owner
@@ -89,7 +90,7 @@ class RunEnvironment:
             addressing_style=_addressing_style(environ.get(ADDRESSING_STYLE, "")),
             credentials_folder=environ.get(CREDENTIALS_FOLDER, ""),
             pod=_pod(environ),
-            grace_seconds=_grace_seconds(environ.get(GRACE_SECONDS, "")),
+            grace_seconds=_grace_seconds(environ),
         )
 
 
@@ -115,14 +116,20 @@ def _pod(environ: Mapping[str, str]) -> PodIdentity | None:
     return PodIdentity(name, uid) if name else None
 
 
-def _grace_seconds(text: str) -> float:
-    if not text:
-        return DEFAULT_GRACE_SECONDS
+def _grace_seconds(environ: Mapping[str, str]) -> float:
+    grace = _seconds(environ, GRACE_SECONDS)
+    if environ.get(ELASTIC_RUN_ID):
+        return min(grace, _seconds(environ, ELASTIC_SHUTDOWN_TIMEOUT))
+    return grace
+
+
+def _seconds(environ: Mapping[str, str], name: str) -> float:
+    text = environ.get(name, "") or str(DEFAULT_GRACE_SECONDS)
     if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):
         raise ConfigurationError(
             _OPERATION,
-            GRACE_SECONDS,
+            name,
             f"{text!r} is not a number of seconds",
-            "Set it to the pod's terminationGracePeriodSeconds.",
+            f"{GRACE_SECONDS} is terminationGracePeriodSeconds.",
         )
     return float(text)
