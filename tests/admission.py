@@ -103,8 +103,16 @@ class Namespace:
 
     def admitted(self, body: Body) -> Body:
         """The spec of the pod as admitted, once it is."""
-        eventually(lambda: self.refusal(body), lambda refusal: refusal == "")
-        return self.create(body, "--dry-run=server")["spec"]
+
+        def attempt() -> Body | CommandError:
+            try:
+                return self.create(body, "--dry-run=server")
+            except CommandError as error:
+                return error
+
+        answer = eventually(attempt, lambda answer: not isinstance(answer, CommandError))
+        assert isinstance(answer, dict)
+        return answer["spec"]
 
     def denied(self, body: Body) -> str:
         """Why the pod is not admitted, once it is not."""
