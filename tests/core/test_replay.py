@@ -339,6 +339,11 @@ def test_an_illegal_entry_changes_nothing(before: Callable[[], History], illegal
     assert meaning(illegal(history).run) == expected
 
 
+def next_nonce(history: History) -> str:
+    """What the builder gives the next save, so that the path alone is wrong."""
+    return nonce_of(len(history.entries))
+
+
 REJECTED = {
     "of a fenced attempt": ("Fenced", lambda h: h.started().committed(300, attempt=1)),
     "of an attempt that never started": ("Fenced", lambda h: h.committed(300, attempt=7)),
@@ -354,8 +359,14 @@ REJECTED = {
         lambda h: h.started(candidate="", continues="999-1-abcdefgh").committed(300),
     ),
     "in a folder upwards": ("InvalidPath", lambda h: h.committed(300, path="../step-00000300/0001-abcdefgh")),
-    "in the folder of another step": ("InvalidPath", lambda h: h.committed(300, path="step-00000200/0001-abcdefgh")),
-    "in the folder of another attempt": ("InvalidPath", lambda h: h.committed(300, path="step-00000300/0002-abcdefgh")),
+    "in the folder of another step": (
+        "InvalidPath",
+        lambda h: h.committed(300, path=f"step-00000200/0001-{next_nonce(h)}"),
+    ),
+    "in the folder of another attempt": (
+        "InvalidPath",
+        lambda h: h.committed(300, path=f"step-00000300/0002-{next_nonce(h)}"),
+    ),
     "under the id of another save": ("InvalidPath", lambda h: h.committed(300, snapshot="300-1-abcdefgh")),
     "under an id that is none": ("InvalidPath", lambda h: h.committed(300, snapshot="x")),
 }

@@ -233,6 +233,21 @@ GOLDEN: dict[str, tuple[Callable[[], History], dict[int | str, str], dict[int | 
         {"200-1-aaaaaaae": "Newest NewestVerified KeepLast", 100: "KeepLast"},
         {200: "Damaged"},
     ),
+    "a user who retires the replacement wants the replaced one back": (
+        lambda: (
+            run_of(100, 200, retention=RetentionPolicy(keep_every_steps=100))
+            .committed(200, **REPLACING)
+            .committed(300)
+            .verified(200, 300)
+            .disposed(200, "Retire")
+        ),
+        {
+            300: "Newest NewestVerified KeepEverySteps",
+            "200-1-aaaaaaae": "KeepEverySteps",
+            100: "KeepEverySteps",
+        },
+        {200: "Disposition"},
+    ),
     "a replacement inherits the place of the old one under the rules": (
         lambda: (
             run_of(100, 200, retention=RetentionPolicy(keep_last=1, keep_every_steps=100))
