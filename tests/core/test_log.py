@@ -38,7 +38,6 @@ from checkpoint_sidecar.core.log import (
     SnapshotVerified,
     StoredEntry,
     Unknown,
-    clip,
     decode,
     encode,
     new_entry_id,
@@ -218,13 +217,6 @@ def test_an_entry_has_a_largest_size() -> None:
     huge = SnapshotRetired("x" * 300_000, ())
     with pytest.raises(LogError, match="more than 262144"):
         write(huge)
-
-
-@given(st.text())
-def test_a_clipped_text_fits_and_keeps_its_beginning(text: str) -> None:
-    clipped = clip(text * 50)
-    assert len(clipped) <= MAX_TEXT
-    assert (text * 50).startswith(clipped.removesuffix("…"))
 
 
 def test_entry_ids_differ() -> None:

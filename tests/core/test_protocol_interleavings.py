@@ -18,7 +18,7 @@ from checkpoint_sidecar.core.log import PurgeStarted, SnapshotCommitted, Snapsho
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from core.explorer import BrokenPromiseError, Rules, explore
 
-SEEDS = range(120)
+SEEDS = range(100)
 
 
 def broken(rules: Rules, requests: int) -> dict[str, str]:

@@ -347,11 +347,6 @@ def new_entry_id() -> str:
     return uuid.uuid4().hex
 
 
-def clip(text: str) -> str:
-    """``text`` as it fits a ``Text`` field: an error message from elsewhere may be of any length."""
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-
-
 def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writer: str, body: Body) -> bytes:
     """The bytes of an entry.
 
