@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from builders import OBJECT_UID, OTHER_OWNER, OWNER
-from checkpoint_operator.actions import Configure, PublishPointer, Purge, Reinstate, Retire, Verify
-from checkpoint_operator.execute import carry_out
+from checkpoint_operator.actions import Configure, PublishPointer, Purge, RecordCheck, Reinstate, Retire, Verify
+from checkpoint_operator.execute import carry_out, verify
 from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
@@ -140,6 +140,29 @@ def test_a_failing_store_is_no_evidence(
     (outcome,) = carry_out([Verify(snapshot.id)], session, owner=OWNER)
     assert isinstance(outcome.error, StoreError)
     assert session.log.refresh().snapshots[snapshot.id].failures == 0
+
+
+def test_the_absence_of_files_that_are_being_purged_is_no_evidence(
+    trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    doomed = ready_to_purge(trainer, session)
+    session.log.append(lambda _: PurgeStarted(doomed.id))
+    store.delete([f"{doomed.commit.path}/__0_0.distcp"])
+    found = verify(store, doomed)
+    assert not found.passed
+    carry_out([RecordCheck(found)], session, owner=OWNER)
+    assert session.log.run.snapshots[doomed.id].failures == 0
+
+
+def test_a_dry_run_that_began_meanwhile_keeps_a_planned_retirement_from_being_written(
+    trainer: Trainer, session: Session
+) -> None:
+    first, second = trainer.commit(100), trainer.commit(200)
+    session.log.refresh()
+    dry = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=0, dry_run=True))
+    planned = [Configure(OBJECT_UID, 1, dry), Verify(first.id), Verify(second.id), Retire(first.id), Purge(first.id)]
+    carry_out(planned, session, owner=OWNER)
+    assert session.log.run.snapshots[first.id].state is SnapshotState.LIVE
 
 
 def test_purging_deletes_what_the_manifest_lists_and_nothing_else(
