@@ -38,12 +38,16 @@ def namespace(served: ApiServer) -> Namespace:
 
 @pytest.fixture
 def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
-    """Starts an operator that serves the fresh namespace; it is stopped after the test."""
+    """Starts an operator that serves the fresh namespace (or all of them); it is stopped after the test."""
     started: list[OperatorProcess] = []
 
-    def start(*arguments: str, kubeconfig: Path = namespace.api.kubeconfig) -> OperatorProcess:
+    def start(
+        *arguments: str, kubeconfig: Path = namespace.api.kubeconfig, everywhere: bool = False
+    ) -> OperatorProcess:
         log = tmp_path / f"operator-{len(started)}.log"
-        command = [sys.executable, "-m", "checkpoint_operator", f"--namespace={namespace.name}", *arguments]
+        command = [sys.executable, "-m", "checkpoint_operator", *arguments]
+        if not everywhere:
+            command.append(f"--namespace={namespace.name}")
         # Without the credentials of whoever runs the tests: an operator must not find an identity by accident.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
         environment["KUBECONFIG"] = str(kubeconfig)
@@ -82,20 +86,23 @@ def moto_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def chart_rights(namespace: Namespace, tmp_path: Path) -> Path:
-    """A kubeconfig of the chart's service account, with the rights the chart gives it in the fresh namespace."""
+def chart_rights(namespace: Namespace, tmp_path: Path, everywhere: bool) -> Iterator[Path]:
+    """A kubeconfig of the chart's service account, with the rights the chart gives it there or everywhere."""
     if binary("helm") is None:
         pytest.skip("helm is not built: run `python -m localcluster.build`")
     name, api = namespace.name, namespace.api
-    only = ["--set=crds.enabled=false", "--set=injection.mode=Off", f"--set=watchNamespaces={{{name}}}"]
-    api.helm("install", name, str(CRDS.parent / "charts" / "checkpoint-operator"), f"--namespace={name}", *only)
+    options = ["--set=crds.enabled=false", "--set=injection.mode=Off"]
+    if not everywhere:
+        options.append(f"--set=watchNamespaces={{{name}}}")
+    api.helm("install", name, str(CRDS.parent / "charts" / "checkpoint-operator"), f"--namespace={name}", *options)
     account = json.loads(namespace.kubectl("get", "deployments", "--output=json"))["items"][0]["spec"]["template"][
         "spec"
     ]["serviceAccountName"]
     token = namespace.kubectl("create", "token", account).strip()
     path = tmp_path / "chart.kubeconfig"
     path.write_text(json.dumps(_kubeconfig(api, token)))
-    return path
+    yield path
+    api.helm("uninstall", name, f"--namespace={name}")
 
 
 def _kubeconfig(api: ApiServer, token: str) -> dict[str, Any]:

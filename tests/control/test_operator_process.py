@@ -222,17 +222,25 @@ def _get(url: str) -> str:
         return text
 
 
+@pytest.mark.parametrize("everywhere", [False, True], ids=["in one namespace", "in all namespaces"])
 def test_the_rights_that_the_chart_gives_are_enough(
-    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer, chart_rights: Path
+    namespace: Namespace,
+    start_operator: StartOperator,
+    url: str,
+    trainer: Trainer,
+    chart_rights: Path,
+    everywhere: bool,
 ) -> None:
-    operator = start_operator(FILES, f"--cluster-id={namespace.api.uid}", kubeconfig=chart_rights)
+    cluster = f"--cluster-id={namespace.api.uid}"
+    operator = start_operator(FILES, cluster, kubeconfig=chart_rights, everywhere=everywhere)
     run = create(namespace, url, retention={"keepLast": 1, "gracePeriod": "0s"})
     run.becomes("Ready", "True", "Configured")
     trainer.start()
     snapshots = [trainer.commit(step) for step in (100, 200)]
     run.eventually(lambda it: list(it.snapshots()) == [f"run-{snapshots[-1].id}"])
     run.eventually(lambda it: "SnapshotPurged" in it.events())
-    assert "403" not in operator.logged
+    assert "answered 403" not in operator.logged
+    assert "Forbidden" not in operator.logged
 
 
 # What goes wrong
