@@ -7,6 +7,7 @@ pickled ``Metadata`` of torch's own classes. What differs is when they become a 
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import dataclasses
 import io
 import logging
@@ -20,7 +21,7 @@ from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
@@ -241,7 +242,7 @@ class _Share:
 
 
 def metadata_bytes(metadata: Metadata, *, prefix: str = "") -> bytes:
-    """DCP's pickle of the metadata, in torch's own classes only.
+    """DCP's pickle of the metadata, in torch's own classes only, for every version of torch from 2.6 on.
 
     Args:
         prefix: Put in front of every file's path, for a pointer one level above the save's folder.
@@ -252,7 +253,18 @@ def metadata_bytes(metadata: Metadata, *, prefix: str = "") -> bytes:
             for index, info in metadata.storage_data.items()
         }
         metadata = dataclasses.replace(metadata, storage_data=stored)
-    return pickle.dumps(metadata)
+    data = io.BytesIO()
+    _PortablePickler(data).dump(metadata)
+    return data.getvalue()
+
+
+class _PortablePickler(pickle.Pickler):
+    """Leaves out a tensor's strides, which newer versions of torch write, older ones choke on, and none reads."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not TensorProperties:
+            return NotImplemented
+        return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:5]  # type: ignore[attr-defined]
 
 
 def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:
