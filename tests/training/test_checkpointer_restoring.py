@@ -62,6 +62,16 @@ def test_when_every_snapshot_is_damaged_training_does_not_start_at_zero(storage:
     assert storage.trained == [1, 2, 3, 4]
 
 
+def test_a_fresh_start_is_not_made_of_what_damaged_snapshots_left_in_memory(storage: RunStorage) -> None:
+    storage.train(2)
+    storage.configure(restore=RestorePolicy(on_missing="StartFresh", max_failures_per_snapshot=1))
+    storage.damage(2)
+    with pytest.raises(RestoreError, match="a fresh start needs a new process"):
+        storage.train(3)
+    storage.train(3)
+    assert storage.trained == [1, 2, 1, 2, 3]
+
+
 def test_no_more_snapshots_are_tried_than_the_policy_allows(storage: RunStorage) -> None:
     storage.train(8)
     storage.configure(restore=RestorePolicy(max_fallback=1))

@@ -55,7 +55,8 @@ def test_plain_values_come_back_in_place_where_they_can() -> None:
     seen, losses = objects["seen"], objects["losses"]
     state = TrainingState(objects, rank=0)
     captured = state.capture()
-    seen["samples"], objects["epoch"], objects["best"] = 99, 99, 0.0
+    seen.update(samples=99, later=1)
+    objects["epoch"], objects["best"] = 99, 0.0
     losses.append(99)
     state.apply(captured)
     assert objects == {"seen": {"samples": 3}, "losses": [1.5], "epoch": 2, "best": float("inf")}

@@ -99,7 +99,9 @@ def test_a_save_that_hangs_does_not_outlast_the_grace_period(storage: RunStorage
 def test_a_save_that_fails_does_not_change_the_exit(storage: RunStorage, on_upload: Any) -> None:
     on_upload(lambda _: (_ for _ in ()).throw(StoreError("upload", "a key", "the disk is full")))
     with started(storage) as checkpointer:
+        began = time.monotonic()
         assert terminated_at(3, checkpointer).saved_step is None
+    assert time.monotonic() - began < 10, "it was tried again and again"
     assert commits(storage) == []
 
 

@@ -138,9 +138,7 @@ class Checkpointer:
         for step in range(self._step + 1, total + 1):
             yield step
             self._step = step
-        self.wait()
-        if self._agreement.from_rank_0(self._saved_step) != total:
-            self._save(total, "Final", self._metrics)
+        self._save(total, "Final", self._metrics)
         self.wait()
 
     def step(self, step: int, metrics: Metrics | None = None) -> None:
@@ -211,7 +209,6 @@ class Checkpointer:
         """
         if self._started:
             raise ConfigurationError("restore", self._store.url, "this Checkpointer has restored already")
-        self._watch.install()
         pods = tuple({pod.uid: pod for pod in self._agreement.gather(self._pod)}.values())
         attempt = self._agreement.from_rank_0(lambda: self._start(pods))
         self._started = True
@@ -225,6 +222,8 @@ class Checkpointer:
         self._last = LastSave(self._step, time.monotonic())
         if self._progress:
             self._progress.step = self._step
+        # Not before: a start has nothing to save, and may simply die of a SIGTERM.
+        self._watch.install()
         return restored
 
     def close(self) -> None:

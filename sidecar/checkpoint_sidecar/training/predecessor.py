@@ -64,7 +64,7 @@ def wait_for_predecessor(
             )
             return
         if beat is None:
-            logger.info(
+            logger.warning(
                 "attempt %d in %s is at step %d, perhaps running: waiting for its end or %g s of silence, at most %g s",
                 progress.attempt,
                 _names(progress.pods),

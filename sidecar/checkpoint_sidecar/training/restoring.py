@@ -11,7 +11,6 @@ from typing import Any
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from checkpoint_sidecar.core.errors import CorruptSnapshotError
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.failures import raising_ours
@@ -114,8 +113,8 @@ def _load(
 def _record(session: Session | None, candidate: Candidate, errors: list[Exception], seconds: float) -> tuple[str, ...]:
     assert session is not None  # runs on rank 0
     if errors:
-        # Evidence of one rank counts, whatever stopped the others.
-        session.failed(candidate.snapshot, next((e for e in errors if isinstance(e, CorruptSnapshotError)), errors[0]))
+        # DCP raises the same error on every rank; they differ only where a load could not begin, or not be applied.
+        session.failed(candidate.snapshot, errors[0])
     else:
         session.restored(candidate, seconds=seconds)
     return tuple(session.skipped)

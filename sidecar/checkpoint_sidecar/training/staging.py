@@ -7,24 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
+from torch.distributed.checkpoint import staging
 
 
 class HostCopy:
     """torch's stager, which keeps its buffers from one copy to the next, plus FSDP1's tensors, which it refuses."""
 
     def __init__(self) -> None:
-        # On a GPU: page-locked buffers, and copies that overlap. On a CPU both would only cost.
-        accelerated = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=accelerated,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=accelerated,
-            )
-        )
+        self._stager = _torchs_stager() if hasattr(staging, "DefaultStager") else _NewMemory()
 
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
         """The copy. It lives in the buffers of the previous one, which must not be in use any more."""
@@ -34,6 +25,33 @@ class HostCopy:
     def close(self) -> None:
         """Free the buffers."""
         self._stager.close()
+
+
+def _torchs_stager() -> Any:
+    # On a GPU: page-locked buffers, and copies that overlap. On a CPU both would only cost.
+    accelerated = torch.cuda.is_available()
+    return staging.DefaultStager(
+        staging.StagingOptions(
+            use_pinned_memory=accelerated,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=accelerated,
+        )
+    )
+
+
+class _NewMemory:
+    """For versions of torch without ``DefaultStager``: every copy takes memory of its own."""
+
+    def stage(self, state: dict[str, Any]) -> dict[str, Any]:
+        return cast("dict[str, Any]", _mapped(state, _copied))
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else copy.deepcopy(value)
 
 
 class _OnHost:
