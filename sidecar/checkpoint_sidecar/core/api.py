@@ -227,7 +227,8 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
         claimed_by: ``<cluster>/<namespace>/<name>`` of the run that holds the prefix, perhaps not this one.
         snapshots, retained_bytes: Count and size of the snapshots that can be restored.
         quarantined_snapshots: Count of all; ``quarantined`` lists the newest ``MAX_LISTED``.
-        last_save_request, last_rollback: The newest request ids that were passed on to the log.
+        last_save_request: The newest request that a commit answered.
+        last_rollback: The newest request that is in the log.
         log_sequence: Number of the last log entry this status reflects.
     """
 
