@@ -144,8 +144,7 @@ def fully_shard_state_comes_back(folder: Path) -> None:
 @check
 def fsdp1_sharded_state_comes_back(folder: Path) -> None:
     def fsdp1(seed: int) -> dict[str, Any]:
-        # With one output, ranks have different keys, and torch's planner takes that for a checkpoint of torch 2.3.
-        wrapped = FullyShardedDataParallel(model(seed, outputs=2), device_id=torch.device("cpu"), use_orig_params=True)
+        wrapped = FullyShardedDataParallel(model(seed), device_id=torch.device("cpu"), use_orig_params=True)
         optimizer = trained(wrapped, seed)
         with FullyShardedDataParallel.state_dict_type(wrapped, StateDictType.SHARDED_STATE_DICT):
             return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_local_load_plan
 from torch.distributed.checkpoint.planner import LoadPlan
 
 from checkpoint_sidecar.core.errors import IncompatibleSnapshotError
@@ -20,7 +20,9 @@ class StrictLoadPlanner(DefaultLoadPlanner):
         assert self.metadata is not None  # set by set_up_planner
         subject = str(getattr(self.metadata.storage_meta, "checkpoint_id", "") or "checkpoint")
         try:
-            plan = super().create_local_plan()
+            # torch's own method first asks whether torch 2.3 or older wrote the checkpoint, and takes a rank without
+            # a shard of some FSDP1 tensor for proof of it. No snapshot is that old.
+            plan = create_default_local_load_plan(self.state_dict, self.metadata, not self.allow_partial_load)
         except (RuntimeError, ValueError) as error:
             raise IncompatibleSnapshotError("load the checkpoint", subject, str(error)) from error
         check_types(self.state_dict, self.metadata, subject=subject)
