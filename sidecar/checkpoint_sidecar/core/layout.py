@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 LOG_FOLDER = "_log/"
 PROBE_FOLDER = "_probe/"
+CONFORMANCE_FOLDER = "_conformance/"
 PROGRESS_KEY = "_progress.json"
 METADATA_NAME = ".metadata"
 STOCK_METADATA_NAME = "stock.metadata"

@@ -7,6 +7,7 @@ commit must orphan nothing). Links survive purging.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from checkpoint_sidecar.core.run import RestoreRequest, Run, Snapshot, SnapshotState
@@ -14,14 +15,17 @@ from checkpoint_sidecar.core.run import RestoreRequest, Run, Snapshot, SnapshotS
 
 def ancestors(run: Run, snapshot: str | None) -> tuple[Snapshot, ...]:
     """``snapshot`` and everything it descends from, newest first."""
-    chain: list[Snapshot] = []
-    while snapshot and snapshot in run.snapshots:
-        found = run.snapshots[snapshot]
-        chain.append(found)
+    return tuple(walk(run, snapshot))
+
+
+def walk(run: Run, snapshot: str | None) -> Iterator[Snapshot]:
+    """``ancestors``, one at a time, for who seldom needs them all."""
+    found = run.snapshots.get(snapshot or "")
+    while found is not None:
+        yield found
         # A parent is always committed earlier; anything else is a forged link, and following it could loop.
         parent = run.snapshots.get(found.commit.parent)
-        snapshot = parent.id if parent and parent.number < found.number else None
-    return tuple(chain)
+        found = parent if parent and parent.number < found.number else None
 
 
 def lineage(run: Run) -> tuple[Snapshot, ...]:

@@ -388,14 +388,7 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
     """
     operation, subject = "read the run log", f"entry {number}"
     try:
-        version = msgspec.json.decode(data, type=_Version).format
-        if int(version.partition(".")[0]) > FORMAT_MAJOR:
-            raise LogError(
-                operation,
-                subject,
-                f"it has format {version}, this version reads up to {FORMAT_MAJOR}.x",
-                "Upgrade checkpoint-operator here.",
-            )
+        check_format(data, operation, subject)
         envelope = msgspec.json.decode(data, type=_Envelope)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise LogError(operation, subject, f"not a log entry: {error}", _FOREIGN) from error
@@ -421,6 +414,23 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
         critical=envelope.critical,
         body=body,
     )
+
+
+def check_format(data: bytes, operation: str, subject: str) -> None:
+    """Raise unless this version reads the ``format`` of a JSON object.
+
+    Raises:
+        LogError: It has a larger major.
+        msgspec.MsgspecError: It has none.
+    """
+    version = msgspec.json.decode(data, type=_Version).format
+    if int(version.partition(".")[0]) > FORMAT_MAJOR:
+        raise LogError(
+            operation,
+            subject,
+            f"it has format {version}, this version reads up to {FORMAT_MAJOR}.x",
+            "Upgrade checkpoint-operator here.",
+        )
 
 
 _FOREIGN = "Something else wrote to the log; restore the object from the bucket's versions or use another prefix."

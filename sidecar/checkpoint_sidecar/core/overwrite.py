@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from checkpoint_sidecar.core.lineage import ancestors
+from itertools import takewhile
+
+from checkpoint_sidecar.core.lineage import walk
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 
@@ -25,7 +27,12 @@ def existing_save(run: Run, base: str, step: int) -> Snapshot | None:
 
     Only the attempt's own ancestors count: looking at the whole log would forbid steps of an abandoned branch.
     """
-    return next((s for s in ancestors(run, base) if s.step == step and s.live), None)
+    first = run.first_commits.get(step)
+    if first is None:
+        return None
+    # Replay asks this for every commit, so a walk down to the first snapshot would make long logs quadratic.
+    recent = takewhile(lambda s: s.number >= first, walk(run, base))
+    return next((s for s in recent if s.step == step and s.live), None)
 
 
 def rejection(run: Run, commit: SnapshotCommitted) -> str:

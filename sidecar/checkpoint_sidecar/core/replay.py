@@ -51,8 +51,9 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
         LogError: A number is missing or an entry does not continue its predecessor.
     """
     # Working copies, frozen again at the end: folding n entries costs n steps, not n copies.
-    attempts, snapshots = dict(run.attempts), dict(run.snapshots)
-    run = replace(run, attempts=attempts, snapshots=snapshots)
+    attempts, snapshots, first_commits = dict(run.attempts), dict(run.snapshots), dict(run.first_commits)
+    working = _Working(attempts, snapshots, first_commits)
+    run = replace(run, attempts=attempts, snapshots=snapshots, first_commits=first_commits)
     for entry in entries:
         _check_chain(run, entry)
         run = replace(run, head=entry.number, head_digest=entry.digest)
@@ -60,16 +61,24 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
             if entry.critical:
                 run = replace(run, unknown_critical=entry.body.kind)
             continue
-        run = _FOLD[type(entry.body)](run, _Working(attempts, snapshots), entry, entry.body)
-    return replace(run, attempts=MappingProxyType(attempts), snapshots=MappingProxyType(snapshots))
+        run = _FOLD[type(entry.body)](run, working, entry, entry.body)
+    return replace(
+        run,
+        attempts=MappingProxyType(attempts),
+        snapshots=MappingProxyType(snapshots),
+        first_commits=MappingProxyType(first_commits),
+    )
 
 
 class _Working:
-    """The two growing tables, updated in place while folding."""
+    """The growing tables, updated in place while folding."""
 
-    def __init__(self, attempts: dict[int, Attempt], snapshots: dict[str, Snapshot]) -> None:
+    def __init__(
+        self, attempts: dict[int, Attempt], snapshots: dict[str, Snapshot], first_commits: dict[int, int]
+    ) -> None:
         self.attempts = attempts
         self.snapshots = snapshots
+        self.first_commits = first_commits
 
     def change_attempt(self, number: int, **changes: Any) -> None:
         if number in self.attempts:
@@ -201,6 +210,7 @@ def _committed(run: Run, working: _Working, entry: StoredEntry, body: SnapshotCo
             state=SnapshotState.REJECTED if reason else SnapshotState.LIVE,
             reasons=(reason,) if reason else (),
         )
+        working.first_commits.setdefault(body.step, entry.number)
     if reason:
         return run
     working.change_attempt(body.attempt, in_use=None, last_commit=body.snapshot)

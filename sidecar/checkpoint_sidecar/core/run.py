@@ -130,6 +130,7 @@ class Run:
         pending: The rollback or fresh start no commit has carried yet.
         consumed: Request ids that a commit carried.
         adopted_from: Former owners, so that one ``takeOverFrom`` acts once.
+        first_commits: By step, the number of the log entry that first committed it.
         newest: Id of the newest valid commit.
         unknown_critical: Kind of an entry that forbids this version to append or delete, or empty.
     """
@@ -145,6 +146,7 @@ class Run:
     consumed: frozenset[str] = frozenset()
     attempts: Mapping[int, Attempt] = field(default_factory=lambda: MappingProxyType({}))
     snapshots: Mapping[str, Snapshot] = field(default_factory=lambda: MappingProxyType({}))
+    first_commits: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     newest: str | None = None
     unknown_critical: str = ""
 
