@@ -97,13 +97,7 @@ def _load(
     reader = SnapshotReader(store, candidate.path, candidate.manifest, verify=candidate.verify, trust=trust)
     try:
         with raising_ours(f"restore step {candidate.step}"):
-            load(
-                template,
-                storage_reader=reader,
-                planner=_Planner(state.optional),
-                process_group=agreement.group,
-                no_dist=agreement.group is None,
-            )
+            load(template, storage_reader=reader, planner=_Planner(state.optional), process_group=agreement.group)
         state.apply(template)
     except Exception as caught:  # noqa: BLE001 - reported by rank 0, raised on all
         error = caught

@@ -81,9 +81,8 @@ class BackgroundSave:
 
     def _run(self, staged: dict[str, Any], step: int, target: SaveTarget | None, began: float) -> None:
         writer = SnapshotWriter(self._store, target)
-        group = self._agreement.group
         try:
-            save(staged, storage_writer=writer, process_group=group, no_dist=group is None)
+            save(staged, storage_writer=writer, process_group=self._agreement.group)
         except CheckpointException as failure:
             writer.discard(failure)
             operation = f"save step {step}"

@@ -15,7 +15,7 @@ class HostCopy:
     """torch's stager, which keeps its buffers from one copy to the next, plus FSDP1's tensors, which it refuses."""
 
     def __init__(self) -> None:
-        self._stager = _stager()
+        self._stager = _torchs_stager() if hasattr(staging, "DefaultStager") else _NewMemory()
 
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
         """The copy. It lives in the buffers of the previous one, which must not be in use any more."""
@@ -24,9 +24,7 @@ class HostCopy:
 
     def close(self) -> None:
         """Free the buffers."""
-        close = getattr(self._stager, "close", None)  # the old stager keeps nothing
-        if close is not None:
-            close()
+        self._stager.close()
 
 
 def _torchs_stager() -> Any:
@@ -43,7 +41,10 @@ def _torchs_stager() -> Any:
 
 
 class _NewMemory:
-    """For versions of torch without ``DefaultStager``: every copy takes memory of its own."""
+    """For versions of torch without ``DefaultStager``: every copy takes memory of its own.
+
+    Their ``BlockingAsyncStager`` does not copy what is on the host already.
+    """
 
     def stage(self, state: dict[str, Any]) -> dict[str, Any]:
         return cast("dict[str, Any]", _mapped(state, _copied))
@@ -54,21 +55,6 @@ class _NewMemory:
 
 def _copied(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else copy.deepcopy(value)
-
-
-def _stager() -> staging.AsyncStager:
-    if not hasattr(staging, "DefaultStager"):  # old versions of torch: new buffers for every copy
-        return staging.BlockingAsyncStager()
-    # On a GPU: page-locked buffers, and copies that overlap. On a CPU both would only cost.
-    accelerated = torch.cuda.is_available()
-    return staging.DefaultStager(
-        staging.StagingOptions(
-            use_pinned_memory=accelerated,
-            use_shared_memory=False,
-            use_async_staging=False,
-            use_non_blocking_copy=accelerated,
-        )
-    )
 
 
 class _OnHost:
