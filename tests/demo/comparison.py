@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,9 @@ def read_step(url: str, step: int, **storage_options: Any) -> State:
         name: torch.empty(item.size, dtype=item.properties.dtype) if isinstance(item, TensorStorageMetadata) else None
         for name, item in reader.read_metadata().state_dict_metadata.items()
     }
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for by no_dist
+        dcp.load(state, storage_reader=reader, no_dist=True)
     return state
 
 
