@@ -1,19 +1,32 @@
-"""The stores that the conformance suite runs against: every adapter, in front of every server that can run here."""
+"""The stores that the tests here run against: every adapter, in front of every server that can run on this machine."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, get_args
 
 import pytest
 from moto.server import ThreadedMotoServer
 
+from checkpoint_sidecar.store import parts, promises
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.conformance import Trial
 from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.memory import MemoryStore
 from s3servers import Server
+
+FURTHER_URLS = "CHECKPOINT_CONFORMANCE_URLS"
+"""Environment variable: URLs of further stores to test, separated by spaces, reached by the ambient identity."""
+
+SMALLEST_PART = 5 * 1024 * 1024
+"""That S3 allows."""
+
+Opener: TypeAlias = Callable[[pytest.FixtureRequest], Store]
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +43,23 @@ def moto() -> Iterator[Server]:
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parts, and one race: SeaweedFS takes seconds to settle it."""
+    monkeypatch.setattr(parts, "PART_BYTES", SMALLEST_PART)
+    monkeypatch.setattr(promises, "RACES", 1)
+
+
 def _memory(_: pytest.FixtureRequest) -> Store:
     return MemoryStore()
 
 
 def _local(request: pytest.FixtureRequest) -> Store:
-    folder: Path = request.getfixturevalue("tmp_path")
+    folder: Path = request.getfixturevalue("tmp_path_factory").mktemp("store")
     return open_store(StoreSettings(f"file://{folder}/team/run"))
 
 
-def _s3(server: str, driver: Driver) -> Callable[[pytest.FixtureRequest], Store]:
+def _s3(server: str, driver: Driver) -> Opener:
     def open_(request: pytest.FixtureRequest) -> Store:
         running: Server = request.getfixturevalue(server)
         return open_store(running.settings(), driver=driver)
@@ -47,26 +67,52 @@ def _s3(server: str, driver: Driver) -> Callable[[pytest.FixtureRequest], Store]
     return open_
 
 
+def _at(url: str, driver: Driver) -> Opener:
+    return lambda _: open_store(StoreSettings(f"{url.rstrip('/')}/{secrets.token_hex(6)}"), driver=driver)
+
+
+def _further() -> Iterator[Any]:
+    for url in os.environ.get(FURTHER_URLS, "").split():
+        for driver in get_args(Driver)[1:] if url.startswith("s3:") else ("auto",):
+            yield pytest.param(_at(url, driver), id=f"{url} through {driver}", marks=pytest.mark.store)
+
+
+DRIVERS: list[Any] = [pytest.param("fsspec", id="s3fs"), pytest.param("obstore", id="obstore")]
 S3_STORES = [
-    pytest.param((server, driver), id=f"{server} through {client}", marks=pytest.mark.store)
+    pytest.param((server, driver.values[0]), id=f"{server} through {driver.id}", marks=pytest.mark.store)
     for server in ("seaweed", "moto")
-    for driver, client in (("fsspec", "s3fs"), ("obstore", "obstore"))
+    for driver in DRIVERS
 ]
 STORES = [
     pytest.param(_memory, id="memory"),
     pytest.param(_local, id="local files"),
     *(pytest.param(_s3(*case.values[0]), id=case.id, marks=pytest.mark.store) for case in S3_STORES),
+    *_further(),
 ]
 
 
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> Store:
-    """A fresh, empty store."""
-    opened: Store = request.param(request)
-    return opened
+@pytest.fixture(scope="session", params=STORES)
+def opened(request: pytest.FixtureRequest) -> Store:
+    store: Store = request.param(request)
+    return store
 
 
-@pytest.fixture(params=S3_STORES)
+@pytest.fixture(scope="session")
+def opened_again(opened: Store) -> Store:
+    """Another client of the same store; the memory has none."""
+    if isinstance(opened, MemoryStore):
+        return opened
+    other: Store = pickle.loads(pickle.dumps(opened))
+    return other
+
+
+@pytest.fixture
+def trial(opened: Store, opened_again: Store) -> Trial:
+    """An empty folder of each of the stores."""
+    return Trial(opened, opened_again, f"{secrets.token_hex(6)}/")
+
+
+@pytest.fixture(scope="session", params=S3_STORES)
 def s3(request: pytest.FixtureRequest) -> tuple[Server, Driver]:
     """A server, and the adapter to reach it by."""
     name, driver = request.param

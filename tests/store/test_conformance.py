@@ -1,277 +1,273 @@
-"""What every store promises, asked of the double in memory, of local files, and of two S3 servers by two adapters."""
+"""Every store keeps every promise, and a store that breaks one is found out.
+
+The stores are the double in memory, local files and two S3 servers through two adapters, and those whose URLs are in
+``CHECKPOINT_CONFORMANCE_URLS``.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-import pickle
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 
-from checkpoint_sidecar.core.errors import (
-    ObjectExistsError,
-    ObjectNotFoundError,
-    ObjectTooLargeError,
-    TruncatedObjectError,
-)
-from checkpoint_sidecar.store import parts
-from checkpoint_sidecar.store.base import Buffer, Store
-from checkpoint_sidecar.store.opening import Driver, open_store
+from checkpoint_sidecar.core.errors import AccessDeniedError, NoConditionalWriteError, ObjectExistsError, StoreError
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, Upload
+from checkpoint_sidecar.store.conformance import BrokenPromiseError, Check, Trial, Verdict, examine
 from checkpoint_sidecar.store.probe import probe
-from doubles.memory import MemoryStore
-from s3servers import Server
+from checkpoint_sidecar.store.promises import CHECKS
+from doubles.memory import MemoryStore, utc_now
 
-MIB = 1024 * 1024
-PART = 5 * MIB
-KEY = "step-00000001/0001-abcdefgh/__0_0.distcp"
+every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.promise)
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest parts that S3 allows."""
-    monkeypatch.setattr(parts, "PART_BYTES", PART)
+@every_check
+def test_the_store_keeps_its_promise(check: Check, trial: Trial, request: pytest.FixtureRequest) -> None:
+    if "moto" in request.node.name and "concurrent" in check.promise:
+        pytest.skip("moto looks and then writes, without a lock between")
+    check.run(trial)
+
+    trial.clean()
+    assert list(trial.other.list(trial.folder)) == []
 
 
-def keys(store: Store, prefix: str = "", **options: str) -> list[str]:
-    return [info.key for info in store.list(prefix, **options)]
+def test_the_probe_finds_no_fault_and_leaves_nothing(trial: Trial) -> None:
+    probe(trial.store)
+
+    assert list(trial.store.list("_probe/")) == []
 
 
-def read(store: Store, key: str) -> bytes:
-    return store.get(key, max_bytes=MIB).data
+def test_the_probe_is_part_of_the_suite() -> None:
+    assert {check.promise for check in CHECKS if check.probed} == {
+        "a created object is never replaced by a second create",
+        "a listing shows an object right after it was written",
+    }
 
 
-@pytest.mark.parametrize("write", ["put", "put_if_absent"])
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"hello", bytearray(b"mutable"), memoryview(b"a view"), bytes(range(256)) * 1000],
-    ids=["nothing", "bytes", "bytearray", "memoryview", "binary"],
+class Scrambles(MemoryStore):
+    def put(self, key: str, data: Buffer) -> None:
+        super().put(key, bytes(data)[::-1])
+
+
+class IgnoresTheCondition(MemoryStore):
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        self.put(key, data)
+
+
+class LooksAndThenWrites(MemoryStore):
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        if self.stat(key):
+            raise ObjectExistsError("create", key, "the key is taken")
+        time.sleep(0.01)
+        self.put(key, data)
+
+
+class KnowsOnlyItsOwnCreates(MemoryStore):
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        if (key.endswith(("/put", "/uploaded"))) and self.stat(key):
+            self.put(key, data)
+        else:
+            super().put_if_absent(key, data)
+
+
+class RemembersDeletedKeys(MemoryStore):
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        if key in self.__dict__.setdefault("deleted", set()):
+            raise ObjectExistsError("create", key, "the key is taken")
+        super().put_if_absent(key, data)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        self.__dict__.setdefault("deleted", set()).update(keys)
+        super().delete(keys)
+
+
+class ListsLate(MemoryStore):
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        old = utc_now() - dt.timedelta(milliseconds=50)
+        return (info for info in super().list(prefix, after=after) if info.modified < old)
+
+
+class RemembersWhatIsMissing(MemoryStore):
+    def stat(self, key: str) -> ObjectInfo | None:
+        return self.__dict__.setdefault("remembered", {}).setdefault(key, super().stat(key))
+
+
+class WritesBitByBit(MemoryStore):
+    def put(self, key: str, data: Buffer) -> None:
+        super().put(key, bytes(data)[: len(data) // 2])
+        time.sleep(0.002)
+        super().put(key, data)
+
+
+class FindsEverything(MemoryStore):
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        if self.stat(key) is None:
+            return StoredObject(ObjectInfo(key, 0, utc_now()), b"")
+        return super().get(key, max_bytes=max_bytes)
+
+
+class HasNoLimit(MemoryStore):
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        return super().get(key, max_bytes=max(max_bytes, 2**40))
+
+
+class ReadsShort(MemoryStore):
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return self._stored("read", key).data[start : start + length]
+
+
+class ListsByFolder(MemoryStore):
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        return iter(sorted(super().list(prefix, after=after), key=lambda info: info.key.split("/")))
+
+
+class ListsOnePage(MemoryStore):
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        return iter(list(super().list(prefix, after=after))[:1000])
+
+
+class UploadsOnly(MemoryStore):
+    """Uploads in another way than the contract says: ``upload_kind`` makes the writer."""
+
+    upload_kind: Any
+
+    def upload(self, key: str) -> AbstractContextManager[Upload]:
+        return self.upload_kind(super().upload(key), self, key)
+
+
+class _Forwarding:
+    def __init__(self, inner: AbstractContextManager[Upload], store: MemoryStore, key: str) -> None:
+        self.inner, self.store, self.key = inner, store, key
+
+    def __enter__(self) -> Any:
+        self.upload = self.inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+
+    def write(self, data: Buffer) -> None:
+        self.upload.write(data)
+
+    def abort(self) -> None:
+        self.upload.abort()
+
+
+class _LosesALaterWrite(_Forwarding):
+    written = 0
+
+    def write(self, data: Buffer) -> None:
+        self.written += 1
+        if self.written != 2:
+            super().write(data)
+
+
+class _PublishesWhenAborted(_Forwarding):
+    def abort(self) -> None:
+        self.upload.complete()
+
+
+class LosesParts(UploadsOnly):
+    upload_kind = _LosesALaterWrite
+
+
+class KeepsAbortedUploads(UploadsOnly):
+    upload_kind = _PublishesWhenAborted
+
+
+class DeletesSome(MemoryStore):
+    def delete(self, keys: Iterable[str]) -> None:
+        super().delete(list(keys)[:2])
+
+
+class LivesInThePast(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__(clock=lambda: utc_now() - dt.timedelta(hours=1))
+
+
+LIARS: dict[str, type[MemoryStore]] = dict(
+    zip(
+        (check.promise for check in CHECKS),
+        (
+            Scrambles,
+            IgnoresTheCondition,
+            LooksAndThenWrites,
+            KnowsOnlyItsOwnCreates,
+            RemembersDeletedKeys,
+            ListsLate,
+            RemembersWhatIsMissing,
+            WritesBitByBit,
+            FindsEverything,
+            HasNoLimit,
+            ReadsShort,
+            ListsByFolder,
+            ListsOnePage,
+            LosesParts,
+            KeepsAbortedUploads,
+            DeletesSome,
+            LivesInThePast,
+        ),
+        strict=True,
+    )
 )
-def test_what_is_written_is_read_back(store: Store, write: str, data: Buffer) -> None:
-    getattr(store, write)(KEY, data)
 
-    stored = store.get(KEY, max_bytes=MIB)
-    assert stored.data == bytes(data)
-    assert stored.info == store.stat(KEY)
-    assert (stored.info.key, stored.info.size) == (KEY, len(data))
 
+@every_check
+def test_a_store_that_breaks_the_promise_is_found_out(check: Check) -> None:
+    store = LIARS[check.promise]()
 
-def test_the_date_is_the_stores_and_in_utc(store: Store) -> None:
-    store.put(KEY, b"data")
+    findings = {finding.check: finding for finding in examine(store, store, CHECKS)}
 
-    modified = store.get(KEY, max_bytes=MIB).info.modified
-    assert modified.tzinfo == dt.UTC
-    assert abs(dt.datetime.now(dt.UTC) - modified) < dt.timedelta(seconds=10)
+    assert findings[check].verdict is Verdict.BROKEN
+    assert findings[check].detail
 
 
-def test_put_replaces(store: Store) -> None:
-    store.put(KEY, b"old and longer")
-    store.put(KEY, b"new")
+def test_a_store_in_order_is_found_to_keep_everything_and_left_empty() -> None:
+    store = MemoryStore()
 
-    assert read(store, KEY) == b"new"
+    assert {finding.verdict for finding in examine(store, store, CHECKS)} == {Verdict.KEPT}
+    assert list(store.list()) == []
 
 
-def test_put_if_absent_refuses_a_taken_key_and_changes_nothing(store: Store) -> None:
-    store.put_if_absent(KEY, b"first")
+def test_the_probe_refuses_a_store_in_which_a_second_create_replaces() -> None:
+    store = IgnoresTheCondition()
 
-    with pytest.raises(ObjectExistsError):
-        store.put_if_absent(KEY, b"second")
-    assert read(store, KEY) == b"first"
+    with pytest.raises(NoConditionalWriteError, match="replaced"):
+        probe(store)
+    assert list(store.list()) == []
 
 
-def test_a_deleted_key_can_be_created_again(store: Store) -> None:
-    store.put_if_absent(KEY, b"first")
-    store.delete([KEY])
-    store.put_if_absent(KEY, b"second")
+def test_the_probe_refuses_a_store_that_lists_late() -> None:
+    with pytest.raises(BrokenPromiseError, match="listing lacks"):
+        probe(ListsLate())
 
-    assert read(store, KEY) == b"second"
 
+class Denies(MemoryStore):
+    def put(self, key: str, _: Buffer) -> None:
+        raise AccessDeniedError("write", key, "not allowed")
 
-def test_of_16_threads_that_create_one_key_exactly_one_wins(store: Store, request: pytest.FixtureRequest) -> None:
-    if "moto" in request.node.name:
-        pytest.skip("moto checks and then writes, without a lock between")
-    for turn in range(3):
-        key, barrier = f"_log/{turn:020d}.json", threading.Barrier(16)
 
-        def create(writer: int, key: str = key, barrier: threading.Barrier = barrier) -> int | None:
-            barrier.wait()
-            try:
-                store.put_if_absent(key, b"%d" % writer)
-            except ObjectExistsError:
-                return None
-            return writer
+def test_a_store_that_cannot_be_asked_is_not_judged_and_asked_no_more() -> None:
+    findings = list(examine(Denies(), Denies(), CHECKS))
 
-        with ThreadPoolExecutor(16) as pool:
-            winners = [winner for winner in pool.map(create, range(16)) if winner is not None]
-        assert len(winners) == 1
-        assert read(store, key) == b"%d" % winners[0]
+    assert {finding.verdict for finding in findings} == {Verdict.UNANSWERED}
+    assert "not allowed" in findings[0].detail
+    assert all("first question" in finding.detail for finding in findings[1:])
 
 
-@pytest.mark.parametrize("write", ["put", "put_if_absent", "upload", "delete"])
-def test_a_write_is_seen_by_everybody_at_once(store: Store, write: str) -> None:
-    other = store if isinstance(store, MemoryStore) else pickle.loads(pickle.dumps(store))
-    assert other.stat(KEY) is None
-    assert keys(other) == []
+class DeletesNothing(MemoryStore):
+    def delete(self, keys: Iterable[str]) -> None:
+        if list(keys):
+            raise StoreError("delete", "an object", "the store is read-only")
 
-    if write == "upload":
-        with store.upload(KEY) as upload:
-            upload.write(b"data")
-    elif write == "delete":
-        store.put(KEY, b"data")
-        assert keys(other) == [KEY]
-        store.delete([KEY])
-    else:
-        getattr(store, write)(KEY, b"data")
 
-    assert keys(other) == ([] if write == "delete" else [KEY])
-    assert (other.stat(KEY) is None) == (write == "delete")
+def test_a_trial_that_cannot_be_removed_is_no_success() -> None:
+    store = DeletesNothing()
 
-
-def test_a_missing_object_is_not_found_by_any_read(store: Store) -> None:
-    store.put("present", b"data")
-
-    assert store.stat("missing") is None
-    with pytest.raises(ObjectNotFoundError, match="missing"):
-        store.get("missing", max_bytes=10)
-    with pytest.raises(ObjectNotFoundError, match="missing"):
-        store.get_range("missing", 0, 1)
-
-
-def test_a_folder_is_not_an_object(store: Store) -> None:
-    store.put("folder/object", b"data")
-
-    assert store.stat("folder") is None
-    with pytest.raises(ObjectNotFoundError):
-        store.get("folder", max_bytes=10)
-
-
-def test_get_refuses_an_object_above_the_limit(store: Store) -> None:
-    store.put(KEY, b"12345")
-
-    assert store.get(KEY, max_bytes=5).data == b"12345"
-    with pytest.raises(ObjectTooLargeError, match="4"):
-        store.get(KEY, max_bytes=4)
-
-
-@pytest.mark.parametrize(
-    ("start", "length"), [(0, 10), (0, 1), (9, 1), (3, 4), (4, 0)], ids=["all", "first", "last", "middle", "none"]
-)
-def test_get_range_returns_exactly_the_range(store: Store, start: int, length: int) -> None:
-    store.put(KEY, b"0123456789")
-
-    assert store.get_range(KEY, start, length) == b"0123456789"[start : start + length]
-
-
-@pytest.mark.parametrize(("start", "length"), [(0, 11), (8, 3), (10, 1), (50, 5)])
-def test_a_range_beyond_the_end_is_an_error_not_a_short_answer(store: Store, start: int, length: int) -> None:
-    store.put(KEY, b"0123456789")
-
-    with pytest.raises(TruncatedObjectError):
-        store.get_range(KEY, start, length)
-
-
-NAMES = ["a-b", "a/b", "a.c", "a/c", "a0", "a", "b/.metadata", "b/x=1/y", "z"]
-
-
-@pytest.fixture
-def listed(store: Store) -> Store:
-    # On a file system, a name is either a file or a folder.
-    for name in NAMES[::-1]:
-        store.put(f"{name}_", name.encode())
-    return store
-
-
-@pytest.mark.parametrize("after", ["", "a/b_", "a-b_", "a", "zz"])
-def test_a_listing_is_complete_and_in_order(listed: Store, after: str) -> None:
-    for prefix in ("", "a", "a/", "a/b", "b", "b/", "b/x", "nothing", "z_", "z_/"):
-        expected = sorted(f"{name}_" for name in NAMES if f"{name}_".startswith(prefix) and f"{name}_" > after)
-
-        assert keys(listed, prefix, after=after) == expected
-
-
-def test_a_listing_says_what_stat_says(listed: Store) -> None:
-    for info in listed.list():
-        assert listed.stat(info.key) == info
-
-
-def test_a_listing_of_many_pages_is_complete(s3: tuple[Server, Driver]) -> None:
-    server, driver = s3
-    url, expected = server.many_pages
-
-    assert keys(open_store(server.settings(url=url), driver=driver)) == expected
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [[], [0], [5], [3 * MIB, 0, 1], [6 * MIB], [3 * MIB] * 10, [PART, PART]],
-    ids=["no write", "an empty write", "small", "uneven", "two parts", "many writes", "whole parts"],
-)
-def test_an_upload_stores_all_that_was_written(store: Store, sizes: list[int]) -> None:
-    written = [bytes([65 + i]) * size for i, size in enumerate(sizes)]
-
-    with store.upload(KEY) as upload:
-        for data in written:
-            buffer = bytearray(data)
-            upload.write(buffer)
-            buffer[:] = bytes(len(buffer))  # the caller's buffer is free again
-        assert store.stat(KEY) is None
-
-    info = store.stat(KEY)
-    assert info is not None
-    assert info.size == sum(sizes)
-    assert store.get_range(KEY, 0, info.size) == b"".join(written)
-
-
-def begin_an_upload_and_fail(store: Store, size: int) -> None:
-    with store.upload(KEY) as upload:
-        upload.write(bytes(size))
-        raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("size", [5, 7 * PART], ids=["small", "in parts"])
-def test_an_aborted_upload_leaves_nothing(store: Store, size: int) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        begin_an_upload_and_fail(store, size)
-
-    assert store.stat(KEY) is None
-    assert keys(store) == []
-
-
-def test_an_aborted_upload_leaves_an_older_object_alone(store: Store) -> None:
-    store.put(KEY, b"old")
-
-    with pytest.raises(KeyboardInterrupt):
-        begin_an_upload_and_fail(store, 5)
-
-    assert read(store, KEY) == b"old"
-
-
-def test_abort_and_complete_may_be_called_early_and_again(store: Store) -> None:
-    with store.upload("completed") as upload:
-        upload.write(b"data")
-        upload.complete()
-        upload.abort()
-    with store.upload("aborted") as upload:
-        upload.write(b"data")
-        upload.abort()
-        upload.abort()
-
-    assert keys(store) == ["completed"]
-
-
-def test_delete_removes_what_exists_and_ignores_the_rest(store: Store) -> None:
-    store.put("a", b"")
-    store.put("b/c", b"")
-    store.put("b/d", b"")
-
-    # More than one request can carry.
-    store.delete(["b/c", "missing", *(f"missing/{i}" for i in range(1000)), "a"])
-    store.delete([])
-
-    assert keys(store) == ["b/d"]
-
-
-def test_the_probe_finds_no_fault_and_leaves_nothing(store: Store) -> None:
-    probe(store)
-
-    assert keys(store) == []
+    assert next(examine(store, store, CHECKS)).verdict is Verdict.UNANSWERED
+    with pytest.raises(StoreError, match="read-only"):
+        probe(store)

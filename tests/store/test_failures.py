@@ -140,6 +140,16 @@ def test_a_listing_whose_second_page_fails_is_an_error_not_a_short_listing(
         list(many.list())
 
 
+def test_a_listing_that_begins_late_costs_no_pages_of_what_comes_before(
+    store: Store, moto: Server, server: FaultyServer
+) -> None:
+    url, keys = moto.many_pages
+    many = type(store)(moto.settings(url=url, endpoint=server.endpoint))
+
+    assert [info.key for info in many.list("_log/", after=keys[1050])] == keys[1051:]
+    assert server.count("GET") == 1
+
+
 @every_use
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
 def test_a_refused_identity_is_access_denied_at_once_and_quotes_no_secret(

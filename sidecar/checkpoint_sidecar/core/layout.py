@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 
 LOG_FOLDER = "_log/"
+COMPACTION_FOLDER = "_log-compacted/"
 PROBE_FOLDER = "_probe/"
 CONFORMANCE_FOLDER = "_conformance/"
 PROGRESS_KEY = "_progress.json"
@@ -19,6 +20,7 @@ STOCK_METADATA_NAME = "stock.metadata"
 MANIFEST_NAME = "manifest.json"
 
 _LOG_KEY = re.compile(r"_log/([0-9]{20})\.json")
+_COMPACTION_KEY = re.compile(r"_log-compacted/([0-9]{20})-([0-9]{20})\.gz")
 _SAVE_FOLDER = re.compile(r"(?:step-([0-9]{8,19})/)?([0-9]{4,19})-([a-z2-7]{8})")
 _SNAPSHOT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})-([a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
@@ -36,9 +38,20 @@ def log_key(number: int) -> str:
 
 
 def log_number(key: str) -> int | None:
-    """The entry's number, or None for other objects in the log's folder (compactions, strangers)."""
+    """The entry's number, or None for other objects in the log's folder."""
     match = _LOG_KEY.fullmatch(key)
     return (int(match[1]) or None) if match else None
+
+
+def compaction_key(first: int, last: int) -> str:
+    """Key of the object that holds the log entries from ``first`` to ``last``."""
+    return f"{COMPACTION_FOLDER}{first:020d}-{last:020d}.gz"
+
+
+def compaction_range(key: str) -> tuple[int, int] | None:
+    """``(first, last)`` of a compaction, or None for other objects."""
+    match = _COMPACTION_KEY.fullmatch(key)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def snapshot_id(step: int, attempt: int, nonce: str) -> str:

@@ -1,0 +1,335 @@
+"""Compactions in a store: long logs open with few requests, and a compaction that is wrong changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from checkpoint_sidecar.core import compaction, layout
+from checkpoint_sidecar.core.compaction import RawEntry, Span, unpack
+from checkpoint_sidecar.core.errors import LogError, ObjectExistsError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.log import AttemptStarted
+from checkpoint_sidecar.core.replay import replay
+from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.store.entries import get_entries
+from checkpoint_sidecar.store.runlog import RunLog
+from doubles.counting import CountingStore
+from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply
+from doubles.memory import MemoryStore
+from longlogs import compact, long_log, write_log
+
+LENGTH = 115
+"""With the spans below: compacted up to 110, by one object of 100 entries and one of 10."""
+
+
+@pytest.fixture(autouse=True)
+def short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "SPANS", (10, 100, 1000))
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """A log of 115 entries, with all compactions that are due."""
+    store = MemoryStore()
+    write_log(store, LENGTH)
+    assert compact(store) == 11 + 1
+    return store
+
+
+def opened(store: MemoryStore) -> tuple[Run, CountingStore]:
+    counting = CountingStore(store)
+    return RunLog(counting, writer="test").refresh(), counting
+
+
+def plain(store: MemoryStore) -> Run:
+    """What the log says without any compaction."""
+    return replay(entry.decode() for entry in get_entries(store, range(1, LENGTH + 1)))
+
+
+def contents(store: MemoryStore, span: Span) -> list[RawEntry]:
+    return list(unpack(store.get(span.key, max_bytes=10**8).data, span))
+
+
+def forge(store: MemoryStore, span: Span, change: Callable[[list[RawEntry]], list[RawEntry]]) -> None:
+    data = compaction.encode(change(contents(store, span)))
+    assert data is not None
+    store.corrupt(span.key, data)
+
+
+def rechained(entries: list[RawEntry], number: int) -> list[RawEntry]:
+    """The same entries with one of them altered, and all digests after it made to fit."""
+    forged, previous = [], ""
+    for entry in entries:
+        fields = msgspec.json.decode(entry.data)
+        if entry.number >= number:
+            fields["writer"], fields["previous"] = "somebody else", previous
+        data = msgspec.json.encode(fields)
+        previous = hashlib.sha256(data).hexdigest()
+        forged.append(dataclasses.replace(entry, data=data))
+    return forged
+
+
+def test_a_compacted_log_says_what_its_entries_say_with_the_stores_times(store: MemoryStore) -> None:
+    run, _ = opened(store)
+
+    assert run == plain(store)
+    assert run.head == LENGTH
+
+
+def test_opening_costs_two_listings_and_a_handful_of_reads(store: MemoryStore) -> None:
+    _, counting = opened(store)
+
+    # Two compactions, the entry they end in, the five after it, and the look for a next one.
+    assert counting.requests == {"list": 2, "get": 2 + 1 + 5 + 1}
+
+
+def test_a_hundred_times_longer_log_opens_with_as_many_listings_and_few_more_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    store = MemoryStore()
+    write_log(store, 11_205)
+    compact(store)
+
+    run, counting = opened(store)
+
+    assert run.head == 11_205
+    assert counting.requests == {"list": 2, "get": (5 + 6) + 1 + 5 + 1}
+
+
+def test_a_log_without_compactions_opens_as_before() -> None:
+    store = MemoryStore()
+    write_log(store, 7)
+
+    _, counting = opened(store)
+
+    assert counting.requests == {"list": 2, "get": 7 + 1}
+
+
+def test_entries_of_kinds_that_this_version_does_not_know_are_kept_to_the_byte(store: MemoryStore) -> None:
+    head = plain(store)
+    odd = {
+        "critical": True,
+        "kind": "SnapshotsRelocated",
+        "number": LENGTH + 1,
+        "id": "x",
+        "previous": head.head_digest,
+        "time": "",
+        "writer": "a later version",
+        "format": "1.7",
+        "body": {"to": ["\u2603", None]},
+    }
+    data = msgspec.json.format(msgspec.json.encode(odd), indent=3)
+    store.put(layout.log_key(LENGTH + 1), data)
+    previous = hashlib.sha256(data).hexdigest()
+    for entry in long_log(LENGTH + 5):
+        if entry.number > LENGTH + 1:
+            fields = msgspec.json.decode(entry.data) | {"previous": previous}
+            altered = msgspec.json.encode(fields)
+            previous = hashlib.sha256(altered).hexdigest()
+            store.put(layout.log_key(entry.number), altered)
+    compact(store)
+
+    assert contents(store, Span(111, 120))[LENGTH - 110].data == data
+    run, _ = opened(store)
+    assert (run.head, run.unknown_critical) == (LENGTH + 5, "SnapshotsRelocated")
+
+
+def test_who_appends_after_opening_from_compactions_continues_the_chain(store: MemoryStore) -> None:
+    log = RunLog(store, writer="test")
+    log.append(lambda run: AttemptStarted(attempt=run.highest_attempt + 1, world_size=1))
+
+    assert RunLog(store, writer="other").refresh() == log.run
+    assert log.run.head == LENGTH + 1
+
+
+def test_two_readers_of_which_one_is_older_than_the_compactions_agree() -> None:
+    store = MemoryStore()
+    write_log(store, 50)
+    early = RunLog(store, writer="early")
+    early.refresh()
+    write_log(store, LENGTH)
+    compact(store)
+
+    late, _ = opened(store)
+
+    assert early.refresh().snapshots.keys() == late.snapshots.keys()
+    assert early.run.head_digest == late.head_digest
+
+
+# What is wrong with a compaction costs requests and nothing else
+
+BIG = Span(1, 100)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda store: store.corrupt(BIG.key, b"rot"), id="rot"),
+        pytest.param(lambda store: store.corrupt(BIG.key, b"x" * (65 * 1024 * 1024)), id="too large"),
+        pytest.param(
+            lambda store: store.corrupt(BIG.key, store.get(Span(1, 10).key, max_bytes=10**6).data), id="other"
+        ),
+        pytest.param(lambda store: forge(store, BIG, lambda e: [e[0], *e[2:3], *e[2:]]), id="an entry twice"),
+        pytest.param(lambda store: forge(store, BIG, lambda e: [*e[:50], e[0], *e[51:]]), id="an entry of elsewhere"),
+    ],
+)
+def test_a_damaged_compaction_is_ignored_loudly_and_smaller_ones_serve(
+    damage: Callable[[MemoryStore], None], store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(store)
+
+    run, counting = opened(store)
+
+    assert run == plain(store)
+    assert BIG.key in caplog.text
+    # All eleven small ones, the big one in vain, the entry they end in, the five after it, and the look for a next one.
+    assert counting.requests["get"] == 11 + 1 + 1 + 5 + 1
+
+
+@pytest.mark.parametrize("number", [1, 50, 100], ids=["the first", "one in the middle", "the last"])
+def test_a_forged_history_with_a_chain_of_its_own_is_ignored_loudly(
+    number: int, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.delete([Span(101, 110).key])
+    forge(store, BIG, lambda entries: rechained(entries, number))
+
+    run, _ = opened(store)
+
+    assert run == plain(store)
+    assert "Ignoring all compactions" in caplog.text
+
+
+def test_a_compaction_that_does_not_continue_the_one_before_is_ignored(
+    store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    forge(store, Span(101, 110), lambda entries: rechained(entries, 101))
+
+    assert opened(store)[0] == plain(store)
+    assert Span(101, 110).key in caplog.text
+
+
+def test_a_compaction_that_vanishes_after_it_was_listed_is_done_without(store: MemoryStore) -> None:
+    expected = plain(store)
+    listed = store.list(layout.COMPACTION_FOLDER)
+    store.delete([BIG.key])
+    faulty = FaultyStore(store)
+    faulty.list = lambda prefix="", *, after="": (  # type: ignore[method-assign]
+        listed if prefix == layout.COMPACTION_FOLDER else store.list(prefix, after=after)
+    )
+
+    assert RunLog(faulty, writer="test").refresh() == expected
+
+
+def test_a_failing_store_is_not_taken_for_a_damaged_compaction(store: MemoryStore) -> None:
+    down = StoreError("read", "a compaction", "no connection to the store")
+    log = RunLog(FaultyStore(store, gets=[fails_with(down)]), writer="test")
+
+    with pytest.raises(StoreError):
+        log.refresh()
+    assert log.refresh().head == LENGTH
+
+
+def test_a_log_whose_entries_are_lost_is_refused_although_compactions_still_hold_them(store: MemoryStore) -> None:
+    """A lifecycle rule deletes what is old. Whoever took such a log for a short one would write numbers again."""
+    store.delete([layout.log_key(number) for number in range(1, LENGTH + 1)])
+
+    log = RunLog(store, writer="test")
+    with pytest.raises(LogError, match="it is missing although a compaction holds it"):
+        log.append(lambda run: AttemptStarted(attempt=run.highest_attempt + 1, world_size=1))
+    assert not list(store.list(layout.LOG_FOLDER))
+
+
+def test_a_gap_after_the_compactions_is_refused(store: MemoryStore) -> None:
+    store.delete([layout.log_key(112)])
+
+    with pytest.raises(LogError, match="entry 112 is missing"):
+        opened(store)
+
+
+# Writing
+
+
+def test_of_two_writers_the_slower_one_finds_nothing_to_do() -> None:
+    store = MemoryStore()
+    write_log(store, 10)
+    first, second = RunLog(store, writer="first"), RunLog(store, writer="second")
+    first.restore(), second.restore()
+
+    first.compact(Span(1, 10))
+    written = store.get(Span(1, 10).key, max_bytes=10**6)
+    second.compact(Span(1, 10))
+
+    assert store.get(Span(1, 10).key, max_bytes=10**6) == written
+    assert first.compactions == second.compactions == {Span(1, 10)}
+
+
+def test_a_compaction_whose_reply_is_lost_is_found_by_the_next_try() -> None:
+    store = MemoryStore()
+    write_log(store, 10)
+    log = RunLog(FaultyStore(store, puts=[loses_the_reply]), writer="test")
+    log.refresh()
+
+    with pytest.raises(UnknownOutcomeError):
+        log.compact(Span(1, 10))
+    assert log.compactions == frozenset()
+    log.compact(Span(1, 10))
+    assert log.compactions == {Span(1, 10)}
+
+
+def test_a_compaction_that_lands_late_replaces_nothing() -> None:
+    store, late = MemoryStore(), LandsLate()
+    write_log(store, 10)
+    log = RunLog(FaultyStore(store, puts=[late]), writer="test")
+    with pytest.raises(UnknownOutcomeError):
+        log.compact(Span(1, 10))
+    log.compact(Span(1, 10))
+
+    with pytest.raises(ObjectExistsError):
+        late.land()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda store: store.corrupt(Span(31, 40).key, b"rot"), id="rot"),
+        pytest.param(lambda store: forge(store, Span(91, 100), lambda e: rechained(e, 100)), id="a forged last entry"),
+    ],
+)
+def test_a_merger_with_a_damaged_part_is_made_from_the_log_itself(
+    damage: Callable[[MemoryStore], None], store: MemoryStore
+) -> None:
+    before = store.get(BIG.key, max_bytes=10**6).data
+    store.delete([BIG.key])
+    damage(store)
+
+    RunLog(store, writer="test").compact(BIG)
+
+    assert store.get(BIG.key, max_bytes=10**6).data == before
+
+
+def test_a_broken_log_is_not_compacted() -> None:
+    store = MemoryStore()
+    write_log(store, 10)
+    data = store.get(layout.log_key(5), max_bytes=10**6).data
+    store.corrupt(layout.log_key(5), data.replace(b"library", b"another"))
+
+    with pytest.raises(LogError, match="entry 6"):
+        RunLog(store, writer="test").compact(Span(1, 10))
+    assert not list(store.list(layout.COMPACTION_FOLDER))
+
+
+def test_what_would_be_too_large_is_left_in_smaller_compactions_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compaction, "MAX_COMPACTION_BYTES", 20_000)
+    store = MemoryStore()
+    write_log(store, LENGTH)
+
+    assert compact(store) == 11 + 1
+    assert store.stat(BIG.key) is None
+    assert opened(store)[0] == plain(store)

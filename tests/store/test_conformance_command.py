@@ -1,0 +1,126 @@
+"""``python -m checkpoint_sidecar.conformance``, as a user runs it against a store of theirs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoint_sidecar import conformance
+from checkpoint_sidecar.store.opening import Driver
+from checkpoint_sidecar.store.promises import CHECKS
+from doubles.faulty_server import Fault, FaultyServer, faulty_server
+from s3servers import REGION, Server
+
+
+@pytest.fixture
+def credentials(moto: Server, tmp_path: Path) -> Path:
+    for key, value in moto.credentials.items():
+        (tmp_path / key).write_text(value)
+    return tmp_path
+
+
+@pytest.fixture
+def server(moto: Server) -> Iterator[FaultyServer]:
+    with faulty_server(moto.endpoint) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def only_the_cheap_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in which moto itself can be trusted: it lets two concurrent creates win."""
+    cheap = [check for check in CHECKS if "concurrent" not in check.promise and "1,101" not in check.promise]
+    monkeypatch.setattr(conformance, "CHECKS", tuple(cheap))
+
+
+def s3_arguments(server: FaultyServer, url: str, credentials: Path, driver: Driver) -> list[str]:
+    where = [url, "--endpoint", server.endpoint, "--region", REGION, "--addressing-style", "Path"]
+    return [*where, "--credentials-folder", str(credentials), "--driver", driver]
+
+
+def test_a_good_store_gets_a_line_for_each_promise_and_status_0(tmp_path: Path) -> None:
+    asked = [sys.executable, "-m", "checkpoint_sidecar.conformance", str(tmp_path)]
+
+    run = subprocess.run(asked, capture_output=True, text=True)
+
+    assert run.returncode == 0, run.stderr
+    for check in CHECKS:
+        assert f"kept       {check.promise}" in run.stdout
+    assert run.stdout.endswith("promises are kept. This store is fit for checkpoints.\n")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.store
+@pytest.mark.parametrize("driver", ["fsspec", "obstore"])
+def test_a_store_without_conditional_writes_gets_status_1_and_is_told_which_promise_it_breaks(
+    driver: Driver, moto: Server, server: FaultyServer, credentials: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.faults.append(Fault("PUT", "", "drop the condition", times=10_000))
+    url = moto.settings().url
+
+    assert conformance.main(s3_arguments(server, url, credentials, driver)) == 1
+
+    shown = capsys.readouterr().out
+    assert "BROKEN     a created object is never replaced by a second create" in shown
+    assert "Use a store that honours If-None-Match on PUT." in shown
+    assert "Why it matters: A commit is the creation" in shown
+    assert "Do not use this store for checkpoints." in shown
+    assert moto.secret_key not in shown
+
+
+@pytest.mark.store
+def test_the_findings_can_be_had_as_json(
+    moto: Server, server: FaultyServer, credentials: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = moto.settings().url
+
+    assert conformance.main([*s3_arguments(server, url, credentials, "obstore"), "--json"]) == 0
+
+    report = json.loads(capsys.readouterr().out)
+    assert (report["url"], report["adapter"]) == (url, "ObstoreStore")
+    assert {promise["verdict"] for promise in report["promises"]} == {"Kept"}
+    assert set(report["promises"][0]) == {"promise", "why", "verdict", "detail", "seconds"}
+
+
+@pytest.mark.store
+def test_a_missing_right_gets_status_2_and_is_named(
+    moto: Server, server: FaultyServer, credentials: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.faults.append(Fault("GET", "list-type", (403, "AccessDenied"), times=10_000))
+
+    assert conformance.main(s3_arguments(server, moto.settings().url, credentials, "obstore")) == 2
+
+    shown = capsys.readouterr().out
+    assert "kept       what is written is read back, byte for byte" in shown
+    assert "not asked  a listing shows an object right after it was written" in shown
+    assert "the store answered AccessDenied" in shown
+
+
+@pytest.mark.store
+def test_a_missing_bucket_gets_status_2_after_one_question(
+    moto: Server, server: FaultyServer, credentials: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert conformance.main(s3_arguments(server, "s3://no-such-bucket/run", credentials, "fsspec")) == 2
+
+    assert "Create the bucket" in capsys.readouterr().out
+    assert len(server.seen) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["ftp://host/run"], "scheme ftp is unknown"),
+        (["gs://bucket/run", "--driver", "fsspec"], "does not serve gs"),
+        (["s3://bucket/run", "--credentials-folder", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_arguments_that_cannot_work_get_status_2(
+    arguments: list[str], cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert conformance.main(arguments) == 2
+
+    assert cause in capsys.readouterr().err
