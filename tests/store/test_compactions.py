@@ -258,7 +258,7 @@ def test_of_two_writers_the_slower_one_finds_nothing_to_do() -> None:
     store = MemoryStore()
     write_log(store, 10)
     first, second = RunLog(store, writer="first"), RunLog(store, writer="second")
-    first.restore(), second.restore()
+    first.refresh(), second.refresh()
 
     first.compact(Span(1, 10))
     written = store.get(Span(1, 10).key, max_bytes=10**6)

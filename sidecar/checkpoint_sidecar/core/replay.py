@@ -8,7 +8,7 @@ digest that does not match means entries were lost or altered, and is refused lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -70,15 +70,13 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class _Working:
     """The growing tables, updated in place while folding."""
 
-    def __init__(
-        self, attempts: dict[int, Attempt], snapshots: dict[str, Snapshot], first_commits: dict[int, int]
-    ) -> None:
-        self.attempts = attempts
-        self.snapshots = snapshots
-        self.first_commits = first_commits
+    attempts: dict[int, Attempt]
+    snapshots: dict[str, Snapshot]
+    first_commits: dict[int, int]
 
     def change_attempt(self, number: int, **changes: Any) -> None:
         if number in self.attempts:

@@ -39,6 +39,7 @@ from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.parts import PARALLEL_PARTS, PartBuffer
 from checkpoint_sidecar.store.settings import StoreSettings
 
@@ -152,14 +153,16 @@ class FsspecStore:
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         found = [
             _info(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
-            for page in self._pages(prefix)
+            for page in self._pages(prefix, beginning(after))
             for item in page.get("Contents", ())
         ]
         # Not every S3 server lists in the order of keys (SeaweedFS sorts "a/b" before "a-b").
         return iter(sorted((info for info in found if info.key > after), key=lambda info: info.key))
 
-    def _pages(self, prefix: str) -> Iterator[dict[str, Any]]:
+    def _pages(self, prefix: str, start: str) -> Iterator[dict[str, Any]]:
         query = {"Bucket": self._location.bucket, "Prefix": self._prefix + prefix}
+        if start:
+            query["StartAfter"] = self._prefix + start
         while True:
             page: dict[str, Any] = self._calls.run("list", prefix, lambda fs: fs.call_s3("list_objects_v2", **query))
             yield page

@@ -116,8 +116,8 @@ class LocalStore:
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         with self._explained("list", prefix):
-            found = sorted(self._walk(self._path(prefix.rpartition("/")[0]), prefix), key=lambda info: info.key)
-        return (info for info in found if info.key > after)
+            folder = self._path(prefix.rpartition("/")[0])
+            return iter(sorted(self._walk(folder, prefix, after), key=lambda info: info.key))
 
     @contextlib.contextmanager
     def upload(self, key: str) -> Iterator[_Upload]:
@@ -141,7 +141,7 @@ class LocalStore:
             raise ValueError(f"{key!r} is not a key")
         return self._root / key
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[ObjectInfo]:
+    def _walk(self, folder: Path, prefix: str, after: str) -> Iterator[ObjectInfo]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
                 key = os.path.relpath(entry.path, self._root)
@@ -149,8 +149,8 @@ class LocalStore:
                     # Folders are entered that can hold the prefix, or lie below it.
                     inside = f"{key}/"
                     if key != PARTIAL_FOLDER and (inside.startswith(prefix) or prefix.startswith(inside)):
-                        yield from self._walk(Path(entry.path), prefix)
-                elif key.startswith(prefix):
+                        yield from self._walk(Path(entry.path), prefix, after)
+                elif key.startswith(prefix) and key > after:
                     with contextlib.suppress(FileNotFoundError):
                         yield _info(key, entry.stat())
 

@@ -34,6 +34,7 @@ from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.parts import PartBuffer
 from checkpoint_sidecar.store.settings import StoreSettings
 
@@ -138,7 +139,7 @@ class ObstoreStore:
         folder = prefix.rpartition("/")[0]
 
         def request(clients: _Clients) -> list[ObjectInfo]:
-            pages = obstore.list(clients.requests, folder or None, chunk_size=1000)
+            pages = obstore.list(clients.requests, folder or None, offset=beginning(after) or None, chunk_size=1000)
             return [_info(meta["path"], meta) for page in pages for meta in page]
 
         found = self._calls.run("list", prefix, request)

@@ -1,4 +1,4 @@
-"""Reading and appending to a run's log in a store. What entries mean is in ``core``; here is only the I/O."""
+"""A run's log in a store: reading on, and appending. What entries mean is in ``core``; here is only the I/O."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import tenacity
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.errors import (
     LogError,
     ObjectExistsError,
-    ObjectNotFoundError,
-    ObjectTooLargeError,
     StoreError,
     UnknownOutcomeError,
 )
-from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES, Body, StoredEntry, decode, encode, new_entry_id
+from checkpoint_sidecar.core.log import Body, StoredEntry, encode, new_entry_id
 from checkpoint_sidecar.core.replay import advance
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.compactions import replay_compactions, write_compaction
+from checkpoint_sidecar.store.entries import get_entries, get_entry
 
-_PARALLEL_READS = 16
 _logger = logging.getLogger(__name__)
 
 
@@ -47,6 +46,7 @@ class RunLog:
         self._writer = writer
         self._lock = threading.RLock()
         self._run = Run()
+        self._compactions: frozenset[Span] = frozenset()
         self._opened = False
         self._polite = patience_seconds is not None
         stop = tenacity.stop_never if patience_seconds is None else tenacity.stop_after_delay(patience_seconds)
@@ -63,6 +63,21 @@ class RunLog:
         """The state as of the last read; may be old."""
         return self._run
 
+    @property
+    def compactions(self) -> frozenset[Span]:
+        """Those that the store held when the log was opened, and what ``compact`` has dealt with since."""
+        return self._compactions
+
+    def compact(self, span: Span) -> None:
+        """Write a compaction that is due, so that the next reader opens the log faster. Needed for nothing else.
+
+        Raises:
+            LogError: The entries do not form a chain.
+            StoreError: The store failed.
+        """
+        write_compaction(self.store, span)
+        self._compactions |= {span}
+
     def refresh(self) -> Run:
         """Read what was appended since and return the current state.
 
@@ -75,8 +90,7 @@ class RunLog:
         """
         with self._lock:
             if not self._opened:
-                self._run = advance(Run(), self._read_listed())
-                self._opened = True
+                self._open()
             while (entry := self._read(self._run.head + 1)) is not None:
                 self._run = advance(self._run, [entry])
             return self._run
@@ -171,22 +185,17 @@ class RunLog:
             time.sleep(random.uniform(0, min(1.0, 0.05 * 2**lost)))  # noqa: S311 - jitter
 
     def _read(self, number: int) -> StoredEntry | None:
-        key = layout.log_key(number)
-        try:
-            stored = self.store.get(key, max_bytes=MAX_ENTRY_BYTES)
-        except ObjectNotFoundError:
-            return None
-        except ObjectTooLargeError as error:
-            raise LogError("read the run log", f"{self.store.url}/{key}", error.cause, "It is not an entry.") from error
-        return decode(stored.data, number=number, stored_at=stored.info.modified)
+        entry = get_entry(self.store, number)
+        return entry.decode() if entry else None
 
-    def _read_listed(self) -> list[StoredEntry]:
-        """All entries up to the highest listed, read concurrently. A gap among them surfaces when they are folded."""
-        numbers = [layout.log_number(info.key) for info in self.store.list(layout.LOG_FOLDER)]
-        highest = max((number for number in numbers if number is not None), default=0)
-        with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="read-log") as pool:
-            entries = pool.map(self._read, range(1, highest + 1))
-            return [entry for entry in entries if entry is not None]
+    def _open(self) -> None:
+        """Replay the compactions, then what is listed after them; a gap among the entries surfaces in the fold."""
+        run, self._compactions = replay_compactions(self.store)
+        listed = self.store.list(layout.LOG_FOLDER, after=layout.log_key(run.head) if run.head else "")
+        highest = max((layout.log_number(info.key) or 0 for info in listed), default=0)
+        later = get_entries(self.store, range(run.head + 1, highest + 1))
+        self._run = advance(run, (entry.decode() for entry in later))
+        self._opened = True
 
 
 def _warn(state: tenacity.RetryCallState) -> None:

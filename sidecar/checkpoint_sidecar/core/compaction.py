@@ -1,0 +1,205 @@
+"""Compactions: a range of log entries in one object, so that opening a long log does not cost a request per entry.
+
+A compaction is derived and never needed: whoever finds it missing, damaged or lying reads the entries themselves, which
+stay. It holds them verbatim, kinds this version does not know included, with the store's time of each. It is gzip of ::
+
+    {"format": "1.0", "first": 1, "last": 200, "sizes": [283, ...], "storedAt": [1767225600000000, ...]}\\n
+    <bytes of entry 1><bytes of entry 2>...
+
+Every 200 entries make a compaction, ten compactions make one of 2,000, and ten of those one of 20,000: a reader needs
+few objects, and nobody ever holds more than ``MAX_COMPACTION_BYTES``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
+
+import msgspec
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import LogError
+from checkpoint_sidecar.core.log import (
+    FORMAT,
+    MAX_ENTRY_BYTES,
+    AttemptNumber,
+    Format,
+    StoredEntry,
+    check_format,
+    decode,
+)
+
+SPANS = (200, 2_000, 20_000)
+"""How many entries a compaction holds. It ends at a multiple of that; other ranges are nobody's."""
+
+MAX_COMPACTION_BYTES = 64 * 1024 * 1024
+"""Before compression: room for 200 entries of the largest size."""
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
+_GZIP = 16 + zlib.MAX_WBITS
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_ENTRY_BYTES)]
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=(dt.datetime.max.replace(tzinfo=dt.UTC) - _EPOCH) // _MICROSECOND)]
+
+
+@dataclass(frozen=True, slots=True)
+class RawEntry:
+    """One log entry as the store holds it.
+
+    Attributes:
+        stored_at: The store's clock when the entry was created, timezone-aware UTC.
+    """
+
+    number: int
+    data: bytes
+    stored_at: dt.datetime
+
+    def decode(self) -> StoredEntry:
+        """What it says.
+
+        Raises:
+            LogError: See ``core.log.decode``.
+        """
+        return decode(self.data, number=self.number, stored_at=self.stored_at)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """The entries of one compaction, both ends included."""
+
+    first: int
+    last: int
+
+    @property
+    def key(self) -> str:
+        return layout.compaction_key(self.first, self.last)
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def parts(self) -> tuple[Span, ...]:
+        """The smaller spans it can be merged from; empty for the smallest."""
+        index = SPANS.index(self.size)
+        if index == 0:
+            return ()
+        size = SPANS[index - 1]
+        return tuple(Span(first, first + size - 1) for first in range(self.first, self.last, size))
+
+
+def span_of(key: str) -> Span | None:
+    """The span of the compaction with this key, or None for other objects."""
+    found = layout.compaction_range(key)
+    span = Span(*found) if found else None
+    return span if span and span.first >= 1 and span.size in SPANS and span.last % span.size == 0 else None
+
+
+def longest_from(first: int, existing: Collection[Span]) -> Span | None:
+    """The largest of the spans that begin with entry ``first``."""
+    return max((span for span in existing if span.first == first), default=None)
+
+
+def due(head: int, existing: Collection[Span]) -> tuple[Span, ...]:
+    """The compactions to write now, mergers first.
+
+    Args:
+        head: Number of the log's last entry.
+        existing: What is written already, or was found to be impossible.
+    """
+    mergers = [
+        span
+        for size in SPANS[1:]
+        for last in range(size, head + 1, size)
+        if (span := Span(last - size + 1, last)) not in existing and all(part in existing for part in span.parts)
+    ]
+    end = 0
+    while (covering := longest_from(end + 1, existing)) is not None:
+        end = covering.last
+    size = SPANS[0]
+    return (*mergers, *(Span(last - size + 1, last) for last in range(end + size, head + 1, size)))
+
+
+def encode(entries: Sequence[RawEntry]) -> bytes | None:
+    """The bytes of a compaction, or None when it would be too large; its parts serve instead.
+
+    Args:
+        entries: Without gaps.
+    """
+    header = _Header(
+        format=FORMAT,
+        first=entries[0].number,
+        last=entries[-1].number,
+        sizes=tuple(len(entry.data) for entry in entries),
+        stored_at=tuple((entry.stored_at - _EPOCH) // _MICROSECOND for entry in entries),
+    )
+    data = b"".join((msgspec.json.encode(header), b"\n", *(entry.data for entry in entries)))
+    if len(data) > MAX_COMPACTION_BYTES:
+        return None
+    return gzip.compress(data, compresslevel=6, mtime=0)
+
+
+def unpack(data: bytes, span: Span) -> Iterator[RawEntry]:
+    """The entries of a compaction, not yet understood. Rot is noticed here, forgery only by who follows the chain.
+
+    Raises:
+        LogError: Not a compaction, of another span, of a larger major format, or larger than it may be.
+    """
+    operation = "read a compaction of the run log"
+    try:
+        plain = _inflate(data)
+        line, _, rest = plain.partition(b"\n")
+        check_format(line, operation, span.key)
+        header = msgspec.json.decode(line, type=_Header)
+    except (ValueError, zlib.error, msgspec.MsgspecError, RecursionError) as error:
+        raise LogError(operation, span.key, f"not a compaction: {error}") from error
+    if (header.first, header.last) != (span.first, span.last):
+        raise LogError(operation, span.key, f"it says it holds entries {header.first} to {header.last}")
+    if not len(header.sizes) == len(header.stored_at) == span.size or sum(header.sizes) != len(rest):
+        raise LogError(operation, span.key, "its index does not fit its content")
+    return _slices(rest, header)
+
+
+def check_chain(entries: Iterable[RawEntry]) -> None:
+    """Raise unless each entry continues the one before it.
+
+    Raises:
+        LogError: One does not, or is no entry.
+    """
+    for before, after in pairwise(entry.decode() for entry in entries):
+        if after.previous != before.digest:
+            raise LogError(
+                "compact the run log", f"entry {after.number}", f"it does not continue entry {before.number}"
+            )
+
+
+class _Header(msgspec.Struct, frozen=True, rename="camel"):
+    format: Format
+    first: AttemptNumber
+    last: AttemptNumber
+    sizes: tuple[Size, ...]
+    stored_at: tuple[Microseconds, ...]
+
+
+def _inflate(data: bytes) -> bytes:
+    """Decompress, into no more memory than a compaction may take."""
+    inflater = zlib.decompressobj(_GZIP)
+    plain = inflater.decompress(data, MAX_COMPACTION_BYTES + 1)
+    if not inflater.eof or len(plain) > MAX_COMPACTION_BYTES:
+        raise ValueError("it is cut off or too large")
+    if inflater.unused_data:
+        raise ValueError("something follows it")
+    return plain
+
+
+def _slices(rest: bytes, header: _Header) -> Iterator[RawEntry]:
+    start = 0
+    for offset, (size, microseconds) in enumerate(zip(header.sizes, header.stored_at, strict=True)):
+        yield RawEntry(header.first + offset, rest[start : start + size], _EPOCH + microseconds * _MICROSECOND)
+        start += size

@@ -1,0 +1,18 @@
+"""Where a store may begin a listing that is asked for "after" a key."""
+
+from __future__ import annotations
+
+import re
+
+_BELOW_SLASH = re.compile(r"[\x00-.]")
+
+
+def beginning(after: str) -> str:
+    """A key that every store lists before all keys later than ``after``; empty when there is none worth asking for.
+
+    A store need not begin later than this, and what it lists too much is left out by the caller. Stores that walk
+    folders (SeaweedFS lists ``a/b`` before ``a-b``, and after ``a`` neither) agree with the order of keys as long as no
+    character sorts below ``/`` and the key is not a folder's name, hence the last character goes too.
+    """
+    shared = _BELOW_SLASH.split(after, maxsplit=1)[0][:-1]
+    return "" if shared.endswith("/") else shared
