@@ -86,6 +86,7 @@ HOSTILE = {
     "a field is missing": (b'{"snapshot": "1000-7-abcdefgh"}', "missing required field"),
     "a newer format": (altered("format", to=2), "it has format 2"),
     "no blocks": (altered("blockBytes", to=0), "its blocks have 0 bytes"),
+    "blocks too large to hold": (altered("blockBytes", to=2**40), "its blocks have 1099511627776 bytes"),
     "negative blocks": (altered("blockBytes", to=-4096), "its blocks have -4096 bytes"),
     "a path upwards": (altered("files", 0, "name", to="../../other/.metadata"), "not the name of a file"),
     "a folder": (altered("files", 0, "name", to="a/b"), "not the name of a file"),

@@ -59,9 +59,9 @@ class Saved:
         return SnapshotReader(self.store, self.save.folder.path, self.manifest, **options)
 
 
-def save(store: Store, state: dict[str, Any], **options: Any) -> Saved:
+def save(store: Store, state: dict[str, Any], *, step: int = 7, **options: Any) -> Saved:
     """Save in this process alone."""
-    target = RecordingTarget()
+    target = RecordingTarget(step)
     with warnings.catch_warnings(), raising_ours("save"):
         warnings.simplefilter("ignore")  # torch warns that there is no process group
         dcp.save(state, storage_writer=SnapshotWriter(store, target), **options)

@@ -23,13 +23,19 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from checkpoint_sidecar.core.errors import CheckpointExistsError, IncompatibleSnapshotError, StoreError
+from checkpoint_sidecar.core.errors import (
+    CheckpointExistsError,
+    CorruptSnapshotError,
+    IncompatibleSnapshotError,
+    StoreError,
+)
 from checkpoint_sidecar.core.layout import pointer_key
 from checkpoint_sidecar.store.local_store import LocalStore
 from checkpoint_sidecar.store.opening import open_store
@@ -42,6 +48,7 @@ from checkpoint_sidecar.training.writer import SnapshotWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from doubles.targets import RecordingTarget, Saved
+from training.golden import generate
 
 CHECKS: dict[str, Callable[[Path], None]] = {}
 
@@ -196,6 +203,73 @@ def we_load_torchs(folder: Path) -> None:
     state = state_of(*sharded(2))
     load(state, CheckpointReader(folder))
     assert_same(state, expected)
+
+
+def replicated(seed: int, replicas: int) -> dict[str, Any]:
+    """Hybrid sharding: ``replicas`` copies, each over the ranks that are left."""
+    wrapped = model(seed)
+    mesh = init_device_mesh("cpu", (replicas, 2 // replicas), mesh_dim_names=("replica", "shard"))
+    fully_shard(wrapped, mesh=mesh)
+    return state_of(wrapped, trained(wrapped, seed))
+
+
+@check
+def hybrid_sharding_comes_back_both_ways_and_resharded(folder: Path) -> None:
+    for replicas in (1, 2):
+        expected, place = replicated(1, replicas), folder / str(replicas)
+        saved = save(store_in(place / "ours"), expected)
+        dcp.save(expected, storage_writer=FileSystemWriter(place / "torchs"))
+        dist.barrier()
+        ours, torchs = FileSystemReader(place / "ours" / saved.save.folder.path), CheckpointReader(place / "torchs")
+        for reader in (saved.reader(), torchs, ours):
+            state = replicated(2, replicas)
+            load(state, reader)
+            assert_same(state, expected)
+        resharded = replicated(3, 3 - replicas)
+        load(resharded, saved.reader())
+        assert_same(whole(resharded), whole(expected))
+
+
+def whole(state: Any) -> Any:
+    """The state with every sharded tensor put together."""
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    return state.full_tensor() if isinstance(state, DTensor) else state
+
+
+@check
+def golden_checkpoints_of_torch_load_into_shards(folder: Path) -> None:
+    for golden in sorted(generate.HERE.glob("*/*")):
+        if golden.name in generate.SHARDED:
+            generate.check(golden, generate.SHARDED[golden.name], ours=True)
+
+
+@check
+def a_sharded_save_becomes_one_file_for_torch_load(folder: Path) -> None:
+    expected = state_of(*sharded(1))
+    saved = save(store_in(folder), expected)
+    expected = whole(expected)
+    if dist.get_rank() == 0:
+        dcp_to_torch_save(folder / saved.save.folder.path, folder / "state.pt")
+        assert_same(torch.load(folder / "state.pt", weights_only=True), expected)
+
+
+@check
+def two_exchanged_files_are_found_on_every_rank(folder: Path) -> None:
+    def x(value: float) -> dict[str, Any]:
+        return {"x": distribute_tensor(torch.arange(8.0) * value, init_device_mesh("cpu", (2,)), [Shard(0)])}
+
+    saved = save(store_in(folder), x(1))
+    if dist.get_rank() == 0:
+        one, other = (folder / saved.save.folder.path / f"__{rank}_0.distcp" for rank in range(2))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    dist.barrier()
+    state = x(0)
+    with pytest.raises(CorruptSnapshotError, match="CRC32C"):
+        load(state, saved.reader())
+    assert not state["x"].to_local().any()
 
 
 class FailingStore(LocalStore):

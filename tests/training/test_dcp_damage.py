@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,9 +26,11 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.log import SnapshotCommitted
-from checkpoint_sidecar.core.manifest import digest
+from checkpoint_sidecar.core.manifest import digest, encode
 from checkpoint_sidecar.engine.upload import upload_bytes
-from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.training.fit import tiles
 from checkpoint_sidecar.training.reader import SnapshotReader
 from checkpoint_sidecar.training.writer import SnapshotWriter
@@ -36,8 +41,12 @@ ELEMENTS = 3 * 1024 * 1024
 """12 MiB: three blocks."""
 
 
+def a_state() -> dict[str, Any]:
+    return {"first": torch.ones(10), "second": torch.ones(ELEMENTS), "name": "run"}
+
+
 def a_save(**extra: Any) -> Saved:
-    return save(MemoryStore(), {"first": torch.ones(10), "second": torch.ones(ELEMENTS), "name": "run", **extra})
+    return save(MemoryStore(), {**a_state(), **extra})
 
 
 def destination() -> dict[str, Any]:
@@ -46,6 +55,19 @@ def destination() -> dict[str, Any]:
 
 def untouched(state: dict[str, Any]) -> bool:
     return not state["first"].any() and not state["second"].any() and state["name"] == ""
+
+
+def commit_of(saved: Saved) -> SnapshotCommitted:
+    return SnapshotCommitted(
+        snapshot=saved.save.snapshot,
+        step=saved.save.step,
+        attempt=1,
+        path=saved.save.folder.path,
+        manifest_digest=digest(bytes(bytes_of(saved, saved.save.folder.manifest))),
+        bytes=saved.manifest.size,
+        files=len(saved.manifest.files),
+        world_size=1,
+    )
 
 
 def bytes_of(saved: Saved, key: str) -> bytearray:
@@ -95,14 +117,26 @@ def swap_in_another_saves_metadata(saved: Saved) -> None:
     saved.store.corrupt(saved.save.folder.metadata, bytes_of(other, other.save.folder.metadata))
 
 
+def swap_in_another_saves_data(saved: Saved) -> None:
+    other = save(MemoryStore(), {"first": torch.zeros(10), "second": torch.zeros(ELEMENTS), "name": "run"})
+    data = bytes_of(other, other.data_key)
+    assert len(data) == len(bytes_of(saved, saved.data_key))
+    saved.store.corrupt(saved.data_key, data)
+
+
 DAMAGES = [
     pytest.param(flip_a_bit, "ChecksumMismatch", ".distcp", id="a flipped bit"),
     pytest.param(cut_the_end, "SizeMismatch", ".distcp", id="a cut file"),
     pytest.param(delete_the_data, "MissingObject", ".distcp", id="a missing file"),
+    pytest.param(swap_in_another_saves_data, "ChecksumMismatch", ".distcp", id="the data of another save"),
     pytest.param(change_the_metadata, "ChecksumMismatch", ".metadata", id="changed metadata"),
     pytest.param(delete_the_metadata, "MissingObject", ".metadata", id="missing metadata"),
     pytest.param(swap_in_another_saves_metadata, "SizeMismatch", ".metadata", id="metadata of another save"),
 ]
+
+
+DAMAGES_INSIDE = (flip_a_bit, swap_in_another_saves_data)
+"""They show only where the data is read: the size is right."""
 
 
 @pytest.mark.parametrize(("damage", "evidence", "named"), DAMAGES)
@@ -118,7 +152,7 @@ def test_damage_is_found_and_the_damaged_object_named(
 
 
 @pytest.mark.parametrize(
-    ("damage", "evidence", "named"), [damage for damage in DAMAGES if damage.id != "a flipped bit"]
+    ("damage", "evidence", "named"), [damage for damage in DAMAGES if damage.values[0] not in DAMAGES_INSIDE]
 )
 def test_damage_that_shows_without_reading_data_leaves_every_tensor_alone(
     damage: Callable[[Saved], None], evidence: str, named: str
@@ -150,16 +184,7 @@ def test_verification_without_restoring_finds_the_same(
     damage: Callable[[Saved], None], evidence: str, named: str
 ) -> None:
     saved = a_save()
-    commit = SnapshotCommitted(
-        snapshot=saved.save.snapshot,
-        step=saved.save.step,
-        attempt=1,
-        path=saved.save.folder.path,
-        manifest_digest=digest(bytes(bytes_of(saved, saved.save.folder.manifest))),
-        bytes=saved.manifest.size,
-        files=len(saved.manifest.files),
-        world_size=1,
-    )
+    commit = commit_of(saved)
     assert verify_snapshot(saved.store, commit, level="Checksums") == saved.manifest.size
     damage(saved)
     with pytest.raises(CorruptSnapshotError) as caught:
@@ -168,22 +193,34 @@ def test_verification_without_restoring_finds_the_same(
     assert named in caught.value.subject
 
 
-def test_a_changed_manifest_is_refused() -> None:
+def test_a_manifest_changed_to_agree_with_changed_data_is_refused() -> None:
     saved = a_save()
-    commit = SnapshotCommitted(
-        snapshot=saved.save.snapshot,
-        step=7,
-        attempt=1,
-        path=saved.save.folder.path,
-        manifest_digest=digest(bytes(bytes_of(saved, saved.save.folder.manifest))),
-        bytes=1,
-        files=1,
-        world_size=1,
-    )
-    saved.store.corrupt(saved.save.folder.manifest, bytes_of(saved, saved.save.folder.manifest) + b" ")
+    commit = commit_of(saved)
+    flip_a_bit(saved)
+    data = bytes(bytes_of(saved, saved.data_key))
+    file = upload_bytes(MemoryStore(), "__0_0.distcp", data)
+    files = tuple(file if old.name == file.name else old for old in saved.manifest.files)
+    forged = msgspec.structs.replace(saved.manifest, files=files)
+    load(destination(), Saved(saved.store, saved.save, forged).reader())
+    saved.store.corrupt(saved.save.folder.manifest, encode(forged))
     with pytest.raises(CorruptSnapshotError, match="SHA-256") as caught:
         verify_snapshot(saved.store, commit, level="None")
     assert caught.value.evidence == "ManifestMismatch"
+
+
+def test_a_manifest_of_terabytes_is_refused_without_being_read(tmp_path: Path) -> None:
+    saved = save(open_store(StoreSettings(f"file://{tmp_path}")), {"x": torch.ones(3)})
+    commit = commit_of(saved)
+    os.truncate(tmp_path / saved.save.folder.manifest, 2**42)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptSnapshotError, match="more than") as caught:
+            read_manifest(saved.store, commit)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.evidence == "ManifestMismatch"
+    assert peak < 1_000_000, "bytes allocated"
 
 
 def test_a_store_that_fails_is_no_evidence_against_the_snapshot() -> None:
@@ -235,6 +272,18 @@ def test_an_incomplete_checkpoint_is_refused_before_anything_is_loaded(
     saved, state = rewrite_metadata(a_save(), change), destination()
     with pytest.raises(CorruptSnapshotError, match=message):
         load(state, saved.reader(), planner=dcp.DefaultLoadPlanner())
+    assert untouched(state)
+
+
+def test_half_of_a_tensor_is_noticed_in_a_checkpoint_that_torch_saved(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        dcp.save(a_state(), storage_writer=dcp.FileSystemWriter(tmp_path))
+    metadata = pickle.loads((tmp_path / METADATA_NAME).read_bytes())
+    halve(metadata)
+    (tmp_path / METADATA_NAME).write_bytes(pickle.dumps(metadata))
+    state = destination()
+    with pytest.raises(CorruptSnapshotError, match="second do not cover its shape"):
+        load(state, SnapshotReader(open_store(StoreSettings(f"file://{tmp_path}")), "", None))
     assert untouched(state)
 
 

@@ -28,7 +28,12 @@ TENSORS: dict[str, torch.Tensor] = {
     "float32": torch.randn(33, 7),
     "float64": torch.randn(3, dtype=torch.float64),
     "bfloat16": torch.randn(5, 5).bfloat16(),
-    "float8": torch.randn(16).to(torch.float8_e4m3fn),
+    "float16": torch.randn(5).half(),
+    "float8 with more fraction": torch.randn(16).to(torch.float8_e4m3fn),
+    "float8 with more exponent": torch.randn(16).to(torch.float8_e5m2),
+    "uint8": torch.arange(5, dtype=torch.uint8),
+    "int64": torch.tensor([2**62, -1]),
+    "complex128": torch.randn(4, dtype=torch.complex128),
     "int8": torch.arange(-4, 4, dtype=torch.int8),
     "complex64": torch.randn(4, dtype=torch.complex64),
     "bool": torch.tensor([True, False, True]),
@@ -47,6 +52,9 @@ TENSORS: dict[str, torch.Tensor] = {
 def bits(tensor: torch.Tensor) -> bytes:
     """The values as bytes, in logical order: equality that tells -0.0 from 0.0 and NaNs apart."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+BITS = {name: bits(tensor) for name, tensor in TENSORS.items()}
 
 
 def blank(state: Any) -> Any:
@@ -153,22 +161,22 @@ def test_the_metadata_is_made_of_torchs_own_classes_only() -> None:
 
 def test_torchs_own_reader_loads_the_save_and_its_pointer(tmp_path: Path) -> None:
     store = open_store(StoreSettings(f"file://{tmp_path}"))
-    state = {"x": torch.randn(5), "y": {"z": [1, torch.arange(4)]}}
+    state = {"x": TENSORS, "y": {"z": [1, torch.arange(4)]}}
     saved = save(store, state)
     store.put(pointer_key(7), store.get(saved.save.folder.stock_metadata, max_bytes=10**6).data)
     for path in (tmp_path / saved.save.folder.path, tmp_path / "step-00000007"):
         loaded = blank(state)
         dcp.load(loaded, storage_reader=FileSystemReader(path))
-        assert bits(loaded["x"]) == bits(state["x"])
+        assert {name: bits(tensor) for name, tensor in loaded["x"].items()} == BITS
         assert loaded["y"]["z"][0] == 1
 
 
 def test_our_reader_loads_what_torch_saved(tmp_path: Path) -> None:
-    state = {"x": torch.randn(50, 5), "y": {"z": [1, torch.arange(4)]}, "lr": 0.1}
+    state = {"x": TENSORS, "y": {"z": [1, torch.arange(4)]}, "lr": 0.1}
     dcp.save(state, storage_writer=FileSystemWriter(tmp_path, thread_count=2))
     loaded = blank(state)
     load(loaded, SnapshotReader(open_store(StoreSettings(f"file://{tmp_path}")), "", None))
-    assert bits(loaded["x"]) == bits(state["x"])
+    assert {name: bits(tensor) for name, tensor in loaded["x"].items()} == BITS
     assert loaded["lr"] == 0.1
 
 

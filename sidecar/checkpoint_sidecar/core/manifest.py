@@ -15,6 +15,8 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
 
 BLOCK_BYTES = 4 * 1024 * 1024
+MAX_BLOCK_BYTES = 64 * 1024 * 1024
+"""A reader must hold a whole block to verify a byte of it."""
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _FORMAT = 1
 _UPGRADE = "A newer version may have written it: upgrade checkpoint-operator here."
@@ -127,7 +129,7 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
 def _inconsistency(manifest: Manifest) -> str:
     if manifest.format != _FORMAT:
         return f"it has format {manifest.format}, this version reads {_FORMAT}"
-    if manifest.block_bytes < 4096:
+    if not 4096 <= manifest.block_bytes <= MAX_BLOCK_BYTES:
         return f"its blocks have {manifest.block_bytes} bytes"
     names = [file.name for file in manifest.files]
     if len(set(names)) != len(names):

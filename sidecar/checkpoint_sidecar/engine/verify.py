@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core import manifest as manifests
-from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError
+from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError, ObjectTooLargeError
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
@@ -30,6 +30,9 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
         data = store.get(key, max_bytes=manifests.MAX_MANIFEST_BYTES).data
     except ObjectNotFoundError as error:
         raise missing(key) from error
+    except ObjectTooLargeError as error:
+        # No manifest of that size was ever committed.
+        raise CorruptSnapshotError("read the manifest", key, error.cause, evidence="ManifestMismatch") from error
     return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
 
 

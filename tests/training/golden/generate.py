@@ -30,6 +30,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp import fully_shard as fully_shard_module
 
 State = dict[str, Any]
+HERE = Path(__file__).parent
 
 
 def pattern(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
