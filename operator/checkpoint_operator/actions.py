@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import PodIdentity, SnapshotVerified
 from checkpoint_sidecar.core.policy import Disposition, Policy
 
@@ -94,6 +95,13 @@ class Purge:
 
 
 @dataclass(frozen=True, slots=True)
+class Compact:
+    """Write some log entries into one object, so that the log opens faster."""
+
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class CreateMirror:
     body: Mapping[str, Any]
 
@@ -123,6 +131,6 @@ LogAction: TypeAlias = (
     | Retire
     | Reinstate
 )
-StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge
+StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 Action: TypeAlias = StoreAction | MirrorAction

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from checkpoint_operator.actions import (
     Action,
+    Compact,
     CreateMirror,
     MirrorAction,
     PublishPointer,
@@ -86,6 +87,8 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
         _purge(action.snapshot, session, owner)
     elif isinstance(action, PublishPointer):
         _publish(session, action.step)
+    elif isinstance(action, Compact):
+        session.log.compact(action.span)
     elif isinstance(action, Verify):
         found = verify(session.store, session.log.run.snapshots[action.snapshot])
         record = RecordCheck(found)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from checkpoint_sidecar.core.api import CheckpointSpec, Reason
+from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.policy import Disposition, Policy
 from checkpoint_sidecar.core.run import Run
@@ -117,6 +118,7 @@ class Observed:
         rival: An older Checkpoint whose prefix overlaps this one's.
         progress: The last known progress by attempt.
         published: Log number up to which the stock pointers were seen to be right.
+        compactions: What needs no compaction of the log any more.
     """
 
     owner: Owner
@@ -131,6 +133,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
     published: int = 0
+    compactions: frozenset[Span] = frozenset()
 
     @property
     def ours(self) -> bool:

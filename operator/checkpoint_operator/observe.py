@@ -128,6 +128,7 @@ class Observer:
             pods=tuple(pod_from(each) for each in pods),
             progress=MappingProxyType(dict(memory.progress)),
             published=memory.published,
+            compactions=memory.session.log.compactions if memory.session else frozenset(),
         )
 
     async def log_grew(self, memory: Memory) -> bool:

@@ -13,6 +13,7 @@ from checkpoint_operator import entries, resources
 from checkpoint_operator.actions import (
     Adopt,
     Claim,
+    Compact,
     Configure,
     CreateMirror,
     DeleteMirror,
@@ -32,6 +33,7 @@ from checkpoint_operator.actions import (
 )
 from checkpoint_operator.model import Observed, Pod
 from checkpoint_sidecar.core.api import CheckpointSpec
+from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import Policy
@@ -43,6 +45,7 @@ MAX_VERIFICATIONS = 4
 MAX_RETIREMENTS = 16
 MAX_PURGES = 4
 MAX_NEW_MIRRORS = 64
+MAX_COMPACTIONS = 4
 
 RECORDED_PODS = 16
 """How many pods an AttemptStarted lists at most."""
@@ -63,7 +66,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
         return ()
     requests = _due((*_evictions(observed, run), *_requests(spec, run, observed)), run, observed, now)
     retention = () if spec.suspend else _retention(run, now)
-    return (*requests, *_verifications(run), *_pointers(run, observed), *retention)
+    return (*requests, *_verifications(run), *_pointers(run, observed), *retention, *_compactions(run, observed))
 
 
 def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
@@ -204,6 +207,10 @@ def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:
         *(Retire(identifier) for identifier in unwanted[:MAX_RETIREMENTS]),
         *(Purge(identifier) for identifier in purge_due(run, now=now)[:MAX_PURGES]),
     )
+
+
+def _compactions(run: Run, observed: Observed) -> tuple[Compact, ...]:
+    return tuple(Compact(span) for span in due(run.head, observed.compactions)[:MAX_COMPACTIONS])
 
 
 def _in_state(run: Run, verdict: Verdict, state: SnapshotState, *, keep: bool) -> list[str]:

@@ -133,7 +133,13 @@ class Reconciler:
             run = session.log.run
             if any(isinstance(done.action, PublishPointer) and done.error is None for done in outcomes):
                 memory.published = run.head
-            observed = replace(observed, run=run, now=session.now(), published=memory.published)
+            observed = replace(
+                observed,
+                run=run,
+                now=session.now(),
+                published=memory.published,
+                compactions=session.log.compactions,
+            )
             errors = [outcome.error for outcome in outcomes if outcome.error is not None]
             if errors:
                 memory.session = None

@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 
 from builders import OBJECT_UID, OTHER_OWNER, OWNER
-from checkpoint_operator.actions import Configure, PublishPointer, Purge, RecordCheck, Reinstate, Retire, Verify
+from checkpoint_operator.actions import (
+    Compact,
+    Configure,
+    PublishPointer,
+    Purge,
+    RecordCheck,
+    Reinstate,
+    Retire,
+    Verify,
+)
 from checkpoint_operator.execute import carry_out, verify
 from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.log import PurgeStarted, RestoreStarted
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
@@ -20,7 +30,9 @@ from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import StoreSettings
+from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
+from longlogs import write_log
 from trainers import Trainer
 
 NO_GRACE = RetentionPolicy(keep_last=1, grace_seconds=0)
@@ -277,6 +289,16 @@ def test_the_grace_is_measured_on_the_stores_clock(monkeypatch: pytest.MonkeyPat
     session.probe()
     carry_out([Purge(first.id)], session, owner=OWNER)
     assert session.log.run.snapshots[first.id].state is SnapshotState.PURGED
+
+
+def test_a_compacted_log_opens_from_the_compaction(session: Session, store: MemoryStore) -> None:
+    write_log(store, 210)
+    session.log.refresh()
+    (outcome,) = carry_out([Compact(Span(1, 200))], session, owner=OWNER)
+    assert outcome.error is None
+    counting = CountingStore(store)
+    assert RunLog(counting, writer="library test").refresh() == session.log.run
+    assert counting.requests["get"] == 1 + 1 + 10 + 1
 
 
 def test_two_operators_purge_the_same_snapshot_without_harm(

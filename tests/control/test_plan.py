@@ -12,6 +12,7 @@ from builders import OBJECT_UID, OTHER_OWNER, OWNER, POD, History
 from checkpoint_operator.actions import (
     Adopt,
     Claim,
+    Compact,
     Configure,
     CreateMirror,
     DeleteMirror,
@@ -30,6 +31,7 @@ from checkpoint_operator.model import Fault, Key, Observed
 from checkpoint_operator.plan import MAX_PURGES, MAX_RETIREMENTS, MAX_VERIFICATIONS, mirror_actions, next_look
 from checkpoint_operator.plan import store_actions as plan
 from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
 from observations import KEY, later, mirror, observed, pod
@@ -202,6 +204,18 @@ def test_a_wrong_policy_deletes_slowly() -> None:
     history.retired(*steps[:10])
     seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
     assert kinds(plan(seen)).count("Purge") == MAX_PURGES
+
+
+# Compaction
+
+
+def test_every_200_entries_are_compacted_once_and_a_backlog_in_small_steps() -> None:
+    history = saved(100)
+    while history.run.head < 1100:
+        history.verified(100)
+    assert plan(quiet(observed(history))) == tuple(Compact(Span(i + 1, i + 200)) for i in (0, 200, 400, 600))
+    done = frozenset(Span(i + 1, i + 200) for i in range(0, 1000, 200))
+    assert plan(replace(quiet(observed(history)), compactions=done)) == ()
 
 
 # Requests
