@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
 from torch.distributed.checkpoint.metadata import TensorProperties
 
@@ -53,6 +54,12 @@ def test_versions_of_torch_that_know_no_strides_read_our_metadata(
     generate.write(tmp_path, ours=True, state=generate.plain())
     monkeypatch.setattr(TensorProperties, "__setstate__", as_in_2_6)
     generate.check(tmp_path, generate.plain, ours=False)
+
+
+def test_a_checkpoint_that_torch_saved_rank_by_rank_loads(tmp_path: Path) -> None:
+    dcp.save(generate.plain(), storage_writer=FileSystemWriter(tmp_path), use_collectives=False)
+    assert (tmp_path / "__0.metadata").exists()
+    generate.check(tmp_path, generate.plain, ours=True)
 
 
 def a_run_at(path: Path, *steps: int) -> Path:

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import _storage_utils
+from torch.distributed.checkpoint._storage_utils import _storage_setup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
@@ -320,15 +320,24 @@ def test_storage_options_of_fsspec_are_understood(
     assert settings_of(path, options) == settings
 
 
-def test_installing_puts_these_classes_where_dcp_looks_and_takes_them_away_again() -> None:
-    before = (_storage_utils.FsspecWriter, _storage_utils.FsspecReader)
+def test_installing_puts_these_classes_where_dcp_looks_and_takes_them_away_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def picked() -> list[type]:
+        return [type(_storage_setup(None, "memory://bucket/ckpt", reader=reader)) for reader in (False, True)]
+
+    monkeypatch.setattr("checkpoint_sidecar.training.dropin.settings_of", lambda *_: StoreSettings("s3://bucket/ckpt"))
+    monkeypatch.setattr("checkpoint_sidecar.training.dropin.open_store", lambda s: MemoryStore(s.url))
+    before = picked()
     with installed(trust="full"):
-        assert _storage_utils.FsspecWriter is CheckpointWriter
-        assert issubclass(_storage_utils.FsspecReader, CheckpointReader)
-        assert _storage_utils.FsspecReader.default_trust == "full"
+        writer, reader = picked()
+        assert writer is CheckpointWriter
+        assert issubclass(reader, CheckpointReader)
+        assert reader.default_trust == "full"
         with installed():
             pass
-    assert (_storage_utils.FsspecWriter, _storage_utils.FsspecReader) == before
+    assert picked() == before
+    assert [each.__name__ for each in before] == ["FsspecWriter", "FsspecReader"]
 
 
 def test_a_save_folder_of_a_directory_has_no_step() -> None:

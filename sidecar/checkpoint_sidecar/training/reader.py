@@ -106,8 +106,9 @@ class SnapshotReader(StorageReader):
     def read_metadata(self, *_: Any, **kwargs: Any) -> Metadata:
         """The snapshot's metadata, verified and safely unpickled.
 
-        Only a stock checkpoint without ``.metadata`` raises an ordinary exception: DCP then looks for ``rank``'s own.
-        Anything else must reach every rank, instead of sending this one alone on that search.
+        Only a stock checkpoint saved rank by rank raises an ordinary exception: DCP then looks for ``rank``'s own.
+        Anything else must reach every rank, instead of sending this one alone on that search, in which several
+        versions of torch forget what went wrong.
         """
         rank = kwargs.get("rank")
         name = METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}"
@@ -116,7 +117,9 @@ class SnapshotReader(StorageReader):
             metadata = load_metadata(
                 self._metadata_bytes(name), subject=f"{self._subject}/{name}", trusted=self._trust == "full"
             )
-        except ObjectNotFoundError:
+        except ObjectNotFoundError as error:
+            if rank is None and self._store.stat(self._key(f"__0{METADATA_NAME}")) is None:
+                raise wrapped("read metadata", 0, error) from error
             raise
         except Exception as error:
             raise wrapped("read metadata", rank or 0, error) from error
