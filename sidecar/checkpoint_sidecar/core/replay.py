@@ -54,9 +54,10 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
     attempts, snapshots, first_commits = dict(run.attempts), dict(run.snapshots), dict(run.first_commits)
     working = _Working(attempts, snapshots, first_commits)
     run = replace(run, attempts=attempts, snapshots=snapshots, first_commits=first_commits)
+    head, head_digest = run.head, run.head_digest
     for entry in entries:
-        _check_chain(run, entry)
-        run = replace(run, head=entry.number, head_digest=entry.digest)
+        _check_chain(head, head_digest, entry)
+        head, head_digest = entry.number, entry.digest
         if isinstance(entry.body, Unknown):
             if entry.critical:
                 run = replace(run, unknown_critical=entry.body.kind)
@@ -64,6 +65,8 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
         run = _FOLD[type(entry.body)](run, working, entry, entry.body)
     return replace(
         run,
+        head=head,
+        head_digest=head_digest,
         attempts=MappingProxyType(attempts),
         snapshots=MappingProxyType(snapshots),
         first_commits=MappingProxyType(first_commits),
@@ -106,19 +109,19 @@ class _Working:
             self.change_snapshot(check.snapshot, failures=found.failures + 1, evidence=evidence)
 
 
-def _check_chain(run: Run, entry: StoredEntry) -> None:
-    if entry.number != run.head + 1:
+def _check_chain(head: int, head_digest: str, entry: StoredEntry) -> None:
+    if entry.number != head + 1:
         raise LogError(
             "read the run log",
             f"entry {entry.number}",
-            f"entry {run.head + 1} is missing although a later one exists",
+            f"entry {head + 1} is missing although a later one exists",
             "Restore the missing object from the bucket's versions; nothing is read, written or deleted until then.",
         )
-    if entry.previous != run.head_digest:
+    if entry.previous != head_digest:
         raise LogError(
             "read the run log",
             f"entry {entry.number}",
-            f"it does not continue entry {run.head}: the digests differ",
+            f"it does not continue entry {head}: the digests differ",
             "An entry was altered or two runs were mixed; restore the object from the bucket's versions.",
         )
     if entry.number == 1 and not isinstance(entry.body, RunClaimed):
