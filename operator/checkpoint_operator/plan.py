@@ -75,6 +75,7 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     if run is None or now is None or not observed.ours:
         return ()
     verdict = judge(run, now=now)
+    chain = {snapshot.id for snapshot in lineage(run)}
     existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
     planned: list[MirrorAction] = []
     created = 0
@@ -87,7 +88,7 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
             created += 1
             planned.append(CreateMirror(resources.mirror(observed.checkpoint, snapshot)))
         elif mirror is not None and not mirror.deleting:
-            status = resources.mirror_status(run, snapshot, verdict, mirror=mirror, wall=observed.wall)
+            status = resources.mirror_status(run, snapshot, verdict, chain=chain, mirror=mirror, wall=observed.wall)
             if status != mirror.status:
                 planned.append(ReportMirror(mirror.name, status))
     return tuple(planned)

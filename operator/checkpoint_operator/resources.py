@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from checkpoint_operator.model import Checkpoint, Mirror
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
 from checkpoint_sidecar.core.environment import POD_LABEL
-from checkpoint_sidecar.core.lineage import lineage, quarantined
+from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.retention import Verdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
@@ -60,15 +60,19 @@ def mirror(checkpoint: Checkpoint, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def mirror_status(
-    run: Run, snapshot: Snapshot, verdict: Verdict, *, mirror: Mirror, wall: dt.datetime
+    run: Run, snapshot: Snapshot, verdict: Verdict, *, chain: Set[str], mirror: Mirror, wall: dt.datetime
 ) -> dict[str, Any]:
-    """``CheckpointSnapshot.status`` for a snapshot as the log has it."""
+    """``CheckpointSnapshot.status`` for a snapshot as the log has it.
+
+    Args:
+        chain: Ids of the lineage, which is walked once for all snapshots of a run and not for each.
+    """
     commit = snapshot.commit
     status = api.CheckpointSnapshotStatus(
         observed_generation=mirror.generation,
         conditions=conditions.merge(
             mirror.status.get("conditions", ()),
-            (_committed(snapshot), _verified(snapshot), _ready(run, snapshot, mirror)),
+            (_committed(snapshot), _verified(snapshot), _ready(run, snapshot, chain, mirror)),
             generation=mirror.generation,
             wall=wall,
         ),
@@ -166,13 +170,13 @@ _NOT_READY: dict[SnapshotState, tuple[SnapshotReason, str]] = {
 }
 
 
-def _ready(run: Run, snapshot: Snapshot, mirror: Mirror) -> Judgement:
+def _ready(run: Run, snapshot: Snapshot, chain: Set[str], mirror: Mirror) -> Judgement:
     if snapshot.state in _NOT_READY:
         reason, message = _NOT_READY[snapshot.state]
         return Judgement(ConditionType.READY, "False", reason, message)
     if quarantined(run, snapshot):
         return Judgement(ConditionType.READY, "False", SnapshotReason.QUARANTINED, snapshot.evidence)
-    if snapshot.id not in {each.id for each in lineage(run)}:
+    if snapshot.id not in chain:
         message = "It belongs to a branch that was rolled back; only a rollback restores it."
         return Judgement(ConditionType.READY, "False", SnapshotReason.SUPERSEDED, message)
     if mirror.disposition == "Retire" and snapshot.disposition != "Retire" and retire_refused(run, snapshot.id):

@@ -34,6 +34,7 @@ from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
+from checkpoint_sidecar.core.run import Snapshot
 from observations import KEY, later, mirror, observed, pod
 
 KEEP_ONE = RetentionPolicy(keep_last=1, grace_seconds=3600)
@@ -358,6 +359,23 @@ def test_the_status_of_an_object_is_written_only_when_it_differs() -> None:
     stored = json.loads(json.dumps(report.status))
     same = replace(seen, mirrors=(mirror(history, 100, status=stored),))
     assert mirror_actions(later(same, hours=1)) == ()
+
+
+def test_the_objects_of_a_run_that_keeps_everything_cost_time_in_proportion_to_their_number() -> None:
+    lookups = 0
+
+    class Counting(dict[str, Snapshot]):
+        def get(self, *arguments: Any) -> Any:
+            nonlocal lookups
+            lookups += 1
+            return super().get(*arguments)
+
+    history = saved(*range(1, 201))
+    seen = observed(history)
+    counted = replace(history.run, snapshots=Counting(history.run.snapshots))
+    mirrors = tuple(mirror(history, step) for step in range(1, 201))
+    assert len(mirror_actions(replace(seen, run=counted, mirrors=mirrors))) == 200
+    assert lookups < 10 * 200
 
 
 @pytest.mark.parametrize(
