@@ -5,6 +5,7 @@ Ranks are forked from a server that has imported torch, so that starting some ta
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -24,13 +25,16 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from checkpoint_sidecar import Checkpointer, RandomState
 from checkpoint_sidecar.core.errors import CheckpointError, StoreError
 from checkpoint_sidecar.core.policy import SavePolicy
+from checkpoint_sidecar.store import parts
+from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.training import checkpointer
 from training.checkpointer_runs import Watched
 
-_SERVER = multiprocessing.get_context("forkserver")
+SERVER = multiprocessing.get_context("forkserver")
 # The first optimizer imports dynamo, which takes seconds.
-_SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "checkpoint_sidecar.training.checkpointer"])
+SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "checkpoint_sidecar.training.checkpointer"])
 
 Sharding = Literal["none", "fsdp1", "fsdp2"]
 
@@ -42,9 +46,12 @@ class Job:
     Attributes:
         on_step: Called with rank and step before the step is reported to the checkpointer.
         on_upload: Called with rank and key before an object of a save is uploaded.
+        wrap_store: Called with rank and store; what it returns is used in the store's place.
+        width: Of the model; its state has about 200 bytes for each.
+        part_bytes: Of multipart uploads; the store's own size if None.
     """
 
-    url: str
+    url: str | StoreSettings
     total: int
     every_steps: int | None = 2
     sharding: Sharding = "none"
@@ -52,6 +59,9 @@ class Job:
     grace_seconds: float = 20.0
     on_step: Callable[[int, int], None] | None = None
     on_upload: Callable[[int, str], None] | None = None
+    wrap_store: Callable[[int, Store], Store] | None = None
+    width: int = 32
+    part_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +96,7 @@ class Ranks:
         self._folder = folder / f"{time.monotonic_ns()}"
         self._folder.mkdir()
         arguments = [(rank, job, self._folder) for rank in range(job.world_size)]
-        self.processes = [_SERVER.Process(target=_run_rank, args=each) for each in arguments]
+        self.processes = [SERVER.Process(target=_run_rank, args=each) for each in arguments]
         for process in self.processes:
             process.start()
 
@@ -107,6 +117,15 @@ class Ranks:
         return Outcome(code, **found)
 
 
+def same(one: Outcome, other: Outcome) -> bool:
+    """Whether two ranks ended with the same state."""
+    assert one.final is not None
+    assert other.final is not None
+    return json.dumps(one.final.plain) == json.dumps(other.final.plain) and all(
+        torch.equal(a, b) for a, b in zip(one.final.tensors, other.final.tensors, strict=True)
+    )
+
+
 def run(job: Job, folder: Path) -> list[Outcome]:
     """Run a job to its end."""
     return Ranks(job, folder).wait()
@@ -121,6 +140,11 @@ def _run_rank(rank: int, job: Job, folder: Path) -> None:
         if job.on_upload is not None:
             on_upload = partial(job.on_upload, rank)
             checkpointer.open_store = lambda settings: Watched(open_store(settings), on_upload)
+        if job.wrap_store is not None:
+            wrap = partial(job.wrap_store, rank)
+            checkpointer.open_store = lambda settings: wrap(open_store(settings))
+        if job.part_bytes is not None:
+            parts.PART_BYTES = job.part_bytes
         found["final"] = _train(rank, job, found["steps"])
     except (CheckpointError, SystemExit) as error:
         found["error"] = (type(error).__name__, str(error))
@@ -133,7 +157,7 @@ def _run_rank(rank: int, job: Job, folder: Path) -> None:
 
 def _train(rank: int, job: Job, done: list[int]) -> Final:
     torch.manual_seed(0)
-    model = sharded(nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 8)), job.sharding)
+    model = sharded(nn.Sequential(nn.Linear(8, job.width), nn.Tanh(), nn.Linear(job.width, 8)), job.sharding)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3)
     state = {

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from checkpoint_sidecar.core.log import AttemptStarted, RestoreFinished, SnapshotCommitted
-from training.checkpointer_ranks import Job, Outcome, Ranks, Sharding, dawdle, die, refuse, run, terminate
+from training.checkpointer_ranks import Job, Outcome, Ranks, Sharding, dawdle, die, refuse, run, same, terminate
 from training.checkpointer_runs import RunStorage
 
 pytestmark = pytest.mark.distributed
@@ -20,14 +18,6 @@ pytestmark = pytest.mark.distributed
 
 def codes(outcomes: list[Outcome]) -> list[int | None]:
     return [outcome.code for outcome in outcomes]
-
-
-def same(one: Outcome, other: Outcome) -> bool:
-    assert one.final is not None
-    assert other.final is not None
-    return json.dumps(one.final.plain) == json.dumps(other.final.plain) and all(
-        torch.equal(a, b) for a, b in zip(one.final.tensors, other.final.tensors, strict=True)
-    )
 
 
 @pytest.mark.parametrize("sharding", ["fsdp1", "fsdp2"])
