@@ -13,7 +13,7 @@ from typing import Any
 
 from checkpoint_operator import actions
 from checkpoint_operator.actions import LogAction
-from checkpoint_sidecar.core.lineage import in_use, lineage
+from checkpoint_sidecar.core.lineage import in_use, walk
 from checkpoint_sidecar.core.log import (
     Body,
     DispositionSet,
@@ -30,7 +30,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotRetired,
 )
 from checkpoint_sidecar.core.retention import judge, purge_due
-from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 _MAX_REASONS = 8
 
@@ -66,10 +66,14 @@ def finish_purge(run: Run, snapshot: str, *, owner: Owner) -> SnapshotPurged | N
     return SnapshotPurged(snapshot, found.commit.bytes)
 
 
-def retire_refused(run: Run, snapshot: str) -> bool:
-    """Whether a user may not retire a snapshot: it is the newest verified one, or a restore depends on it."""
-    newest_verified = next((s.id for s in lineage(run) if s.live and s.proven), None)
-    return snapshot in (newest_verified, in_use(run))
+def why_not_retired(run: Run, snapshot: str) -> str:
+    """Why a user cannot retire a snapshot now, or an empty string."""
+    if run.policy.retention is None:
+        return "the Checkpoint has no spec.retention, without which nothing is ever retired"
+    if snapshot == in_use(run):
+        return "an attempt restores it or goes on from it"
+    newest_verified = next((s.id for s in walk(run, run.newest) if s.live and s.proven), None)
+    return "it is the newest verified snapshot" if snapshot == newest_verified else ""
 
 
 def _adopt(run: Run, owner: Owner, previous: str) -> RunAdopted | None:
@@ -119,15 +123,21 @@ def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Bo
     found = run.snapshots.get(action.snapshot)
     if found is None or found.disposition == action.disposition:
         return None
-    if action.disposition == "Retire" and retire_refused(run, action.snapshot):
+    if action.disposition == "Retire" and why_not_retired(run, action.snapshot):
         return None
     return DispositionSet(action.snapshot, action.disposition)
 
 
 def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
-    # A purge that began meanwhile deletes the very objects; their absence would look like evidence.
+    # A purge that began meanwhile deletes the very objects; their absence would look like evidence. And what somebody
+    # else found meanwhile must not count twice: two operators during a roll-out would quarantine a snapshot alone.
     found = run.snapshots.get(action.found.snapshot)
-    return action.found if found is not None and found.live and found.verified == "None" else None
+    return action.found if found is not None and unverified(found) else None
+
+
+def unverified(snapshot: Snapshot) -> bool:
+    """Whether nothing is known yet about the stored objects of a live snapshot, for or against it."""
+    return snapshot.live and snapshot.verified == "None" and snapshot.failures == 0
 
 
 def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> SnapshotRetired | None:

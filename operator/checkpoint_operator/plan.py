@@ -184,10 +184,8 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
 
 
 def _verifications(run: Run) -> tuple[Verify, ...]:
-    unverified = [
-        s for s in reversed(tuple(run.snapshots.values())) if s.live and s.verified == "None" and s.failures == 0
-    ]
-    return tuple(Verify(snapshot.id) for snapshot in unverified[:MAX_VERIFICATIONS])
+    waiting = [s for s in reversed(tuple(run.snapshots.values())) if entries.unverified(s)]
+    return tuple(Verify(snapshot.id) for snapshot in waiting[:MAX_VERIFICATIONS])
 
 
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:

@@ -11,7 +11,7 @@ import msgspec
 
 from checkpoint_operator import conditions
 from checkpoint_operator.conditions import Judgement, timestamp
-from checkpoint_operator.entries import retire_refused
+from checkpoint_operator.entries import why_not_retired
 from checkpoint_operator.model import Checkpoint, Mirror
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
@@ -72,7 +72,7 @@ def mirror_status(
         observed_generation=mirror.generation,
         conditions=conditions.merge(
             mirror.status.get("conditions", ()),
-            (_committed(snapshot), _verified(snapshot), _ready(run, snapshot, chain, mirror)),
+            (_committed(snapshot), _verified(snapshot), _ready(run, snapshot, verdict, chain, mirror)),
             generation=mirror.generation,
             wall=wall,
         ),
@@ -170,7 +170,7 @@ _NOT_READY: dict[SnapshotState, tuple[SnapshotReason, str]] = {
 }
 
 
-def _ready(run: Run, snapshot: Snapshot, chain: Set[str], mirror: Mirror) -> Judgement:
+def _ready(run: Run, snapshot: Snapshot, verdict: Verdict, chain: Set[str], mirror: Mirror) -> Judgement:
     if snapshot.state in _NOT_READY:
         reason, message = _NOT_READY[snapshot.state]
         return Judgement(ConditionType.READY, "False", reason, message)
@@ -179,10 +179,16 @@ def _ready(run: Run, snapshot: Snapshot, chain: Set[str], mirror: Mirror) -> Jud
     if snapshot.id not in chain:
         message = "It belongs to a branch that was rolled back; only a rollback restores it."
         return Judgement(ConditionType.READY, "False", SnapshotReason.SUPERSEDED, message)
-    if mirror.disposition == "Retire" and snapshot.disposition != "Retire" and retire_refused(run, snapshot.id):
-        message = "disposition: Retire is refused while this is the newest verified snapshot or one being restored."
+    obstacle = _why_not_retired(run, snapshot, verdict) if mirror.disposition == "Retire" else ""
+    if obstacle:
+        message = f"disposition: Retire is refused for now: {obstacle}."
         return Judgement(ConditionType.READY, "True", SnapshotReason.RETIRE_REFUSED, message)
     return Judgement(ConditionType.READY, "True", SnapshotReason.RESTORABLE, "A restore may use it.")
+
+
+def _why_not_retired(run: Run, snapshot: Snapshot, verdict: Verdict) -> str:
+    kept = verdict.keep.get(snapshot.id) if snapshot.disposition == "Retire" else None
+    return why_not_retired(run, snapshot.id) or (f"the policy keeps it ({', '.join(kept)})" if kept else "")
 
 
 def _retention(snapshot: Snapshot, verdict: Verdict) -> api.RetentionVerdict | None:

@@ -24,6 +24,7 @@ from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import PurgeStarted, RestoreStarted
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
@@ -137,6 +138,20 @@ def test_verifying_names_the_damage(
     found = session.log.run.snapshots[snapshot.id]
     assert (found.verified, found.failures) == ("None", 1)
     assert found.evidence.startswith(evidence)
+
+
+def test_the_same_damage_found_by_two_operators_counts_once(
+    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = trainer.commit(100)
+    session.log.refresh()
+    store.delete([f"{snapshot.commit.path}/__1_0.distcp"])
+    other = session_on(store, monkeypatch)
+    for each in (session, other):
+        carry_out([RecordCheck(verify(store, snapshot))], each, owner=OWNER)
+    run = session.log.refresh()
+    assert run.snapshots[snapshot.id].failures == 1
+    assert not quarantined(run, run.snapshots[snapshot.id])
 
 
 def test_a_failing_store_is_no_evidence(

@@ -51,6 +51,13 @@ def quiet(seen: Observed) -> Observed:
     return replace(seen, published=seen.run.head if seen.run else 0)
 
 
+def ready_of(seen: Observed) -> tuple[str, str]:
+    """The condition Ready of the only object of a snapshot."""
+    (report,) = (action for action in mirror_actions(seen) if isinstance(action, ReportMirror))
+    ready = next(c for c in report.status["conditions"] if c["type"] == "Ready")
+    return ready["status"], ready["reason"]
+
+
 def kinds(actions: tuple[object, ...]) -> list[str]:
     return [type(action).__name__ for action in actions]
 
@@ -291,9 +298,29 @@ def test_the_users_word_on_a_snapshot_is_copied_to_the_log() -> None:
 
 @pytest.mark.parametrize("step", [200, 100], ids=["the newest verified", "the one in use"])
 def test_retiring_by_hand_is_refused_for(step: int) -> None:
-    history = saved(100, 200).rollback(100).started().restored()
-    seen = replace(observed(history), mirrors=(mirror(history, step, disposition="Retire"),))
+    history = saved(100, 200, retention=RetentionPolicy(keep_last=9)).rollback(100).started().restored()
+    seen = replace(observed(history, retention={"keepLast": 9}), mirrors=(mirror(history, step, disposition="Retire"),))
     assert plan(quiet(seen)) == ()
+    assert ready_of(seen) == ("True", "RetireRefused")
+
+
+def test_retiring_by_hand_is_refused_until_there_is_a_retention_policy() -> None:
+    history = saved(100, 200)
+    seen = replace(observed(history), mirrors=(mirror(history, 100, disposition="Retire"),))
+    assert plan(quiet(seen)) == ()
+    assert ready_of(seen) == ("True", "RetireRefused")
+    history.configured(retention=RetentionPolicy(keep_every_steps=100))
+    later_on = replace(observed(history, retention={"keepEverySteps": 100}), mirrors=seen.mirrors)
+    assert plan(quiet(later_on)) == (SetDisposition(history.id(100), "Retire"),)
+    history.disposed(100, "Retire")
+    assert kinds(plan(quiet(replace(later_on, run=history.run)))) == ["Retire"]
+
+
+def test_retiring_by_hand_what_a_floor_keeps_says_so() -> None:
+    history = saved(100, 200, 300, retention=RetentionPolicy(keep_last=2)).disposed(200, "Retire")
+    seen = replace(observed(history, retention={"keepLast": 2}), mirrors=(mirror(history, 200, disposition="Retire"),))
+    assert Retire(history.id(200)) not in plan(quiet(seen))
+    assert ready_of(seen) == ("True", "RetireRefused")
 
 
 # Evictions
