@@ -17,6 +17,7 @@ from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import WorkQueue
 from checkpoint_operator.reconcile import Intervals, Reconciler
 from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.sightings import Sightings
 from checkpoint_operator.storage import Rules
 
 WORKERS = 8
@@ -58,9 +59,7 @@ class Operator:
         self._redactor = redactor
         self._metrics = Metrics()
         self._prefixes = Prefixes()
-        self._watched: set[Key] = set()
-        self._missed: set[Key] = set()
-        self._watch_is_dead = False
+        self._sightings = Sightings()
         self._resync: asyncio.Task[None] | None = None
         self._opened = contextlib.AsyncExitStack()
 
@@ -116,12 +115,12 @@ class Operator:
 
     def watched(self, key: Key) -> None:
         """The watch on Checkpoints showed this one, so the watch is alive."""
-        self._watched.add(key)
+        self._sightings.show(key)
         self.wake(key)
 
     def complaint(self) -> str:
         """Why this process should be restarted, or an empty string."""
-        if self._watch_is_dead:
+        if self._sightings.blind:
             return "Checkpoints appear in listings that the watch never showed"
         if self._resync is None or self._resync.done() or not self._queue.alive:
             return "a worker has ended"
@@ -147,16 +146,13 @@ class Operator:
     async def _resync_forever(self) -> None:
         while True:
             await asyncio.sleep(self.options.resync_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
+            shown = self._sightings.shown
             try:
                 listed = await self._list()
             except Exception:
                 logger.exception("resync: the Checkpoints could not be listed; next try in the next interval")
                 continue
-            # Twice in a row, because one that was just created may be listed before the watch shows it.
-            unseen = listed - self._watched
-            self._watch_is_dead = bool(unseen & self._missed)
-            self._missed = unseen
-            self._watched &= listed
-            for key in listed:
+            gone = self._sightings.compare(shown, listed)
+            for key in (*listed, *gone):
                 self._queue.add(key)
                 await asyncio.sleep(0.01)
