@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
 from torch.distributed.checkpoint.metadata import TensorProperties
@@ -16,7 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorProperties
 from checkpoint_sidecar.core.layout import pointer_key
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.dropin import CheckpointWriter
+from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter
 from doubles.targets import save
 from training.golden import generate
 
@@ -54,6 +55,21 @@ def test_versions_of_torch_that_know_no_strides_read_our_metadata(
     generate.write(tmp_path, ours=True, state=generate.plain())
     monkeypatch.setattr(TensorProperties, "__setstate__", as_in_2_6)
     generate.check(tmp_path, generate.plain, ours=False)
+
+
+@pytest.mark.parametrize("trust", ["safe", "full"])
+def test_what_a_later_version_of_torch_says_about_a_tensor_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: Any
+) -> None:
+    present = TensorProperties.__getstate__
+    with monkeypatch.context() as later:
+        later.setattr(TensorProperties, "__getstate__", lambda self: (*present(self), "news"))
+        dcp.save(generate.plain(), storage_writer=FileSystemWriter(tmp_path))
+    with pytest.raises(CheckpointException, match="too many values"):
+        generate.check(tmp_path, generate.plain, ours=False)
+    state = generate.blank(generate.plain())
+    dcp.load(state, storage_reader=CheckpointReader(tmp_path, trust=trust))
+    assert generate.differences(generate.plain(), state) == []
 
 
 def test_a_checkpoint_that_torch_saved_rank_by_rank_loads(tmp_path: Path) -> None:

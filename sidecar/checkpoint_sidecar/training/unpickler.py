@@ -11,7 +11,7 @@ import pickle
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorProperties
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, UntrustedSnapshotError
 
@@ -56,7 +56,7 @@ def load_metadata(data: bytes | memoryview, *, subject: str, trusted: bool = Fal
         CorruptSnapshotError: It is not a pickle of a ``Metadata``.
     """
     operation = "read the checkpoint's metadata"
-    unpickler = pickle.Unpickler if trusted else _AllowListing
+    unpickler = _OfAnyVersion if trusted else _AllowListing
     try:
         metadata = unpickler(io.BytesIO(data)).load()
     except _RefusedError as refused:
@@ -82,7 +82,22 @@ class _RefusedError(pickle.UnpicklingError):
     pass
 
 
-class _AllowListing(pickle.Unpickler):
+class _Properties(TensorProperties):
+    """Ignores what a later version of torch than this one says about a tensor, instead of choking on it."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        known = len(TensorProperties().__getstate__())  # type: ignore[no-untyped-call]
+        super().__setstate__(state[:known])  # type: ignore[no-untyped-call]
+        self.__class__ = TensorProperties  # type: ignore[assignment]
+
+
+class _OfAnyVersion(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return _Properties if found is TensorProperties else found
+
+
+class _AllowListing(_OfAnyVersion):
     def find_class(self, module: str, name: str) -> Any:
         if name in ALLOWED.get(module, ()):
             return super().find_class(module, name)
