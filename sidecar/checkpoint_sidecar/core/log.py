@@ -310,7 +310,9 @@ class _Version(msgspec.Struct, frozen=True):
     format: Format
 
 
-class _Envelope(msgspec.Struct, frozen=True, rename="camel"):
+class Envelope(msgspec.Struct, frozen=True, rename="camel"):
+    """What every entry has around its body."""
+
     format: Format
     number: AttemptNumber
     id: Identifier
@@ -355,7 +357,7 @@ def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writ
             and an entry cannot be taken back.
     """
     operation, kind = "write a log entry", type(body).__name__
-    envelope = _Envelope(
+    envelope = Envelope(
         format=FORMAT,
         number=number,
         id=entry_id,
@@ -389,7 +391,7 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
     operation, subject = "read the run log", f"entry {number}"
     try:
         check_format(data, operation, subject)
-        envelope = msgspec.json.decode(data, type=_Envelope)
+        envelope = msgspec.json.decode(data, type=Envelope)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise LogError(operation, subject, f"not a log entry: {error}", _FOREIGN) from error
     if envelope.number != number:

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Write the parts of docs/ that follow from the code. With --check, only say whether they are up to date."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from checkpoint_sidecar.core.log import FORMAT_MAJOR, KINDS, Envelope
+
+DOCS = Path(__file__).resolve().parent
+
+
+def log_schema() -> dict[str, Any]:
+    """The JSON schema of a log entry: the envelope, and for each known kind its body.
+
+    Whatever a reader has to tolerate is valid: further fields, and kinds that are not known here.
+    """
+    _, definitions = msgspec.json.schema_components([Envelope, *KINDS.values()], ref_template="#/$defs/{name}")
+    envelope = definitions.pop("Envelope")
+    of_this_major = {"format": {"type": "string", "pattern": rf"^{FORMAT_MAJOR}\.[0-9]{{1,4}}$"}}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Entry of a run log",
+        "description": "One object _log/<20 digits>.json. docs/format.md says what it means.",
+        "type": "object",
+        "properties": envelope["properties"] | of_this_major,
+        "required": envelope["required"],
+        "allOf": [
+            {
+                "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
+                "then": {"properties": {"body": {"$ref": f"#/$defs/{kind}"}}},
+            }
+            for kind in KINDS
+        ],
+        "$defs": definitions,
+    }
+    portable: dict[str, Any] = _portable(schema)
+    return portable
+
+
+def _portable(value: Any) -> Any:
+    """The same schema in words and patterns that are not Python's."""
+    if isinstance(value, list | tuple):
+        return [_portable(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    made = {name: _portable(each) for name, each in value.items()}
+    if isinstance(made.get("pattern"), str):
+        made["pattern"] = made["pattern"].replace(r"\Z", "$")
+    if isinstance(made.get("description"), str):
+        first_paragraph = made["description"].split("\n\n")[0]
+        made["description"] = re.sub(r"\s+", " ", first_paragraph).replace("``", "")
+    return made
+
+
+GENERATED = {DOCS / "log-schema.json": lambda: json.dumps(log_schema(), indent=2) + "\n"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if something is stale")
+    check = parser.parse_args().check
+    wanted = {path: make() for path, make in GENERATED.items()}
+    stale = {path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
+        if check:
+            print(f"docs/{path.name} is stale: run docs/generate.py", file=sys.stderr)
+        else:
+            path.write_text(text)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
