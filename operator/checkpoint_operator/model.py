@@ -115,7 +115,7 @@ class Observed:
         run: The log's fold; None when the log could not be read.
         now: The store's clock; None when it is not known.
         wall: The operator's own clock, for pods and conditions only.
-        rival: An older Checkpoint whose prefix overlaps this one's.
+        rival: The Checkpoint that has an overlapping prefix.
         progress: The last known progress by attempt.
         published: Log number up to which the stock pointers were seen to be right.
         compactions: What needs no compaction of the log any more.

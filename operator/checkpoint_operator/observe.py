@@ -19,7 +19,7 @@ import msgspec
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress
-from checkpoint_operator.prefixes import Prefixes
+from checkpoint_operator.prefixes import Prefixes, standing
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
 from checkpoint_operator.translate import policy_of
@@ -101,7 +101,8 @@ class Observer:
         checkpoint, complaint = checkpoint_from(key, body)
         snapshots, pods = await asyncio.gather(self._kube.snapshots(key), self._kube.pods(key))
         policy, fault = _translate(checkpoint, complaint)
-        rival = self._note(checkpoint)
+        self.note(checkpoint)
+        rival = self._prefixes.rival(key)
         run: Run | None = None
         now: dt.datetime | None = None
         if checkpoint.spec is not None and fault is None and rival is None:
@@ -116,7 +117,7 @@ class Observer:
             # Whatever was wrong may be put right in a way that only a new connection notices.
             memory.session = None
         return Observed(
-            owner=Owner(self._cluster, key.namespace, key.name),
+            owner=self._owner(key),
             checkpoint=checkpoint,
             wall=dt.datetime.now(dt.UTC),
             policy=policy,
@@ -130,6 +131,17 @@ class Observer:
             published=memory.published,
             compactions=memory.session.log.compactions if memory.session else frozenset(),
         )
+
+    def note(self, checkpoint: Checkpoint) -> None:
+        """A Checkpoint exists: who may have a prefix can only be told from all of them."""
+        if checkpoint.spec is not None:
+            self._prefixes.note(
+                checkpoint.key,
+                url=checkpoint.spec.storage.url,
+                standing=standing(checkpoint.status, self._owner(checkpoint.key)),
+                created_at=checkpoint.created_at,
+                uid=checkpoint.uid,
+            )
 
     async def log_grew(self, memory: Memory) -> bool:
         """Whether there is something new in the log, at the price of one small read.
@@ -148,16 +160,8 @@ class Observer:
         """The result of a blocking call."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    def _note(self, checkpoint: Checkpoint) -> Key | None:
-        if checkpoint.spec is None:
-            return None
-        self._prefixes.note(
-            checkpoint.key,
-            url=checkpoint.spec.storage.url,
-            created_at=checkpoint.created_at,
-            uid=checkpoint.uid,
-        )
-        return self._prefixes.rival(checkpoint.key)
+    def _owner(self, key: Key) -> Owner:
+        return Owner(self._cluster, key.namespace, key.name)
 
     async def _settings(self, key: Key, spec: CheckpointSpec) -> StoreSettings:
         reference = spec.storage.credentials_secret

@@ -1,27 +1,50 @@
-"""Which Checkpoint may have a prefix when several want overlapping ones: the oldest.
+"""Which Checkpoint may have a prefix when several want overlapping ones: the one that holds it, else the oldest.
 
 The run log settles two claims on the *same* prefix; of a prefix inside another the logs know nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
 
 from checkpoint_operator.model import Key
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url, overlaps
+from checkpoint_sidecar.core.log import Owner
+
+
+class Standing(IntEnum):
+    """How well a Checkpoint stands; smaller is better."""
+
+    HOLDER = 0
+    """Its run log names it."""
+    NEW = 1
+    """It was not judged yet."""
+    REFUSED = 2
+    """It could not use its prefix so far, so it keeps nobody from it: a wish alone must not block a whole bucket."""
+
+
+def standing(status: Mapping[str, Any], owner: Owner) -> Standing:
+    """As the Checkpoint's status tells it, which outlives this process."""
+    if status.get("claimedBy") == str(owner):
+        return Standing.HOLDER
+    return Standing.REFUSED if status.get("conditions") else Standing.NEW
 
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
     url: str
+    standing: Standing
     created_at: str
     uid: str
 
     @property
-    def seniority(self) -> tuple[str, str]:
-        """Smaller is older; RFC 3339 times of one server sort as text."""
-        return (self.created_at, self.uid)
+    def precedence(self) -> tuple[Standing, str, str]:
+        """Smaller comes first; RFC 3339 times of one server sort as text."""
+        return (self.standing, self.created_at, self.uid)
 
 
 class Prefixes:
@@ -30,10 +53,10 @@ class Prefixes:
     def __init__(self) -> None:
         self._wishes: dict[Key, _Wish] = {}
 
-    def note(self, key: Key, *, url: str, created_at: str, uid: str) -> None:
+    def note(self, key: Key, *, url: str, standing: Standing, created_at: str, uid: str) -> None:
         """A Checkpoint exists. URLs that name no place are forgotten: they overlap nothing."""
         try:
-            self._wishes[key] = _Wish(check_url(url), created_at, uid)
+            self._wishes[key] = _Wish(check_url(url), standing, created_at, uid)
         except ConfigurationError:
             self._wishes.pop(key, None)
 
@@ -45,19 +68,20 @@ class Prefixes:
         return tuple(other for other, wish in self._wishes.items() if overlaps(wish.url, gone.url))
 
     def rival(self, key: Key) -> Key | None:
-        """The oldest Checkpoint that wants an overlapping prefix and is older than this one, or None.
+        """The Checkpoint to which this one must leave an overlapping prefix, or None.
 
-        An *equal* prefix is no matter of age: who is in the log has it.
+        An *equal* prefix is no matter of precedence: who is in the log has it.
         """
         mine = self._wishes.get(key)
         if mine is None:
             return None
-        older = [
-            (wish.seniority, other)
+        first = [
+            (wish.precedence, other)
             for other, wish in self._wishes.items()
             if other != key
+            and wish.standing is not Standing.REFUSED
             and wish.url != mine.url
-            and wish.seniority < mine.seniority
+            and wish.precedence < mine.precedence
             and overlaps(wish.url, mine.url)
         ]
-        return min(older)[1] if older else None
+        return min(first)[1] if first else None

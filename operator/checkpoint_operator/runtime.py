@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Key
-from checkpoint_operator.observe import Observer
+from checkpoint_operator.observe import Observer, checkpoint_from
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import WorkQueue
 from checkpoint_operator.reconcile import Intervals, Reconciler
@@ -72,7 +72,7 @@ class Operator:
         self._kube = await self._opened.enter_async_context(Kube())
         threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._opened.callback(threads.shutdown, wait=False, cancel_futures=True)
-        observer = Observer(
+        self._observer = Observer(
             self._kube,
             cluster=self.options.cluster_id or await self._kube.cluster_uid(),
             rules=self.options.rules,
@@ -83,7 +83,7 @@ class Operator:
         )
         reconciler = Reconciler(
             self._kube,
-            observer,
+            self._observer,
             metrics=self._metrics,
             prefixes=self._prefixes,
             redactor=self._redactor,
@@ -93,7 +93,7 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, workers=WORKERS)
         if self.options.metrics_address is not None:
             self._metrics.serve(*self.options.metrics_address)
-        # Before any work: who came first to a prefix can only be told from all of them.
+        # Before any work: see Observer.note.
         for key in await self._list():
             self._queue.add(key)
         self._queue.start()
@@ -135,12 +135,8 @@ class Operator:
                 metadata = body["metadata"]
                 key = Key(metadata["namespace"], metadata["name"])
                 keys.add(key)
-                self._prefixes.note(
-                    key,
-                    url=body["spec"]["storage"]["url"],
-                    created_at=metadata["creationTimestamp"],
-                    uid=metadata["uid"],
-                )
+                checkpoint, _ = checkpoint_from(key, body)
+                self._observer.note(checkpoint)
         return keys
 
     async def _resync_forever(self) -> None:

@@ -260,6 +260,16 @@ def test_an_older_checkpoint_has_the_overlapping_prefix(
     inside.becomes("Ready", "True", "Configured")
 
 
+def test_a_checkpoint_that_was_refused_does_not_keep_others_out_of_prefixes_inside(
+    namespace: Namespace, start_operator: StartOperator, url: str
+) -> None:
+    Trainer(LocalStore(StoreSettings(url)), Owner("another-cluster", "training", "run")).start()
+    start_operator(FILES)
+    create(namespace, url, "refused").becomes("Ready", "False", "PrefixClaimed")
+    time.sleep(1.1)
+    create(namespace, f"{url}/inside", "younger").becomes("Ready", "True", "Configured")
+
+
 def test_a_prefix_of_another_run_is_refused_and_taken_over_on_request(
     namespace: Namespace, start_operator: StartOperator, url: str
 ) -> None:
@@ -319,6 +329,8 @@ def test_a_missing_secret_a_missing_bucket_and_a_foreign_identity_have_reasons_o
     cases = {
         "no-secret": (f"s3://{bucket}/a", endpoint | {"credentialsSecret": {"name": "absent"}}, "SecretNotFound"),
         "no-bucket": ("s3://there-is-no-such-bucket/b", moto | keys, "BucketNotFound"),
+        # SeaweedFS would create the bucket on the first write.
+        "no-bucket-yet": ("s3://there-is-no-such-bucket/e", endpoint | keys, "BucketNotFound"),
         "ambient": (f"s3://{bucket}/c", {}, "AmbientNotAllowed"),
         "ambient-endpoint": ("s3://allowed/team/d", endpoint, "AmbientNotAllowed"),
         "file": ("file:///tmp/run", {}, "FileUrlNotAllowed"),

@@ -54,7 +54,7 @@ FAULTS = {
         ("False", "NoConditionalWrite"),
         "True",
     ),
-    "an older Checkpoint with an overlapping prefix": (
+    "another Checkpoint with an overlapping prefix": (
         {"rival": Key("training", "older"), "run": None},
         ("False", "PrefixClaimed"),
         ("Unknown", "StoreUnavailable"),

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from builders import OWNER
 from checkpoint_operator.model import Key
-from checkpoint_operator.prefixes import Prefixes
+from checkpoint_operator.prefixes import Prefixes, Standing, standing
 from checkpoint_operator.storage import Rules, StorageFaultError, fault_from, settings_for
 from checkpoint_sidecar.core import errors
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
@@ -93,22 +94,49 @@ def test_errors_are_told_apart_by_who_must_act(kind: type[errors.CheckpointError
 OLD, YOUNG, OTHER = Key("a", "old"), Key("b", "young"), Key("c", "other")
 
 
-def wishes(old: str, young: str) -> Prefixes:
+def wishes(
+    old: str, young: str, *, old_stands: Standing = Standing.NEW, young_stands: Standing = Standing.NEW
+) -> Prefixes:
     prefixes = Prefixes()
     # In the order in which they are seen, which is not that of their ages.
-    prefixes.note(YOUNG, url=young, created_at="2026-01-01T00:00:02Z", uid="1")
-    prefixes.note(OLD, url=old, created_at="2026-01-01T00:00:01Z", uid="2")
-    prefixes.note(OTHER, url="s3://elsewhere/run", created_at="2026-01-01T00:00:00Z", uid="3")
+    prefixes.note(YOUNG, url=young, standing=young_stands, created_at="2026-01-01T00:00:02Z", uid="1")
+    prefixes.note(OLD, url=old, standing=old_stands, created_at="2026-01-01T00:00:01Z", uid="2")
+    prefixes.note(OTHER, url="s3://elsewhere/run", standing=Standing.HOLDER, created_at="2026-01-01T00:00:00Z", uid="3")
     return prefixes
 
 
 @pytest.mark.parametrize(
     ("old", "young"), [("s3://b/run", "s3://b/run/inner"), ("s3://b/run/inner", "s3://b/run")], ids=["inside", "around"]
 )
-def test_of_overlapping_prefixes_the_older_checkpoint_has_it(old: str, young: str) -> None:
-    prefixes = wishes(old, young)
+@pytest.mark.parametrize("stand", [Standing.HOLDER, Standing.NEW], ids=["both hold it", "both are new"])
+def test_of_overlapping_prefixes_the_older_checkpoint_has_it(old: str, young: str, stand: Standing) -> None:
+    prefixes = wishes(old, young, old_stands=stand, young_stands=stand)
     assert prefixes.rival(YOUNG) == OLD
     assert prefixes.rival(OLD) is None
+
+
+def test_a_run_that_holds_its_prefix_keeps_it_against_an_older_checkpoint_that_never_had_one() -> None:
+    prefixes = wishes("s3://b", "s3://b/run", young_stands=Standing.HOLDER)
+    assert prefixes.rival(YOUNG) is None
+    assert prefixes.rival(OLD) == YOUNG
+
+
+@pytest.mark.parametrize("young", [Standing.NEW, Standing.REFUSED], ids=["new ones", "other refused ones"])
+def test_a_checkpoint_that_cannot_use_a_whole_bucket_does_not_keep_others_out(young: Standing) -> None:
+    assert wishes("s3://b", "s3://b/run", old_stands=Standing.REFUSED, young_stands=young).rival(YOUNG) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "stands"),
+    [
+        pytest.param({}, Standing.NEW, id="nothing was reported yet"),
+        pytest.param({"conditions": [{}], "claimedBy": str(OWNER)}, Standing.HOLDER, id="the log names it"),
+        pytest.param({"conditions": [{}], "claimedBy": "c/n/other"}, Standing.REFUSED, id="the log names another"),
+        pytest.param({"conditions": [{}]}, Standing.REFUSED, id="its log could not be read"),
+    ],
+)
+def test_how_a_checkpoint_stands_is_read_from_its_status(status: dict[str, Any], stands: Standing) -> None:
+    assert standing(status, OWNER) is stands
 
 
 def test_equal_and_separate_prefixes_have_no_rival() -> None:

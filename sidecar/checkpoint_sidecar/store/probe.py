@@ -21,6 +21,8 @@ def probe(store: Store) -> None:
         StoreError: The store failed.
     """
     trial = Trial(store, store, f"{PROBE_FOLDER}{secrets.token_hex(8)}/")
+    # Some stores (SeaweedFS, for one) create a missing bucket on the first write: ask before anything is written.
+    next(iter(store.list(PROBE_FOLDER)), None)
     with cleaned(trial):
         for check in PROBED:
             check.run(trial)
