@@ -1,0 +1,408 @@
+"""The machine: hypothesis decides what happens next, turn by turn; the judge watches; a failure tells its story.
+
+Trainers, operators and users act on one bucket. Between any two store calls of one, another may go on, be killed, lose
+a reply or have a request land late. At the end everybody is killed where they stand and three questions are asked:
+does a new trainer, alone, come to the state it should (P1, P5, P7, P8), does a new operator settle, and does the next
+trainer still find what it needs?
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from builders import OTHER_OWNER, OWNER
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import ObjectExistsError, RestoreError
+from checkpoint_sidecar.core.log import Owner, SnapshotCommitted, encode
+from model.actors import Outcome, Save, User, launch, operator, trainer
+from model.ledger import HELD, LIVE, Saved
+from model.promises import require
+from model.turns import Actor
+from model.world import FATES, World, in_world
+
+MOST_ACTORS = 4
+MOST_LAUNCHED = 10
+MOST_DAMAGED = 3
+ENOUGH_CALLS = 2000
+"""More than any actor makes that is left alone; a trainer that needs more waits for somebody."""
+
+SAVES = st.lists(
+    st.builds(Save, st.sampled_from([100, 100, 100, 0]), st.sampled_from(["Schedule", "Manual", "Termination"])),
+    min_size=1,
+    max_size=4,
+)
+RETENTION = st.fixed_dictionaries({"keepLast": st.integers(1, 3), "gracePeriod": st.sampled_from(["0s", "1h"])})
+WHO = st.integers(0, MOST_ACTORS - 1)
+NEWEST_FIRST = st.sampled_from([0, 0, 1, 2, 3, 5])
+TURNS = st.sampled_from([1, 1, 1, 2, 3, 5, 8, 13, 40])
+PATIENT = st.sampled_from([None, None, True, False])
+"""Whether an operator joins, and waits for outcomes for ever."""
+CHANGES = st.sampled_from(["create _log", "create _log", "create _log", "upload", "put", "delete", ""])
+
+
+@dataclass
+class Explored:
+    """How much was seen, over all stories."""
+
+    stories: int = 0
+    turns: int = 0
+    states: set[str] = field(default_factory=set)
+    happened: Counter[str] = field(default_factory=Counter)
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "stories": self.stories,
+            "turns": self.turns,
+            "distinct states": len(self.states),
+            "happened": dict(sorted(self.happened.items())),
+        }
+
+
+explored = Explored()
+
+
+class Protocol(RuleBasedStateMachine):
+    """One story."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.world = World()
+        in_world(self.world, self.patch)
+        self.user = User()
+        self.other = User(OTHER_OWNER)
+        self.alive: list[Actor] = []
+        self.launched = 0
+        self.rollbacks = 0
+        self.broken = False
+        self.digest = (-1, "")
+
+    # The cast
+
+    @initialize(
+        retention=st.one_of(st.none(), RETENTION, RETENTION),
+        overwrite=st.sampled_from(["Never", "Skip", "Replace"]),
+        verify=st.sampled_from(["Checksums", "Checksums", "Sizes"]),
+    )
+    def begin(self, retention: dict[str, Any] | None, overwrite: str, verify: str) -> None:
+        self.user.says(overwritePolicy=overwrite, restore={"verify": verify})
+        if retention:
+            self.user.says(retention=retention)
+        self.world.tell(f"a user wants {self.user.spec}")
+
+    def _cast(self, kind: str, body: Callable[[Actor], None]) -> Actor:
+        self.launched += 1
+        actor = launch(self.world, f"{kind} {self.launched}", body)
+        self.world.tell(f"{actor.name} starts")
+        self.alive.append(actor)
+        explored.happened[f"{kind} started"] += 1
+        return actor
+
+    def _trainer(self, saves: list[Save]) -> Actor:
+        return self._cast("trainer", trainer(self.world, Outcome(), saves, owner=self._owner()))
+
+    def _operator(self, passes: int, *, patient: bool) -> Actor:
+        user = self.user if self._owner() == OWNER else self.other
+        return self._cast("operator", operator(self.world, user, passes, patient=patient))
+
+    def _owner(self) -> Owner:
+        return OTHER_OWNER if self.world.promises.ledger.owner == str(OTHER_OWNER) else OWNER
+
+    @precondition(lambda self: self.launched < MOST_LAUNCHED)
+    @rule(saves=SAVES, then=st.booleans())
+    def training_goes_well(self, saves: list[Save], then: bool) -> None:
+        """A trainer from its start to its end, and perhaps an operator after it."""
+        self._turns(self._trainer(saves), ENOUGH_CALLS)
+        if then:
+            self._turns(self._operator(2, patient=True), ENOUGH_CALLS)
+
+    # Turns
+
+    def _company(self, saves: list[Save], patient: bool | None) -> None:
+        """See to it that there are two at least."""
+        if patient is not None and len(self.alive) < MOST_ACTORS:
+            self._operator(4, patient=patient)
+        while len(self.alive) < 2:
+            self._trainer(saves)
+
+    def _pick(self, who: int) -> Actor:
+        return self.alive[who % len(self.alive)]
+
+    @rule(saves=SAVES, patient=PATIENT, order=st.lists(st.tuples(WHO, TURNS), min_size=5, max_size=30))
+    def they_take_turns(self, saves: list[Save], patient: bool | None, order: list[tuple[int, int]]) -> None:
+        self._company(saves, patient)
+        for who, turns in order:
+            if self.alive:
+                self._turns(self._pick(who), turns)
+
+    @rule(
+        saves=SAVES,
+        patient=PATIENT,
+        races=st.lists(
+            st.tuples(
+                st.sampled_from(["create _log", "create _log", "create _log", "upload", "put", "delete", "read"]),
+                st.permutations(range(MOST_ACTORS)),
+                st.sampled_from([1, 1, 2, 10]),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+    def they_race(self, saves: list[Save], patient: bool | None, races: list[tuple[str, list[int], int]]) -> None:
+        """Everybody comes up to a call of one kind; then each goes on, in some order."""
+        self._company(saves, patient)
+        for what, order, turns in races:
+            for actor in list(self.alive):
+                self._up_to(actor, what)
+            for actor in [self.alive[who] for who in order if who < len(self.alive)]:
+                self._turns(actor, turns)
+
+    @precondition(lambda self: self.alive)
+    @rule(who=WHO)
+    def one_goes_on_to_its_end(self, who: int) -> None:
+        self._turns(self._pick(who), ENOUGH_CALLS)
+
+    @rule(saves=SAVES, patient=PATIENT, who=WHO, what=CHANGES, fate=st.sampled_from(FATES), turns=TURNS)
+    def a_request_fails(
+        self, saves: list[Save], patient: bool | None, who: int, what: str, fate: str, turns: int
+    ) -> None:
+        self._company(saves, patient)
+        actor = self._pick(who)
+        self._up_to(actor, what)
+        self.world.troubled.add(actor.name)
+        self.world.tell(f"    of the next request {fate}:")
+        explored.happened[fate] += 1
+        actor.fate = fate
+        self._turns(actor, turns)
+
+    @precondition(lambda self: self.alive)
+    @rule(who=WHO, what=CHANGES)
+    def one_is_killed(self, who: int, what: str) -> None:
+        actor = self._pick(who)
+        self._up_to(actor, what)
+        if actor in self.alive:
+            self.alive.remove(actor)
+            self.world.tell(f"{actor.name} is killed before: {actor.next_call}")
+            explored.happened["kills"] += 1
+            actor.kill()
+
+    def _up_to(self, actor: Actor, what: str) -> None:
+        for _ in range(60):
+            if actor.ended or actor.next_call.startswith(what):
+                break
+            self._turns(actor, 1)
+
+    def _turns(self, actor: Actor, turns: int) -> None:
+        for _ in range(turns):
+            if actor.ended:
+                break
+            self.world.tell(f"  {actor.name}: {actor.next_call}")
+            explored.turns += 1
+            actor.go()
+            self._raise(actor)
+            self._count_state()
+        if actor.ended and actor in self.alive:
+            self.alive.remove(actor)
+            self.world.tell(f"{actor.name} ends")
+
+    def _raise(self, actor: Actor) -> None:
+        if actor.error is not None:
+            self.broken = True
+            raise actor.error
+
+    def _count_state(self) -> None:
+        promises = self.world.promises
+        if self.digest[0] != promises.events:
+            self.digest = promises.events, f"{promises.ledger}{sorted(promises.damage)}"
+        waiting = sorted(f"{a.name.partition(' ')[0]} {a.next_call.partition(' ')[0]}" for a in self.alive)
+        late = sorted(late.label.partition(" of ")[0][:20] for late in self.world.late)
+        state = f"{self.digest[1]}{waiting}{late}"
+        explored.states.add(hashlib.blake2b(state.encode(), digest_size=8).hexdigest())
+
+    # The world
+
+    @precondition(lambda self: self.world.late)
+    @rule(which=st.integers(0, 9))
+    def land(self, which: int) -> None:
+        late = self.world.late.pop(which % len(self.world.late))
+        self.world.tell(f"a late request lands: {late.label}")
+        explored.happened["late landings"] += 1
+        with contextlib.suppress(ObjectExistsError):
+            late.land()
+
+    @rule(hours=st.sampled_from([0.5, 1.0, 3.0]), who=WHO, jump=st.sampled_from([0, -100, 100]))
+    def time_passes(self, hours: float, who: int, jump: int) -> None:
+        """On the store's clock; and the wall clock of somebody may jump."""
+        self.world.seconds += hours * 3600
+        self.world.tell(f"{hours} h pass")
+        if jump and self.alive:
+            actor = self._pick(who)
+            self.world.skew[actor.name] = jump * 3600.0
+            self.world.tell(f"the wall clock of {actor.name} jumps by {jump} h")
+
+    @precondition(lambda self: len(self.world.promises.damage) < MOST_DAMAGED and len(self._held()) > 1)
+    @rule(which=NEWEST_FIRST, name=st.sampled_from(["__0_0.distcp", "manifest.json"]), lost=st.booleans())
+    def an_object_rots(self, which: int, name: str, lost: bool) -> None:
+        key = f"{self._held_one(which).path}/{name}"
+        found = self.world.store.stat(key)
+        if found is not None:
+            self.world.damage(key, None if lost else b"?" * found.size)
+            self.world.tell(f"{key} is {'lost' if lost else 'changed'}")
+            explored.happened["damaged objects"] += 1
+
+    # The users
+
+    @rule(
+        change=st.one_of(
+            st.fixed_dictionaries({"overwritePolicy": st.sampled_from(["Never", "Skip", "Replace"])}),
+            st.fixed_dictionaries({"retention": RETENTION}),
+            st.fixed_dictionaries({"mode": st.sampled_from(["None", "Latest"])}),
+            st.fixed_dictionaries({"verify": st.sampled_from(["Checksums", "Sizes"])}),
+        ),
+        told=st.booleans(),
+    )
+    def a_user_changes_the_spec(self, change: dict[str, Any], told: bool) -> None:
+        restore = {key: change.pop(key) for key in ("mode", "verify") if key in change}
+        self._says(told, **change, restore={**self.user.spec.get("restore", {}), **restore})
+
+    @precondition(lambda self: self._held())
+    @rule(which=NEWEST_FIRST, wish=st.sampled_from(["rollback", "rollback", "Hold", "Retire", "Auto"]), told=st.booleans())
+    def a_user_means_one_snapshot(self, which: int, wish: str, told: bool) -> None:
+        snapshot = self._held_one(which).id
+        if wish == "rollback":
+            self.rollbacks += 1
+            rollback = {"request": f"rollback-{self.rollbacks}", "to": "Snapshot", "snapshot": snapshot}
+            self._says(told, restore={**self.user.spec.get("restore", {}), "rollback": rollback})
+        else:
+            self.user.dispositions[snapshot] = wish
+            self.world.tell(f"a user sets {snapshot} to {wish}")
+
+    @precondition(lambda self: self.world.promises.ledger.owner == str(OWNER) and self.launched > 5)
+    @rule(turns=st.sampled_from([10, 60]))
+    def another_cluster_takes_over(self, turns: int) -> None:
+        self.other.says(**{**self.user.spec, "storage": {"url": "s3://bucket/run", "takeOverFrom": str(OWNER)}})
+        self.world.tell(f"{OTHER_OWNER} takes the run over")
+        self._turns(self._cast("operator", operator(self.world, self.other, 2, patient=True)), turns)
+
+    def _says(self, told: bool, **fields: Any) -> None:
+        """A user edits the spec, and an operator passes at once or does not."""
+        self.user.says(**fields)
+        self.world.tell(f"a user changes {fields}")
+        explored.happened["specs"] += 1
+        if told and len(self.alive) < MOST_ACTORS:
+            self._turns(self._operator(1, patient=True), ENOUGH_CALLS)
+
+    @precondition(lambda self: self.world.promises.ledger.attempts)
+    @rule(attempt=st.integers(1, 9), again=st.booleans())
+    def somebody_without_rules_commits(self, attempt: int, again: bool) -> None:
+        """A writer of another version, say, that appends what it should not. It must not count."""
+        ledger, run = self.world.promises.ledger, self.world.promises.run
+        number = min(attempt, max(ledger.attempts))
+        lineage = ledger.lineage()
+        step = lineage[0].step if lineage and again else 7777
+        folder = layout.SaveFolder(step, number, self.world.fresh())
+        body = SnapshotCommitted(
+            snapshot=layout.snapshot_id(step, number, folder.nonce),
+            step=step,
+            attempt=number,
+            path=folder.path,
+            manifest_digest="0" * 64,
+            bytes=1,
+            files=1,
+            world_size=1,
+        )
+        plain = {f: getattr(body, n) for f, n in zip(body.__struct_encode_fields__, body.__struct_fields__, strict=True)}
+        if not ledger.why_rejected(plain):
+            return
+        self.world.rogues.add(body.snapshot)
+        self.world.tell(f"somebody commits {body.snapshot} against the rules")
+        explored.happened["rogue commits"] += 1
+        data = encode(
+            number=run.head + 1,
+            entry_id=f"rogue-{folder.nonce}",
+            previous=run.head_digest,
+            time=self.world.now(),
+            writer="rogue",
+            body=body,
+        )
+        self.world.create(layout.log_key(run.head + 1), data)
+
+    def _held_one(self, which: int) -> Saved:
+        held = self._held()
+        return held[-1 - which % len(held)]
+
+    def _held(self) -> list[Saved]:
+        return [s for s in self.world.promises.ledger.saved.values() if s.state in HELD]
+
+    # The end
+
+    @invariant()
+    def what_may_be_restored_is_there(self) -> None:
+        self.world.promises.check(self.world)
+
+    def teardown(self) -> None:
+        explored.stories += 1
+        try:
+            for actor in self.alive:
+                actor.kill()
+            if not self.broken:
+                self._ask()
+        finally:
+            explored.happened.update(self.world.promises.kinds)
+            note("\n".join(self.world.story))
+            self.patch.undo()
+
+    def _ask(self) -> None:
+        self.world.tell("all processes are killed; one trainer starts, alone")
+        self._ask_a_trainer()
+        for hours in (0, 24):
+            self.world.seconds += hours * 3600
+            self._ask_an_operator()
+        self._ask_a_trainer()
+        self.world.promises.check(self.world)
+
+    def _alone(self, actor: Actor) -> None:
+        self._turns(actor, ENOUGH_CALLS)
+        require(actor.ended, "P7", f"{actor.name}, alone, makes {ENOUGH_CALLS} calls and waits for somebody")
+
+    def _ask_a_trainer(self) -> None:
+        """It restores what the design says, from the bucket alone, and goes on from there."""
+        ledger = self.world.promises.ledger
+        request = ledger.pending.id if ledger.pending else ""
+        fresh = bool(ledger.pending and not ledger.pending.target) or not ledger.newest
+        checks = {"Sizes": self.world.promises.visible_damage, "Checksums": self.world.promises.damage}
+        bad = checks[ledger.restore.get("verify", "Checksums")]
+        expected = next((s.id for s in ledger.to_restore(request) if s.id not in bad), "")
+        outcome = Outcome()
+        self._alone(self._cast("trainer", trainer(self.world, outcome, [Save()], owner=self._owner())))
+        require(outcome.restored == expected, "P1", f"a new start restores {outcome.restored!r}, not {expected!r}")
+        if expected or fresh:
+            require(outcome.error is None, "P7", f"a new start fails: {outcome.error}")
+            require(outcome.saved, "P7", "a new start saves nothing")
+        else:
+            require(isinstance(outcome.error, RestoreError), "P8", f"nothing is left, and a start says {outcome.error}")
+
+    def _ask_an_operator(self) -> None:
+        user = self.user if self._owner() == OWNER else self.other
+        self._alone(self._operator(6, patient=True))
+        require(not user.left, "P6", f"an operator never comes to rest: {user.left}")
+        ledger = self.world.promises.ledger
+        for info in self.world.store.list("step-"):
+            if info.key.count("/") == 1:
+                shown = self.world.store.get(info.key, max_bytes=1 << 20).data.decode().rpartition(" ")[2]
+                state = ledger.saved[shown].state
+                require(state in HELD, "pointer", f"{info.key} shows {shown}, which is {state}")
+        newest = next((s for s in ledger.lineage() if s.state == LIVE and not ledger.quarantined(s)), None)
+        if newest is not None and newest.id not in self.world.promises.damage:
+            pointer = self.world.store.get(layout.pointer_key(newest.step), max_bytes=1 << 20).data.decode()
+            require(pointer.endswith(newest.id), "pointer", f"step {newest.step} shows {pointer}, not {newest.id}")

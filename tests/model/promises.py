@@ -1,0 +1,269 @@
+"""The promises, executable: what may land in the bucket, what must be there, and what an actor may be told.
+
+P1 what was acknowledged stays whole and restorable until a purge is announced. P2 only committed snapshots are
+restored, and only what proves whole. P3 nothing is written twice. P4 one winner per number; no fenced commit, no
+attempt number twice. P6 what retention must leave. P8 training never silently begins anew. P5 is about several ranks
+and P7 about actors that end without help; the latter is asked at the end of every story, see ``machine``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from checkpoint_sidecar.core.log import decode
+from checkpoint_sidecar.core.replay import advance
+from checkpoint_sidecar.core.run import Run, SnapshotState
+from model.ledger import AUTOMATIC, HELD, LIVE, PURGED, PURGING, RETIRED, Json, Ledger, Saved
+
+if TYPE_CHECKING:
+    from model.world import World
+
+LOG_KEY = re.compile(r"_log/(\d{20})\.json")
+SAVE_KEY = re.compile(r"step-(\d+)/(\d+)-(\w{8})/.+")
+
+
+class BrokenPromiseError(AssertionError):
+    """What must never happen, happened; ``args`` name the promise and the case."""
+
+
+def require(holds: object, promise: str, case: str) -> None:
+    if not holds:
+        raise BrokenPromiseError(promise, case)
+
+
+@dataclass
+class Promises:
+    """The judge.
+
+    Attributes:
+        ledger: What the log means by the design.
+        run: What it means by the code under test.
+        damage: When each damaged snapshot was first damaged, in events; and first so that its sizes show it.
+        began: When each actor began what it is doing, in events.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    run: Run = field(default_factory=Run)
+    events: int = 0
+    damage: dict[str, int] = field(default_factory=dict)
+    visible_damage: dict[str, int] = field(default_factory=dict)
+    began: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+
+    # What lands in the bucket
+
+    def created(self, key: str, data: bytes, world: World) -> None:
+        """An object was created where there was none."""
+        if found := LOG_KEY.fullmatch(key):
+            entry: Json = json.loads(data)
+            number = int(found[1])
+            require(number == self.run.head + 1 == entry["number"], "P4", f"entry {number} lands after {self.run.head}")
+            self.events += 1
+            self._entry(entry["kind"], entry["body"], world)
+            self.run = advance(self.run, [decode(data, number=number, stored_at=world.now())])
+            self._agreed()
+        elif SAVE_KEY.fullmatch(key):
+            self.written(key, data, world)
+
+    def written(self, key: str, data: bytes, world: World) -> None:
+        """An object is about to be written or overwritten."""
+        require(not LOG_KEY.fullmatch(key), "P4", f"{key} is written without a condition")
+        if SAVE_KEY.fullmatch(key):
+            require(world.store.stat(key) is None, "P3", f"{key} is written a second time")
+
+    def deleted(self, key: str) -> None:
+        """An object is about to be deleted."""
+        require(not LOG_KEY.fullmatch(key), "P4", f"{key} is deleted")
+        saved = self.ledger.saved.get(_snapshot_of(key))
+        state = saved.state if saved else PURGED
+        require(state in (PURGING, PURGED), "P1", f"{key} of a snapshot that is {state} is deleted")
+
+    def damaged(self, key: str, *, sizes_differ: bool) -> None:
+        self.events += 1
+        self.damage.setdefault(_snapshot_of(key), self.events)
+        if sizes_differ or key.endswith("manifest.json"):
+            self.visible_damage.setdefault(_snapshot_of(key), self.events)
+
+    # What actors are told
+
+    def begins(self) -> None:
+        """The asking actor begins something: a pass, a restore."""
+        self.events += 1
+        self.began[threading.current_thread().name] = self.events
+
+    def on_behalf(self, began: int, request: Callable[[], object]) -> None:
+        """Let a late request take effect, of an actor that began what it was doing back then."""
+        self.began[threading.current_thread().name] = began
+        request()
+
+    def restored(self, attempt: int, snapshot: str, level: str) -> None:
+        """An attempt is told that a snapshot was loaded, checked as far as ``level``."""
+        require(snapshot in self.ledger.saved, "P2", f"attempt {attempt} restored {snapshot}, which no commit names")
+        seen = {"None": {}, "Sizes": self.visible_damage, "Checksums": self.damage}[level]
+        known = seen.get(snapshot, self.events + 1)
+        require(known > self._began(), "P2", f"attempt {attempt} restored {snapshot}, which was damaged before")
+
+    def began_anew(self, attempt: int) -> None:
+        ledger = self.ledger
+        fresh = ledger.attempts[attempt].fresh or not ledger.newest or ledger.restore["onMissing"] == "StartFresh"
+        require(fresh, "P8", f"attempt {attempt} begins at step 0 although {ledger.newest} was committed")
+
+    def acknowledged(self, snapshot: str, world: World) -> None:
+        """An actor was told that its save is a snapshot."""
+        require(snapshot in self.ledger.saved, "P1", f"{snapshot} was acknowledged and no commit that counts names it")
+        self._whole(self.ledger.saved[snapshot], world)
+
+    def check(self, world: World) -> None:
+        """At any moment: everything that may be restored is there."""
+        for saved in self.ledger.saved.values():
+            if saved.state in HELD:
+                self._whole(saved, world)
+
+    def _whole(self, saved: Saved, world: World) -> None:
+        if saved.id not in self.damage and saved.state in HELD:
+            missing = lacking(world, saved.path)
+            require(not missing, "P1", f"{saved.id} is {saved.state} and lacks {missing}")
+
+    def _began(self) -> int:
+        return self.began.get(threading.current_thread().name, 0)
+
+    # What each entry may say
+
+    def _entry(self, kind: str, body: Json, world: World) -> None:
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        judge = getattr(self, f"_{kind}", None)
+        if judge is not None:
+            judge(body, world)
+        self.ledger.read(kind, body, world.seconds)
+
+    def _AttemptStarted(self, body: Json, _: World) -> None:  # noqa: N802 - named like the kind of entry
+        ledger, number, request = self.ledger, body["attempt"], body["restoreRequest"]
+        require(number not in ledger.attempts, "P4", f"attempt {number} starts a second time")
+        require(request not in ledger.consumed, "once", f"attempt {number} serves {request}, which was served")
+        pending = ledger.pending.id if ledger.pending else ""
+        require(request == pending, "once", f"attempt {number} serves {request!r} while {pending!r} is pending")
+        first = next((s.id for s in ledger.to_restore(request) if s.state == LIVE), "")
+        require(body["candidate"] == first, "P1", f"attempt {number} announces {body['candidate']!r}, not {first!r}")
+
+    def _RestoreStarted(self, body: Json, _: World) -> None:  # noqa: N802
+        self._may_restore(body, LIVE)
+
+    def _SnapshotReinstated(self, body: Json, _: World) -> None:  # noqa: N802
+        if body["attempt"] is not None:
+            self._may_restore(body, RETIRED)
+
+    def _may_restore(self, body: Json, state: str) -> None:
+        number, snapshot = body["attempt"], body["snapshot"]
+        require(self.ledger.may_speak(number), "P4", f"attempt {number} goes on although it is fenced")
+        allowed = [s.id for s in self.ledger.to_restore(self.ledger.attempts[number].request) if s.state == state]
+        require(snapshot in allowed, "P2", f"attempt {number} tries {snapshot}, allowed are {allowed}")
+
+    def _RestoreFinished(self, body: Json, _: World) -> None:  # noqa: N802
+        number, snapshot = body["attempt"], body["snapshot"]
+        require(self.ledger.may_speak(number), "P4", f"attempt {number} goes on although it is fenced")
+        in_use = self.ledger.attempts[number].in_use
+        require(in_use == snapshot, "P6", f"attempt {number} has read {snapshot} and announced {in_use!r}")
+        self._evidence(body, snapshot)
+
+    def _SnapshotVerified(self, body: Json, _: World) -> None:  # noqa: N802
+        self._evidence(body, body["snapshot"])
+        damaged = self.visible_damage.get(body["snapshot"], self.events + 1)
+        require(not body["passed"] or damaged > self._began(), "P2", f"{body['snapshot']} is verified and lacks data")
+
+    def _evidence(self, body: Json, snapshot: str) -> None:
+        blamed = body["evidence"] != "None"
+        require(not blamed or snapshot in self.damage, "evidence", f"{snapshot} is blamed and whole")
+
+    def _SnapshotCommitted(self, body: Json, world: World) -> None:  # noqa: N802
+        reason = self.ledger.why_rejected(body)
+        rogue = threading.current_thread() is threading.main_thread() and reason and body["snapshot"] in world.rogues
+        require(not reason or rogue, "P4", f"{body['snapshot']} is committed by {reason}")
+        if not reason:
+            base = self.ledger.attempts[body["attempt"]].base
+            twice = body["trigger"] in AUTOMATIC and self.ledger.same_step(base, body["step"])
+            require(not twice, "overwrite", f"{body['snapshot']} automatically saves a step again")
+            missing = lacking(world, body["path"], body["manifestDigest"])
+            require(not missing, "P1", f"{body['snapshot']} is committed and lacks {missing}")
+
+    def _SnapshotRetired(self, body: Json, _: World) -> None:  # noqa: N802
+        saved = self.ledger.saved[body["snapshot"]]
+        require(saved.state == LIVE, "P6", f"{saved.id} is retired again")
+        self._spared(saved, (LIVE,))
+
+    def _PurgeStarted(self, body: Json, world: World) -> None:  # noqa: N802
+        saved = self.ledger.saved[body["snapshot"]]
+        require(saved.state == RETIRED, "P6", f"{saved.id} is {saved.state} and its purge starts")
+        self._spared(saved, HELD)
+        waited, grace = world.seconds - saved.retired_at, self.ledger.policy["retention"]["graceSeconds"]
+        require(waited >= grace, "grace", f"{saved.id} is purged {waited} s after it was retired, not {grace} s")
+
+    def _spared(self, saved: Saved, counted: tuple[str, ...]) -> None:
+        """P6: ``saved`` may go, and what stays is enough."""
+        ledger, name = self.ledger, f"{saved.id} goes"
+        retention, highest = ledger.policy["retention"], ledger.highest
+        require(retention and not retention["dryRun"], "P6", f"{name} although nothing may")
+        assert highest is not None
+        require(saved.disposition != "Hold", "P6", f"{name} although it is held")
+        require(saved.id != highest.in_use, "P6", f"{name} although attempt {highest.number} uses it")
+        target = ledger.pending.target if ledger.pending else ""
+        require(saved.id != target, "P6", f"{name} although a rollback to it is pending")
+
+        chain = ledger.lineage()
+        verified = [s for s in chain if s.state == LIVE and s.proven]
+        require(verified, "P6", f"{name} although nothing on the lineage is verified")
+        require(saved is not verified[0], "P6", f"{name} although it is the newest verified one")
+        standing_for = {s.replaces: s for s in chain if s.replaces and not s.failures and s.disposition != "Retire"}
+        good = [s for s in chain if s.state in counted and not s.failures and s.id not in standing_for]
+        least = retention["keepLast"] or 1
+        left = [s for s in good if s is not saved]
+        if saved in good:
+            require(len(left) >= (retention["keepLast"] or 0), "P6", f"{name} and leaves {len(left)} good ones")
+        elif saved.disposition != "Retire" and (saved.failures or saved not in chain):
+            require(len(good) >= least, "P6", f"{name}, superseded or damaged, with {len(good)} good ones")
+        elif saved.disposition != "Retire" and saved.id in standing_for:
+            replacement = standing_for[saved.id]
+            unproven = replacement in good[:least] and not replacement.proven
+            require(not unproven, "P6", f"{name} before {replacement.id}, which replaces it, is verified")
+
+    def _agreed(self) -> None:
+        """The code reads the log as the design does."""
+        ours, theirs = self.ledger, self.run
+        states = {s.id: s.state.value for s in theirs.snapshots.values() if s.state is not SnapshotState.REJECTED}
+        readings: list[tuple[str, Any, Any]] = [
+            ("P4", {s.id: s.state for s in ours.saved.values()}, states),
+            ("P1", ours.newest, theirs.newest or ""),
+            ("P4", max(ours.attempts, default=0), theirs.highest_attempt),
+            ("once", ours.pending.id if ours.pending else "", theirs.pending.id if theirs.pending else ""),
+            ("P6", ours.highest.in_use if ours.highest else "", (theirs.attempt and theirs.attempt.in_use) or ""),
+            ("P6", {s.id: s.proven for s in ours.saved.values()}, {i: theirs.snapshots[i].proven for i in states}),
+        ]
+        for promise, design, code in readings:
+            require(design == code, promise, f"the log is read as {code}, the design says {design}")
+
+    def copy(self) -> Ledger:
+        return deepcopy(self.ledger)
+
+
+def lacking(world: World, path: str, digest: str | None = None) -> list[str]:
+    """Objects of a save that are not in the bucket as its manifest describes them."""
+    stored = world.store.stat(f"{path}/manifest.json")
+    if stored is None:
+        return ["manifest.json"]
+    data = world.store.get(f"{path}/manifest.json", max_bytes=1 << 20).data
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        return ["manifest.json"]
+    files = {file["name"]: file["size"] for file in json.loads(data)["files"]}
+    infos = {name: world.store.stat(f"{path}/{name}") for name in files}
+    return [name for name, size in files.items() if (info := infos[name]) is None or info.size != size]
+
+
+def _snapshot_of(key: str) -> str:
+    found = SAVE_KEY.fullmatch(key)
+    return f"{int(found[1])}-{int(found[2])}-{found[3]}" if found else ""

@@ -1,0 +1,224 @@
+"""One bucket with its clock, the connections of actors to it, and the judge who watches every object land."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace, TracebackType
+from typing import Any, TypeVar
+
+import pytest
+import tenacity
+
+from builders import BEGINNING, nonce_of
+from checkpoint_operator import storage
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import ObjectExistsError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.engine import verify
+from checkpoint_sidecar.store import entries, runlog
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.training import session
+from doubles.memory import MemoryStore
+from model.promises import Promises
+from model.turns import Actor
+
+T = TypeVar("T")
+
+FATES = ("the reply is lost", "the request is lost", "the request is late")
+
+
+@dataclass
+class Late:
+    """A request whose sender was told nothing, and which may yet take effect."""
+
+    label: str
+    land: Callable[[], object]
+
+
+@dataclass
+class World:
+    """Everything outside the processes.
+
+    Attributes:
+        seconds: The store's clock, and every process's steady clock.
+        troubled: Actors whose requests failed at least once, so that they may fail as well.
+        rogues: Snapshots committed by somebody who keeps no rule.
+        skew: What each actor's wall clock shows beyond that; it may jump, the store's may not.
+        late: Requests under way.
+        story: What happened, for whoever reads a failure.
+    """
+
+    seconds: float = 0.0
+    troubled: set[str] = field(default_factory=set)
+    rogues: set[str] = field(default_factory=set)
+    skew: dict[str, float] = field(default_factory=dict)
+    late: list[Late] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)
+    actors: dict[threading.Thread, Actor] = field(default_factory=dict)
+    names: int = 0
+
+    def __post_init__(self) -> None:
+        self.store = MemoryStore(clock=self.now)
+        self.promises = Promises()
+
+    def now(self) -> dt.datetime:
+        return BEGINNING + dt.timedelta(seconds=self.seconds)
+
+    def tell(self, sentence: str) -> None:
+        self.story.append(sentence)
+
+    def fresh(self) -> str:
+        self.names += 1
+        return nonce_of(self.names)
+
+    def wall(self) -> dt.datetime:
+        """The wall clock of whoever asks."""
+        return self.now() + dt.timedelta(seconds=self.skew.get(threading.current_thread().name, 0.0))
+
+    # Changes, judged as they land
+
+    def create(self, key: str, data: bytes) -> None:
+        self.store.put_if_absent(key, data)
+        self.promises.created(key, data, self)
+
+    def write(self, key: str, data: bytes) -> None:
+        self.promises.written(key, data, self)
+        self.store.put(key, data)
+
+    def delete(self, key: str) -> None:
+        self.promises.deleted(key)
+        self.store.delete([key])
+
+    def damage(self, key: str, data: bytes | None) -> None:
+        """Change or lose an object behind everybody's back."""
+        if data is None:
+            self.store.delete([key])
+        else:
+            self.store.corrupt(key, data)
+        self.promises.damaged(key, sizes_differ=data is None or len(data) == 0)
+
+
+class Connection:
+    """A store as one actor sees it: every request waits for a turn and may fail on the way.
+
+    The one exception is reading a log entry that exists. It never changes, so the moment of reading it makes no
+    difference to anybody.
+    """
+
+    url = "s3://bucket/run"
+
+    def __init__(self, world: World, actor: Actor) -> None:
+        self._world = world
+        self._actor = actor
+
+    def put(self, key: str, data: Buffer) -> None:
+        copy = bytes(data)
+        self._change(f"put {key}", lambda: self._world.write(key, copy))
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        copy = bytes(data)
+        self._change(f"create {key}", lambda: self._world.create(key, copy))
+
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        if layout.log_number(key) and self._world.store.stat(key) and not self._actor.killed:
+            return self._world.store.get(key, max_bytes=max_bytes)
+        return self._read(f"get {key}", lambda: self._world.store.get(key, max_bytes=max_bytes))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return self._read(f"read {key}", lambda: self._world.store.get_range(key, start, length))
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        return self._read(f"stat {key}", lambda: self._world.store.stat(key))
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        return self._read(f"list {prefix}", lambda: self._world.store.list(prefix, after=after))
+
+    @contextlib.contextmanager
+    def upload(self, key: str) -> Iterator[_Upload]:
+        upload = _Upload()
+        yield upload
+        self._change(f"upload {key}", lambda: self._world.write(key, bytes(upload.data)))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._change(f"delete {key}", lambda key=key: self._world.delete(key))
+
+    def _read(self, label: str, request: Callable[[], T]) -> T:
+        if self._actor.stop_before(label):
+            raise StoreError("read", label, "the store does not answer")
+        return request()
+
+    def _change(self, label: str, request: Callable[[], object]) -> None:
+        fate = self._actor.stop_before(label)
+        if fate == "the reply is lost":
+            with contextlib.suppress(ObjectExistsError):
+                request()
+        elif fate == "the request is late":
+            promises = self._world.promises
+            began = promises.began.get(self._actor.name, 0)
+            late = Late(f"{label} of {self._actor.name}", lambda: promises.on_behalf(began, request))
+            self._world.late.append(late)
+        if fate:
+            raise UnknownOutcomeError("write", label, fate)
+        request()
+
+
+class _Upload:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: Buffer) -> None:
+        self.data += data
+
+    def complete(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class _AtOnce:
+    """An executor without threads: what is submitted runs in its place."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> _AtOnce:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+
+    def map(self, call: Callable[..., T], *arguments: Iterable[Any]) -> Iterator[T]:
+        return map(call, *arguments)
+
+
+class _Unasked:
+    """A background task that never runs by itself: in the model, looking at the log is a step like any other."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
+    """Take from the code under test whatever else decides its course: clocks, threads, sleep and chance."""
+    clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: world.seconds, time=time.time)
+    calendar = SimpleNamespace(datetime=SimpleNamespace(now=lambda _: world.wall()), UTC=dt.UTC)
+    patch.setattr(layout, "new_nonce", world.fresh)
+    patch.setattr(runlog, "new_entry_id", lambda: f"entry-{world.fresh()}")
+    patch.setattr(runlog, "dt", calendar)
+    patch.setattr(runlog, "time", clock)
+    patch.setattr(storage, "time", clock)
+    patch.setattr(tenacity.nap, "time", clock)
+    for module in (entries, verify):
+        patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
+    patch.setattr(session, "Periodic", _Unasked)
+    patch.setattr(storage, "open_store", lambda _: connect(world))
+
+
+def connect(world: World) -> Connection:
+    """A connection of the actor that asks for it."""
+    return Connection(world, world.actors[threading.current_thread()])
