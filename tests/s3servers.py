@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 import secrets
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from botocore.session import get_session
 
+from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.settings import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials, StoreSettings
+from doubles.faulty_server import FaultyServer
 
 REGION = "us-east-1"
+
+SMALLEST_PART = 5 * 1024 * 1024
+"""That S3 allows."""
+
+LONG = os.environ.get("CHECKPOINT_FAULTS") == "long"
+"""Whether faults are injected in front of SeaweedFS too, and again and again."""
 
 
 @dataclass
@@ -39,14 +46,6 @@ class Server:
     def shared_bucket(self) -> str:
         return self.bucket()
 
-    @functools.cached_property
-    def many_pages(self) -> tuple[str, Sequence[str]]:
-        """URL and keys of a run with more objects than fit one page of a listing."""
-        client, keys = self.client(), [f"_log/{number:020d}.json" for number in range(1, 1102)]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda key: client.put_object(Bucket=self.shared_bucket, Key=f"many/{key}"), keys))
-        return f"s3://{self.shared_bucket}/many", keys
-
     def client(self) -> Any:
         """The plain AWS client, to look behind the adapters."""
         return get_session().create_client(
@@ -57,7 +56,28 @@ class Server:
             aws_secret_access_key=self.secret_key,
         )
 
+    def open_uploads(self, url: str) -> list[str]:
+        """Keys of the uploads below a URL that were neither completed nor aborted."""
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        uploads = self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+        return [upload["Key"] for upload in uploads if upload["Key"].startswith(prefix)]
+
     def bucket(self) -> str:
         name = f"test-{secrets.token_hex(6)}"
         self.client().create_bucket(Bucket=name)
         return name
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to a real server through one that injects faults.
+
+    Attributes:
+        patient: A store at the end of it.
+        hasty: The same for faults that last: it gives up soon.
+    """
+
+    server: Server
+    proxy: FaultyServer
+    patient: Store
+    hasty: Store

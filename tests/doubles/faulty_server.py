@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
+import socket
 import ssl
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-Effect = Literal["lose the request", "lose the reply", "cut the reply", "drop the condition"]
+SLOW_SECONDS = 1.5
+"""How long a request body takes that is read slowly."""
+
+Effect: TypeAlias = Literal[
+    "lose the request",  # close the connection without an answer
+    "reset the connection",  # in the middle of the request's body
+    "keep silent",  # neither answer nor close
+    "read slowly",
+    "lose the reply",
+    "cut the reply",
+    "flip a bit of the data",  # of what a PUT sends, else of the reply
+    "answer as before",  # with the first answer to the same listing
+    "answer in small pages",  # a listing
+    "drop the condition",
+]
+Answer: TypeAlias = tuple[int, str]
+"""A status and an error code."""
 
 
 @dataclass
@@ -20,13 +40,15 @@ class Fault:
     """What befalls the next ``times`` requests of a method whose path and query contain a text.
 
     Attributes:
-        effect: One of the effects, or the answer to give without asking the server: a status and an error code.
+        effect: One of the effects, or what to answer without asking the server.
+        signed_by: Only requests signed with this key id.
     """
 
     method: str
     containing: str
-    effect: Effect | tuple[int, str]
+    effect: Effect | Answer
     times: int = 1
+    signed_by: str = ""
 
 
 @dataclass
@@ -38,12 +60,19 @@ class FaultyServer:
     faults: list[Fault] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: threading.Event = field(default_factory=threading.Event)
+    first_answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
 
-    def note(self, method: str, path: str) -> Effect | tuple[int, str] | None:
+    def note(self, method: str, path: str, signature: str) -> Effect | Answer | None:
         with self.lock:
             self.seen.append((method, path))
             for fault in self.faults:
-                if fault.times and fault.method == method and fault.containing in path:
+                if (
+                    fault.times
+                    and fault.method == method
+                    and fault.containing in path
+                    and f"Credential={fault.signed_by}" in signature
+                ):
                     fault.times -= 1
                     return fault.effect
             return None
@@ -51,6 +80,12 @@ class FaultyServer:
     def count(self, method: str, containing: str = "") -> int:
         with self.lock:
             return sum(1 for seen, path in self.seen if seen == method and containing in path)
+
+    def forget(self) -> None:
+        """Behave from now on, and begin to count again."""
+        with self.lock:
+            self.faults.clear()
+            self.seen.clear()
 
 
 @contextlib.contextmanager
@@ -67,6 +102,7 @@ def faulty_server(behind: str, *, tls: ssl.SSLContext | None = None) -> Iterator
     try:
         yield control
     finally:
+        control.closed.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -82,9 +118,16 @@ def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 super().handle()
 
         def handle_request(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            effect = control.note(self.command, self.path)
-            if effect == "lose the request":
+            effect = control.note(self.command, self.path, self.headers.get("Authorization", "Credential="))
+            length = int(self.headers.get("Content-Length", 0))
+            if effect == "reset the connection":
+                self.rfile.read(length // 2)
+                self.reset()
+                return
+            body = self.read_slowly(length) if effect == "read slowly" else self.rfile.read(length)
+            if effect == "keep silent":
+                control.closed.wait()
+            if effect in ("lose the request", "keep silent"):
                 self.close_connection = True
                 return
             if isinstance(effect, tuple):
@@ -93,18 +136,40 @@ def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 answer = f"<Error><Code>{code}</Code><Message>{key_id}</Message></Error>".encode()
                 self.reply(status, {"Content-Type": "application/xml"}, answer)
                 return
-            status, headers, answer = self.forward(body, drop_condition=effect == "drop the condition")
+            if effect == "flip a bit of the data" and self.command == "PUT":
+                body = _flipped(body)
+            status, headers, answer = self.forward(body, effect)
+            if "list-type" in self.path:
+                with control.lock:
+                    first = control.first_answers.setdefault(self.path, (status, headers, answer))
+                if effect == "answer as before":
+                    status, headers, answer = first
+            if effect == "flip a bit of the data" and self.command != "PUT":
+                answer = _flipped(answer)
             if effect == "lose the reply":
                 self.close_connection = True
                 return
             self.reply(status, headers, answer, cut=effect == "cut the reply")
 
-        def forward(self, body: bytes, *, drop_condition: bool) -> tuple[int, dict[str, str], bytes]:
+        def reset(self) -> None:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+
+        def read_slowly(self, length: int) -> bytes:
+            pieces = []
+            for read in range(10):
+                pieces.append(self.rfile.read(length // 10 if read < 9 else length - 9 * (length // 10)))
+                time.sleep(SLOW_SECONDS / 10)
+            return b"".join(pieces)
+
+        def forward(self, body: bytes, effect: Effect | None) -> tuple[int, dict[str, str], bytes]:
             connection = http.client.HTTPConnection(urlsplit(control.behind).netloc, timeout=60)
             headers: dict[str, Any] = dict(self.headers.items())
-            if drop_condition:
+            if effect == "drop the condition":
                 headers = {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
-            connection.request(self.command, self.path, body, headers)
+            path = f"{self.path}&max-keys=2" if effect == "answer in small pages" else self.path
+            connection.request(self.command, path, body, headers)
             response = connection.getresponse()
             data = response.read()
             connection.close()
@@ -131,3 +196,7 @@ def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
         f"do_{method}": Handler.handle_request for method in ("GET", "HEAD", "PUT", "POST", "DELETE")
     }
     return type("Handler", (Handler,), methods)
+
+
+def _flipped(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:] if data else data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import secrets
@@ -14,17 +15,21 @@ from moto.server import ThreadedMotoServer
 
 from checkpoint_sidecar.store import parts, promises
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.calls import Patience
 from checkpoint_sidecar.store.conformance import Trial
+from checkpoint_sidecar.store.fsspec_store import FsspecStore
+from checkpoint_sidecar.store.obstore_store import ObstoreStore
 from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.settings import StoreSettings
+from doubles.faulty_server import FaultyServer, faulty_server
 from doubles.memory import MemoryStore
-from s3servers import Server
+from s3servers import LONG, SMALLEST_PART, Route, Server
 
 FURTHER_URLS = "CHECKPOINT_CONFORMANCE_URLS"
 """Environment variable: URLs of further stores to test, separated by spaces, reached by the ambient identity."""
 
-SMALLEST_PART = 5 * 1024 * 1024
-"""That S3 allows."""
+FAULTS_REPORT = "build/faults.json"
+"""Which faults were injected into which verb through which adapter, and what came of it."""
 
 Opener: TypeAlias = Callable[[pytest.FixtureRequest], Store]
 
@@ -41,6 +46,56 @@ def moto() -> Iterator[Server]:
     host, port = server.get_host_and_port()
     yield Server("moto", f"http://{host}:{port}", "a-key-id", "a-secret-key")
     server.stop()
+
+
+@pytest.fixture(scope="session", params=["moto", "seaweed"] if LONG else ["moto"])
+def faulty(request: pytest.FixtureRequest) -> Iterator[tuple[Server, FaultyServer]]:
+    server: Server = request.getfixturevalue(request.param)
+    with faulty_server(server.endpoint) as proxy:
+        yield server, proxy
+
+
+@pytest.fixture(scope="session", params=[FsspecStore, ObstoreStore], ids=["s3fs", "obstore"])
+def _route(request: pytest.FixtureRequest, faulty: tuple[Server, FaultyServer]) -> Route:
+    server, proxy = faulty
+    settings = server.settings(endpoint=proxy.endpoint)
+    patient, hasty = (
+        request.param(settings, patience=patience) for patience in (Patience(20, 10, 20), Patience(0.5, 0.3, 0.4))
+    )
+    return Route(server, proxy, patient, hasty)
+
+
+@pytest.fixture
+def route(_route: Route) -> Route:
+    """It behaves until it is told otherwise."""
+    _route.proxy.forget()
+    return _route
+
+
+@pytest.fixture
+def folder() -> str:
+    return f"{secrets.token_hex(6)}/"
+
+
+_FINDINGS: pytest.StashKey[list[dict[str, str]]] = pytest.StashKey()
+
+
+@pytest.fixture
+def report_fault(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Notes a line of the table of faults."""
+
+    def report(*, fault: str, verb: str, route: Route, outcome: str) -> None:
+        line = {"fault": fault, "verb": verb, "adapter": type(route.patient).__name__, "server": route.server.name}
+        request.config.stash.setdefault(_FINDINGS, []).append(line | {"outcome": outcome})
+
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if lines := session.config.stash.get(_FINDINGS, None):
+        report = session.config.rootpath / FAULTS_REPORT
+        report.parent.mkdir(exist_ok=True)
+        report.write_text(json.dumps(lines, indent=1) + "\n")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings, redacted
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIA-id", "AWS_SECRET_ACCESS_KEY": "hunter2"}
 
@@ -98,6 +98,28 @@ def test_no_secret_is_shown(text: object) -> None:
     for shown in (settings, settings.credentials, *stores):
         assert "hunter2" not in text(shown)
         assert "AKIA-id" not in text(shown)
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "shown"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "abc/def+ghi"}, "the key abc/def+ghi is bad", "the key *** is bad"),
+        ({"AWS_SECRET_ACCESS_KEY": "abc"}, 'bad: "abc"', 'bad: "***"'),
+        ({"AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=0123456789"}, "no such part: sig=0123456789", "no such part: ***"),
+        (
+            {"GOOGLE_APPLICATION_CREDENTIALS_JSON": '{"a": ["deep\\nsecret"]}'},
+            "bad line: deep\nsecret",
+            "bad line: ***",
+        ),
+        ({"ca.crt": "certificate"}, "a bad certificate", "a bad certificate"),
+        ({}, "nothing to hide", "nothing to hide"),
+    ],
+    ids=["whole", "short", "a part", "in a document", "a certificate is public", "ambient"],
+)
+def test_words_of_a_client_are_shown_without_the_credentials_in_them(
+    values: dict[str, str], text: str, shown: str
+) -> None:
+    assert redacted(text, values) == shown
 
 
 def test_settings_survive_pickling() -> None:

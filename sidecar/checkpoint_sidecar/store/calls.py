@@ -6,18 +6,48 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import tenacity
 
-from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    ObjectExistsError,
+    RequestRefusedError,
+    StoreError,
+    UnknownOutcomeError,
+)
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.settings import StoreSettings
 
-DEADLINE_SECONDS = 60.0
+LEAST_TRIES = 3
+
+LARGE_BODY = 1024 * 1024
+"""Requests that send more than this get ``Patience.body_seconds``."""
+
+_Effect: TypeAlias = Literal["Read", "Write", "Create"]
 
 Client = TypeVar("Client")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for a store, in seconds.
+
+    Attributes:
+        deadline_seconds: How long transient failures of one request are retried, and at least ``LEAST_TRIES`` times.
+        answer_seconds: How long it may keep silent.
+        body_seconds: The same for requests with a large body. The clients (aiohttp, reqwest) count the time in which
+            they send as silence, and a part may take minutes on a slow link.
+    """
+
+    deadline_seconds: float = 60.0
+    answer_seconds: float = 30.0
+    body_seconds: float = 120.0
+
+
+PATIENT = Patience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +76,7 @@ class Calls(Generic[Client]):
         connect: Makes a client from credentials.
         errors: The exceptions of the client library.
         explain: What one of them means.
-        deadline_seconds: How long transient failures of one request are retried.
+        patience: How long transient failures of one request are retried.
     """
 
     def __init__(
@@ -56,14 +86,14 @@ class Calls(Generic[Client]):
         connect: Callable[[Mapping[str, str]], Client],
         errors: tuple[type[Exception], ...],
         explain: Callable[[Exception], Fault],
-        deadline_seconds: float = DEADLINE_SECONDS,
+        patience: Patience,
     ) -> None:
         self._settings = settings
         self._scheme = parse_url(settings.url).scheme
         self._connect = connect
         self._errors = errors
         self._explain = explain
-        self._deadline_seconds = deadline_seconds
+        self._deadline_seconds = patience.deadline_seconds
         self._lock = threading.Lock()
         self._connected: tuple[Client, Mapping[str, str]] | None = None
 
@@ -73,7 +103,7 @@ class Calls(Generic[Client]):
         Raises:
             StoreError: Or a subclass; after transient failures, when the deadline has passed.
         """
-        return self._until(_transient, operation, key, request, is_write=False)
+        return self._until(_transient, operation, key, request, "Read")
 
     def write(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
         """A write that may be repeated although it may have reached the store.
@@ -81,7 +111,7 @@ class Calls(Generic[Client]):
         Raises:
             UnknownOutcomeError: It may have taken effect, or may yet.
         """
-        return self._until(_transient, operation, key, request, is_write=True)
+        return self._until(_transient, operation, key, request, "Write")
 
     def create(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
         """A write that is repeated only if it certainly did not reach the store.
@@ -89,11 +119,11 @@ class Calls(Generic[Client]):
         Raises:
             UnknownOutcomeError: It may have taken effect, or may yet.
         """
-        return self._until(_not_sent, operation, key, request, is_write=True)
+        return self._until(_not_sent, operation, key, request, "Create")
 
     def once(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
         """One step of a longer write, which only its caller may repeat."""
-        return self._explained(operation, key, request, self._client(), is_write=True)
+        return self._explained(operation, key, request, self._client(), "Write")
 
     def _until(
         self,
@@ -101,35 +131,41 @@ class Calls(Generic[Client]):
         operation: str,
         key: str,
         request: Callable[[Client], Result],
-        *,
-        is_write: bool,
+        effect: _Effect,
     ) -> Result:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(again),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-            stop=tenacity.stop_after_delay(self._deadline_seconds),
+            stop=tenacity.stop_all(
+                tenacity.stop_after_delay(self._deadline_seconds), tenacity.stop_after_attempt(LEAST_TRIES)
+            ),
             reraise=True,
         )
-        result: Result = retrying(self._rotating, operation, key, request, is_write=is_write)
+        result: Result = retrying(self._rotating, operation, key, request, effect)
         return result
 
-    def _rotating(self, operation: str, key: str, request: Callable[[Client], Result], *, is_write: bool) -> Result:
+    def _rotating(self, operation: str, key: str, request: Callable[[Client], Result], effect: _Effect) -> Result:
         while True:
             client = self._client()
             try:
-                return self._explained(operation, key, request, client, is_write=is_write)
+                return self._explained(operation, key, request, client, effect)
             except AccessDeniedError:
                 if not self._reconnected(client):
                     raise
 
     def _explained(
-        self, operation: str, key: str, request: Callable[[Client], Result], client: Client, *, is_write: bool
+        self, operation: str, key: str, request: Callable[[Client], Result], client: Client, effect: _Effect
     ) -> Result:
         try:
             return request(client)
         except self._errors as error:
             fault = self._explain(error)
-        kind = UnknownOutcomeError if is_write and fault.kind is StoreError and fault.sent else fault.kind
+        kind = fault.kind
+        if kind is StoreError and fault.sent and effect != "Read":
+            kind = UnknownOutcomeError
+        if kind is ObjectExistsError and effect != "Create":
+            # A precondition failed that was not set: nobody has won a race.
+            kind = RequestRefusedError
         # Raised outside the handler: the client's exception may quote secrets and must not hang on ours.
         raise kind(operation, f"{self._settings.url}/{key}", fault.cause, fault.hint)
 

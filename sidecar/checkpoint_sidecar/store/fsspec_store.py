@@ -11,17 +11,20 @@ import contextlib
 import datetime as dt
 import functools
 import os
+import socket
 import tempfile
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
 import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
@@ -38,7 +41,7 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
-from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.parts import PARALLEL_PARTS, PartBuffer
 from checkpoint_sidecar.store.settings import StoreSettings
@@ -48,7 +51,7 @@ KEYS_PER_DELETE = 1000
 
 Result = TypeVar("Result")
 
-_ERRORS = (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, FSTimeoutError)
+_ERRORS = (OSError, boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, FSTimeoutError)
 
 _NO_CREDENTIALS = Fault(
     AccessDeniedError,
@@ -56,6 +59,8 @@ _NO_CREDENTIALS = Fault(
     "Give credentials, or run where the platform provides an identity.",
 )
 _NO_CONNECTION = Fault(StoreError, "no connection to the store", "Check endpoint, proxy, DNS and certificates.")
+# aiobotocore gives the name EndpointConnectionError to resets of open connections, too.
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, socket.gaierror)
 # In this order: the first class that fits.
 _TRANSPORT_FAULTS: tuple[tuple[type[Exception], Fault], ...] = (
     (boto.NoCredentialsError, _NO_CREDENTIALS),
@@ -63,24 +68,31 @@ _TRANSPORT_FAULTS: tuple[tuple[type[Exception], Fault], ...] = (
     (boto.CredentialRetrievalError, _NO_CREDENTIALS),
     (boto.ParamValidationError, Fault(RequestRefusedError, "the client refuses the request's parameters")),
     (boto.ConnectTimeoutError, _NO_CONNECTION),
-    (boto.EndpointConnectionError, _NO_CONNECTION),
     (boto.ProxyConnectionError, _NO_CONNECTION),
     (boto.SSLError, _NO_CONNECTION),
     (boto.ReadTimeoutError, Fault(StoreError, "the store did not answer in time", sent=True)),
     (FSTimeoutError, Fault(StoreError, "the store did not answer in time", sent=True)),
+    (ResponseParserError, Fault(StoreError, "the store's answer cannot be read", sent=True)),
 )
+
+
+@dataclass(eq=False)
+class _Clients:
+    """Two clients of one bucket; ``bodies`` is the patient one, for requests with large bodies."""
+
+    requests: s3fs.S3FileSystem
+    bodies: s3fs.S3FileSystem
 
 
 class FsspecStore:
     """A ``Store`` in S3, or in what speaks its protocol."""
 
-    def __init__(self, settings: StoreSettings, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    def __init__(self, settings: StoreSettings, *, patience: Patience = PATIENT) -> None:
         self._settings = settings
+        self._patience = patience
         self._location = parse_url(settings.url)
         self._prefix = f"{self._location.path}/" if self._location.path else ""
-        self._calls: Calls[s3fs.S3FileSystem] = Calls(
-            settings, connect=self._connect, errors=_ERRORS, explain=_explain, deadline_seconds=deadline_seconds
-        )
+        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=_explain, patience=patience)
 
     def __reduce__(self) -> tuple[type[FsspecStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -94,12 +106,19 @@ class FsspecStore:
 
     def put(self, key: str, data: Buffer) -> None:
         body = bytes(data)
-        self._calls.write("write", key, lambda fs: fs.call_s3("put_object", **self._object(key), Body=body))
+
+        def request(clients: _Clients) -> object:
+            client = clients.bodies if len(body) > LARGE_BODY else clients.requests
+            return client.call_s3("put_object", **self._object(key), Body=body)
+
+        self._calls.write("write", key, request)
 
     def put_if_absent(self, key: str, data: Buffer) -> None:
         body = bytes(data)
         self._calls.create(
-            "create", key, lambda fs: fs.call_s3("put_object", **self._object(key), Body=body, IfNoneMatch="*")
+            "create",
+            key,
+            lambda c: c.requests.call_s3("put_object", **self._object(key), Body=body, IfNoneMatch="*"),
         )
 
     def get(self, key: str, *, max_bytes: int) -> StoredObject:
@@ -113,7 +132,7 @@ class FsspecStore:
                     )
                 return StoredObject(info, await body.read())
 
-        return self._calls.run("read", key, lambda fs: _in_loop(fs, request))
+        return self._calls.run("read", key, lambda c: _in_loop(c.requests, request))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         if length == 0:
@@ -126,7 +145,7 @@ class FsspecStore:
                 data: bytes = await body.read()
                 return data
 
-        data = self._calls.run("read a range of", key, lambda fs: _in_loop(fs, request))
+        data = self._calls.run("read a range of", key, lambda c: _in_loop(c.requests, request))
         if len(data) != length:
             raise TruncatedObjectError(
                 "read a range of", f"{self.url}/{key}", f"{len(data)} of {length} bytes at offset {start} exist"
@@ -144,10 +163,10 @@ class FsspecStore:
             return _info(key, answer["ContentLength"], answer["LastModified"])
 
         with contextlib.suppress(ObjectNotFoundError):
-            return self._calls.run("look up", key, lambda fs: _in_loop(fs, head))
+            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, head))
         # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
         with contextlib.suppress(ObjectNotFoundError):
-            return self._calls.run("look up", key, lambda fs: _in_loop(fs, get))
+            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, get))
         return None
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
@@ -164,7 +183,9 @@ class FsspecStore:
         if start:
             query["StartAfter"] = self._prefix + start
         while True:
-            page: dict[str, Any] = self._calls.run("list", prefix, lambda fs: fs.call_s3("list_objects_v2", **query))
+            page: dict[str, Any] = self._calls.run(
+                "list", prefix, lambda c: c.requests.call_s3("list_objects_v2", **query)
+            )
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -183,9 +204,11 @@ class FsspecStore:
         for batch in batches(keys, KEYS_PER_DELETE):
             self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
 
-    def _delete(self, batch: Sequence[str], fs: s3fs.S3FileSystem) -> None:
+    def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
         objects = [{"Key": self._prefix + key} for key in batch]
-        answer = fs.call_s3("delete_objects", Bucket=self._location.bucket, Delete={"Objects": objects, "Quiet": True})
+        answer = clients.requests.call_s3(
+            "delete_objects", Bucket=self._location.bucket, Delete={"Objects": objects, "Quiet": True}
+        )
         if failed := answer.get("Errors"):
             kept = [error["Key"].removeprefix(self._prefix) for error in failed]
             fault = explain_answer(500, failed[0].get("Code", ""))
@@ -194,13 +217,23 @@ class FsspecStore:
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._location.bucket, "Key": self._prefix + key}
 
-    def _connect(self, values: Mapping[str, str]) -> s3fs.S3FileSystem:
+    def _connect(self, values: Mapping[str, str]) -> _Clients:
+        bundle = _certificate_file(values[secret.CA_CERTIFICATE]) if secret.CA_CERTIFICATE in values else None
+        clients = _Clients(
+            requests=self._client(values, bundle, self._patience.answer_seconds),
+            bodies=self._client(values, bundle, self._patience.body_seconds),
+        )
+        if bundle:
+            weakref.finalize(clients, _remove, bundle)
+        return clients
+
+    def _client(self, values: Mapping[str, str], bundle: str | None, answer_seconds: float) -> s3fs.S3FileSystem:
         settings = self._settings
         config: dict[str, Any] = {
             "retries": {"total_max_attempts": 1},
             "http_session_cls": _Session,
             "connect_timeout": 5,
-            "read_timeout": 60,
+            "read_timeout": answer_seconds,
             "max_pool_connections": 64,
             # Our manifest has checksums of all data; these would cost more than the upload and break older servers.
             "request_checksum_calculation": "when_required",
@@ -219,7 +252,6 @@ class FsspecStore:
             options["key"] = values[secret.AWS_ACCESS_KEY_ID]
             options["secret"] = values[secret.AWS_SECRET_ACCESS_KEY]
             options["token"] = values.get(secret.AWS_SESSION_TOKEN)
-        bundle = _certificate_file(values[secret.CA_CERTIFICATE]) if secret.CA_CERTIFICATE in values else None
         if bundle:
             client["verify"] = bundle
         fs = s3fs.S3FileSystem(
@@ -229,8 +261,6 @@ class FsspecStore:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
-        if bundle:
-            weakref.finalize(fs, _remove, bundle)
         # s3fs, too, repeats requests blindly.
         fs.retries = 1
         return fs
@@ -297,7 +327,9 @@ class _Upload:
                 earlier.result()
         if not self._upload_id:
             start = self._calls.write(
-                "start the upload of", self._key, lambda fs: fs.call_s3("create_multipart_upload", **self._object)
+                "start the upload of",
+                self._key,
+                lambda c: c.requests.call_s3("create_multipart_upload", **self._object),
             )
             self._upload_id = start["UploadId"]
         self._size += len(part)
@@ -312,9 +344,11 @@ class _Upload:
         answer = self._calls.write(f"upload part {number} of", self._key, request)
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
-    def _request(self, method: str, **arguments: Any) -> Callable[[s3fs.S3FileSystem], dict[str, Any]]:
-        def request(fs: s3fs.S3FileSystem) -> dict[str, Any]:
-            answer: dict[str, Any] = fs.call_s3(method, **self._object, UploadId=self._upload_id, **arguments)
+    def _request(self, method: str, **arguments: Any) -> Callable[[_Clients], dict[str, Any]]:
+        def request(clients: _Clients) -> dict[str, Any]:
+            # Servers may take long to put the parts together.
+            client = clients.requests if method == "abort_multipart_upload" else clients.bodies
+            answer: dict[str, Any] = client.call_s3(method, **self._object, UploadId=self._upload_id, **arguments)
             return answer
 
         return request
@@ -341,6 +375,8 @@ def _explain(error: Exception) -> Fault:
     if isinstance(answer, boto.ClientError):
         status = int(answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         return explain_answer(status, str(answer.response.get("Error", {}).get("Code", "")))
+    if isinstance(error, boto.EndpointConnectionError) and isinstance(error.kwargs.get("error"), _NOT_CONNECTED):
+        return _NO_CONNECTION
     for kind, fault in _TRANSPORT_FAULTS:
         if isinstance(error, kind):
             return fault

@@ -27,16 +27,17 @@ from checkpoint_sidecar.core.errors import (
     ObjectTooLargeError,
     StoreError,
     TruncatedObjectError,
+    UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import parts
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
-from checkpoint_sidecar.store.calls import DEADLINE_SECONDS, Calls, Fault, batches, name_keys
+from checkpoint_sidecar.store.calls import LARGE_BODY, LEAST_TRIES, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.parts import PartBuffer
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.settings import Credentials, StoreSettings, redacted
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -51,6 +52,14 @@ _STATUS = re.compile(r"status(?: code)?: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _TRANSPORT = re.compile(r"kind: (\w+)")
 _METADATA_SERVICE = "169.254.169.254"
+_NO_CERTIFICATES = "No CA certificates were loaded"
+_ADD_CERTIFICATES = "Install the package ca-certificates in the image, or give ca.crt with the credentials."
+_DEBUG_SYNTAX = re.compile(r'[\s,(){}"]+')
+
+_RETRIES = 10
+
+ROTATION = dt.timedelta(seconds=30)
+"""How long credentials from a folder are used before they are read again: in the middle of an upload, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +68,21 @@ class _Clients:
 
     Attributes:
         requests: Never repeats anything by itself: a lost reply to a create must not become a lost race.
-        uploads: Repeats the parts of an upload by itself; the parts are out of our reach.
+        bodies: For large ones. It is patient, and repeats requests by itself: an upload's parts are out of our reach.
     """
 
     requests: obstore.store.ObjectStore
-    uploads: obstore.store.ObjectStore
+    bodies: obstore.store.ObjectStore
 
 
 class ObstoreStore:
     """A ``Store`` in S3, Google Cloud Storage or Azure Blob Storage."""
 
-    def __init__(self, settings: StoreSettings, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    def __init__(self, settings: StoreSettings, *, patience: Patience = PATIENT) -> None:
         self._settings = settings
-        self._deadline_seconds = deadline_seconds
+        self._patience = patience
         self._location = parse_url(settings.url)
-        self._calls = Calls(
-            settings, connect=self._connect, errors=_ERRORS, explain=_explain, deadline_seconds=deadline_seconds
-        )
+        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=_explain, patience=patience)
 
     def __reduce__(self) -> tuple[type[ObstoreStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -89,7 +96,12 @@ class ObstoreStore:
 
     def put(self, key: str, data: Buffer) -> None:
         view = memoryview(data).cast("B")
-        self._calls.write("write", key, lambda c: obstore.put(c.requests, key, view, use_multipart=False))
+
+        def request(clients: _Clients) -> object:
+            client = clients.bodies if view.nbytes > LARGE_BODY else clients.requests
+            return obstore.put(client, key, view, use_multipart=False)
+
+        self._calls.write("write", key, request)
 
     def put_if_absent(self, key: str, data: Buffer) -> None:
         view = memoryview(data).cast("B")
@@ -161,31 +173,47 @@ class ObstoreStore:
 
     def _connect(self, values: Mapping[str, str]) -> _Clients:
         make = _MAKERS[self._location.scheme]
-        options: dict[str, Any] = {
-            "prefix": self._location.path or None,
-            "client_options": {
-                "allow_http": self._settings.endpoint.startswith("http://"),
-                "connect_timeout": dt.timedelta(seconds=5),
-                "read_timeout": dt.timedelta(seconds=30),
-                # Of a whole request with its body; the default of 30 s is too short for a part on a slow link.
-                "timeout": dt.timedelta(seconds=300),
+        never = {"max_retries": 0, "retry_timeout": dt.timedelta(0)}
+        # Quick failures end by the number of retries at about the deadline, slow ones by the time.
+        repeated = {
+            "max_retries": _RETRIES,
+            "retry_timeout": dt.timedelta(
+                seconds=self._patience.deadline_seconds + LEAST_TRIES * self._patience.body_seconds
+            ),
+            "backoff": {
+                "init_backoff": dt.timedelta(seconds=self._patience.deadline_seconds / 600),
+                "max_backoff": dt.timedelta(seconds=self._patience.deadline_seconds / 4),
+                "base": 2,
             },
         }
-        if certificate := values.get(secret.CA_CERTIFICATE):
-            options["client_options"]["root_certificate"] = certificate
-        never = {"max_retries": 0, "retry_timeout": dt.timedelta(0)}
-        until_deadline = {"max_retries": 100, "retry_timeout": dt.timedelta(seconds=self._deadline_seconds)}
+
+        def client(answer_seconds: float, retries: dict[str, Any]) -> obstore.store.ObjectStore:
+            http: dict[str, Any] = {
+                "allow_http": self._settings.endpoint.startswith("http://"),
+                "connect_timeout": dt.timedelta(seconds=5),
+                "read_timeout": dt.timedelta(seconds=answer_seconds),
+                # Of a whole request with its body; the default is 30 s.
+                "timeout": dt.timedelta(seconds=self._patience.body_seconds),
+            }
+            if certificate := values.get(secret.CA_CERTIFICATE):
+                http["root_certificate"] = certificate
+            options = {"prefix": self._location.path or None, "client_options": http, "retry_config": retries}
+            return make(self._settings, self._location.bucket, values, options)
+
         try:
             return _Clients(
-                requests=make(self._settings, self._location.bucket, values, options | {"retry_config": never}),
-                uploads=make(self._settings, self._location.bucket, values, options | {"retry_config": until_deadline}),
+                requests=client(self._patience.answer_seconds, never),
+                bodies=client(self._patience.body_seconds, repeated),
             )
         except (obstore.exceptions.BaseError, ValueError) as error:
-            # The client's own words may quote a key.
-            cause = f"the client refuses these settings or credentials ({type(error).__name__})"
-            raise ConfigurationError(
-                "open the store", self.url, cause, "Check endpoint, region, credentials and ca.crt."
-            ) from None
+            text = str(error)
+        # Raised outside the handler: the client's exception may quote secrets and must not hang on ours.
+        if _NO_CERTIFICATES in text:
+            cause, hint = "this image has no CA certificates", _ADD_CERTIFICATES
+        else:
+            cause = f"the client refuses these settings or credentials ({_redacted(text, values)})"
+            hint = "Check endpoint, region, credentials and ca.crt."
+        raise ConfigurationError("open the store", self.url, cause, hint)
 
 
 class _Upload:
@@ -197,12 +225,14 @@ class _Upload:
         self._store = store
         self._key = key
         self._buffer = PartBuffer()
+        self._size = 0
         self._parts: queue.Queue[bytearray | _End] = queue.Queue(maxsize=1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._sending: Future[object] | None = None
         self._open = True
 
     def write(self, data: Buffer) -> None:
+        self._size += memoryview(data).nbytes
         for part in self._buffer.add(data):
             self._send(part)
 
@@ -216,8 +246,17 @@ class _Upload:
             if rest:
                 self._send(rest)
             self._send(_End.COMPLETE)
-            self._sending.result()
+            self._finish(self._sending)
         self._close()
+
+    def _finish(self, sending: Future[object]) -> None:
+        try:
+            sending.result()
+        except (ObjectNotFoundError, UnknownOutcomeError):
+            # Perhaps the upload was completed and the answer lost: then the client has found nothing to abort.
+            info = self._store.stat(self._key)
+            if info is None or info.size != self._size:
+                raise
 
     def abort(self) -> None:
         if self._open and self._sending is not None:
@@ -237,7 +276,7 @@ class _Upload:
                 "upload",
                 self._key,
                 lambda c: obstore.put(
-                    c.uploads,
+                    c.bodies,
                     self._key,
                     self._feed(),
                     use_multipart=True,
@@ -279,14 +318,29 @@ def _s3(settings: StoreSettings, bucket: str, values: Mapping[str, str], options
         config["endpoint"] = endpoint
     if not settings.credentials.ambient:
         # A provider replaces all of the job's own AWS_* variables; single values would mix with them.
-        credential: S3Credential = {
-            "access_key_id": values[secret.AWS_ACCESS_KEY_ID],
-            "secret_access_key": values[secret.AWS_SECRET_ACCESS_KEY],
-            "token": values.get(secret.AWS_SESSION_TOKEN),
-            "expires_at": None,
-        }
-        options = options | {"credential_provider": lambda: credential}
+        options = options | {"credential_provider": _S3Identity(settings.credentials, values)}
     return S3Store(bucket, config=config, **options)
+
+
+class _S3Identity:
+    """Who we are, as obstore asks for it whenever the last answer has expired."""
+
+    refresh_threshold = dt.timedelta(0)
+
+    def __init__(self, credentials: Credentials, values: Mapping[str, str]) -> None:
+        self._credentials = credentials
+        self._values = values
+
+    def __call__(self) -> S3Credential:
+        # A Secret that is being replaced or was removed leaves the identity as it is, until the store denies it.
+        with contextlib.suppress(ConfigurationError):
+            self._values = self._credentials.read_for("s3")
+        return {
+            "access_key_id": self._values[secret.AWS_ACCESS_KEY_ID],
+            "secret_access_key": self._values[secret.AWS_SECRET_ACCESS_KEY],
+            "token": self._values.get(secret.AWS_SESSION_TOKEN),
+            "expires_at": dt.datetime.now(dt.UTC) + ROTATION,
+        }
 
 
 def _s3_endpoint(settings: StoreSettings, bucket: str) -> str:
@@ -368,6 +422,14 @@ _TRANSPORT_FAULTS = {
     "Timeout": Fault(StoreError, "the store did not answer in time", sent=True),
     "Interrupted": Fault(StoreError, "the connection broke off", sent=True),
 }
+
+
+def _redacted(text: str, values: Mapping[str, str]) -> str:
+    """What the client says, in one line; what its builder says stands at the end of a dump of the error."""
+    first = text.partition("\n")[0]
+    if "builder error" in first:
+        first = f"{first}: {_DEBUG_SYNTAX.sub(' ', text.rpartition('source:')[2]).strip()}"
+    return redacted(first, values)
 
 
 def _info(key: str, meta: ObjectMeta) -> ObjectInfo:

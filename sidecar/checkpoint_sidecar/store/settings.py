@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 
@@ -130,6 +132,39 @@ class StoreSettings:
     @property
     def virtual_hosted(self) -> bool:
         return self.addressing_style == "Virtual" or (self.addressing_style == "Auto" and not self.endpoint)
+
+
+def redacted(text: str, values: Mapping[str, str]) -> str:
+    """A client's own words without anything out of the credentials: neither whole values nor words of them."""
+    secrets = sorted(_secrets(values), key=len, reverse=True)
+    for value in secrets:
+        text = text.replace(value, "***")
+    return _WORD.sub(lambda word: "***" if any(word[0] in value for value in secrets) else word[0], text)
+
+
+_WORD = re.compile(r"[^\s\"'`\\,;(){}\[\]]{8,}")
+
+
+def _secrets(values: Mapping[str, str]) -> Iterator[str]:
+    for key, value in values.items():
+        if key != CA_CERTIFICATE:
+            yield from filter(None, (value, *_strings_in(value)))
+
+
+def _strings_in(text: str) -> Iterator[str]:
+    """The strings in a JSON document; none if it is none."""
+    try:
+        remaining: list[Any] = [json.loads(text)]
+    except ValueError:
+        return
+    while remaining:
+        match remaining.pop():
+            case str(found):
+                yield found
+            case list(items):
+                remaining += items
+            case dict(fields):
+                remaining += fields.values()
 
 
 def _read_folder(folder: Path) -> dict[str, str]:
