@@ -15,7 +15,7 @@ class HostCopy:
     """torch's stager, which keeps its buffers from one copy to the next, plus FSDP1's tensors, which it refuses."""
 
     def __init__(self) -> None:
-        self._stager = _torchs_stager() if hasattr(staging, "DefaultStager") else _NewMemory()
+        self._stager = _torchs_stager() if _torchs_stager_can_be_used_again() else _NewMemory()
 
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
         """The copy. It lives in the buffers of the previous one, which must not be in use any more."""
@@ -25,6 +25,21 @@ class HostCopy:
     def close(self) -> None:
         """Free the buffers."""
         self._stager.close()
+
+
+def _torchs_stager_can_be_used_again() -> bool:
+    """Not in versions before 2.9, which have none, nor in 2.12, where it closes itself after its first copy."""
+    if not hasattr(staging, "DefaultStager"):
+        return False
+    stager = _torchs_stager()
+    try:
+        for _ in range(2):
+            stager.stage({})
+    except KeyError:
+        return False
+    finally:
+        stager.close()
+    return True
 
 
 def _torchs_stager() -> Any:
@@ -41,10 +56,7 @@ def _torchs_stager() -> Any:
 
 
 class _NewMemory:
-    """For versions of torch without ``DefaultStager``: every copy takes memory of its own.
-
-    Their ``BlockingAsyncStager`` does not copy what is on the host already.
-    """
+    """Every copy takes memory of its own. torch's ``BlockingAsyncStager`` does not copy what is on the host already."""
 
     def stage(self, state: dict[str, Any]) -> dict[str, Any]:
         return cast("dict[str, Any]", _mapped(state, _copied))
