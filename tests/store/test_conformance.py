@@ -28,6 +28,8 @@ every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.p
 def test_the_store_keeps_its_promise(check: Check, trial: Trial, request: pytest.FixtureRequest) -> None:
     if "moto" in request.node.name and "concurrent" in check.promise:
         pytest.skip("moto looks and then writes, without a lock between")
+    if "moto" in request.node.name and "1,101" in check.promise:
+        pytest.skip("moto takes long; SeaweedFS shows it through the same adapters")
     check.run(trial)
 
     trial.clean()

@@ -14,5 +14,5 @@ def beginning(after: str) -> str:
     folders (SeaweedFS lists ``a/b`` before ``a-b``, and after ``a`` neither) agree with the order of keys as long as no
     character sorts below ``/`` and the key is not a folder's name, hence the last character goes too.
     """
-    shared = _BELOW_SLASH.split(after, maxsplit=1)[0][:-1]
+    shared = _BELOW_SLASH.split(after, maxsplit=1)[0].rstrip("/")[:-1]
     return "" if shared.endswith("/") else shared
