@@ -16,11 +16,14 @@ from checkpoint_sidecar.core.log import AttemptStarted
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.entries import get_entries
+from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.runlog import RunLog
 from doubles.counting import CountingStore
 from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply
+from doubles.faulty_server import Fault
 from doubles.memory import MemoryStore
 from longlogs import compact, long_log, write_log
+from s3servers import Route, Server
 
 LENGTH = 115
 """With the spans below: compacted up to 110, by one object of 100 entries and one of 10."""
@@ -159,6 +162,34 @@ def test_two_readers_of_which_one_is_older_than_the_compactions_agree() -> None:
 
     assert early.refresh().snapshots.keys() == late.snapshots.keys()
     assert early.run.head_digest == late.head_digest
+
+
+@pytest.mark.store
+@pytest.mark.parametrize("driver", ["fsspec", "obstore"])
+def test_a_log_on_a_real_s3_server_is_compacted_and_opened_from_there(driver: Driver, seaweed: Server) -> None:
+    remote = open_store(seaweed.settings(), driver=driver)
+    write_log(remote, 25)
+    expected = RunLog(remote, writer="test").refresh()
+
+    assert compact(remote) == 2
+    counting = CountingStore(remote)
+    assert RunLog(counting, writer="test").refresh() == expected
+    assert counting.requests == {"list": 2, "get": 2 + 1 + 5 + 1}
+
+
+@pytest.mark.store
+def test_a_listing_that_begins_late_costs_no_pages_of_what_comes_before(route: Route, folder: str) -> None:
+    if route.server.name != "moto":
+        pytest.skip("the server would refuse a request that was changed on the way")
+    keys = [f"{folder}{layout.log_key(number)}" for number in range(91, 113)]
+    for key in keys:
+        route.patient.put(key, b"entry")
+    route.proxy.faults.append(Fault("GET", "list-type", "answer in small pages", times=100))
+
+    found = route.patient.list(f"{folder}{layout.LOG_FOLDER}", after=keys[-3])
+
+    assert [info.key for info in found] == keys[-2:]
+    assert route.proxy.count("GET", "list-type") <= 2
 
 
 # What is wrong with a compaction costs requests and nothing else

@@ -315,7 +315,7 @@ def test_an_unreadable_entry_refuses_the_log(data: bytes) -> None:
 
 def test_other_objects_in_the_logs_folder_are_not_entries() -> None:
     store = log_of_four()
-    store.put("_log/compacted-00000000000000000002.json", b"{}")
+    store.put("_log/00000000000000000002.json.bak", b"{}")
     store.put("_log/README", b"hello")
 
     assert RunLog(store, writer="test").refresh().head == 4
