@@ -27,6 +27,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreError,
     RestoreInterrupted,
     StoreError,
+    UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.log import Owner, PodIdentity, Trigger
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
@@ -125,7 +126,8 @@ def trainer(
         except StoreError as error:
             # What the store never saw may fail; that an outcome is unknown must not be said while it can be settled.
             require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {error}")
-            require(error.operation != "append to the run log", "P1", f"{actor.name} reports {error}")
+            unsettled = isinstance(error, UnknownOutcomeError) and "_log/" in str(error)
+            require(not unsettled, "P1", f"{actor.name} reports {error}")
             outcome.error = error
 
     return body
@@ -231,7 +233,10 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         break
                     if any(isinstance(done.action, plan.PublishPointer) for done in outcomes):
                         published = session.log.run.head
-                    seen = replace(seen, run=session.log.run, now=session.now(), published=published)
+                    log = session.log
+                    seen = replace(
+                        seen, run=log.run, now=session.now(), published=published, compactions=log.compactions
+                    )
                 user.status = status.status_of(seen)
                 user.left = plan.store_actions(seen)
             except StoreError as error:
@@ -266,4 +271,5 @@ def _observe(user: User, session: OperatorSession, published: int) -> Observed:
             for identifier, disposition in dispositions.items()
         ),
         published=published,
+        compactions=session.log.compactions,
     )

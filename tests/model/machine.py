@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import note
 from hypothesis import strategies as st
@@ -23,9 +25,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import ObjectExistsError, RestoreError
-from checkpoint_sidecar.core.log import Owner, SnapshotCommitted, encode
+from checkpoint_sidecar.core.log import (
+    Body,
+    Owner,
+    PurgeStarted,
+    RollbackRequested,
+    SnapshotCommitted,
+    SnapshotReinstated,
+    SnapshotRetired,
+    encode,
+)
 from model.actors import Outcome, Save, User, launch, operator, trainer
-from model.ledger import HELD, LIVE, Saved
+from model.ledger import HELD, LIVE, PURGED, PURGING, Saved
 from model.promises import require
 from model.turns import Actor
 from model.world import FATES, World, in_world
@@ -43,11 +54,12 @@ SAVES = st.lists(
 )
 RETENTION = st.fixed_dictionaries({"keepLast": st.integers(1, 3), "gracePeriod": st.sampled_from(["0s", "1h"])})
 WHO = st.integers(0, MOST_ACTORS - 1)
-NEWEST_FIRST = st.sampled_from([0, 0, 1, 2, 3, 5])
+NEWEST_FIRST = st.sampled_from([0, 1, 2, 3, 5])
 TURNS = st.sampled_from([1, 1, 1, 2, 3, 5, 8, 13, 40])
 PATIENT = st.sampled_from([None, None, True, False])
 """Whether an operator joins, and waits for outcomes for ever."""
 CHANGES = st.sampled_from(["create _log", "create _log", "create _log", "upload", "put", "delete", ""])
+REQUESTS = st.one_of(CHANGES, st.sampled_from(["get step-", "stat", "read"]))
 
 
 @dataclass
@@ -102,7 +114,9 @@ class Protocol(RuleBasedStateMachine):
 
     def _cast(self, kind: str, body: Callable[[Actor], None]) -> Actor:
         self.launched += 1
-        actor = launch(self.world, f"{kind} {self.launched}", body)
+        name = f"{kind} {self.launched}"
+        self.world.skew[name] = (0.0, -100 * 3600.0, 100 * 3600.0)[self.launched % 3]
+        actor = launch(self.world, name, body)
         self.world.tell(f"{actor.name} starts")
         self.alive.append(actor)
         explored.happened[f"{kind} started"] += 1
@@ -129,15 +143,16 @@ class Protocol(RuleBasedStateMachine):
     # Turns
 
     def _company(self, saves: list[Save], patient: bool | None) -> None:
-        """See to it that there are two at least."""
-        if patient is not None and len(self.alive) < MOST_ACTORS:
+        """See to it that there are two at least, as long as the story is not too long."""
+        if patient is not None and len(self.alive) < MOST_ACTORS and self.launched < MOST_LAUNCHED:
             self._operator(4, patient=patient)
-        while len(self.alive) < 2:
+        while len(self.alive) < 2 and self.launched < MOST_LAUNCHED:
             self._trainer(saves)
 
     def _pick(self, who: int) -> Actor:
         return self.alive[who % len(self.alive)]
 
+    @precondition(lambda self: self.alive or self.launched < MOST_LAUNCHED)
     @rule(saves=SAVES, patient=PATIENT, order=st.lists(st.tuples(WHO, TURNS), min_size=5, max_size=30))
     def they_take_turns(self, saves: list[Save], patient: bool | None, order: list[tuple[int, int]]) -> None:
         self._company(saves, patient)
@@ -145,6 +160,7 @@ class Protocol(RuleBasedStateMachine):
             if self.alive:
                 self._turns(self._pick(who), turns)
 
+    @precondition(lambda self: self.alive or self.launched < MOST_LAUNCHED)
     @rule(
         saves=SAVES,
         patient=PATIENT,
@@ -172,7 +188,8 @@ class Protocol(RuleBasedStateMachine):
     def one_goes_on_to_its_end(self, who: int) -> None:
         self._turns(self._pick(who), ENOUGH_CALLS)
 
-    @rule(saves=SAVES, patient=PATIENT, who=WHO, what=CHANGES, fate=st.sampled_from(FATES), turns=TURNS)
+    @precondition(lambda self: self.alive or self.launched < MOST_LAUNCHED)
+    @rule(saves=SAVES, patient=PATIENT, who=WHO, what=REQUESTS, fate=st.sampled_from(FATES), turns=TURNS)
     def a_request_fails(
         self, saves: list[Save], patient: bool | None, who: int, what: str, fate: str, turns: int
     ) -> None:
@@ -240,25 +257,39 @@ class Protocol(RuleBasedStateMachine):
         with contextlib.suppress(ObjectExistsError):
             late.land()
 
-    @rule(hours=st.sampled_from([0.5, 1.0, 3.0]), who=WHO, jump=st.sampled_from([0, -100, 100]))
-    def time_passes(self, hours: float, who: int, jump: int) -> None:
-        """On the store's clock; and the wall clock of somebody may jump."""
+    @rule(hours=st.sampled_from([0.5, 1.0, 3.0]))
+    def time_passes(self, hours: float) -> None:
         self.world.seconds += hours * 3600
         self.world.tell(f"{hours} h pass")
-        if jump and self.alive:
-            actor = self._pick(who)
-            self.world.skew[actor.name] = jump * 3600.0
-            self.world.tell(f"the wall clock of {actor.name} jumps by {jump} h")
 
     @precondition(lambda self: len(self.world.promises.damage) < MOST_DAMAGED and len(self._held()) > 1)
-    @rule(which=NEWEST_FIRST, name=st.sampled_from(["__0_0.distcp", "manifest.json"]), lost=st.booleans())
-    def an_object_rots(self, which: int, name: str, lost: bool) -> None:
-        key = f"{self._held_one(which).path}/{name}"
-        found = self.world.store.stat(key)
-        if found is not None:
-            self.world.damage(key, None if lost else b"?" * found.size)
-            self.world.tell(f"{key} is {'lost' if lost else 'changed'}")
-            explored.happened["damaged objects"] += 1
+    @rule(
+        which=st.lists(NEWEST_FIRST, min_size=1, max_size=MOST_DAMAGED, unique=True),
+        name=st.sampled_from(["__0_0.distcp", "manifest.json"]),
+        lost=st.booleans(),
+    )
+    def objects_rot(self, which: list[int], name: str, lost: bool) -> None:
+        for each in which[: MOST_DAMAGED - len(self.world.promises.damage)]:
+            key = f"{self._held_one(each).path}/{name}"
+            found = self.world.store.stat(key)
+            if found is not None:
+                self.world.damage(key, None if lost else b"?" * found.size)
+                self.world.tell(f"{key} is {'lost' if lost else 'changed'}")
+                explored.happened["damaged objects"] += 1
+
+    @precondition(lambda self: self._compactions())
+    @rule(which=NEWEST_FIRST, lost=st.booleans())
+    def a_compaction_rots(self, which: int, lost: bool) -> None:
+        keys = self._compactions()
+        key = keys[-1 - which % len(keys)]
+        self.world.tell(f"{key} is {'lost' if lost else 'changed'}")
+        if lost:
+            self.world.store.delete([key])
+        else:
+            self.world.store.corrupt(key, b"?" * 100)
+
+    def _compactions(self) -> list[str]:
+        return [info.key for info in self.world.store.list(layout.COMPACTION_FOLDER)]
 
     # The users
 
@@ -299,14 +330,14 @@ class Protocol(RuleBasedStateMachine):
         self.user.says(**fields)
         self.world.tell(f"a user changes {fields}")
         explored.happened["specs"] += 1
-        if told and len(self.alive) < MOST_ACTORS:
+        if told and len(self.alive) < MOST_ACTORS and self.launched < MOST_LAUNCHED:
             self._turns(self._operator(1, patient=True), ENOUGH_CALLS)
 
     @precondition(lambda self: self.world.promises.ledger.attempts)
     @rule(attempt=st.integers(1, 9), again=st.booleans())
     def somebody_without_rules_commits(self, attempt: int, again: bool) -> None:
         """A writer of another version, say, that appends what it should not. It must not count."""
-        ledger, run = self.world.promises.ledger, self.world.promises.run
+        ledger = self.world.promises.ledger
         number = min(attempt, max(ledger.attempts))
         lineage = ledger.lineage()
         step = lineage[0].step if lineage and again else 7777
@@ -321,21 +352,35 @@ class Protocol(RuleBasedStateMachine):
             files=1,
             world_size=1,
         )
-        plain = {f: getattr(body, n) for f, n in zip(body.__struct_encode_fields__, body.__struct_fields__, strict=True)}
-        if not ledger.why_rejected(plain):
-            return
-        self.world.rogues.add(body.snapshot)
-        self.world.tell(f"somebody commits {body.snapshot} against the rules")
-        explored.happened["rogue commits"] += 1
-        data = encode(
-            number=run.head + 1,
-            entry_id=f"rogue-{folder.nonce}",
-            previous=run.head_digest,
-            time=self.world.now(),
-            writer="rogue",
-            body=body,
+        if ledger.why_rejected(json.loads(msgspec.json.encode(body))):
+            self._against_the_rules(body)
+
+    @precondition(lambda self: any(s.state in (PURGING, PURGED) for s in self.world.promises.ledger.saved.values()))
+    @rule(which=NEWEST_FIRST, what=st.sampled_from(["reinstates", "rolls back to", "retires", "purges"]))
+    def somebody_without_rules_recalls(self, which: int, what: str) -> None:
+        """What a purge has begun on is gone, whatever anybody writes."""
+        gone = [s.id for s in self.world.promises.ledger.saved.values() if s.state in (PURGING, PURGED)]
+        snapshot = gone[-1 - which % len(gone)]
+        self._against_the_rules(
+            {
+                "reinstates": SnapshotReinstated(snapshot),
+                "rolls back to": RollbackRequested(f"rogue-{self.world.fresh()}", snapshot),
+                "retires": SnapshotRetired(snapshot, ("Rogue",)),
+                "purges": PurgeStarted(snapshot),
+            }[what]
         )
-        self.world.create(layout.log_key(run.head + 1), data)
+
+    def _against_the_rules(self, body: Body) -> None:
+        run = self.world.promises.run
+        self.world.tell(f"somebody writes against the rules: {body}")
+        explored.happened["rogue entries"] += 1
+        number, name = run.head + 1, f"rogue-{self.world.fresh()}"
+        data = encode(
+            number=number, entry_id=name, previous=run.head_digest, time=self.world.now(), writer="rogue", body=body
+        )
+        self.world.promises.judged = False
+        self.world.create(layout.log_key(number), data)
+        self.world.promises.judged = True
 
     def _held_one(self, which: int) -> Saved:
         held = self._held()
@@ -399,10 +444,17 @@ class Protocol(RuleBasedStateMachine):
         ledger = self.world.promises.ledger
         for info in self.world.store.list("step-"):
             if info.key.count("/") == 1:
-                shown = self.world.store.get(info.key, max_bytes=1 << 20).data.decode().rpartition(" ")[2]
-                state = ledger.saved[shown].state
-                require(state in HELD, "pointer", f"{info.key} shows {shown}, which is {state}")
-        newest = next((s for s in ledger.lineage() if s.state == LIVE and not ledger.quarantined(s)), None)
-        if newest is not None and newest.id not in self.world.promises.damage:
-            pointer = self.world.store.get(layout.pointer_key(newest.step), max_bytes=1 << 20).data.decode()
-            require(pointer.endswith(newest.id), "pointer", f"step {newest.step} shows {pointer}, not {newest.id}")
+                state = ledger.saved[self._shown(info.key)].state
+                require(state in HELD, "pointer", f"{info.key} shows {self._shown(info.key)}, which is {state}")
+        seen: set[int] = set()
+        for saved in ledger.lineage():
+            if saved.state == LIVE and not ledger.quarantined(saved) and saved.step not in seen:
+                seen.add(saved.step)
+                shown = self._shown(layout.pointer_key(saved.step))
+                require(shown == saved.id, "pointer", f"step {saved.step} shows {shown!r}, not {saved.id}")
+
+    def _shown(self, key: str) -> str:
+        """The snapshot that a stock pointer shows, or empty."""
+        if self.world.store.stat(key) is None:
+            return ""
+        return self.world.store.get(key, max_bytes=1 << 20).data.decode().rpartition(" ")[2]

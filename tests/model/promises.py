@@ -46,6 +46,7 @@ class Promises:
         ledger: What the log means by the design.
         run: What it means by the code under test.
         damage: When each damaged snapshot was first damaged, in events; and first so that its sizes show it.
+        judged: Whether whoever writes claims to keep the rules.
         began: When each actor began what it is doing, in events.
     """
 
@@ -55,6 +56,7 @@ class Promises:
     damage: dict[str, int] = field(default_factory=dict)
     visible_damage: dict[str, int] = field(default_factory=dict)
     began: dict[str, int] = field(default_factory=dict)
+    judged: bool = True
     kinds: dict[str, int] = field(default_factory=dict)
 
     # What lands in the bucket
@@ -139,7 +141,7 @@ class Promises:
     def _entry(self, kind: str, body: Json, world: World) -> None:
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         judge = getattr(self, f"_{kind}", None)
-        if judge is not None:
+        if judge is not None and self.judged:
             judge(body, world)
         self.ledger.read(kind, body, world.seconds)
 
@@ -183,14 +185,12 @@ class Promises:
 
     def _SnapshotCommitted(self, body: Json, world: World) -> None:  # noqa: N802
         reason = self.ledger.why_rejected(body)
-        rogue = threading.current_thread() is threading.main_thread() and reason and body["snapshot"] in world.rogues
-        require(not reason or rogue, "P4", f"{body['snapshot']} is committed by {reason}")
-        if not reason:
-            base = self.ledger.attempts[body["attempt"]].base
-            twice = body["trigger"] in AUTOMATIC and self.ledger.same_step(base, body["step"])
-            require(not twice, "overwrite", f"{body['snapshot']} automatically saves a step again")
-            missing = lacking(world, body["path"], body["manifestDigest"])
-            require(not missing, "P1", f"{body['snapshot']} is committed and lacks {missing}")
+        require(not reason, "P4", f"{body['snapshot']} is committed by {reason}")
+        base = self.ledger.attempts[body["attempt"]].base
+        twice = body["trigger"] in AUTOMATIC and self.ledger.same_step(base, body["step"])
+        require(not twice, "overwrite", f"{body['snapshot']} automatically saves a step again")
+        missing = lacking(world, body["path"], body["manifestDigest"])
+        require(not missing, "P1", f"{body['snapshot']} is committed and lacks {missing}")
 
     def _SnapshotRetired(self, body: Json, _: World) -> None:  # noqa: N802
         saved = self.ledger.saved[body["snapshot"]]

@@ -16,7 +16,7 @@ import tenacity
 
 from builders import BEGINNING, nonce_of
 from checkpoint_operator import storage
-from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.errors import ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.engine import verify
 from checkpoint_sidecar.store import entries, runlog
@@ -46,7 +46,6 @@ class World:
     Attributes:
         seconds: The store's clock, and every process's steady clock.
         troubled: Actors whose requests failed at least once, so that they may fail as well.
-        rogues: Snapshots committed by somebody who keeps no rule.
         skew: What each actor's wall clock shows beyond that; it may jump, the store's may not.
         late: Requests under way.
         story: What happened, for whoever reads a failure.
@@ -54,7 +53,6 @@ class World:
 
     seconds: float = 0.0
     troubled: set[str] = field(default_factory=set)
-    rogues: set[str] = field(default_factory=set)
     skew: dict[str, float] = field(default_factory=dict)
     late: list[Late] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
@@ -207,6 +205,7 @@ def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
     """Take from the code under test whatever else decides its course: clocks, threads, sleep and chance."""
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: world.seconds, time=time.time)
     calendar = SimpleNamespace(datetime=SimpleNamespace(now=lambda _: world.wall()), UTC=dt.UTC)
+    patch.setattr(compaction, "SPANS", (5, 20, 80))
     patch.setattr(layout, "new_nonce", world.fresh)
     patch.setattr(runlog, "new_entry_id", lambda: f"entry-{world.fresh()}")
     patch.setattr(runlog, "dt", calendar)
