@@ -125,3 +125,11 @@ def test_arguments_that_cannot_work_get_status_2(
     assert conformance.main(arguments) == 2
 
     assert cause in capsys.readouterr().err
+
+
+def test_the_documentation_lists_every_promise_and_what_happens_without_it() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
+
+    rows = "\n".join(f"| {check.promise} | {check.why} |" for check in CHECKS)
+    assert f"| promise | otherwise |\n| --- | --- |\n{rows}\n\n" in documented
+    assert f"{len(CHECKS)} of {len(CHECKS)} promises are kept." in documented
