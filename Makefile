@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export PYTHONPATH := tests
 
-.PHONY: help demo test test-unit check format verify down clean
+.PHONY: help demo test test-unit test-faults check format verify bench-log down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -28,14 +28,20 @@ check: ## Format, lint, types, import layers, chart in step with crds/
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python charts/sync-crds.py --check
+	$(BIN)/python docs/generate.py --check
 
 format: ## Rewrite the code the way `make check` wants it
 	@.ci/bootstrap
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 	$(BIN)/python charts/sync-crds.py
+	$(BIN)/python docs/generate.py
 
 verify: check test ## Everything CI does
+
+bench-log: ## What opening a long run log costs, with and without compaction
+	@.ci/bootstrap
+	$(BIN)/python benchmarks/run_log.py
 
 down: ## Stop and remove a cluster that `make demo KEEP=1` (or a crash) left behind
 	$(BIN)/python -m localcluster down

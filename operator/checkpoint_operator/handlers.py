@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -26,6 +26,8 @@ def run(operator: Operator) -> None:
         registry=registry_for(operator),
         settings=_settings(),
         standalone=True,
+        # Nobody is peered with, but kopf would ask the system for the user's name, and a container's user has none.
+        identity=cast(Any, "checkpoint-operator"),
         clusterwide=not namespaces,
         namespaces=namespaces,
         liveness_endpoint=operator.options.liveness or None,

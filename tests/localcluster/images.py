@@ -23,13 +23,13 @@ EMPTY = "localhost/empty:1"
 """A root folder without a single program."""
 
 NOBODY = 65532
-"""The id of the user that is not root, known by name in the empty image."""
+"""The id of a user that is not root and, as in most images, has no name."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _ETC = {
-    "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\nnonroot:x:{NOBODY}:{NOBODY}:nonroot:/tmp:/bin/sh\n",
-    "etc/group": f"root:x:0:\nnonroot:x:{NOBODY}:\n",
+    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
+    "etc/group": "root:x:0:\n",
     "etc/nsswitch.conf": "hosts: files dns\n",
 }
 _FOLDERS = {"dev": 0o755, "proc": 0o755, "sys": 0o755, "run": 0o755, "var": 0o755, "usr": 0o755, "root": 0o755}
