@@ -100,7 +100,18 @@ def test_torchtitans_search_finds_the_newest_published_step(tmp_path: Path) -> N
     assert newest_step_by_torchtitans_rule(run) == 20
 
 
-@pytest.mark.parametrize("name", ["step-{step:08d}"])
+TORCHTITANS = pytest.mark.xfail(
+    reason="our steps are padded, and torchtitan's are not", strict=True, raises=BaseException
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("step-{step:08d}", id="as we name it"),
+        pytest.param("step-{step}", id="as torchtitan names it", marks=TORCHTITANS),
+    ],
+)
 def test_torch_loads_a_step_by_its_folder(tmp_path: Path, name: str) -> None:
     run = a_run_at(tmp_path, 7, 1000)
     state = {"model": {"w": torch.zeros(3)}, "step": 0}
