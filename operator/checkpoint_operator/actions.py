@@ -82,9 +82,14 @@ class Reinstate:
 
 @dataclass(frozen=True, slots=True)
 class PublishPointer:
-    """Make the stock ``.metadata`` of a step show what the log says. ``step`` None is a directory without steps."""
+    """Make the stock ``.metadata`` of a step show what the log says. ``step`` None is a directory without steps.
+
+    Attributes:
+        commit: Log number of the commit it is for; with it, the pointers of all commits before are right.
+    """
 
     step: int | None
+    commit: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ MAX_RETIREMENTS = 16
 MAX_PURGES = 4
 MAX_NEW_MIRRORS = 64
 MAX_COMPACTIONS = 4
+MAX_POINTERS = 16
 
 RECORDED_PODS = 16
 """How many pods an AttemptStarted lists at most."""
@@ -189,10 +190,9 @@ def _verifications(run: Run) -> tuple[Verify, ...]:
 
 
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
-    newest = next((s for s in lineage(run) if s.live), None)
-    if newest is None or newest.number <= observed.published:
-        return ()
-    return (PublishPointer(newest.step),)
+    """Oldest first. Of every commit, not only the newest: a trainer may die between a commit and its pointer."""
+    unsure = [s for s in run.snapshots.values() if s.live and s.number > observed.published]
+    return tuple(PublishPointer(snapshot.step, snapshot.number) for snapshot in unsure[:MAX_POINTERS])
 
 
 def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:

@@ -131,8 +131,10 @@ class Reconciler:
             work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
             outcomes = await self._observer.in_thread(work)
             run = session.log.run
-            if any(isinstance(done.action, PublishPointer) and done.error is None for done in outcomes):
-                memory.published = run.head
+            errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+            if not errors:
+                shown = (done.action.commit for done in outcomes if isinstance(done.action, PublishPointer))
+                memory.published = max(memory.published, *shown, 0)
             observed = replace(
                 observed,
                 run=run,
@@ -140,7 +142,6 @@ class Reconciler:
                 published=memory.published,
                 compactions=session.log.compactions,
             )
-            errors = [outcome.error for outcome in outcomes if outcome.error is not None]
             if errors:
                 memory.session = None
                 return replace(observed, fault=fault_from(errors[0]))

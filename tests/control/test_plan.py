@@ -148,9 +148,11 @@ def test_a_snapshot_with_evidence_against_it_is_not_checked_again() -> None:
     assert plan(quiet(observed(history))) == ()
 
 
-def test_the_stock_pointer_is_published_for_the_newest_snapshot_until_it_was_seen_to_be_right() -> None:
+def test_the_stock_pointer_of_every_commit_is_published_until_it_was_seen_to_be_right() -> None:
     history = saved(100, 200)
-    assert plan(observed(history)) == (PublishPointer(200),)
+    first, second = (history.snapshot(step).number for step in (100, 200))
+    assert plan(observed(history)) == (PublishPointer(100, first), PublishPointer(200, second))
+    assert plan(replace(observed(history), published=first)) == (PublishPointer(200, second),)
     assert plan(quiet(observed(history))) == ()
 
 

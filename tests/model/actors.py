@@ -231,8 +231,8 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {errors[0]}")
                         session = None
                         break
-                    if any(isinstance(done.action, plan.PublishPointer) for done in outcomes):
-                        published = session.log.run.head
+                    shown = (done.action.commit for done in outcomes if isinstance(done.action, plan.PublishPointer))
+                    published = max(published, *shown, 0)
                     log = session.log
                     seen = replace(
                         seen, run=log.run, now=session.now(), published=published, compactions=log.compactions
