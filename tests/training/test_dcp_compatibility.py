@@ -65,7 +65,7 @@ def test_what_a_later_version_of_torch_says_about_a_tensor_is_ignored(
     with monkeypatch.context() as later:
         later.setattr(TensorProperties, "__getstate__", lambda self: (*present(self), "news"))
         dcp.save(generate.plain(), storage_writer=FileSystemWriter(tmp_path))
-    with pytest.raises(CheckpointException, match="too many values"):
+    with pytest.raises(CheckpointException):
         generate.check(tmp_path, generate.plain, ours=False)
     state = generate.blank(generate.plain())
     dcp.load(state, storage_reader=CheckpointReader(tmp_path, trust=trust))
