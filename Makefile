@@ -21,6 +21,11 @@ test-unit: ## The tests that need no server, no process group and no cluster: se
 	@.ci/bootstrap
 	$(BIN)/pytest -m "not store and not distributed and not api and not cluster"
 
+test-faults: ## The long profile of fault injection: store faults, crash matrix, model (an hour or so)
+	@.ci/bootstrap
+	CHECKPOINT_FAULTS=long $(BIN)/pytest tests/store/test_faults.py tests/model tests/crashes
+	$(BIN)/python docs/faults.py
+
 check: ## Format, lint, types, import layers, chart in step with crds/
 	@.ci/bootstrap
 	$(BIN)/ruff format --check
