@@ -137,13 +137,6 @@ MUTANTS = (
         'elif not passed and check.evidence != "None":',
         "elif not passed:",
     ),
-    Mutant(
-        6,
-        "nothing needs to be verified before something goes",
-        retention.judge,
-        "s.live and s.proven for s in chain",
-        "s.live for s in chain",
-    ),
     Mutant(6, "unverified counts as verified", _getter(Snapshot, "proven"), 'self.verified != "None" and ', ""),
     Mutant(6, "the newest verified one may go", retention._floors, '_mark(keep, [verified], "NewestVerified")', ""),
     Mutant(
