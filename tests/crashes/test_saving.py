@@ -1,0 +1,119 @@
+"""A process group that crashes anywhere in a save: the next one goes on from the last commit, and no more is left."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from checkpoint_sidecar.core.log import RestoreFinished
+from crashes import evidence
+from crashes.conftest import LONG, SHARDING, Matrix, Trained
+from crashes.points import MODES, Crash, Mode, Point, appended
+from training.checkpointer_ranks import Job, run, same
+from training.checkpointer_runs import RunStorage
+
+pytestmark = pytest.mark.distributed
+
+ABSENT = [
+    "half snapshots",
+    "half checkpoints for torch",
+    "unknown keys",
+    "gaps in the log",
+    "changes of older snapshots",
+]
+"""What ``evidence`` looks for."""
+
+BEFORE, CRASHED, AFTERWARDS = 2, 4, 5
+"""Steps: saved by an attempt before, being saved when the crash happens, trained to by the attempt afterwards."""
+
+
+def around(name: str, *, rank: int = 0) -> list[Point]:
+    """Before, in the middle of and after the upload of a file of the save."""
+    key = f"^step-0*{CRASHED}/.*/{name.replace('.', '[.]')}$"
+    return [
+        Point(f"{when} the upload of {name}", "upload", key, when, rank=rank) for when in ("before", "during", "after")
+    ]
+
+
+# Ranks upload together; what follows is rank 0's alone, which needs the others no more to commit.
+UPLOADING = [*around("__0_0.distcp"), *around("__1_0.distcp", rank=1)]
+DESCRIBING = [
+    *around(".metadata"),
+    *around("stock.metadata"),
+    *around("manifest.json"),
+    appended("SnapshotCommitted", "before"),
+]
+COMMITTED = [
+    appended("SnapshotCommitted", "after"),
+    Point("before the stock pointer is published", "put", f"^step-0*{CRASHED}/[.]metadata$", "before"),
+    Point("after the stock pointer is published", "put", f"^step-0*{CRASHED}/[.]metadata$", "after"),
+]
+
+
+def expected(point: Point, mode: Mode) -> int:
+    """The step that the next process group restores."""
+    committed = point in COMMITTED or (point in DESCRIBING and mode == "kill rank 1")
+    return CRASHED if committed else BEFORE
+
+
+def cases() -> list[object]:
+    """Every mode at every point; in the quick profile two: a death and an error, rank 1 dying at every fourth."""
+    found = []
+    for number, point in enumerate([*UPLOADING, *DESCRIBING, *COMMITTED]):
+        death: Mode = "kill rank 1" if point.rank == 1 or number % 4 == 3 else "kill rank 0"
+        modes = MODES if LONG else (death, "exception")
+        found += [pytest.param(point, mode, id=f"{mode} {point}") for mode in modes]
+    return found
+
+
+@pytest.mark.parametrize(("point", "mode"), cases())
+def test_a_crash_in_a_save_leaves_the_last_commit_and_nothing_else(
+    point: Point,
+    mode: Mode,
+    trained: Callable[[int], Trained],
+    crash_at: Callable[[Point, Mode], Crash],
+    matrix: Matrix,
+    tmp_path: Path,
+) -> None:
+    crash = crash_at(point, mode)
+    shutil.copytree(trained(BEFORE).folder / "run", tmp_path / "run")
+    storage = RunStorage(f"file://{tmp_path}/run")
+    older = evidence.contents(storage.store, "step-")
+    job = partial(Job, storage.url, sharding=SHARDING, options={"takeover_seconds": 0.0})
+
+    crashed = run(job(total=CRASHED, wrap_store=crash.wrap), tmp_path)
+    assert crash.reached
+    check_ends([outcome.code for outcome in crashed], mode, saved=expected(point, mode) == CRASHED)
+    found = evidence.replayed(storage.store)
+    assert evidence.live_steps(found)[-1] == expected(point, mode)
+    assert older.items() <= evidence.contents(storage.store, "step-").items()
+    evidence.check_nothing_is_out_of_place(storage.store, found)
+    left = evidence.orphans(storage.store, found)
+
+    resumed = run(job(total=AFTERWARDS), tmp_path)
+    assert [outcome.steps[0] for outcome in resumed] == [expected(point, mode) + 1] * 2
+    assert all(map(same, resumed, trained(AFTERWARDS).outcomes))
+    found = evidence.replayed(storage.store)
+    assert evidence.live_steps(found) == [BEFORE, CRASHED, AFTERWARDS]
+    assert [outcome.restored for outcome in storage.bodies(RestoreFinished)] == [True, True]
+    assert older.items() <= evidence.contents(storage.store, "step-").items()
+    evidence.check_nothing_is_out_of_place(storage.store, found)
+    assert evidence.orphans(storage.store, found) == left
+    matrix.add("save", crash, restored=expected(point, mode), absent=ABSENT, orphans=len(left))
+
+
+def check_ends(codes: list[int | None], mode: Mode, *, saved: bool) -> None:
+    """Who was killed is dead, and the others know that something is wrong, unless nothing is."""
+    if mode.startswith("kill"):
+        victim = int(mode[-1])
+        assert codes[victim] == -signal.SIGKILL
+        assert codes[1 - victim] not in (0, None, -signal.SIGKILL), "it hung, or noticed nothing"
+    elif saved and mode == "exception":
+        assert codes == [0, 0], "an outcome that was settled, or a pointer that is missing, is no failure of the save"
+    else:
+        assert all(code not in (0, None, -signal.SIGKILL) for code in codes), "one hung, or noticed nothing"
