@@ -32,7 +32,7 @@ def store_faults(findings: Iterable[dict[str, str]]) -> Iterator[str]:
         adapter = "s3fs" if found["adapter"].startswith("Fsspec") else "obstore"
         outcomes[found["fault"]][found["verb"]][found["outcome"].removesuffix("Error")].add(adapter)
     yield "## Between the library and the store\n"
-    yield "Through both adapters unless one is named. `UnknownOutcome` is settled by reading back, never repeated blindly.\n"
+    yield "Through both adapters unless one is named. `UnknownOutcome` is settled by reading back.\n"
     yield f"| fault | {' | '.join(verbs)} |"
     yield f"| --- |{' --- |' * len(verbs)}"
     for fault, by_verb in outcomes.items():
