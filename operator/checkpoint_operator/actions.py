@@ -85,7 +85,7 @@ class PublishPointer:
     """Make the stock ``.metadata`` of a step show what the log says. ``step`` None is a directory without steps.
 
     Attributes:
-        commit: Log number of the commit it is for; with it, the pointers of all commits before are right.
+        commit: Log number of the commit it is for; with it, the pointers of all its ancestors are right.
     """
 
     step: int | None

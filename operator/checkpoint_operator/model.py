@@ -117,7 +117,7 @@ class Observed:
         wall: The operator's own clock, for pods and conditions only.
         rival: The Checkpoint that has an overlapping prefix.
         progress: The last known progress by attempt.
-        published: Log number of the last commit up to which the stock pointers were seen to be right.
+        published: Log number of the commit whose stock pointer, and those of its ancestors, were seen to be right.
         compactions: What needs no compaction of the log any more.
     """
 

@@ -191,7 +191,10 @@ def _verifications(run: Run) -> tuple[Verify, ...]:
 
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     """Oldest first. Of every commit, not only the newest: a trainer may die between a commit and its pointer."""
-    unsure = [s for s in run.snapshots.values() if s.live and s.number > observed.published]
+    chain = lineage(run)
+    # Once a rollback has led to another branch, any of its steps may show a snapshot of the former one.
+    known = observed.published if any(s.number == observed.published for s in chain) else 0
+    unsure = [s for s in reversed(chain) if s.live and s.number > known]
     return tuple(PublishPointer(snapshot.step, snapshot.number) for snapshot in unsure[:MAX_POINTERS])
 
 

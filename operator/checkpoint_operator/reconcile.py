@@ -134,7 +134,7 @@ class Reconciler:
             errors = [outcome.error for outcome in outcomes if outcome.error is not None]
             if not errors:
                 shown = (done.action.commit for done in outcomes if isinstance(done.action, PublishPointer))
-                memory.published = max(memory.published, *shown, 0)
+                memory.published = max(shown, default=memory.published)
             observed = replace(
                 observed,
                 run=run,

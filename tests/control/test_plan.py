@@ -48,7 +48,8 @@ def saved(*steps: int, retention: RetentionPolicy | None = None) -> History:
 
 def quiet(seen: Observed) -> Observed:
     """With the stock pointers known to be right, so that only the rest of the plan shows."""
-    return replace(seen, published=seen.run.head if seen.run else 0)
+    newest = seen.run.snapshots.get(seen.run.newest or "") if seen.run else None
+    return replace(seen, published=newest.number if newest else 0)
 
 
 def ready_of(seen: Observed) -> tuple[str, str]:
@@ -154,6 +155,15 @@ def test_the_stock_pointer_of_every_commit_is_published_until_it_was_seen_to_be_
     assert plan(observed(history)) == (PublishPointer(100, first), PublishPointer(200, second))
     assert plan(replace(observed(history), published=first)) == (PublishPointer(200, second),)
     assert plan(quiet(observed(history))) == ()
+
+
+def test_after_a_rollback_the_pointers_of_the_other_branch_are_in_doubt() -> None:
+    history = saved(100, 200)
+    former = history.snapshot(200).number
+    history.rollback(100).started().restored().committed(200).verified(200)
+    branch = [history.snapshot(step).number for step in (100, 200)]
+    seen = replace(observed(history), published=former)
+    assert [a.commit for a in plan(seen) if isinstance(a, PublishPointer)] == branch
 
 
 # Retention

@@ -232,7 +232,7 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         session = None
                         break
                     shown = (done.action.commit for done in outcomes if isinstance(done.action, plan.PublishPointer))
-                    published = max(published, *shown, 0)
+                    published = max(shown, default=published)
                     log = session.log
                     seen = replace(
                         seen, run=log.run, now=session.now(), published=published, compactions=log.compactions
