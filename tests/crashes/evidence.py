@@ -25,6 +25,11 @@ def contents(store: Store, prefix: str = "") -> dict[str, bytes]:
     return {info.key: store.get(info.key, max_bytes=_MOST_BYTES).data for info in store.list(prefix)}
 
 
+def saved(store: Store) -> dict[str, bytes]:
+    """Every object of a save and its bytes: what no one may ever change. Stock pointers do move."""
+    return {key: data for key, data in contents(store, "step-").items() if layout.save_folder_of(key)}
+
+
 def replayed(store: Store) -> Run:
     """The log's fold, from its first entry; a gap or a broken chain raises."""
     log = RunLog(store, writer="test")
