@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from checkpoint_operator.actions import (
@@ -30,17 +29,15 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CorruptSnapshotError,
+    IncompatibleSnapshotError,
     ObjectNotFoundError,
-    ObjectTooLargeError,
 )
-from checkpoint_sidecar.core.log import Evidence, Owner, SnapshotVerified
-from checkpoint_sidecar.core.manifest import MAX_MANIFEST_BYTES, Manifest, decode
+from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
+from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.deletion import delete_save
 from checkpoint_sidecar.store.pointer import publish
-
-_PARALLEL_STATS = 8
-_MAX_MESSAGE = 512
 
 logger = logging.getLogger(__name__)
 
@@ -101,34 +98,15 @@ def verify(store: Store, snapshot: Snapshot) -> SnapshotVerified:
     """Compare the objects of a snapshot with its manifest, by size.
 
     Raises:
+        IncompatibleSnapshotError: A newer version wrote the manifest.
         StoreError: The store failed; that is no evidence of anything.
     """
     try:
-        manifest = _manifest(store, snapshot)
-    except ObjectNotFoundError as error:
-        return _failed(snapshot, "MissingObject", str(error))
-    except ObjectTooLargeError as error:
-        return _failed(snapshot, "ManifestMismatch", str(error))
+        verify_snapshot(store, snapshot.commit, level="Sizes")
     except CorruptSnapshotError as error:
-        return _failed(snapshot, error.evidence, str(error))
-    keys = [f"{snapshot.commit.path}/{file.name}" for file in manifest.files]
-    with ThreadPoolExecutor(_PARALLEL_STATS, thread_name_prefix="stat") as pool:
-        for file, key, info in zip(manifest.files, keys, pool.map(store.stat, keys), strict=True):
-            if info is None:
-                return _failed(snapshot, "MissingObject", f"{key} does not exist")
-            if info.size != file.size:
-                return _failed(snapshot, "SizeMismatch", f"{key} has {info.size} bytes instead of {file.size}")
+        message = str(error)[:MAX_TEXT]
+        return SnapshotVerified(snapshot.id, "Sizes", passed=False, evidence=error.evidence, message=message)
     return SnapshotVerified(snapshot.id, "Sizes", passed=True)
-
-
-def _failed(snapshot: Snapshot, evidence: Evidence, message: str) -> SnapshotVerified:
-    return SnapshotVerified(snapshot.id, "Sizes", passed=False, evidence=evidence, message=message[:_MAX_MESSAGE])
-
-
-def _manifest(store: Store, snapshot: Snapshot) -> Manifest:
-    key = layout.parse_save_folder(snapshot.commit.path).manifest
-    stored = store.get(key, max_bytes=MAX_MANIFEST_BYTES)
-    return decode(stored.data, expected_digest=snapshot.commit.manifest_digest, subject=key)
 
 
 def _publish(session: Session, step: int | None) -> None:
@@ -141,10 +119,7 @@ def _publish(session: Session, step: int | None) -> None:
 
 
 def _purge(identifier: str, session: Session, owner: Owner) -> None:
-    """Delete a snapshot's data: announce, fix the pointer, delete the files, then the manifest, and write it down.
-
-    The manifest goes last, because a purge that was cut off finds in it what is left to delete.
-    """
+    """Delete a snapshot's data: announce, fix the pointer, delete, and write it down."""
     session.log.append(lambda run: start_purge(run, identifier, owner=owner, now=session.now()))
     run = session.log.run
     snapshot = run.snapshots.get(identifier)
@@ -152,17 +127,9 @@ def _purge(identifier: str, session: Session, owner: Owner) -> None:
         return
     folder = layout.parse_save_folder(snapshot.commit.path)
     _publish(session, folder.step)
-    session.store.delete(_files(session.store, snapshot))
-    session.store.delete([folder.manifest])
-    session.log.append(lambda run: finish_purge(run, identifier, owner=owner))
-
-
-def _files(store: Store, snapshot: Snapshot) -> list[str]:
     try:
-        return [f"{snapshot.commit.path}/{file.name}" for file in _manifest(store, snapshot).files]
-    except (ObjectNotFoundError, CorruptSnapshotError, ObjectTooLargeError):
-        # The manifest is gone (this purge was nearly done) or damaged. A save's folder is never shared, so what lies
-        # directly in it is the snapshot's.
-        manifest = layout.parse_save_folder(snapshot.commit.path).manifest
-        listed = [info.key for info in store.list(f"{snapshot.commit.path}/")]
-        return [key for key in listed if key != manifest and layout.save_folder_of(key) is not None]
+        manifest = read_manifest(session.store, snapshot.commit)
+    except (CorruptSnapshotError, IncompatibleSnapshotError):
+        manifest = None
+    delete_save(session.store, folder, manifest)
+    session.log.append(lambda run: finish_purge(run, identifier, owner=owner))

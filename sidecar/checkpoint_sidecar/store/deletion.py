@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.store.base import Store
 
 
-def delete_save(store: Store, folder: SaveFolder, manifest: Manifest) -> None:
+def delete_save(store: Store, folder: SaveFolder, manifest: Manifest | None) -> None:
     """Delete exactly the manifest's files, then the manifest. Idempotent.
 
     The manifest goes last: after a crash in between it still says what is left to delete. For a snapshot, PurgeStarted
     must already be in the log.
 
+    Args:
+        manifest: None when it is gone (an earlier call was nearly done) or cannot be used. A save's folder is never
+            shared, so then what lies directly in it is the snapshot's.
+
     Raises:
         StoreError: Something was not deleted; call again.
     """
-    store.delete(f"{folder.path}/{file.name}" for file in manifest.files)
+    if manifest is not None:
+        keys = [f"{folder.path}/{file.name}" for file in manifest.files]
+    else:
+        listed = [info.key for info in store.list(f"{folder.path}/")]
+        keys = [key for key in listed if key != folder.manifest and layout.save_folder_of(key) is not None]
+    store.delete(keys)
     store.delete([folder.manifest])

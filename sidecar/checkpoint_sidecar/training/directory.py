@@ -153,23 +153,20 @@ class DirectorySave:
         )
 
     def _purge(self, snapshot: Snapshot) -> None:
-        size = 0
+        manifest: Manifest | None = None
         try:
             manifest = read_manifest(self._store, snapshot.commit)
         except CorruptSnapshotError as error:
+            # The manifest goes last: without it an earlier purge was nearly done.
             if error.evidence != "MissingObject":
                 logger.warning("A replaced checkpoint stays, because what belongs to it is unknown: %s", error)
                 return
-            # The manifest goes last: without it an earlier purge got as far as this.
-            manifest = None
         self._log.append(
             lambda run: PurgeStarted(snapshot.id) if run.snapshots[snapshot.id].state is SnapshotState.RETIRED else None
         )
         publish(self._store, self._log, None)
-        if manifest is not None:
-            delete_save(self._store, layout.parse_save_folder(snapshot.commit.path), manifest)
-            size = manifest.size
-        self._log.append(lambda _: SnapshotPurged(snapshot.id, size))
+        delete_save(self._store, layout.parse_save_folder(snapshot.commit.path), manifest)
+        self._log.append(lambda _: SnapshotPurged(snapshot.id, manifest.size if manifest else 0))
 
 
 def _is_leftover(key: str, held: set[str], *, below_attempt: int) -> bool:

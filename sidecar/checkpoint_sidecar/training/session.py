@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from checkpoint_sidecar.core import attempt as decisions
-from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CorruptSnapshotError,
     FencedError,
     IncompatibleSnapshotError,
-    ObjectNotFoundError,
     RestoreError,
     RestoreInterrupted,
 )
 from checkpoint_sidecar.core.log import (
+    MAX_TEXT,
     AttemptStarted,
     Owner,
     PodIdentity,
@@ -34,6 +32,7 @@ from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy, VerifyLevel
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.runlog import RunLog
@@ -174,7 +173,9 @@ class Session:
         evidence = error.evidence if isinstance(error, CorruptSnapshotError) else "None"
         if not isinstance(error, FencedError):
             self._finish(
-                RestoreFinished(self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:1024])
+                RestoreFinished(
+                    self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:MAX_TEXT]
+                )
             )
         if evidence != "None":
             logger.warning("skipping snapshot %s: %s", snapshot, error)
@@ -217,18 +218,11 @@ class Session:
         )
 
     def _candidate(self, snapshot: Snapshot) -> Candidate:
-        folder = layout.parse_save_folder(snapshot.commit.path)
-        try:
-            data = self.store.get(folder.manifest, max_bytes=manifests.MAX_MANIFEST_BYTES).data
-        except ObjectNotFoundError as error:
-            raise CorruptSnapshotError(
-                "read the manifest", folder.manifest, "it does not exist", evidence="MissingObject"
-            ) from error
         return Candidate(
             snapshot=snapshot.id,
             step=snapshot.step,
-            path=folder.path,
-            manifest=manifests.decode(data, expected_digest=snapshot.commit.manifest_digest, subject=folder.manifest),
+            path=snapshot.commit.path,
+            manifest=read_manifest(self.store, snapshot.commit),
             verify=self.log.run.policy.restore.verify,
         )
 
