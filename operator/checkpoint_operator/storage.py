@@ -18,6 +18,7 @@ from checkpoint_sidecar.core.errors import (
     BucketNotFoundError,
     CheckpointError,
     ConfigurationError,
+    IncompatibleSnapshotError,
     LogError,
     NoConditionalWriteError,
     ObjectNotFoundError,
@@ -42,6 +43,7 @@ _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
     (NoConditionalWriteError, Reason.NO_CONDITIONAL_WRITE, True),
     (StoreError, Reason.STORE_UNAVAILABLE, False),
     (LogError, Reason.LOG_UNREADABLE, True),
+    (IncompatibleSnapshotError, Reason.UPGRADE_REQUIRED, True),
     (ConfigurationError, Reason.INVALID_CREDENTIALS, False),
 )
 

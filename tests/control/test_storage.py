@@ -80,6 +80,7 @@ def test_a_url_that_slipped_through_the_schema_is_an_invalid_spec(url: str) -> N
         (errors.UnknownOutcomeError, "StoreUnavailable", False),
         (errors.StoreError, "StoreUnavailable", False),
         (errors.LogError, "LogUnreadable", True),
+        (errors.IncompatibleSnapshotError, "UpgradeRequired", True),
         (errors.ConfigurationError, "InvalidCredentials", False),
     ],
 )
