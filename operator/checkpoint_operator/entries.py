@@ -91,8 +91,7 @@ def _configure(run: Run, action: actions.Configure, _: dt.datetime) -> Body | No
 
 
 def _rollback(run: Run, action: actions.RequestRollback, _: dt.datetime) -> Body | None:
-    pending = run.pending.id if run.pending else None
-    if action.request == pending or action.request in run.consumed or not rollback_target_exists(run, action.snapshot):
+    if action.request in run.rollbacks or not rollback_target_exists(run, action.snapshot):
         return None
     return RollbackRequested(action.request, action.snapshot)
 

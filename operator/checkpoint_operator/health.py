@@ -125,7 +125,7 @@ def _restore_enforced(observed: Observed) -> Judgement:
         message = f"Attempt {attempt.number} saved without restoring {attempt.started.candidate or 'anything'} first."
         return Judgement(ConditionType.RESTORE_ENFORCED, "False", Reason.RESTORE_MISMATCH, message)
     rollback = spec.restore.rollback
-    if rollback is not None and rollback.request not in run.consumed and rollback_target(spec, run) is None:
+    if rollback is not None and rollback.request not in run.rollbacks and rollback_target(spec, run) is None:
         message = f"Rollback {rollback.request} names no snapshot that could be restored."
         return Judgement(ConditionType.RESTORE_ENFORCED, "False", Reason.RESTORE_MISMATCH, message)
     message = f"Attempt {attempt.number} restored what the policy says."

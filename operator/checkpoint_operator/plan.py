@@ -171,12 +171,9 @@ def _evictions(observed: Observed, run: Run) -> tuple[LogAction, ...]:
 
 
 def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[LogAction]:
-    rollback, status = spec.restore.rollback, observed.checkpoint.status
-    # The log forgets a request that a later one replaced, so the status must remember that it acted once.
-    if rollback is not None and status.get("lastRollback") != rollback.request:
-        target = rollback_target(spec, run)
-        if target is not None:
-            yield RequestRollback(rollback.request, target)
+    target = rollback_target(spec, run)
+    if spec.restore.rollback is not None and target is not None:
+        yield RequestRollback(spec.restore.rollback.request, target)
     if spec.save.request:
         yield RequestSave(spec.save.request)
     for mirror in observed.mirrors:

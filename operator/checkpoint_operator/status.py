@@ -56,7 +56,7 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         quarantined=tuple(api.QuarantinedSnapshot(s.id, s.failures, s.evidence) for s in suspects[:MAX_LISTED]),
         quarantined_snapshots=len(suspects),
         last_save_request=_served_request(observed, run),
-        last_rollback=_passed_rollback(observed, run),
+        last_rollback=run.rollbacks[-1] if run.rollbacks else None,
         log_sequence=run.head,
     )
 
@@ -182,15 +182,4 @@ def _served_request(observed: Observed, run: Run) -> str | None:
     if spec is not None and spec.save.request and spec.save.request in served:
         return spec.save.request
     previous = observed.checkpoint.status.get("lastSaveRequest")
-    return previous if isinstance(previous, str) else None
-
-
-def _passed_rollback(observed: Observed, run: Run) -> str | None:
-    spec = observed.checkpoint.spec
-    rollback = spec.restore.rollback if spec else None
-    if rollback is not None:
-        pending = run.pending.id if run.pending else None
-        if rollback.request in run.consumed or rollback.request == pending:
-            return rollback.request
-    previous = observed.checkpoint.status.get("lastRollback")
     return previous if isinstance(previous, str) else None

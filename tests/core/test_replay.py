@@ -242,6 +242,14 @@ def test_a_request_id_stands_for_one_target() -> None:
     assert history.run.pending == RestoreRequest("rollback-1", history.id(100))
 
 
+def test_a_rollback_that_a_later_one_replaced_never_acts_again() -> None:
+    history = History().started().committed(100, 200).rollback(100, request="first").rollback(200, request="second")
+    assert history.rollback(100, request="first").run.pending == RestoreRequest("second", history.id(200))
+    history.started().restored().committed(250)
+    assert history.rollback(100, request="first").run.pending is None
+    assert history.run.rollbacks == ("first", "second")
+
+
 def test_a_rollback_to_a_retired_snapshot_makes_it_a_candidate_at_once() -> None:
     history = History().started().committed(100, 200, 300).retired(200).rollback(200)
     assert history.snapshot(200).live

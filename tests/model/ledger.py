@@ -71,6 +71,8 @@ class Ledger:
     policy: Json = field(default_factory=lambda: DEFAULTS)
     configured: tuple[str, int] | None = None
     pending: Request | None = None
+    rollbacks: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
     consumed: set[str] = field(default_factory=set)
     attempts: dict[int, Started] = field(default_factory=dict)
     saved: dict[str, Saved] = field(default_factory=dict)
@@ -163,10 +165,10 @@ class Ledger:
             self.pending = None
 
     def _RollbackRequested(self, body: Json, _: float) -> None:  # noqa: N802
-        known = body["request"] in self.consumed or (self.pending and self.pending.id == body["request"])
-        if not known and self._state(body["snapshot"]) in HELD:
+        if body["request"] not in self.rollbacks and self._state(body["snapshot"]) in HELD:
             self.saved[body["snapshot"]].state = LIVE
             self.pending = Request(body["request"], body["snapshot"])
+            self.rollbacks.add(body["request"])
 
     def _AttemptStarted(self, body: Json, _: float) -> None:  # noqa: N802
         number, request = body["attempt"], body["restoreRequest"]

@@ -162,12 +162,11 @@ def _configured(run: Run, _: _Working, __: StoredEntry, body: RunConfigured) -> 
 
 
 def _rollback(run: Run, working: _Working, _: StoredEntry, body: RollbackRequested) -> Run:
-    acts_already = run.pending is not None and run.pending.id == body.request
     restorable = working.state(body.snapshot) in (SnapshotState.LIVE, SnapshotState.RETIRED)
-    if acts_already or body.request in run.consumed or not restorable:
+    if body.request in run.rollbacks or not restorable:
         return run
     working.reinstate(body.snapshot)
-    return replace(run, pending=RestoreRequest(body.request, body.snapshot))
+    return replace(run, pending=RestoreRequest(body.request, body.snapshot), rollbacks=(*run.rollbacks, body.request))
 
 
 def _attempt_started(run: Run, working: _Working, entry: StoredEntry, body: AttemptStarted) -> Run:

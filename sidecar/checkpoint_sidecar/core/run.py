@@ -128,6 +128,7 @@ class Run:
         fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands).
         configured: ``(uid, generation)`` of the policy in force, or None before the first RunConfigured.
         pending: The rollback or fresh start no commit has carried yet.
+        rollbacks: Ids of all rollbacks requested so far, in order; each acts once.
         consumed: Request ids that a commit carried.
         adopted_from: Former owners, so that one ``takeOverFrom`` acts once.
         first_commits: By step, the number of the log entry that first committed it.
@@ -143,6 +144,7 @@ class Run:
     configured: tuple[str, int] | None = None
     policy: Policy = field(default_factory=Policy)
     pending: RestoreRequest | None = None
+    rollbacks: tuple[str, ...] = ()
     consumed: frozenset[str] = frozenset()
     attempts: Mapping[int, Attempt] = field(default_factory=lambda: MappingProxyType({}))
     snapshots: Mapping[str, Snapshot] = field(default_factory=lambda: MappingProxyType({}))
