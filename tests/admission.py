@@ -32,7 +32,7 @@ def snapshot(name: str = "run-1000-7-abcdefg2", **spec: Any) -> Body:
         "checkpointRef": {"name": "run"},
         "step": 1000,
         "attempt": 7,
-        "path": "step-00001000/0007-abcdefg2",
+        "path": "step-1000/0007-abcdefg2",
         "manifestDigest": "0" * 64,
     }
     return _object("CheckpointSnapshot", name, body | spec)

@@ -230,7 +230,7 @@ def test_a_rollback_request_keeps_its_target(namespace: Namespace) -> None:
         {"checkpointRef": {"name": "other"}},
         {"step": 2000},
         {"attempt": 8},
-        {"path": "step-00001000/0008-abcdefg2"},
+        {"path": "step-1000/0008-abcdefg2"},
         {"manifestDigest": "1" * 64},
     ],
     ids=lambda change: next(iter(change)),
@@ -249,7 +249,7 @@ def test_only_the_disposition_of_a_snapshot_changes(namespace: Namespace) -> Non
     assert 'supported values: "Auto", "Hold", "Retire"' in refusal
 
 
-@pytest.mark.parametrize("path", ["../0007-abcdefg2", "step-00001000", "step-00001000/../../x", "/etc"])
+@pytest.mark.parametrize("path", ["../0007-abcdefg2", "step-1000", "step-1000/../../x", "/etc"])
 def test_a_snapshot_lies_in_a_folder_of_a_save(anywhere: Namespace, path: str) -> None:
     assert "path must be step-<step>/<attempt>-<nonce>" in anywhere.refusal(snapshot(path=path))
 

@@ -197,10 +197,10 @@ def test_purging_deletes_what_the_manifest_lists_and_nothing_else(
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     store.put(f"{doomed.commit.path}/notes.txt", b"a stranger's")
-    store.put("step-00000100/0001-aaaaaaaa/__0_0.distcp", b"the save of another attempt")
+    store.put("step-100/0001-aaaaaaaa/__0_0.distcp", b"the save of another attempt")
     before = contents(store)
     carry_out([Purge(doomed.id)], session, owner=OWNER)
-    gone = {f"{doomed.commit.path}/{name}" for name in DATA} | {"step-00000100/.metadata"}
+    gone = {f"{doomed.commit.path}/{name}" for name in DATA} | {"step-100/.metadata"}
     assert before - contents(store) == gone
     assert session.log.run.snapshots[doomed.id].state is SnapshotState.PURGED
 
@@ -210,8 +210,8 @@ def test_the_stock_pointer_of_a_purged_step_shows_the_snapshot_that_remains(
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     carry_out([Purge(doomed.id)], session, owner=OWNER)
-    assert store.stat("step-00000100/.metadata") is None
-    assert store.stat("step-00000200/.metadata") is not None
+    assert store.stat("step-100/.metadata") is None
+    assert store.stat("step-200/.metadata") is not None
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
@@ -238,7 +238,7 @@ def test_a_purge_that_is_killed_anywhere_ends_in_the_same_state_when_it_is_tried
         again = session_on(store, monkeypatch)
         assert carry_out([Purge(doomed.id)], again, owner=OWNER)[0].error is None
         assert again.log.refresh().snapshots[doomed.id].state is SnapshotState.PURGED
-        assert {key.split("/")[0] for key in contents(store)} == {"step-00000200"}
+        assert {key.split("/")[0] for key in contents(store)} == {"step-200"}
         assert again.log.run.newest == survivor
         assert len(contents(store)) == 6
         calls += 1
@@ -342,7 +342,7 @@ def test_a_damaged_snapshot_is_purged_by_what_lies_in_its_folder(
     doomed = ready_to_purge(trainer, session)
     store.put(f"{doomed.commit.path}/manifest.json", b"rot")
     assert carry_out([Purge(doomed.id)], session, owner=OWNER)[0].error is None
-    assert {key.split("/")[0] for key in contents(store)} == {"step-00000200"}
+    assert {key.split("/")[0] for key in contents(store)} == {"step-200"}
 
 
 def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
@@ -353,4 +353,4 @@ def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
     store.delete([f"{snapshot.commit.path}/{layout.STOCK_METADATA_NAME}"])
     outcomes = carry_out([PublishPointer(100, snapshot.number), Verify(snapshot.id)], session, owner=OWNER)
     assert [outcome.error for outcome in outcomes] == [None, None]
-    assert store.stat("step-00000100/.metadata") is None
+    assert store.stat("step-100/.metadata") is None

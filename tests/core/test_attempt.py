@@ -46,7 +46,7 @@ URL = "s3://training/llama"
 
 def draft(step: int, attempt: int, trigger: Trigger = "Manual") -> SnapshotCommitted:
     """What the library knows of a save once it is uploaded."""
-    path = f"step-{step:08d}/{attempt:04d}-abcdefgh"
+    path = f"step-{step}/{attempt:04d}-abcdefgh"
     return SnapshotCommitted(f"{step}-{attempt}-abcdefgh", step, attempt, path, "ab" * 32, 1, 1, 1, trigger=trigger)
 
 

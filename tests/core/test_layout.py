@@ -52,10 +52,10 @@ def test_a_folder_gives_its_parts_back(folder: SaveFolder) -> None:
 
 def test_keys_look_as_documented() -> None:
     folder = SaveFolder(1000, 7, "abcdefgh")
-    assert folder.path == "step-00001000/0007-abcdefgh"
-    assert folder.manifest == "step-00001000/0007-abcdefgh/manifest.json"
-    assert folder.metadata == "step-00001000/0007-abcdefgh/.metadata"
-    assert folder.pointer == "step-00001000/.metadata"
+    assert folder.path == "step-1000/0007-abcdefgh"
+    assert folder.manifest == "step-1000/0007-abcdefgh/manifest.json"
+    assert folder.metadata == "step-1000/0007-abcdefgh/.metadata"
+    assert folder.pointer == "step-1000/.metadata"
     assert SaveFolder(None, 7, "abcdefgh").path == "0007-abcdefgh"
     assert SaveFolder(None, 7, "abcdefgh").pointer == ".metadata"
     assert layout.log_key(1) == "_log/00000000000000000001.json"
@@ -64,23 +64,23 @@ def test_keys_look_as_documented() -> None:
 HOSTILE_FOLDERS = {
     "empty": "",
     "the root": "/",
-    "absolute": "/step-00001000/0007-abcdefgh",
-    "a trailing slash": "step-00001000/0007-abcdefgh/",
-    "two slashes": "step-00001000//0007-abcdefgh",
-    "upwards": "step-00001000/../0007-abcdefgh",
-    "upwards at the end": "step-00001000/0007-abcdefgh/..",
-    "a step alone": "step-00001000",
+    "absolute": "/step-1000/0007-abcdefgh",
+    "a trailing slash": "step-1000/0007-abcdefgh/",
+    "two slashes": "step-1000//0007-abcdefgh",
+    "upwards": "step-1000/../0007-abcdefgh",
+    "upwards at the end": "step-1000/0007-abcdefgh/..",
+    "a step alone": "step-1000",
     "the log": "_log",
-    "a line break": "step-00001000/0007-abcdefgh\n",
-    "a short step": "step-1000/0007-abcdefgh",
-    "a step of two spellings": "step-000001000/0007-abcdefgh",
-    "an attempt of two spellings": "step-00001000/00007-abcdefgh",
-    "attempt 0": "step-00001000/0000-abcdefgh",
-    "foreign digits": "step-0000\u0661\u0660\u0660\u0660/0007-abcdefgh",
-    "capitals": "step-00001000/0007-ABCDEFGH",
-    "a short nonce": "step-00001000/0007-abcdefg",
+    "a line break": "step-1000/0007-abcdefgh\n",
+    "a padded step": "step-00001000/0007-abcdefgh",
+    "a step of two spellings": "step-01000/0007-abcdefgh",
+    "an attempt of two spellings": "step-1000/00007-abcdefgh",
+    "attempt 0": "step-1000/0000-abcdefgh",
+    "foreign digits": "step-\u0661\u0660\u0660\u0660/0007-abcdefgh",
+    "capitals": "step-1000/0007-ABCDEFGH",
+    "a short nonce": "step-1000/0007-abcdefg",
     "a number without end": f"step-{'9' * 5000}/0007-abcdefgh",
-    "an escape": "step-00001000/0007-abcdefg%2e",
+    "an escape": "step-1000/0007-abcdefg%2e",
 }
 
 
@@ -101,7 +101,7 @@ def test_what_parses_as_a_folder_is_spelled_in_the_only_way(path: str) -> None:
     assert folder.path == path
 
 
-@pytest.mark.parametrize("key", ["_progress.json", "step-00001000/.metadata", "0007-abcdefgh/", "0007-abcdefgh", ""])
+@pytest.mark.parametrize("key", ["_progress.json", "step-1000/.metadata", "0007-abcdefgh/", "0007-abcdefgh", ""])
 def test_an_object_outside_all_saves_belongs_to_none(key: str) -> None:
     assert layout.save_folder_of(key) is None
 

@@ -80,7 +80,7 @@ EXAMPLES: dict[str, Body] = {
             SNAPSHOT,
             1000,
             7,
-            "step-00001000/0007-abcdefgh",
+            "step-1000/0007-abcdefgh",
             "ab" * 32,
             123456789,
             5,

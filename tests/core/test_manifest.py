@@ -14,7 +14,7 @@ from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
 from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest, decode, digest, encode
 
-KEY = "step-00001000/0007-abcdefgh/manifest.json"
+KEY = "step-1000/0007-abcdefgh/manifest.json"
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,20}", fullmatch=True).filter(lambda name: name != "manifest.json")
 
 

@@ -366,14 +366,14 @@ REJECTED = {
         "WrongParent",
         lambda h: h.started(candidate="", continues="999-1-abcdefgh").committed(300),
     ),
-    "in a folder upwards": ("InvalidPath", lambda h: h.committed(300, path="../step-00000300/0001-abcdefgh")),
+    "in a folder upwards": ("InvalidPath", lambda h: h.committed(300, path="../step-300/0001-abcdefgh")),
     "in the folder of another step": (
         "InvalidPath",
-        lambda h: h.committed(300, path=f"step-00000200/0001-{next_nonce(h)}"),
+        lambda h: h.committed(300, path=f"step-200/0001-{next_nonce(h)}"),
     ),
     "in the folder of another attempt": (
         "InvalidPath",
-        lambda h: h.committed(300, path=f"step-00000300/0002-{next_nonce(h)}"),
+        lambda h: h.committed(300, path=f"step-300/0002-{next_nonce(h)}"),
     ),
     "under the id of another save": ("InvalidPath", lambda h: h.committed(300, snapshot="300-1-abcdefgh")),
     "under an id that is none": ("InvalidPath", lambda h: h.committed(300, snapshot="x")),

@@ -33,7 +33,7 @@ class Comparison:
 
 def read_step(url: str, step: int, **storage_options: Any) -> State:
     """Everything one step of a run holds: unsharded tensors and plain values by name."""
-    reader = FsspecReader(f"{url}/step-{step:08d}", **storage_options)
+    reader = FsspecReader(f"{url}/step-{step}", **storage_options)
     state: State = {
         name: torch.empty(item.size, dtype=item.properties.dtype) if isinstance(item, TensorStorageMetadata) else None
         for name, item in reader.read_metadata().state_dict_metadata.items()

@@ -192,7 +192,7 @@ def torch_loads_ours(folder: Path) -> None:
         store.put(pointer_key(7), store.get(saved.save.folder.stock_metadata, max_bytes=10**6).data)
     dist.barrier()
     state = state_of(*sharded(2))
-    dcp.load(state, storage_reader=FileSystemReader(folder / "step-00000007"))
+    dcp.load(state, storage_reader=FileSystemReader(folder / "step-7"))
     assert_same(state, expected)
 
 

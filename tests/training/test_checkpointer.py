@@ -95,13 +95,13 @@ def test_torchs_own_reader_finds_every_step(storage: RunStorage) -> None:
 
     training = storage.train(2)
     weights = {"model": {name: torch.zeros_like(t) for name, t in training.model.state_dict().items()}}
-    load(weights, storage_reader=FileSystemReader(f"{storage.url.removeprefix('file://')}/step-00000002"))
+    load(weights, storage_reader=FileSystemReader(f"{storage.url.removeprefix('file://')}/step-2"))
     assert all(torch.equal(weights["model"][name], t) for name, t in training.model.state_dict().items())
 
 
 def test_training_goes_on_while_the_upload_runs(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
-    on_upload(lambda key: let_go.wait(10) if "step-00000002" in key else None)
+    on_upload(lambda key: let_go.wait(10) if "step-2/" in key else None)
     training = Training()
     with started(storage, training, save=SavePolicy(every_steps=2, every_seconds=None)) as checkpointer:
         for step in (1, 2, 3):
@@ -125,7 +125,7 @@ def test_a_second_save_waits_for_the_first(storage: RunStorage, on_upload: Any) 
 
 def test_a_second_save_may_be_skipped_instead(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
-    on_upload(lambda key: let_go.wait(10) if "step-00000001" in key else None)
+    on_upload(lambda key: let_go.wait(10) if "step-1/" in key else None)
     training = Training()
     save = SavePolicy(every_steps=1, every_seconds=None)
     with started(storage, training, save=save, while_saving="skip") as checkpointer:
@@ -226,7 +226,7 @@ def test_a_later_attempt_fences_the_first(storage: RunStorage, quick_polls: None
 
 def test_a_fenced_upload_is_never_committed(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
-    on_upload(lambda key: let_go.wait(10) if "step-00000001" in key else None)
+    on_upload(lambda key: let_go.wait(10) if "step-1/" in key else None)
     with pytest.raises(FencedError), started(storage, save=EVERY_STEP) as first:  # noqa: PT012
         first.step(1)
         with started(storage, takeover_seconds=0.0):

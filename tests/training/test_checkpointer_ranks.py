@@ -54,7 +54,7 @@ def test_sigterm_at_one_rank_saves_and_stops_all_of_them(storage: RunStorage, tm
 @pytest.mark.parametrize(
     ("who", "where"),
     [
-        pytest.param(1, "step-00000004", id="before-the-data-of-one-rank"),
+        pytest.param(1, "step-4/", id="before-the-data-of-one-rank"),
         pytest.param(0, "manifest.json", id="before-the-manifest"),
     ],
 )

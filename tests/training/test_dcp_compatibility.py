@@ -88,8 +88,8 @@ def a_run_at(path: Path, *steps: int) -> Path:
 
 
 def newest_step_by_torchtitans_rule(folder: Path) -> int:
-    """Torchtitan resumes from the folder ``step-N`` with the highest N that holds a ``.metadata``."""
-    found = (re.search(r"step-(\d+)", each.parent.name) for each in folder.glob("*/.metadata"))
+    """Torchtitan resumes from the folder ``step-N`` with the highest N, without padding, that holds a ``.metadata``."""
+    found = (re.fullmatch(r"step-(0|[1-9]\d*)", each.parent.name) for each in folder.glob("*/.metadata"))
     return max((int(match[1]) for match in found if match), default=-1)
 
 
@@ -100,22 +100,10 @@ def test_torchtitans_search_finds_the_newest_published_step(tmp_path: Path) -> N
     assert newest_step_by_torchtitans_rule(run) == 20
 
 
-TORCHTITANS = pytest.mark.xfail(
-    reason="our steps are padded, and torchtitan's are not", strict=True, raises=BaseException
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("step-{step:08d}", id="as we name it"),
-        pytest.param("step-{step}", id="as torchtitan names it", marks=TORCHTITANS),
-    ],
-)
-def test_torch_loads_a_step_by_its_folder(tmp_path: Path, name: str) -> None:
+def test_torch_loads_the_step_from_the_folder_that_torchtitan_names(tmp_path: Path) -> None:
     run = a_run_at(tmp_path, 7, 1000)
     state = {"model": {"w": torch.zeros(3)}, "step": 0}
-    dcp.load(state, checkpoint_id=run / name.format(step=newest_step_by_torchtitans_rule(run)))
+    dcp.load(state, checkpoint_id=run / f"step-{newest_step_by_torchtitans_rule(run)}")
     assert torch.equal(state["model"]["w"], torch.full((3,), 1000.0))
     assert state["step"] == 1000
 

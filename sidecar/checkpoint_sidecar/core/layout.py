@@ -1,7 +1,7 @@
 """Keys in the bucket, and what they mean. The only place that builds or takes apart a key.
 
-Steps have at least 8 digits, attempts 4, log numbers 20, so that keys of one kind sort in numeric order (numbers that
-outgrow the padding stay valid, they only stop sorting; nothing here relies on the order of steps or attempts).
+Log numbers have 20 digits, so that a store lists the log in order. Attempts have at least 4, for people; nothing relies
+on their order. Steps are not padded: torchtitan looks for step 1000 in ``step-1000`` and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MANIFEST_NAME = "manifest.json"
 
 _LOG_KEY = re.compile(r"_log/([0-9]{20})\.json")
 _COMPACTION_KEY = re.compile(r"_log-compacted/([0-9]{20})-([0-9]{20})\.gz")
-_SAVE_FOLDER = re.compile(r"(?:step-([0-9]{8,19})/)?([0-9]{4,19})-([a-z2-7]{8})")
+_SAVE_FOLDER = re.compile(r"(?:step-(0|[1-9][0-9]{0,18})/)?([0-9]{4,19})-([a-z2-7]{8})")
 _SNAPSHOT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})-([a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
 _NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -77,7 +77,7 @@ class SaveFolder:
     def path(self) -> str:
         """Relative to the run's root, without a trailing slash."""
         name = f"{self.attempt:04d}-{self.nonce}"
-        return name if self.step is None else f"step-{self.step:08d}/{name}"
+        return name if self.step is None else f"step-{self.step}/{name}"
 
     @property
     def manifest(self) -> str:
@@ -100,7 +100,7 @@ class SaveFolder:
 
 def pointer_key(step: int | None) -> str:
     """Where torch's own reader looks for a step, or for the only checkpoint of a drop-in directory (None)."""
-    return METADATA_NAME if step is None else f"step-{step:08d}/{METADATA_NAME}"
+    return METADATA_NAME if step is None else f"step-{step}/{METADATA_NAME}"
 
 
 def parse_save_folder(path: str) -> SaveFolder:
