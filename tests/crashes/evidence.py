@@ -9,6 +9,7 @@ from pathlib import Path
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import ObjectNotFoundError
 from checkpoint_sidecar.core.layout import parse_save_folder
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.verify import verify_snapshot
@@ -58,8 +59,8 @@ def check_what_torch_sees(store: Store, run: Run) -> None:
             continue
         step = int(match[1]) if match[1] else None
         pointer = store.get(info.key, max_bytes=_MOST_BYTES).data
-        shown = [s for s in run.snapshots.values() if s.live and _published_bytes(store, s) == pointer]
-        assert [s for s in shown if step in (None, s.step)], f"{info.key} shows no live snapshot"
+        shown = [s for s in run.snapshots.values() if _published_bytes(store, s) == pointer]
+        assert [s for s in shown if step in (None, s.step)], f"{info.key} shows no committed snapshot"
         with tempfile.TemporaryDirectory() as folder:
             for key, data in contents(store, info.key.removesuffix(layout.METADATA_NAME)).items():
                 path = Path(folder, key)
@@ -75,8 +76,11 @@ def orphans(store: Store, run: Run) -> list[str]:
     return [key for key, folder in folders.items() if folder is not None and folder.path not in held]
 
 
-def _published_bytes(store: Store, snapshot: Snapshot) -> bytes:
-    return store.get(parse_save_folder(snapshot.commit.path).stock_metadata, max_bytes=_MOST_BYTES).data
+def _published_bytes(store: Store, snapshot: Snapshot) -> bytes | None:
+    try:
+        return store.get(parse_save_folder(snapshot.commit.path).stock_metadata, max_bytes=_MOST_BYTES).data
+    except ObjectNotFoundError:
+        return None  # purged, or nearly
 
 
 def _is_known(key: str) -> bool:

@@ -1,0 +1,71 @@
+"""The operator's dealings with one run's store, in a process of its own: its real plans, carried out for real."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from dataclasses import replace
+from typing import Any
+
+from builders import OBJECT_UID
+from checkpoint_operator import plan, storage
+from checkpoint_operator.actions import PublishPointer
+from checkpoint_operator.execute import carry_out
+from checkpoint_operator.model import Checkpoint, Observed
+from checkpoint_operator.storage import Session
+from checkpoint_operator.translate import policy_of
+from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.settings import StoreSettings
+from crashes.points import Crash
+from observations import CREATED, KEY, spec_of
+from training.checkpointer_ranks import SERVER
+
+OWNER = Owner("local", "local", "run")
+"""As a Checkpointer outside Kubernetes names the owner of ``.../run``."""
+
+_ROUNDS = 10
+
+
+def operate(settings: StoreSettings, crash: Crash | None = None, **spec: Any) -> int | None:
+    """Plan and carry out until nothing is left to do. Returns the exit status: 0, or 1 after an error.
+
+    Args:
+        spec: Of the Checkpoint, in the user's spelling.
+    """
+    process = SERVER.Process(target=_operate, args=(settings, crash, spec))
+    process.start()
+    process.join(60)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any]) -> None:
+    if crash is not None:
+        storage.open_store = lambda settings: crash.wrap(0, open_store(settings))
+    session = Session(settings, writer="operator test")
+    session.probe()
+    session.log.refresh()
+    wanted = spec_of(**spec)
+    seen = Observed(
+        owner=OWNER,
+        checkpoint=Checkpoint(KEY, OBJECT_UID, 1, CREATED, wanted),
+        wall=dt.datetime.now(dt.UTC),
+        policy=policy_of(wanted),
+    )
+    for _ in range(_ROUNDS):
+        seen = replace(seen, run=session.log.run, now=session.now(), compactions=session.log.compactions)
+        planned = plan.store_actions(seen)
+        if not planned:
+            due = plan.next_look(seen)
+            if due is None:
+                return
+            time.sleep(due)
+        outcomes = carry_out(planned, session, owner=OWNER)
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
+        shown = (done.action.commit for done in outcomes if isinstance(done.action, PublishPointer))
+        seen = replace(seen, published=max(shown, default=seen.published))
+    raise AssertionError("the operator does not come to an end")

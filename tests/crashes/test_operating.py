@@ -1,0 +1,131 @@
+"""An operator that crashes while it retires or purges: training goes on as it must, and the next operator ends it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.store.settings import StoreSettings
+from crashes import evidence
+from crashes.conftest import LONG, SHARDING, Matrix, Trained
+from crashes.operating import operate
+from crashes.points import Crash, Mode, Point, appended
+from training.checkpointer_ranks import Job, run, same
+from training.checkpointer_runs import RunStorage
+
+pytestmark = pytest.mark.distributed
+
+DOOMED, NEWEST, AFTERWARDS = 2, 4, 5
+"""Steps: the snapshot that the policy wants gone, the one it keeps, and where the attempt after the crash ends."""
+
+KEEP_ONE = {"retention": {"keepLast": 1, "gracePeriod": "0s"}}
+
+ABSENT = ["half snapshots", "half checkpoints for torch", "unknown keys", "gaps in the log", "orphans"]
+
+
+def around_append(entry: str, *, nth: int = 1) -> list[Point]:
+    return [appended(entry, "before", nth=nth), appended(entry, "after", nth=nth)]
+
+
+def deleted(what: str, key: str, *moments: str) -> list[Point]:
+    return [Point(f"{when} the deletion of {what}", "delete", key, when) for when in moments]  # type: ignore[arg-type]
+
+
+UP_TO_PURGING = [
+    *around_append("RunConfigured"),
+    *around_append("SnapshotVerified"),
+    *around_append("SnapshotVerified", nth=2),
+    *around_append("SnapshotRetired"),
+    appended("PurgeStarted", "before"),
+]
+PURGING = [
+    appended("PurgeStarted", "after"),
+    *deleted("the stock pointer", f"^step-0*{DOOMED}/[.]metadata$", "before", "after"),
+    *deleted("the files", "[.]distcp$", "before", "during", "after"),
+    *deleted("the manifest", "manifest[.]json$", "before", "after"),
+    *around_append("SnapshotPurged"),
+]
+MODES: tuple[Mode, ...] = ("kill rank 0", "exception", "bug") if LONG else ("kill rank 0",)
+
+
+@pytest.fixture
+def storage(trained: Callable[[int], Trained], tmp_path: Path) -> RunStorage:
+    """A run with two snapshots."""
+    shutil.copytree(trained(NEWEST).folder / "run", tmp_path / "run")
+    return RunStorage(f"file://{tmp_path}/run")
+
+
+def crash_the_operator(storage: RunStorage, crash: Crash) -> None:
+    code = operate(StoreSettings(storage.url), crash, **KEEP_ONE)
+    assert crash.reached
+    if crash.mode.startswith("kill"):
+        assert code == -signal.SIGKILL
+    else:
+        settled = crash.mode == "exception" and crash.point.when == "after" and crash.point.entry
+        assert code == (0 if settled else 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("point", [*UP_TO_PURGING, *PURGING], ids=str)
+def test_training_and_the_next_operator_go_on_after_an_operator_that_crashed(
+    point: Point,
+    mode: Mode,
+    storage: RunStorage,
+    trained: Callable[[int], Trained],
+    crash_at: Callable[[Point, Mode], Crash],
+    matrix: Matrix,
+    tmp_path: Path,
+) -> None:
+    crash = crash_at(point, mode)
+    newest = storage.snapshot(NEWEST).commit.path
+    kept = {key: data for key, data in evidence.saved(storage.store).items() if key.startswith(f"{newest}/")}
+    crash_the_operator(storage, crash)
+    found = evidence.replayed(storage.store)
+    if point in UP_TO_PURGING and not (mode == "exception" and point.when == "after"):
+        assert len(evidence.saved(storage.store)) == 2 * len(kept), "something was deleted before it was announced"
+    evidence.check_nothing_is_out_of_place(storage.store, found)
+
+    job = Job(storage.url, AFTERWARDS, sharding=SHARDING, options={"takeover_seconds": 0.0})
+    resumed = run(job, tmp_path)
+    assert [outcome.steps for outcome in resumed] == [(AFTERWARDS,)] * 2
+    assert all(map(same, resumed, trained(AFTERWARDS).outcomes))
+    assert kept.items() <= evidence.saved(storage.store).items()
+
+    assert operate(StoreSettings(storage.url), **KEEP_ONE) == 0
+    found = evidence.replayed(storage.store)
+    states = [(snapshot.step, snapshot.state) for snapshot in found.snapshots.values()]
+    purged = SnapshotState.PURGED
+    assert states == [(DOOMED, purged), (NEWEST, purged), (AFTERWARDS, SnapshotState.LIVE)]
+    evidence.check_nothing_is_out_of_place(storage.store, found)
+    (left,) = {key.partition("/")[0] for key in evidence.contents(storage.store, "step-")}
+    assert left == layout.pointer_key(AFTERWARDS).partition("/")[0]
+    matrix.add("retire and purge", crash, restored=NEWEST, absent=ABSENT)
+
+
+@pytest.mark.parametrize("point", [*UP_TO_PURGING[-3:], *PURGING[:1], *PURGING[-1:]], ids=str)
+def test_a_retired_snapshot_comes_back_when_the_newest_proves_damaged_and_one_being_purged_never_does(
+    point: Point,
+    storage: RunStorage,
+    crash_at: Callable[[Point, Mode], Crash],
+    matrix: Matrix,
+    tmp_path: Path,
+) -> None:
+    crash = crash_at(point, "kill rank 0")
+    crash_the_operator(storage, crash)
+    storage.damage(NEWEST, "__1_0.distcp")
+    job = partial(Job, storage.url, sharding=SHARDING, options={"takeover_seconds": 0.0})
+    resumed = run(job(total=AFTERWARDS), tmp_path)
+    if point in PURGING:
+        assert [outcome.error and outcome.error[0] for outcome in resumed] == ["RestoreError"] * 2
+        assert [outcome.steps for outcome in resumed] == [(), ()], "nothing ever starts at step 0 by itself"
+    else:
+        assert [outcome.steps[0] for outcome in resumed] == [DOOMED + 1] * 2
+    restored = "refused" if point in PURGING else DOOMED
+    matrix.add("retire and purge, then the newest is damaged", crash, restored=restored, absent=["a start at step 0"])
