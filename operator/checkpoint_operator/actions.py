@@ -107,6 +107,13 @@ class Compact:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectOrphans:
+    """Delete what the attempts before this one left of saves that were never committed."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class CreateMirror:
     body: Mapping[str, Any]
 
@@ -136,6 +143,6 @@ LogAction: TypeAlias = (
     | Retire
     | Reinstate
 )
-StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact
+StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 Action: TypeAlias = StoreAction | MirrorAction

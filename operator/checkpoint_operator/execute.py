@@ -6,12 +6,14 @@ nothing.
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from checkpoint_operator.actions import (
     Action,
+    CollectOrphans,
     Compact,
     CreateMirror,
     MirrorAction,
@@ -25,17 +27,18 @@ from checkpoint_operator.actions import (
 from checkpoint_operator.entries import entry_for, finish_purge, start_purge
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.storage import Session
-from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CorruptSnapshotError,
     IncompatibleSnapshotError,
     ObjectNotFoundError,
+    StoreError,
 )
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
-from checkpoint_sidecar.core.run import Snapshot, SnapshotState
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
-from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.base import KeepsUnfinished, Store
 from checkpoint_sidecar.store.deletion import delete_save
 from checkpoint_sidecar.store.pointer import publish
 
@@ -84,6 +87,8 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
         _purge(action.snapshot, session, owner)
     elif isinstance(action, PublishPointer):
         _publish(session, action.step)
+    elif isinstance(action, CollectOrphans):
+        _collect_orphans(session, owner)
     elif isinstance(action, Compact):
         session.log.compact(action.span)
     elif isinstance(action, Verify):
@@ -133,3 +138,32 @@ def _purge(identifier: str, session: Session, owner: Owner) -> None:
         manifest = None
     delete_save(session.store, folder, manifest)
     session.log.append(lambda run: finish_purge(run, identifier, owner=owner))
+
+
+def _collect_orphans(session: Session, owner: Owner) -> None:
+    """Delete what is left of saves that were never committed and never can be."""
+    store = session.store
+    modified = {info.key: info.modified for info in store.list(layout.STEP_PREFIX)}
+    # Read again after the listing: what an attempt committed before it was fenced is in the log by now.
+    run, now = session.log.refresh(), session.now()
+    due = orphans.collection_due_at(run)
+    if run.owner != owner or run.unknown_critical or due is None or due > now:
+        return
+    keys = orphans.orphaned(run, modified, now=now)
+    store.delete(keys)
+    if keys:
+        logger.info("%s: deleted %d objects of saves that were never committed", store.url, len(keys))
+    if isinstance(store, KeepsUnfinished):
+        _discard_uploads(store, run, now)
+
+
+def _discard_uploads(store: KeepsUnfinished, run: Run, now: dt.datetime) -> None:
+    """Not everybody may list them and not every server can; a lifecycle rule of the bucket serves as well."""
+    try:
+        for upload in store.unfinished(layout.STEP_PREFIX):
+            folder = layout.save_folder_of(upload.key)
+            if folder is not None and orphans.abandoned(run, folder, upload.begun, now=now):
+                store.discard(upload)
+                logger.info("discarded the unfinished upload of %s", upload.key)
+    except StoreError as error:
+        logger.warning("unfinished uploads of killed attempts may stay: %s", error)

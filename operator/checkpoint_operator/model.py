@@ -118,6 +118,7 @@ class Observed:
         rival: The Checkpoint that has an overlapping prefix.
         progress: The last known progress by attempt.
         published: Log number of the commit whose stock pointer, and those of its ancestors, were seen to be right.
+        collected: Attempt for which the leftovers of those before it were collected.
         compactions: What needs no compaction of the log any more.
     """
 
@@ -133,6 +134,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
     published: int = 0
+    collected: int = 0
     compactions: frozenset[Span] = frozenset()
 
     @property

@@ -13,6 +13,7 @@ from checkpoint_operator import entries, resources
 from checkpoint_operator.actions import (
     Adopt,
     Claim,
+    CollectOrphans,
     Compact,
     Configure,
     CreateMirror,
@@ -32,6 +33,7 @@ from checkpoint_operator.actions import (
     Verify,
 )
 from checkpoint_operator.model import Observed, Pod
+from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.lineage import lineage
@@ -66,7 +68,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
     if not observed.ours:
         return ()
     requests = _due((*_evictions(observed, run), *_requests(spec, run, observed)), run, observed, now)
-    retention = () if spec.suspend else _retention(run, now)
+    retention = () if spec.suspend else (*_retention(run, now), *_orphans(run, observed, now))
     return (*requests, *_verifications(run), *_pointers(run, observed), *retention, *_compactions(run, observed))
 
 
@@ -98,14 +100,14 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
 def next_look(observed: Observed) -> float | None:
     """Seconds until the passing of time alone makes something due, or None."""
     run, now = observed.run, observed.now
-    if run is None or now is None or not observed.ours or run.policy.retention is None:
+    if run is None or now is None or not observed.ours:
         return None
-    grace = dt.timedelta(seconds=run.policy.retention.grace_seconds)
-    waits = [
-        (snapshot.retired_at + grace - now).total_seconds()
-        for snapshot in run.snapshots.values()
-        if snapshot.state is SnapshotState.RETIRED and snapshot.retired_at is not None
-    ]
+    moments = [_collection_due_at(run, observed)]
+    if run.policy.retention is not None:
+        grace = dt.timedelta(seconds=run.policy.retention.grace_seconds)
+        retired = (s.retired_at for s in run.snapshots.values() if s.state is SnapshotState.RETIRED)
+        moments += [moment + grace for moment in retired if moment is not None]
+    waits = [(moment - now).total_seconds() for moment in moments if moment is not None]
     return min((wait for wait in waits if wait > 0), default=None)
 
 
@@ -206,6 +208,15 @@ def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:
         *(Retire(identifier) for identifier in unwanted[:MAX_RETIREMENTS]),
         *(Purge(identifier) for identifier in purge_due(run, now=now)[:MAX_PURGES]),
     )
+
+
+def _orphans(run: Run, observed: Observed, now: dt.datetime) -> tuple[CollectOrphans, ...]:
+    due = _collection_due_at(run, observed)
+    return (CollectOrphans(run.highest_attempt),) if due is not None and due <= now else ()
+
+
+def _collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
+    return orphans.collection_due_at(run) if run.highest_attempt > observed.collected else None
 
 
 def _compactions(run: Run, observed: Observed) -> tuple[Compact, ...]:

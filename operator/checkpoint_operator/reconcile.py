@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoint_operator import execute, plan, resources, story
-from checkpoint_operator.actions import MirrorAction, PublishPointer, ReportMirror
+from checkpoint_operator.actions import CollectOrphans, MirrorAction, PublishPointer, ReportMirror
 from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.metrics import Metrics
@@ -135,11 +135,14 @@ class Reconciler:
             if not errors:
                 shown = (done.action.commit for done in outcomes if isinstance(done.action, PublishPointer))
                 memory.published = max(shown, default=memory.published)
+                collected = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
+                memory.collected = max(collected, default=memory.collected)
             observed = replace(
                 observed,
                 run=run,
                 now=session.now(),
                 published=memory.published,
+                collected=memory.collected,
                 compactions=session.log.compactions,
             )
             if errors:

@@ -9,7 +9,7 @@ from typing import Any
 
 from builders import OBJECT_UID
 from checkpoint_operator import plan, storage
-from checkpoint_operator.actions import PublishPointer
+from checkpoint_operator.actions import CollectOrphans, PublishPointer
 from checkpoint_operator.execute import carry_out
 from checkpoint_operator.model import Checkpoint, Observed
 from checkpoint_operator.storage import Session
@@ -68,4 +68,6 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
                 raise outcome.error
         shown = (done.action.commit for done in outcomes if isinstance(done.action, PublishPointer))
         seen = replace(seen, published=max(shown, default=seen.published))
+        swept = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
+        seen = replace(seen, collected=max(swept, default=seen.collected))
     raise AssertionError("the operator does not come to an end")

@@ -215,13 +215,13 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
 
     def body(actor: Actor) -> None:
         session: OperatorSession | None = None
-        published = 0
+        published, collected = 0, 0
         for _ in range(passes):
             world.promises.begins()
             try:
                 if session is None:
                     session = _session(user, actor, patient)
-                seen = _observe(user, session, published)
+                seen = replace(_observe(user, session, published), collected=collected)
                 for _ in range(ROUNDS):
                     planned = plan.store_actions(seen)
                     if not planned:
@@ -233,9 +233,16 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         break
                     shown = (done.action.commit for done in outcomes if isinstance(done.action, plan.PublishPointer))
                     published = max(shown, default=published)
+                    swept = (done.action.attempt for done in outcomes if isinstance(done.action, plan.CollectOrphans))
+                    collected = max(swept, default=collected)
                     log = session.log
                     seen = replace(
-                        seen, run=log.run, now=session.now(), published=published, compactions=log.compactions
+                        seen,
+                        run=log.run,
+                        now=session.now(),
+                        published=published,
+                        collected=collected,
+                        compactions=log.compactions,
                     )
                 user.status = status.status_of(seen)
                 user.left = plan.store_actions(seen)

@@ -48,6 +48,20 @@ class StoredObject:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """A large object whose writer is still writing, or was killed.
+
+    Attributes:
+        upload_id: The store's.
+        begun: The store's clock.
+    """
+
+    key: str
+    upload_id: str
+    begun: dt.datetime
+
+
 class Upload(Protocol):
     """A large object being written; visible to nobody before ``complete``."""
 
@@ -133,4 +147,19 @@ class Store(Protocol):
 
         Raises:
             StoreError: At least one key was not deleted; the message names the first and counts the rest.
+        """
+
+
+@runtime_checkable
+class KeepsUnfinished(Protocol):
+    """A store in which the parts of killed writers stay, unseen and paid for, until somebody discards them."""
+
+    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        """Every unfinished upload whose key starts with ``prefix``. None in stores that expire them by themselves."""
+
+    def discard(self, upload: UnfinishedUpload) -> None:
+        """Delete its parts; it can no longer be completed. One that is over is no error.
+
+        Raises:
+            StoreError: It may still be there.
         """

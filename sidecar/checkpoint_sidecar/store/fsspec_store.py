@@ -40,7 +40,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.parts import PARALLEL_PARTS, PartBuffer
@@ -203,6 +203,31 @@ class FsspecStore:
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
             self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
+
+    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        query = {"Bucket": self._location.bucket, "Prefix": self._prefix + prefix}
+        while True:
+            page: dict[str, Any] = self._calls.run(
+                "list the unfinished uploads of",
+                prefix,
+                lambda c: c.requests.call_s3("list_multipart_uploads", **query),
+            )
+            for item in page.get("Uploads", ()):
+                key = item["Key"].removeprefix(self._prefix)
+                yield UnfinishedUpload(key, item["UploadId"], item["Initiated"].astimezone(dt.UTC))
+            if not page.get("IsTruncated"):
+                return
+            query.update(KeyMarker=page["NextKeyMarker"], UploadIdMarker=page["NextUploadIdMarker"])
+
+    def discard(self, upload: UnfinishedUpload) -> None:
+        with contextlib.suppress(ObjectNotFoundError):
+            self._calls.run(
+                "discard the unfinished upload of",
+                upload.key,
+                lambda c: c.requests.call_s3(
+                    "abort_multipart_upload", **self._object(upload.key), UploadId=upload.upload_id
+                ),
+            )
 
     def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
         objects = [{"Key": self._prefix + key} for key in batch]

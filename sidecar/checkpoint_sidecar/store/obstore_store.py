@@ -33,7 +33,7 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import parts
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, LEAST_TRIES, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.parts import PartBuffer
@@ -42,6 +42,8 @@ from checkpoint_sidecar.store.settings import Credentials, StoreSettings, redact
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import AzureConfig, GCSConfig, S3Config, S3Credential
+
+    from checkpoint_sidecar.store.fsspec_store import FsspecStore
 
 KEYS_PER_DELETE = 1000
 """What S3 accepts in one request."""
@@ -170,6 +172,21 @@ class ObstoreStore:
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
             self._calls.run("delete", name_keys(batch), functools.partial(_delete, batch))
+
+    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        # Azure and Google Cloud Storage expire uncommitted blocks and resumable uploads after a week.
+        if self._location.scheme == "s3":
+            yield from self._through_fsspec().unfinished(prefix)
+
+    def discard(self, upload: UnfinishedUpload) -> None:
+        if self._location.scheme == "s3":
+            self._through_fsspec().discard(upload)
+
+    def _through_fsspec(self) -> FsspecStore:
+        """The other adapter: obstore has no requests for unfinished uploads. Imported here: only the operator asks."""
+        from checkpoint_sidecar.store.fsspec_store import FsspecStore
+
+        return FsspecStore(self._settings, patience=self._patience)
 
     def _connect(self, values: Mapping[str, str]) -> _Clients:
         make = _MAKERS[self._location.scheme]

@@ -1,0 +1,61 @@
+"""Leftovers of saves that were never committed and never can be: what a killed attempt leaves behind.
+
+An attempt that a later one fences cannot commit any more. So if the log is read *after* the objects were listed, a save
+of a fenced attempt that it does not name is nobody's: not even a process that still runs can make a snapshot of it.
+Saves of the highest attempt are its own to clean up. What any commit ever named, a rejected one too, is no orphan.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.layout import SaveFolder
+from checkpoint_sidecar.core.run import Run
+
+DEFAULT_GRACE_SECONDS = 3600.0
+"""How long leftovers are kept, for somebody who wants to look at them, where no retention policy says."""
+
+
+def collection_due_at(run: Run) -> dt.datetime | None:
+    """When the leftovers of the attempts before the running one are old enough, or None while there can be none."""
+    attempt, policy = run.attempt, run.policy.retention
+    if attempt is None or attempt.number == 1 or (policy is not None and policy.dry_run):
+        return None
+    return attempt.started_at + _grace(run)
+
+
+def orphaned(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> tuple[str, ...]:
+    """Keys of the objects that may be deleted.
+
+    Args:
+        run: Read after the listing, or a commit in between would be missed.
+        modified: A listing: when each key was written, by the store's clock.
+        now: The store's clock.
+    """
+    ids, paths = frozenset(run.snapshots), frozenset(s.commit.path for s in run.snapshots.values())
+    folders = {key: folder for key in modified if (folder := layout.save_folder_of(key)) is not None}
+    newest: dict[SaveFolder, dt.datetime] = {}
+    for key, folder in folders.items():
+        newest[folder] = max(modified[key], newest.get(folder, modified[key]))
+    doomed = {
+        folder
+        for folder, written in newest.items()
+        if abandoned(run, folder, written, now=now) and folder.path not in paths and _snapshot_of(folder) not in ids
+    }
+    return tuple(key for key, folder in folders.items() if folder in doomed)
+
+
+def abandoned(run: Run, folder: SaveFolder, written: dt.datetime, *, now: dt.datetime) -> bool:
+    """Whether a save is a fenced attempt's and old enough: nothing that is unfinished in it will ever be needed."""
+    return folder.step is not None and folder.attempt < run.highest_attempt and now - written >= _grace(run)
+
+
+def _grace(run: Run) -> dt.timedelta:
+    policy = run.policy.retention
+    return dt.timedelta(seconds=DEFAULT_GRACE_SECONDS if policy is None else policy.grace_seconds)
+
+
+def _snapshot_of(folder: SaveFolder) -> str:
+    return layout.snapshot_id(folder.step or 0, folder.attempt, folder.nonce)

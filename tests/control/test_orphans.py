@@ -1,0 +1,221 @@
+"""Collecting what killed attempts left: when it is planned, what is deleted, and what no race can make it delete."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from builders import OBJECT_UID, OTHER_OWNER, OWNER, History
+from checkpoint_operator.actions import CollectOrphans
+from checkpoint_operator.execute import Outcome, carry_out
+from checkpoint_operator.plan import next_look, store_actions
+from checkpoint_operator.storage import Session
+from checkpoint_sidecar.core.errors import AccessDeniedError, FencedError, StoreError
+from checkpoint_sidecar.core.layout import SaveFolder
+from checkpoint_sidecar.core.log import RunAdopted, RunConfigured
+from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
+from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
+from checkpoint_sidecar.store.settings import StoreSettings
+from doubles.memory import MemoryStore
+from observations import later, observed
+from trainers import Trainer
+
+LEFTOVER = SaveFolder(200, 1, "aaaaaaaa").path
+HOUR = dt.timedelta(hours=1)
+
+
+class Store(MemoryStore):
+    """Something may happen while it is listed, and it may keep unfinished uploads."""
+
+    def __init__(self) -> None:
+        self.now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        super().__init__(clock=lambda: self.now)
+        self.while_listing: Callable[[], object] = lambda: None
+        self.uploads: list[UnfinishedUpload] = []
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        if prefix == "step-":
+            self.while_listing()
+        return super().list(prefix, after=after)
+
+    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        return iter([upload for upload in self.uploads if upload.key.startswith(prefix)])
+
+    def discard(self, upload: UnfinishedUpload) -> None:
+        self.uploads.remove(upload)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def trainer(store: Store) -> Trainer:
+    """A second attempt, after a first one that committed step 100 and was killed in the save of step 200."""
+    trainer = Trainer(store).start()
+    trainer.commit(100)
+    store.put(f"{LEFTOVER}/__0_0.distcp", b"half")
+    return trainer.start()
+
+
+@pytest.fixture
+def collect(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
+    """A collection, two hours later."""
+
+    def act() -> Outcome:
+        monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda _: store)
+        store.now += 2 * HOUR
+        session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+        session.probe()
+        session.log.refresh()
+        (outcome,) = carry_out([CollectOrphans(2)], session, owner=OWNER)
+        return outcome
+
+    return act
+
+
+def steps(store: Store) -> set[str]:
+    return {info.key for info in MemoryStore.list(store, "step-")}
+
+
+def test_the_leftovers_go_and_every_snapshot_stays(store: Store, collect: Callable[[], Outcome]) -> None:
+    before = steps(store)
+    assert collect().error is None
+    assert before - steps(store) == {f"{LEFTOVER}/__0_0.distcp"}
+
+
+def test_what_the_running_attempt_is_uploading_stays(store: Store, collect: Callable[[], Outcome]) -> None:
+    store.put("step-300/0002-aaaaaaaa/__0_0.distcp", b"half")
+    collect()
+    assert "step-300/0002-aaaaaaaa/__0_0.distcp" in steps(store)
+
+
+def test_a_save_that_is_committed_and_fenced_while_objects_are_listed_stays(
+    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+) -> None:
+    no_grace = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=0))
+    trainer.log.append(lambda _: RunConfigured(OBJECT_UID, 1, no_grace))
+
+    def commit_and_restart() -> None:
+        trainer.commit(300)
+        trainer.start()
+
+    store.while_listing = commit_and_restart
+    assert collect().error is None
+    assert {s.step for s in trainer.run.snapshots.values()} == {100, 300}
+    assert len(steps(store)) == 12, "two snapshots with their pointers, and nothing else"
+
+
+def test_a_save_that_appears_while_a_new_attempt_starts_is_collected_in_its_time(
+    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+) -> None:
+    store.while_listing = lambda: store.put("step-300/0001-bbbbbbbb/__0_0.distcp", b"of a process that did not notice")
+    collect()
+    assert "step-300/0001-bbbbbbbb/__0_0.distcp" in steps(store)
+    store.while_listing = lambda: None
+    collect()
+    assert "step-300/0001-bbbbbbbb/__0_0.distcp" not in steps(store)
+
+
+def test_the_commit_of_a_fenced_process_whose_data_was_collected_is_refused(
+    store: Store, collect: Callable[[], Outcome]
+) -> None:
+    fenced = Trainer(store)
+    fenced.number = 1
+    collect()
+    with pytest.raises(FencedError):
+        fenced.commit(200)
+    assert [s.step for s in fenced.run.snapshots.values() if s.state is SnapshotState.LIVE] == [100]
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        pytest.param(
+            lambda trainer: trainer.log.append(lambda _: RunAdopted(OTHER_OWNER, OWNER)), id="the run changes hands"
+        ),
+        pytest.param(lambda trainer: trainer.start(), id="an attempt starts, and with it the grace"),
+    ],
+)
+def test_nothing_goes_if_meanwhile(
+    happens: Callable[[Trainer], object], store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+) -> None:
+    store.while_listing = lambda: happens(trainer)
+    before = steps(store)
+    assert collect().error is None
+    assert steps(store) == before
+
+
+def test_nothing_goes_in_a_dry_run(store: Store, trainer: Trainer, collect: Callable[[], Outcome]) -> None:
+    dry = RetentionPolicy(keep_last=1, dry_run=True)
+    trainer.log.append(lambda _: RunConfigured(OBJECT_UID, 1, Policy(retention=dry)))
+    before = steps(store)
+    collect()
+    assert steps(store) == before
+
+
+def test_uploads_of_fenced_attempts_are_discarded_and_others_are_not(
+    store: Store, collect: Callable[[], Outcome]
+) -> None:
+    old, new = store.now, store.now + 2 * HOUR
+    abandoned = UnfinishedUpload(f"{LEFTOVER}/__1_0.distcp", "1", old)
+    young = UnfinishedUpload(f"{LEFTOVER}/__2_0.distcp", "2", new)
+    running = UnfinishedUpload("step-300/0002-aaaaaaaa/__0_0.distcp", "3", old)
+    stranger = UnfinishedUpload("step-300/notes.txt", "4", old)
+    store.uploads = [abandoned, young, running, stranger]
+    assert collect().error is None
+    assert store.uploads == [young, running, stranger]
+
+
+def test_a_store_that_does_not_tell_its_unfinished_uploads_is_no_fault(
+    store: Store, collect: Callable[[], Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(prefix: str) -> None:
+        raise AccessDeniedError("list the unfinished uploads of", prefix, "the store answered 403")
+
+    monkeypatch.setattr(store, "unfinished", refuse)
+    assert collect().error is None
+    assert f"{LEFTOVER}/__0_0.distcp" not in steps(store)
+
+
+def test_a_deletion_that_failed_is_reported_and_tried_again(
+    store: Store, collect: Callable[[], Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = store.delete
+
+    def refuse(keys: Iterable[str]) -> None:
+        keys = list(keys)
+        if any(key.startswith("step-") for key in keys):
+            raise StoreError("delete", keys[0], "the server is tired")
+        delete(keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", refuse)
+        assert isinstance(collect().error, StoreError)
+    assert collect().error is None
+    assert f"{LEFTOVER}/__0_0.distcp" not in steps(store)
+
+
+# When
+
+
+def test_it_is_planned_once_an_attempt_when_the_grace_is_over() -> None:
+    history = History().configured().started().committed(100).verified(100).started()
+    fresh = replace(observed(history), published=history.snapshot(100).number)
+    assert store_actions(fresh) == ()
+    assert next_look(fresh) == 3600
+    due = later(fresh, hours=1)
+    assert store_actions(due) == (CollectOrphans(2),)
+    assert store_actions(replace(due, collected=2)) == ()
+    assert next_look(replace(due, collected=2)) is None
+
+
+def test_it_is_not_planned_for_a_suspended_run() -> None:
+    history = History().configured().started().started()
+    assert store_actions(later(observed(history, suspend=True), hours=2)) == ()
+    assert store_actions(later(observed(history), hours=2)) == (CollectOrphans(2),)

@@ -1,0 +1,117 @@
+"""Which leftovers may be deleted: those of fenced attempts that no commit names, when they are old enough."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from builders import OTHER_OWNER, History, nonce_of
+from checkpoint_sidecar.core.layout import SaveFolder
+from checkpoint_sidecar.core.orphans import abandoned, collection_due_at, orphaned
+from checkpoint_sidecar.core.policy import RetentionPolicy
+from checkpoint_sidecar.core.run import SnapshotState
+
+HOUR = dt.timedelta(hours=1)
+KEEP = RetentionPolicy(keep_last=1, grace_seconds=3600)
+
+
+def folder(step: int | None, attempt: int) -> SaveFolder:
+    return SaveFolder(step, attempt, nonce_of(99))
+
+
+def found(history: History, *folders: SaveFolder | str, age: dt.timedelta = HOUR) -> tuple[str, ...]:
+    """What of one file in each folder may be deleted."""
+    paths = [each if isinstance(each, str) else each.path for each in folders]
+    modified = {f"{path}/__0_0.distcp": history.now - age for path in paths}
+    return tuple(key.rpartition("/")[0] for key in orphaned(history.run, modified, now=history.now))
+
+
+@pytest.fixture
+def history() -> History:
+    """Two attempts, the first of which committed step 100."""
+    return History().configured(retention=KEEP).started().committed(100).started()
+
+
+def test_a_save_that_a_fenced_attempt_never_committed_is_an_orphan(history: History) -> None:
+    assert found(history, folder(200, 1)) == (folder(200, 1).path,)
+
+
+def test_a_save_of_the_running_attempt_or_a_later_one_is_none(history: History) -> None:
+    assert found(history, folder(200, 2), folder(200, 3)) == ()
+
+
+def test_a_committed_save_is_none_whatever_became_of_it(history: History) -> None:
+    history.committed(300).verified(300)
+    path = history.snapshot(100).commit.path
+    for tell in (lambda: history.retired(100), lambda: history.purge_started(100), lambda: history.purged(100)):
+        assert found(history.started(), path) == ()
+        tell()
+    assert found(history, path) == ()
+
+
+def test_a_rejected_commit_keeps_its_data_for_a_human_to_judge(history: History) -> None:
+    history.committed(200, attempt=1)
+    assert history.snapshot(200).state is SnapshotState.REJECTED
+    assert found(history, history.snapshot(200).commit.path) == ()
+
+
+def test_a_commit_keeps_the_folder_that_its_id_names_and_the_one_that_its_path_names(history: History) -> None:
+    history.started().committed(200, path=folder(200, 1).path)
+    assert found(history.started(), folder(200, 1)) == ()
+
+
+def test_a_save_is_spared_until_its_newest_object_has_had_its_grace(history: History) -> None:
+    path = folder(200, 1).path
+    old, new = history.now - 2 * HOUR, history.now - HOUR + dt.timedelta(seconds=1)
+    assert orphaned(history.run, {f"{path}/a": old, f"{path}/b": new}, now=history.now) == ()
+    later = history.now + dt.timedelta(seconds=1)
+    assert orphaned(history.run, {f"{path}/a": old, f"{path}/b": new}, now=later) == (f"{path}/a", f"{path}/b")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "step-200/.metadata",
+        "step-200/notes.txt",
+        "step-200/0001-short/__0_0.distcp",
+        "step-200/0001-aaaaaaaa/deeper/__0_0.distcp",
+        "step-0200/0001-aaaaaaaa/__0_0.distcp",
+        "0001-aaaaaaaa/__0_0.distcp",
+        "_log/00000000000000000001.json",
+        "_progress.json",
+    ],
+)
+def test_what_is_not_in_the_folder_of_a_save_of_the_run_is_never_touched(history: History, key: str) -> None:
+    assert orphaned(history.run, {key: history.now - 100 * HOUR}, now=history.now) == ()
+
+
+def test_a_change_of_owner_alone_makes_no_orphans(history: History) -> None:
+    history.adopted(OTHER_OWNER)
+    assert found(history, folder(300, 2)) == ()
+
+
+def test_the_collection_is_due_when_the_running_attempt_is_older_than_the_grace(history: History) -> None:
+    attempt = history.run.attempt
+    assert attempt is not None
+    assert collection_due_at(history.run) == attempt.started_at + HOUR
+
+
+def test_there_is_nothing_to_collect_before_the_second_attempt_or_in_a_dry_run() -> None:
+    history = History()
+    assert collection_due_at(history.run) is None
+    assert collection_due_at(history.started().run) is None
+    dry = RetentionPolicy(keep_last=1, dry_run=True)
+    assert collection_due_at(history.started().configured(retention=dry).run) is None
+
+
+def test_without_a_retention_policy_leftovers_are_kept_for_an_hour() -> None:
+    history = History().started().started()
+    assert found(history, folder(100, 1), age=dt.timedelta(minutes=59)) == ()
+    assert found(history, folder(100, 1), age=HOUR) == (folder(100, 1).path,)
+
+
+def test_an_upload_is_abandoned_even_in_a_folder_that_was_committed(history: History) -> None:
+    committed = SaveFolder(100, 1, history.snapshot(100).id.rpartition("-")[2])
+    assert abandoned(history.run, committed, history.now - HOUR, now=history.now)
+    assert not abandoned(history.run, folder(100, 2), history.now - HOUR, now=history.now)
