@@ -56,7 +56,7 @@ def test_a_rejected_commit_keeps_its_data_for_a_human_to_judge(history: History)
     assert found(history, history.snapshot(200).commit.path) == ()
 
 
-def test_a_commit_keeps_the_folder_that_its_id_names_and_the_one_that_its_path_names(history: History) -> None:
+def test_a_commit_keeps_the_folder_that_its_path_names(history: History) -> None:
     history.started().committed(200, path=folder(200, 1).path)
     assert found(history.started(), folder(200, 1)) == ()
 

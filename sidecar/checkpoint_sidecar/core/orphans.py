@@ -34,7 +34,7 @@ def orphaned(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datetime)
         modified: A listing: when each key was written, by the store's clock.
         now: The store's clock.
     """
-    ids, paths = frozenset(run.snapshots), frozenset(s.commit.path for s in run.snapshots.values())
+    named = {snapshot.commit.path for snapshot in run.snapshots.values()}
     folders = {key: folder for key in modified if (folder := layout.save_folder_of(key)) is not None}
     newest: dict[SaveFolder, dt.datetime] = {}
     for key, folder in folders.items():
@@ -42,7 +42,7 @@ def orphaned(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datetime)
     doomed = {
         folder
         for folder, written in newest.items()
-        if abandoned(run, folder, written, now=now) and folder.path not in paths and _snapshot_of(folder) not in ids
+        if folder.path not in named and abandoned(run, folder, written, now=now)
     }
     return tuple(key for key, folder in folders.items() if folder in doomed)
 
@@ -55,7 +55,3 @@ def abandoned(run: Run, folder: SaveFolder, written: dt.datetime, *, now: dt.dat
 def _grace(run: Run) -> dt.timedelta:
     policy = run.policy.retention
     return dt.timedelta(seconds=DEFAULT_GRACE_SECONDS if policy is None else policy.grace_seconds)
-
-
-def _snapshot_of(folder: SaveFolder) -> str:
-    return layout.snapshot_id(folder.step or 0, folder.attempt, folder.nonce)
