@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from crashes.points import Crash, Mode, Point
+from localcluster.objectstore import ObjectStore
+from s3servers import Server
 from training.checkpointer_ranks import Job, Outcome, Sharding, run
 from training.checkpointer_runs import RunStorage
 
@@ -21,6 +23,11 @@ LONG = os.environ.get("CHECKPOINT_FAULTS") == "long"
 SHARDING: Sharding = "fsdp2" if LONG else "none"
 
 RESULTS = Path(__file__).parents[2] / "build" / "crash_matrix.json"
+
+
+@pytest.fixture(scope="session")
+def seaweed(object_store: ObjectStore) -> Server:
+    return Server("seaweedfs", object_store.endpoint, object_store.access_key, object_store.secret_key)
 
 
 @dataclass

@@ -66,8 +66,8 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error
-        shown = (done.action.commit for done in outcomes if isinstance(done.action, PublishPointer))
-        seen = replace(seen, published=max(shown, default=seen.published))
+        published = (done.action for done in outcomes if isinstance(done.action, PublishPointer))
+        seen = replace(seen, shown=plan.shown_after(seen.shown, published))
         swept = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
         seen = replace(seen, collected=max(swept, default=seen.collected))
     raise AssertionError("the operator does not come to an end")

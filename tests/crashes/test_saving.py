@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from checkpoint_sidecar.core.log import RestoreFinished
+from checkpoint_sidecar.store.settings import StoreSettings
 from crashes import evidence
 from crashes.conftest import LONG, SHARDING, Matrix, Trained
+from crashes.operating import operate
 from crashes.points import MODES, Crash, Mode, Point, appended
 from training.checkpointer_ranks import Job, run, same
 from training.checkpointer_runs import RunStorage
@@ -20,6 +22,7 @@ from training.checkpointer_runs import RunStorage
 pytestmark = pytest.mark.distributed
 
 ABSENT = [
+    "orphans after collection",
     "half snapshots",
     "half checkpoints for torch",
     "unknown keys",
@@ -27,6 +30,8 @@ ABSENT = [
     "changes of older snapshots",
 ]
 """What ``evidence`` looks for."""
+
+COLLECTING = {"retention": {"keepLast": 10, "gracePeriod": "0s"}}
 
 BEFORE, CRASHED, AFTERWARDS = 2, 4, 5
 """Steps: saved by an attempt before, being saved when the crash happens, trained to by the attempt afterwards."""
@@ -104,7 +109,18 @@ def test_a_crash_in_a_save_leaves_the_last_commit_and_nothing_else(
     assert older.items() <= evidence.contents(storage.store, "step-").items()
     evidence.check_nothing_is_out_of_place(storage.store, found)
     assert evidence.orphans(storage.store, found) == left
+    if left:
+        collect(storage)
     matrix.add("save", crash, restored=expected(point, mode), absent=ABSENT, orphans=len(left))
+
+
+def collect(storage: RunStorage) -> None:
+    """What is left of the save that crashed goes, and nothing else."""
+    before = evidence.contents(storage.store, "step-")
+    orphans = evidence.orphans(storage.store, storage.run)
+    assert operate(StoreSettings(storage.url), **COLLECTING) == 0
+    after = evidence.contents(storage.store, "step-")
+    assert {key: data for key, data in before.items() if key not in orphans} == after
 
 
 def check_ends(codes: list[int | None], mode: Mode, *, saved: bool) -> None:
