@@ -82,14 +82,14 @@ class Reinstate:
 
 @dataclass(frozen=True, slots=True)
 class PublishPointer:
-    """Make the stock ``.metadata`` of a step show what the log says. ``step`` None is a directory without steps.
+    """Make the stock ``.metadata`` of a step show what the log says.
 
     Attributes:
-        commit: Log number of the commit it is for; with it, the pointers of all its ancestors are right.
+        snapshot: What that was when this was planned; empty for nothing.
     """
 
-    step: int | None
-    commit: int
+    step: int
+    snapshot: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class Observed:
         wall: The operator's own clock, for pods and conditions only.
         rival: The Checkpoint that has an overlapping prefix.
         progress: The last known progress by attempt.
-        published: Log number of the commit whose stock pointer, and those of its ancestors, were seen to be right.
+        shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
         collected: Attempt for which the leftovers of those before it were collected.
         compactions: What needs no compaction of the log any more.
     """
@@ -133,7 +133,7 @@ class Observed:
     mirrors: tuple[Mirror, ...] = ()
     pods: tuple[Pod, ...] = ()
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
-    published: int = 0
+    shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     collected: int = 0
     compactions: frozenset[Span] = frozenset()
 

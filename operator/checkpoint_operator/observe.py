@@ -46,7 +46,7 @@ class Memory:
     Attributes:
         head: The log number the last pass ended with.
         changed_at: When the log was last seen to grow, on this process's steady clock.
-        published, collected: See ``Observed``.
+        shown, collected: See ``Observed``.
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
     """
@@ -56,7 +56,7 @@ class Memory:
     changed_at: float = field(default_factory=time.monotonic)
     progress: dict[int, Progress] = field(default_factory=dict)
     progress_at: float = float("-inf")
-    published: int = 0
+    shown: dict[int, str] = field(default_factory=dict)
     collected: int = 0
     due_at: float = float("inf")
     running: bool = False
@@ -129,7 +129,7 @@ class Observer:
             mirrors=tuple(mirror_from(each) for each in snapshots),
             pods=tuple(pod_from(each) for each in pods),
             progress=MappingProxyType(dict(memory.progress)),
-            published=memory.published,
+            shown=MappingProxyType(memory.shown),
             collected=memory.collected,
             compactions=memory.session.log.compactions if memory.session else frozenset(),
         )

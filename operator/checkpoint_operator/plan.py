@@ -7,7 +7,7 @@ round plans again from the log as it then stands, until nothing is left. The obj
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from checkpoint_operator import entries, resources
 from checkpoint_operator.actions import (
@@ -36,7 +36,7 @@ from checkpoint_operator.model import Observed, Pod
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.compaction import due
-from checkpoint_sidecar.core.lineage import lineage
+from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
@@ -188,13 +188,25 @@ def _verifications(run: Run) -> tuple[Verify, ...]:
     return tuple(Verify(snapshot.id) for snapshot in waiting[:MAX_VERIFICATIONS])
 
 
+def wanted_pointers(run: Run) -> dict[int, str]:
+    """What the stock pointer of each step should show: the newest live snapshot on the lineage; newest steps first."""
+    wanted: dict[int, str] = {}
+    for snapshot in lineage(run):
+        if snapshot.live and not quarantined(run, snapshot):
+            wanted.setdefault(snapshot.step, snapshot.id)
+    return wanted
+
+
+def shown_after(shown: Mapping[int, str], done: Iterable[PublishPointer]) -> dict[int, str]:
+    """What the stock pointers show once these are published."""
+    return {step: shows for step, shows in {**shown, **{a.step: a.snapshot for a in done}}.items() if shows}
+
+
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
-    """Oldest first. Of every commit, not only the newest: a trainer may die between a commit and its pointer."""
-    chain = lineage(run)
-    # Once a rollback has led to another branch, any of its steps may show a snapshot of the former one.
-    known = observed.published if any(s.number == observed.published for s in chain) else 0
-    unsure = [s for s in reversed(chain) if s.live and s.number > known]
-    return tuple(PublishPointer(snapshot.step, snapshot.number) for snapshot in unsure[:MAX_POINTERS])
+    """Of all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
+    wanted, shown = wanted_pointers(run), observed.shown
+    wrong = [step for step in dict.fromkeys((*wanted, *shown)) if wanted.get(step) != shown.get(step)]
+    return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
 
 
 def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:

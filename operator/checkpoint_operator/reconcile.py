@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from checkpoint_operator import execute, plan, resources, story
@@ -132,16 +133,16 @@ class Reconciler:
             outcomes = await self._observer.in_thread(work)
             run = session.log.run
             errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+            done = [outcome.action for outcome in outcomes if outcome.error is None]
+            memory.shown = plan.shown_after(memory.shown, (a for a in done if isinstance(a, PublishPointer)))
             if not errors:
-                shown = (done.action.commit for done in outcomes if isinstance(done.action, PublishPointer))
-                memory.published = max(shown, default=memory.published)
                 collected = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
                 memory.collected = max(collected, default=memory.collected)
             observed = replace(
                 observed,
                 run=run,
                 now=session.now(),
-                published=memory.published,
+                shown=MappingProxyType(memory.shown),
                 collected=memory.collected,
                 compactions=session.log.compactions,
             )

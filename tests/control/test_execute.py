@@ -351,6 +351,6 @@ def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
     snapshot = trainer.commit(100)
     session.log.refresh()
     store.delete([f"{snapshot.commit.path}/{layout.STOCK_METADATA_NAME}"])
-    outcomes = carry_out([PublishPointer(100, snapshot.number), Verify(snapshot.id)], session, owner=OWNER)
+    outcomes = carry_out([PublishPointer(100, snapshot.id), Verify(snapshot.id)], session, owner=OWNER)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert store.stat("step-100/.metadata") is None

@@ -206,7 +206,7 @@ def test_a_deletion_that_failed_is_reported_and_tried_again(
 
 def test_it_is_planned_once_an_attempt_when_the_grace_is_over() -> None:
     history = History().configured().started().committed(100).verified(100).started()
-    fresh = replace(observed(history), published=history.snapshot(100).number)
+    fresh = replace(observed(history), shown={100: history.id(100)})
     assert store_actions(fresh) == ()
     assert next_look(fresh) == 3600
     due = later(fresh, hours=1)

@@ -28,7 +28,15 @@ from checkpoint_operator.actions import (
     Verify,
 )
 from checkpoint_operator.model import Fault, Key, Observed
-from checkpoint_operator.plan import MAX_PURGES, MAX_RETIREMENTS, MAX_VERIFICATIONS, mirror_actions, next_look
+from checkpoint_operator.plan import (
+    MAX_PURGES,
+    MAX_RETIREMENTS,
+    MAX_VERIFICATIONS,
+    mirror_actions,
+    next_look,
+    shown_after,
+    wanted_pointers,
+)
 from checkpoint_operator.plan import store_actions as plan
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import Span
@@ -48,8 +56,7 @@ def saved(*steps: int, retention: RetentionPolicy | None = None) -> History:
 
 def quiet(seen: Observed) -> Observed:
     """With the stock pointers known to be right, so that only the rest of the plan shows."""
-    newest = seen.run.snapshots.get(seen.run.newest or "") if seen.run else None
-    return replace(seen, published=newest.number if newest else 0)
+    return replace(seen, shown=wanted_pointers(seen.run) if seen.run else {})
 
 
 def ready_of(seen: Observed) -> tuple[str, str]:
@@ -149,21 +156,41 @@ def test_a_snapshot_with_evidence_against_it_is_not_checked_again() -> None:
     assert plan(quiet(observed(history))) == ()
 
 
-def test_the_stock_pointer_of_every_commit_is_published_until_it_was_seen_to_be_right() -> None:
+def pointers(seen: Observed) -> list[PublishPointer]:
+    return [action for action in plan(seen) if isinstance(action, PublishPointer)]
+
+
+def test_the_stock_pointer_of_every_step_is_published_until_it_was_seen_to_be_right() -> None:
     history = saved(100, 200)
-    first, second = (history.snapshot(step).number for step in (100, 200))
-    assert plan(observed(history)) == (PublishPointer(100, first), PublishPointer(200, second))
-    assert plan(replace(observed(history), published=first)) == (PublishPointer(200, second),)
+    newest, oldest = (PublishPointer(step, history.id(step)) for step in (200, 100))
+    assert plan(observed(history)) == (newest, oldest)
+    assert plan(replace(observed(history), shown=shown_after({}, [newest]))) == (oldest,)
     assert plan(quiet(observed(history))) == ()
 
 
-def test_after_a_rollback_the_pointers_of_the_other_branch_are_in_doubt() -> None:
+def test_the_stock_pointers_follow_a_rollback_to_the_other_branch() -> None:
+    history = saved(100, 200, 300)
+    shown = wanted_pointers(history.run)
+    history.rollback(100).started().restored().committed(200)
+    seen = replace(observed(history), shown=shown)
+    assert pointers(seen) == [PublishPointer(200, history.id(200)), PublishPointer(300, "")]
+    assert shown_after(shown, pointers(seen)) == {200: history.id(200), 100: history.id(100)}
+
+
+def test_the_stock_pointer_of_a_retired_snapshot_is_removed_and_comes_back_with_it() -> None:
     history = saved(100, 200)
-    former = history.snapshot(200).number
-    history.rollback(100).started().restored().committed(200).verified(200)
-    branch = [history.snapshot(step).number for step in (100, 200)]
-    seen = replace(observed(history), published=former)
-    assert [a.commit for a in plan(seen) if isinstance(a, PublishPointer)] == branch
+    shown = wanted_pointers(history.run)
+    removed = pointers(replace(observed(history.retired(100)), shown=shown))
+    assert removed == [PublishPointer(100, "")]
+    seen = replace(observed(history.reinstated(100)), shown=shown_after(shown, removed))
+    assert pointers(seen) == [PublishPointer(100, history.id(100))]
+
+
+def test_the_stock_pointer_of_a_quarantined_snapshot_is_removed() -> None:
+    history = saved(100, 200)
+    seen = replace(observed(history), shown=wanted_pointers(history.run))
+    history.found_damaged(200, 200)
+    assert pointers(replace(seen, run=history.run)) == [PublishPointer(200, "")]
 
 
 # Retention

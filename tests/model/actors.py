@@ -215,13 +215,14 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
 
     def body(actor: Actor) -> None:
         session: OperatorSession | None = None
-        published, collected = 0, 0
+        shown: dict[int, str] = {}
+        collected = 0
         for _ in range(passes):
             world.promises.begins()
             try:
                 if session is None:
                     session = _session(user, actor, patient)
-                seen = replace(_observe(user, session, published), collected=collected)
+                seen = replace(_observe(user, session), shown=shown, collected=collected)
                 for _ in range(ROUNDS):
                     planned = plan.store_actions(seen)
                     if not planned:
@@ -231,8 +232,8 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {errors[0]}")
                         session = None
                         break
-                    shown = (done.action.commit for done in outcomes if isinstance(done.action, plan.PublishPointer))
-                    published = max(shown, default=published)
+                    pointers = (done.action for done in outcomes if isinstance(done.action, plan.PublishPointer))
+                    shown = plan.shown_after(shown, pointers)
                     swept = (done.action.attempt for done in outcomes if isinstance(done.action, plan.CollectOrphans))
                     collected = max(swept, default=collected)
                     log = session.log
@@ -240,7 +241,7 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         seen,
                         run=log.run,
                         now=session.now(),
-                        published=published,
+                        shown=shown,
                         collected=collected,
                         compactions=log.compactions,
                     )
@@ -260,7 +261,7 @@ def _session(user: User, actor: Actor, patient: bool) -> OperatorSession:
     return session
 
 
-def _observe(user: User, session: OperatorSession, published: int) -> Observed:
+def _observe(user: User, session: OperatorSession) -> Observed:
     spec = msgspec.convert(user.spec, CheckpointSpec)
     generation, dispositions = user.generation, dict(user.dispositions)
     run = session.log.refresh()
@@ -277,6 +278,5 @@ def _observe(user: User, session: OperatorSession, published: int) -> Observed:
             Mirror(mirror_name(key.name, identifier), identifier, 1, disposition)  # type: ignore[arg-type]
             for identifier, disposition in dispositions.items()
         ),
-        published=published,
         compactions=session.log.compactions,
     )

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from checkpoint_operator import entries, execute, plan
-from checkpoint_operator.storage import Session as OperatorSession
-from checkpoint_sidecar.core import attempt, lineage, log, overwrite, replay, retention
+from checkpoint_sidecar.core import attempt, lineage, log, replay, retention
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.store import pointer
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.session import Session
+from model import stories
+from model.stories import Story
+
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -25,213 +28,190 @@ class Mutant:
     """One line of the code under test, changed.
 
     Attributes:
-        rule: Of the design, 1 to 11; 0 for fencing and the order of a save, which come before them.
-        name: What the changed code does wrong.
+        rule: Of the design, 1 to 11; 0 for fencing and fresh starts, which come before them.
+        wrong: What the changed code does.
+        caught_by: The seed with which the machine meets it within a few stories; or, where chance takes hundreds, the
+            story that tells the case step by step.
         function: Where.
         old, new: Text of the function.
     """
 
     rule: int
-    name: str
-    function: Callable[..., Any]
+    wrong: str
+    caught_by: int | Story
+    function: Function
     old: str
     new: str
 
     def apply(self, patch: pytest.MonkeyPatch) -> None:
-        """Replace the code, also for everybody who imported the function by name."""
-        source = textwrap.dedent(inspect.getsource(self.function))
-        assert source.count(self.old) == 1, f"{self.function.__qualname__} has changed: adapt the mutant {self.name!r}"
+        """Replace the code itself, so that also those who imported the function by name run it."""
+        source = textwrap.dedent(inspect.getsource(self.function)).removeprefix("@property\n")
+        assert source.count(self.old) == 1, f"{self.function.__qualname__} has changed: adapt the mutant {self.wrong!r}"
+        module = sys.modules[self.function.__module__]
         changed: dict[str, Any] = {}
-        flags = "from __future__ import annotations\n"
-        source = source.removeprefix("@property\n")
-        exec(flags + source.replace(self.old, self.new), vars(sys.modules[self.function.__module__]), changed)
+        exec("from __future__ import annotations\n" + source.replace(self.old, self.new), vars(module), changed)
         patch.setattr(self.function, "__code__", changed[self.function.__name__].__code__)
 
 
-def _getter(owner: type, name: str) -> Callable[..., Any]:
-    getter: Callable[..., Any] = inspect.getattr_static(owner, name).fget
+def _getter(owner: type, name: str) -> Function:
+    getter: Function = inspect.getattr_static(owner, name).fget
     return getter
 
 
+_DELETES_FIRST = """\
+    path = session.log.run.snapshots[identifier].commit.path
+    session.store.delete([info.key for info in session.store.list(path)])
+    session.log.append(lambda run: start_purge"""
+_GIVES_UP = """\
+    if not self._polite and lost > 1:
+        raise StoreError("append to the run log", self.store.url, "the race was lost twice")
+    if self._polite:"""
+_NEWER_AS_WELL = "(*ancestors(run, request.snapshot), *lineage(run))"
+_COMMITS = 'type(body).__name__ == "SnapshotCommitted"'
+
 MUTANTS = (
-    Mutant(0, "a fenced attempt may commit", Run.may_commit, "attempt == self.highest_attempt >", "attempt >"),
-    Mutant(0, "an adoption fences nobody", replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
-    Mutant(
-        0,
-        "a start that finds nothing to restore begins anew",
-        lineage.restore_plan,
-        'on_missing == "Auto" and not run.ever_committed',
-        'on_missing == "Auto"',
-    ),
+    # Fencing, and what may begin
+    Mutant(0, "a fenced attempt commits", 1, Run.may_commit, "attempt == self.highest_attempt >", "attempt >"),
+    Mutant(0, "an adoption fences nobody", 4, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
+    Mutant(0, "training silently begins anew", 3, lineage.restore_plan, '"Auto" and not run.ever_committed', '"Auto"'),
+    # 1: after a conflict the whole entry is computed again
+    Mutant(1, "an entry outlives a lost race", 1, RunLog.append, "compute(run)", "body if lost else compute(run)"),
     Mutant(
         1,
-        "an entry is not computed again after a lost race",
-        RunLog.append,
-        "body = compute(run)",
-        "body = compute(run) if not lost else body",
-    ),
-    Mutant(
+        "a retirement is not judged again",
         2,
-        "an unknown outcome is reported as a failure",
-        RunLog._occupy,
-        "return self._settle(put_and_look)",
-        "return put_and_look()",
+        entries._retire,
+        "judge(run, now=now).retire.get(action.snapshot)",
+        '("Planned",)',
     ),
-    Mutant(2, "whoever took the number is taken for oneself", RunLog.append, "if occupant.id == entry_id:", "if True:"),
-    Mutant(
-        2,
-        "whatever is at the number is taken for another's",
-        RunLog.append,
-        "if occupant.id == entry_id:",
-        "if occupant.id == entry_id and not lost and type(body).__name__ != 'SnapshotCommitted':",
-    ),
-    Mutant(3, "what is in use may go", lineage.in_use, "return ", "return None and "),
+    # 2: an unknown outcome is settled
+    Mutant(2, "an unknown outcome is a failure", 3, RunLog._occupy, "self._settle(put_and_look)", "put_and_look()"),
+    Mutant(2, "the winner is taken for oneself", 1, RunLog.append, "if occupant.id == entry_id:", "if True:"),
+    Mutant(2, "oneself is taken for the winner", 1, RunLog.append, "== entry_id:", f"== entry_id and not {_COMMITS}:"),
+    # 3: what is read is announced before, and in use until the first commit
+    Mutant(3, "a start does not say what it reads", 1, attempt.start, "plan.candidates[0] if plan.candidates else", ""),
+    Mutant(3, "an announcement is forgotten", 1, replay._restore_started, "in_use=body.snapshot", ""),
     Mutant(
         3,
-        "an attempt starts without a word on what it reads",
-        attempt.start,
-        'candidate=plan.candidates[0] if plan.candidates else ""',
-        'candidate=""',
+        "what is in use goes",
+        stories.a_snapshot_in_use_outlives_the_request_it_was_restored_for,
+        lineage.in_use,
+        "return ",
+        "return None and ",
     ),
-    Mutant(
-        3,
-        "a candidate is read unannounced",
-        Session.next_candidate,
-        "self.log.append(lambda run: decisions.announce(run, self.attempt, self.skipped))",
-        "next((e for e in [self.log.append(lambda run: None)] if e), None) or __import__('types').SimpleNamespace(body=decisions.announce(self.log.run, self.attempt, self.skipped)) if decisions.announce(self.log.run, self.attempt, self.skipped) else None",
-    ),
+    # 4: a request acts once, and leads to its target or an ancestor
+    Mutant(4, "a request is never consumed", 2, replay._committed, "None if served else run.pending", "run.pending"),
     Mutant(
         4,
-        "a request is never consumed",
-        replay._committed,
-        "pending=None if served else run.pending",
-        "pending=run.pending",
-    ),
-    Mutant(
-        4,
-        "a rollback falls back to what is newer",
+        "a rollback falls back to newer ones",
+        2,
         lineage.restore_plan,
         "ancestors(run, request.snapshot)",
-        "(*ancestors(run, request.snapshot), *lineage(run))",
+        _NEWER_AS_WELL,
     ),
     Mutant(
-        4,
-        "a start does not carry the request",
-        attempt.start,
-        "restore_plan(run, run.pending)",
-        "restore_plan(run, None)",
+        4, "a start carries no request", 2, attempt.start, "restore_plan(run, run.pending)", "restore_plan(run, None)"
     ),
-    Mutant(4, "the target of a rollback may go", lineage.rollback_target, "return ", "return None and "),
-    Mutant(5, "any failure to restore is evidence", Session.failed, 'else "None"', 'else "MissingObject"'),
+    Mutant(4, "the target of a rollback goes", 2, lineage.rollback_target, "return ", "return None and "),
+    # 5: only evidence counts against a snapshot
+    Mutant(5, "a failing store is evidence in a restore", 2, Session.failed, 'else "None"', 'else "MissingObject"'),
     Mutant(
         5,
-        "an operator blames the snapshot for the store",
+        "a failing store is evidence in a check",
+        5,
         execute.verify,
         "except CorruptSnapshotError as error:",
         "except Exception as error:\n        error.evidence = 'MissingObject'",
     ),
     Mutant(
         5,
-        "a failure without evidence counts",
+        "failures count without evidence",
+        2,
         replay._Working.record_check,
-        'elif not passed and check.evidence != "None":',
-        "elif not passed:",
+        'passed and check.evidence != "None"',
+        "passed",
     ),
-    Mutant(6, "unverified counts as verified", _getter(Snapshot, "proven"), 'self.verified != "None" and ', ""),
-    Mutant(6, "the newest verified one may go", retention._floors, '_mark(keep, [verified], "NewestVerified")', ""),
+    # 6: what retention must leave
+    Mutant(6, "unverified counts as verified", 1, _getter(Snapshot, "proven"), 'self.verified != "None" and ', ""),
     Mutant(
         6,
-        "damaged ones count for keepLast",
-        retention.judge,
-        "s.failures == 0 and s.id not in replacements",
-        "s.id not in replacements",
+        "the newest verified one goes",
+        stories.the_newest_verified_snapshot_stays_while_the_newer_one_cannot_be_checked,
+        retention._floors,
+        '_mark(keep, [verified], "NewestVerified")',
+        "",
     ),
-    Mutant(
-        6,
-        "superseded ones go at once",
-        retention.judge,
-        "enough = sum(s.live for s in standing) >= (policy.keep_last or 1)",
-        "enough = True",
-    ),
+    Mutant(6, "damaged ones count for keepLast", 3, retention.judge, "s.failures == 0 and s.id not in", "s.id not in"),
+    Mutant(6, "superseded ones go at once", 4, retention.judge, "enough = ", "enough = True or "),
     Mutant(
         6,
         "a superseded one is a fallback",
+        3,
         lineage.restore_plan,
-        "lineage(run) if request is None",
-        "tuple(reversed(run.snapshots.values())) if request is None",
+        "lineage(run) if",
+        "tuple(reversed(run.snapshots.values())) if",
     ),
+    # 7: replacing is one commit, and automatic saves replace nothing
     Mutant(
         7,
-        "replaced ones go before their replacement is verified",
+        "a replaced one goes unverified",
+        stories.a_replaced_snapshot_stays_until_its_replacement_is_verified,
         retention.judge,
-        "if replacement and not replacement.proven and",
+        "if replacement and",
         "if False and",
     ),
-    Mutant(7, "an automatic save saves a step again", attempt.admit_save, "trigger in AUTOMATIC or ", ""),
+    Mutant(7, "an automatic save saves again", 3, attempt.admit_save, "trigger in AUTOMATIC or ", ""),
     Mutant(
-        7,
-        "the policy is not asked again at the commit",
-        attempt.commit,
-        "admission = admit_save(run, draft.attempt, draft.step, trigger=draft.trigger, overwrite=overwrite)",
-        'admission = Admitted("")',
+        7, "a commit does not look at the policy", 1, attempt.commit, "admission = ", 'admission = Admitted("") or '
     ),
+    # 8: PurgeStarted comes first, and is the point of no return; before it, everything can come back
     Mutant(
         8,
-        "data is deleted before PurgeStarted",
+        "data goes before PurgeStarted",
+        2,
         execute._purge,
         "    session.log.append(lambda run: start_purge",
-        "    session.store.delete([i.key for i in session.store.list(session.log.run.snapshots[identifier].commit.path)])\n    session.log.append(lambda run: start_purge",
+        _DELETES_FIRST,
     ),
     Mutant(
         8,
-        "a rollback recalls what is being purged",
+        "a rollback recalls what is gone",
+        4,
         replay._rollback,
         "(SnapshotState.LIVE, SnapshotState.RETIRED)",
         "SnapshotState",
     ),
-    Mutant(
-        8,
-        "what was never retired is purged",
-        replay._purge_started,
-        "is SnapshotState.RETIRED",
-        "is not SnapshotState.PURGING",
-    ),
-    Mutant(
-        8,
-        "a retired one is never reinstated",
-        attempt.announce,
-        "for candidate in plan.last_resort:",
-        "for candidate in ():",
-    ),
+    Mutant(8, "what was never retired is purged", 6, replay._purge_started, "is SnapshotState.RETIRED", "is not None"),
+    Mutant(8, "a retired one never comes back", 6, attempt.announce, "in plan.last_resort", "in ()"),
+    # 9: grace, on the store's clock
     Mutant(
         9,
-        "the grace is measured by the writer's clock",
+        "writers' clocks measure the grace",
+        3,
         log.decode,
-        "stored_at=stored_at,",
-        "stored_at=dt.datetime.fromisoformat(envelope.time),",
+        "stored_at=stored_at",
+        "stored_at=dt.datetime.fromisoformat(envelope.time)",
     ),
-    Mutant(9, "there is no grace", retention.purge_due, ">= policy.grace_seconds", ">= 0"),
+    Mutant(9, "there is no grace", 3, retention.purge_due, ">= policy.grace_seconds", ">= 0"),
+    # 10: the stock pointer is derived and repaired
     Mutant(
         10,
         "a publisher does not look again",
+        stories.of_two_publishers_the_one_that_writes_last_corrects_itself,
         pointer.publish,
         "if _identifier(published_for(run, step)) == _identifier(wanted):\n            return",
-        "if True:\n            return",
+        "return",
     ),
-    Mutant(10, "a purge leaves the pointer alone", execute._purge, "    _publish(session, folder.step)\n", ""),
-    Mutant(10, "the operator repairs no pointer", plan._pointers, "unsure[:MAX_POINTERS]", "unsure[-1:]"),
+    Mutant(10, "a purge leaves the pointer", 2, execute._purge, "_publish(session, folder.step)", "pass"),
+    Mutant(10, "only the newest pointer is repaired", 1, plan._pointers, "unsure[:MAX_POINTERS]", "unsure[-1:]"),
     Mutant(
-        11,
-        "training gives up after a lost race",
-        RunLog._give_way,
-        "if self._polite:",
-        "if not self._polite and lost > 1:\n        raise StoreError('append to the run log', self.store.url, 'the race was lost twice')\n    if self._polite:",
-    ),
-    Mutant(
+        10,
+        "pointers of another branch stay",
         1,
-        "a decision to retire is not made again",
-        entries._retire,
-        "judge(run, now=now).retire.get(action.snapshot)",
-        '("Planned",)',
+        plan._pointers,
+        " if any(s.number == observed.published for s in chain) else 0",
+        "",
     ),
+    # 11: training wins
+    Mutant(11, "training gives up after lost races", 4, RunLog._give_way, "    if self._polite:", _GIVES_UP),
 )

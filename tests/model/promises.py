@@ -13,7 +13,6 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +71,9 @@ class Promises:
             self.run = advance(self.run, [decode(data, number=number, stored_at=world.now())])
             self._agreed()
         elif SAVE_KEY.fullmatch(key):
-            self.written(key, data, world)
+            self.written(key, world)
 
-    def written(self, key: str, data: bytes, world: World) -> None:
+    def written(self, key: str, world: World) -> None:
         """An object is about to be written or overwritten."""
         require(not LOG_KEY.fullmatch(key), "P4", f"{key} is written without a condition")
         if SAVE_KEY.fullmatch(key):
@@ -246,9 +245,6 @@ class Promises:
         ]
         for promise, design, code in readings:
             require(design == code, promise, f"the log is read as {code}, the design says {design}")
-
-    def copy(self) -> Ledger:
-        return deepcopy(self.ledger)
 
 
 def lacking(world: World, path: str, digest: str | None = None) -> list[str]:

@@ -144,8 +144,9 @@ def a_replaced_snapshot_stays_until_its_replacement_is_verified(stage: Stage) ->
     stage.train([Save(0, "Manual"), Save()])
     replacement = stage.saved(200)
     assert replacement.replaces == replaced.id
-    operator = stage.operator(passes=1)
-    stage.fail(stage.up_to(operator, f"get {replacement.path}/manifest.json"))
+    operator = stage.operator(passes=2)
+    for _ in range(2):
+        stage.fail(stage.up_to(operator, f"get {replacement.path}/manifest.json"))
     stage.go(operator)
     assert (stage.saved(300).verified, replacement.verified, replaced.state) == (True, False, "Live")
     stage.operate()
@@ -154,7 +155,7 @@ def a_replaced_snapshot_stays_until_its_replacement_is_verified(stage: Stage) ->
 
 def of_two_publishers_the_one_that_writes_last_corrects_itself(stage: Stage) -> None:
     stage.wants(overwritePolicy="Replace")
-    slow = stage.up_to(stage.trainer(1), "put step-00000100/.metadata")
+    slow = stage.up_to(stage.trainer(1), "put step-100/.metadata")
     stage.train([Save(0, "Manual")])
     assert stage.shown(100) == stage.saved(100).id
     stage.go(slow)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from builders import OTHER_OWNER, OWNER
-from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import FencedError, PrefixClaimedError, RestoreError
 from model import stories
 from model.actors import Save
@@ -108,7 +105,7 @@ def test_a_snapshot_that_failed_two_restores_is_not_tried_a_third_time(stage: St
 def test_an_attempt_that_died_while_restoring_is_no_evidence(stage: Stage) -> None:
     stage.train(2)
     for _ in range(3):
-        stage.up_to(stage.trainer(), "read step-00000200").kill()
+        stage.up_to(stage.trainer(), "read step-200").kill()
     assert stage.saved(200).failures == 0
     assert stage.ledger.highest is not None
     assert stage.ledger.highest.in_use == stage.saved(200).id

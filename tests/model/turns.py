@@ -12,7 +12,7 @@ PATIENCE_SECONDS = 60.0
 """Of the test, for real: an actor that comes to no store call in this time hangs."""
 
 
-class Killed(BaseException):  # noqa: N818 - like SystemExit: nothing catches it, and no call is made after it
+class Killed(BaseException):
     """The actor's process is gone."""
 
 

@@ -58,6 +58,7 @@ class World:
     story: list[str] = field(default_factory=list)
     actors: dict[threading.Thread, Actor] = field(default_factory=dict)
     names: int = 0
+    lost_races: int = 0
 
     def __post_init__(self) -> None:
         self.store = MemoryStore(clock=self.now)
@@ -80,11 +81,12 @@ class World:
     # Changes, judged as they land
 
     def create(self, key: str, data: bytes) -> None:
+        self.lost_races += self.store.stat(key) is not None and layout.log_number(key) is not None
         self.store.put_if_absent(key, data)
         self.promises.created(key, data, self)
 
     def write(self, key: str, data: bytes) -> None:
-        self.promises.written(key, data, self)
+        self.promises.written(key, self)
         self.store.put(key, data)
 
     def delete(self, key: str) -> None:
