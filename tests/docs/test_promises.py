@@ -17,8 +17,7 @@ _LINKED_TEST = re.compile(r"\[`(test_\w+)(…?)`\]\(([^)]+\.py)\)")
 def rows(page: str) -> dict[str, str]:
     """The table row of each promise."""
     lines = (REPOSITORY / page).read_text().splitlines()
-    found = {line.split("|")[1].strip(): line for line in lines if re.match(r"\| P\d+ \|", line)}
-    return found
+    return {line.split("|")[1].strip(): line for line in lines if re.match(r"\| P\d+ \|", line)}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -30,7 +30,7 @@ class Mutant:
     Attributes:
         rule: Of the design, 1 to 11; 0 for fencing and fresh starts, which come before them.
         wrong: What the changed code does.
-        caught_by: The seed with which the machine meets it within a few stories; or, where chance takes hundreds, the
+        caught_by: A seed with which the machine meets it within a few stories; or, where chance takes hundreds, the
             story that tells the case step by step.
         function: Where.
         old, new: Text of the function.
@@ -203,14 +203,14 @@ MUTANTS = (
         "return",
     ),
     Mutant(10, "a purge leaves the pointer", 2, execute._purge, "_publish(session, folder.step)", "pass"),
-    Mutant(10, "only the newest pointer is repaired", 1, plan._pointers, "unsure[:MAX_POINTERS]", "unsure[-1:]"),
+    Mutant(10, "only the newest pointer is repaired", 1, plan._pointers, "(*wanted, *shown)", "[*wanted][:1]"),
     Mutant(
         10,
-        "pointers of another branch stay",
+        "no pointer follows a rollback",
         1,
         plan._pointers,
-        " if any(s.number == observed.published for s in chain) else 0",
-        "",
+        "wanted.get(step) != shown.get(step)",
+        "step not in shown",
     ),
     # 11: training wins
     Mutant(11, "training gives up after lost races", 4, RunLog._give_way, "    if self._polite:", _GIVES_UP),
