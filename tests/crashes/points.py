@@ -64,6 +64,13 @@ def appended(entry: str, when: When, *, nth: int = 1) -> Point:
     return Point(f"{when} {entry}{ordinal} is appended", "put_if_absent", "^_log/", when, entry=entry, nth=nth)
 
 
+def quick_mode(point: Point, number: int) -> Mode:
+    """One mode for a point, so that points in a row have all: the rank's own death, an error, a death of the other."""
+    other: Mode = "kill rank 0" if point.rank == 1 else "kill rank 1"
+    own: Mode = "kill rank 1" if point.rank == 1 else "kill rank 0"
+    return (own, "exception", own, other)[(number + number // 3) % 4]
+
+
 @dataclass(frozen=True)
 class Crash:
     """What happens at a point.

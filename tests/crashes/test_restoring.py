@@ -13,7 +13,7 @@ import pytest
 from checkpoint_sidecar.core.log import SnapshotRetired
 from crashes import evidence
 from crashes.conftest import LONG, SHARDING, Matrix, Trained
-from crashes.points import MODES, Crash, Mode, Point, appended
+from crashes.points import MODES, Crash, Mode, Point, appended, quick_mode
 from training.checkpointer_ranks import Job, run, same
 from training.checkpointer_runs import RunStorage
 
@@ -57,11 +57,10 @@ LAST_RESORT = around_append("SnapshotReinstated")
 
 
 def cases(points: Iterable[Point]) -> list[object]:
-    """Every mode at every point; in the quick profile one death and, at every second point, an error."""
+    """Every mode at every point; in the quick profile one."""
     found = []
     for number, point in enumerate(points):
-        death: Mode = "kill rank 1" if point.rank == 1 or number % 4 == 3 else "kill rank 0"
-        modes = MODES if LONG else (death, "exception")[: 1 + (number + 1) % 2]
+        modes = MODES if LONG else (quick_mode(point, number),)
         found += [pytest.param(point, mode, id=f"{mode} {point}") for mode in modes]
     return found
 

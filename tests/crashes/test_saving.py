@@ -15,7 +15,7 @@ from checkpoint_sidecar.store.settings import StoreSettings
 from crashes import evidence
 from crashes.conftest import LONG, SHARDING, Matrix, Trained
 from crashes.operating import operate
-from crashes.points import MODES, Crash, Mode, Point, appended
+from crashes.points import MODES, Crash, Mode, Point, appended, quick_mode
 from training.checkpointer_ranks import Job, run, same
 from training.checkpointer_runs import RunStorage
 
@@ -67,11 +67,12 @@ def expected(point: Point, mode: Mode) -> int:
 
 
 def cases() -> list[object]:
-    """Every mode at every point; in the quick profile two: a death and an error, rank 1 dying at every fourth."""
+    """Every mode at every point; in the quick profile one, and all around the commit."""
     found = []
     for number, point in enumerate([*UPLOADING, *DESCRIBING, *COMMITTED]):
-        death: Mode = "kill rank 1" if point.rank == 1 or number % 4 == 3 else "kill rank 0"
-        modes = MODES if LONG else (death, "exception")
+        modes = MODES if LONG else (quick_mode(point, number),)
+        if point.entry:
+            modes = MODES
         found += [pytest.param(point, mode, id=f"{mode} {point}") for mode in modes]
     return found
 
