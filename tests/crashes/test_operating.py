@@ -7,10 +7,12 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.store.settings import StoreSettings
 from crashes import evidence
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.distributed
 DOOMED, NEWEST, AFTERWARDS = 2, 4, 5
 """Steps: the snapshot that the policy wants gone, the one it keeps, and where the attempt after the crash ends."""
 
+KEEP_ALL = {"retention": {"keepLast": 10, "gracePeriod": "0s"}}
 KEEP_ONE = {"retention": {"keepLast": 1, "gracePeriod": "0s"}}
 
 ABSENT = ["half snapshots", "half checkpoints for torch", "unknown keys", "gaps in the log", "orphans"]
@@ -62,8 +65,8 @@ def storage(trained: Callable[[int], Trained], tmp_path: Path) -> RunStorage:
     return RunStorage(f"file://{tmp_path}/run")
 
 
-def crash_the_operator(storage: RunStorage, crash: Crash) -> None:
-    code = operate(StoreSettings(storage.url), crash, **KEEP_ONE)
+def crash_the_operator(storage: RunStorage, crash: Crash, **spec: Any) -> None:
+    code = operate(StoreSettings(storage.url), crash, **(spec or KEEP_ONE))
     assert crash.reached
     if crash.mode.startswith("kill"):
         assert code == -signal.SIGKILL
@@ -129,3 +132,27 @@ def test_a_retired_snapshot_comes_back_when_the_newest_proves_damaged_and_one_be
         assert [outcome.steps[0] for outcome in resumed] == [DOOMED + 1] * 2
     restored = "refused" if point in PURGING else DOOMED
     matrix.add("retire and purge, then the newest is damaged", crash, restored=restored, absent=["a start at step 0"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("point", deleted("orphans", "aaaaaaaa/", "before", "during", "after"), ids=str)
+def test_a_collection_of_orphans_that_crashed_is_ended_by_the_next(
+    point: Point,
+    mode: Mode,
+    storage: RunStorage,
+    crash_at: Callable[[Point, Mode], Crash],
+    matrix: Matrix,
+    tmp_path: Path,
+) -> None:
+    crash = crash_at(point, mode)
+    for rank in range(2):
+        storage.store.put(f"{SaveFolder(AFTERWARDS, 1, 'aaaaaaaa').path}/__{rank}_0.distcp", b"half")
+    run(Job(storage.url, AFTERWARDS, sharding=SHARDING, options={"takeover_seconds": 0.0}), tmp_path)
+    kept = {key: data for key, data in evidence.contents(storage.store, "step-").items() if "aaaaaaaa" not in key}
+    crash_the_operator(storage, crash, **KEEP_ALL)
+    evidence.check_nothing_is_out_of_place(storage.store, evidence.replayed(storage.store))
+    assert operate(StoreSettings(storage.url), **KEEP_ALL) == 0
+    assert evidence.contents(storage.store, "step-") == kept
+    resumed = run(Job(storage.url, AFTERWARDS + 1, sharding=SHARDING), tmp_path)
+    assert [outcome.steps for outcome in resumed] == [(AFTERWARDS + 1,)] * 2
+    matrix.add("collect orphans", crash, restored=AFTERWARDS, absent=ABSENT)

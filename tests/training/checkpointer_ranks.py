@@ -33,8 +33,20 @@ from checkpoint_sidecar.training import checkpointer
 from training.checkpointer_runs import Watched
 
 SERVER = multiprocessing.get_context("forkserver")
-# The first optimizer imports dynamo, which takes seconds.
-SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "checkpoint_sidecar.training.checkpointer"])
+# The first optimizer imports dynamo, which takes seconds; the stores and the operator take one more.
+SERVER.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "checkpoint_sidecar.training.checkpointer",
+        "checkpoint_sidecar.training.dropin",
+        "checkpoint_sidecar.store.fsspec_store",
+        "checkpoint_sidecar.store.obstore_store",
+        "checkpoint_operator.execute",
+        "checkpoint_operator.plan",
+        "checkpoint_operator.translate",
+    ]
+)
 
 Sharding = Literal["none", "fsdp1", "fsdp2"]
 
