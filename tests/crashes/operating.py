@@ -43,7 +43,7 @@ def operate(settings: StoreSettings, crash: Crash | None = None, **spec: Any) ->
 
 def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any]) -> None:
     if crash is not None:
-        storage.open_store = lambda settings: crash.wrap(0, open_store(settings))
+        storage.open_store = lambda settings, **options: crash.wrap(0, open_store(settings, **options))
     session = Session(settings, writer="operator test")
     session.probe()
     session.log.refresh()
