@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
+from checkpoint_sidecar.training.vote import Stop
 
 
 @pytest.fixture
@@ -42,11 +43,32 @@ def test_sigterm_starts_the_grace_period(watch: TerminationWatch) -> None:
     assert not stop.repeated
 
 
-def test_a_second_sigterm_is_told_apart(watch: TerminationWatch) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert eventually(lambda: watch.stop() is not None)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert eventually(lambda: (stop := watch.stop()) is not None and stop.repeated)
+@pytest.mark.parametrize(
+    ("seconds_later", "repeated"),
+    [
+        pytest.param(0.5, False, id="the-init-process-and-torchrun-both-pass-it-on"),
+        pytest.param(5.0, True, id="somebody-insists"),
+    ],
+)
+def test_a_second_sigterm_counts_unless_it_is_an_echo_of_the_first(seconds_later: float, repeated: bool) -> None:
+    now = [100.0]
+    read: list[float] = []
+
+    def clock() -> float:
+        read.append(now[0])
+        return now[0]
+
+    watch = TerminationWatch(30.0, clock=clock)
+    watch.install()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert eventually(lambda: read == [100.0])
+        now[0] += seconds_later
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert eventually(lambda: len(read) == 2)
+        assert eventually(lambda: watch.stop() == Stop(30.0 - seconds_later, repeated=repeated))
+    finally:
+        watch.remove()
 
 
 def test_the_grace_period_runs_while_the_main_thread_sits_in_c_code(watch: TerminationWatch) -> None:

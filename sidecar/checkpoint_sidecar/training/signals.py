@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 _SIGTERM = int(signal.SIGTERM)
 
+ECHO_SECONDS = 3.0
+"""Within this time of the first, another SIGTERM is the same request: an init process that signals its whole group
+reaches a worker directly and once more through torchrun."""
+
 
 class Terminated(SystemExit):
     """Training stops because a pod of it was asked to terminate. Leaves ``Checkpointer.step`` on all ranks.
@@ -54,7 +58,7 @@ class TerminationWatch:
         self._grace = grace_seconds
         self._clock = clock
         self._first: float | None = None
-        self._count = 0
+        self._repeated = False
         self._undo: Callable[[], None] | None = None
 
     def install(self) -> None:
@@ -95,18 +99,20 @@ class TerminationWatch:
         """What is left of the grace period, or None while nobody asked to terminate."""
         if self._first is None:
             return None
-        return Stop(self._grace - (self._clock() - self._first), repeated=self._count > 1)
+        return Stop(self._grace - (self._clock() - self._first), repeated=self._repeated)
 
     def _read(self, reading: socket.socket, previous_wakeup: int) -> None:
         with reading:
             while numbers := reading.recv(64):
                 if previous_wakeup != -1:
                     os.write(previous_wakeup, numbers)
-                arrived = numbers.count(_SIGTERM)
-                if arrived and self._first is None:
-                    self._first = self._clock()
+                if _SIGTERM not in numbers:
+                    continue
+                now = self._clock()
+                if self._first is None:
+                    self._first = now
                     logger.warning("SIGTERM: stopping after this step, %g s are left", self._grace)
-                self._count += arrived
+                self._repeated |= now - self._first > ECHO_SECONDS
 
 
 def _calling(previous: Any) -> Callable[[int, FrameType | None], None]:
