@@ -82,12 +82,12 @@ class Watched:
             time.sleep(0.3)
         return answer
 
-    def becomes(self, kind: str, status: str, reason: str) -> Body:
+    def becomes(self, kind: str, status: str, reason: str, *, within: float = PATIENCE_SECONDS) -> Body:
         """The condition, once it says so."""
 
         def right(watched: Watched) -> Body | None:
             condition = watched.condition(kind)
             return condition if (condition.get("status"), condition.get("reason")) == (status, reason) else None
 
-        found: Body = self.eventually(right)
+        found: Body = self.eventually(right, within=within)
         return found

@@ -20,7 +20,7 @@ from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.sightings import Sightings
 from checkpoint_operator.storage import Rules
 
-WORKERS = 8
+WORKERS = 16
 STORE_THREADS = 16
 STOP_SECONDS = 20.0
 STUCK_SECONDS = 900.0

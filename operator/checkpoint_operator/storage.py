@@ -29,6 +29,7 @@ from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES, StoredEntry, decode
 from checkpoint_sidecar.core.progress import MAX_PROGRESS_BYTES
 from checkpoint_sidecar.core.progress import decode as decode_progress
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.calls import Patience
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.runlog import RunLog
@@ -36,6 +37,8 @@ from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSetting
 
 CLOCK_KEY = f"{layout.PROBE_FOLDER}clock"
 PATIENCE_SECONDS = 30.0
+# A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
+PATIENCE = Patience(deadline_seconds=10.0, answer_seconds=15.0)
 
 _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
     (AccessDeniedError, Reason.ACCESS_DENIED, False),
@@ -137,7 +140,7 @@ class Session:
 
     def __init__(self, settings: StoreSettings, *, writer: str) -> None:
         self.settings = settings
-        self.store: Store = open_store(settings)
+        self.store: Store = open_store(settings, patience=PATIENCE)
         self.log = RunLog(self.store, writer=writer, patience_seconds=PATIENCE_SECONDS)
         self._clock: tuple[dt.datetime, float] | None = None
         self.probed_at: float | None = None

@@ -75,7 +75,7 @@ class DyingStore:
 
 
 def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
-    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda _: store)
+    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
     session = Session(StoreSettings("s3://memory/run"), writer="operator test")
     session.probe()
     session.log.refresh()

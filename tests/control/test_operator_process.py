@@ -270,6 +270,18 @@ def test_a_checkpoint_that_was_refused_does_not_keep_others_out_of_prefixes_insi
     create(namespace, f"{url}/inside", "younger").becomes("Ready", "True", "Configured")
 
 
+@pytest.mark.store
+def test_stores_that_do_not_answer_keep_nobody_waiting_for_long(
+    namespace: Namespace, start_operator: StartOperator, url: str, secret: str
+) -> None:
+    start_operator(FILES)
+    nowhere = {"endpoint": "http://127.0.0.1:9", "credentialsSecret": {"name": secret}}
+    silent = [create(namespace, f"s3://bucket/{number}", f"run-{number}", storage=nowhere) for number in range(9)]
+    create(namespace, url).becomes("Ready", "True", "Configured", within=15)
+    for run in silent:
+        run.becomes("Ready", "False", "StoreUnavailable", within=30)
+
+
 def test_a_prefix_of_another_run_is_refused_and_taken_over_on_request(
     namespace: Namespace, start_operator: StartOperator, url: str
 ) -> None:

@@ -68,7 +68,7 @@ def collect(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> 
     """A collection, two hours later."""
 
     def act() -> Outcome:
-        monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda _: store)
+        monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
         store.now += 2 * HOUR
         session = Session(StoreSettings("s3://memory/run"), writer="operator test")
         session.probe()

@@ -217,7 +217,7 @@ def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
     for module in (entries, verify):
         patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
     patch.setattr(session, "Periodic", _Unasked)
-    patch.setattr(storage, "open_store", lambda _: connect(world))
+    patch.setattr(storage, "open_store", lambda *_, **__: connect(world))
 
 
 def connect(world: World) -> Connection:

@@ -8,18 +8,20 @@ from typing import Literal, TypeAlias
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.calls import PATIENT, Patience
 from checkpoint_sidecar.store.settings import StoreSettings
 
 Driver: TypeAlias = Literal["auto", "obstore", "fsspec"]
 
 
-def open_store(settings: StoreSettings, *, driver: Driver = "auto") -> Store:
+def open_store(settings: StoreSettings, *, driver: Driver = "auto", patience: Patience = PATIENT) -> Store:
     """Open the store at ``settings.url``. No request is made: a wrong bucket or key shows at the first verb.
 
     Args:
         settings: Where and who.
         driver: ``auto`` is obstore where it is installed and serves the URL, else fsspec. Local files are served by the
             adapter for them under every driver.
+        patience: How long to wait for a store that does not answer.
 
     Raises:
         ConfigurationError: The URL, the credentials or the driver cannot work.
@@ -35,11 +37,11 @@ def open_store(settings: StoreSettings, *, driver: Driver = "auto") -> Store:
     if driver == "obstore":
         from checkpoint_sidecar.store.obstore_store import ObstoreStore
 
-        return ObstoreStore(settings)
+        return ObstoreStore(settings, patience=patience)
     if scheme == "s3":
         from checkpoint_sidecar.store.fsspec_store import FsspecStore
 
-        return FsspecStore(settings)
+        return FsspecStore(settings, patience=patience)
     raise ConfigurationError(
         "open the store", settings.url, f"the fsspec driver does not serve {scheme}", "Install obstore."
     )
