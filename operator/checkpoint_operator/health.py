@@ -126,7 +126,10 @@ def _restore_enforced(observed: Observed) -> Judgement:
         return Judgement(ConditionType.RESTORE_ENFORCED, "False", Reason.RESTORE_MISMATCH, message)
     rollback = spec.restore.rollback
     if rollback is not None and rollback.request not in run.rollbacks and rollback_target(spec, run) is None:
-        message = f"Rollback {rollback.request} names no snapshot that could be restored."
+        message = (
+            f"Rollback {rollback.request} names no snapshot that can be restored: {rollback.snapshot or rollback.to}. "
+            f"An id is the name of a CheckpointSnapshot without {observed.checkpoint.key.name}- at its beginning."
+        )
         return Judgement(ConditionType.RESTORE_ENFORCED, "False", Reason.RESTORE_MISMATCH, message)
     message = f"Attempt {attempt.number} restored what the policy says."
     if attempt.restored is None and attempt.started.candidate:

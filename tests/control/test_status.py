@@ -15,7 +15,7 @@ from checkpoint_operator.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import RestorePolicy, RetentionPolicy, SavePolicy
-from observations import later, observed, pod
+from observations import KEY, later, observed, pod
 
 
 def condition(seen: Observed, kind: str) -> tuple[str, str]:
@@ -179,6 +179,15 @@ def test_a_commit_without_the_restore_that_was_announced_is_a_mismatch() -> None
     assert condition(observed(history), "RestoreEnforced") == ("True", "RestoredAsAsked")
     history.committed(10)
     assert condition(observed(history), "RestoreEnforced") == ("False", "RestoreMismatch")
+
+
+def test_a_rollback_that_names_nothing_says_what_an_id_is() -> None:
+    named = {"rollback": {"request": "back", "snapshot": "llama-100-1-abcdefgh"}}
+    seen = observed(training(100), restore=named)
+    assert condition(seen, "RestoreEnforced") == ("False", "RestoreMismatch")
+    message = next(c["message"] for c in status_of(seen)["conditions"] if c["type"] == "RestoreEnforced")
+    assert "llama-100-1-abcdefgh" in message
+    assert f"without {KEY.name}- at its beginning" in message
 
 
 # Facts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -98,10 +100,12 @@ def test_a_rollback_acts_once(storage: RunStorage) -> None:
     assert storage.trained == [1, 2, 3, 4, 5, 6, 3, 4]
 
 
-def test_a_fresh_start_must_be_asked_for(storage: RunStorage) -> None:
+def test_a_fresh_start_must_be_asked_for(storage: RunStorage, caplog: pytest.LogCaptureFixture) -> None:
     storage.train(2)
     storage.configure(restore=RestorePolicy(mode="None"), save=SavePolicy(every_steps=2))
+    caplog.set_level(logging.INFO, "checkpoint_sidecar")
     storage.train(2)
+    assert "nothing is restored, as the policy asks: starting at step 0" in caplog.messages
     storage.train(3)
     assert storage.trained == [1, 2, 1, 2, 3]
 

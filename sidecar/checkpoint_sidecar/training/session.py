@@ -205,7 +205,8 @@ class Session:
         if self.skipped:
             # Loading them has overwritten part of the model: what is in memory is no longer a fresh start.
             raise self._nothing_left("every snapshot proved damaged; a fresh start needs a new process")
-        logger.info("nothing to restore: starting at step 0")
+        asked = "nothing is restored, as the policy asks" if run.ever_committed else "nothing to restore"
+        logger.info("%s: starting at step 0", asked)
 
     def _nothing_left(self, cause: str) -> RestoreError:
         tried = f" (skipped: {', '.join(self.skipped)})" if self.skipped else ""
