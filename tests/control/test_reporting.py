@@ -97,10 +97,19 @@ SECRETS = ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "AKIAIOSFODNN7EXAMPLE")
         ("GET https://b.s3/x?X-Amz-Signature=abcdef012345&X-Amz-Date=1 failed", "abcdef012345"),
         ("https://user:pass-word@host/path refused", "pass-word"),
         ("{'Authorization': 'AWS4-HMAC-SHA256'}", "AWS4-HMAC-SHA256"),
+        ("Authorization: Bearer eyJhbGciOiJSUzI1NiJ9", "eyJhbGciOiJSUzI1NiJ9"),
         ("sig=Zm9vYmFy&se=2026", "Zm9vYmFy"),
         ("x -----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY----- y", "MIIE"),
     ],
-    ids=["a known value", "a signed URL", "user and password", "a header", "a shared access signature", "a key"],
+    ids=[
+        "a known value",
+        "a signed URL",
+        "user and password",
+        "a header",
+        "a token",
+        "a shared access signature",
+        "a key",
+    ],
 )
 def test_redaction_hides(text: str, hidden: str) -> None:
     redactor = Redactor()
@@ -113,6 +122,23 @@ def test_redaction_leaves_ordinary_messages_alone() -> None:
     redactor.remember(["", "s3", *SECRETS])
     message = "read the run log: s3://bucket/run/_log/00000000000000000001.json: it has format 2.0. Upgrade here."
     assert redactor.clean(message) == message
+
+
+def test_redaction_leaves_nothing_of_a_secret_that_holds_another_one() -> None:
+    redactor = Redactor()
+    redactor.remember(["hunter22", "hunter22-and-a-tail"])
+    assert redactor.clean("hunter22-and-a-tail, hunter22") == "[redacted], [redacted]"
+
+
+def test_secrets_that_rotated_away_are_forgotten_after_a_day_and_those_in_use_never() -> None:
+    hour = 0.0
+    redactor = Redactor(clock=lambda: hour * 3600)
+    for _ in range(48):
+        redactor.remember(["key-in-use", f"token-of-hour-{hour:g}"])
+        hour += 1
+    cleaned = redactor.clean(" ".join(["key-in-use", *(f"token-of-hour-{n}" for n in range(48))]))
+    assert "key-in-use" not in cleaned
+    assert [word for word in cleaned.split() if word != "[redacted]"] == [f"token-of-hour-{n}" for n in range(24)]
 
 
 @pytest.mark.parametrize("log_format", list(LogFormat))
