@@ -67,13 +67,15 @@ class WorkQueue(Generic[K]):
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
 
     def start(self) -> None:
         """Start the workers in the running event loop."""
         self._tasks = [asyncio.create_task(self._run(), name=f"reconcile-{n}") for n in range(self._workers)]
 
     async def stop(self, *, grace: float) -> None:
-        """Start nothing new, and give what is being worked on ``grace`` seconds to end."""
+        """Start nothing new, whoever asks, and give what is being worked on ``grace`` seconds to end."""
+        self._stopping = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -100,6 +102,8 @@ class WorkQueue(Generic[K]):
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     def _want(self, key: K, *, thorough: bool) -> None:
+        if self._stopping:
+            return
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()

@@ -126,6 +126,28 @@ def test_stopping_lets_what_is_running_end_and_starts_nothing_else() -> None:
     assert ended == ["a"]
 
 
+def test_who_asks_while_the_queue_stops_is_not_served_any_more() -> None:
+    calls: list[str] = []
+
+    async def work(key: str, _: bool) -> float:
+        calls.append(key)
+        await asyncio.sleep(0.2)
+        return 0.0
+
+    async def play() -> None:
+        queue = WorkQueue(work, workers=2, spacing=0)
+        queue.start()
+        queue.add("slow")
+        await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(queue.stop(grace=5))
+        await asyncio.sleep(0.01)
+        queue.add("late")
+        await stopping
+
+    asyncio.run(play())
+    assert calls == ["slow"]
+
+
 def test_waits_double_up_to_a_limit_and_differ_by_chance() -> None:
     backoff = Backoff(first=1, longest=60)
     for failures, full in ((1, 1), (2, 2), (5, 16), (7, 60), (500, 60)):
