@@ -178,16 +178,22 @@ class Reconciler:
         if observed.run is not None:
             happenings = (*happenings, *story.tell(entries, observed.run))
         for happening in happenings:
-            await self._kube.create_event(
-                resources.event(
-                    checkpoint,
-                    reason=happening.reason,
-                    message=self._redactor.clean(happening.message),
-                    warning=happening.warning,
-                    identifier=happening.identifier,
-                    time=observed.wall,
-                )
-            )
+            await self._tell(happening, observed)
+
+    async def _tell(self, happening: Happening, observed: Observed) -> None:
+        event = resources.event(
+            observed.checkpoint,
+            reason=happening.reason,
+            message=self._redactor.clean(happening.message),
+            warning=happening.warning,
+            identifier=happening.identifier,
+            time=observed.wall,
+        )
+        try:
+            await self._kube.create_event(event)
+        except KubeError as error:
+            # Its entry counts as told already. One Event that is lost must not take the others with it.
+            logger.warning("%s: an Event is lost (%s): %s", observed.checkpoint.key, happening.reason, error)
 
     async def _mirror(self, observed: Observed) -> None:
         """Bring the CheckpointSnapshot objects in line with the log."""
