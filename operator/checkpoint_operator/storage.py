@@ -21,17 +21,15 @@ from checkpoint_sidecar.core.errors import (
     IncompatibleSnapshotError,
     LogError,
     NoConditionalWriteError,
-    ObjectNotFoundError,
     StoreError,
 )
 from checkpoint_sidecar.core.location import check_url
 from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES, StoredEntry, decode
-from checkpoint_sidecar.core.progress import MAX_PROGRESS_BYTES
-from checkpoint_sidecar.core.progress import decode as decode_progress
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Patience
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.probe import probe
+from checkpoint_sidecar.store.progress import read_beat
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 
@@ -180,10 +178,6 @@ class Session:
             yield decode(stored.data, number=number, stored_at=stored.info.modified)
 
     def progress(self) -> Progress | None:
-        """The last word of the running attempt, or None: it is a hint, and a broken one is no hint."""
-        try:
-            stored = self.store.get(layout.PROGRESS_KEY, max_bytes=MAX_PROGRESS_BYTES)
-        except ObjectNotFoundError:
-            return None
-        beat = decode_progress(stored.data)
-        return Progress(beat.attempt, beat.step, stored.info.modified) if beat else None
+        """The last word of the running attempt, or None."""
+        beat = read_beat(self.store)
+        return Progress(beat.progress.attempt, beat.progress.step, beat.at) if beat else None

@@ -12,7 +12,7 @@ from builders import OWNER, POD
 from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core.layout import PROGRESS_KEY
 from checkpoint_sidecar.core.log import EvictionNoticed, PodIdentity
-from checkpoint_sidecar.core.progress import Progress, encode
+from checkpoint_sidecar.core.progress import MAX_PROGRESS_BYTES, Progress, encode
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
 from doubles.memory import MemoryStore
@@ -54,6 +54,13 @@ class World:
 
 def test_without_a_beat_nobody_waits() -> None:
     assert World().wait() == 0
+
+
+@pytest.mark.parametrize("hint", [b"rot", b"x" * (MAX_PROGRESS_BYTES + 1)], ids=["damaged", "too large"])
+def test_a_hint_that_makes_no_sense_is_no_reason_to_wait(hint: bytes) -> None:
+    world = World()
+    world.store.put(PROGRESS_KEY, hint)
+    assert world.wait() == 0
 
 
 def test_an_old_beat_is_no_reason_to_wait() -> None:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Collection
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import ObjectNotFoundError
 from checkpoint_sidecar.core.log import PodIdentity
-from checkpoint_sidecar.core.progress import INTERVAL_SECONDS, MAX_PROGRESS_BYTES, decode, may_be_running
-from checkpoint_sidecar.store.base import Store, StoredObject
+from checkpoint_sidecar.core.progress import INTERVAL_SECONDS, may_be_running
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.progress import Beat, read_beat
 from checkpoint_sidecar.store.runlog import RunLog
 
 logger = logging.getLogger(__name__)
@@ -40,16 +40,16 @@ def wait_for_predecessor(
         clock, sleep: Seconds, monotonic.
     """
     deadline = clock() + patience_seconds
-    beat: StoredObject | None = None
+    beat: Beat | None = None
     heard = clock()
     while True:
-        run, latest = log.refresh(), _beat(log.store)
-        progress = decode(latest.data) if latest else None
-        if latest is None or progress is None or not may_be_running(run, progress, pods=pods):
+        run, latest = log.refresh(), read_beat(log.store)
+        if latest is None or not may_be_running(run, latest.progress, pods=pods):
             return
+        progress = latest.progress
         if beat is None:
             heard -= _age(log.store, latest)
-        elif latest.data != beat.data:
+        elif latest != beat:
             heard = clock()
         silent = clock() - heard
         if silent >= SILENT_AFTER_SECONDS:
@@ -76,14 +76,7 @@ def wait_for_predecessor(
         sleep(_LOOK_SECONDS)
 
 
-def _beat(store: Store) -> StoredObject | None:
-    try:
-        return store.get(layout.PROGRESS_KEY, max_bytes=MAX_PROGRESS_BYTES)
-    except ObjectNotFoundError:
-        return None
-
-
-def _age(store: Store, beat: StoredObject) -> float:
+def _age(store: Store, beat: Beat) -> float:
     """Seconds since the beat by the store's clock, which is read off an object written for the purpose."""
     key = f"{layout.PROBE_FOLDER}{layout.new_nonce()}"
     store.put(key, b"")
@@ -91,8 +84,8 @@ def _age(store: Store, beat: StoredObject) -> float:
         probe = store.stat(key)
     finally:
         store.delete([key])
-    now = probe.modified if probe else beat.info.modified
-    return max(now - beat.info.modified, dt.timedelta()).total_seconds()
+    now = probe.modified if probe else beat.at
+    return max(now - beat.at, dt.timedelta()).total_seconds()
 
 
 def _names(pods: Collection[PodIdentity]) -> str:
