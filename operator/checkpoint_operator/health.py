@@ -145,8 +145,10 @@ def _ignored_restore(run: Run, attempt: Attempt) -> bool:
 
 
 def _silent_pod(observed: Observed, attempt: Attempt | None) -> str:
+    # By identity first: the attempt's time is by the store's clock, the pod's by its kubelet's, and they may disagree.
+    listed = {pod.uid for pod in attempt.started.pods} if attempt else set()
     for pod in observed.pods:
-        if pod.phase != "Running" or pod.started_at is None:
+        if pod.phase != "Running" or pod.started_at is None or pod.uid in listed:
             continue
         reported = attempt is not None and attempt.started_at >= pod.started_at
         if not reported and observed.wall - pod.started_at > REPORT_WITHIN:

@@ -174,6 +174,15 @@ def test_pods_that_never_start_an_attempt_are_noticed_after_ten_minutes() -> Non
     assert condition(later(seen, minutes=11), "RestoreEnforced") == ("True", "RestoredAsAsked")
 
 
+def test_a_pod_that_reported_is_not_missed_when_its_kubelets_clock_is_ahead_of_the_stores() -> None:
+    history = History().configured().started()
+    ahead = pod(started=history.now + dt.timedelta(minutes=5))
+    seen = later(replace(observed(history), pods=(ahead,)), minutes=30)
+    assert condition(seen, "RestoreEnforced") == ("True", "RestoredAsAsked")
+    stranger = replace(ahead, uid="33333333-0000-0000-0000-000000000000")
+    assert condition(replace(seen, pods=(stranger,)), "RestoreEnforced") == ("False", "NotReported")
+
+
 def test_a_commit_without_the_restore_that_was_announced_is_a_mismatch() -> None:
     history = training(100).started()
     assert condition(observed(history), "RestoreEnforced") == ("True", "RestoredAsAsked")
