@@ -15,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from checkpoint_sidecar.core.environment import AddressingStyle
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.store.conformance import Finding, Verdict, examine
 from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.promises import CHECKS
-from checkpoint_sidecar.store.settings import AMBIENT, AddressingStyle, Credentials, StoreSettings
+from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 
 KEPT, BROKEN, UNANSWERED = 0, 1, 2
 _WORDS = {Verdict.KEPT: "kept", Verdict.BROKEN: "BROKEN", Verdict.UNANSWERED: "not asked"}

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+from checkpoint_sidecar.core.environment import AddressingStyle
 from checkpoint_sidecar.core.errors import ConfigurationError
-
-AddressingStyle = Literal["Auto", "Path", "Virtual"]
 
 AWS_ACCESS_KEY_ID = "AWS_ACCESS_KEY_ID"
 AWS_SECRET_ACCESS_KEY = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - the name of a key of the Secret

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoint_sidecar.core.environment import AddressingStyle
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as keys
-from checkpoint_sidecar.store.settings import AMBIENT, AddressingStyle, Credentials, StoreSettings
+from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 
 _CREDENTIALS: dict[str, dict[str, str]] = {
     "s3": {
