@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,22 @@ def test_a_second_sigterm_counts_unless_it_is_an_echo_of_the_first(seconds_later
         assert eventually(lambda: watch.stop() == Stop(30.0 - seconds_later, repeated=repeated))
     finally:
         watch.remove()
+
+
+def test_sigterm_is_noticed_although_a_former_listener_is_gone() -> None:
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    watch = TerminationWatch(30.0)
+    watch.install()
+    ear.close()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert eventually(lambda: watch.stop() is not None)
+    finally:
+        watch.remove()
+        signal.set_wakeup_fd(before)
+        mouth.close()
 
 
 def test_the_grace_period_runs_while_the_main_thread_sits_in_c_code(watch: TerminationWatch) -> None:

@@ -7,6 +7,7 @@ interpreter's wake-up descriptor is written from the C handler at once, so a thr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -105,7 +106,8 @@ class TerminationWatch:
         with reading:
             while numbers := reading.recv(64):
                 if previous_wakeup != -1:
-                    os.write(previous_wakeup, numbers)
+                    with contextlib.suppress(OSError):  # whoever reads there is gone, or has more than enough to read
+                        os.write(previous_wakeup, numbers)
                 if _SIGTERM not in numbers:
                     continue
                 now = self._clock()
