@@ -299,6 +299,14 @@ def test_nothing_is_saved_before_the_restore(storage: RunStorage, call: Callable
         call(checkpointer)
 
 
+@pytest.mark.parametrize("call", [lambda c: c.step(9), lambda c: c.save(9), lambda c: c.restore()])
+def test_a_closed_checkpointer_is_of_no_more_use(storage: RunStorage, call: Callable[[Checkpointer], None]) -> None:
+    with Checkpointer(Training().state, storage.url) as checkpointer:
+        checkpointer.restore()
+    with pytest.raises(ConfigurationError, match="is closed"):
+        call(checkpointer)
+
+
 def test_a_url_that_cannot_work_is_refused_at_once() -> None:
     with pytest.raises(ConfigurationError, match="ftp"):
         Checkpointer({}, "ftp://host/run")

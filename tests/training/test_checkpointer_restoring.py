@@ -7,7 +7,9 @@ import logging
 import pytest
 import torch
 
+from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.errors import (
+    ConfigurationError,
     IncompatibleSnapshotError,
     RestoreError,
     RestoreInterrupted,
@@ -62,6 +64,17 @@ def test_when_every_snapshot_is_damaged_training_does_not_start_at_zero(storage:
         with pytest.raises(RestoreError, match="does not start at step 0"):
             storage.train(6)
     assert storage.trained == [1, 2, 3, 4]
+
+
+def test_a_restore_that_failed_is_not_followed_by_training_in_the_same_process(storage: RunStorage) -> None:
+    storage.train(2)
+    storage.damage(2)
+    with Checkpointer(Training().state, storage.url) as failed:
+        with pytest.raises(RestoreError):
+            failed.restore()
+        for call in (lambda: next(failed.steps(4)), lambda: failed.step(1)):
+            with pytest.raises(ConfigurationError):
+                call()
 
 
 def test_a_fresh_start_is_not_made_of_what_damaged_snapshots_left_in_memory(storage: RunStorage) -> None:

@@ -97,6 +97,7 @@ class Checkpointer:
         self._watch = TerminationWatch(grace_seconds)
         self._progress: ProgressReport | None = None
         self._started = False
+        self._restored = False
         self._closed = False
         self._step = 0
         self._metrics: Metrics = {}
@@ -131,7 +132,7 @@ class Checkpointer:
         Raises:
             CheckpointError: As from ``restore`` and ``save``.
         """
-        if not self._started:
+        if not self._restored:
             self.restore()
         if self._step >= total:
             return
@@ -207,8 +208,13 @@ class Checkpointer:
             IncompatibleSnapshotError: The snapshot does not fit the model; nothing was loaded.
             PrefixClaimedError: The URL belongs to another run.
         """
-        if self._started:
-            raise ConfigurationError("restore", self._store.url, "this Checkpointer has restored already")
+        if self._started or self._closed:
+            raise ConfigurationError(
+                "restore",
+                self._store.url,
+                "this Checkpointer is closed" if self._closed else "this Checkpointer has tried that already",
+                "Each start of the process restores once; after a failure, start it again.",
+            )
         pods = tuple({pod.uid: pod for pod in self._agreement.gather(self._pod)}.values())
         attempt = self._agreement.from_rank_0(lambda: self._start(pods))
         self._started = True
@@ -222,6 +228,7 @@ class Checkpointer:
         self._last = LastSave(self._step, time.monotonic())
         if self._progress:
             self._progress.step = self._step
+        self._restored = True
         # Not before: a start has nothing to save, and may simply die of a SIGTERM.
         self._watch.install()
         return restored
@@ -358,7 +365,9 @@ class Checkpointer:
         self._agreement.raise_any(self._saves.take_error() or self._fenced())
 
     def _require_restored(self, operation: str) -> None:
-        if not self._started:
+        if self._closed:
+            raise ConfigurationError(operation, self._store.url, "this Checkpointer is closed", "Use a new one.")
+        if not self._restored:
             raise ConfigurationError(
                 operation, self._store.url, "nothing was restored yet", "Call restore(), or loop over steps(total)."
             )
