@@ -72,8 +72,8 @@ _COMMITS = 'type(body).__name__ == "SnapshotCommitted"'
 MUTANTS = (
     # Fencing, and what may begin
     Mutant(0, "a fenced attempt commits", 1, Run.may_commit, "attempt == self.highest_attempt >", "attempt >"),
-    Mutant(0, "an adoption fences nobody", 4, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
-    Mutant(0, "training silently begins anew", 3, lineage.restore_plan, '"Auto" and not run.ever_committed', '"Auto"'),
+    Mutant(0, "an adoption fences nobody", 8, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
+    Mutant(0, "training silently begins anew", 2, lineage.restore_plan, '"Auto" and not run.ever_committed', '"Auto"'),
     # 1: after a conflict the whole entry is computed again
     Mutant(1, "an entry outlives a lost race", 1, RunLog.append, "compute(run)", "body if lost else compute(run)"),
     Mutant(
@@ -90,7 +90,7 @@ MUTANTS = (
     Mutant(2, "oneself is taken for the winner", 1, RunLog.append, "== entry_id:", f"== entry_id and not {_COMMITS}:"),
     # 3: what is read is announced before, and in use until the first commit
     Mutant(3, "a start does not say what it reads", 1, attempt.start, "plan.candidates[0] if plan.candidates else", ""),
-    Mutant(3, "an announcement is forgotten", 1, replay._restore_started, "in_use=body.snapshot", ""),
+    Mutant(3, "an announcement is forgotten", 2, replay._restore_started, "in_use=body.snapshot", ""),
     Mutant(
         3,
         "what is in use goes",
@@ -100,25 +100,25 @@ MUTANTS = (
         "return None and ",
     ),
     # 4: a request acts once, and leads to its target or an ancestor
-    Mutant(4, "a request is never consumed", 2, replay._committed, "None if served else run.pending", "run.pending"),
+    Mutant(4, "a request is never consumed", 1, replay._committed, "None if served else run.pending", "run.pending"),
     Mutant(
         4,
         "a rollback falls back to newer ones",
-        2,
+        3,
         lineage.restore_plan,
         "ancestors(run, request.snapshot)",
         _NEWER_AS_WELL,
     ),
     Mutant(
-        4, "a start carries no request", 2, attempt.start, "restore_plan(run, run.pending)", "restore_plan(run, None)"
+        4, "a start carries no request", 1, attempt.start, "restore_plan(run, run.pending)", "restore_plan(run, None)"
     ),
-    Mutant(4, "the target of a rollback goes", 2, lineage.rollback_target, "return ", "return None and "),
+    Mutant(4, "the target of a rollback goes", 1, lineage.rollback_target, "return ", "return None and "),
     # 5: only evidence counts against a snapshot
-    Mutant(5, "a failing store is evidence in a restore", 2, Session.failed, 'else "None"', 'else "MissingObject"'),
+    Mutant(5, "a failing store is evidence in a restore", 3, Session.failed, 'else "None"', 'else "MissingObject"'),
     Mutant(
         5,
         "a failing store is evidence in a check",
-        5,
+        6,
         execute.verify,
         "except CorruptSnapshotError as error:",
         "except Exception as error:\n        error.evidence = 'MissingObject'",
@@ -126,7 +126,7 @@ MUTANTS = (
     Mutant(
         5,
         "failures count without evidence",
-        2,
+        3,
         replay._Working.record_check,
         'passed and check.evidence != "None"',
         "passed",
@@ -141,12 +141,12 @@ MUTANTS = (
         '_mark(keep, [verified], "NewestVerified")',
         "",
     ),
-    Mutant(6, "damaged ones count for keepLast", 3, retention.judge, "s.failures == 0 and s.id not in", "s.id not in"),
-    Mutant(6, "superseded ones go at once", 4, retention.judge, "enough = ", "enough = True or "),
+    Mutant(6, "damaged ones count for keepLast", 12, retention.judge, "s.failures == 0 and s.id not in", "s.id not in"),
+    Mutant(6, "superseded ones go at once", 7, retention.judge, "enough = ", "enough = True or "),
     Mutant(
         6,
         "a superseded one is a fallback",
-        3,
+        9,
         lineage.restore_plan,
         "lineage(run) if",
         "tuple(reversed(run.snapshots.values())) if",
@@ -160,7 +160,7 @@ MUTANTS = (
         "if replacement and",
         "if False and",
     ),
-    Mutant(7, "an automatic save saves again", 3, attempt.admit_save, "trigger in AUTOMATIC or ", ""),
+    Mutant(7, "an automatic save saves again", 1, attempt.admit_save, "trigger in AUTOMATIC or ", ""),
     Mutant(
         7, "a commit does not look at the policy", 1, attempt.commit, "admission = ", 'admission = Admitted("") or '
     ),
@@ -168,7 +168,7 @@ MUTANTS = (
     Mutant(
         8,
         "data goes before PurgeStarted",
-        2,
+        1,
         execute._purge,
         "    session.log.append(lambda run: start_purge",
         _DELETES_FIRST,
@@ -176,23 +176,23 @@ MUTANTS = (
     Mutant(
         8,
         "a rollback recalls what is gone",
-        4,
+        1,
         replay._rollback,
         "(SnapshotState.LIVE, SnapshotState.RETIRED)",
         "SnapshotState",
     ),
-    Mutant(8, "what was never retired is purged", 6, replay._purge_started, "is SnapshotState.RETIRED", "is not None"),
-    Mutant(8, "a retired one never comes back", 6, attempt.announce, "in plan.last_resort", "in ()"),
+    Mutant(8, "what was never retired is purged", 1, replay._purge_started, "is SnapshotState.RETIRED", "is not None"),
+    Mutant(8, "a retired one never comes back", 10, attempt.announce, "in plan.last_resort", "in ()"),
     # 9: grace, on the store's clock
     Mutant(
         9,
         "writers' clocks measure the grace",
-        3,
+        1,
         log.decode,
         "stored_at=stored_at",
         "stored_at=dt.datetime.fromisoformat(envelope.time)",
     ),
-    Mutant(9, "there is no grace", 3, retention.purge_due, ">= policy.grace_seconds", ">= 0"),
+    Mutant(9, "there is no grace", 1, retention.purge_due, ">= policy.grace_seconds", ">= 0"),
     # 10: the stock pointer is derived and repaired
     Mutant(
         10,
@@ -202,12 +202,12 @@ MUTANTS = (
         "if _identifier(published_for(run, step)) == _identifier(wanted):\n            return",
         "return",
     ),
-    Mutant(10, "a purge leaves the pointer", 2, execute._purge, "_publish(session, folder.step)", "pass"),
-    Mutant(10, "only the newest pointer is repaired", 1, plan._pointers, "(*wanted, *shown)", "[*wanted][:1]"),
+    Mutant(10, "a purge leaves the pointer", 1, execute._purge, "_publish(session, folder.step)", "pass"),
+    Mutant(10, "only the newest pointer is repaired", 12, plan._pointers, "(*wanted, *shown)", "[*wanted][:1]"),
     Mutant(
         10,
         "no pointer follows a rollback",
-        1,
+        stories.pointers_follow_a_rollback_to_another_branch,
         plan._pointers,
         "wanted.get(step) != shown.get(step)",
         "step not in shown",

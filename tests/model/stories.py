@@ -84,6 +84,14 @@ class Stage:
             self.go(actor, 1)
         return actor
 
+    def after_a_pass(self, operator: Actor) -> Actor:
+        """Let an operator go on until it begins its next pass."""
+        done = self.user.status
+        while self.user.status is done:
+            assert not operator.ended, f"{operator.name} makes no further pass"
+            self.go(operator, 1)
+        return operator
+
     def fail(self, actor: Actor, fate: str = "the request is lost") -> None:
         """Its next call fails."""
         self.world.troubled.add(actor.name)
@@ -160,3 +168,16 @@ def of_two_publishers_the_one_that_writes_last_corrects_itself(stage: Stage) -> 
     assert stage.shown(100) == stage.saved(100).id
     stage.go(slow)
     assert stage.shown(100) == stage.saved(100).id
+
+
+def pointers_follow_a_rollback_to_another_branch(stage: Stage) -> None:
+    stage.train(3)
+    first_branch = stage.saved(200).id
+    stage.rolls_back(100, "first")
+    stage.train(1)
+    operator = stage.after_a_pass(stage.operator(passes=2))
+    assert stage.shown(200) == stage.saved(200).id != first_branch
+    stage.rolls_back(300, "second")
+    stage.train(1)
+    stage.go(operator)
+    assert stage.shown(200) == first_branch

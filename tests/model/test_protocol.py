@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.stateful import run_state_machine_as_test
 
 from checkpoint_sidecar.core.errors import CheckpointError
@@ -36,18 +37,20 @@ everything = Explored()
 
 
 def tell(number: int, stories: int, explored: Explored, *phases: Phase) -> None:
+    """Tell the stories of one seed: the same ones whatever else this test run has imported."""
     machine = seed(number)(type("Told", (Protocol,), {"explored": explored}))
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=stories,
-            stateful_step_count=40,
-            deadline=None,
-            database=None,
-            phases=phases,
-            suppress_health_check=list(HealthCheck),
-        ),
+    limits = settings(
+        max_examples=stories,
+        stateful_step_count=40,
+        deadline=None,
+        database=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
     )
+    with pytest.MonkeyPatch.context() as patch:
+        # Hypothesis likes to draw numbers that it finds in the modules of the project, as far as they are imported.
+        patch.setattr(HypothesisProvider, "_maybe_draw_constant", lambda *_, **__: None)
+        run_state_machine_as_test(machine, settings=limits)
 
 
 @pytest.fixture(scope="module", autouse=True)

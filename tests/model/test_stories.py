@@ -148,6 +148,7 @@ STORIES = (
     stories.the_newest_verified_snapshot_stays_while_the_newer_one_cannot_be_checked,
     stories.a_replaced_snapshot_stays_until_its_replacement_is_verified,
     stories.of_two_publishers_the_one_that_writes_last_corrects_itself,
+    stories.pointers_follow_a_rollback_to_another_branch,
 )
 
 
