@@ -37,7 +37,7 @@ from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.lineage import lineage, quarantined
-from checkpoint_sidecar.core.log import PodIdentity
+from checkpoint_sidecar.core.log import MAX_PODS, PodIdentity
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
@@ -49,9 +49,6 @@ MAX_PURGES = 4
 MAX_NEW_MIRRORS = 64
 MAX_COMPACTIONS = 4
 MAX_POINTERS = 16
-
-RECORDED_PODS = 16
-"""How many pods an AttemptStarted lists at most."""
 
 
 def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
@@ -144,7 +141,7 @@ def members(attempt: Attempt, pods: Iterable[Pod]) -> Iterator[Pod]:
     Of a large attempt the log lists only the first pods; any other one counts if it existed when the attempt started.
     """
     listed = {pod.uid for pod in attempt.started.pods}
-    truncated = len(attempt.started.pods) == RECORDED_PODS
+    truncated = len(attempt.started.pods) == MAX_PODS
     for pod in pods:
         if pod.uid in listed or (truncated and pod.created_at <= attempt.started_at):
             yield pod

@@ -158,7 +158,7 @@ class Reconciler:
             return observed, ()
         numbers = story.untold(observed.checkpoint.status, run.head)
         try:
-            return observed, await self._observer.in_thread(lambda: tuple(session.entries(numbers)))
+            return observed, await self._observer.in_thread(lambda: session.entries(numbers))
         except CheckpointError as error:
             return replace(observed, fault=fault_from(error)), ()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from checkpoint_operator.model import Fault, Key, Progress
@@ -24,9 +24,10 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
 )
 from checkpoint_sidecar.core.location import check_url
-from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES, StoredEntry, decode
+from checkpoint_sidecar.core.log import StoredEntry
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.entries import get_entries
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.progress import read_beat
@@ -171,11 +172,13 @@ class Session:
         modified, then = self._clock
         return modified + dt.timedelta(seconds=time.monotonic() - then)
 
-    def entries(self, numbers: Iterable[int]) -> Iterator[StoredEntry]:
-        """Some entries of the log, read again."""
-        for number in numbers:
-            stored = self.store.get(layout.log_key(number), max_bytes=MAX_ENTRY_BYTES)
-            yield decode(stored.data, number=number, stored_at=stored.info.modified)
+    def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
+        """Some entries of the log, read again.
+
+        Raises:
+            LogError, StoreError: One cannot be read.
+        """
+        return tuple(entry.decode() for entry in get_entries(self.store, numbers))
 
     def progress(self) -> Progress | None:
         """The last word of the running attempt, or None."""

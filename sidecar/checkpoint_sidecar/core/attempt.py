@@ -21,6 +21,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.lineage import RestorePlan, ancestors, quarantined, restore_plan
 from checkpoint_sidecar.core.log import (
+    MAX_PODS,
     AttemptStarted,
     Owner,
     PodIdentity,
@@ -73,7 +74,7 @@ def start(run: Run, *, world_size: int, pods: tuple[PodIdentity, ...]) -> Attemp
         world_size=world_size,
         restore_request=plan.request,
         candidate=plan.candidates[0] if plan.candidates else "",
-        pods=pods[:16],
+        pods=pods[:MAX_PODS],
     )
 
 

@@ -32,6 +32,9 @@ MAX_ENTRY_BYTES = 256 * 1024
 
 MAX_TEXT = 1024
 
+MAX_PODS = 16
+"""How many pods of an attempt are recorded; a large one has thousands."""
+
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 RequestId = Annotated[str, msgspec.Meta(max_length=128)]
@@ -131,7 +134,7 @@ class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
     restore_request: RequestId = ""
     candidate: RequestId = ""
     continues: RequestId = ""
-    pods: Annotated[tuple[PodIdentity, ...], msgspec.Meta(max_length=16)] = ()
+    pods: Annotated[tuple[PodIdentity, ...], msgspec.Meta(max_length=MAX_PODS)] = ()
 
 
 class RestoreStarted(msgspec.Struct, frozen=True, rename="camel"):

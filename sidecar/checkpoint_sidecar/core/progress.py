@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from checkpoint_sidecar.core.log import AttemptNumber, Count, PodIdentity
+from checkpoint_sidecar.core.log import MAX_PODS, AttemptNumber, Count, PodIdentity
 from checkpoint_sidecar.core.run import Run
 
 INTERVAL_SECONDS = 10.0
@@ -32,7 +32,7 @@ class Progress(msgspec.Struct, frozen=True, rename="camel"):
     attempt: AttemptNumber
     step: Count
     time: Annotated[str, msgspec.Meta(max_length=64)]
-    pods: Annotated[tuple[PodIdentity, ...], msgspec.Meta(max_length=16)] = ()
+    pods: Annotated[tuple[PodIdentity, ...], msgspec.Meta(max_length=MAX_PODS)] = ()
     ended: bool = False
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, Self
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS, RunEnvironment
 from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError, FencedError
 from checkpoint_sidecar.core.location import parse_url
-from checkpoint_sidecar.core.log import Owner, PodIdentity, Trigger
+from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity, Trigger
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.core.schedule import LastSave, due
 from checkpoint_sidecar.store.opening import open_store
@@ -219,7 +219,7 @@ class Checkpointer:
         attempt = self._agreement.from_rank_0(lambda: self._start(pods))
         self._started = True
         if self._session:
-            self._progress = ProgressReport(self._store, attempt=attempt, pods=pods[:16])
+            self._progress = ProgressReport(self._store, attempt=attempt, pods=pods[:MAX_PODS])
             self._progress.start()
         restored = restore(
             self._state, session=self._session, store=self._store, agreement=self._agreement, trust=self._trust
