@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.core.progress import decode
+from checkpoint_sidecar.store.progress import read_beat
 from checkpoint_sidecar.training.session import Session
 from training.checkpointer_runs import EVERY_STEP, RunStorage, Training, started, train_until
 
@@ -241,6 +243,21 @@ def test_an_attempt_says_goodbye_so_that_the_next_does_not_wait(storage: RunStor
     progress = decode(storage.store.get("_progress.json", max_bytes=4096).data)
     assert progress is not None
     assert (progress.attempt, progress.step, progress.ended) == (1, 3, True)
+
+
+def test_a_fenced_attempt_that_hangs_does_not_speak_in_the_name_of_its_successor(
+    storage: RunStorage, quick_polls: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("checkpoint_sidecar.training.progress.INTERVAL_SECONDS", 0.02)
+    training = Training()
+    with pytest.raises(FencedError), started(storage, training) as first:  # noqa: PT012
+        with started(storage, takeover_seconds=0.0):
+            pass
+        time.sleep(0.3)  # the first one sits in a step
+        train_until(lambda: False, first, training)
+    beat = read_beat(storage.store)
+    assert beat is not None
+    assert (beat.progress.attempt, beat.progress.ended) == (2, True)
 
 
 # Word from the operator, through the log

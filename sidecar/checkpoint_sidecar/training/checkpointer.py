@@ -219,7 +219,9 @@ class Checkpointer:
         attempt = self._agreement.from_rank_0(lambda: self._start(pods))
         self._started = True
         if self._session:
-            self._progress = ProgressReport(self._store, attempt=attempt, pods=pods[:MAX_PODS])
+            self._progress = ProgressReport(
+                self._store, attempt=attempt, pods=pods[:MAX_PODS], fenced=lambda: self._fenced() is not None
+            )
             self._progress.start()
         restored = restore(
             self._state, session=self._session, store=self._store, agreement=self._agreement, trust=self._trust
@@ -378,7 +380,7 @@ class Checkpointer:
         if self._session:
             self._session.stop()
         if self._progress:
-            self._progress.stop(say_goodbye=self._fenced() is None)
+            self._progress.stop()
         self._saves.close()
         self._agreement.close()
         self._watch.remove()
