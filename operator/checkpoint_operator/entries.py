@@ -8,7 +8,7 @@ a log number, so that no decision outlives the state it was made from.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from checkpoint_operator import actions
@@ -102,11 +102,17 @@ def rollback_target_exists(run: Run, snapshot: str) -> bool:
     return found is not None and found.state in (SnapshotState.LIVE, SnapshotState.RETIRED)
 
 
+def answered_saves(run: Run) -> Iterator[str]:
+    """The save requests that a commit answered, newest first."""
+    valid = (s for s in reversed(tuple(run.snapshots.values())) if s.state is not SnapshotState.REJECTED)
+    return (s.commit.save_request for s in valid if s.commit.save_request)
+
+
 def _save(run: Run, action: actions.RequestSave, _: dt.datetime) -> Body | None:
     attempt = run.attempt
     if attempt is None or not run.may_commit(attempt.number) or attempt.save_request == action.request:
         return None
-    if any(s.commit.save_request == action.request for s in run.snapshots.values()):
+    if action.request in answered_saves(run):
         return None
     return SaveRequested(action.request, attempt.number)
 

@@ -6,7 +6,7 @@ import datetime as dt
 import math
 from typing import Any
 
-from checkpoint_operator import conditions
+from checkpoint_operator import conditions, entries
 from checkpoint_operator.conditions import timestamp
 from checkpoint_operator.health import judge_conditions
 from checkpoint_operator.model import Observed
@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.api import MAX_LISTED
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
 from checkpoint_sidecar.core.retention import judge, metric_value
-from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 
 
 def status_of(observed: Observed) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         pending_purge=_pending_purge(observed, run),
         quarantined=tuple(api.QuarantinedSnapshot(s.id, s.failures, s.evidence) for s in suspects[:MAX_LISTED]),
         quarantined_snapshots=len(suspects),
-        last_save_request=_served_request(observed, run),
+        last_save_request=next(entries.answered_saves(run), None),
         last_rollback=run.rollbacks[-1] if run.rollbacks else None,
         log_sequence=run.head,
     )
@@ -173,13 +173,3 @@ def _pending_purge(observed: Observed, run: Run) -> tuple[api.PendingPurge, ...]
 
 def _earliest(snapshot: Snapshot, grace_seconds: float) -> str:
     return timestamp(snapshot.committed_at + dt.timedelta(seconds=grace_seconds))
-
-
-def _served_request(observed: Observed, run: Run) -> str | None:
-    """The save request that a commit answered last; the spec's own as soon as one did."""
-    served = {s.commit.save_request for s in run.snapshots.values() if s.state is not SnapshotState.REJECTED}
-    spec = observed.checkpoint.spec
-    if spec is not None and spec.save.request and spec.save.request in served:
-        return spec.save.request
-    previous = observed.checkpoint.status.get("lastSaveRequest")
-    return previous if isinstance(previous, str) else None

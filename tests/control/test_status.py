@@ -316,7 +316,7 @@ def test_a_save_request_is_echoed_once_a_commit_answered_it_and_stays() -> None:
     history.committed(100, save_request="now-1")
     status = status_of(observed(history, **asked))
     assert status["lastSaveRequest"] == "now-1"
-    assert status_of(observed(history, status=status))["lastSaveRequest"] == "now-1"
+    assert status_of(observed(history))["lastSaveRequest"] == "now-1"
 
 
 def test_a_rollback_is_echoed_once_the_log_has_it() -> None:
