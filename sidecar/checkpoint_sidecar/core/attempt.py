@@ -19,7 +19,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreError,
     RestoreInterrupted,
 )
-from checkpoint_sidecar.core.lineage import RestorePlan, ancestors, quarantined, restore_plan
+from checkpoint_sidecar.core.lineage import RestorePlan, quarantined, restore_plan, walk
 from checkpoint_sidecar.core.log import (
     MAX_PODS,
     AttemptStarted,
@@ -231,7 +231,7 @@ def published_for(run: Run, step: int | None) -> Snapshot | None:
     Args:
         step: None for a drop-in directory, whose single pointer shows the newest snapshot of all.
     """
-    for snapshot in ancestors(run, run.newest):
+    for snapshot in walk(run, run.newest):
         usable = snapshot.state is SnapshotState.LIVE and not quarantined(run, snapshot)
         if usable and (step is None or snapshot.step == step):
             return snapshot
