@@ -56,8 +56,9 @@ def test_a_running_save_is_finished_and_then_the_present_step_is_saved(storage: 
     [pytest.param(False, 1, id="the-policy-says-so"), pytest.param(True, 2, id="sigterm-came-twice")],
 )
 def test_a_running_save_is_finished_although_no_new_one_is_wanted(
-    storage: RunStorage, on_upload: Any, on_termination: bool, signals: int
+    storage: RunStorage, on_upload: Any, on_termination: bool, signals: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("checkpoint_sidecar.training.signals.ECHO_SECONDS", 0.0)
     on_upload(lambda key: time.sleep(0.5) if key.endswith(".distcp") else None)
     save = SavePolicy(every_steps=1, every_seconds=None, on_termination=on_termination)
     with started(storage, save=save) as checkpointer:
@@ -103,6 +104,20 @@ def test_a_save_that_fails_does_not_change_the_exit(storage: RunStorage, on_uplo
         assert terminated_at(3, checkpointer).saved_step is None
     assert time.monotonic() - began < 10, "it was tried again and again"
     assert commits(storage) == []
+
+
+def test_a_save_that_failed_before_sigterm_does_not_cost_the_last_one(storage: RunStorage, on_upload: Any) -> None:
+    failures = [StoreError("upload", "a key", "the network was down")]
+
+    def fail_once(_: str) -> None:
+        if failures:
+            raise failures.pop()
+
+    on_upload(fail_once)
+    with started(storage, save=EVERY_STEP) as checkpointer:
+        checkpointer.step(1)
+        assert terminated_at(2, checkpointer).saved_step == 2
+    assert commits(storage) == [(2, "Termination")]
 
 
 def test_the_attempt_says_goodbye(storage: RunStorage) -> None:

@@ -168,7 +168,7 @@ class Checkpointer:
         if self._progress:
             self._progress.step = step
         if agreed.failed:
-            self.wait()
+            self._report_failure(terminating=agreed.stop is not None)
         if agreed.stop:
             self._terminate(step, self._metrics)
         if agreed.trigger and not (agreed.saving and self._skip_while_saving):
@@ -286,6 +286,17 @@ class Checkpointer:
             target = RunTarget(self._session, Draft(step, trigger, decimals, request, began, blocked))
         self._saves.start(staged, step=step, target=target, began=began)
         return None
+
+    def _report_failure(self, *, terminating: bool) -> None:
+        """Raise what went wrong in the background, unless a last save may still make up for it."""
+        try:
+            self.wait()
+        except FencedError:
+            raise
+        except CheckpointError as error:
+            if not terminating:
+                raise
+            logger.error("the save before SIGTERM failed: %s", error)  # noqa: TRY400 - it says all
 
     def _terminate(self, step: int, metrics: Metrics) -> NoReturn:
         """Save what still can be saved in the grace period, then leave, on all ranks."""
