@@ -81,11 +81,10 @@ def crash_and_resume(
     def act(path: str, storage: RunStorage, crash: Crash, restores: int) -> None:
         job = partial(Job, storage.url, sharding=SHARDING, options={"takeover_seconds": 0.0})
         before, saved = evidence.contents(storage.store, "step-"), evidence.saved(storage.store)
-        crashed = run(job(total=restores or 1, every_steps=None, wrap_store=crash.wrap), tmp_path)
+        crashed = run(job(total=restores, every_steps=None, wrap_store=crash.wrap), tmp_path)
         assert crash.reached
         check_ends([outcome.code for outcome in crashed], crash)
-        if restores:
-            assert evidence.contents(storage.store, "step-") == before
+        assert evidence.contents(storage.store, "step-") == before
 
         resumed = run(job(total=AFTERWARDS), tmp_path)
         assert [outcome.steps[0] for outcome in resumed] == [restores + 1] * 2
