@@ -131,6 +131,12 @@ def test_a_wrong_clock_is_named(store: Store, server: FaultyServer, key: str) ->
         store.put(key, b"data")
 
 
+def test_a_server_that_is_no_object_store_is_suspected_of_it(store: Store, server: FaultyServer) -> None:
+    server.faults.append(Fault("GET", "", (404, ""), times=ALWAYS))
+    with pytest.raises(StoreError, match="check that the endpoint is an object store's"):
+        list(store.list())
+
+
 def test_a_missing_bucket_is_named_as_such(s3: tuple[Server, Driver]) -> None:
     server, driver = s3
     missing = open_store(server.settings(bucket="no-such-bucket-anywhere"), driver=driver)

@@ -16,6 +16,7 @@ from checkpoint_sidecar.store.calls import Fault
 
 _DENIED = "Check the credentials and what they allow: read, write, list and delete under this URL."
 _BUCKET = "Create the bucket, or correct the URL; buckets are never created implicitly."
+_ENDPOINT = "If nothing was ever found there, check that the endpoint is an object store's."
 _REGION = "Set the region of the bucket."
 _CONDITIONAL = "Use a store that honours If-None-Match on PUT."
 
@@ -52,7 +53,7 @@ _BY_STATUS: dict[int, tuple[type[StoreError], str]] = {
     301: (RequestRefusedError, _REGION),
     401: (AccessDeniedError, _DENIED),
     403: (AccessDeniedError, _DENIED),
-    404: (ObjectNotFoundError, ""),
+    404: (ObjectNotFoundError, _ENDPOINT),
     408: (StoreError, ""),
     409: (StoreError, ""),
     412: (ObjectExistsError, ""),
