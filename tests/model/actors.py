@@ -13,6 +13,7 @@ import msgspec
 
 from builders import OTHER_OWNER, OWNER
 from checkpoint_operator import execute, plan, status
+from checkpoint_operator.actions import CollectOrphans, PublishPointer
 from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed
 from checkpoint_operator.resources import mirror_name
 from checkpoint_operator.storage import Session as OperatorSession
@@ -232,9 +233,9 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {errors[0]}")
                         session = None
                         break
-                    pointers = (done.action for done in outcomes if isinstance(done.action, plan.PublishPointer))
+                    pointers = (done.action for done in outcomes if isinstance(done.action, PublishPointer))
                     shown = plan.shown_after(shown, pointers)
-                    swept = (done.action.attempt for done in outcomes if isinstance(done.action, plan.CollectOrphans))
+                    swept = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
                     collected = max(swept, default=collected)
                     log = session.log
                     seen = replace(

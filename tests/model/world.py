@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -145,7 +146,7 @@ class Connection:
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self._change(f"delete {key}", lambda key=key: self._world.delete(key))
+            self._change(f"delete {key}", functools.partial(self._world.delete, key))
 
     def _read(self, label: str, request: Callable[[], T]) -> T:
         if self._actor.stop_before(label):
