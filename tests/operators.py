@@ -68,10 +68,10 @@ class Watched:
         return {item["metadata"]["name"]: item for item in listed["items"]}
 
     def events(self) -> list[str]:
-        """Reasons of the Events about it, oldest first; the log numbers in their names order them."""
+        """Reasons of the Events about it, oldest first."""
         listed = json.loads(self.namespace.kubectl("get", "events", "--output=json"))
         mine = [e for e in listed["items"] if e["involvedObject"]["name"] == self.name]
-        mine.sort(key=lambda event: event["metadata"]["name"].rpartition(".")[2].rjust(20))
+        mine.sort(key=lambda event: event["eventTime"])
         return [event["reason"] for event in mine]
 
     def eventually(self, right: Callable[[Watched], Any], *, within: float = PATIENCE_SECONDS) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import logging
 import time
@@ -177,17 +178,17 @@ class Reconciler:
         happenings = _condition_changes(checkpoint.status, status)
         if observed.run is not None:
             happenings = (*happenings, *story.tell(entries, observed.run))
-        for happening in happenings:
-            await self._tell(happening, observed)
+        for place, happening in enumerate(happenings):
+            await self._tell(happening, observed, observed.wall + dt.timedelta(microseconds=place))
 
-    async def _tell(self, happening: Happening, observed: Observed) -> None:
+    async def _tell(self, happening: Happening, observed: Observed, moment: dt.datetime) -> None:
         event = resources.event(
             observed.checkpoint,
             reason=happening.reason,
             message=self._redactor.clean(happening.message),
             warning=happening.warning,
             identifier=happening.identifier,
-            time=observed.wall,
+            time=moment,
         )
         try:
             await self._kube.create_event(event)

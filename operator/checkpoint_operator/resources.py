@@ -112,6 +112,7 @@ def event(
     Args:
         identifier: What happened, by a name of its own (a log number): the object's name follows from it, so that a
             second operator that tells the same story creates no second Event.
+        time: To the microsecond: what happened in one second is listed in the order of these.
     """
     moment = timestamp(time)
     return {
@@ -133,6 +134,8 @@ def event(
         "message": message[: conditions.MAX_MESSAGE],
         "firstTimestamp": moment,
         "lastTimestamp": moment,
+        "eventTime": time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "action": "Reconcile",
         "count": 1,
         "source": {"component": COMPONENT},
         "reportingComponent": COMPONENT,

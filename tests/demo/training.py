@@ -184,12 +184,7 @@ class TrainingRun:
             for event in found
             if _about(event).get("name") == self.name and _about(event).get("kind") == "Checkpoint"
         ]
-        return sorted(
-            ours,
-            key=lambda event: (
-                event.get("eventTime") or event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
-            ),
-        )
+        return sorted(ours, key=lambda event: event["eventTime"])
 
     def describe(self) -> str:
         """What somebody would look at first when something went wrong."""
