@@ -1,0 +1,58 @@
+"""How far a save or a restore has got, in bytes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressSnapshot:
+    """The counters at one moment.
+
+    Attributes:
+        done: Bytes that have arrived.
+        total: Bytes that are to arrive, as far as is known yet.
+        seconds: Since the counting began.
+    """
+
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The average since the counting began."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+
+class Progress:
+    """Counts bytes for any number of threads.
+
+    Args:
+        total: Bytes that are to arrive; ``expect`` adds what is not known at the start.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, total: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._done = 0
+        self._total = total
+        self._lock = threading.Lock()
+
+    def expect(self, count: int) -> None:
+        """This many more bytes are to arrive."""
+        with self._lock:
+            self._total += count
+
+    def add(self, count: int) -> None:
+        """This many bytes have arrived: a part is stored, a range is verified and in its place."""
+        with self._lock:
+            self._done += count
+
+    def snapshot(self) -> ProgressSnapshot:
+        with self._lock:
+            return ProgressSnapshot(self._done, self._total, self._clock() - self._began)

@@ -1,0 +1,46 @@
+"""Bytes of a save or a restore are counted, whoever moves them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+
+import pytest
+
+from checkpoint_sidecar.engine.progress import Progress, ProgressSnapshot
+
+
+def test_it_knows_what_is_done_of_what_is_expected_and_for_how_long() -> None:
+    now = 10.0
+    progress = Progress(100, clock=lambda: now)
+    progress.add(30)
+    progress.expect(20)
+    now = 12.0
+    assert progress.snapshot() == ProgressSnapshot(done=30, total=120, seconds=2.0)
+
+
+def test_the_rate_is_the_average_since_the_start() -> None:
+    assert ProgressSnapshot(done=30, total=120, seconds=2.0).bytes_per_second == 15.0
+
+
+def test_before_any_time_has_passed_there_is_no_rate() -> None:
+    assert ProgressSnapshot(done=30, total=120, seconds=0.0).bytes_per_second == 0.0
+
+
+@pytest.fixture
+def impatient_interpreter() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("impatient_interpreter")
+def test_no_byte_is_lost_between_threads() -> None:
+    progress = Progress()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(progress.add, repeat(1, 20_000)))
+    assert progress.snapshot().done == 20_000
