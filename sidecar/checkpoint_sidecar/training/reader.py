@@ -29,6 +29,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.read import FileReader, Span, batches
 from checkpoint_sidecar.engine.verify import check_sizes
 from checkpoint_sidecar.store.base import Store
@@ -56,6 +57,7 @@ class SnapshotReader(StorageReader):
         manifest: The committed manifest; None reads a stock checkpoint, which cannot be verified.
         verify: How far stored bytes are checked before they are used.
         trust: ``safe`` unpickles DCP's classes and what ``torch.load(weights_only=True)`` allows; ``full`` anything.
+        progress: Told of this rank's bytes.
 
     Raises (from DCP, wrapped; see ``failures.raising_ours``):
         CorruptSnapshotError: Stored bytes are not what was committed; ``evidence`` says how.
@@ -71,9 +73,11 @@ class SnapshotReader(StorageReader):
         *,
         verify: VerifyLevel = "Checksums",
         trust: Trust = "safe",
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self._store = store
+        self._progress = progress
         self._open(folder_path, manifest)
         self._verify: VerifyLevel = verify
         self._trust: Trust = trust

@@ -36,6 +36,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.upload import FileWriter, upload_bytes, upload_file
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.failures import never_reached_commit, upload_failed
@@ -57,12 +58,14 @@ class SnapshotWriter(StorageWriter):
     Args:
         store: Opened at the run's root.
         target: Admits and commits the save; needed on the coordinator rank only.
+        progress: Told of this rank's bytes.
     """
 
-    def __init__(self, store: Store, target: SaveTarget | None) -> None:
+    def __init__(self, store: Store, target: SaveTarget | None, *, progress: Progress | None = None) -> None:
         super().__init__()
         self._store = store
         self._target = target
+        self._progress = progress
         self._running: tuple[SaveTarget, NewSave] | None = None
         self._written: list[str] = []
         self._save_id = uuid.uuid4().hex
