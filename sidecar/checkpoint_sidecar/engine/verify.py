@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from checkpoint_sidecar.core import layout
@@ -36,8 +36,19 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
     return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
 
 
-def verify_snapshot(store: Store, commit: SnapshotCommitted, *, level: VerifyLevel) -> int:
+def verify_snapshot(
+    store: Store,
+    commit: SnapshotCommitted,
+    *,
+    level: VerifyLevel,
+    connections: int = _PARALLEL_REQUESTS,
+    before_read: Callable[[int], None] = lambda _: None,
+) -> int:
     """Check every file of a snapshot.
+
+    Args:
+        connections: Requests side by side. Twice this times ``REQUEST_BYTES`` are held in memory.
+        before_read: Called with a number of bytes before they are read. It may wait, to read slowly, or raise, to end.
 
     Returns:
         Bytes of the files that were checked.
@@ -49,14 +60,16 @@ def verify_snapshot(store: Store, commit: SnapshotCommitted, *, level: VerifyLev
     manifest = read_manifest(store, commit)
     check_sizes(store, commit.path, manifest.files, level=level)
     if level == "Checksums":
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="verify") as pool:
+        with ThreadPoolExecutor(connections, thread_name_prefix="verify") as pool:
             for file in manifest.files:
                 reader = FileReader(
                     store, f"{commit.path}/{file.name}", file, pool=pool, block_bytes=manifest.block_bytes
                 )
-                step = max(REQUEST_BYTES * _PARALLEL_REQUESTS, manifest.block_bytes)
+                step = max(REQUEST_BYTES * connections, manifest.block_bytes)
                 for start in range(0, file.size, step):
-                    reader.read(Span(start, min(step, file.size - start)))
+                    span = Span(start, min(step, file.size - start))
+                    before_read(span.length)
+                    reader.read(span)
     return manifest.size
 
 
