@@ -36,8 +36,9 @@ from checkpoint_operator.model import Observed, Pod
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.compaction import due
-from checkpoint_sidecar.core.lineage import lineage, quarantined
+from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.log import MAX_PODS, PodIdentity
+from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
@@ -185,15 +186,6 @@ def _verifications(run: Run) -> tuple[Verify, ...]:
     return tuple(Verify(snapshot.id) for snapshot in waiting[:MAX_VERIFICATIONS])
 
 
-def wanted_pointers(run: Run) -> dict[int, str]:
-    """What the stock pointer of each step should show: the newest live snapshot on the lineage; newest steps first."""
-    wanted: dict[int, str] = {}
-    for snapshot in lineage(run):
-        if snapshot.live and not quarantined(run, snapshot):
-            wanted.setdefault(snapshot.step, snapshot.id)
-    return wanted
-
-
 def shown_after(shown: Mapping[int, str], done: Iterable[PublishPointer]) -> dict[int, str]:
     """What the stock pointers show once these are published."""
     return {step: shows for step, shows in {**shown, **{a.step: a.snapshot for a in done}}.items() if shows}
@@ -201,7 +193,7 @@ def shown_after(shown: Mapping[int, str], done: Iterable[PublishPointer]) -> dic
 
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     """Of all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
-    wanted, shown = wanted_pointers(run), observed.shown
+    wanted, shown = published_steps(run), observed.shown
     wrong = [step for step in dict.fromkeys((*wanted, *shown)) if wanted.get(step) != shown.get(step)]
     return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
 

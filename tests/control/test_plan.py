@@ -35,12 +35,12 @@ from checkpoint_operator.plan import (
     mirror_actions,
     next_look,
     shown_after,
-    wanted_pointers,
 )
 from checkpoint_operator.plan import store_actions as plan
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import PodIdentity
+from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
 from checkpoint_sidecar.core.run import Snapshot
 from observations import KEY, later, mirror, observed, pod
@@ -56,7 +56,7 @@ def saved(*steps: int, retention: RetentionPolicy | None = None) -> History:
 
 def quiet(seen: Observed) -> Observed:
     """With the stock pointers known to be right, so that only the rest of the plan shows."""
-    return replace(seen, shown=wanted_pointers(seen.run) if seen.run else {})
+    return replace(seen, shown=published_steps(seen.run) if seen.run else {})
 
 
 def ready_of(seen: Observed) -> tuple[str, str]:
@@ -170,7 +170,7 @@ def test_the_stock_pointer_of_every_step_is_published_until_it_was_seen_to_be_ri
 
 def test_the_stock_pointers_follow_a_rollback_to_the_other_branch() -> None:
     history = saved(100, 200, 300)
-    shown = wanted_pointers(history.run)
+    shown = published_steps(history.run)
     history.rollback(100).started().restored().committed(200)
     seen = replace(observed(history), shown=shown)
     assert pointers(seen) == [PublishPointer(200, history.id(200)), PublishPointer(300, "")]
@@ -179,7 +179,7 @@ def test_the_stock_pointers_follow_a_rollback_to_the_other_branch() -> None:
 
 def test_the_stock_pointer_of_a_retired_snapshot_is_removed_and_comes_back_with_it() -> None:
     history = saved(100, 200)
-    shown = wanted_pointers(history.run)
+    shown = published_steps(history.run)
     removed = pointers(replace(observed(history.retired(100)), shown=shown))
     assert removed == [PublishPointer(100, "")]
     seen = replace(observed(history.reinstated(100)), shown=shown_after(shown, removed))
@@ -188,7 +188,7 @@ def test_the_stock_pointer_of_a_retired_snapshot_is_removed_and_comes_back_with_
 
 def test_the_stock_pointer_of_a_quarantined_snapshot_is_removed() -> None:
     history = saved(100, 200)
-    seen = replace(observed(history), shown=wanted_pointers(history.run))
+    seen = replace(observed(history), shown=published_steps(history.run))
     history.found_damaged(200, 200)
     assert pointers(replace(seen, run=history.run)) == [PublishPointer(200, "")]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from builders import History
-from checkpoint_sidecar.core.attempt import published_for, start
+from checkpoint_sidecar.core.attempt import start
 from checkpoint_sidecar.core.lineage import ancestors, in_use, lineage, restore_plan, rollback_target, superseded
 from checkpoint_sidecar.core.policy import RestorePolicy
 
@@ -207,20 +207,3 @@ def test_only_the_highest_attempt_has_a_snapshot_in_use() -> None:
     history.started(candidate=history.id(100)).restoring(200, attempt=2)
     assert in_use(history.run) == history.id(100)
     assert in_use(History().run) is None
-
-
-@pytest.mark.parametrize(
-    ("tell", "step", "expected"),
-    [
-        pytest.param(lambda: run_of(100, 200), 100, "100-1-aaaaaaac", id="the snapshot of the step"),
-        pytest.param(lambda: run_of(100, 200), 300, None, id="no snapshot of the step"),
-        pytest.param(lambda: run_of(100, 200).retired(100), 100, None, id="not a retired one"),
-        pytest.param(lambda: run_of(100, 200).found_damaged(100, 100), 100, None, id="not a damaged one"),
-        pytest.param(lambda: rolled_back(run_of(100, 200), 100).committed(150), 200, None, id="not a superseded one"),
-        pytest.param(lambda: run_of(100, 200), None, "200-1-aaaaaaad", id="the newest for a drop-in directory"),
-        pytest.param(History, None, None, id="nothing was saved"),
-    ],
-)
-def test_the_stock_pointer_shows(tell: Callable[[], History], step: int | None, expected: str | None) -> None:
-    shown = published_for(tell().run, step)
-    assert (shown.id if shown else None) == expected

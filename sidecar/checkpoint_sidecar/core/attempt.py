@@ -19,7 +19,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreError,
     RestoreInterrupted,
 )
-from checkpoint_sidecar.core.lineage import RestorePlan, quarantined, restore_plan, walk
+from checkpoint_sidecar.core.lineage import RestorePlan, restore_plan
 from checkpoint_sidecar.core.log import (
     MAX_PODS,
     AttemptStarted,
@@ -34,7 +34,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_anew
 from checkpoint_sidecar.core.policy import OverwritePolicy
-from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 
 AUTOMATIC: frozenset[Trigger] = frozenset({"Schedule", "Request", "Termination", "Eviction", "Final"})
 
@@ -223,16 +223,3 @@ def commit(run: Run, draft: SnapshotCommitted, *, overwrite: OverwritePolicy) ->
         replaces=admission.replaces,
         restore_request=attempt.started.restore_request,
     )
-
-
-def published_for(run: Run, step: int | None) -> Snapshot | None:
-    """The snapshot the stock ``.metadata`` pointer of a step should show: the newest live one on the lineage.
-
-    Args:
-        step: None for a drop-in directory, whose single pointer shows the newest snapshot of all.
-    """
-    for snapshot in walk(run, run.newest):
-        usable = snapshot.state is SnapshotState.LIVE and not quarantined(run, snapshot)
-        if usable and (step is None or snapshot.step == step):
-            return snapshot
-    return None

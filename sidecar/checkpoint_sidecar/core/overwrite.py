@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
+from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.lineage import walk
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
@@ -37,6 +38,8 @@ def existing_save(run: Run, base: str, step: int) -> Snapshot | None:
 
 def rejection(run: Run, commit: SnapshotCommitted) -> str:
     """Why replay must not accept a commit, or empty: how the rules hold even against a library that ignores them."""
+    if not _in_place(commit):
+        return "InvalidPath"
     if not run.may_commit(commit.attempt):
         return "Fenced"
     if commit.snapshot in run.snapshots:
@@ -56,3 +59,13 @@ def rejection(run: Run, commit: SnapshotCommitted) -> str:
     if run.configured and run.policy.overwrite != "Replace":
         return "ReplaceNotAllowed"
     return ""
+
+
+def _in_place(commit: SnapshotCommitted) -> bool:
+    """A path that this version did not make is never read from and, above all, never deleted under."""
+    try:
+        folder = layout.parse_save_folder(commit.path)
+    except ValueError:
+        return False
+    identifier = layout.snapshot_id(commit.step, commit.attempt, folder.nonce)
+    return folder.attempt == commit.attempt and folder.step in (None, commit.step) and identifier == commit.snapshot

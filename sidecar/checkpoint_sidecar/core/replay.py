@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
@@ -201,7 +200,7 @@ def _restore_finished(run: Run, working: _Working, _: StoredEntry, body: Restore
 
 
 def _committed(run: Run, working: _Working, entry: StoredEntry, body: SnapshotCommitted) -> Run:
-    reason = _malformed(body) or rejection(run, body)
+    reason = rejection(run, body)
     if body.snapshot not in working.snapshots:
         working.snapshots[body.snapshot] = Snapshot(
             commit=body,
@@ -223,17 +222,6 @@ def _committed(run: Run, working: _Working, entry: StoredEntry, body: SnapshotCo
         consumed=run.consumed | {body.restore_request},
         pending=None if served else run.pending,
     )
-
-
-def _malformed(commit: SnapshotCommitted) -> str:
-    """A path that this version did not make is never read from and, above all, never deleted under."""
-    try:
-        folder = layout.parse_save_folder(commit.path)
-    except ValueError:
-        return "InvalidPath"
-    identifier = layout.snapshot_id(commit.step, commit.attempt, folder.nonce)
-    in_place = folder.attempt == commit.attempt and folder.step in (None, commit.step)
-    return "" if in_place and identifier == commit.snapshot else "InvalidPath"
 
 
 def _verified(run: Run, working: _Working, _: StoredEntry, body: SnapshotVerified) -> Run:

@@ -7,8 +7,8 @@ reads it.
 from __future__ import annotations
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.attempt import published_for
 from checkpoint_sidecar.core.errors import ObjectNotFoundError
+from checkpoint_sidecar.core.pointers import published_for
 from checkpoint_sidecar.core.run import Snapshot
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.runlog import RunLog

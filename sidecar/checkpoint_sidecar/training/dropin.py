@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from checkpoint_sidecar.core.attempt import published_for
 from checkpoint_sidecar.core.errors import ConfigurationError, RestoreError, RestoreInterrupted
+from checkpoint_sidecar.core.pointers import published_for
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.store.opening import open_store
