@@ -1,94 +1,160 @@
-"""Copying a state dict to host memory, so that training can go on while the copy is uploaded."""
+"""Copying a state dict to host memory, so that training can go on while the copy is uploaded.
+
+torch has stagers of its own, but none before 2.9 keeps its buffers, that of 2.12 breaks after its first copy, and none
+takes FSDP1's tensors. Fresh memory costs several times what the copy does, because every page of it is faulted in.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections import defaultdict
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, TypeAlias, cast
 
 import torch
-from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
-from torch.distributed.checkpoint import staging
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor  # type: ignore[attr-defined]
+from torch.distributed.tensor import DTensor
+
+_Kind: TypeAlias = tuple[torch.Size, torch.dtype, bool]
+_Buffers: TypeAlias = defaultdict[_Kind, list[torch.Tensor]]
 
 
 class HostCopy:
-    """torch's stager, which keeps its buffers from one copy to the next, plus FSDP1's tensors, which it refuses."""
+    """Copies state dicts of nested dicts, lists and tuples.
+
+    Tensors, also the shards of a ``DTensor`` or ``ShardedTensor``, land in buffers that are kept from one copy to the
+    next; those on a GPU are copied beside each other into page-locked memory. Two of one place in memory, such as tied
+    weights, become one. Everything else is deep-copied.
+    """
 
     def __init__(self) -> None:
-        self._stager = _torchs_stager() if _torchs_stager_can_be_used_again() else _NewMemory()
+        self._buffers: _Buffers = defaultdict(list)
 
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The copy. It lives in the buffers of the previous one, which must not be in use any more."""
-        staged = self._stager.stage(_mapped(state, _to_host))
-        return cast("dict[str, Any]", _mapped(staged, lambda value: value.tensor if type(value) is _OnHost else value))
+        """The copy, complete. It lives in the buffers of the previous one, which must not be in use any more."""
+        free, self._buffers = self._buffers, defaultdict(list)
+        copying = _Copying(free, self._buffers)
+        try:
+            with torch.no_grad():
+                return cast("dict[str, Any]", copying.of(state))
+        finally:
+            copying.wait()
 
     def close(self) -> None:
         """Free the buffers."""
-        self._stager.close()
+        self._buffers.clear()
 
 
-def _torchs_stager_can_be_used_again() -> bool:
-    """Not in versions before 2.9, which have none, nor in 2.12, where it closes itself after its first copy."""
-    if not hasattr(staging, "DefaultStager"):
-        return False
-    stager = _torchs_stager()
-    try:
-        for _ in range(2):
-            stager.stage({})
-    except KeyError:
-        return False
-    finally:
-        stager.close()
-    return True
+class _Copying:
+    """One copy.
 
+    Args:
+        free: Buffers to use.
+        used: Where those that were used are put, and new ones.
+    """
 
-def _torchs_stager() -> Any:
-    # On a GPU: page-locked buffers, and copies that overlap. On a CPU both would only cost.
-    accelerated = torch.cuda.is_available()
-    return staging.DefaultStager(
-        staging.StagingOptions(
-            use_pinned_memory=accelerated,
-            use_shared_memory=False,
-            use_async_staging=False,
-            use_non_blocking_copy=accelerated,
+    def __init__(self, free: _Buffers, used: _Buffers) -> None:
+        self._free = free
+        self._used = used
+        self._copied: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._streams: dict[torch.device, SideStream] = {}
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self.of(each) for key, each in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(self.of, value))
+        if isinstance(value, DTensor):
+            return self._dtensor(value)
+        if isinstance(value, ShardedTensor):
+            return self._sharded_tensor(value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        return copy.deepcopy(value)
+
+    def wait(self) -> None:
+        """Return when the last byte is on the host."""
+        for stream in self._streams.values():
+            stream.wait()
+
+    def _dtensor(self, value: DTensor) -> DTensor:
+        # ``from_local`` would send the copy back to the mesh's device.
+        staged = cast("DTensor", value.detach())
+        staged._local_tensor = self._tensor(value.to_local())
+        return staged
+
+    def _sharded_tensor(self, value: ShardedTensor) -> ShardedTensor:
+        metadata = copy.deepcopy(value.metadata())
+        metadata.shards_metadata = [_on_host(each) for each in metadata.shards_metadata]
+        shards = [Shard(self._tensor(shard.tensor), _on_host(shard.metadata)) for shard in value.local_shards()]
+        return ShardedTensor._init_from_local_shards_and_global_metadata(
+            shards, sharded_tensor_metadata=metadata, process_group=value._process_group, init_rrefs=False
         )
-    )
+
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        plain = value.detach()
+        if type(plain) is not torch.Tensor or plain.layout is not torch.strided or plain.is_quantized:
+            return plain.to("cpu", copy=True)
+        # What two tensors of the same values in the same place have in common.
+        identity = (
+            plain.device,
+            plain.data_ptr(),
+            plain.shape,
+            plain.stride(),
+            plain.dtype,
+            plain.is_conj(),
+            plain.is_neg(),
+        )
+        if identity not in self._copied:
+            self._copied[identity] = self._to_host(plain)
+        return self._copied[identity]
+
+    def _to_host(self, source: torch.Tensor) -> torch.Tensor:
+        on_gpu = source.device.type == "cuda"
+        buffer = self._buffer((source.shape, source.dtype, on_gpu))
+        if not on_gpu:
+            return buffer.copy_(source)
+        if source.device not in self._streams:
+            self._streams[source.device] = SideStream(torch.cuda, source.device)
+        self._streams[source.device].copy(source, buffer)
+        return buffer
+
+    def _buffer(self, kind: _Kind) -> torch.Tensor:
+        shape, dtype, pinned = kind
+        buffers = self._free[kind]
+        buffer = buffers.pop() if buffers else torch.empty(shape, dtype=dtype, device="cpu", pin_memory=pinned)
+        self._used[kind].append(buffer)
+        return buffer
 
 
-class _NewMemory:
-    """Every copy takes memory of its own. torch's ``BlockingAsyncStager`` does not copy what is on the host already."""
-
-    def stage(self, state: dict[str, Any]) -> dict[str, Any]:
-        return cast("dict[str, Any]", _mapped(state, _copied))
-
-    def close(self) -> None:
-        """Nothing is kept."""
+def _on_host(shard: ShardMetadata) -> ShardMetadata:
+    moved = copy.deepcopy(shard)
+    if moved.placement is not None:
+        moved.placement._device = torch.device("cpu")
+    return moved
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+class SideStream:
+    """Copies from a device after the work that is queued on it now, without a wait between one copy and the next.
 
+    Args:
+        backend: The device's module, ``torch.cuda``.
+    """
 
-class _OnHost:
-    """A tensor that is copied already: the stager passes it on."""
+    def __init__(self, backend: ModuleType, device: torch.device) -> None:
+        self._backend = backend
+        self._stream = backend.Stream(device)
+        self._stream.wait_stream(backend.current_stream(device))
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+    def copy(self, source: torch.Tensor, buffer: torch.Tensor) -> None:
+        """Begin to copy; both must live until ``wait`` returns."""
+        with self._backend.stream(self._stream):
+            buffer.copy_(source, non_blocking=True)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _OnHost:
-        return self
-
-
-def _to_host(value: Any) -> Any:
-    if not isinstance(value, ShardedTensor):
-        return value
-    on_host = all(shard.tensor.device.type == "cpu" for shard in value.local_shards())
-    return _OnHost(copy.deepcopy(value) if on_host else value.cpu())
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _mapped(each, change) for key, each in value.items()}
-    if type(value) is list:
-        return [_mapped(each, change) for each in value]
-    return change(value)
+    def wait(self) -> None:
+        """Return when everything is copied."""
+        end = self._backend.Event()
+        end.record(self._stream)
+        end.synchronize()
