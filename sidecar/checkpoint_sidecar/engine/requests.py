@@ -1,0 +1,168 @@
+"""Which requests bring a set of wanted bytes, and where each byte of a request lands. Pure.
+
+A request may bring more than is wanted: whole blocks where checksums are compared, and gaps that are cheaper to read
+than a request of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+REQUEST_BYTES = 16 * 1024 * 1024
+"""Largest request, unless a single block is larger: what object stores serve best."""
+
+GAP_BYTES = 64 * 1024
+"""Unwanted bytes between two wanted ranges that are cheaper to read than to skip."""
+
+DIRECT_BYTES = 64 * 1024
+"""From this size on a buffer of its own is worth a system call of its own; less is cheaper to copy."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A range of bytes of a file."""
+
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of one wanted span that one request brings.
+
+    Attributes:
+        want: Index of the wanted span.
+        span: Position in the file.
+    """
+
+    want: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One read of a file.
+
+    Attributes:
+        span: What is read; whole blocks, the last one of the file possibly shorter.
+        pieces: What of it is wanted, by position; pieces of different wants may overlap.
+    """
+
+    span: Span
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a part of a request lands: in the memory of a want, or, with None, in a buffer that is used again."""
+
+    span: Span
+    want: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where all of a request lands.
+
+    Attributes:
+        slots: Cover the request's span without overlap, in order of position.
+        copies: Pieces whose bytes landed elsewhere and must be copied from there.
+    """
+
+    slots: tuple[Slot, ...]
+    copies: tuple[Piece, ...]
+
+    @property
+    def bounced(self) -> int:
+        """Bytes that land in no want's memory."""
+        return sum(slot.span.length for slot in self.slots if slot.want is None)
+
+
+def plan_requests(
+    wanted: Sequence[Span], *, block_bytes: int = 1, size: int | None = None, request_bytes: int = REQUEST_BYTES
+) -> list[Request]:
+    """The requests that bring every wanted byte exactly once, in order of position.
+
+    Args:
+        wanted: Spans of one file, in any order; they may overlap, and empty ones are left out.
+        block_bytes: Only whole blocks of this size are read.
+        size: Of the file, where its last block ends; needed unless ``block_bytes`` is 1.
+        request_bytes: No request is larger, unless one block is.
+    """
+    step = max(request_bytes // block_bytes, 1) * block_bytes
+
+    def widened(start: int, end: int) -> Span:
+        start -= start % block_bytes
+        end += -end % block_bytes
+        return Span(start, (end if size is None else min(end, size)) - start)
+
+    order = sorted((want for want, span in enumerate(wanted) if span.length), key=wanted.__getitem__)
+    requests: list[Request] = []
+    for stretch in _stretches(order, wanted, widened):
+        whole = widened(wanted[stretch[0]].start, max(wanted[want].end for want in stretch))
+        arriving, open_wants = iter(stretch), list[int]()
+        upcoming = next(arriving, None)
+        for start in range(whole.start, whole.end, step):
+            end = min(start + step, whole.end)
+            open_wants = [want for want in open_wants if wanted[want].end > start]
+            while upcoming is not None and wanted[upcoming].start < end:
+                open_wants.append(upcoming)
+                upcoming = next(arriving, None)
+            pieces = tuple(Piece(want, _clipped(wanted[want], start, end)) for want in open_wants)
+            if pieces:
+                first, last = pieces[0].span.start, max(piece.span.end for piece in pieces)
+                requests.append(Request(widened(first, last), pieces))
+    return requests
+
+
+def land(request: Request, lands: Callable[[int], bool]) -> Landing:
+    """Let a request's bytes land in their destination where that is memory and worth a buffer of its own.
+
+    Args:
+        lands: Whether a want has memory to land in.
+    """
+    slots: list[Slot] = []
+    copies: list[Piece] = []
+    reached = request.span.start
+
+    def bounce_up_to(position: int) -> None:
+        if position > reached:
+            slots.append(Slot(Span(reached, position - reached), None))
+
+    for piece in request.pieces:
+        span = piece.span
+        if span.length >= DIRECT_BYTES and span.start >= reached and lands(piece.want):
+            bounce_up_to(span.start)
+            slots.append(Slot(span, piece.want))
+            reached = span.end
+        else:
+            copies.append(piece)
+    bounce_up_to(request.span.end)
+    return Landing(tuple(slots), tuple(copies))
+
+
+def _stretches(
+    order: Sequence[int], wanted: Sequence[Span], widened: Callable[[int, int], Span]
+) -> Iterator[list[int]]:
+    """Wants, by position, in groups between which so much is unwanted that it is skipped."""
+    stretch: list[int] = []
+    reach = 0
+    for want in order:
+        span = widened(wanted[want].start, wanted[want].end)
+        if stretch and span.start > reach + GAP_BYTES:
+            yield stretch
+            stretch, reach = [], 0
+        stretch.append(want)
+        reach = max(reach, span.end)
+    if stretch:
+        yield stretch
+
+
+def _clipped(span: Span, start: int, end: int) -> Span:
+    first = max(span.start, start)
+    return Span(first, min(span.end, end) - first)
