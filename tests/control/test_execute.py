@@ -345,11 +345,17 @@ def test_a_damaged_snapshot_is_purged_by_what_lies_in_its_folder(
     assert {key.split("/")[0] for key in contents(store)} == {"step-200"}
 
 
-def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
-    trainer: Trainer, session: Session, store: MemoryStore
+def test_a_pointer_to_something_else_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    snapshot = trainer.commit(100)
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    store = MemoryStore(clock=lambda: now)
+    session = session_on(store, monkeypatch)
+    snapshot = Trainer(store).start().commit(100)
     session.log.refresh()
+    now -= dt.timedelta(days=1)
+    store.put("step-100/.metadata", b"from before the run")
+    now += dt.timedelta(days=1)
     store.delete([f"{snapshot.commit.path}/{layout.STOCK_METADATA_NAME}"])
     outcomes = carry_out([PublishPointer(100, snapshot.id), Verify(snapshot.id)], session, owner=OWNER)
     assert [outcome.error for outcome in outcomes] == [None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -16,9 +17,10 @@ from checkpoint_sidecar.core.log import (
     SnapshotCommitted,
     SnapshotRetired,
 )
-from checkpoint_sidecar.store.base import Buffer
+from checkpoint_sidecar.store.base import Buffer, Store
 from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.store.runlog import RunLog
+from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 
 STEP = 100
@@ -28,7 +30,7 @@ POINTER = layout.pointer_key(STEP)
 class Run:
     """A run of one attempt whose saves are nothing but the bytes to publish."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.log = RunLog(store, writer="test")
         self.log.append(lambda _: RunClaimed(Owner("local", "local", "run")))
@@ -103,6 +105,27 @@ def test_a_pointer_that_is_right_is_not_written_again() -> None:
     written = run.store.stat(POINTER)
     publish(run.store, run.log, STEP)
     assert run.store.stat(POINTER) == written
+
+
+def test_the_metadata_of_a_step_with_one_snapshot_is_read_once_when_it_is_published_and_then_no_more() -> None:
+    store = CountingStore(MemoryStore())
+    run = Run(store)
+    run.commit("first")
+    publish(store, run.log, STEP)
+    before = Counter(store.requests)
+    publish(store, run.log, STEP)
+    assert run.shown == "first"
+    asked = Counter(store.requests) - before
+    assert asked == {"get": 2 + 1, "stat": 1 + 1}, "two looks at the log, one at the pointer, and the test's own"
+
+
+def test_a_pointer_that_is_older_than_the_only_snapshot_of_its_step_is_replaced() -> None:
+    store = MemoryStore()
+    store.put(POINTER, b"other")
+    run = Run(store)
+    run.commit("first")
+    publish(store, run.log, STEP)
+    assert run.shown == "first"
 
 
 def test_a_publisher_that_was_overtaken_corrects_itself() -> None:
