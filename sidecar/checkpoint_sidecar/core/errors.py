@@ -90,6 +90,10 @@ class UntrustedSnapshotError(CheckpointError):
     """The snapshot holds pickled classes that are not on the allow-list; nothing of them was executed."""
 
 
+class TransferCancelledError(CheckpointError):
+    """A save or restore was called off because its process has to end; nothing of it counts."""
+
+
 class LogError(CheckpointError):
     """The run log cannot be trusted: a gap, a broken chain, an unreadable entry or a newer major format."""
 

@@ -1,4 +1,4 @@
-"""How far a save or a restore has got, in bytes."""
+"""How far a save or a restore has got, in bytes, and calling it off."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from checkpoint_sidecar.core.errors import TransferCancelledError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class ProgressSnapshot:
 
 
 class Progress:
-    """Counts bytes for any number of threads.
+    """Counts bytes for any number of threads, which learn from it when their work is no longer wanted.
 
     Args:
         total: Bytes that are to arrive; ``expect`` adds what is not known at the start.
@@ -41,18 +43,46 @@ class Progress:
         self._began = clock()
         self._done = 0
         self._total = total
+        self._cancelled = False
         self._lock = threading.Lock()
 
     def expect(self, count: int) -> None:
-        """This many more bytes are to arrive."""
+        """This many more bytes are to arrive.
+
+        Raises:
+            TransferCancelledError: See ``cancel``.
+        """
         with self._lock:
             self._total += count
+            self._go_on()
 
     def add(self, count: int) -> None:
-        """This many bytes have arrived: a part is stored, a range is verified and in its place."""
+        """This many bytes have arrived: a part is stored, a range is verified and in its place.
+
+        Raises:
+            TransferCancelledError: See ``cancel``.
+        """
         with self._lock:
             self._done += count
+            self._go_on()
+
+    def cancel(self) -> None:
+        """Call it off: whoever next reports bytes gets an error, and cleans up as after any other."""
+        with self._lock:
+            self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
 
     def snapshot(self) -> ProgressSnapshot:
         with self._lock:
             return ProgressSnapshot(self._done, self._total, self._clock() - self._began)
+
+    def _go_on(self) -> None:
+        if self._cancelled:
+            raise TransferCancelledError(
+                "move data",
+                f"{self._done} of {self._total} bytes",
+                "it was called off, because this process has to end",
+            )

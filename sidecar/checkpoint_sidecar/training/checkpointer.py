@@ -29,12 +29,15 @@ from checkpoint_sidecar.training.session import Defaults, Session
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
 from checkpoint_sidecar.training.state import TrainingState
 from checkpoint_sidecar.training.target import Draft, RunTarget, decimal_strings
-from checkpoint_sidecar.training.termination import RESERVE_SECONDS, LastAct, Situation, next_act
+from checkpoint_sidecar.training.termination import CLEANUP_SECONDS, RESERVE_SECONDS, LastAct, Situation, next_act
+from checkpoint_sidecar.training.transfers import TransferProgress, Transfers
 from checkpoint_sidecar.training.vote import Agreed, Vote
 
 logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, Any]
+
+_LOOK_SECONDS = 0.5
 
 
 class Checkpointer:
@@ -63,6 +66,9 @@ class Checkpointer:
         takeover_seconds: How long a start waits for another attempt that is still training before it stops that one.
         pod: This process's pod; made up from host and process id by default.
 
+    Attributes:
+        last_staging_seconds: How long the latest save kept the loop waiting for the copy into host memory.
+
     Raises:
         ConfigurationError: The URL, or an object of the state, cannot work.
     """
@@ -86,7 +92,8 @@ class Checkpointer:
         self._store = open_store(settings)
         self._agreement = Agreement.among_all()
         self._state = TrainingState(state, rank=self._agreement.rank, trust=trust)
-        self._saves = BackgroundSave(self._store, Agreement.among_all())
+        self._transfers = Transfers(show=self._agreement.leads)
+        self._saves = BackgroundSave(self._store, Agreement.among_all(), self._transfers)
         self._session = (
             Session(self._store, owner, Defaults(save or SavePolicy(), overwrite)) if self._agreement.leads else None
         )
@@ -103,6 +110,7 @@ class Checkpointer:
         self._metrics: Metrics = {}
         self._last = LastSave(0, time.monotonic())
         self._eviction_served = False
+        self.last_staging_seconds: float | None = None
 
     @classmethod
     def from_env(cls, state: MutableMapping[str, Any], **options: Any) -> Self:
@@ -195,8 +203,13 @@ class Checkpointer:
         Raises:
             CheckpointError: It failed, or this attempt is fenced.
         """
-        self._saves.wait()
+        self._finish_save()
         self._raise_failure()
+
+    @property
+    def progress(self) -> TransferProgress | None:
+        """What this rank saves or restores at the moment and how far it has got; None if nothing. For any thread."""
+        return self._transfers.progress
 
     def restore(self) -> Restored | None:
         """Start an attempt and load what it goes on from; None for a fresh start. ``steps`` calls it.
@@ -224,7 +237,12 @@ class Checkpointer:
             )
             self._progress.start()
         restored = restore(
-            self._state, session=self._session, store=self._store, agreement=self._agreement, trust=self._trust
+            self._state,
+            session=self._session,
+            store=self._store,
+            agreement=self._agreement,
+            trust=self._trust,
+            transfers=self._transfers,
         )
         self._step = restored.step if restored else 0
         self._last = LastSave(self._step, time.monotonic())
@@ -258,9 +276,11 @@ class Checkpointer:
             self.close()
             return
         # The peers may be anywhere, so no collectives here. A running save needs only their background threads.
-        if not isinstance(error, Terminated):
-            self._saves.wait()
-        self._leave()
+        try:
+            if not isinstance(error, Terminated):
+                self._finish_save()
+        finally:
+            self._leave()
 
     # Saving
 
@@ -275,8 +295,10 @@ class Checkpointer:
             return existing
         failure: CheckpointError | None = None
         staged: dict[str, Any] = {}
+        staging_began = time.monotonic()
         try:
             staged = self._saves.stage(self._state.capture())
+            self.last_staging_seconds = time.monotonic() - staging_began
         except Exception as error:  # noqa: BLE001 - no rank may enter the save's collectives without the others
             failure = CheckpointError(f"save step {step}", "copy to host memory", f"{type(error).__name__}: {error}")
         self._agreement.raise_any(failure)
@@ -315,6 +337,10 @@ class Checkpointer:
             except CheckpointError as error:
                 logger.error("the last save before the end failed: %s", error)  # noqa: TRY400 - it says all
                 failed = True
+        if self._saves.running:
+            # It cannot commit in time. What is left of the grace period is for cleaning up after it.
+            self._saves.cancel()
+            self._saves.wait(CLEANUP_SECONDS)
         saved = self._agreement.from_rank_0(self._saved_step)
         if self._session and saved == step:
             logger.warning("terminated after step %d, which is saved", step)
@@ -373,6 +399,17 @@ class Checkpointer:
 
     def _fenced(self) -> FencedError | None:
         return self._session.fenced if self._session and self._session.attempt else None
+
+    def _finish_save(self) -> None:
+        """Wait for the running save, or call it off when it would outlast the grace period or is interrupted."""
+        try:
+            while not self._saves.wait(_LOOK_SECONDS):
+                stop = self._watch.stop()
+                if stop and stop.remaining_seconds <= RESERVE_SECONDS:
+                    self._saves.cancel()
+        except KeyboardInterrupt:
+            self._saves.cancel()
+            raise
 
     def _raise_failure(self) -> None:
         self._agreement.raise_any(self._saves.take_error() or self._fenced())

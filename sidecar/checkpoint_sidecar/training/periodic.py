@@ -12,16 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Call ``action`` at once and then every ``seconds`` in a thread, until ``stop``.
+    """Call ``action`` every ``seconds`` in a thread, until ``stop``.
 
     An action that fails is tried again at the next turn; an outage is logged when it begins and when it ends, not at
     every turn.
+
+    Args:
+        at_once: Whether the first call is due at the start, or ``seconds`` later.
     """
 
-    def __init__(self, action: Callable[[], object], *, seconds: float, name: str) -> None:
+    def __init__(self, action: Callable[[], object], *, seconds: float, name: str, at_once: bool = True) -> None:
         self._action = action
         self._seconds = seconds
         self._name = name
+        self._first_delay = 0.0 if at_once else seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -36,7 +40,8 @@ class Periodic:
 
     def _run(self) -> None:
         failing = False
-        while not self._stopping.is_set():
+        delay = self._first_delay
+        while not self._stopping.wait(delay):
             try:
                 self._action()
             except CheckpointError as error:
@@ -47,4 +52,4 @@ class Periodic:
                 if failing:
                     logger.info("%s: works again", self._name)
                 failing = False
-            self._stopping.wait(self._seconds)
+            delay = self._seconds

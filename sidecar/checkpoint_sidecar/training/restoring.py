@@ -11,6 +11,7 @@ from typing import Any
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.failures import raising_ours
@@ -18,6 +19,7 @@ from checkpoint_sidecar.training.planner import StrictLoadPlanner
 from checkpoint_sidecar.training.reader import SnapshotReader, Trust
 from checkpoint_sidecar.training.session import Candidate, Session
 from checkpoint_sidecar.training.state import TrainingState
+from checkpoint_sidecar.training.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,19 @@ class _Planner(StrictLoadPlanner):
 
 
 def restore(
-    state: TrainingState, *, session: Session | None, store: Store, agreement: Agreement, trust: Trust
+    state: TrainingState,
+    *,
+    session: Session | None,
+    store: Store,
+    agreement: Agreement,
+    trust: Trust,
+    transfers: Transfers,
 ) -> Restored | None:
     """Load the newest snapshot that proves good, the same one on every rank. None means a fresh start.
 
     Args:
         session: On rank 0.
+        transfers: Where the running restore is to be seen.
 
     Raises:
         RestoreError: Every candidate proved damaged, or there is none and the policy forbids a fresh start.
@@ -74,7 +83,10 @@ def restore(
         if candidate is None:
             return None
         began = time.monotonic()
-        errors = [error for error in _load(state, candidate, store, agreement, trust) if error is not None]
+        progress = Progress()
+        with transfers.under_way("restore", candidate.step, progress):
+            outcomes = _load(state, candidate, store, agreement, trust, progress)
+        errors = [error for error in outcomes if error is not None]
         seconds = time.monotonic() - began
         skipped = agreement.from_rank_0(partial(_record, session, candidate, errors, seconds))
         if not errors:
@@ -82,7 +94,12 @@ def restore(
 
 
 def _load(
-    state: TrainingState, candidate: Candidate, store: Store, agreement: Agreement, trust: Trust
+    state: TrainingState,
+    candidate: Candidate,
+    store: Store,
+    agreement: Agreement,
+    trust: Trust,
+    progress: Progress,
 ) -> list[Exception | None]:
     """Every rank's error or None, by rank, on every rank."""
     # Ranks must not enter DCP's collectives unless all of them do.
@@ -94,7 +111,9 @@ def _load(
     errors = agreement.gather_errors(error)
     if any(errors):
         return errors
-    reader = SnapshotReader(store, candidate.path, candidate.manifest, verify=candidate.verify, trust=trust)
+    reader = SnapshotReader(
+        store, candidate.path, candidate.manifest, verify=candidate.verify, trust=trust, progress=progress
+    )
     try:
         with raising_ours(f"restore step {candidate.step}"):
             load(template, storage_reader=reader, planner=_Planner(state.optional), process_group=agreement.group)

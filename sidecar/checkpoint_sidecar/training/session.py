@@ -36,6 +36,7 @@ from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.training.display import moved
 from checkpoint_sidecar.training.periodic import Periodic
 from checkpoint_sidecar.training.predecessor import wait_for_predecessor
 
@@ -161,7 +162,15 @@ class Session:
                 bytes=candidate.manifest.size,
             )
         )
-        logger.info("restored step %d from %s/%s in %.1f s", candidate.step, self.store.url, candidate.path, seconds)
+        size = candidate.manifest.size
+        logger.info(
+            "restored step %d from %s/%s: %s",
+            candidate.step,
+            self.store.url,
+            candidate.path,
+            moved(size, seconds),
+            extra={"operation": "restore", "step": candidate.step, "bytes": size, "seconds": seconds},
+        )
 
     def failed(self, snapshot: str, error: Exception) -> None:
         """Record why a candidate was not restored. Returns if there is evidence against it: the next may be tried.

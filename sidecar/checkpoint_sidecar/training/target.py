@@ -15,6 +15,7 @@ from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.pointer import publish
+from checkpoint_sidecar.training.display import moved
 from checkpoint_sidecar.training.saves import NewSave
 from checkpoint_sidecar.training.session import Session
 
@@ -115,13 +116,19 @@ class RunTarget:
         if session.log.append(decide) is None:
             raise self._not_needed(session.store.url)
         logger.info(
-            "saved step %d as %s (%s): %.1f MB in %.1f s, training waited %.2f s",
+            "saved step %d as %s (%s): %s, training waited %.2f s",
             entry.step,
             entry.snapshot,
             entry.trigger,
-            entry.bytes / 1e6,
-            entry.seconds,
+            moved(entry.bytes, entry.seconds),
             entry.blocked_seconds,
+            extra={
+                "operation": "save",
+                "step": entry.step,
+                "bytes": entry.bytes,
+                "seconds": entry.seconds,
+                "blocked_seconds": entry.blocked_seconds,
+            },
         )
         try:
             publish(session.store, session.log, save.step)

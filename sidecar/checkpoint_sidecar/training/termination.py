@@ -8,6 +8,9 @@ from enum import Enum
 RESERVE_SECONDS = 3.0
 """Kept back for what follows the last save: the goodbye in the bucket, the log line, the interpreter's exit."""
 
+CLEANUP_SECONDS = 1.5
+"""Of that, what a save that did not make it has for aborting its uploads and deleting its files."""
+
 SAFETY = 1.25
 """A save under an eviction shares the network with everybody else's; expect it to take longer than the last one."""
 
