@@ -1,7 +1,7 @@
 """One save at a time per rank: copied to host memory at once, uploaded and committed in the background.
 
-The background is a thread that ends with its save. A process that reaches its end waits for it, since nobody would make up
-for the save later. Whoever has to leave sooner calls the save off, which aborts its uploads and deletes its files.
+The background is a thread that ends with its save. A process that reaches its end waits for it, since nobody would make
+up for the save later. Whoever has to leave sooner calls it off, which aborts its uploads and deletes its files.
 """
 
 from __future__ import annotations
