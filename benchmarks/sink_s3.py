@@ -1,6 +1,6 @@
 """What the sink stores, and its answers: the S3 requests that clients make for checkpoints.
 
-Every bucket exists. Signatures are not checked. Bodies of the bucket ``DROPPING`` above ``SMALL_BYTES`` are only a size.
+Every bucket exists. Signatures are not checked. Of large bodies in the bucket ``DROPPING`` only the size is known.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from io import FileIO
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 DROPPING = "dropping"
@@ -128,7 +128,7 @@ class Objects:
             ("HEAD", lambda request: not request.key, lambda *_: Answer()),
         )
 
-    def _begin(self, request: Request, _: Body) -> Answer:
+    def _begin(self, *_: Any) -> Answer:
         upload = str(next(self._numbers))
         self._uploads[upload] = {}
         return Answer(text=_xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"))

@@ -1,0 +1,135 @@
+"""The data engine beside torch's own checkpoints and AWS's connector, in one run against the same servers.
+
+    make bench
+    PYTHONPATH=tests .venv/bin/python benchmarks/engine.py --quick
+
+Prints one table and writes ``build/bench/engine.json``. See docs/performance.md for what is measured and how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+from rich.progress import track
+
+import processes
+import sink
+import table
+from runs import FULL, QUICK, SYSTEMS, Places, Run, Scale, Section, planned
+from summary import figures
+from systems import is_installed
+
+RESULT = Path("build/bench/engine.json")
+DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+_BEGIN, _END = "<!-- figures: made by benchmarks/engine.py -->", "<!-- end of figures -->"
+_PACKAGES = ("torch", "s3fs", "aiobotocore", "obstore", "s3torchconnector", "crc32c", "checkpoint-operator")
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Little data, few repetitions: for a look, not for figures.")] = False,
+    only: Annotated[list[Section], typer.Option(help="Measure only these.")] = list(Section),  # noqa: B006
+    system: Annotated[list[str], typer.Option(help="Compare only these.")] = list(SYSTEMS),  # noqa: B006
+    model_bytes: Annotated[int, typer.Option(help="Of the model, for every system; at least one layer.")] = 0,
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = RESULT,
+    document: Annotated[bool, typer.Option(help="Measure nothing: put the figures into docs/performance.md.")] = False,
+) -> None:
+    """Measure saving and loading, and print one table."""
+    if document:
+        _document(json.loads(output.read_text()))
+        return
+    began = time.monotonic()
+    scale = QUICK if quick else FULL
+    if model_bytes:
+        scale = replace(scale, size=dict.fromkeys(SYSTEMS, model_bytes), other_bytes=model_bytes)
+    results = list(_measured(scale, set(only), set(system)))
+    report = _surroundings() | figures(results) | {"seconds": round(time.monotonic() - began, 1)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    Console(width=None if sys.stdout.isatty() else 140).print(table.terminal(report))
+
+
+def _measured(scale: Scale, sections: set[Section], systems: set[str]) -> Iterator[tuple[Run, Mapping[str, Any]]]:
+    with sink.running() as endpoint, _folder() as folder, _seaweedfs(Section.SEAWEEDFS in sections) as seaweedfs:
+        runs = [
+            run
+            for run in planned(scale, Places(endpoint, folder, seaweedfs))
+            if run.section in sections and run.system in systems and is_installed(run.system)
+        ]
+        console = Console(stderr=True)
+        for run in track(runs, "measuring", console=console, transient=True):
+            console.print(str(run), highlight=False)
+            yield run, processes.start(run.experiment, ranks=run.ranks, **run.parameters)
+            _empty(folder)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """On the disk of this checkout: the system's temporary folder is often in memory."""
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RESULT.parent.resolve()) as folder:
+        yield folder
+
+
+def _empty(folder: str) -> None:
+    for saved in Path(folder).iterdir():
+        shutil.rmtree(saved)
+
+
+@contextlib.contextmanager
+def _seaweedfs(wanted: bool) -> Iterator[tuple[Mapping[str, str], str] | None]:
+    if not wanted:
+        yield None
+        return
+    from localcluster import network, objectstore, workspace
+
+    if objectstore.weed() is None:
+        yield None
+        return
+    with workspace.temporary("objects") as place:
+        daemon, store = objectstore.start(place.daemons, network.free_ports())
+        objectstore.wait_ready(daemon, store)
+        server = {"endpoint": store.endpoint, "access_key": store.access_key, "secret_key": store.secret_key}
+        yield server, store.bucket("benchmark")
+
+
+def _surroundings() -> dict[str, Any]:
+    versions = {"python": platform.python_version(), "kernel": platform.release()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    machine = {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "load_before": os.getloadavg()[0],
+    }
+    return {"machine": machine, "versions": versions}
+
+
+def _document(report: Mapping[str, Any]) -> None:
+    text = DOCUMENT.read_text()
+    before, _, rest = text.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    machine = report["machine"]
+    about = f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB of memory, "
+    about += ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    DOCUMENT.write_text(f"{before}{_BEGIN}\n{about}\n\n{table.markdown(dict(report))}\n{_END}{after}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,157 @@
+"""What is run: every experiment of a benchmark, in order, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from llama import MODEL_BYTES
+from sink_s3 import DROPPING, KEEPING
+from systems import CEILING, CONNECTOR, OURS, STOCK
+
+SYSTEMS = (CEILING, STOCK, CONNECTOR, OURS)
+
+
+class Section(StrEnum):
+    TRANSFER = "transfer"
+    TRAINING = "training"
+    RESHARDING = "resharding"
+    PLANNING = "planning"
+    SMALL = "small"
+    LOCAL = "local"
+    SEAWEEDFS = "seaweedfs"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+        size: Bytes of the model, by system: what is ten times slower gets less, or it would take all the time.
+        ceilings: Numbers of connections of the bare sockets; the best counts.
+        other_bytes: Of the model where a disk or a real server is the limit.
+        tensors: The number of small ones.
+    """
+
+    size: Mapping[str, int]
+    repetitions: Mapping[str, int]
+    ranks: Sequence[int]
+    ceilings: Sequence[int]
+    other_bytes: int
+    tensors: int
+
+
+_MIB = 1024 * 1024
+
+FULL = Scale(
+    size={CEILING: MODEL_BYTES, OURS: MODEL_BYTES, CONNECTOR: 1024 * _MIB, STOCK: 512 * _MIB},
+    repetitions={CEILING: 5, OURS: 5, CONNECTOR: 3, STOCK: 2},
+    ranks=(1, 2),
+    ceilings=(2, 4, 16),
+    other_bytes=512 * _MIB,
+    tensors=10_000,
+)
+QUICK = Scale(
+    size=dict.fromkeys(SYSTEMS, 256 * _MIB),
+    repetitions=dict.fromkeys(SYSTEMS, 2),
+    ranks=(1,),
+    ceilings=(4,),
+    other_bytes=256 * _MIB,
+    tensors=1_000,
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are saved. Attributes:
+    sink: The endpoint of the loopback server.
+    folder: On the local file system.
+    seaweedfs: Fields of a ``Server``, and a bucket there; None without the program.
+    """
+
+    sink: str
+    folder: str
+    seaweedfs: tuple[Mapping[str, str], str] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of ``processes.start``."""
+
+    section: Section
+    system: str
+    ranks: int
+    experiment: str
+    parameters: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.section}: {self.system}, {self.ranks} rank{'s' if self.ranks > 1 else ''}"
+
+
+def planned(scale: Scale, places: Places) -> Iterator[Run]:
+    """All runs; those of a section that is compared stand side by side."""
+    for ranks in scale.ranks:
+        for connections in scale.ceilings:
+            yield _transfer(scale, places, CEILING, ranks, name=f"{CEILING}-{connections}")
+        for system in (STOCK, CONNECTOR, OURS):
+            yield _transfer(scale, places, system, ranks)
+    for system in (STOCK, CONNECTOR, OURS):
+        parameters = {"url": f"s3://{DROPPING}/training-{system}", "repetitions": scale.repetitions[system]}
+        yield _on_sink(Section.TRAINING, places, system, "interference", total_bytes=scale.size[system], **parameters)
+    for system in (STOCK, CONNECTOR, OURS):
+        parameters = {"keep_at": f"s3://{KEEPING}/resharding-{system}", "saved_by": 8, "loaded_by": 6}
+        yield _on_sink(
+            Section.RESHARDING, places, system, "resharding", total_bytes=min(scale.size.values()), **parameters
+        )
+    for system in (STOCK, OURS):
+        parameters = {"url": f"s3://{DROPPING}/planning-{system}", "total_bytes": min(scale.size.values())}
+        yield _on_sink(Section.PLANNING, places, system, "planning", tensors=scale.tensors, **parameters)
+    for system in (STOCK, CONNECTOR, OURS):
+        urls = {"save_to": f"s3://{DROPPING}/small-{system}", "keep_at": f"s3://{KEEPING}/small-{system}"}
+        yield _on_sink(
+            Section.SMALL, places, system, "transfer", tensors=scale.tensors, repetitions=2, sink=True, **urls
+        )
+    for system in (STOCK, OURS):
+        yield _elsewhere(Section.LOCAL, scale, system, {}, f"{places.folder}/{system}")
+    for system in (STOCK, CONNECTOR, OURS) if places.seaweedfs else ():
+        server, bucket = places.seaweedfs
+        yield _elsewhere(Section.SEAWEEDFS, scale, system, server, f"s3://{bucket}/{system}")
+
+
+def _transfer(scale: Scale, places: Places, system: str, ranks: int, name: str = "") -> Run:
+    folder = f"{name or system}-{ranks}"
+    return _on_sink(
+        Section.TRANSFER,
+        places,
+        system,
+        "transfer",
+        ranks=ranks,
+        name=name,
+        save_to=f"s3://{DROPPING}/{folder}",
+        keep_at=f"s3://{KEEPING}/{folder}",
+        total_bytes=scale.size[system],
+        repetitions=scale.repetitions[system],
+        sink=True,
+    )
+
+
+def _on_sink(
+    section: Section, places: Places, system: str, experiment: str, *, ranks: int = 1, name: str = "", **parameters: Any
+) -> Run:
+    named = {"name": name or system, "server": {"endpoint": places.sink}}
+    return Run(section, system, ranks, experiment, named | parameters)
+
+
+def _elsewhere(section: Section, scale: Scale, system: str, server: Mapping[str, str], base: str) -> Run:
+    parameters = {
+        "name": system,
+        "server": dict(server),
+        "save_to": f"{base}-saves",
+        "keep_at": f"{base}-kept",
+        "total_bytes": scale.other_bytes,
+        "repetitions": 2,
+        "sink": False,
+    }
+    return Run(section, system, 1, "transfer", parameters)

@@ -1,0 +1,97 @@
+"""The ceiling: the same bytes through bare sockets, without an HTTP library, signatures, checksums or a format."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from llama import State, buffers
+
+_PART_BYTES = 32 * 1024 * 1024
+_RANGE_BYTES = 16 * 1024 * 1024
+_BUFFERS_A_CALL = 512
+
+Buffers = Sequence[memoryview]
+
+
+@dataclass(frozen=True)
+class BareSockets:
+    """Parts and ranges of the sizes that the engine uses, over so many connections.
+
+    What is loaded was saved in the same run, by the same number of ranks.
+    """
+
+    endpoint: str
+    rank: int
+    connections: int
+
+    def save(self, state: State, url: str) -> None:
+        self._each(self._put, enumerate(_parts(buffers(state), _PART_BYTES)), url)
+
+    def save_for_loading(self, state: State, url: str) -> None:
+        self._each(self._put, enumerate(_parts(buffers(state), _RANGE_BYTES)), url)
+
+    def load(self, state: State, url: str) -> None:
+        self._each(self._get, enumerate(_parts(buffers(state), _RANGE_BYTES)), url)
+
+    def _each(self, transfer, parts: Iterable[tuple[int, Buffers]], url: str) -> None:
+        path = f"/{url.removeprefix('s3://')}/{self.rank}"
+        waiting = iter(list(parts))
+
+        def work() -> None:
+            address = urlsplit(self.endpoint)
+            with socket.create_connection((address.hostname, address.port)) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for number, part in waiting:
+                    transfer(connection, f"{path}-{number}", part)
+
+        with ThreadPoolExecutor(self.connections) as pool:
+            for done in [pool.submit(work) for _ in range(self.connections)]:
+                done.result()
+
+    def _put(self, connection: socket.socket, path: str, part: Buffers) -> None:
+        size = sum(map(len, part))
+        connection.sendall(f"PUT {path} HTTP/1.1\r\nHost: sink\r\nContent-Length: {size}\r\n\r\n".encode())
+        for buffer in part:
+            connection.sendall(buffer)
+        _read_head(connection)
+
+    def _get(self, connection: socket.socket, path: str, part: Buffers) -> None:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: sink\r\n\r\n".encode())
+        first = _read_head(connection)
+        for buffer in part:
+            at = min(len(first), len(buffer))
+            buffer[:at] = first[:at]
+            first = first[at:]
+            while at < len(buffer):
+                at += connection.recv_into(buffer[at:], len(buffer) - at, socket.MSG_WAITALL)
+
+
+def _read_head(connection: socket.socket) -> bytes:
+    """Reads a successful answer's head, and returns what came with it of the body."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(4096)
+    head, _, first = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    return first
+
+
+def _parts(buffers: Iterable[memoryview], size: int) -> Iterator[Buffers]:
+    """All buffers, cut and joined into parts of one size; the last may be shorter."""
+    part: list[memoryview] = []
+    room = size
+    for whole in buffers:
+        buffer = whole
+        while len(buffer):
+            part.append(buffer[:room])
+            buffer = buffer[room:]
+            room -= len(part[-1])
+            if not room:
+                yield part
+                part, room = [], size
+    if part:
+        yield part
