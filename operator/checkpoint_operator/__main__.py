@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 from kubernetes.utils.duration import parse_duration
+from kubernetes.utils.quantity import parse_quantity
 
 from checkpoint_operator import handlers, logs
 from checkpoint_operator.logs import LogFormat
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metrics_address=parsed.metrics,
         liveness=parsed.liveness,
         resync_seconds=parsed.resync,
+        verify_bytes_per_second=parsed.verify_rate,
+        deletes_per_second=parsed.delete_rate,
         writer=f"operator {importlib.metadata.version('checkpoint-operator')} {os.environ.get('HOSTNAME', '')}".strip(),
     )
     logging.getLogger(__name__).info("checkpoint-operator %s", importlib.metadata.version("checkpoint-operator"))
@@ -72,6 +75,20 @@ def _parser() -> argparse.ArgumentParser:
         help="time between complete passes over all Checkpoints (default: 5m)",
     )
     parser.add_argument(
+        "--verify-rate",
+        type=_rate,
+        default="64Mi",
+        metavar="QUANTITY",
+        help="bytes per second to read snapshots back with and compare checksums; 0: not at all (default: 64Mi)",
+    )
+    parser.add_argument(
+        "--delete-rate",
+        type=_rate,
+        default="1000",
+        metavar="NUMBER",
+        help="objects per second to delete; 0: as fast as the stores allow (default: 1000)",
+    )
+    parser.add_argument(
         "--ambient-allow",
         action="append",
         default=[],
@@ -102,6 +119,16 @@ def _address(text: str) -> tuple[str, int]:
     if not host or not port.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(parse_quantity(text))  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a quantity such as 64Mi or 1000") from error
+    if rate < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than nothing")
+    return rate
 
 
 def _duration(text: str) -> float:

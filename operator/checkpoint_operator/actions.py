@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from checkpoint_operator.model import Finding
 from checkpoint_sidecar.core.compaction import Span
-from checkpoint_sidecar.core.log import PodIdentity, SnapshotVerified
+from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import Disposition, Policy
 
 
@@ -58,16 +59,16 @@ class SetDisposition:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Compare the stored objects with the manifest, by size."""
+    """Compare the stored objects with the manifest, by size; the scrubber compares the checksums, in its own time."""
 
     snapshot: str
 
 
 @dataclass(frozen=True, slots=True)
 class RecordCheck:
-    """Write down what ``Verify`` found."""
+    """Write down what ``Verify`` or the scrubber found."""
 
-    found: SnapshotVerified
+    finding: Finding
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,8 +136,13 @@ def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Bo
 def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
     # A purge that began meanwhile deletes the very objects; their absence would look like evidence. And what somebody
     # else found meanwhile must not count twice: two operators during a roll-out would quarantine a snapshot alone.
-    found = run.snapshots.get(action.found.snapshot)
-    return action.found if found is not None and unverified(found) else None
+    check = action.finding.check
+    found = run.snapshots.get(check.snapshot)
+    if found is None or not found.live:
+        return None
+    if check.passed:
+        return None if found.verified_at_least(check.level) else check
+    return check if found.failures == action.finding.failures else None
 
 
 def unverified(snapshot: Snapshot) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from checkpoint_operator.actions import (
@@ -26,6 +26,7 @@ from checkpoint_operator.actions import (
 )
 from checkpoint_operator.entries import entry_for, finish_purge, start_purge
 from checkpoint_operator.kube import Kube
+from checkpoint_operator.model import Finding
 from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.errors import (
@@ -36,11 +37,15 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
 )
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
+from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
 from checkpoint_sidecar.store.base import KeepsUnfinished, Store
 from checkpoint_sidecar.store.deletion import delete_save
 from checkpoint_sidecar.store.pointer import publish
+
+_CONNECTIONS = 2
+"""Requests side by side while a snapshot is read: slowly, and in little memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +59,22 @@ class Outcome:
 
 
 def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner) -> tuple[Outcome, ...]:
-    """Run store actions one after the other. One that fails does not keep the others from their turn."""
+    """Run store actions one after the other. One that fails does not keep the others from their turn.
+
+    Except for what deletes data: after a surprise nothing more is deleted in this round.
+    """
     outcomes: list[Outcome] = []
+    surprised = False
     for action in planned:
+        deletes = isinstance(action, Purge | CollectOrphans)
+        if deletes and surprised:
+            continue
         try:
             _carry_out(action, session, owner)
         except CheckpointError as error:
             logger.warning("%s: %s", type(action).__name__, error)
             outcomes.append(Outcome(action, error))
+            surprised = surprised or deletes
         else:
             outcomes.append(Outcome(action))
     return tuple(outcomes)
@@ -92,26 +105,35 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
     elif isinstance(action, Compact):
         session.log.compact(action.span)
     elif isinstance(action, Verify):
-        found = verify(session.store, session.log.run.snapshots[action.snapshot])
-        record = RecordCheck(found)
+        record = RecordCheck(verify(session.store, session.log.run.snapshots[action.snapshot]))
         session.log.append(lambda run: entry_for(record, run, owner=owner, now=session.now()))
     else:
         session.log.append(lambda run: entry_for(action, run, owner=owner, now=session.now()))
 
 
-def verify(store: Store, snapshot: Snapshot) -> SnapshotVerified:
-    """Compare the objects of a snapshot with its manifest, by size.
+def verify(
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    level: VerifyLevel = "Sizes",
+    before_read: Callable[[int], None] = lambda _: None,
+) -> Finding:
+    """Compare the objects of a snapshot with its manifest.
+
+    Args:
+        before_read: See ``verify_snapshot``; at ``Sizes`` nothing is read.
 
     Raises:
         IncompatibleSnapshotError: A newer version wrote the manifest.
         StoreError: The store failed; that is no evidence of anything.
     """
     try:
-        verify_snapshot(store, snapshot.commit, level="Sizes")
+        verify_snapshot(store, snapshot.commit, level=level, connections=_CONNECTIONS, before_read=before_read)
     except CorruptSnapshotError as error:
         message = str(error)[:MAX_TEXT]
-        return SnapshotVerified(snapshot.id, "Sizes", passed=False, evidence=error.evidence, message=message)
-    return SnapshotVerified(snapshot.id, "Sizes", passed=True)
+        found = SnapshotVerified(snapshot.id, level, passed=False, evidence=error.evidence, message=message)
+        return Finding(found, snapshot.failures)
+    return Finding(SnapshotVerified(snapshot.id, level, passed=True), snapshot.failures)
 
 
 def _publish(session: Session, step: int | None) -> None:
@@ -136,7 +158,7 @@ def _purge(identifier: str, session: Session, owner: Owner) -> None:
         manifest = read_manifest(session.store, snapshot.commit)
     except (CorruptSnapshotError, IncompatibleSnapshotError):
         manifest = None
-    delete_save(session.store, folder, manifest)
+    delete_save(session.store, folder, manifest, delete=session.delete)
     session.log.append(lambda run: finish_purge(run, identifier, owner=owner))
 
 
@@ -150,7 +172,7 @@ def _collect_orphans(session: Session, owner: Owner) -> None:
     if run.owner != owner or run.unknown_critical or due is None or due > now:
         return
     keys = orphans.orphaned(run, modified, now=now)
-    store.delete(keys)
+    session.delete(keys)
     if keys:
         logger.info("%s: deleted %d objects of saves that were never committed", store.url, len(keys))
     if isinstance(store, KeepsUnfinished):

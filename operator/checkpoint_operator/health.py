@@ -54,6 +54,7 @@ def judge_conditions(observed: Observed) -> tuple[Judgement, ...]:
         _storage(observed),
         _protected(observed),
         _restore_enforced(observed),
+        _retention_enforced(observed),
         _stalled(observed),
     )
 
@@ -130,11 +131,29 @@ def _restore_enforced(observed: Observed) -> Judgement:
             f"Rollback {rollback.request} names no snapshot that can be restored: {rollback.snapshot or rollback.to}. "
             f"An id is the name of a CheckpointSnapshot without {observed.checkpoint.key.name}- at its beginning."
         )
-        return Judgement(ConditionType.RESTORE_ENFORCED, "False", Reason.RESTORE_MISMATCH, message)
+        return Judgement(ConditionType.RESTORE_ENFORCED, "False", Reason.ROLLBACK_NOT_FOUND, message)
     message = f"Attempt {attempt.number} restored what the policy says."
     if attempt.restored is None and attempt.started.candidate:
         message = f"Attempt {attempt.number} is restoring."
     return Judgement(ConditionType.RESTORE_ENFORCED, "True", Reason.RESTORED_AS_ASKED, message)
+
+
+def _retention_enforced(observed: Observed) -> Judgement:
+    kind, run, spec = ConditionType.RETENTION_ENFORCED, observed.run, observed.checkpoint.spec
+    if run is None or spec is None or observed.fault or not observed.ours:
+        return Judgement(kind, "Unknown", Reason.NOT_KNOWN, "The store or the run log cannot be used.")
+    if observed.refusal:
+        message = f"Nothing is deleted, the rest goes on: {observed.refusal}"
+        return Judgement(kind, "False", Reason.DELETION_REFUSED, message, quotes=True)
+    if spec.suspend:
+        return Judgement(kind, "False", Reason.SUSPENDED, "spec.suspend: nothing is retired and nothing is deleted.")
+    policy = run.policy.retention
+    if policy is None:
+        return Judgement(kind, "True", Reason.NO_RETENTION, "There is no spec.retention: everything is kept.")
+    if policy.dry_run:
+        message = "retention.dryRun: nothing is retired; status.pendingPurge lists what would be."
+        return Judgement(kind, "False", Reason.DRY_RUN, message)
+    return Judgement(kind, "True", Reason.ENFORCED, "What the policy does not keep is retired, and later deleted.")
 
 
 def _ignored_restore(run: Run, attempt: Attempt) -> bool:

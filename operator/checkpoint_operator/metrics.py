@@ -7,13 +7,33 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from checkpoint_operator.model import Key, Observed
+from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.lineage import lineage, quarantined
-from checkpoint_sidecar.core.log import RestoreFinished, SnapshotCommitted, SnapshotPurged, StoredEntry
+from checkpoint_sidecar.core.log import (
+    RestoreFinished,
+    SnapshotCommitted,
+    SnapshotPurged,
+    SnapshotVerified,
+    StoredEntry,
+)
 from checkpoint_sidecar.core.run import SnapshotState
 
 _PREFIX = "checkpoint_operator"
 _RUN = ("namespace", "checkpoint")
 _SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+_OF_STORES = frozenset(
+    {
+        Reason.ACCESS_DENIED,
+        Reason.READ_ONLY,
+        Reason.BUCKET_NOT_FOUND,
+        Reason.NO_CONDITIONAL_WRITE,
+        Reason.STORE_UNAVAILABLE,
+        Reason.LOG_UNREADABLE,
+    }
+)
+"""Reasons that an object store gives; the others are the spec's, or somebody else's."""
 
 
 class Metrics:
@@ -26,11 +46,13 @@ class Metrics:
         self._snapshots = self._gauge("snapshots", "Snapshots that can be restored.")
         self._retained = self._gauge("retained_bytes", "Size of the snapshots whose data is there.")
         self._quarantined = self._gauge("quarantined_snapshots", "Snapshots that no restore tries again.")
+        self._refused = self._gauge("deletion_refused", "Whether the store refuses to delete.")
         self._attempt = self._gauge("attempt", "Number of the newest attempt.")
         self._ready = self._gauge("ready", "Whether the Checkpoint is Ready.")
         self._committed = self._counter("snapshots_committed", "Snapshots committed.")
         self._saved_bytes = self._counter("saved_bytes", "Bytes of the snapshots committed.")
         self._restores = self._counter("restores", "Restores finished.", "outcome")
+        self._verifications = self._counter("verifications", "Comparisons with the manifest.", "level", "outcome")
         self._purged_bytes = self._counter("purged_bytes", "Bytes of the snapshots purged.")
         self._lost_seconds = self._counter("lost_seconds", "Training time that restarts had to repeat.")
         self._lost_steps = self._counter("lost_steps", "Steps that restarts had to repeat.")
@@ -48,10 +70,11 @@ class Metrics:
         """Set what is true now."""
         key, run = observed.checkpoint.key, observed.run
         self._ready.labels(*_labels(key)).set(ready)
-        if observed.fault is not None:
+        if observed.fault is not None and observed.fault.reason in _OF_STORES:
             self._store_errors.labels(*_labels(key), observed.fault.reason).inc()
         if run is None or not observed.ours:
             return
+        self._refused.labels(*_labels(key)).set(bool(observed.refusal))
         live = [s for s in run.snapshots.values() if s.live]
         gone = (SnapshotState.PURGED, SnapshotState.REJECTED)
         self._snapshots.labels(*_labels(key)).set(len(live))
@@ -76,6 +99,8 @@ class Metrics:
             elif isinstance(body, RestoreFinished):
                 self._restores.labels(*_labels(key), "restored" if body.restored else "failed").inc()
                 self._restore_seconds.labels(*_labels(key)).observe(body.seconds)
+            elif isinstance(body, SnapshotVerified):
+                self._verifications.labels(*_labels(key), body.level, "passed" if body.passed else "failed").inc()
             elif isinstance(body, SnapshotPurged):
                 self._purged_bytes.labels(*_labels(key)).inc(body.bytes)
 
@@ -97,6 +122,7 @@ class Metrics:
             self._quarantined,
             self._attempt,
             self._ready,
+            self._refused,
         ):
             gauge.remove_by_labels({"namespace": key.namespace, "checkpoint": key.name})
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from checkpoint_sidecar.core.api import CheckpointSpec, Reason
 from checkpoint_sidecar.core.compaction import Span
-from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.log import Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import Disposition, Policy
 from checkpoint_sidecar.core.run import Run
 
@@ -93,6 +93,19 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """What comparing the stored objects of a snapshot with its manifest has found.
+
+    Attributes:
+        failures: How much evidence the log held against the snapshot before; of two who find the same damage at the
+            same time, only the first one's counts.
+    """
+
+    check: SnapshotVerified
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Why the run's store or log cannot be used.
 
@@ -119,6 +132,9 @@ class Observed:
         progress: The last known progress by attempt.
         shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
         collected: Attempt for which the leftovers of those before it were collected.
+        purged: How many snapshots were purged in this pass.
+        refusal: Why the store does not let the operator delete, or empty.
+        findings: What reading snapshots back has found and the log does not say yet.
         compactions: What needs no compaction of the log any more.
     """
 
@@ -135,6 +151,9 @@ class Observed:
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
     shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     collected: int = 0
+    purged: int = 0
+    refusal: str = ""
+    findings: tuple[Finding, ...] = ()
     compactions: frozenset[Span] = frozenset()
 
     @property

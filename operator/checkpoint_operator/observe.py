@@ -18,6 +18,7 @@ import msgspec
 
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube
+from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress
 from checkpoint_operator.prefixes import Prefixes, standing
 from checkpoint_operator.redaction import Redactor
@@ -35,6 +36,8 @@ PUBLIC_KEYS = frozenset({CA_CERTIFICATE, AZURE_STORAGE_ACCOUNT_NAME})
 
 PROGRESS_SECONDS = 10.0
 REPROBE_SECONDS = 300.0
+REFUSED_SECONDS = 3600.0
+"""From a refused deletion to the next try: a lock on objects or a missing right lasts longer than a failure."""
 
 T = TypeVar("T")
 
@@ -49,6 +52,7 @@ class Memory:
         shown, collected: See ``Observed``.
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
+        refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
     """
 
     session: Session | None = None
@@ -60,6 +64,14 @@ class Memory:
     collected: int = 0
     due_at: float = float("inf")
     running: bool = False
+    refusal: str = ""
+    refused_at: float = float("-inf")
+
+    def refused(self) -> str:
+        """Why nothing is deleted for now, or empty."""
+        if self.session is not None and self.session.refusal:
+            return self.session.refusal
+        return self.refusal if time.monotonic() - self.refused_at < REFUSED_SECONDS else ""
 
 
 class Observer:
@@ -69,6 +81,7 @@ class Observer:
         cluster: UID that stands for this cluster in the owner of a run.
         threads: Where the blocking calls to object stores run.
         writer: Who this operator is in the logs' audit trail.
+        deletions: Objects per second, over all Checkpoints; None for no limit.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class Observer:
         redactor: Redactor,
         threads: Executor,
         writer: str,
+        deletions: RateLimit | None,
     ) -> None:
         self._kube = kube
         self._cluster = cluster
@@ -89,6 +103,7 @@ class Observer:
         self._redactor = redactor
         self._threads = threads
         self._writer = writer
+        self._deletions = deletions
 
     async def observe(self, key: Key, memory: Memory) -> Observed | None:
         """Everything about a Checkpoint, or None when it does not exist.
@@ -109,12 +124,12 @@ class Observer:
         if checkpoint.spec is not None and fault is None and rival is None:
             try:
                 settings = await self._settings(key, checkpoint.spec)
-                run, now = await self.in_thread(lambda: self._read(memory, settings))
+                run, now, fault = await self.in_thread(lambda: self._read(memory, settings))
             except StorageFaultError as error:
                 fault = error.fault
             except CheckpointError as error:
                 fault = fault_from(error)
-        if fault is not None:
+        if fault is not None and run is None:
             # Whatever was wrong may be put right in a way that only a new connection notices.
             memory.session = None
         return Observed(
@@ -131,6 +146,7 @@ class Observer:
             progress=MappingProxyType(dict(memory.progress)),
             shown=MappingProxyType(memory.shown),
             collected=memory.collected,
+            refusal=memory.refused(),
             compactions=memory.session.log.compactions if memory.session else frozenset(),
         )
 
@@ -176,16 +192,21 @@ class Observer:
         self._redactor.remember(value for name, value in secret.items() if name not in PUBLIC_KEYS)
         return settings_for(key, spec.storage, secret, self._rules)
 
-    def _read(self, memory: Memory, settings: StoreSettings) -> tuple[Run, dt.datetime]:
+    def _read(self, memory: Memory, settings: StoreSettings) -> tuple[Run, dt.datetime | None, Fault | None]:
         session = memory.session
         if session is None or session.settings != settings:
-            session = Session(settings, writer=self._writer)
-        if session.probed_at is None or time.monotonic() - session.probed_at > REPROBE_SECONDS:
+            session = Session(settings, writer=self._writer, deletions=self._deletions)
+            memory.refusal = ""
+        # Where nothing can be deleted, a probe leaves its objects behind.
+        interval = REFUSED_SECONDS if session.refusal else REPROBE_SECONDS
+        if session.probed_at is None or time.monotonic() - session.probed_at > interval:
             session.probe()
         run = session.log.refresh()
         memory.session = session
         _read_progress(session, memory)
-        return run, session.now()
+        if session.read_only:
+            return run, session.now() if run.head else None, Fault(Reason.READ_ONLY, session.read_only, stalled=True)
+        return run, session.now(), None
 
 
 def _read_progress(session: Session, memory: Memory) -> None:

@@ -23,6 +23,7 @@ from checkpoint_operator.actions import (
     NoticeEviction,
     PublishPointer,
     Purge,
+    RecordCheck,
     Reinstate,
     ReportMirror,
     RequestRollback,
@@ -36,20 +37,22 @@ from checkpoint_operator.model import Observed, Pod
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.compaction import due
-from checkpoint_sidecar.core.lineage import lineage
+from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import MAX_PODS, PodIdentity
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
 
-# Per round, so that one Checkpoint cannot keep the others waiting, and a wrong policy deletes slowly.
+# Per round, so that one Checkpoint cannot keep the others waiting.
 MAX_VERIFICATIONS = 4
 MAX_RETIREMENTS = 16
-MAX_PURGES = 4
 MAX_NEW_MIRRORS = 64
 MAX_COMPACTIONS = 4
 MAX_POINTERS = 16
+
+MAX_PURGES = 8
+"""Per pass, so that a wrong policy deletes slowly."""
 
 
 def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
@@ -65,8 +68,9 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
             return planned
     if not observed.ours:
         return ()
-    requests = _due((*_evictions(observed, run), *_requests(spec, run, observed)), run, observed, now)
-    retention = () if spec.suspend else (*_retention(run, now), *_orphans(run, observed, now))
+    wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
+    requests = _due(wanted, run, observed, now)
+    retention = () if spec.suspend else (*_retention(run, now), *_deletions(run, observed, now))
     return (*requests, *_verifications(run), *_pointers(run, observed), *retention, *_compactions(run, observed))
 
 
@@ -107,6 +111,19 @@ def next_look(observed: Observed) -> float | None:
         moments += [moment + grace for moment in retired if moment is not None]
     waits = [(moment - now).total_seconds() for moment in moments if moment is not None]
     return min((wait for wait in waits if wait > 0), default=None)
+
+
+def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
+    """Snapshots whose checksums nobody has compared yet and that stay, newest first.
+
+    One that is under suspicion is read as well: a second look decides whether a restore may still try it.
+    """
+    run, now = observed.run, observed.now
+    if run is None or now is None or not observed.ours:
+        return ()
+    keep = judge(run, now=now).keep
+    unread = (s for s in run.snapshots.values() if s.live and s.id in keep and not s.verified_at_least("Checksums"))
+    return tuple(reversed([s for s in unread if not quarantined(run, s)]))
 
 
 def rollback_target(spec: CheckpointSpec, run: Run) -> str | None:
@@ -195,7 +212,9 @@ def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     """Of all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
     wanted, shown = published_steps(run), observed.shown
     wrong = [step for step in dict.fromkeys((*wanted, *shown)) if wanted.get(step) != shown.get(step)]
-    return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
+    planned = [PublishPointer(step, wanted.get(step, "")) for step in wrong]
+    # Without a snapshot to show, a pointer is deleted.
+    return tuple([action for action in planned if action.snapshot or not observed.refusal][:MAX_POINTERS])
 
 
 def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:
@@ -207,13 +226,16 @@ def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:
     return (
         *(Reinstate(identifier) for identifier in wanted_back),
         *(Retire(identifier) for identifier in unwanted[:MAX_RETIREMENTS]),
-        *(Purge(identifier) for identifier in purge_due(run, now=now)[:MAX_PURGES]),
     )
 
 
-def _orphans(run: Run, observed: Observed, now: dt.datetime) -> tuple[CollectOrphans, ...]:
+def _deletions(run: Run, observed: Observed, now: dt.datetime) -> tuple[StoreAction, ...]:
+    if observed.refusal:
+        return ()
+    purges = [Purge(identifier) for identifier in purge_due(run, now=now)]
     due = _collection_due_at(run, observed)
-    return (CollectOrphans(run.highest_attempt),) if due is not None and due <= now else ()
+    orphaned = [CollectOrphans(run.highest_attempt)] if due is not None and due <= now else []
+    return (*purges[: MAX_PURGES - observed.purged], *orphaned)
 
 
 def _collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from checkpoint_operator import execute, plan, resources, story
-from checkpoint_operator.actions import CollectOrphans, MirrorAction, PublishPointer, ReportMirror
+from checkpoint_operator.actions import CollectOrphans, MirrorAction, PublishPointer, Purge, ReportMirror
 from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.metrics import Metrics
@@ -21,10 +21,11 @@ from checkpoint_operator.observe import Memory, Observer
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import Retry
 from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.scrubber import Scrubber
 from checkpoint_operator.status import status_of
-from checkpoint_operator.storage import fault_from
+from checkpoint_operator.storage import fault_from, refuses_deletion
 from checkpoint_operator.story import Happening
-from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason
+from checkpoint_sidecar.core.api import ConditionType
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.log import StoredEntry
 
@@ -33,6 +34,9 @@ MAX_ROUNDS = 6
 
 CONTINUE_SECONDS = 2.0
 """Until that next pass, so that one large backlog does not keep the other Checkpoints waiting."""
+
+PURGE_SECONDS = 30.0
+"""Until the next pass if only purges are left: whoever sees the wrong snapshots go has time to stop it."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class Reconciler:
     """Brings the world and one Checkpoint's spec together; ``reconcile`` is the work of the queue.
 
     Args:
+        scrubber: Reads snapshots back; None if nothing is to be read.
         wake: Asks for a pass over another Checkpoint.
     """
 
@@ -66,6 +71,7 @@ class Reconciler:
         metrics: Metrics,
         prefixes: Prefixes,
         redactor: Redactor,
+        scrubber: Scrubber | None,
         wake: Callable[[Key], None],
         intervals: Intervals | None = None,
     ) -> None:
@@ -74,6 +80,7 @@ class Reconciler:
         self._metrics = metrics
         self._prefixes = prefixes
         self._redactor = redactor
+        self._scrubber = scrubber
         self._wake = wake
         self._intervals = intervals or Intervals()
         self._memories: dict[Key, Memory] = {}
@@ -101,7 +108,8 @@ class Reconciler:
             if observed is None:
                 self._forget(key)
                 return None
-            observed = await self._act(observed, memory)
+            observed = await self._act(self._with_findings(observed), memory)
+            self._read_back(observed, memory)
             observed, entries = await self._news(observed, memory)
             await self._report(observed, entries)
             await self._mirror(observed)
@@ -112,6 +120,19 @@ class Reconciler:
         if fault.stalled:
             return self._intervals.idle
         raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}")
+
+    def _with_findings(self, observed: Observed) -> Observed:
+        if self._scrubber is None:
+            return observed
+        return replace(observed, findings=self._scrubber.findings(observed.checkpoint.key))
+
+    def _read_back(self, observed: Observed, memory: Memory) -> None:
+        """After a fault nothing is known: what is being read is read on, and what was found is kept."""
+        if self._scrubber is None or memory.session is None or observed.fault is not None:
+            return
+        key = observed.checkpoint.key
+        self._scrubber.settle(key, observed.findings)
+        self._scrubber.want(key, plan.to_read_back(observed), memory.session.store)
 
     async def _something_new(self, memory: Memory) -> bool:
         if time.monotonic() >= memory.due_at:
@@ -133,10 +154,13 @@ class Reconciler:
             work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
             outcomes = await self._observer.in_thread(work)
             run = session.log.run
-            errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+            refused = [outcome for outcome in outcomes if refuses_deletion(outcome.error)]
+            if refused:
+                memory.refusal, memory.refused_at = str(refused[0].error), time.monotonic()
+            errors = [o.error for o in outcomes if o.error is not None and o not in refused]
             done = [outcome.action for outcome in outcomes if outcome.error is None]
             memory.shown = plan.shown_after(memory.shown, (a for a in done if isinstance(a, PublishPointer)))
-            if not errors:
+            if not errors and not refused:
                 collected = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
                 memory.collected = max(collected, default=memory.collected)
             observed = replace(
@@ -145,6 +169,8 @@ class Reconciler:
                 now=session.now(),
                 shown=MappingProxyType(memory.shown),
                 collected=memory.collected,
+                purged=observed.purged + sum(isinstance(action, Purge) for action in done),
+                refusal=memory.refused(),
                 compactions=session.log.compactions,
             )
             if errors:
@@ -175,7 +201,7 @@ class Reconciler:
             return
         self._metrics.count(checkpoint.key, entries)
         self._count_losses(checkpoint.key, status)
-        happenings = _condition_changes(checkpoint.status, status)
+        happenings = story.tell_conditions(checkpoint.status, status)
         if observed.run is not None:
             happenings = (*happenings, *story.tell(entries, observed.run))
         for place, happening in enumerate(happenings):
@@ -229,6 +255,8 @@ class Reconciler:
         due = plan.next_look(observed)
         if plan.store_actions(observed):
             due = CONTINUE_SECONDS
+        elif plan.store_actions(replace(observed, purged=0)):
+            due = PURGE_SECONDS
         memory.due_at = float("inf") if due is None else time.monotonic() + due
 
     def _interval(self, memory: Memory) -> float:
@@ -240,15 +268,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._memories.pop(key, None)
         self._metrics.forget(key)
+        if self._scrubber is not None:
+            self._scrubber.forget(key)
         for other in self._prefixes.forget(key):
             self._wake(other)
-
-
-def _condition_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Happening, ...]:
-    """Events for what no log entry tells: the prefix belongs to somebody else."""
-    old = resources.conditions_of(before).get(ConditionType.READY, {})
-    new = resources.conditions_of(after).get(ConditionType.READY, {})
-    if new.get("reason") != Reason.PREFIX_CLAIMED or old.get("reason") == Reason.PREFIX_CLAIMED:
-        return ()
-    identifier = f"claimed-{after.get('observedGeneration', 0)}"
-    return (Happening(EventReason.PREFIX_CLAIMED, new["message"], identifier, warning=True),)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from checkpoint_operator.kube import Kube
+from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Key
 from checkpoint_operator.observe import Observer, checkpoint_from
@@ -17,6 +18,7 @@ from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import WorkQueue
 from checkpoint_operator.reconcile import Intervals, Reconciler
 from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.scrubber import Scrubber
 from checkpoint_operator.sightings import Sightings
 from checkpoint_operator.storage import Rules
 
@@ -39,6 +41,8 @@ class Options:
         metrics_address: Host and port, or None for no metrics.
         liveness: URL to answer probes at, or empty.
         resync_seconds: Between complete passes over everything.
+        verify_bytes_per_second: How fast snapshots are read back to compare their checksums; 0 for not at all.
+        deletes_per_second: How many objects are deleted at most; 0 for no limit.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -47,6 +51,8 @@ class Options:
     metrics_address: tuple[str, int] | None = None
     liveness: str = ""
     resync_seconds: float = 300.0
+    verify_bytes_per_second: float = 0.0
+    deletes_per_second: float = 0.0
     intervals: Intervals = field(default_factory=Intervals)
     writer: str = "operator"
 
@@ -60,6 +66,7 @@ class Operator:
         self._metrics = Metrics()
         self._prefixes = Prefixes()
         self._sightings = Sightings()
+        self._scrubber: Scrubber | None = None
         self._resync: asyncio.Task[None] | None = None
         self._opened = contextlib.AsyncExitStack()
 
@@ -80,13 +87,18 @@ class Operator:
             redactor=self._redactor,
             threads=threads,
             writer=self.options.writer,
+            deletions=RateLimit(self.options.deletes_per_second) if self.options.deletes_per_second else None,
         )
+        if self.options.verify_bytes_per_second:
+            self._scrubber = Scrubber(RateLimit(self.options.verify_bytes_per_second), wake=self.wake)
+            self._scrubber.start()
         reconciler = Reconciler(
             self._kube,
             self._observer,
             metrics=self._metrics,
             prefixes=self._prefixes,
             redactor=self._redactor,
+            scrubber=self._scrubber,
             wake=self.wake,
             intervals=self.options.intervals,
         )
@@ -106,6 +118,8 @@ class Operator:
             self._resync.cancel()
             await asyncio.gather(self._resync, return_exceptions=True)
             await self._queue.stop(grace=STOP_SECONDS)
+        if self._scrubber is not None:
+            await self._scrubber.stop()
         await self._opened.aclose()
         logger.info("stopped")
 

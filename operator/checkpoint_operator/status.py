@@ -43,6 +43,7 @@ def status_of(observed: Observed) -> dict[str, Any]:
 
 def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.CheckpointStatus:
     live = [s for s in run.snapshots.values() if s.live]
+    pending = _pending_purge(observed, run)
     suspects = [s for s in reversed(tuple(run.snapshots.values())) if s.live and quarantined(run, s)]
     return api.CheckpointStatus(
         claimed_by=claimed_by,
@@ -52,7 +53,9 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         attempt=_attempt(observed, run),
         snapshots=len(live),
         retained_bytes=sum(s.commit.bytes for s in live),
-        pending_purge=_pending_purge(observed, run),
+        pending_purge=pending[:MAX_LISTED],
+        pending_purge_snapshots=len(pending),
+        pending_purge_bytes=sum(each.bytes for each in pending),
         quarantined=tuple(api.QuarantinedSnapshot(s.id, s.failures, s.evidence) for s in suspects[:MAX_LISTED]),
         quarantined_snapshots=len(suspects),
         last_save_request=next(entries.answered_saves(run), None),
@@ -168,7 +171,7 @@ def _pending_purge(observed: Observed, run: Run) -> tuple[api.PendingPurge, ...]
             for s in run.snapshots.values()
             if s.live and s.id in verdict.retire
         ]
-    return tuple(pending[:MAX_LISTED])
+    return tuple(pending)
 
 
 def _earliest(snapshot: Snapshot, grace_seconds: float) -> str:

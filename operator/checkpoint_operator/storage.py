@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Fault, Key, Progress
-from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.api import Reason, Storage
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
@@ -21,12 +22,13 @@ from checkpoint_sidecar.core.errors import (
     IncompatibleSnapshotError,
     LogError,
     NoConditionalWriteError,
+    RequestRefusedError,
     StoreError,
 )
 from checkpoint_sidecar.core.location import check_url
 from checkpoint_sidecar.core.log import StoredEntry
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.calls import Patience, batches
 from checkpoint_sidecar.store.entries import get_entries
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.probe import probe
@@ -34,6 +36,7 @@ from checkpoint_sidecar.store.progress import read_beat
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 
+KEYS_PER_BATCH = 500
 CLOCK_KEY = f"{layout.PROBE_FOLDER}clock"
 PATIENCE_SECONDS = 30.0
 # A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
@@ -129,28 +132,86 @@ def _check_ambient(key: Key, storage: Storage, url: str, rules: Rules) -> None:
     raise StorageFaultError(Fault(Reason.AMBIENT_NOT_ALLOWED, message, stalled=True))
 
 
+def refuses_deletion(error: CheckpointError | None) -> bool:
+    """Whether a store that works does not let this operator delete: a missing right, or a lock on the objects."""
+    return isinstance(error, (AccessDeniedError, RequestRefusedError)) and error.operation == "delete"
+
+
 class Session:
     """An open store of one Checkpoint, with its log.
 
     Args:
         settings: A session serves one set of settings; others need another session.
         writer: Who appends, for the log's audit trail.
+        deletions: Objects per second; None for no limit.
+
+    Attributes:
+        probed_at: When the store was probed last, on this process's steady clock.
+        read_only: Why the store can be read and not written, or empty.
+        refusal: Why the store does not let this operator delete, or empty.
     """
 
-    def __init__(self, settings: StoreSettings, *, writer: str) -> None:
+    def __init__(self, settings: StoreSettings, *, writer: str, deletions: RateLimit | None = None) -> None:
         self.settings = settings
         self.store: Store = open_store(settings, patience=PATIENCE)
         self.log = RunLog(self.store, writer=writer, patience_seconds=PATIENCE_SECONDS)
+        self._deletions = deletions
         self._clock: tuple[dt.datetime, float] | None = None
         self.probed_at: float | None = None
+        self.read_only = ""
+        self.refusal = ""
 
     def probe(self) -> None:
         """Check that the store keeps its contract, and read its clock.
 
+        A store that only refuses to be written, or only to delete, is no failure: see ``read_only`` and ``refusal``.
+
         Raises:
             StoreError: It does not, or it failed.
         """
-        probe(self.store)
+        first, self.probed_at = self.probed_at is None, time.monotonic()
+        self.read_only = self.refusal = ""
+        try:
+            probe(self.store)
+        except AccessDeniedError as error:
+            if not refuses_deletion(error):
+                self._check_readable()
+                self.read_only = str(error)
+                return
+            self.refusal = str(error)
+        except RequestRefusedError as error:
+            if not refuses_deletion(error):
+                raise
+            self.refusal = str(error)
+        self._read_clock()
+        if first and not self.refusal:
+            self._discard_probes()
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, in batches and no faster than the limit.
+
+        Raises:
+            StoreError: At least one was not deleted.
+        """
+        for batch in batches(keys, KEYS_PER_BATCH):
+            if self._deletions is not None:
+                time.sleep(self._deletions.reserve(len(batch)))
+            self.store.delete(batch)
+
+    def _check_readable(self) -> None:
+        """Raises: AccessDeniedError: It cannot even be read. StoreError: It failed."""
+        run = self.log.refresh()
+        newest = self.store.stat(layout.log_key(run.head)) if run.head else None
+        if newest is not None:
+            # No later moment is known of a store that cannot be written; nothing is decided by it.
+            self._clock = (newest.modified, time.monotonic())
+
+    def _discard_probes(self) -> None:
+        """What processes that were killed while they probed have left."""
+        modified = {info.key: info.modified for info in self.store.list(layout.PROBE_FOLDER)}
+        self.delete(orphans.old_probes(modified, now=self.now()))
+
+    def _read_clock(self) -> None:
         self.store.put(CLOCK_KEY, b"")
         # Taken after the answer, so that the time that follows from it is late by the answer's way and never early:
         # nothing is deleted before its grace is over.
@@ -159,7 +220,6 @@ class Session:
         if info is None:
             raise StoreError("read the store's clock", CLOCK_KEY, "an object just written does not exist")
         self._clock = (info.modified, answered)
-        self.probed_at = answered
 
     def now(self) -> dt.datetime:
         """The store's clock, as far as this process's steady clock can tell since the last probe.

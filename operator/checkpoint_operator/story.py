@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint_sidecar.core.api import EventReason
+from checkpoint_operator.resources import conditions_of
+from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
@@ -68,6 +69,29 @@ def tell(entries: Iterable[StoredEntry], run: Run) -> tuple[Happening, ...]:
         if line is not None:
             reason, message, warning = line
             told.append(Happening(reason, message, str(entry.number), warning))
+    return tuple(told)
+
+
+_CONDITIONS: tuple[tuple[ConditionType, Reason, EventReason, str], ...] = (
+    (ConditionType.READY, Reason.PREFIX_CLAIMED, EventReason.PREFIX_CLAIMED, "claimed"),
+    (ConditionType.RESTORE_ENFORCED, Reason.ROLLBACK_NOT_FOUND, EventReason.ROLLBACK_NOT_FOUND, "rollback"),
+    (ConditionType.RETENTION_ENFORCED, Reason.DELETION_REFUSED, EventReason.DELETION_REFUSED, "refused"),
+)
+
+
+def tell_conditions(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Happening, ...]:
+    """Events for what no log entry tells: a condition is as a human would want to know.
+
+    Args:
+        before, after: Statuses of the Checkpoint.
+    """
+    old, new = (conditions_of(status) for status in (before, after))
+    told = []
+    for kind, reason, event, word in _CONDITIONS:
+        was, now = (condition.get(kind, {}) for condition in (old, new))
+        told_before = (was.get("reason"), was.get("message")) == (reason, now.get("message"))
+        if now.get("reason") == reason and not told_before:
+            told.append(Happening(event, now["message"], f"{word}-{after['observedGeneration']}", warning=True))
     return tuple(told)
 
 

@@ -151,6 +151,8 @@ def test_the_operator_understands_its_arguments(render: Render) -> None:
             ambientIdentity={"allow": [{"namespace": "team-a", "prefix": "s3://training/team-a/"}]},
             allowFileUrls=True,
             resyncInterval="1m",
+            verification={"bytesPerSecond": "10Mi"},
+            deletion={"objectsPerSecond": 100},
             log={"format": "text"},
             extraArgs=["--verbose"],
         )
@@ -162,11 +164,19 @@ def test_the_operator_understands_its_arguments(render: Render) -> None:
         "liveness": "http://0.0.0.0:8080/healthz",
         "metrics": ("0.0.0.0", 9090),
         "resync": 60.0,
+        "verify_rate": 10 * 1024 * 1024,
+        "delete_rate": 100,
         "ambient_allow": [("team-a", "s3://training/team-a")],
         "allow_file_urls": True,
         "log_format": "text",
         "verbose": True,
     }
+
+
+@pytest.mark.parametrize("rate", [0, "0", 500_000_000, "500M"])
+def test_the_rate_of_reading_back_is_a_number_or_a_quantity(render: Render, rate: int | str) -> None:
+    arguments = operator_container(render(verification={"bytesPerSecond": rate}))["args"]
+    assert operator._parser().parse_args(arguments).verify_rate in (0, 500_000_000)
 
 
 def test_by_default_the_operator_may_use_its_own_identity_nowhere(render: Render) -> None:

@@ -147,8 +147,9 @@ def test_the_same_damage_found_by_two_operators_counts_once(
     session.log.refresh()
     store.delete([f"{snapshot.commit.path}/__1_0.distcp"])
     other = session_on(store, monkeypatch)
+    finding = verify(store, snapshot)
     for each in (session, other):
-        carry_out([RecordCheck(verify(store, snapshot))], each, owner=OWNER)
+        carry_out([RecordCheck(finding)], each, owner=OWNER)
     run = session.log.refresh()
     assert run.snapshots[snapshot.id].failures == 1
     assert not quarantined(run, run.snapshots[snapshot.id])
@@ -176,7 +177,7 @@ def test_the_absence_of_files_that_are_being_purged_is_no_evidence(
     session.log.append(lambda _: PurgeStarted(doomed.id))
     store.delete([f"{doomed.commit.path}/__0_0.distcp"])
     found = verify(store, doomed)
-    assert not found.passed
+    assert not found.check.passed
     carry_out([RecordCheck(found)], session, owner=OWNER)
     assert session.log.run.snapshots[doomed.id].failures == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from checkpoint_operator.actions import (
     NoticeEviction,
     PublishPointer,
     Purge,
+    RecordCheck,
     Reinstate,
     ReportMirror,
     RequestRollback,
@@ -27,7 +29,7 @@ from checkpoint_operator.actions import (
     SetDisposition,
     Verify,
 )
-from checkpoint_operator.model import Fault, Key, Observed
+from checkpoint_operator.model import Fault, Finding, Key, Observed
 from checkpoint_operator.plan import (
     MAX_PURGES,
     MAX_RETIREMENTS,
@@ -35,11 +37,12 @@ from checkpoint_operator.plan import (
     mirror_actions,
     next_look,
     shown_after,
+    to_read_back,
 )
 from checkpoint_operator.plan import store_actions as plan
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import Span
-from checkpoint_sidecar.core.log import PodIdentity
+from checkpoint_sidecar.core.log import PodIdentity, SnapshotVerified
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
 from checkpoint_sidecar.core.run import Snapshot
@@ -64,6 +67,14 @@ def ready_of(seen: Observed) -> tuple[str, str]:
     (report,) = (action for action in mirror_actions(seen) if isinstance(action, ReportMirror))
     ready = next(c for c in report.status["conditions"] if c["type"] == "Ready")
     return ready["status"], ready["reason"]
+
+
+def passed(snapshot: Snapshot, failures: int) -> Finding:
+    return Finding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures)
+
+
+def damaged(snapshot: Snapshot, failures: int) -> Finding:
+    return Finding(SnapshotVerified(snapshot.id, "Checksums", passed=False, evidence="ChecksumMismatch"), failures)
 
 
 def kinds(actions: tuple[object, ...]) -> list[str]:
@@ -160,6 +171,47 @@ def pointers(seen: Observed) -> list[PublishPointer]:
     return [action for action in plan(seen) if isinstance(action, PublishPointer)]
 
 
+def test_what_stays_is_read_back_newest_first_until_its_checksums_were_compared() -> None:
+    history = saved(100, 200, 300, 400, retention=RetentionPolicy(keep_last=3)).verified(300, level="Checksums")
+    assert [s.step for s in to_read_back(observed(history))] == [400, 200]
+
+
+def test_what_is_under_suspicion_is_read_back_and_what_is_quarantined_is_not() -> None:
+    history = saved(100, 200).found_damaged(100, 200, 200)
+    assert [s.step for s in to_read_back(observed(history))] == [100]
+
+
+def test_nothing_of_a_run_that_is_not_ours_is_read_back() -> None:
+    assert to_read_back(observed(saved(100).adopted())) == ()
+
+
+def test_what_was_found_is_written_into_the_log_before_anything_is_retired_on_account_of_it() -> None:
+    history = saved(100, 200, retention=KEEP_ONE)
+    check = SnapshotVerified(history.id(200), "Checksums", passed=False, evidence="ChecksumMismatch")
+    seen = replace(quiet(observed(history, retention=KEEP_ONE_SPEC)), findings=(Finding(check, 0),))
+    assert plan(seen)[0] == RecordCheck(Finding(check, 0))
+
+
+@pytest.mark.parametrize(
+    ("tell", "finding"),
+    [
+        pytest.param(
+            lambda: saved(100).verified(100, level="Checksums"),
+            lambda s: passed(s, 0),
+            id="it was read",
+        ),
+        pytest.param(lambda: saved(100).found_damaged(100), lambda s: damaged(s, 0), id="it is known"),
+        pytest.param(lambda: saved(100, 200).retired(100), lambda s: damaged(s, 0), id="it is retired"),
+    ],
+)
+def test_a_finding_is_not_written_down_when(
+    tell: Callable[[], History], finding: Callable[[Snapshot], Finding]
+) -> None:
+    history = tell()
+    seen = replace(quiet(observed(history)), findings=(finding(history.snapshot(100)),))
+    assert "RecordCheck" not in kinds(plan(seen))
+
+
 def test_the_stock_pointer_of_every_step_is_published_until_it_was_seen_to_be_right() -> None:
     history = saved(100, 200)
     newest, oldest = (PublishPointer(step, history.id(step)) for step in (200, 100))
@@ -241,6 +293,16 @@ def test_suspend_stops_retiring_reinstating_and_purging_but_not_the_rest() -> No
 def test_a_dry_run_retires_and_purges_nothing() -> None:
     history = saved(100, 200, 300, retention=RetentionPolicy(keep_last=1, dry_run=True, grace_seconds=0))
     assert plan(quiet(observed(history, retention={"keepLast": 1, "dryRun": True, "gracePeriod": "0s"}))) == ()
+
+
+def test_where_nothing_can_be_deleted_nothing_is_announced_and_the_rest_goes_on() -> None:
+    history = saved(100, 200, 300, retention=KEEP_ONE).retired(100)
+    history.started().restored()
+    seen = replace(later(observed(history, retention=KEEP_ONE_SPEC), days=1), refusal="object lock")
+    assert kinds(plan(replace(seen, shown={300: history.id(300), 100: history.id(100)}))) == [
+        "PublishPointer",
+        "Retire",
+    ]
 
 
 def test_a_wrong_policy_deletes_slowly() -> None:

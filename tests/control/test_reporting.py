@@ -18,6 +18,7 @@ from checkpoint_operator.model import Fault
 from checkpoint_operator.observe import checkpoint_from, mirror_from, pod_from
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.resources import event
+from checkpoint_operator.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.policy import RestorePolicy
 from observations import KEY, observed
@@ -56,6 +57,32 @@ def test_an_eviction_names_the_pod_and_the_reason() -> None:
     (happening,) = story.tell(History().started().evicted("PreemptionByScheduler").entries[-1:], History().run)
     assert POD.name in happening.message
     assert "PreemptionByScheduler" in happening.message
+
+
+def test_what_only_a_condition_says_is_told_once() -> None:
+    named = {"rollback": {"request": "back", "snapshot": "100-1-abcdefgh"}}
+    history = History().configured().started().committed(100).verified(100)
+    seen = replace(observed(history, restore=named), refusal="delete: object lock")
+    before, after = status_of(observed(history)), status_of(seen)
+    happenings = story.tell_conditions(before, after)
+    assert [each.reason for each in happenings] == ["RollbackNotFound", "DeletionRefused"]
+    assert "100-1-abcdefgh" in happenings[0].message
+    assert all(each.warning for each in happenings)
+    assert (
+        story.tell_conditions(after, status_of(replace(seen, checkpoint=replace(seen.checkpoint, status=after)))) == ()
+    )
+
+
+def test_another_rollback_that_names_nothing_is_told_again() -> None:
+    history = History().configured().started().committed(100)
+
+    def status(snapshot: str, generation: int) -> dict[str, Any]:
+        named = {"rollback": {"request": snapshot, "snapshot": snapshot}}
+        return status_of(observed(history, restore=named, generation=generation))
+
+    one, other = status("100-1-abcdefgh", 1), status("200-1-abcdefgh", 2)
+    first, second = story.tell_conditions({}, one) + story.tell_conditions(one, other)
+    assert first.identifier != second.identifier
 
 
 @pytest.mark.parametrize(
@@ -184,6 +211,11 @@ def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     assert (value("snapshots_committed_total"), value("saved_bytes_total")) == (2, 2000)
     metrics.observe(replace(observed(history), fault=Fault(Reason.ACCESS_DENIED, "no")), ready=False)
     assert (value("ready"), value("store_errors_total", reason="AccessDenied")) == (0, 1)
+    metrics.observe(replace(observed(None), fault=Fault(Reason.SECRET_NOT_FOUND, "no")), ready=False)
+    assert value("store_errors_total", reason="SecretNotFound") is None
+    assert value("verifications_total", level="Sizes", outcome="passed") == 1
+    metrics.observe(replace(observed(history), refusal="object lock"), ready=True)
+    assert value("deletion_refused") == 1
     for _ in range(2):
         metrics.count_loss(KEY, attempt=2, steps=30, seconds=12)
     assert (value("lost_steps_total"), value("lost_seconds_total")) == (30, 12)

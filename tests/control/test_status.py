@@ -133,7 +133,7 @@ def test_the_transition_time_moves_only_when_the_status_does() -> None:
         for c, old in zip(third["conditions"], second["conditions"], strict=True)
         if c["lastTransitionTime"] != old["lastTransitionTime"]
     }
-    assert moved == {"Ready", "StorageAvailable"}
+    assert moved == {"Ready", "StorageAvailable", "RetentionEnforced"}
 
 
 # Protected
@@ -193,10 +193,52 @@ def test_a_commit_without_the_restore_that_was_announced_is_a_mismatch() -> None
 def test_a_rollback_that_names_nothing_says_what_an_id_is() -> None:
     named = {"rollback": {"request": "back", "snapshot": "llama-100-1-abcdefgh"}}
     seen = observed(training(100), restore=named)
-    assert condition(seen, "RestoreEnforced") == ("False", "RestoreMismatch")
+    assert condition(seen, "RestoreEnforced") == ("False", "RollbackNotFound")
     message = next(c["message"] for c in status_of(seen)["conditions"] if c["type"] == "RestoreEnforced")
     assert "llama-100-1-abcdefgh" in message
     assert f"without {KEY.name}- at its beginning" in message
+
+
+# RetentionEnforced
+
+
+@pytest.mark.parametrize(
+    ("retention", "changes", "spec", "expected"),
+    [
+        pytest.param(RetentionPolicy(keep_last=1), {}, {}, ("True", "Enforced"), id="a policy"),
+        pytest.param(None, {}, {}, ("True", "NoRetention"), id="no policy"),
+        pytest.param(RetentionPolicy(keep_last=1, dry_run=True), {}, {}, ("False", "DryRun"), id="a dry run"),
+        pytest.param(RetentionPolicy(keep_last=1), {}, {"suspend": True}, ("False", "Suspended"), id="suspended"),
+        pytest.param(
+            RetentionPolicy(keep_last=1), {"refusal": "no"}, {}, ("False", "DeletionRefused"), id="nothing is deleted"
+        ),
+        pytest.param(
+            RetentionPolicy(keep_last=1),
+            {"fault": Fault(Reason.READ_ONLY, "no", stalled=True)},
+            {},
+            ("Unknown", "NotKnown"),
+            id="read only",
+        ),
+        pytest.param(RetentionPolicy(keep_last=1), {"owner": OTHER_OWNER}, {}, ("Unknown", "NotKnown"), id="not ours"),
+    ],
+)
+def test_whether_retention_is_enforced_with(
+    retention: RetentionPolicy | None, changes: dict[str, Any], spec: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    seen = replace(observed(History().configured(retention=retention), **spec), **changes)
+    assert condition(seen, "RetentionEnforced") == expected
+
+
+def test_a_refused_deletion_leaves_the_checkpoint_ready() -> None:
+    seen = replace(observed(training(100)), refusal="object lock")
+    assert condition(seen, "Ready") == ("True", "Configured")
+    assert condition(seen, "StorageAvailable") == ("True", "Available")
+
+
+def test_a_store_that_can_only_be_read_still_tells_about_the_run() -> None:
+    seen = replace(observed(training(100)), fault=Fault(Reason.READ_ONLY, "no", stalled=True))
+    assert condition(seen, "Ready") == ("False", "ReadOnly")
+    assert status_of(seen)["latest"]["step"] == 100
 
 
 # Facts
@@ -286,6 +328,16 @@ def test_a_dry_run_lists_what_it_would_purge() -> None:
     history = History().configured(retention=retention).started().committed(100, 200).verified(100, 200)
     pending = status_of(observed(history, retention={"keepLast": 1, "dryRun": True}))["pendingPurge"]
     assert [each["snapshot"] for each in pending] == [history.id(100)]
+
+
+def test_a_tightened_policy_says_how_much_goes_although_it_lists_only_the_next_ones() -> None:
+    steps = range(100, 2200, 100)
+    retention = RetentionPolicy(keep_last=1, grace_seconds=3600)
+    history = History().configured(retention=retention).started().committed(*steps).verified(steps[-1])
+    history.retired(*steps[:-1])
+    status = status_of(observed(history, retention={"keepLast": 1, "gracePeriod": "1h"}))
+    assert [each["snapshot"] for each in status["pendingPurge"]] == list(history.ids(*steps[:16]))
+    assert (status["pendingPurgeSnapshots"], status["pendingPurgeBytes"]) == (20, 20_000)
 
 
 def test_quarantined_snapshots_are_listed_with_the_evidence() -> None:

@@ -226,6 +226,8 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
     Attributes:
         claimed_by: ``<cluster>/<namespace>/<name>`` of the run that holds the prefix, perhaps not this one.
         snapshots, retained_bytes: Count and size of the snapshots that can be restored.
+        pending_purge_snapshots, pending_purge_bytes: Of all whose data is about to go; ``pending_purge`` lists the
+            next ``MAX_LISTED``.
         quarantined_snapshots: Count of all; ``quarantined`` lists the newest ``MAX_LISTED``.
         last_save_request: The newest request that a commit answered.
         last_rollback: The newest request that is in the log.
@@ -242,6 +244,8 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
     snapshots: int | None = None
     retained_bytes: int | None = None
     pending_purge: tuple[PendingPurge, ...] = ()
+    pending_purge_snapshots: int | None = None
+    pending_purge_bytes: int | None = None
     quarantined: tuple[QuarantinedSnapshot, ...] = ()
     quarantined_snapshots: int | None = None
     last_save_request: str | None = None
@@ -298,6 +302,7 @@ class ConditionType(StrEnum):
     STORAGE_AVAILABLE = "StorageAvailable"
     PROTECTED = "Protected"
     RESTORE_ENFORCED = "RestoreEnforced"
+    RETENTION_ENFORCED = "RetentionEnforced"
     STALLED = "Stalled"
     COMMITTED = "Committed"  # CheckpointSnapshot
     VERIFIED = "Verified"  # CheckpointSnapshot
@@ -318,6 +323,7 @@ class Reason(StrEnum):
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105
     INVALID_CREDENTIALS = "InvalidCredentials"
     ACCESS_DENIED = "AccessDenied"
+    READ_ONLY = "ReadOnly"
     BUCKET_NOT_FOUND = "BucketNotFound"
     NO_CONDITIONAL_WRITE = "NoConditionalWrite"
     STORE_UNAVAILABLE = "StoreUnavailable"
@@ -332,6 +338,14 @@ class Reason(StrEnum):
     RESTORED_AS_ASKED = "RestoredAsAsked"
     NOT_REPORTED = "NotReported"
     RESTORE_MISMATCH = "RestoreMismatch"
+    ROLLBACK_NOT_FOUND = "RollbackNotFound"
+    # RetentionEnforced
+    ENFORCED = "Enforced"
+    NO_RETENTION = "NoRetention"
+    DRY_RUN = "DryRun"
+    SUSPENDED = "Suspended"
+    DELETION_REFUSED = "DeletionRefused"
+    NOT_KNOWN = "NotKnown"
     # Protected and RestoreEnforced when Unknown
     NOT_RUNNING = "NotRunning"
 
@@ -366,6 +380,7 @@ class EventReason(StrEnum):
     PREFIX_CLAIMED = "PrefixClaimed"
     ATTEMPT_STARTED = "AttemptStarted"
     SNAPSHOT_COMMITTED = "SnapshotCommitted"
+    ROLLBACK_NOT_FOUND = "RollbackNotFound"
     POD_EVICTED = "PodEvicted"
     RESTORED = "Restored"
     RESTORE_FAILED = "RestoreFailed"
@@ -374,3 +389,4 @@ class EventReason(StrEnum):
     SNAPSHOT_RETIRED = "SnapshotRetired"
     SNAPSHOT_REINSTATED = "SnapshotReinstated"
     SNAPSHOT_PURGED = "SnapshotPurged"
+    DELETION_REFUSED = "DeletionRefused"

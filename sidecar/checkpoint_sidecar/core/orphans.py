@@ -52,6 +52,17 @@ def abandoned(run: Run, folder: SaveFolder, written: dt.datetime, *, now: dt.dat
     return folder.step is not None and folder.attempt < run.highest_attempt and now - written >= _grace(run)
 
 
+def old_probes(modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> tuple[str, ...]:
+    """Keys that may be deleted of what is left in the folder in which stores are probed.
+
+    Args:
+        modified: A listing of ``PROBE_FOLDER``. Each probe has a folder of its own there, which it empties at its end.
+    """
+    grace = dt.timedelta(seconds=DEFAULT_GRACE_SECONDS)
+    probes = (key for key in modified if "/" in key.removeprefix(layout.PROBE_FOLDER))
+    return tuple(key for key in probes if key.startswith(layout.PROBE_FOLDER) and now - modified[key] >= grace)
+
+
 def _grace(run: Run) -> dt.timedelta:
     policy = run.policy.retention
     return dt.timedelta(seconds=DEFAULT_GRACE_SECONDS if policy is None else policy.grace_seconds)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.store.base import Store
 
 
-def delete_save(store: Store, folder: SaveFolder, manifest: Manifest | None) -> None:
+def delete_save(
+    store: Store,
+    folder: SaveFolder,
+    manifest: Manifest | None,
+    *,
+    delete: Callable[[Iterable[str]], None] | None = None,
+) -> None:
     """Delete exactly the manifest's files, then the manifest. Idempotent.
 
     The manifest goes last: after a crash in between it still says what is left to delete. For a snapshot, PurgeStarted
@@ -17,6 +25,7 @@ def delete_save(store: Store, folder: SaveFolder, manifest: Manifest | None) -> 
     Args:
         manifest: None when it is gone (an earlier call was nearly done) or cannot be used. A save's folder is never
             shared, so then what lies directly in it is the snapshot's.
+        delete: How to delete keys; by default as fast as the store can.
 
     Raises:
         StoreError: Something was not deleted; call again.
@@ -26,5 +35,6 @@ def delete_save(store: Store, folder: SaveFolder, manifest: Manifest | None) -> 
     else:
         listed = [info.key for info in store.list(f"{folder.path}/")]
         keys = [key for key in listed if key != folder.manifest and layout.save_folder_of(key) is not None]
-    store.delete(keys)
-    store.delete([folder.manifest])
+    delete = delete or store.delete
+    delete(keys)
+    delete([folder.manifest])

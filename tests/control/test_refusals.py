@@ -1,0 +1,191 @@
+"""Stores that do not let the operator delete, or write: normal states in which everything else goes on."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+
+import pytest
+
+from builders import OBJECT_UID, OWNER
+from checkpoint_operator.actions import CollectOrphans, Configure, PublishPointer, Purge, Retire, Verify
+from checkpoint_operator.execute import carry_out
+from checkpoint_operator.limits import RateLimit
+from checkpoint_operator.observe import REFUSED_SECONDS, Memory
+from checkpoint_operator.storage import CLOCK_KEY, KEYS_PER_BATCH, Session, refuses_deletion
+from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
+from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
+from checkpoint_sidecar.core.run import Snapshot, SnapshotState
+from checkpoint_sidecar.store.base import Buffer
+from checkpoint_sidecar.store.settings import StoreSettings
+from doubles.memory import MemoryStore
+from trainers import Trainer
+
+NO_GRACE = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=0))
+
+
+class Locked(MemoryStore):
+    """Refuses what it is told to refuse."""
+
+    def __init__(self) -> None:
+        self.now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        super().__init__(clock=lambda: self.now)
+        self.deletes: list[list[str]] = []
+        self.no_delete: type[StoreError] | None = None
+        self.no_write = self.no_read = False
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.deletes.append(list(keys))
+        if self.no_delete is not None:
+            raise self.no_delete("delete", self.url, "the store answered AccessDenied")
+        super().delete(self.deletes[-1])
+
+    def put(self, key: str, data: Buffer) -> None:
+        if self.no_write:
+            raise AccessDeniedError("write", key, "the store answered AccessDenied")
+        super().put(key, data)
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        if self.no_write:
+            raise AccessDeniedError("create", key, "the store answered AccessDenied")
+        super().put_if_absent(key, data)
+
+    def stat(self, key: str):  # type: ignore[no-untyped-def]
+        if self.no_read:
+            raise AccessDeniedError("look up", key, "the store answered AccessDenied")
+        return super().stat(key)
+
+
+@pytest.fixture
+def store() -> Locked:
+    return Locked()
+
+
+@pytest.fixture
+def session(store: Locked, monkeypatch: pytest.MonkeyPatch) -> Session:
+    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
+    return Session(StoreSettings("s3://memory/run"), writer="operator test")
+
+
+def doomed(store: Locked, session: Session) -> Snapshot:
+    """The first of two snapshots, retired."""
+    trainer = Trainer(store).start()
+    first, second = trainer.commit(100), trainer.commit(200)
+    session.probe()
+    session.log.refresh()
+    planned = [Configure(OBJECT_UID, 1, NO_GRACE), Verify(first.id), Verify(second.id), Retire(first.id)]
+    assert [outcome.error for outcome in carry_out(planned, session, owner=OWNER)] == [None] * 4
+    return first
+
+
+# Deleting
+
+
+@pytest.mark.parametrize("kind", [AccessDeniedError, RequestRefusedError])
+def test_a_store_that_only_refuses_to_delete_passes_the_probe(
+    kind: type[StoreError], store: Locked, session: Session
+) -> None:
+    Trainer(store).start().commit(100)
+    store.no_delete = kind
+    session.probe()
+    assert "AccessDenied" in session.refusal
+    assert session.now() >= store.now
+    store.no_delete = None
+    session.probe()
+    assert session.refusal == ""
+
+
+def test_a_store_that_fails_to_delete_does_not_pass_the_probe(store: Locked, session: Session) -> None:
+    store.no_delete = StoreError
+    with pytest.raises(StoreError):
+        session.probe()
+
+
+def test_a_refused_deletion_ends_the_deletions_of_the_round_and_nothing_else(store: Locked, session: Session) -> None:
+    first = doomed(store, session)
+    store.no_delete = AccessDeniedError
+    third = Trainer(store).start().commit(300)
+    session.log.refresh()
+    outcomes = carry_out(
+        [Purge(first.id), Purge(first.id), CollectOrphans(2), PublishPointer(300, third.id), Verify(third.id)],
+        session,
+        owner=OWNER,
+    )
+    assert [type(outcome.action) for outcome in outcomes] == [Purge, PublishPointer, Verify]
+    assert [refuses_deletion(outcome.error) for outcome in outcomes] == [True, False, False]
+    assert session.log.run.snapshots[third.id].verified == "Sizes"
+
+
+def test_a_purge_that_was_refused_goes_on_when_it_is_allowed(store: Locked, session: Session) -> None:
+    first = doomed(store, session)
+    store.no_delete = AccessDeniedError
+    carry_out([Purge(first.id)], session, owner=OWNER)
+    assert session.log.run.snapshots[first.id].state is SnapshotState.PURGING
+    store.no_delete = None
+    carry_out([Purge(first.id)], session, owner=OWNER)
+    assert session.log.run.snapshots[first.id].state is SnapshotState.PURGED
+
+
+def test_a_refusal_is_remembered_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("checkpoint_operator.observe.time.monotonic", lambda: now)
+    memory = Memory(refusal="object lock", refused_at=now)
+    now += REFUSED_SECONDS - 1
+    assert memory.refused() == "object lock"
+    now += 1
+    assert memory.refused() == ""
+
+
+# Writing
+
+
+def test_a_store_that_can_only_be_read_shows_its_run_and_its_clock(store: Locked, session: Session) -> None:
+    snapshot = Trainer(store).start().commit(100)
+    store.no_write = True
+    session.probe()
+    assert "AccessDenied" in session.read_only
+    assert session.log.run.newest == snapshot.id
+    assert session.now() >= store.now
+    store.no_write = False
+    session.probe()
+    assert session.read_only == ""
+
+
+def test_an_empty_store_that_can_only_be_read_is_no_failure(store: Locked, session: Session) -> None:
+    store.no_write = True
+    session.probe()
+    assert session.read_only
+    assert session.log.run.head == 0
+
+
+def test_a_store_that_can_neither_be_written_nor_read_does_not_pass_the_probe(store: Locked, session: Session) -> None:
+    Trainer(store).start()
+    store.no_write = store.no_read = True
+    with pytest.raises(AccessDeniedError):
+        session.probe()
+
+
+# How things are deleted
+
+
+def test_deletions_come_in_batches_no_faster_than_the_limit(
+    store: Locked, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("checkpoint_operator.storage.time.sleep", slept.append)
+    session._deletions = RateLimit(100.0, clock=lambda: 0.0)
+    session.delete(str(number) for number in range(2 * KEYS_PER_BATCH + 1))
+    assert [len(keys) for keys in store.deletes] == [KEYS_PER_BATCH, KEYS_PER_BATCH, 1]
+    assert slept == [0.0, KEYS_PER_BATCH / 100, 2 * KEYS_PER_BATCH / 100]
+
+
+def test_what_killed_probes_left_is_deleted_after_an_hour_and_a_running_probe_is_left_alone(
+    store: Locked, session: Session
+) -> None:
+    store.put("_probe/1111111111111111/created", b"first")
+    store.put(CLOCK_KEY, b"")
+    store.now += dt.timedelta(minutes=59)
+    store.put("_probe/2222222222222222/created", b"first")
+    store.now += dt.timedelta(minutes=1)
+    session.probe()
+    assert [info.key for info in store.list("_probe/")] == ["_probe/2222222222222222/created", CLOCK_KEY]
