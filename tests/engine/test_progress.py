@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
 import pytest
 
+from checkpoint_sidecar.core.errors import TransferCancelledError
 from checkpoint_sidecar.engine.progress import Progress, ProgressSnapshot
 
 
@@ -44,3 +45,13 @@ def test_no_byte_is_lost_between_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(progress.add, repeat(1, 20_000)))
     assert progress.snapshot().done == 20_000
+
+
+@pytest.mark.parametrize("report", [Progress.add, Progress.expect])
+def test_who_reports_bytes_learns_that_it_was_called_off(report: Callable[[Progress, int], None]) -> None:
+    progress = Progress(100)
+    report(progress, 10)
+    progress.cancel()
+    assert progress.cancelled
+    with pytest.raises(TransferCancelledError, match="it was called off"):
+        report(progress, 10)
