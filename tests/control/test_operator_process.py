@@ -12,10 +12,11 @@ import pytest
 
 from admission import Namespace, checkpoint, pod
 from checkpoint_sidecar.core.log import Owner, PodIdentity
-from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 from checkpoint_sidecar.store.local_store import LocalStore
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from doubles.faulty_server import Fault, faulty_server
 from localcluster import network
 from localcluster.objectstore import ObjectStore
 from operators import OperatorProcess, Watched
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.api
 
 StartOperator = Callable[..., OperatorProcess]
 FILES = "--allow-file-urls"
+UNREAD = "--verify-rate=0"
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_a_new_checkpoint_is_claimed_configured_and_ready(
 def test_a_commit_shows_within_ten_seconds_with_one_write_of_the_status(
     namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
 ) -> None:
-    start_operator(FILES)
+    start_operator(FILES, UNREAD)
     run = create(namespace, url)
     run.becomes("Ready", "True", "Configured")
     trainer.start()
@@ -119,7 +121,7 @@ def test_a_deleted_object_of_a_snapshot_comes_back_and_remembers_that_it_is_held
 def test_retiring_the_newest_verified_snapshot_by_hand_is_refused(
     namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
 ) -> None:
-    start_operator(FILES)
+    start_operator(FILES, UNREAD)
     run = create(namespace, url, retention={"keepLast": 1})
     snapshot = trainer.start().commit(100)
     name = f"run-{snapshot.id}"
@@ -356,3 +358,66 @@ def test_a_missing_secret_a_missing_bucket_and_a_foreign_identity_have_reasons_o
     version = watched["no-bucket"][0].body["metadata"]["resourceVersion"]
     time.sleep(6)
     assert watched["no-bucket"][0].body["metadata"]["resourceVersion"] == version, "retries do not write"
+
+
+@pytest.mark.store
+@pytest.mark.parametrize(
+    ("refused", "condition", "ready"),
+    [
+        pytest.param(("POST", "delete"), ("RetentionEnforced", "False", "DeletionRefused"), "True", id="deleting"),
+        pytest.param(("PUT", ""), ("StorageAvailable", "False", "ReadOnly"), "False", id="writing"),
+    ],
+)
+def test_what_a_store_refuses_is_a_condition_and_no_hot_loop(
+    refused: tuple[str, str],
+    condition: tuple[str, str, str],
+    ready: str,
+    namespace: Namespace,
+    start_operator: StartOperator,
+    object_store: ObjectStore,
+    bucket: str,
+    secret: str,
+) -> None:
+    url, region = f"s3://{bucket}/run", {"region": "us-east-1"}
+    settings = StoreSettings(
+        url, object_store.endpoint, "us-east-1", credentials=Credentials.of(object_store.environment)
+    )
+    trainer = Trainer(open_store(settings), Owner(namespace.api.uid, namespace.name, "run")).start()
+    first, second = trainer.commit(100), trainer.commit(200)
+    with faulty_server(object_store.endpoint) as server:
+        server.faults.append(Fault(*refused, (403, "AccessDenied"), times=1_000_000))
+        start_operator(UNREAD)
+        storage = {"endpoint": server.endpoint, **region, "credentialsSecret": {"name": secret}}
+        run = create(namespace, url, storage=storage, retention={"keepLast": 1, "gracePeriod": "0s"})
+        run.becomes(*condition)
+        assert run.condition("Ready")["status"] == ready
+        run.eventually(lambda it: it.status.get("latest", {}).get("snapshot") == second.id)
+        run.eventually(lambda it: set(it.snapshots()) == {f"run-{first.id}", f"run-{second.id}"})
+        time.sleep(5)
+        version, asked = run.body["metadata"]["resourceVersion"], len(server.seen)
+        time.sleep(6)
+        assert run.body["metadata"]["resourceVersion"] == version, "nothing is written for nothing"
+        assert len(server.seen) - asked < 10, server.seen[asked:]
+        assert all(s.state is not SnapshotState.PURGING for s in trainer.run.snapshots.values())
+
+
+def test_what_is_damaged_is_found_in_the_background_and_told(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES)
+    run = create(namespace, url, retention={"keepLast": 1, "gracePeriod": "1h"})
+    run.becomes("Ready", "True", "Configured")
+    good = trainer.start().commit(100)
+
+    def verified(snapshot: Snapshot) -> tuple[str, str]:
+        body = run.snapshots().get(f"run-{snapshot.id}", {"status": {}})
+        found = [c for c in body.get("status", {}).get("conditions", []) if c["type"] == "Verified"]
+        return (found[0]["status"], found[0]["reason"]) if found else ("", "")
+
+    run.eventually(lambda _: verified(good) == ("True", "ChecksumsMatch"))
+    folder = trainer.store.url.removeprefix("file://")
+    bad = trainer.commit(200)
+    Path(folder, bad.commit.path, "__0_0.distcp").write_bytes(b"\x01" + bytes(699))
+    run.eventually(lambda _: verified(bad) == ("False", "ChecksumMismatch"))
+    run.eventually(lambda it: "SnapshotQuarantined" in it.events())
+    assert trainer.run.snapshots[good.id].state is SnapshotState.LIVE

@@ -313,6 +313,8 @@ def test_a_wrong_policy_deletes_slowly() -> None:
     history.retired(*steps[:10])
     seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
     assert kinds(plan(seen)).count("Purge") == MAX_PURGES
+    assert kinds(plan(replace(seen, purged=MAX_PURGES - 1))).count("Purge") == 1
+    assert "Purge" not in kinds(plan(replace(seen, purged=MAX_PURGES)))
 
 
 # Compaction
