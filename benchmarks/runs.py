@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -84,64 +84,87 @@ class Run:
     system: str
     ranks: int
     experiment: str
-    parameters: Mapping[str, Any]
+    parameters: dict[str, Any]
 
     def __str__(self) -> str:
         return f"{self.section}: {self.system}, {self.ranks} rank{'s' if self.ranks > 1 else ''}"
 
 
 def planned(scale: Scale, places: Places) -> Iterator[Run]:
-    """All runs; those of a section that is compared stand side by side."""
+    """All runs; those that are compared follow each other."""
     for ranks in scale.ranks:
         for connections in scale.ceilings:
             yield _transfer(scale, places, CEILING, ranks, name=f"{CEILING}-{connections}")
         for system in (STOCK, CONNECTOR, OURS):
-            yield _transfer(scale, places, system, ranks)
+            yield _transfer(scale, places, system, ranks, name=system)
     for system in (STOCK, CONNECTOR, OURS):
-        parameters = {"url": f"s3://{DROPPING}/training-{system}", "repetitions": scale.repetitions[system]}
-        yield _on_sink(Section.TRAINING, places, system, "interference", total_bytes=scale.size[system], **parameters)
-    for system in (STOCK, CONNECTOR, OURS):
-        parameters = {"keep_at": f"s3://{KEEPING}/resharding-{system}", "saved_by": 8, "loaded_by": 6}
         yield _on_sink(
-            Section.RESHARDING, places, system, "resharding", total_bytes=min(scale.size.values()), **parameters
+            Section.TRAINING,
+            places,
+            system,
+            "interference",
+            url=f"s3://{DROPPING}/training-{system}",
+            total_bytes=scale.size[system],
+            repetitions=scale.repetitions[system],
+        )
+    for system in (STOCK, CONNECTOR, OURS):
+        yield _on_sink(
+            Section.RESHARDING,
+            places,
+            system,
+            "resharding",
+            keep_at=f"s3://{KEEPING}/resharding-{system}",
+            total_bytes=scale.other_bytes,
+            saved_by=8,
+            loaded_by=6,
         )
     for system in (STOCK, OURS):
-        parameters = {"url": f"s3://{DROPPING}/planning-{system}", "total_bytes": min(scale.size.values())}
-        yield _on_sink(Section.PLANNING, places, system, "planning", tensors=scale.tensors, **parameters)
-    for system in (STOCK, CONNECTOR, OURS):
-        urls = {"save_to": f"s3://{DROPPING}/small-{system}", "keep_at": f"s3://{KEEPING}/small-{system}"}
         yield _on_sink(
-            Section.SMALL, places, system, "transfer", tensors=scale.tensors, repetitions=2, sink=True, **urls
+            Section.PLANNING,
+            places,
+            system,
+            "planning",
+            url=f"s3://{DROPPING}/planning-{system}",
+            tensors=scale.tensors,
+            total_bytes=scale.other_bytes,
+        )
+    for system in (STOCK, CONNECTOR, OURS):
+        yield _on_sink(
+            Section.SMALL,
+            places,
+            system,
+            "transfer",
+            save_to=f"s3://{DROPPING}/small-{system}",
+            keep_at=f"s3://{KEEPING}/small-{system}",
+            tensors=scale.tensors,
+            repetitions=2,
+            sink=True,
         )
     for system in (STOCK, OURS):
         yield _elsewhere(Section.LOCAL, scale, system, {}, f"{places.folder}/{system}")
-    for system in (STOCK, CONNECTOR, OURS) if places.seaweedfs else ():
+    if places.seaweedfs:
         server, bucket = places.seaweedfs
-        yield _elsewhere(Section.SEAWEEDFS, scale, system, server, f"s3://{bucket}/{system}")
+        for system in (STOCK, CONNECTOR, OURS):
+            yield _elsewhere(Section.SEAWEEDFS, scale, system, server, f"s3://{bucket}/{system}")
 
 
-def _transfer(scale: Scale, places: Places, system: str, ranks: int, name: str = "") -> Run:
-    folder = f"{name or system}-{ranks}"
-    return _on_sink(
+def _transfer(scale: Scale, places: Places, system: str, ranks: int, *, name: str) -> Run:
+    run = _on_sink(
         Section.TRANSFER,
         places,
         system,
         "transfer",
-        ranks=ranks,
-        name=name,
-        save_to=f"s3://{DROPPING}/{folder}",
-        keep_at=f"s3://{KEEPING}/{folder}",
+        save_to=f"s3://{DROPPING}/{name}-{ranks}",
+        keep_at=f"s3://{KEEPING}/{name}-{ranks}",
         total_bytes=scale.size[system],
         repetitions=scale.repetitions[system],
         sink=True,
     )
+    return replace(run, ranks=ranks, parameters=run.parameters | {"name": name})
 
 
-def _on_sink(
-    section: Section, places: Places, system: str, experiment: str, *, ranks: int = 1, name: str = "", **parameters: Any
-) -> Run:
-    named = {"name": name or system, "server": {"endpoint": places.sink}}
-    return Run(section, system, ranks, experiment, named | parameters)
+def _on_sink(section: Section, places: Places, system: str, experiment: str, **parameters: Any) -> Run:
+    return Run(section, system, 1, experiment, {"name": system, "server": {"endpoint": places.sink}} | parameters)
 
 
 def _elsewhere(section: Section, scale: Scale, system: str, server: Mapping[str, str], base: str) -> Run:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from io import FileIO
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 DROPPING = "dropping"
@@ -91,8 +91,7 @@ class Answer:
         return len(self.text) + sum(stop - start for _, start, stop in self.slices)
 
 
-class Verb(Protocol):
-    def __call__(self, request: Request, body: Body) -> Answer: ...
+Verb = Callable[[Request, Body], Answer]
 
 
 class Objects:
@@ -153,8 +152,8 @@ class Objects:
         return Answer(headers={"ETag": '"whole"'})
 
     def _copy(self, request: Request, _: Body) -> Answer:
-        bucket, _, key = unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
-        self._objects[request.bucket, request.key] = self._objects[bucket, key]
+        source = unquote(request.headers["x-amz-copy-source"]).lstrip("/").split("/", 1)
+        self._objects[request.bucket, request.key] = self._objects[source[0], source[1]]
         return Answer(text=_xml("CopyObjectResult", '<ETag>"whole"</ETag>'))
 
     def _delete(self, request: Request, _: Body) -> Answer:

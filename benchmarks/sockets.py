@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -12,9 +12,9 @@ from llama import State, buffers
 
 _PART_BYTES = 32 * 1024 * 1024
 _RANGE_BYTES = 16 * 1024 * 1024
-_BUFFERS_A_CALL = 512
 
 Buffers = Sequence[memoryview]
+Transfer = Callable[[socket.socket, str, Buffers], None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BareSockets:
     def load(self, state: State, url: str) -> None:
         self._each(self._get, enumerate(_parts(buffers(state), _RANGE_BYTES)), url)
 
-    def _each(self, transfer, parts: Iterable[tuple[int, Buffers]], url: str) -> None:
+    def _each(self, transfer: Transfer, parts: Iterable[tuple[int, Buffers]], url: str) -> None:
         path = f"/{url.removeprefix('s3://')}/{self.rank}"
         waiting = iter(list(parts))
 
