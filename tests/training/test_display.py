@@ -21,13 +21,17 @@ from checkpoint_sidecar.training.transfers import Transfers
 
 
 @contextmanager
-def terminal() -> Iterator[int]:
-    """The standard error stream is a terminal; what is written to it can be read here."""
+def terminal() -> Iterator[list[str]]:
+    """The standard error stream is a terminal; what was written to it is there at the end."""
+    written: list[str] = []
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w") as stream, contextlib.redirect_stderr(stream):
-        yield ours
-    os.close(ours)
+        yield written
+    # The end of what a terminal has to say is an error.
+    with os.fdopen(ours, "rb", buffering=0) as screen, contextlib.suppress(OSError):
+        while True:
+            written.append(screen.read(4096).decode(errors="replace"))
 
 
 @pytest.fixture
@@ -70,10 +74,9 @@ def test_what_is_quick_needs_no_line(progress: Progress, caplog: pytest.LogCaptu
 
 def test_a_terminal_has_a_bar_instead(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "BAR_SECONDS", 0.02)
-    with terminal() as screen:
-        with shown("restore", 7, progress):
-            time.sleep(0.1)
-        drawn = os.read(screen, 65536).decode()
+    with terminal() as written, shown("restore", 7, progress):
+        time.sleep(0.1)
+    drawn = "".join(written)
     assert "restore of step 7:  25%" in drawn
     assert "50.0M/200M" in drawn
     assert drawn.endswith("\r"), "the bar does not stay on the screen"
