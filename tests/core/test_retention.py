@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import History
+from checkpoint_sidecar.core import retention
 from checkpoint_sidecar.core.lineage import in_use, lineage, rollback_target, superseded
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
@@ -48,6 +52,7 @@ def rolled_back(history: History, to: int) -> History:
 
 
 BEST_2 = RetentionPolicy(keep_best=(KeepBest("loss", "Min", 2),))
+SEVERAL_BEST = RetentionPolicy(keep_best=(KeepBest("loss", "Min", 1), KeepBest("accuracy", "Max", 2)))
 REPLACING = {"replaces": "200-1-aaaaaaae"}
 
 
@@ -167,6 +172,33 @@ GOLDEN: dict[str, tuple[Callable[[], History], dict[int | str, str], dict[int | 
         lambda: measured("0.5", "0.50", "0.5", "0.6"),
         {400: "Newest NewestVerified", 300: "KeepBest:loss", 200: "KeepBest:loss"},
         {100: "NoRuleKeepsIt"},
+    ),
+    "keepBest by several metrics, each in its own direction": (
+        lambda: (
+            run_of(retention=SEVERAL_BEST)
+            .committed(100, metrics={"loss": "0.1", "accuracy": "0.1"})
+            .committed(200, metrics={"loss": "0.5", "accuracy": "0.9"})
+            .committed(300, metrics={"loss": "0.6", "accuracy": "0.8"})
+            .committed(400, metrics={"loss": "0.7"})
+            .verified(400)
+        ),
+        {
+            400: "Newest NewestVerified",
+            300: "KeepBest:accuracy",
+            200: "KeepBest:accuracy",
+            100: "KeepBest:loss",
+        },
+        {},
+    ),
+    "of an interval whose oldest is too old nothing is kept instead": (
+        lambda: (
+            run_of(100, retention=RetentionPolicy(keep_every_steps=100, max_age_seconds=7200.0))
+            .wait(hours=3)
+            .committed(150, 200)
+            .verified(200)
+        ),
+        {200: "Newest NewestVerified KeepEverySteps"},
+        {150: "NoRuleKeepsIt", 100: "MaxAge"},
     ),
     "a snapshot stays if any rule keeps it": (
         lambda: run_of(100, 150, 200, 250, retention=RetentionPolicy(keep_last=1, keep_every_steps=200)).verified(250),
@@ -400,6 +432,10 @@ def with_policy(run: Run, **changes: Any) -> Run:
     return replace(run, policy=msgspec.structs.replace(run.policy, retention=retention))
 
 
+def with_retention(run: Run, retention: RetentionPolicy) -> Run:
+    return replace(run, policy=msgspec.structs.replace(run.policy, retention=retention))
+
+
 def at(history: History, seconds: float) -> dt.datetime:
     return history.now + dt.timedelta(seconds=seconds)
 
@@ -445,13 +481,108 @@ def test_the_verdict_depends_on_the_log_and_not_on_the_order_of_tables(history: 
     assert {i: sorted(reasons) for i, reasons in one.retire.items()} == {i: sorted(r) for i, r in other.retire.items()}
 
 
-@given(stories(), NOW, st.integers(1, 4))
-def test_a_larger_keep_last_never_retires_more(history: History, seconds: float, keep_last: int) -> None:
-    """Without a limit of size, where more floors leave less room for the rest."""
+LOOSER: dict[str, Callable[[RetentionPolicy, int], tuple[RetentionPolicy, RetentionPolicy]]] = {
+    "keepLast counts more": lambda policy, n: (changed(policy, keep_last=n), changed(policy, keep_last=n + 1)),
+    "keepEverySteps has finer intervals": lambda policy, n: (
+        changed(policy, keep_every_steps=10 * n),
+        changed(policy, keep_every_steps=10),
+    ),
+    "keepEvery has finer intervals": lambda policy, n: (
+        changed(policy, keep_every_seconds=60.0 * n),
+        changed(policy, keep_every_seconds=60.0),
+    ),
+    "keepBest counts more": lambda policy, n: (
+        changed(policy, keep_best=(KeepBest("loss", "Min", n),)),
+        changed(policy, keep_best=(KeepBest("loss", "Min", n + 1),)),
+    ),
+    "another keepBest": lambda policy, n: (
+        changed(policy, keep_best=(KeepBest("loss", "Min", n),)),
+        changed(policy, keep_best=(KeepBest("loss", "Min", n), KeepBest("loss", "Max", 1))),
+    ),
+    "another rule": lambda policy, n: (
+        changed(policy, keep_last=n, keep_every_steps=None),
+        changed(policy, keep_last=n, keep_every_steps=20),
+    ),
+    "maxAge is greater": lambda policy, n: (
+        changed(policy, keep_every_steps=100, max_age_seconds=600.0 * n),
+        changed(policy, keep_every_steps=100, max_age_seconds=600.0 * (n + 1)),
+    ),
+    "there is no maxAge": lambda policy, n: (
+        changed(policy, keep_every_steps=100, max_age_seconds=600.0 * n),
+        changed(policy, keep_every_steps=100, max_age_seconds=None),
+    ),
+    "maxTotalSize is greater": lambda policy, n: (
+        changed(policy, max_total_bytes=1000 * n),
+        changed(policy, max_total_bytes=1000 * n + 500),
+    ),
+}
+
+
+def changed(policy: RetentionPolicy, **fields: Any) -> RetentionPolicy:
+    # More under one rule leaves less room for the others in a limited size: only size itself is compared under a limit.
+    return msgspec.structs.replace(policy, **{"max_total_bytes": None, **fields})
+
+
+@pytest.mark.parametrize("looser", LOOSER.values(), ids=LOOSER)
+@given(stories(), st.floats(0, 7200), st.integers(1, 6))
+def test_a_looser_policy_never_retires_more(
+    looser: Callable[[RetentionPolicy, int], tuple[RetentionPolicy, RetentionPolicy]],
+    history: History,
+    seconds: float,
+    number: int,
+) -> None:
+    policy = history.run.policy.retention
+    assert policy is not None
     now = at(history, seconds)
-    few = judge(with_policy(history.run, keep_last=keep_last, max_total_bytes=None), now=now)
-    many = judge(with_policy(history.run, keep_last=keep_last + 1, max_total_bytes=None), now=now)
-    assert set(many.retire) <= set(few.retire)
+    strict, loose = (judge(with_retention(history.run, each), now=now) for each in looser(policy, number))
+    assert set(loose.retire) <= set(strict.retire)
+
+
+@given(stories(), NOW, NOW)
+def test_as_time_passes_nothing_that_was_to_go_is_wanted_again(history: History, one: float, other: float) -> None:
+    """Without a limit of size, which has room for an older one when a newer one is too old to stay."""
+    run = with_policy(history.run, max_total_bytes=None)
+    early, late = (judge(run, now=at(history, seconds)) for seconds in sorted([one, other]))
+    assert set(early.retire) <= set(late.retire)
+
+
+@given(stories(), NOW)
+def test_a_clock_that_jumps_and_comes_back_leaves_nothing_retired_that_was_not_to_go(
+    history: History, seconds: float
+) -> None:
+    """Whatever was retired meanwhile comes back, as long as its grace lasts."""
+    for snapshot in list(history.run.snapshots.values()):
+        if snapshot.state is SnapshotState.RETIRED:
+            history.reinstated(snapshot.id)
+    before = judge(history.run, now=history.now)
+    jumped = judge(history.run, now=at(history, seconds))
+    now = history.now
+    history.retired(*(i for i in jumped.retire if i not in before.retire))
+    wanted_back = [i for i in judge(history.run, now=now).keep if not history.snapshot(i).live]
+    for identifier in wanted_back:
+        history.reinstated(identifier)
+    assert judge(history.run, now=now) == before
+
+
+@given(stories(), NOW, st.integers(0, 10))
+def test_a_longer_grace_purges_nothing_sooner(history: History, seconds: float, hours: int) -> None:
+    now = at(history, seconds)
+    short, long = (with_policy(history.run, grace_seconds=3600.0 * each) for each in (hours, hours + 1))
+    assert set(purge_due(long, now=now)) <= set(purge_due(short, now=now))
+
+
+def test_every_reason_is_in_the_table_above_and_in_the_documentation() -> None:
+    words = set(re.findall(r'"([A-Z][A-Za-z]+)"', inspect.getsource(retention))) - {"Retire", "Min", "Max"}
+    told = {
+        word.split(":")[0]
+        for _, *sides in GOLDEN.values()
+        for side in sides
+        for text in side.values()
+        for word in text.split()
+    }
+    assert words | {"KeepBest"} == told
+    documentation = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert sorted(word for word in told if f"`{word}" not in documentation) == []
 
 
 @given(stories(), NOW, NOW)

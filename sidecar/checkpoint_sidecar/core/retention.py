@@ -8,7 +8,8 @@ Order of precedence, highest first:
 3. ``disposition: Retire``, set by a user.
 4. ``maxAge``.
 5. Keep rules, kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval, which stays
-   the same as time goes on), ``keepBest``.
+   the same as time goes on), ``keepBest``. They choose among all, old ones too: whoever allows a greater age loses
+   nothing that was kept.
 6. ``maxTotalSize``, a limit on what the rules keep: floors first, then the newest that fit.
 7. Superseded snapshots (of a branch that was rolled back) and damaged ones go once the lineage has its ``keepLast``.
 
@@ -63,7 +64,10 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
     _mark(retire, [s for s in everything if s.disposition == "Retire"], "Disposition")
     if policy.max_age_seconds is not None:
         _mark(retire, [s for s in chain if (now - s.committed_at).total_seconds() > policy.max_age_seconds], "MaxAge")
-    _rules(keep, [s for s in standing if s.id not in retire], policy)
+    ruled = _rules([s for s in standing if s.disposition != "Retire"], policy)
+    for identifier, reasons in ruled.items():
+        if identifier not in retire:
+            keep.setdefault(identifier, []).extend(reasons)
     if policy.max_total_bytes is not None:
         room = policy.max_total_bytes - sum(s.commit.bytes for s in everything if s.id in floors)
         _limit_size(keep, retire, [s for s in chain if s.id in keep and s.id not in floors], room)
@@ -139,7 +143,8 @@ def _floors(
     return keep
 
 
-def _rules(keep: Reasons, eligible: list[Snapshot], policy: RetentionPolicy) -> None:
+def _rules(eligible: list[Snapshot], policy: RetentionPolicy) -> Reasons:
+    keep: Reasons = {}
     if not (policy.keep_last or policy.keep_every_steps or policy.keep_every_seconds or policy.keep_best):
         _mark(keep, eligible, "NoKeepRule")
     if policy.keep_every_steps:
@@ -149,6 +154,7 @@ def _rules(keep: Reasons, eligible: list[Snapshot], policy: RetentionPolicy) -> 
         _mark(keep, _oldest_of_each(policy.keep_every_seconds, times), "KeepEvery")
     for rule in policy.keep_best:
         _mark(keep, _best(eligible, rule), f"KeepBest:{rule.metric}")
+    return keep
 
 
 def _oldest_of_each(interval: float, positions: list[tuple[float, Snapshot]]) -> list[Snapshot]:
