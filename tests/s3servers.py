@@ -16,8 +16,8 @@ from doubles.faulty_server import FaultyServer
 
 REGION = "us-east-1"
 
-SMALLEST_PART = 5 * 1024 * 1024
-"""That S3 allows."""
+SMALLEST_PART = 8 * 1024 * 1024
+"""S3 allows 5 MiB; parts are multiples of 4 MiB."""
 
 LONG = os.environ.get("CHECKPOINT_FAULTS") == "long"
 """Whether faults are injected in front of SeaweedFS too, and again and again."""

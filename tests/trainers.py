@@ -12,6 +12,7 @@ from checkpoint_sidecar.core import attempt, layout, manifest, progress
 from checkpoint_sidecar.core.log import Owner, PodIdentity, RestoreFinished, SnapshotCommitted
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.parts import write_object
 from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.store.runlog import RunLog
 
@@ -57,8 +58,7 @@ class Trainer:
             layout.STOCK_METADATA_NAME: f"pointer to {identifier}".encode(),
         }
         for name, data in files.items():
-            with self.store.upload(f"{folder.path}/{name}") as upload:
-                upload.write(data)
+            write_object(self.store, f"{folder.path}/{name}", data)
         listed = tuple(_file(name, data) for name, data in sorted(files.items()))
         encoded = manifest.encode(manifest.Manifest(identifier, step, self.number, world_size=2, files=listed))
         self.store.put(folder.manifest, encoded)

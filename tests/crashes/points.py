@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import psutil
 from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, Store, StoredObject, Upload
 
-Verb: TypeAlias = Literal["get", "get_range", "stat", "list", "put", "put_if_absent", "upload", "delete"]
+Verb: TypeAlias = Literal["get", "read_into", "stat", "list", "put", "put_if_absent", "upload", "delete"]
 When: TypeAlias = Literal["before", "during", "after"]
 Mode: TypeAlias = Literal["kill rank 0", "kill rank 1", "exception", "bug"]
 
@@ -40,7 +41,7 @@ class Point:
 
     Attributes:
         key: Regular expression found in the key, or in one of the keys of a deletion.
-        when: ``during`` is between the bytes and the end of an upload, or after the first deletion of several.
+        when: ``during`` is between the parts and the end of an upload, or after the first deletion of several.
         entry: Kind of the log entry that ``put_if_absent`` creates.
         rank: Whose call.
         nth: The first such call, or a later one.
@@ -148,9 +149,9 @@ class _CrashingStore:
         with self._around("get", [key]):
             return self._store.get(key, max_bytes=max_bytes)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        with self._around("get_range", [key]):
-            return self._store.get_range(key, start, length)
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        with self._around("read_into", [key]):
+            self._store.read_into(key, start, buffers)
 
     def stat(self, key: str) -> ObjectInfo | None:
         with self._around("stat", [key]):
@@ -161,8 +162,8 @@ class _CrashingStore:
             return self._store.list(prefix, after=after)
 
     @contextmanager
-    def upload(self, key: str) -> Iterator[Upload]:
-        with self._around("upload", [key]) as strikes, self._store.upload(key) as upload:
+    def upload(self, key: str, size: int) -> Iterator[Upload]:
+        with self._around("upload", [key]) as strikes, self._store.upload(key, size) as upload:
             yield _Upload(upload, self._crash, key) if strikes else upload
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -199,10 +200,24 @@ class _Upload:
         self._upload = upload
         self._crash = crash
         self._key = key
+        self._lock = threading.Lock()
         self._written = 0
 
-    def write(self, data: Buffer) -> None:
-        self._upload.write(data)
-        before, self._written = self._written, self._written + memoryview(data).nbytes
-        if before < self._crash.min_bytes <= self._written:
+    @property
+    def part_bytes(self) -> int:
+        return self._upload.part_bytes
+
+    def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
+        self._upload.write_part(index, buffers)
+        with self._lock:
+            before = self._written
+            self._written += sum(memoryview(buffer).nbytes for buffer in buffers)
+            strikes = before < self._crash.min_bytes <= self._written
+        if strikes:
             self._crash.strike(self._key)
+
+    def complete(self) -> None:
+        self._upload.complete()
+
+    def abort(self) -> None:
+        self._upload.abort()

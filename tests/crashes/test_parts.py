@@ -21,11 +21,10 @@ from training.checkpointer_ranks import Job, run
 
 pytestmark = [pytest.mark.store, pytest.mark.distributed]
 
-PART_BYTES = 5 << 20
-"""The least that S3 allows."""
+PART_BYTES = 8 << 20
 
-WIDE = Job("", 0, sharding="fsdp2", width=1 << 17, part_bytes=PART_BYTES, options={"takeover_seconds": 0.0})
-"""Every rank saves two whole parts and a bit."""
+WIDE = Job("", 0, sharding="fsdp2", width=1 << 18, part_bytes=PART_BYTES, options={"takeover_seconds": 0.0})
+"""Every rank saves more than two parts."""
 
 BEFORE, CRASHED, AFTERWARDS = 1, 2, 3
 
@@ -58,7 +57,7 @@ def test_a_crash_between_the_parts_of_a_file_leaves_parts_that_the_operator_disc
 ) -> None:
     settings = seaweed.settings()
     ready = partial(two_parts_are_stored, seaweed)
-    crash = replace(crash_at(POINT, mode), min_bytes=2 * PART_BYTES + 1, ready=ready)
+    crash = replace(crash_at(POINT, mode), min_bytes=2 * PART_BYTES, ready=ready)
     job = replace(WIDE, url=settings, every_steps=1)
     crashed = run(replace(job, total=CRASHED, wrap_store=partial(wrap, crash, settings, driver)), tmp_path)
     assert crash.reached

@@ -42,10 +42,10 @@ LOADING = [
     *around_append("AttemptStarted"),
     *around_append("RestoreStarted"),
     *around("the manifest is read", "get", "/manifest[.]json$"),
-    *around(".metadata is read by rank 0", "get_range", "/[.]metadata$"),
-    *around(".metadata is read by rank 1", "get_range", "/[.]metadata$", rank=1),
-    *around("data is read by rank 0", "get_range", "[.]distcp$"),
-    *around("data is read by rank 1", "get_range", "[.]distcp$", rank=1),
+    *around(".metadata is read by rank 0", "read_into", "/[.]metadata$"),
+    *around(".metadata is read by rank 1", "read_into", "/[.]metadata$", rank=1),
+    *around("data is read by rank 0", "read_into", "[.]distcp$"),
+    *around("data is read by rank 1", "read_into", "[.]distcp$", rank=1),
     *around_append("RestoreFinished"),
 ]
 FALLING_BACK = [

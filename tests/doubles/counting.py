@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, Store, StoredObject, Upload
@@ -41,9 +41,9 @@ class CountingStore:
         self._count("get")
         return self._store.get(key, max_bytes=max_bytes)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         self._count("get")
-        return self._store.get_range(key, start, length)
+        self._store.read_into(key, start, buffers)
 
     def stat(self, key: str) -> ObjectInfo | None:
         self._count("stat")
@@ -54,9 +54,9 @@ class CountingStore:
         self._count("list", max(1, -(-len(found) // KEYS_PER_PAGE)))
         return iter(found)
 
-    def upload(self, key: str) -> AbstractContextManager[Upload]:
+    def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
         self._count("upload")
-        return self._store.upload(key)
+        return self._store.upload(key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         self._count("delete")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
@@ -80,8 +80,8 @@ class FaultyStore:
         found: StoredObject = fault(lambda: self._store.get(key, max_bytes=max_bytes))
         return found
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        return self._store.get_range(key, start, length)
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        self._store.read_into(key, start, buffers)
 
     def stat(self, key: str) -> ObjectInfo | None:
         return self._store.stat(key)
@@ -89,8 +89,8 @@ class FaultyStore:
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         return self._store.list(prefix, after=after)
 
-    def upload(self, key: str) -> AbstractContextManager[Upload]:
-        return self._store.upload(key)
+    def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
+        return self._store.upload(key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         self._store.delete(keys)

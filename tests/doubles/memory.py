@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from checkpoint_sidecar.core.errors import (
     ObjectExistsError,
@@ -14,7 +14,8 @@ from checkpoint_sidecar.core.errors import (
     ObjectTooLargeError,
     TruncatedObjectError,
 )
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, Upload
+from checkpoint_sidecar.store.parts import PartedUpload
 
 
 def utc_now() -> dt.datetime:
@@ -55,13 +56,16 @@ class MemoryStore:
             raise ObjectTooLargeError("read", f"{self._url}/{key}", f"it is larger than {max_bytes} bytes")
         return stored
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        data = self._stored("read a range of", key).data[start : start + length]
-        if len(data) != length:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        data = memoryview(self._stored("read a range of", key).data)
+        end = start + sum(buffer.nbytes for buffer in buffers)
+        if end > data.nbytes:
             raise TruncatedObjectError(
-                "read a range of", f"{self._url}/{key}", f"{len(data)} of {length} bytes came back"
+                "read a range of", f"{self._url}/{key}", f"it has {data.nbytes} bytes; {start} to {end} were wanted"
             )
-        return data
+        for buffer in buffers:
+            buffer.cast("B")[:] = data[start : start + buffer.nbytes]
+            start += buffer.nbytes
 
     def stat(self, key: str) -> ObjectInfo | None:
         with self._lock:
@@ -74,15 +78,8 @@ class MemoryStore:
             infos = [self._objects[key].info for key in keys[bisect.bisect_right(keys, after) :]]
         return (info for info in infos if info.key.startswith(prefix))
 
-    @contextlib.contextmanager
-    def upload(self, key: str) -> Iterator[_Upload]:
-        upload = _Upload(self, key)
-        try:
-            yield upload
-        except BaseException:
-            upload.abort()
-            raise
-        upload.complete()
+    def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
+        return _Upload(self, key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         with self._lock:
@@ -106,20 +103,21 @@ class MemoryStore:
         return stored
 
 
-class _Upload:
-    def __init__(self, store: MemoryStore, key: str) -> None:
+class _Upload(PartedUpload):
+    def __init__(self, store: MemoryStore, key: str, size: int) -> None:
+        super().__init__(f"{store.url}/{key}", size)
         self._store = store
         self._key = key
-        self._data = bytearray()
-        self._open = True
+        self._data: dict[int, bytes] = {}
 
-    def write(self, data: Buffer) -> None:
-        self._data += data
+    def _write(self, index: int, views: Sequence[memoryview]) -> None:
+        self._data[index] = b"".join(views)
 
-    def complete(self) -> None:
-        if self._open:
-            self._open = False
-            self._store.put(self._key, self._data)
+    def _publish(self) -> None:
+        self._store.put(self._key, b"".join(self._data[index] for index in sorted(self._data)))
 
-    def abort(self) -> None:
-        self._open = False
+    def _interrupt(self) -> None:
+        pass
+
+    def _discard(self) -> None:
+        self._data.clear()

@@ -33,6 +33,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.log import Owner, PodIdentity, Trigger
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.store.parts import write_object
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.training.saves import NewSave
@@ -188,8 +189,7 @@ def _upload(session: Session, new: NewSave, written: list[str]) -> tuple[manifes
     for name in ("__0_0.distcp", layout.METADATA_NAME, layout.STOCK_METADATA_NAME):
         data = f"{name} of {new.snapshot}".encode()
         written.append(f"{new.folder.path}/{name}")
-        with session.store.upload(written[-1]) as upload:
-            upload.write(data)
+        write_object(session.store, written[-1], data)
         checksum = crc32c.crc32c(data)
         files.append(manifest.File(name, len(data), checksum, checksum.to_bytes(4, "big")))
     listing = manifest.Manifest(
@@ -197,8 +197,7 @@ def _upload(session: Session, new: NewSave, written: list[str]) -> tuple[manifes
     )
     encoded = manifest.encode(listing)
     written.append(new.folder.manifest)
-    with session.store.upload(written[-1]) as upload:
-        upload.write(encoded)
+    write_object(session.store, written[-1], encoded)
     return listing, manifest.digest(encoded)
 
 

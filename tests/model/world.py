@@ -7,7 +7,7 @@ import datetime as dt
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, TypeVar
@@ -129,8 +129,8 @@ class Connection:
             return self._world.store.get(key, max_bytes=max_bytes)
         return self._read(f"get {key}", lambda: self._world.store.get(key, max_bytes=max_bytes))
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        return self._read(f"read {key}", lambda: self._world.store.get_range(key, start, length))
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        self._read(f"read {key}", lambda: self._world.store.read_into(key, start, buffers))
 
     def stat(self, key: str) -> ObjectInfo | None:
         return self._read(f"stat {key}", lambda: self._world.store.stat(key))
@@ -139,10 +139,10 @@ class Connection:
         return self._read(f"list {prefix}", lambda: self._world.store.list(prefix, after=after))
 
     @contextlib.contextmanager
-    def upload(self, key: str) -> Iterator[_Upload]:
-        upload = _Upload()
+    def upload(self, key: str, size: int) -> Iterator[_Upload]:
+        upload = _Upload(size)
         yield upload
-        self._change(f"upload {key}", lambda: self._world.write(key, bytes(upload.data)))
+        self._change(f"upload {key}", lambda: self._world.write(key, upload.data))
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -169,11 +169,14 @@ class Connection:
 
 
 class _Upload:
-    def __init__(self) -> None:
-        self.data = bytearray()
+    """Objects of the model have one part."""
 
-    def write(self, data: Buffer) -> None:
-        self.data += data
+    def __init__(self, size: int) -> None:
+        self.part_bytes = max(size, 1)
+        self.data = b""
+
+    def write_part(self, _: int, buffers: Sequence[Buffer]) -> None:
+        self.data = b"".join(buffers)
 
     def complete(self) -> None: ...
 

@@ -6,6 +6,8 @@ import pytest
 
 from checkpoint_sidecar.store.base import Buffer
 from checkpoint_sidecar.store.conformance import Trial
+from checkpoint_sidecar.store.parts import write_object
+from s3servers import SMALLEST_PART
 
 
 @pytest.mark.parametrize("write", ["put", "put_if_absent", "upload"])
@@ -16,32 +18,48 @@ def test_every_kind_of_buffer_is_written(trial: Trial, write: str, data: Buffer)
     key = trial.key("object")
 
     if write == "upload":
-        with trial.store.upload(key) as upload:
-            upload.write(data)
+        write_object(trial.store, key, data)
     else:
         getattr(trial.store, write)(key, data)
 
     assert trial.store.get(key, max_bytes=100).data == bytes(data)
 
 
-def test_a_buffer_is_the_callers_again_once_it_was_written(trial: Trial) -> None:
-    key, buffer = trial.key("object"), bytearray(b"first")
+@pytest.mark.parametrize("index", [-1, 1], ids=str)
+def test_a_part_that_does_not_exist_is_refused(trial: Trial, index: int) -> None:
+    with trial.store.upload(trial.key("object"), 4) as upload:
+        with pytest.raises(ValueError, match="is none of them"):
+            upload.write_part(index, [b"data"])
+        upload.abort()
 
-    with trial.store.upload(key) as upload:
-        upload.write(buffer)
-        buffer[:] = b"other"
 
-    assert trial.store.get(key, max_bytes=100).data == b"first"
+@pytest.mark.parametrize("data", [b"short", b"too long a part"], ids=["short", "long"])
+def test_a_part_of_another_size_is_refused(trial: Trial, data: bytes) -> None:
+    with trial.store.upload(trial.key("object"), 6) as upload:
+        with pytest.raises(ValueError, match="has 6 bytes"):
+            upload.write_part(0, [data])
+        upload.abort()
+
+
+def test_an_upload_that_lacks_a_part_is_not_completed(trial: Trial) -> None:
+    key = trial.key("object")
+    with trial.store.upload(key, 2 * SMALLEST_PART) as upload:
+        upload.write_part(0, [bytes(SMALLEST_PART)])
+        with pytest.raises(ValueError, match="1 of 2 parts"):
+            upload.complete()
+        upload.abort()
+
+    assert trial.store.stat(key) is None
 
 
 def test_abort_and_complete_may_be_called_early_and_again(trial: Trial) -> None:
-    with trial.store.upload(trial.key("completed")) as upload:
-        upload.write(b"data")
+    with trial.store.upload(trial.key("completed"), 4) as upload:
+        upload.write_part(0, [b"data"])
         upload.complete()
         upload.complete()
         upload.abort()
-    with trial.store.upload(trial.key("aborted")) as upload:
-        upload.write(b"data")
+    with trial.store.upload(trial.key("aborted"), 4) as upload:
+        upload.write_part(0, [b"data"])
         upload.abort()
         upload.abort()
 
@@ -49,8 +67,8 @@ def test_abort_and_complete_may_be_called_early_and_again(trial: Trial) -> None:
 
 
 def begin_an_upload_and_fail(trial: Trial, key: str) -> None:
-    with trial.store.upload(key) as upload:
-        upload.write(b"data")
+    with trial.store.upload(key, 4) as upload:
+        upload.write_part(0, [b"data"])
         raise KeyboardInterrupt
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -118,8 +118,9 @@ class HasNoLimit(MemoryStore):
 
 
 class ReadsShort(MemoryStore):
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        return self._stored("read", key).data[start : start + length]
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        exists = len(self._stored("read", key).data) - start
+        super().read_into(key, start, [buffer[: max(exists, 0)] for buffer in buffers])
 
 
 class ListsByFolder(MemoryStore):
@@ -137,13 +138,13 @@ class UploadsOnly(MemoryStore):
 
     upload_kind: Any
 
-    def upload(self, key: str) -> AbstractContextManager[Upload]:
-        return self.upload_kind(super().upload(key), self, key)
+    def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
+        return self.upload_kind(super().upload(key, size))
 
 
 class _Forwarding:
-    def __init__(self, inner: AbstractContextManager[Upload], store: MemoryStore, key: str) -> None:
-        self.inner, self.store, self.key = inner, store, key
+    def __init__(self, inner: AbstractContextManager[Upload]) -> None:
+        self.inner = inner
 
     def __enter__(self) -> Any:
         self.upload = self.inner.__enter__()
@@ -152,20 +153,20 @@ class _Forwarding:
     def __exit__(self, *error: Any) -> None:
         self.inner.__exit__(*error)
 
-    def write(self, data: Buffer) -> None:
-        self.upload.write(data)
+    @property
+    def part_bytes(self) -> int:
+        return self.upload.part_bytes
+
+    def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
+        self.upload.write_part(index, buffers)
 
     def abort(self) -> None:
         self.upload.abort()
 
 
-class _LosesALaterWrite(_Forwarding):
-    written = 0
-
-    def write(self, data: Buffer) -> None:
-        self.written += 1
-        if self.written != 2:
-            super().write(data)
+class _LosesALaterPart(_Forwarding):
+    def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
+        super().write_part(index, [bytes(len(buffer)) for buffer in buffers] if index else buffers)
 
 
 class _PublishesWhenAborted(_Forwarding):
@@ -174,7 +175,7 @@ class _PublishesWhenAborted(_Forwarding):
 
 
 class LosesParts(UploadsOnly):
-    upload_kind = _LosesALaterWrite
+    upload_kind = _LosesALaterPart
 
 
 class KeepsAbortedUploads(UploadsOnly):

@@ -26,7 +26,9 @@ from checkpoint_sidecar.store.calls import Patience
 from checkpoint_sidecar.store.fsspec_store import FsspecStore
 from checkpoint_sidecar.store.obstore_store import ObstoreStore
 from checkpoint_sidecar.store.opening import Driver, open_store
+from checkpoint_sidecar.store.parts import write_object
 from checkpoint_sidecar.store.probe import probe
+from checkpoint_sidecar.store.ranges import read_range
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
 from localcluster.pki import Authority
@@ -60,7 +62,7 @@ USES: dict[str, Callable[[Store, str], object]] = {
     "put": lambda store, key: store.put(key, b"data"),
     "put_if_absent": lambda store, key: store.put_if_absent(key, b"data"),
     "get": lambda store, key: store.get(key, max_bytes=100),
-    "get_range": lambda store, key: store.get_range(key, 0, 1),
+    "read_into": lambda store, key: read_range(store, key, 0, 1),
     "stat": lambda store, key: store.stat(key),
     "list": lambda store, key: list(store.list(key)),
     "delete": lambda store, key: store.delete([key]),
@@ -71,9 +73,7 @@ adapters = pytest.mark.parametrize("adapter", [FsspecStore, ObstoreStore], ids=[
 
 
 def upload(store: Store, key: str, *, parts: int) -> None:
-    with store.upload(key) as writer:
-        for _ in range(parts):
-            writer.write(bytes(SMALLEST_PART))
+    write_object(store, key, bytes(parts * SMALLEST_PART))
 
 
 @pytest.mark.parametrize("effect", ["lose the reply", (500, "InternalError"), "reset the connection"], ids=str)
@@ -295,9 +295,8 @@ def test_an_upload_that_is_refused_leaves_nothing(
 
 def test_an_interrupted_upload_leaves_no_parts(store: Store, moto: Server, key: str) -> None:
     def upload_and_fail() -> None:
-        with store.upload(key) as writer:
-            for _ in range(3):
-                writer.write(bytes(SMALLEST_PART))
+        with store.upload(key, 3 * SMALLEST_PART) as writer:
+            writer.write_part(0, [bytes(SMALLEST_PART)])
             assert moto.open_uploads(f"{store.url}/{key}")
             raise KeyboardInterrupt
 

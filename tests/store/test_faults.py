@@ -21,6 +21,8 @@ from checkpoint_sidecar.store import obstore_store
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Patience
 from checkpoint_sidecar.store.obstore_store import ObstoreStore
+from checkpoint_sidecar.store.parts import write_object
+from checkpoint_sidecar.store.ranges import read_range
 from checkpoint_sidecar.store.settings import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials
 from doubles.faulty_server import Answer, Effect, Fault
 from s3servers import LONG, SMALLEST_PART, Route
@@ -55,9 +57,7 @@ def _nothing(_store: Store, _folder: str) -> None:
 
 
 def _upload(store: Store, folder: str) -> None:
-    with store.upload(f"{folder}object") as upload:
-        upload.write(bytes(SMALLEST_PART))
-        upload.write(DATA)
+    write_object(store, f"{folder}object", bytes(SMALLEST_PART) + DATA)
 
 
 def _holds(store: Store, folder: str, data: bytes) -> bool:
@@ -92,10 +92,10 @@ VERBS = {
         lambda store, folder: [info.key for info in store.list(folder)],
         lambda _store, folder, found: found == _names(folder),
     ),
-    "get_range": Verb(
+    "read_into": Verb(
         ("GET", "object"),
         lambda store, folder: store.put(f"{folder}object", DATA),
-        lambda store, folder: store.get_range(f"{folder}object", 100, 1000),
+        lambda store, folder: read_range(store, f"{folder}object", 100, 1000),
         lambda _store, _folder, found: found == DATA[100:1100],
     ),
     "upload": Verb(
@@ -119,7 +119,7 @@ DENIED = "AccessDeniedError"
 REFUSED = "RequestRefusedError"
 OTHER = "not seen by the store"
 
-# Columns: what comes of it in put, put_if_absent, list, get_range, upload, delete; None where it does not exist.
+# Columns: what comes of it in put, put_if_absent, list, read_into, upload, delete; None where it does not exist.
 Row = tuple[str, list[Effect | Answer], int, tuple[str | None, ...]]
 ONCE_REPEATED = (DONE, UNKNOWN, DONE, DONE, DONE, DONE)
 GIVEN_UP = (UNKNOWN, UNKNOWN, FAILED, FAILED, UNKNOWN, FAILED)
@@ -287,11 +287,11 @@ def test_credentials_that_expire_in_the_middle_are_replaced_by_those_in_the_fold
         write_keys(tmp_path, "new", "secret")
 
     if name == "upload":
-        with store.upload(f"{folder}object") as upload:
-            upload.write(bytes(SMALLEST_PART))
+        with store.upload(f"{folder}object", SMALLEST_PART + len(DATA)) as upload:
+            upload.write_part(0, [bytes(SMALLEST_PART)])
             until(lambda: route.proxy.count("PUT", "partNumber=1") == 1)
             rotate()
-            upload.write(DATA)
+            upload.write_part(1, [DATA])
         outcome = DONE if verb.done(store, folder, None) else OTHER
     else:
         rotate()

@@ -46,8 +46,8 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_visible(store: Store, root
         "import sys, os, signal\n"
         "from checkpoint_sidecar.store.opening import open_store\n"
         "from checkpoint_sidecar.store.settings import StoreSettings\n"
-        "with open_store(StoreSettings(sys.argv[1])).upload('big') as upload:\n"
-        "    upload.write(bytes(2**20))\n"
+        "with open_store(StoreSettings(sys.argv[1])).upload('big', 2**20) as upload:\n"
+        "    upload.write_part(0, [bytes(2**20)])\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(root)])

@@ -40,8 +40,7 @@ def test_an_unfinished_upload_is_listed_and_can_be_discarded(
 def test_a_finished_upload_is_none(where: tuple[str, Driver], request: pytest.FixtureRequest) -> None:
     server: Server = request.getfixturevalue(where[0])
     store = open_store(server.settings(), driver=where[1])
-    with store.upload(KEY) as upload:
-        upload.write(bytes(2 * parts.PART_BYTES))
+    parts.write_object(store, KEY, bytes(2 * parts.PART_BYTES))
     assert isinstance(store, KeepsUnfinished)
     assert not list(store.unfinished())
 

@@ -142,9 +142,9 @@ class Watched:
         return getattr(self._store, name)
 
     @contextmanager
-    def upload(self, key: str) -> Iterator[Upload]:
+    def upload(self, key: str, size: int) -> Iterator[Upload]:
         self._on_upload(key)
-        with self._store.upload(key) as upload:
+        with self._store.upload(key, size) as upload:
             yield upload
 
 

@@ -274,8 +274,8 @@ def two_exchanged_files_are_found_on_every_rank(folder: Path) -> None:
 
 class FailingStore(LocalStore):
     @contextmanager
-    def upload(self, key: str) -> Any:
-        with super().upload(key) as upload:
+    def upload(self, key: str, size: int) -> Any:
+        with super().upload(key, size) as upload:
             yield upload
             raise StoreError("upload", key, "503 from rank 1's store")
 

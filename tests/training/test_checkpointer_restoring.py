@@ -147,7 +147,7 @@ def test_a_store_that_fails_interrupts_the_restore_and_blames_no_snapshot(
     storage.train(2)
 
     class Unreadable(Watched):
-        def get_range(self, key: str, *_: int) -> bytes:
+        def read_into(self, key: str, *_: object) -> None:
             raise StoreError("read", key, "503 Slow Down")
 
     monkeypatch.setattr(checkpointer, "open_store", lambda s: Unreadable(open_store(s), lambda _: None))

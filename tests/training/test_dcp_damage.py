@@ -6,7 +6,7 @@ import os
 import pickle
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +227,10 @@ def test_a_store_that_fails_is_no_evidence_against_the_snapshot() -> None:
     class Failing(MemoryStore):
         failing = False
 
-        def get_range(self, key: str, start: int, length: int) -> bytes:
+        def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
             if self.failing:
                 raise StoreError("read", key, "503 Slow Down")
-            return super().get_range(key, start, length)
+            super().read_into(key, start, buffers)
 
     store = Failing()
     saved = save(store, {"x": torch.ones(3)})

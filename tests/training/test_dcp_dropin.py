@@ -197,8 +197,8 @@ def test_the_root_of_somebodys_run_is_not_written_to() -> None:
 def test_a_checkpoint_whose_file_the_store_lost_is_not_reported_as_saved(tmp_path: Path) -> None:
     class Losing(MemoryStore):
         @contextmanager
-        def upload(self, key: str) -> Iterator[Any]:
-            with super().upload(key) as upload:
+        def upload(self, key: str, size: int) -> Iterator[Any]:
+            with super().upload(key, size) as upload:
                 yield upload
             if key.startswith("0002") and key.endswith(".distcp"):
                 self.delete([key])

@@ -39,8 +39,8 @@ class FailingStore(MemoryStore):
     suffix = "never"
 
     @contextmanager
-    def upload(self, key: str) -> Iterator[Any]:
-        with super().upload(key) as upload:
+    def upload(self, key: str, size: int) -> Iterator[Any]:
+        with super().upload(key, size) as upload:
             yield upload
             if key.endswith(self.suffix):
                 raise AccessDeniedError("upload", key, "403")

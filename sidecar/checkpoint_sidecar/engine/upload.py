@@ -8,17 +8,15 @@ from contextlib import contextmanager
 from crc32c import crc32c
 
 from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File
-from checkpoint_sidecar.store.base import Buffer, Store, Upload
+from checkpoint_sidecar.store.base import Buffer, Store
+from checkpoint_sidecar.store.parts import write_object
 
 
 class FileWriter:
-    """A write-only stream into one object; as much of a file as ``torch.save`` needs.
+    """A write-only stream; as much of a file as ``torch.save`` needs. It holds the data: uploads want their size."""
 
-    Holds no data: the upload takes every buffer before ``write`` returns.
-    """
-
-    def __init__(self, upload: Upload) -> None:
-        self._upload = upload
+    def __init__(self) -> None:
+        self.data = bytearray()
         self._size = 0
         self._checksum = 0
         self._block_checksum = 0
@@ -27,7 +25,7 @@ class FileWriter:
     def write(self, data: Buffer) -> int:
         """Append all of ``data``; returns its length in bytes."""
         view = memoryview(data).cast("B")
-        self._upload.write(view)
+        self.data += view
         self._checksum = crc32c(view, self._checksum)
         for part in self._at_block_ends(view):
             self._block_checksum = crc32c(part, self._block_checksum)
@@ -68,8 +66,9 @@ def upload_file(store: Store, key: str) -> Iterator[FileWriter]:
     Raises:
         StoreError: A part failed; nothing is visible.
     """
-    with store.upload(key) as upload:
-        yield FileWriter(upload)
+    stream = FileWriter()
+    yield stream
+    write_object(store, key, stream.data)
 
 
 def upload_bytes(store: Store, key: str, data: Buffer) -> File:

@@ -17,7 +17,7 @@ Contract common to all verbs:
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -63,24 +63,40 @@ class UnfinishedUpload:
 
 
 class Upload(Protocol):
-    """A large object being written; visible to nobody before ``complete``."""
+    """A large object being written in parts; visible to nobody before ``complete``."""
 
-    def write(self, data: Buffer) -> None:
-        """Append bytes. ``data`` may be reused by the caller as soon as this returns. Not for several threads at once.
+    @property
+    def part_bytes(self) -> int:
+        """The size of every part but the last, which is shorter; a multiple of 4 MiB."""
+
+    def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
+        """Write one part, whose bytes lie one after the other in ``buffers``; returns when the store has them.
+
+        From several threads at once, in any order, as long as every part is begun at some time: where the store takes
+        a stream, a part waits for the parts before it. An object of one part is sent by ``complete``.
+
+        Args:
+            index: From 0.
+            buffers: Not copied: they must stay as they are until ``complete`` or ``abort`` has returned.
 
         Raises:
-            StoreError: A part written earlier failed.
+            StoreError: The store does not have the part. Also of parts under way when another thread calls ``abort``.
+            ValueError: There is no such part, or it has another size.
         """
 
     def complete(self) -> None:
         """Publish the object. Idempotent; a no-op after ``abort``.
 
         Raises:
-            StoreError: A part failed, so nothing is visible; or the last request did, with unknown outcome.
+            StoreError: The object is not visible, unless it is an ``UnknownOutcomeError``.
+            ValueError: A part was not written.
         """
 
     def abort(self) -> None:
-        """Discard everything written, parts included. Never raises; idempotent; a no-op after ``complete``."""
+        """Discard everything written; parts that other threads are writing are cut off and waited for.
+
+        Never raises; idempotent; a no-op after ``complete``.
+        """
 
 
 @runtime_checkable
@@ -118,8 +134,11 @@ class Store(Protocol):
             ObjectTooLargeError: It is larger than ``max_bytes``; nothing beyond the limit was read into memory.
         """
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Read exactly ``length`` bytes from offset ``start``.
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers, one after the other, with the object's bytes from offset ``start``.
+
+        Args:
+            buffers: Writable and contiguous. After an error their contents are undefined.
 
         Raises:
             ObjectNotFoundError: No such key.
@@ -136,8 +155,8 @@ class Store(Protocol):
         lists in this order.
         """
 
-    def upload(self, key: str) -> AbstractContextManager[Upload]:
-        """Write a large object in parts.
+    def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
+        """Write a large object of ``size`` bytes in parts.
 
         Leaving the block normally completes it, leaving it by an exception aborts it.
         """

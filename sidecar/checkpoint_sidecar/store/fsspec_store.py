@@ -16,7 +16,6 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -43,7 +42,7 @@ from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
-from checkpoint_sidecar.store.parts import PARALLEL_PARTS, PartBuffer
+from checkpoint_sidecar.store.parts import PartedUpload
 from checkpoint_sidecar.store.settings import StoreSettings
 
 KEYS_PER_DELETE = 1000
@@ -134,9 +133,10 @@ class FsspecStore:
 
         return self._calls.run("read", key, lambda c: _in_loop(c.requests, request))
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        length = sum(buffer.nbytes for buffer in buffers)
         if length == 0:
-            return b""
+            return
 
         async def request(fs: s3fs.S3FileSystem) -> bytes:
             wanted = f"bytes={start}-{start + length - 1}"
@@ -150,7 +150,10 @@ class FsspecStore:
             raise TruncatedObjectError(
                 "read a range of", f"{self.url}/{key}", f"{len(data)} of {length} bytes at offset {start} exist"
             )
-        return data
+        position = 0
+        for buffer in buffers:
+            buffer.cast("B")[:] = data[position : position + buffer.nbytes]
+            position += buffer.nbytes
 
     def stat(self, key: str) -> ObjectInfo | None:
         async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
@@ -191,14 +194,8 @@ class FsspecStore:
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
 
-    @contextlib.contextmanager
-    def upload(self, key: str) -> Iterator[_Upload]:
-        upload = _Upload(self, key)
-        try:
-            yield upload
-            upload.complete()
-        finally:
-            upload.abort()
+    def upload(self, key: str, size: int) -> _Upload:
+        return _Upload(self, key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
@@ -291,53 +288,42 @@ class FsspecStore:
         return fs
 
 
-class _Upload:
-    """Parts of equal size, a few at a time; an object smaller than a part is written in one request."""
+class _Upload(PartedUpload):
+    """An object of one part is written in one request."""
 
-    def __init__(self, store: FsspecStore, key: str) -> None:
+    def __init__(self, store: FsspecStore, key: str, size: int) -> None:
+        super().__init__(f"{store.url}/{key}", size)
         self._store = store
         self._calls = store._calls
         self._object = store._object(key)
         self._key = key
-        self._buffer = PartBuffer()
-        self._size = 0
+        self._only_part = b""
+        self._begun = threading.Lock()
         self._upload_id = ""
-        self._parts: list[Future[dict[str, Any]]] = []
-        self._pool = ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="upload")
-        self._free = threading.BoundedSemaphore(PARALLEL_PARTS)
-        self._open = True
+        self._etags: dict[int, str] = {}
 
-    def write(self, data: Buffer) -> None:
-        for part in self._buffer.add(data):
-            self._send(part)
-
-    def complete(self) -> None:
-        if not self._open:
+    def _write(self, index: int, views: Sequence[memoryview]) -> None:
+        part = b"".join(views)
+        if self._parts == 1:
+            self._only_part = part
             return
-        rest = self._buffer.rest()
+        with self._begun:
+            if not self._upload_id:
+                start = self._calls.write(
+                    "start the upload of",
+                    self._key,
+                    lambda c: c.requests.call_s3("create_multipart_upload", **self._object),
+                )
+                self._upload_id = start["UploadId"]
+        request = self._request("upload_part", PartNumber=index + 1, Body=part)
+        self._etags[index] = self._calls.write(f"upload part {index + 1} of", self._key, request)["ETag"]
+
+    def _publish(self) -> None:
         if not self._upload_id:
-            self._store.put(self._key, rest)
-        else:
-            if rest:
-                self._send(rest)
-            self._publish([part.result() for part in self._parts])
-        self._close()
-
-    def abort(self) -> None:
-        if not self._open:
+            self._store.put(self._key, self._only_part)
             return
-        self._close()
-        if self._upload_id:
-            # Best effort: buckets should expire incomplete uploads anyway, for writers that were killed.
-            with contextlib.suppress(CheckpointError):
-                self._calls.write("abort the upload of", self._key, self._request("abort_multipart_upload"))
-
-    def _close(self) -> None:
-        self._open = False
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _publish(self, uploaded: list[dict[str, Any]]) -> None:
-        request = self._request("complete_multipart_upload", MultipartUpload={"Parts": uploaded})
+        parts = [{"PartNumber": index + 1, "ETag": self._etags[index]} for index in range(self._parts)]
+        request = self._request("complete_multipart_upload", MultipartUpload={"Parts": parts})
         try:
             self._calls.write("complete the upload of", self._key, request)
         except ObjectNotFoundError:
@@ -346,28 +332,14 @@ class _Upload:
             if info is None or info.size != self._size:
                 raise
 
-    def _send(self, part: bytearray) -> None:
-        for earlier in self._parts:
-            if earlier.done():
-                earlier.result()
-        if not self._upload_id:
-            start = self._calls.write(
-                "start the upload of",
-                self._key,
-                lambda c: c.requests.call_s3("create_multipart_upload", **self._object),
-            )
-            self._upload_id = start["UploadId"]
-        self._size += len(part)
-        # Bounds the memory: a part is taken on only when one of those under way is done.
-        self._free.acquire()
-        future = self._pool.submit(self._upload_part, len(self._parts) + 1, part)
-        future.add_done_callback(lambda _: self._free.release())
-        self._parts.append(future)
+    def _interrupt(self) -> None:
+        pass
 
-    def _upload_part(self, number: int, part: bytearray) -> dict[str, Any]:
-        request = self._request("upload_part", PartNumber=number, Body=part)
-        answer = self._calls.write(f"upload part {number} of", self._key, request)
-        return {"PartNumber": number, "ETag": answer["ETag"]}
+    def _discard(self) -> None:
+        if self._upload_id:
+            # Best effort: buckets should expire incomplete uploads anyway, for writers that were killed.
+            with contextlib.suppress(CheckpointError):
+                self._calls.write("abort the upload of", self._key, self._request("abort_multipart_upload"))
 
     def _request(self, method: str, **arguments: Any) -> Callable[[_Clients], dict[str, Any]]:
         def request(clients: _Clients) -> dict[str, Any]:

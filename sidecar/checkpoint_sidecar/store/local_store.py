@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import errno
+import itertools
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,11 +34,13 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.parts import PartedUpload
 from checkpoint_sidecar.store.settings import StoreSettings
 
 PARTIAL_FOLDER = ".partial"
 LEFTOVER_SECONDS = 24 * 3600
 _PUBLISH_TRIES = 10
+_MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
 
 _DENIED = (AccessDeniedError, "Let this user read and write under the folder.")
 _FULL = (RequestRefusedError, "Free space on the file system.")
@@ -96,15 +100,14 @@ class LocalStore:
                 )
             return StoredObject(info, file.read(info.size))
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         with self._explained("read a range of", key), self._path(key).open("rb") as file:
-            file.seek(start)
-            data = file.read(length)
-        if len(data) != length:
+            length = sum(buffer.nbytes for buffer in buffers)
+            read = _read_into(file.fileno(), start, buffers)
+        if read != length:
             raise TruncatedObjectError(
-                "read a range of", f"{self._url}/{key}", f"{len(data)} of {length} bytes at offset {start} exist"
+                "read a range of", f"{self._url}/{key}", f"{read} of {length} bytes at offset {start} exist"
             )
-        return data
 
     def stat(self, key: str) -> ObjectInfo | None:
         with self._explained("look up", key):
@@ -119,15 +122,9 @@ class LocalStore:
             folder = self._path(prefix.rpartition("/")[0])
             return iter(sorted(self._walk(folder, prefix, after), key=lambda info: info.key))
 
-    @contextlib.contextmanager
-    def upload(self, key: str) -> Iterator[_Upload]:
+    def upload(self, key: str, size: int) -> _Upload:
         with self._explained("upload", key):
-            upload = _Upload(self, key, self._open_partial())
-        try:
-            yield upload
-            upload.complete()
-        finally:
-            upload.abort()
+            return _Upload(self, key, size, self._open_partial())
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -216,28 +213,60 @@ class LocalStore:
             raise kind(operation, f"{self._url}/{key}", os.strerror(error.errno or errno.EIO), hint) from error
 
 
-class _Upload:
-    def __init__(self, store: LocalStore, key: str, partial: BinaryIO) -> None:
+class _Upload(PartedUpload):
+    """Writes every part where it belongs in one file."""
+
+    def __init__(self, store: LocalStore, key: str, size: int, partial: BinaryIO) -> None:
+        super().__init__(f"{store.url}/{key}", size)
         self._store = store
         self._key = key
         self._partial = partial
 
-    def write(self, data: Buffer) -> None:
+    def _write(self, index: int, views: Sequence[memoryview]) -> None:
         with self._store._explained("upload", self._key):
-            self._partial.write(data)
+            _write_from(self._partial.fileno(), index * self._part_bytes, views)
 
-    def complete(self) -> None:
-        if not self._partial.closed:
-            with self._store._explained("complete the upload of", self._key):
-                self._store._publish(self._partial, self._key)
-                self._partial.close()
+    def _publish(self) -> None:
+        with self._store._explained("complete the upload of", self._key):
+            self._store._publish(self._partial, self._key)
+            self._partial.close()
 
-    def abort(self) -> None:
-        if not self._partial.closed:
-            with contextlib.suppress(OSError):
-                os.unlink(self._partial.name)
-            with contextlib.suppress(OSError):
-                self._partial.close()
+    def _interrupt(self) -> None:
+        pass
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._partial.name)
+        with contextlib.suppress(OSError):
+            self._partial.close()
+
+
+def _read_into(descriptor: int, start: int, buffers: Sequence[memoryview]) -> int:
+    """How many bytes there were."""
+    return _transfer(os.preadv, descriptor, start, buffers)
+
+
+def _write_from(descriptor: int, start: int, buffers: Sequence[memoryview]) -> None:
+    _transfer(os.pwritev, descriptor, start, buffers)
+
+
+def _transfer(
+    call: Callable[[int, Sequence[memoryview], int], int], descriptor: int, start: int, buffers: Sequence[memoryview]
+) -> int:
+    """Repeat a call until all buffers are through, or it transfers nothing: the system takes only so much at once."""
+    remaining = deque(view for buffer in buffers if (view := buffer.cast("B")))
+    done = 0
+    while remaining:
+        moved = call(descriptor, list(itertools.islice(remaining, _MOST_BUFFERS)), start + done)
+        if not moved:
+            break
+        done += moved
+        while moved:
+            first = remaining.popleft()
+            if moved < first.nbytes:
+                remaining.appendleft(first[moved:])
+            moved = max(0, moved - first.nbytes)
+    return done
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

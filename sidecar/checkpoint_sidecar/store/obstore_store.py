@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import enum
 import functools
 import os
-import queue
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     BucketNotFoundError,
-    CheckpointError,
     ConfigurationError,
     ObjectNotFoundError,
     ObjectTooLargeError,
@@ -30,13 +27,12 @@ from checkpoint_sidecar.core.errors import (
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.location import parse_url
-from checkpoint_sidecar.store import parts
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, LEAST_TRIES, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
-from checkpoint_sidecar.store.parts import PartBuffer
+from checkpoint_sidecar.store.parts import PartedUpload
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings, redacted
 
 if TYPE_CHECKING:
@@ -59,6 +55,8 @@ _ADD_CERTIFICATES = "Install the package ca-certificates in the image, or give c
 _DEBUG_SYNTAX = re.compile(r'[\s,(){}"]+')
 
 _RETRIES = 10
+
+_PARALLEL_PARTS = 8
 
 ROTATION = dt.timedelta(seconds=30)
 """How long credentials from a folder are used before they are read again: in the middle of an upload, too."""
@@ -124,19 +122,23 @@ class ObstoreStore:
 
         return self._calls.run("read", key, request)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        length = sum(buffer.nbytes for buffer in buffers)
         if length == 0:
-            return b""
-        data = self._calls.run(
-            "read a range of",
-            key,
-            lambda c: obstore.get_range(c.requests, key, start=start, length=length).to_bytes(),
-        )
-        if len(data) != length:
-            raise TruncatedObjectError(
-                "read a range of", f"{self.url}/{key}", f"{len(data)} of {length} bytes at offset {start} exist"
+            return
+        data = memoryview(
+            self._calls.run(
+                "read a range of", key, lambda c: obstore.get_range(c.requests, key, start=start, length=length)
             )
-        return data
+        )
+        if data.nbytes != length:
+            raise TruncatedObjectError(
+                "read a range of", f"{self.url}/{key}", f"{data.nbytes} of {length} bytes at offset {start} exist"
+            )
+        position = 0
+        for buffer in buffers:
+            buffer.cast("B")[:] = data[position : position + buffer.nbytes]
+            position += buffer.nbytes
 
     def stat(self, key: str) -> ObjectInfo | None:
         try:
@@ -160,14 +162,8 @@ class ObstoreStore:
         found = [info for info in found if info.key.startswith(prefix) and info.key > after]
         return iter(sorted(found, key=lambda info: info.key))
 
-    @contextlib.contextmanager
-    def upload(self, key: str) -> Iterator[_Upload]:
-        upload = _Upload(self, key)
-        try:
-            yield upload
-            upload.complete()
-        finally:
-            upload.abort()
+    def upload(self, key: str, size: int) -> StreamedUpload:
+        return StreamedUpload(self, key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
@@ -233,90 +229,95 @@ class ObstoreStore:
         raise ConfigurationError("open the store", self.url, cause, hint)
 
 
-class _Upload:
-    """Feeds parts to obstore, which runs in a thread of ours: given an iterator it uploads some parts at a time, and
-    aborts the upload if a part fails or the iterator raises. (Its file-like writer cannot be aborted once it failed.)
+class StreamedUpload(PartedUpload):
+    """Feeds the parts, in order, to obstore, which runs in a thread of ours: given an iterator it sends some of them at
+    a time, and aborts the upload if one fails or the iterator raises. (Its file-like writer cannot be aborted once it
+    failed.) A part counts as written when so many later ones were asked for that it must be stored, or nearly.
     """
 
-    def __init__(self, store: ObstoreStore, key: str) -> None:
+    def __init__(self, store: ObstoreStore, key: str, size: int) -> None:
+        super().__init__(f"{store.url}/{key}", size)
         self._store = store
         self._key = key
-        self._buffer = PartBuffer()
-        self._size = 0
-        self._parts: queue.Queue[bytearray | _End] = queue.Queue(maxsize=1)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._waiting: dict[int, Sequence[memoryview]] = {}
+        self._fed = 0
+        self._thread: ThreadPoolExecutor | None = None
         self._sending: Future[object] | None = None
-        self._open = True
 
-    def write(self, data: Buffer) -> None:
-        self._size += memoryview(data).nbytes
-        for part in self._buffer.add(data):
-            self._send(part)
+    def _write(self, index: int, views: Sequence[memoryview]) -> None:
+        with self._changed:
+            self._waiting[index] = views
+            if self._parts == 1:
+                return
+            if self._sending is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
+                self._sending = self._thread.submit(self._send)
+                self._sending.add_done_callback(self._ended)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: index < self._fed or self._over(self._sending))
+            taken = index < self._fed
+        if not taken:
+            if self._open and self._sending is not None:
+                self._sending.result()
+            raise self._aborted()
 
-    def complete(self) -> None:
-        if not self._open:
-            return
-        rest = self._buffer.rest()
+    def _publish(self) -> None:
         if self._sending is None:
-            self._store.put(self._key, rest)
-        else:
-            if rest:
-                self._send(rest)
-            self._send(_End.COMPLETE)
-            self._finish(self._sending)
-        self._close()
-
-    def _finish(self, sending: Future[object]) -> None:
+            self._store.put(self._key, b"".join(self._waiting.get(0, ())))
+            return
         try:
-            sending.result()
+            self._sending.result()
         except (ObjectNotFoundError, UnknownOutcomeError):
             # Perhaps the upload was completed and the answer lost: then the client has found nothing to abort.
             info = self._store.stat(self._key)
             if info is None or info.size != self._size:
                 raise
+        finally:
+            self._join()
 
-    def abort(self) -> None:
-        if self._open and self._sending is not None:
-            with contextlib.suppress(CheckpointError):
-                self._send(_End.ABORT)
-            wait([self._sending])
-        self._close()
+    def _interrupt(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
-    def _close(self) -> None:
-        self._open = False
-        self._thread.shutdown()
+    def _discard(self) -> None:
+        self._join()
 
-    def _send(self, part: bytearray | _End) -> None:
-        if self._sending is None:
-            self._sending = self._thread.submit(
-                self._store._calls.once,
-                "upload",
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _over(self, sending: Future[object] | None) -> bool:
+        return not self._open or (sending is not None and sending.done())
+
+    def _ended(self, _: Future[object]) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _send(self) -> object:
+        return self._store._calls.once(
+            "upload",
+            self._key,
+            lambda c: obstore.put(
+                c.bodies,
                 self._key,
-                lambda c: obstore.put(
-                    c.bodies,
-                    self._key,
-                    self._feed(),
-                    use_multipart=True,
-                    chunk_size=parts.PART_BYTES,
-                    max_concurrency=parts.PARALLEL_PARTS,
-                ),
-            )
-        while True:
-            if self._sending.done():
-                self._sending.result()
-            with contextlib.suppress(queue.Full):
-                return self._parts.put(part, timeout=0.1)
+                self._feed(),
+                use_multipart=True,
+                chunk_size=self._part_bytes,
+                max_concurrency=_PARALLEL_PARTS,
+            ),
+        )
 
-    def _feed(self) -> Iterator[bytearray]:
-        while (part := self._parts.get()) is not _End.COMPLETE:
-            if isinstance(part, _End):
-                raise _AbortedError
-            yield part
-
-
-class _End(enum.Enum):
-    COMPLETE = enum.auto()
-    ABORT = enum.auto()
+    def _feed(self) -> Iterator[memoryview]:
+        for index in range(self._parts):
+            with self._changed:
+                self._changed.wait_for(lambda: index in self._waiting or not self._open)  # noqa: B023 - used at once
+                if not self._open:
+                    raise _AbortedError
+                views = self._waiting.pop(index)
+            yield from views
+            with self._changed:
+                self._fed = index + 1
+                self._changed.notify_all()
 
 
 class _AbortedError(Exception):

@@ -1,35 +1,137 @@
-"""Cutting what is written into parts of equal size, which is what every store accepts in a multipart upload."""
+"""Objects in parts of equal size: how they are cut, and what all uploads of them have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
 
-from checkpoint_sidecar.store.base import Buffer
+from checkpoint_sidecar.core.errors import StoreError
+from checkpoint_sidecar.store.base import Buffer, Store
 
 PART_BYTES = 32 * 1024 * 1024
-"""Times the 10,000 parts that S3 allows: objects of up to 312 GiB."""
+"""The least size of a part."""
 
-PARALLEL_PARTS = 4
-"""Parts of one upload that are under way at once; with the one being filled they bound its memory."""
+MOST_PARTS = 9_000
+"""S3 allows 10,000."""
+
+_ALIGNMENT = 4 * 1024 * 1024
 
 
-class PartBuffer:
-    """Collects bytes until they make a part. What is added is copied."""
+def part_bytes_for(size: int) -> int:
+    """The size of the parts of an object of ``size`` bytes; a multiple of 4 MiB, and with it of the checksum blocks."""
+    units = -(-size // (MOST_PARTS * _ALIGNMENT))
+    return max(PART_BYTES, units * _ALIGNMENT)
 
-    def __init__(self) -> None:
-        self._part = bytearray()
 
-    def add(self, data: Buffer) -> Iterator[bytearray]:
-        """Add bytes; yields each part that they complete."""
-        view = memoryview(data).cast("B")
-        while view:
-            taken = view[: PART_BYTES - len(self._part)]
-            self._part += taken
-            view = view[len(taken) :]
-            if len(self._part) == PART_BYTES:
-                yield self.rest()
+def write_object(store: Store, key: str, data: Buffer) -> None:
+    """Write an object that is in memory, part after part.
 
-    def rest(self) -> bytearray:
-        """Take what has been collected since the last whole part."""
-        part, self._part = self._part, bytearray()
-        return part
+    Raises:
+        StoreError: It is not visible, unless it is an ``UnknownOutcomeError``.
+    """
+    view = memoryview(data).cast("B")
+    with store.upload(key, view.nbytes) as upload:
+        for index, start in enumerate(range(0, view.nbytes, upload.part_bytes)):
+            upload.write_part(index, [view[start : start + upload.part_bytes]])
+
+
+class PartedUpload(ABC):
+    """An ``Upload`` that knows its parts, ends once, and waits for its writers; how to write is left to the store.
+
+    Args:
+        subject: The object, as errors name it.
+        size: In bytes.
+    """
+
+    def __init__(self, subject: str, size: int) -> None:
+        self._subject = subject
+        self._size = size
+        self._part_bytes = part_bytes_for(size)
+        self._missing = set(range(-(-size // self._part_bytes)))
+        self._parts = len(self._missing)
+        self._changed = threading.Condition()
+        self._writers = 0
+        self._open = True
+
+    @property
+    def part_bytes(self) -> int:
+        return self._part_bytes
+
+    def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
+        views = [view for buffer in buffers if (view := memoryview(buffer).cast("B"))]
+        self._check_size(index, sum(view.nbytes for view in views))
+        with self._writing():
+            self._write(index, views)
+            self._missing.discard(index)
+
+    def complete(self) -> None:
+        if not self._open:
+            return
+        if self._missing:
+            raise ValueError(f"{len(self._missing)} of {self._parts} parts of {self._subject} were not written")
+        self._publish()
+        self._open = False
+
+    def abort(self) -> None:
+        with self._changed:
+            if not self._open:
+                return
+            self._open = False
+        self._interrupt()
+        with self._changed:
+            self._changed.wait_for(lambda: self._writers == 0)
+        self._discard()
+
+    def __enter__(self) -> PartedUpload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.complete()
+        finally:
+            self.abort()
+
+    @abstractmethod
+    def _write(self, index: int, views: Sequence[memoryview]) -> None:
+        """Store one part; the views are in bytes and none is empty."""
+
+    @abstractmethod
+    def _publish(self) -> None:
+        """All parts are written: make the object visible."""
+
+    @abstractmethod
+    def _interrupt(self) -> None:
+        """Make ``_write`` of other threads return soon."""
+
+    @abstractmethod
+    def _discard(self) -> None:
+        """Nobody writes any more: remove everything. Raises nothing."""
+
+    def _aborted(self) -> StoreError:
+        return StoreError("upload", self._subject, "the upload was aborted")
+
+    def _check_size(self, index: int, size: int) -> None:
+        if not 0 <= index < self._parts:
+            raise ValueError(f"{self._subject} has {self._parts} parts; part {index} is none of them")
+        wanted = min(self._part_bytes, self._size - index * self._part_bytes)
+        if size != wanted:
+            raise ValueError(f"part {index} of {self._subject} has {wanted} bytes, and {size} were given")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._changed:
+            if not self._open:
+                raise self._aborted()
+            self._writers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writers -= 1
+                self._changed.notify_all()

@@ -19,8 +19,9 @@ from checkpoint_sidecar.core.errors import (
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.store import parts
-from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.base import Store, Upload
 from checkpoint_sidecar.store.conformance import OPERATION, Check, Trial
+from checkpoint_sidecar.store.ranges import read_range
 
 MANY_KEYS = 1101
 """More than a page of a listing holds, and more than one request deletes."""
@@ -96,8 +97,7 @@ def _created_once(trial: Trial) -> None:
 def _taken_by_any_write(trial: Trial) -> None:
     put, uploaded = trial.key("put"), trial.key("uploaded")
     trial.store.put(put, b"first")
-    with trial.store.upload(uploaded) as upload:
-        upload.write(b"first")
+    parts.write_object(trial.store, uploaded, b"first")
     for key in (put, uploaded):
         refused = _raises(ObjectExistsError, trial.store.put_if_absent, key, b"second")
         trial.expect(refused and _read(trial.store, key) == b"first", f"creating {key} replaced it")
@@ -152,8 +152,7 @@ def _seen_by_others_at_once(trial: Trial) -> None:
         # Asked before, so that an answer kept anywhere on the way shows.
         trial.expect(trial.other.stat(key) is None and _listed(trial.other, key) == [], "an unwritten object exists")
         if name == "uploaded":
-            with trial.store.upload(key) as upload:
-                upload.write(b"data")
+            parts.write_object(trial.store, key, b"data")
         else:
             write = trial.store.put if name == "put" else trial.store.put_if_absent
             write(key, b"data")
@@ -188,7 +187,7 @@ def _missing_is_told(trial: Trial) -> None:
         key = trial.key(name)
         trial.expect(trial.store.stat(key) is None, f"there is no object {key}, and it is described")
         read = not _raises(ObjectNotFoundError, trial.store.get, key, max_bytes=10)
-        read = read or not _raises(ObjectNotFoundError, trial.store.get_range, key, 0, 1)
+        read = read or not _raises(ObjectNotFoundError, read_range, trial.store, key, 0, 1)
         trial.expect(not read, f"there is no object {key}, and it is read")
 
 
@@ -204,11 +203,14 @@ def _ranges_are_exact(trial: Trial) -> None:
     key, data = trial.key("ranges"), secrets.token_bytes(1000)
     trial.store.put(key, data)
     for start, length in ((0, 1000), (0, 1), (999, 1), (300, 400), (400, 0)):
-        read = trial.store.get_range(key, start, length)
+        read = read_range(trial.store, key, start, length)
         trial.expect(read == data[start : start + length], f"a read of {length} bytes at {start} returns others")
     for start, length in ((0, 1001), (900, 101), (1000, 1), (5000, 5)):
-        short = _raises(TruncatedObjectError, trial.store.get_range, key, start, length)
+        short = _raises(TruncatedObjectError, read_range, trial.store, key, start, length)
         trial.expect(short, f"a read of {length} bytes at {start} of 1000 is no error")
+    buffers = [bytearray(length) for length in (3, 0, 400, 1)]
+    trial.store.read_into(key, 100, [memoryview(buffer) for buffer in buffers])
+    trial.expect(b"".join(buffers) == data[100:504], "a read into several buffers returns other bytes")
 
 
 def _keys_are_kept(trial: Trial) -> None:
@@ -240,24 +242,28 @@ def _pages_are_complete(trial: Trial) -> None:
 
 def _uploaded_whole(trial: Trial) -> None:
     part = parts.PART_BYTES
-    for name, sizes in (
-        ("nothing", []),
-        ("small", [3, 0, 1]),
-        ("parts", [part, part]),
-        ("uneven", [part // 2 + 1, part, part // 2]),
-    ):
-        key, written = trial.key(name), [secrets.token_bytes(size) for size in sizes]
-        with trial.store.upload(key) as upload:
-            for data in written:
-                upload.write(data)
+    for name, size in (("nothing", 0), ("small", 5), ("one part", part), ("parts", 2 * part), ("rest", 2 * part + 5)):
+        key, data = trial.key(name), memoryview(secrets.token_bytes(size))
+        with trial.store.upload(key, size) as upload:
+            _write_parts(upload, data)
             trial.expect(trial.other.stat(key) is None, "an object is visible before its upload is complete")
         info = trial.other.stat(key)
-        trial.expect(info is not None and info.size == sum(sizes), f"{sum(sizes)} bytes were uploaded, {info} is there")
-        start = 0
-        for data in written:
-            read = trial.other.get_range(key, start, len(data))
-            trial.expect(read == data, f"other bytes than the uploaded ones are read at {start}")
-            start += len(data)
+        trial.expect(info is not None and info.size == size, f"{size} bytes were uploaded, {info} is there")
+        for start in range(0, size, part):
+            read = read_range(trial.other, key, start, min(part, size - start))
+            trial.expect(read == data[start : start + part], f"other bytes than the uploaded ones are read at {start}")
+
+
+def _write_parts(upload: Upload, data: memoryview) -> None:
+    """At once and the last one first, each from three buffers."""
+    starts = range(0, data.nbytes, upload.part_bytes)
+
+    def write(index: int) -> None:
+        part = data[starts[index] :][: upload.part_bytes]
+        upload.write_part(index, [part[:1], part[1:1000], part[1000:]])
+
+    with ThreadPoolExecutor(max(1, len(starts))) as pool:
+        list(pool.map(write, reversed(range(len(starts)))))
 
 
 def _aborted_leaves_nothing(trial: Trial) -> None:
@@ -266,8 +272,8 @@ def _aborted_leaves_nothing(trial: Trial) -> None:
             key = trial.key(f"{name}-over-{len(older)}")
             if older:
                 trial.store.put(key, older)
-            with trial.store.upload(key) as upload:
-                upload.write(bytes(size))
+            with trial.store.upload(key, size) as upload:
+                _write_parts(upload, memoryview(bytes(size)))
                 upload.abort()
             if older:
                 trial.expect(_read(trial.other, key) == older, "an aborted upload changed the object")
