@@ -56,14 +56,20 @@ def main(
     scale = QUICK if quick else FULL
     if model_bytes:
         scale = replace(scale, size=dict.fromkeys(SYSTEMS, model_bytes), other_bytes=model_bytes)
-    results = list(_measured(scale, set(only), set(system)))
+    failures: list[str] = []
+    results = list(_measured(scale, set(only), set(system), failures))
     report = _surroundings() | figures(results) | {"seconds": round(time.monotonic() - began, 1)}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n")
     Console(width=None if sys.stdout.isatty() else 140).print(table.terminal(report))
+    if failures:
+        sys.exit("\n".join(failures))
 
 
-def _measured(scale: Scale, sections: set[Section], systems: set[str]) -> Iterator[tuple[Run, Mapping[str, Any]]]:
+def _measured(
+    scale: Scale, sections: set[Section], systems: set[str], failures: list[str]
+) -> Iterator[tuple[Run, Mapping[str, Any]]]:
+    """Every run that succeeds, with its result: ten minutes are not lost because one system fails."""
     with sink.running() as endpoint, _folder() as folder, _seaweedfs(Section.SEAWEEDFS in sections) as seaweedfs:
         runs = [
             run
@@ -73,7 +79,10 @@ def _measured(scale: Scale, sections: set[Section], systems: set[str]) -> Iterat
         console = Console(stderr=True)
         for run in track(runs, "measuring", console=console, transient=True):
             console.print(str(run), highlight=False)
-            yield run, processes.start(run.experiment, ranks=run.ranks, **run.parameters)
+            try:
+                yield run, processes.start(run.experiment, ranks=run.ranks, **run.parameters)
+            except processes.ExperimentError as error:
+                failures.append(f"{run} failed. {error}")
             _empty(folder)
 
 

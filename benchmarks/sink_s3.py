@@ -163,9 +163,10 @@ class Objects:
     def _delete_listed(self, request: Request, body: Body) -> Answer:
         assert body.file is not None
         body.file.seek(0)
-        for key in re.findall("<Key>(.*?)</Key>", body.file.read().decode()):
+        keys = re.findall("<Key>(.*?)</Key>", body.file.read().decode())
+        for key in keys:
             self._objects.pop((request.bucket, key), None)
-        return Answer(text=_xml("DeleteResult", ""))
+        return Answer(text=_xml("DeleteResult", "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)))
 
     def _list(self, request: Request, _: Body) -> Answer:
         prefix, after = (request.query.get(name, [""])[0] for name in ("prefix", "start-after"))
