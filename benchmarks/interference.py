@@ -99,7 +99,7 @@ def _save(saver: Saver, step: Callable[[], None]) -> tuple[float, int, float]:
     began = time.perf_counter()
     saver.begin()
     blocked, steps = time.perf_counter() - began, 0
-    while not saver.over():
+    while steps == 0 or not saver.over():
         assert time.perf_counter() - began < _PATIENCE_SECONDS, "a save does not end"
         step()
         saver.step()
@@ -179,7 +179,7 @@ class _Checkpointer:
         self._checkpointer.step(self._step)
 
     def over(self) -> bool:
-        return not self._checkpointer._saves.running
+        return self._checkpointer.progress is None
 
     def close(self) -> None:
         self._checkpointer.close()

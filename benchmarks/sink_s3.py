@@ -10,10 +10,12 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import formatdate
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from io import FileIO
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape, unescape
 
 DROPPING = "dropping"
 """The bucket that keeps no large body."""
@@ -28,7 +30,7 @@ SMALL_PART_BYTES = 1024 * 1024
 """The same for the parts of an upload: some clients upload everything in parts, of 8 MiB."""
 
 _LISTED = (
-    "<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+    "<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>{modified:%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
     '<ETag>"0"</ETag></Contents>'
 )
 
@@ -71,6 +73,18 @@ class Body:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """An object."""
+
+    bodies: tuple[Body, ...]
+    modified: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def size(self) -> int:
+        return sum(body.size for body in self.bodies)
+
+
+@dataclass(frozen=True)
 class Answer:
     """Attributes:
     text: All of the body, unless it is ``slices``.
@@ -98,7 +112,7 @@ class Objects:
     """All buckets. Thread-safe."""
 
     def __init__(self) -> None:
-        self._objects: dict[tuple[str, str], tuple[Body, ...]] = {}
+        self._objects: dict[tuple[str, str], Stored] = {}
         self._uploads: dict[str, dict[int, Body]] = {}
         self._numbers: Iterator[int] = itertools.count(1)
         self._lock = threading.Lock()
@@ -133,12 +147,17 @@ class Objects:
         return Answer(text=_xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"))
 
     def _add_part(self, request: Request, body: Body) -> Answer:
-        self._uploads[request.query["uploadId"][0]][int(request.query["partNumber"][0])] = body
+        parts = self._uploads.get(request.query["uploadId"][0])
+        if parts is None:
+            return Answer(404, _xml("Error", "<Code>NoSuchUpload</Code>"))
+        parts[int(request.query["partNumber"][0])] = body
         return Answer(headers={"ETag": '"part"'})
 
     def _complete(self, request: Request, _: Body) -> Answer:
-        parts = self._uploads.pop(request.query["uploadId"][0])
-        self._objects[request.bucket, request.key] = tuple(parts[number] for number in sorted(parts))
+        parts = self._uploads.pop(request.query["uploadId"][0], None)
+        if parts is None:
+            return Answer(404, _xml("Error", "<Code>NoSuchUpload</Code>"))
+        self._objects[request.bucket, request.key] = Stored(tuple(parts[number] for number in sorted(parts)))
         return Answer(text=_xml("CompleteMultipartUploadResult", '<ETag>"whole"</ETag>'))
 
     def _abort(self, request: Request, _: Body) -> Answer:
@@ -148,7 +167,7 @@ class Objects:
     def _put(self, request: Request, body: Body) -> Answer:
         if request.headers.get("if-none-match") == "*" and (request.bucket, request.key) in self._objects:
             return Answer(412, _xml("Error", "<Code>PreconditionFailed</Code>"))
-        self._objects[request.bucket, request.key] = (body,)
+        self._objects[request.bucket, request.key] = Stored((body,))
         return Answer(headers={"ETag": '"whole"'})
 
     def _copy(self, request: Request, _: Body) -> Answer:
@@ -165,31 +184,35 @@ class Objects:
         body.file.seek(0)
         keys = re.findall("<Key>(.*?)</Key>", body.file.read().decode())
         for key in keys:
-            self._objects.pop((request.bucket, key), None)
+            self._objects.pop((request.bucket, unescape(key, {"&quot;": '"', "&apos;": "'"})), None)
         return Answer(text=_xml("DeleteResult", "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)))
 
     def _list(self, request: Request, _: Body) -> Answer:
         prefix, after = (request.query.get(name, [""])[0] for name in ("prefix", "start-after"))
         found = sorted(
-            (key, sum(body.size for body in bodies))
-            for (bucket, key), bodies in self._objects.items()
+            (key, stored)
+            for (bucket, key), stored in self._objects.items()
             if bucket == request.bucket and key.startswith(prefix) and key > after
         )
-        listed = "".join(_LISTED.format(key=key, size=size) for key, size in found)
+        listed = "".join(
+            _LISTED.format(key=escape(key), size=stored.size, modified=stored.modified) for key, stored in found
+        )
         return Answer(text=_xml("ListBucketResult", f"<IsTruncated>false</IsTruncated>{listed}"))
 
     def _get(self, request: Request, _: Body) -> Answer:
-        bodies = self._objects.get((request.bucket, request.key))
-        if bodies is None:
+        stored = self._objects.get((request.bucket, request.key))
+        if stored is None:
             return Answer(404, b"" if request.method == "HEAD" else _xml("Error", "<Code>NoSuchKey</Code>"))
-        size = sum(body.size for body in bodies)
-        start, stop = _range(request.headers.get("range", ""), size)
-        status, headers = 200, {"Last-Modified": formatdate(usegmt=True), "ETag": '"whole"', "Accept-Ranges": "bytes"}
+        modified = format_datetime(stored.modified, usegmt=True)
+        status, headers = 200, {"Last-Modified": modified, "ETag": '"whole"', "Accept-Ranges": "bytes"}
+        start, stop = _range(request.headers.get("range", ""), stored.size)
         if "range" in request.headers:
-            status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
+            if start >= stored.size:
+                return Answer(416, _xml("Error", "<Code>InvalidRange</Code>"))
+            status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{stored.size}"
         if request.method == "HEAD":
             return Answer(status, headers=headers, size=stop - start)
-        return Answer(status, headers=headers, slices=tuple(_sliced(bodies, start, stop)))
+        return Answer(status, headers=headers, slices=tuple(_sliced(stored.bodies, start, stop)))
 
 
 def _sliced(bodies: Sequence[Body], start: int, stop: int) -> Iterator[tuple[Body, int, int]]:
