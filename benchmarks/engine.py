@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +31,8 @@ from rich.progress import track
 import processes
 import sink
 import table
-from runs import FULL, QUICK, SYSTEMS, Places, Run, Scale, Section, planned
+from runs import CONNECTOR, FULL, QUICK, SYSTEMS, Places, Run, Scale, Section, planned
 from summary import figures
-from systems import is_installed
 
 RESULT = Path("build/bench/engine.json")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -74,7 +74,7 @@ def _measured(
         runs = [
             run
             for run in planned(scale, Places(endpoint, folder, seaweedfs))
-            if run.section in sections and run.system in systems and is_installed(run.system)
+            if run.section in sections and run.system in systems and (run.system != CONNECTOR or find_spec(CONNECTOR))
         ]
         console = Console(stderr=True)
         for run in track(runs, "measuring", console=console, transient=True):

@@ -17,7 +17,8 @@ from torch.distributed.tensor import Shard
 import llama
 from measuring import PeakMemory
 from processes import Result, serve
-from systems import OURS, REGION, Dcp, Server, system
+from runs import OURS
+from systems import REGION, Dcp, Server, system
 
 _CALLS_A_STEP = 4000
 _STEPS_ALONE = 60

@@ -31,9 +31,6 @@ _LAYER = {
 _MAX_LAYERS = 16
 _BF16_BYTES = 2
 
-MODEL_BYTES = 2_471_628_800
-"""The whole model."""
-
 Shapes = Mapping[str, tuple[int, ...]]
 State = dict[str, torch.Tensor]
 

@@ -14,7 +14,8 @@ from torch.distributed.tensor import Replicate, Shard
 import llama
 import playing
 from processes import Result, serve
-from systems import OURS, Dcp, Server, system
+from runs import OURS
+from systems import Dcp, Server, system
 
 REPLICAS, SHARDS = 2, 4
 

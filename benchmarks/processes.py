@@ -12,8 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 _HERE = Path(__file__).parent
 _PATIENCE = timedelta(minutes=10)
 
@@ -55,6 +53,9 @@ def start(experiment: str, *, ranks: int = 1, **parameters: Any) -> Result:
 
 def serve(experiment: Callable[..., Result], *, with_group: bool = True) -> None:
     """The other end of ``start``: join the ranks, do it, print the result as the last line."""
+    # Only here: what starts the ranks has no need of torch, which takes seconds to import.
+    import torch.distributed as dist
+
     if with_group:
         dist.init_process_group(
             "gloo",

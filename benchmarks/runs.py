@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from llama import MODEL_BYTES
 from sink_s3 import DROPPING, KEEPING
-from systems import CEILING, CONNECTOR, OURS, STOCK
 
-SYSTEMS = (CEILING, STOCK, CONNECTOR, OURS)
+CEILING, STOCK, CONNECTOR, OURS = SYSTEMS = ("ceiling", "stock", "s3torchconnector", "ours")
 
 
 class Section(StrEnum):
@@ -43,10 +41,12 @@ class Scale:
     tensors: int
 
 
+_MODEL_BYTES = 2_471_628_800
+"""All of Llama 3.2 1B, see ``llama``."""
 _MIB = 1024 * 1024
 
 FULL = Scale(
-    size={CEILING: MODEL_BYTES, OURS: MODEL_BYTES, CONNECTOR: 1024 * _MIB, STOCK: 512 * _MIB},
+    size={CEILING: _MODEL_BYTES, OURS: _MODEL_BYTES, CONNECTOR: 1024 * _MIB, STOCK: 512 * _MIB},
     repetitions={CEILING: 5, OURS: 5, CONNECTOR: 3, STOCK: 2},
     ranks=(1, 2),
     ceilings=(2, 4, 16),

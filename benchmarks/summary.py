@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runs import Run, Section
-from systems import CEILING, CONNECTOR, OURS, STOCK
+from runs import CEILING, CONNECTOR, OURS, STOCK, Run, Section
 
 Figures = dict[str, Any]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import StorageReader, StorageWriter
 
 from llama import State
+from runs import CEILING, CONNECTOR, OURS, STOCK
 from sockets import BareSockets
-
-OURS, STOCK, CONNECTOR, CEILING = "ours", "stock", "s3torchconnector", "ceiling"
 
 REGION = "us-east-1"
 
@@ -64,19 +62,12 @@ class Dcp:
 
 
 def system(name: str, server: Server, *, rank: int) -> System:
-    match name:
-        case "stock":
-            return _stock(server)
-        case "s3torchconnector":
-            return _s3torchconnector(server)
-        case "ours":
-            return _ours(server)
-        case _:
-            return BareSockets(server.endpoint, rank, connections=int(name.removeprefix(f"{CEILING}-")))
-
-
-def is_installed(name: str) -> bool:
-    return name != CONNECTOR or find_spec(CONNECTOR) is not None
+    """Args:
+    name: One of ``runs.SYSTEMS``; for the ceiling with the number of connections, as in ``ceiling-4``.
+    """
+    if name.startswith(CEILING):
+        return BareSockets(server.endpoint, rank, connections=int(name.removeprefix(f"{CEILING}-")))
+    return {STOCK: _stock, CONNECTOR: _s3torchconnector, OURS: _ours}[name](server)
 
 
 def _stock(server: Server) -> Dcp:

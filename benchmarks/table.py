@@ -8,9 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from runs import SYSTEMS, Section
+from runs import CEILING, STOCK, SYSTEMS, Section
 from summary import Figures
-from systems import CEILING, STOCK
 
 HEADINGS = (
     "case",
