@@ -19,6 +19,7 @@ import msgspec
 from checkpoint_sidecar.core import attempt as library
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import (
+    AttemptFenced,
     AttemptStarted,
     Body,
     DispositionSet,
@@ -157,6 +158,9 @@ class History:
 
     def evicted(self, reason: str = "EvictionByEvictionAPI", *, attempt: int | None = None) -> History:
         return self.append(EvictionNoticed(attempt or self.run.highest_attempt, POD, reason))
+
+    def fenced(self, *, attempt: int | None = None) -> History:
+        return self.append(AttemptFenced(attempt or self.run.highest_attempt))
 
     def disposed(self, which: int | str, disposition: Disposition) -> History:
         return self.append(DispositionSet(self.id(which), disposition))

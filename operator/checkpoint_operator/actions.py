@@ -115,6 +115,18 @@ class CollectOrphans:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectLast:
+    """The same for the highest attempt itself, of which nothing was heard for long: fence it if it left anything.
+
+    Attributes:
+        commit: Its last commit when this was planned, or empty; another one is a sign of life.
+    """
+
+    attempt: int
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreateMirror:
     body: Mapping[str, Any]
 
@@ -144,6 +156,6 @@ LogAction: TypeAlias = (
     | Retire
     | Reinstate
 )
-StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans
+StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 Action: TypeAlias = StoreAction | MirrorAction

@@ -15,6 +15,7 @@ from checkpoint_operator import actions
 from checkpoint_operator.actions import LogAction
 from checkpoint_sidecar.core.lineage import in_use, walk
 from checkpoint_sidecar.core.log import (
+    AttemptFenced,
     Body,
     DispositionSet,
     EvictionNoticed,
@@ -56,6 +57,16 @@ def start_purge(run: Run, snapshot: str, *, owner: Owner, now: dt.datetime) -> P
     found = run.snapshots.get(snapshot)
     due = found is not None and found.state is SnapshotState.RETIRED and snapshot in purge_due(run, now=now)
     return PurgeStarted(snapshot) if due and run.owner == owner else None
+
+
+def fence(run: Run, action: actions.CollectLast, *, owner: Owner) -> AttemptFenced | None:
+    """The end of an attempt that nobody ended, unless it has shown a sign of life since this was planned."""
+    attempt = run.attempt
+    if attempt is None or attempt.number != action.attempt or run.owner != owner:
+        return None
+    if not run.may_commit(action.attempt) or (attempt.last_commit or "") != action.commit:
+        return None
+    return AttemptFenced(action.attempt)
 
 
 def finish_purge(run: Run, snapshot: str, *, owner: Owner) -> SnapshotPurged | None:

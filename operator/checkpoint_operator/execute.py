@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from checkpoint_operator.actions import (
     Action,
+    CollectLast,
     CollectOrphans,
     Compact,
     CreateMirror,
@@ -24,7 +25,7 @@ from checkpoint_operator.actions import (
     StoreAction,
     Verify,
 )
-from checkpoint_operator.entries import entry_for, finish_purge, start_purge
+from checkpoint_operator.entries import entry_for, fence, finish_purge, start_purge
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.model import Finding
 from checkpoint_operator.storage import Session
@@ -40,7 +41,7 @@ from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
-from checkpoint_sidecar.store.base import KeepsUnfinished, Store
+from checkpoint_sidecar.store.base import KeepsUnfinished, Store, UnfinishedUpload
 from checkpoint_sidecar.store.deletion import delete_save
 from checkpoint_sidecar.store.pointer import publish
 
@@ -66,7 +67,7 @@ def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner)
     outcomes: list[Outcome] = []
     surprised = False
     for action in planned:
-        deletes = isinstance(action, Purge | CollectOrphans)
+        deletes = isinstance(action, Purge | CollectOrphans | CollectLast)
         if deletes and surprised:
             continue
         try:
@@ -102,6 +103,8 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
         _publish(session, action.step)
     elif isinstance(action, CollectOrphans):
         _collect_orphans(session, owner)
+    elif isinstance(action, CollectLast):
+        _collect_last(action, session, owner)
     elif isinstance(action, Compact):
         session.log.compact(action.span)
     elif isinstance(action, Verify):
@@ -164,28 +167,56 @@ def _purge(identifier: str, session: Session, owner: Owner) -> None:
 
 def _collect_orphans(session: Session, owner: Owner) -> None:
     """Delete what is left of saves that were never committed and never can be."""
-    store = session.store
-    modified = {info.key: info.modified for info in store.list(layout.STEP_PREFIX)}
+    modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
     # Read again after the listing: what an attempt committed before it was fenced is in the log by now.
     run, now = session.log.refresh(), session.now()
     due = orphans.collection_due_at(run)
-    if run.owner != owner or run.unknown_critical or due is None or due > now:
+    if run.owner == owner and not run.unknown_critical and due is not None and due <= now:
+        _delete_orphans(session, run, modified, _unfinished(session.store))
+
+
+def _collect_last(action: CollectLast, session: Session, owner: Owner) -> None:
+    """Fence the last attempt if it left anything, and then delete that."""
+    modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
+    uploads = _unfinished(session.store)
+    written = {**{upload.key: upload.begun for upload in uploads}, **modified}
+    if not orphans.left_by_last(session.log.run, written, now=session.now()):
         return
+    session.log.append(lambda run: fence(run, action, owner=owner))
+    # As of after the append: what it committed before it was fenced is in there.
+    run = session.log.run
+    if run.owner == owner and run.fenced_up_to >= action.attempt:
+        _delete_orphans(session, run, modified, uploads)
+
+
+def _delete_orphans(
+    session: Session, run: Run, modified: Mapping[str, dt.datetime], uploads: Iterable[UnfinishedUpload]
+) -> None:
+    now = session.now()
     keys = orphans.orphaned(run, modified, now=now)
     session.delete(keys)
     if keys:
-        logger.info("%s: deleted %d objects of saves that were never committed", store.url, len(keys))
-    if isinstance(store, KeepsUnfinished):
-        _discard_uploads(store, run, now)
+        logger.info("%s: deleted %d objects of saves that were never committed", session.store.url, len(keys))
+    for upload in uploads:
+        folder = layout.save_folder_of(upload.key)
+        if folder is not None and orphans.abandoned(run, folder, upload.begun, now=now):
+            _discard(session.store, upload)
 
 
-def _discard_uploads(store: KeepsUnfinished, run: Run, now: dt.datetime) -> None:
+def _unfinished(store: Store) -> tuple[UnfinishedUpload, ...]:
     """Not everybody may list them and not every server can; a lifecycle rule of the bucket serves as well."""
     try:
-        for upload in store.unfinished(layout.STEP_PREFIX):
-            folder = layout.save_folder_of(upload.key)
-            if folder is not None and orphans.abandoned(run, folder, upload.begun, now=now):
-                store.discard(upload)
-                logger.info("discarded the unfinished upload of %s", upload.key)
+        return tuple(store.unfinished(layout.STEP_PREFIX)) if isinstance(store, KeepsUnfinished) else ()
     except StoreError as error:
         logger.warning("unfinished uploads of killed attempts may stay: %s", error)
+        return ()
+
+
+def _discard(store: Store, upload: UnfinishedUpload) -> None:
+    if not isinstance(store, KeepsUnfinished):
+        return
+    try:
+        store.discard(upload)
+        logger.info("discarded the unfinished upload of %s", upload.key)
+    except StoreError as error:
+        logger.warning("the unfinished upload of %s may stay: %s", upload.key, error)

@@ -85,11 +85,13 @@ class Progress:
 
     Attributes:
         at: The store's clock when it was written.
+        ended: Whether it was a goodbye.
     """
 
     attempt: int
     step: int
     at: dt.datetime
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class Observed:
         progress: The last known progress by attempt.
         shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
         collected: Attempt for which the leftovers of those before it were collected.
+        swept: Attempt whose own leftovers were collected although no later one has started, with its last commit then.
         purged: How many snapshots were purged in this pass.
         refusal: Why the store does not let the operator delete, or empty.
         findings: What reading snapshots back has found and the log does not say yet.
@@ -151,6 +154,7 @@ class Observed:
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
     shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     collected: int = 0
+    swept: tuple[int, str] = (0, "")
     purged: int = 0
     refusal: str = ""
     findings: tuple[Finding, ...] = ()

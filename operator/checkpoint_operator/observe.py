@@ -49,7 +49,7 @@ class Memory:
     Attributes:
         head: The log number the last pass ended with.
         changed_at: When the log was last seen to grow, on this process's steady clock.
-        shown, collected: See ``Observed``.
+        shown, collected, swept: See ``Observed``.
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
         refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
@@ -62,6 +62,7 @@ class Memory:
     progress_at: float = float("-inf")
     shown: dict[int, str] = field(default_factory=dict)
     collected: int = 0
+    swept: tuple[int, str] = (0, "")
     due_at: float = float("inf")
     running: bool = False
     refusal: str = ""
@@ -146,6 +147,7 @@ class Observer:
             progress=MappingProxyType(dict(memory.progress)),
             shown=MappingProxyType(memory.shown),
             collected=memory.collected,
+            swept=memory.swept,
             refusal=memory.refused(),
             compactions=memory.session.log.compactions if memory.session else frozenset(),
         )

@@ -13,6 +13,7 @@ from checkpoint_operator import entries, resources
 from checkpoint_operator.actions import (
     Adopt,
     Claim,
+    CollectLast,
     CollectOrphans,
     Compact,
     Configure,
@@ -104,7 +105,7 @@ def next_look(observed: Observed) -> float | None:
     run, now = observed.run, observed.now
     if run is None or now is None or not observed.ours:
         return None
-    moments = [_collection_due_at(run, observed)]
+    moments = [_collection_due_at(run, observed), _last_collection_due_at(run, observed)]
     if run.policy.retention is not None:
         grace = dt.timedelta(seconds=run.policy.retention.grace_seconds)
         retired = (s.retired_at for s in run.snapshots.values() if s.state is SnapshotState.RETIRED)
@@ -235,7 +236,24 @@ def _deletions(run: Run, observed: Observed, now: dt.datetime) -> tuple[StoreAct
     purges = [Purge(identifier) for identifier in purge_due(run, now=now)]
     due = _collection_due_at(run, observed)
     orphaned = [CollectOrphans(run.highest_attempt)] if due is not None and due <= now else []
-    return (*purges[: MAX_PURGES - observed.purged], *orphaned)
+    return (*purges[: MAX_PURGES - observed.purged], *orphaned, *_last_leftovers(run, observed, now))
+
+
+def _last_leftovers(run: Run, observed: Observed, now: dt.datetime) -> tuple[CollectLast, ...]:
+    attempt = run.attempt
+    due = _last_collection_due_at(run, observed)
+    return (CollectLast(attempt.number, attempt.last_commit or ""),) if attempt and due and due <= now else ()
+
+
+def _last_collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
+    """Never while a pod may still train, whatever it reports."""
+    attempt = run.attempt
+    if attempt is None or any(pod.active for pod in observed.pods):
+        return None
+    if observed.swept == (attempt.number, attempt.last_commit or ""):
+        return None
+    heard = observed.progress.get(attempt.number)
+    return orphans.last_collection_due_at(run, heard=heard.at if heard else None, ended=bool(heard and heard.ended))
 
 
 def _collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from checkpoint_operator import execute, plan, resources, story
-from checkpoint_operator.actions import CollectOrphans, MirrorAction, PublishPointer, Purge, ReportMirror
+from checkpoint_operator.actions import CollectLast, CollectOrphans, MirrorAction, PublishPointer, Purge, ReportMirror
 from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.metrics import Metrics
@@ -163,12 +163,15 @@ class Reconciler:
             if not errors and not refused:
                 collected = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
                 memory.collected = max(collected, default=memory.collected)
+                swept = ((action.attempt, action.commit) for action in done if isinstance(action, CollectLast))
+                memory.swept = max(swept, default=memory.swept)
             observed = replace(
                 observed,
                 run=run,
                 now=session.now(),
                 shown=MappingProxyType(memory.shown),
                 collected=memory.collected,
+                swept=memory.swept,
                 purged=observed.purged + sum(isinstance(action, Purge) for action in done),
                 refusal=memory.refused(),
                 compactions=session.log.compactions,

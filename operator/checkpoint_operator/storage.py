@@ -243,4 +243,4 @@ class Session:
     def progress(self) -> Progress | None:
         """The last word of the running attempt, or None."""
         beat = read_beat(self.store)
-        return Progress(beat.progress.attempt, beat.progress.step, beat.at) if beat else None
+        return Progress(beat.progress.attempt, beat.progress.step, beat.at, beat.progress.ended) if beat else None

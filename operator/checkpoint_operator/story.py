@@ -14,6 +14,7 @@ from checkpoint_operator.resources import conditions_of
 from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import (
+    AttemptFenced,
     AttemptStarted,
     EvictionNoticed,
     RestoreFinished,
@@ -147,6 +148,11 @@ def _evicted(body: EvictionNoticed, _: Run) -> _Line:
     return EventReason.POD_EVICTED, f"Pod {body.pod.name} of attempt {body.attempt} is leaving: {body.reason}.", True
 
 
+def _fenced(body: AttemptFenced, _: Run) -> _Line:
+    message = f"Nobody trains as attempt {body.attempt} any more; what it left of unfinished saves is deleted."
+    return EventReason.ATTEMPT_FENCED, message, False
+
+
 def _retired(body: SnapshotRetired, _: Run) -> _Line:
     message = f"{body.snapshot} is retired ({', '.join(body.reasons)}); its data stays for the grace period."
     return EventReason.SNAPSHOT_RETIRED, message, False
@@ -169,6 +175,7 @@ _TELL: dict[type, Callable[[Any, Run], _Line]] = {
     SnapshotCommitted: _committed,
     SnapshotVerified: _verified,
     EvictionNoticed: _evicted,
+    AttemptFenced: _fenced,
     SnapshotRetired: _retired,
     SnapshotReinstated: _reinstated,
     SnapshotPurged: _purged,

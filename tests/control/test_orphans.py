@@ -5,23 +5,26 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from builders import OBJECT_UID, OTHER_OWNER, OWNER, History
-from checkpoint_operator.actions import CollectOrphans
+from builders import BEGINNING, OBJECT_UID, OTHER_OWNER, OWNER, History
+from checkpoint_operator.actions import CollectLast, CollectOrphans
 from checkpoint_operator.execute import Outcome, carry_out
+from checkpoint_operator.model import Observed, Progress
 from checkpoint_operator.plan import next_look, store_actions
 from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core.errors import AccessDeniedError, FencedError, StoreError
 from checkpoint_sidecar.core.layout import SaveFolder
-from checkpoint_sidecar.core.log import RunAdopted, RunConfigured
+from checkpoint_sidecar.core.log import AttemptFenced, RunAdopted, RunConfigured
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
+from checkpoint_sidecar.store.entries import get_entries
 from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.memory import MemoryStore
-from observations import later, observed
+from observations import later, observed, pod
 from trainers import Trainer
 
 LEFTOVER = SaveFolder(200, 1, "aaaaaaaa").path
@@ -201,6 +204,116 @@ def test_a_deletion_that_failed_is_reported_and_tried_again(
     assert f"{LEFTOVER}/__0_0.distcp" not in steps(store)
 
 
+# What the last attempt left
+
+
+@pytest.fixture
+def collect_last(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
+    """A collection of what the second attempt left, two hours later."""
+    store.put("step-300/0002-aaaaaaaa/__0_0.distcp", b"half")
+
+    def act() -> Outcome:
+        monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
+        store.now += 2 * HOUR
+        session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+        session.probe()
+        session.log.refresh()
+        (outcome,) = carry_out([CollectLast(2, "")], session, owner=OWNER)
+        return outcome
+
+    return act
+
+
+def test_the_last_attempt_is_fenced_before_what_it_left_is_deleted(
+    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+) -> None:
+    before = steps(store)
+    assert collect_last().error is None
+    assert before - steps(store) == {"step-300/0002-aaaaaaaa/__0_0.distcp", f"{LEFTOVER}/__0_0.distcp"}
+    with pytest.raises(FencedError):
+        trainer.commit(300)
+    assert trainer.start().commit(400).id == trainer.run.newest
+
+
+def test_unfinished_uploads_of_the_last_attempt_are_discarded(
+    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+) -> None:
+    store.delete(["step-300/0002-aaaaaaaa/__0_0.distcp"])
+    store.uploads = [UnfinishedUpload("step-300/0002-aaaaaaaa/__0_0.distcp", "1", store.now)]
+    assert collect_last().error is None
+    assert store.uploads == []
+
+
+def test_a_last_attempt_that_left_nothing_is_not_fenced(
+    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+) -> None:
+    store.delete(["step-300/0002-aaaaaaaa/__0_0.distcp", f"{LEFTOVER}/__0_0.distcp"])
+    head = trainer.run.head
+    assert collect_last().error is None
+    assert trainer.run.head == head
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        pytest.param(lambda trainer: trainer.commit(300), id="commits"),
+        pytest.param(lambda trainer: trainer.start(), id="is followed by a later one"),
+        pytest.param(lambda trainer: trainer.log.append(lambda _: RunAdopted(OTHER_OWNER, OWNER)), id="changes hands"),
+    ],
+)
+def test_nothing_goes_if_meanwhile_the_last_attempt(
+    sign: Callable[[Trainer], object], store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+) -> None:
+    store.while_listing = lambda: sign(trainer)
+    before = steps(store)
+    assert collect_last().error is None
+    assert before <= steps(store)
+    assert "AttemptFenced" not in {
+        type(entry.decode().body).__name__ for entry in get_entries(store, [trainer.run.head])
+    }
+
+
+def test_a_collection_that_died_after_the_fence_is_ended_by_the_next(
+    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+) -> None:
+    trainer.log.append(lambda _: AttemptFenced(2))
+    assert collect_last().error is None
+    assert not any("0002-aaaaaaaa" in key for key in steps(store))
+
+
+def silent(**changes: Any) -> Observed:
+    """A run whose only attempt committed once and then, for a day and an hour, nothing."""
+    history = History().configured().started().committed(100).verified(100)
+    return replace(later(observed(history), hours=25), shown={100: history.id(100)}, **changes)
+
+
+def test_a_silent_attempt_is_swept_once() -> None:
+    seen = silent()
+    (action,) = store_actions(seen)
+    assert isinstance(action, CollectLast)
+    assert store_actions(replace(seen, swept=(action.attempt, action.commit))) == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"pods": (pod(),)}, id="a pod runs"),
+        pytest.param({"refusal": "object lock"}, id="nothing can be deleted"),
+        pytest.param({"progress": {1: Progress(1, 100, BEGINNING + 20 * HOUR)}}, id="it reports progress"),
+    ],
+)
+def test_an_attempt_is_not_swept_while(changes: dict[str, Any]) -> None:
+    assert store_actions(silent(**changes)) == ()
+
+
+def test_an_attempt_that_said_goodbye_is_swept_after_the_grace() -> None:
+    history = History().configured().started().committed(100).verified(100)
+    goodbye = {1: Progress(1, 100, history.now, ended=True)}
+    seen = replace(observed(history), shown={100: history.id(100)}, progress=goodbye)
+    assert (store_actions(seen), next_look(seen)) == ((), 3600)
+    assert [type(action) for action in store_actions(later(seen, hours=1))] == [CollectLast]
+
+
 # When
 
 
@@ -212,7 +325,8 @@ def test_it_is_planned_once_an_attempt_when_the_grace_is_over() -> None:
     due = later(fresh, hours=1)
     assert store_actions(due) == (CollectOrphans(2),)
     assert store_actions(replace(due, collected=2)) == ()
-    assert next_look(replace(due, collected=2)) is None
+    assert next_look(replace(due, collected=2)) == 23 * 3600, "when the last attempt was silent for a day"
+    assert next_look(replace(due, collected=2, swept=(2, ""))) is None
 
 
 def test_it_is_not_planned_for_a_suspended_run() -> None:

@@ -12,6 +12,7 @@ from builders import OTHER_OWNER, OWNER, POD, History, nonce_of
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import (
     MAX_TEXT,
+    AttemptFenced,
     AttemptStarted,
     Body,
     DispositionSet,
@@ -149,6 +150,7 @@ BODIES: dict[type, st.SearchStrategy[Any]] = {
     SnapshotVerified: st.builds(SnapshotVerified, SNAPSHOTS, LEVELS, st.booleans(), EVIDENCE, TEXTS),
     SaveRequested: st.builds(SaveRequested, st.sampled_from(["save-1", "save-2"]), ATTEMPTS),
     EvictionNoticed: st.builds(EvictionNoticed, ATTEMPTS, st.just(POD), TEXTS),
+    AttemptFenced: st.builds(AttemptFenced, ATTEMPTS),
     DispositionSet: st.builds(DispositionSet, SNAPSHOTS, st.sampled_from(["Auto", "Hold", "Retire"])),
     SnapshotRetired: st.builds(SnapshotRetired, SNAPSHOTS, st.lists(TEXTS, max_size=8).map(tuple)),
     SnapshotReinstated: st.builds(SnapshotReinstated, SNAPSHOTS, optional(ATTEMPTS)),

@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import (
     KINDS,
     MAX_TEXT,
+    AttemptFenced,
     AttemptStarted,
     Body,
     DispositionSet,
@@ -97,6 +98,7 @@ EXAMPLES: dict[str, Body] = {
         SnapshotVerified(SNAPSHOT, "Checksums", False, "MissingObject", "__0_0.distcp does not exist"),
         SaveRequested("save-1", 8),
         EvictionNoticed(8, POD, "EvictionByEvictionAPI"),
+        AttemptFenced(8),
         DispositionSet(SNAPSHOT, "Hold"),
         SnapshotRetired(SNAPSHOT, ("Superseded",)),
         SnapshotReinstated(SNAPSHOT, 8),

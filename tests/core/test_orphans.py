@@ -6,9 +6,16 @@ import datetime as dt
 
 import pytest
 
-from builders import OTHER_OWNER, History, nonce_of
+from builders import BEGINNING, OTHER_OWNER, History, nonce_of
 from checkpoint_sidecar.core.layout import SaveFolder
-from checkpoint_sidecar.core.orphans import abandoned, collection_due_at, orphaned
+from checkpoint_sidecar.core.orphans import (
+    abandoned,
+    collection_due_at,
+    last_collection_due_at,
+    left_by_last,
+    old_probes,
+    orphaned,
+)
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.run import SnapshotState
 
@@ -86,9 +93,57 @@ def test_what_is_not_in_the_folder_of_a_save_of_the_run_is_never_touched(history
     assert orphaned(history.run, {key: history.now - 100 * HOUR}, now=history.now) == ()
 
 
-def test_a_change_of_owner_alone_makes_no_orphans(history: History) -> None:
+def test_what_the_attempts_of_the_former_owner_left_is_found(history: History) -> None:
     history.adopted(OTHER_OWNER)
+    assert found(history, folder(300, 2), folder(300, 3)) == (folder(300, 2).path,)
+
+
+def test_what_the_last_attempt_left_is_found_once_it_is_fenced(history: History) -> None:
     assert found(history, folder(300, 2)) == ()
+    history.restored().committed(200).fenced()
+    assert found(history, folder(300, 2), history.snapshot(200).commit.path) == (folder(300, 2).path,)
+    assert found(history.started(), folder(300, 3)) == (), "a later attempt is not concerned"
+
+
+@pytest.mark.parametrize(
+    ("heard_after", "ended", "due_after"),
+    [
+        pytest.param(None, False, 24, id="it started, and nothing was heard since"),
+        pytest.param(10, False, 34, id="it reported progress"),
+        pytest.param(10, True, 11, id="it said goodbye"),
+    ],
+)
+def test_the_last_attempt_may_be_fenced_when_nothing_was_heard_of_it_for_a_day(
+    heard_after: int | None, ended: bool, due_after: int, history: History
+) -> None:
+    heard = None if heard_after is None else history.now + heard_after * HOUR
+    assert last_collection_due_at(history.run, heard=heard, ended=ended) == history.now + due_after * HOUR
+
+
+def test_a_commit_is_a_sign_of_life(history: History) -> None:
+    history.restored().wait(hours=5).committed(200)
+    assert last_collection_due_at(history.run, heard=None, ended=False) == history.now + 24 * HOUR
+
+
+def test_the_last_attempt_is_never_fenced_before_there_is_one_or_in_a_dry_run() -> None:
+    assert last_collection_due_at(History().run, heard=None, ended=False) is None
+    dry = History().configured(retention=RetentionPolicy(keep_last=1, dry_run=True)).started()
+    assert last_collection_due_at(dry.run, heard=None, ended=True) is None
+
+
+def test_an_attempt_that_still_writes_has_left_nothing(history: History) -> None:
+    old, young = {f"{folder(300, 2).path}/a": history.now - HOUR}, {f"{folder(400, 2).path}/a": history.now}
+    assert left_by_last(history.run, old, now=history.now)
+    assert not left_by_last(history.run, old | young, now=history.now)
+    assert not left_by_last(history.run, {f"{folder(300, 1).path}/a": history.now}, now=history.now)
+
+
+@pytest.mark.parametrize("clutter", ["1111111111111111/created", "clock"])
+def test_of_the_probes_folder_only_what_an_old_probe_left_is_deleted(clutter: str) -> None:
+    now = BEGINNING + 2 * HOUR
+    modified = {f"_probe/{clutter}": BEGINNING, "_probe/2/created": now, "step-1/0001-aaaaaaaa/x": BEGINNING}
+    expected = (f"_probe/{clutter}",) if "/" in clutter else ()
+    assert old_probes(modified, now=now) == expected
 
 
 def test_the_collection_is_due_when_the_running_attempt_is_older_than_the_grace(history: History) -> None:

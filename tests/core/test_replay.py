@@ -90,6 +90,19 @@ def test_adoption_leaves_the_policy_in_force_until_the_new_owner_writes_its_own(
     assert history.configured(overwrite="Skip", uid="another object").run.policy.overwrite == "Skip"
 
 
+def test_an_attempt_that_is_fenced_may_not_commit_and_the_next_one_may() -> None:
+    history = History().started().committed(100).fenced()
+    assert not history.run.may_commit(1)
+    assert history.committed(200).snapshot(200).reasons == ("Fenced",)
+    assert history.started().restored().committed(300).run.newest == history.id(300)
+
+
+def test_only_the_highest_attempt_can_be_fenced_by_its_number() -> None:
+    history = History().started().committed(100).started().restored()
+    assert history.fenced(attempt=1).run.may_commit(2)
+    assert history.fenced(attempt=3).run.may_commit(2)
+
+
 def test_the_newest_generation_of_the_policy_is_in_force() -> None:
     run = History().configured(overwrite="Skip", generation=3).configured(overwrite="Replace", generation=4).run
     assert run.policy == Policy(overwrite="Replace")

@@ -25,6 +25,7 @@ OWNER = Owner("local", "local", "run")
 """As a Checkpointer outside Kubernetes names the owner of ``.../run``."""
 
 _ROUNDS = 10
+_SOON_SECONDS = 30
 
 
 def operate(settings: StoreSettings, crash: Crash | None = None, **spec: Any) -> int | None:
@@ -59,7 +60,7 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
         planned = plan.store_actions(seen)
         if not planned:
             due = plan.next_look(seen)
-            if due is None:
+            if due is None or due > _SOON_SECONDS:
                 return
             time.sleep(due)
         outcomes = carry_out(planned, session, owner=OWNER)

@@ -13,7 +13,7 @@ import msgspec
 
 from builders import OTHER_OWNER, OWNER
 from checkpoint_operator import execute, plan, status
-from checkpoint_operator.actions import CollectOrphans, PublishPointer
+from checkpoint_operator.actions import CollectLast, CollectOrphans, PublishPointer
 from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed
 from checkpoint_operator.resources import mirror_name
 from checkpoint_operator.storage import Session as OperatorSession
@@ -216,13 +216,13 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
     def body(actor: Actor) -> None:
         session: OperatorSession | None = None
         shown: dict[int, str] = {}
-        collected = 0
+        collected, swept = 0, (0, "")
         for _ in range(passes):
             world.promises.begins()
             try:
                 if session is None:
                     session = _session(user, actor, patient)
-                seen = replace(_observe(user, session), shown=shown, collected=collected)
+                seen = replace(_observe(user, session), shown=shown, collected=collected, swept=swept)
                 for _ in range(ROUNDS):
                     planned = plan.store_actions(seen)
                     if not planned:
@@ -234,8 +234,9 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         break
                     pointers = (done.action for done in outcomes if isinstance(done.action, PublishPointer))
                     shown = plan.shown_after(shown, pointers)
-                    swept = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
-                    collected = max(swept, default=collected)
+                    done = [outcome.action for outcome in outcomes]
+                    collected = max((it.attempt for it in done if isinstance(it, CollectOrphans)), default=collected)
+                    swept = max(((it.attempt, it.commit) for it in done if isinstance(it, CollectLast)), default=swept)
                     log = session.log
                     seen = replace(
                         seen,
@@ -243,6 +244,7 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         now=session.now(),
                         shown=shown,
                         collected=collected,
+                        swept=swept,
                         compactions=log.compactions,
                     )
                 user.status = status.status_of(seen)

@@ -153,6 +153,10 @@ class Ledger:
         if self.owner == former:
             self.owner, self.fenced = owner, max(self.attempts, default=0)
 
+    def _AttemptFenced(self, body: Json, _: float) -> None:  # noqa: N802
+        if body["attempt"] == max(self.attempts, default=0):
+            self.fenced = body["attempt"]
+
     def _RunConfigured(self, body: Json, _: float) -> None:  # noqa: N802
         if self.configured and self.configured[0] == body["uid"] and body["generation"] <= self.configured[1]:
             return

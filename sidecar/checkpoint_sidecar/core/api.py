@@ -382,6 +382,7 @@ class EventReason(StrEnum):
     SNAPSHOT_COMMITTED = "SnapshotCommitted"
     ROLLBACK_NOT_FOUND = "RollbackNotFound"
     POD_EVICTED = "PodEvicted"
+    ATTEMPT_FENCED = "AttemptFenced"
     RESTORED = "Restored"
     RESTORE_FAILED = "RestoreFailed"
     SNAPSHOT_QUARANTINED = "SnapshotQuarantined"

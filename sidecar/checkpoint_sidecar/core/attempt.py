@@ -87,16 +87,14 @@ def current(run: Run, attempt: int) -> Attempt:
     """The attempt's state.
 
     Raises:
-        FencedError: A later attempt started, or the run changed hands.
+        FencedError: A later attempt started, the run changed hands, or nobody heard of this attempt for a day.
     """
     if not run.may_commit(attempt):
+        cause = f"the run was taken over by {run.owner}, or nothing was heard of this attempt for too long"
+        if run.highest_attempt > attempt:
+            cause = f"attempt {run.highest_attempt} has started since"
         raise FencedError(
-            "write to the run log",
-            f"attempt {attempt}",
-            f"attempt {run.highest_attempt} has started since"
-            if run.highest_attempt > attempt
-            else f"the run was taken over by {run.owner}",
-            "This process belongs to the past: let it exit.",
+            "write to the run log", f"attempt {attempt}", cause, "This process belongs to the past: let it exit."
         )
     return run.attempts[attempt]
 

@@ -222,6 +222,15 @@ class EvictionNoticed(msgspec.Struct, frozen=True, rename="camel"):
     reason: Text
 
 
+class AttemptFenced(msgspec.Struct, frozen=True, rename="camel"):
+    """Nobody trains any more as the highest attempt: it may not commit from here on, so what it left can be deleted.
+
+    A start that comes later has a higher number and is not concerned.
+    """
+
+    attempt: AttemptNumber
+
+
 class DispositionSet(msgspec.Struct, frozen=True, rename="camel"):
     """The user's word on one snapshot, kept here so that it survives loss of etcd."""
 
@@ -274,6 +283,7 @@ Body: TypeAlias = (
     | SnapshotVerified
     | SaveRequested
     | EvictionNoticed
+    | AttemptFenced
     | DispositionSet
     | SnapshotRetired
     | SnapshotReinstated
@@ -295,6 +305,7 @@ KINDS: dict[str, type[Body]] = {
         SnapshotVerified,
         SaveRequested,
         EvictionNoticed,
+        AttemptFenced,
         DispositionSet,
         SnapshotRetired,
         SnapshotReinstated,

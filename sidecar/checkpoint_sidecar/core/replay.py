@@ -14,6 +14,7 @@ from typing import Any
 
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import (
+    AttemptFenced,
     AttemptStarted,
     DispositionSet,
     EvictionNoticed,
@@ -241,6 +242,10 @@ def _eviction(run: Run, working: _Working, entry: StoredEntry, body: EvictionNot
     return run
 
 
+def _fenced(run: Run, _: _Working, __: StoredEntry, body: AttemptFenced) -> Run:
+    return replace(run, fenced_up_to=body.attempt) if body.attempt == run.highest_attempt else run
+
+
 def _disposition(run: Run, working: _Working, _: StoredEntry, body: DispositionSet) -> Run:
     working.change_snapshot(body.snapshot, disposition=body.disposition)
     return run
@@ -286,6 +291,7 @@ _FOLD: dict[type, Callable[[Run, _Working, StoredEntry, Any], Run]] = {
     SnapshotVerified: _verified,
     SaveRequested: _save_requested,
     EvictionNoticed: _eviction,
+    AttemptFenced: _fenced,
     DispositionSet: _disposition,
     SnapshotRetired: _retired,
     SnapshotReinstated: _reinstated,

@@ -125,7 +125,8 @@ class Run:
     Attributes:
         head: Number of the last entry, 0 for an empty log.
         head_digest: SHA-256 of its bytes; the next entry carries it.
-        fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands).
+        fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands, or
+            nobody trained any more).
         configured: ``(uid, generation)`` of the policy in force, or None before the first RunConfigured.
         pending: The rollback or fresh start no commit has carried yet.
         rollbacks: Ids of all rollbacks requested so far, in order; each acts once.
