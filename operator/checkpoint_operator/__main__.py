@@ -77,9 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--verify-rate",
         type=_rate,
-        default="64Mi",
+        default="16Mi",
         metavar="QUANTITY",
-        help="bytes per second to read snapshots back with and compare checksums; 0: not at all (default: 64Mi)",
+        help="bytes per second to read snapshots back with and compare checksums; 0: not at all (default: 16Mi)",
     )
     parser.add_argument(
         "--delete-rate",

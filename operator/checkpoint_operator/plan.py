@@ -117,14 +117,15 @@ def next_look(observed: Observed) -> float | None:
 def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
     """Snapshots whose checksums nobody has compared yet and that stay, newest first.
 
-    One that is under suspicion is read as well: a second look decides whether a restore may still try it.
+    Before them those under suspicion: a second look decides whether a restore may still try them.
     """
     run, now = observed.run, observed.now
     if run is None or now is None or not observed.ours:
         return ()
     keep = judge(run, now=now).keep
     unread = (s for s in run.snapshots.values() if s.live and s.id in keep and not s.verified_at_least("Checksums"))
-    return tuple(reversed([s for s in unread if not quarantined(run, s)]))
+    newest_first = reversed([s for s in unread if not quarantined(run, s)])
+    return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
 
 
 def rollback_target(spec: CheckpointSpec, run: Run) -> str | None:

@@ -176,9 +176,9 @@ def test_what_stays_is_read_back_newest_first_until_its_checksums_were_compared(
     assert [s.step for s in to_read_back(observed(history))] == [400, 200]
 
 
-def test_what_is_under_suspicion_is_read_back_and_what_is_quarantined_is_not() -> None:
-    history = saved(100, 200).found_damaged(100, 200, 200)
-    assert [s.step for s in to_read_back(observed(history))] == [100]
+def test_what_is_under_suspicion_is_read_back_first_and_what_is_quarantined_is_not() -> None:
+    history = saved(100, 200, 300).found_damaged(100, 200, 200)
+    assert [s.step for s in to_read_back(observed(history))] == [100, 300]
 
 
 def test_nothing_of_a_run_that_is_not_ours_is_read_back() -> None:

@@ -16,7 +16,8 @@ from checkpoint_operator.storage import CLOCK_KEY, KEYS_PER_BATCH, Session, refu
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
-from checkpoint_sidecar.store.base import Buffer
+from checkpoint_sidecar.store.answers import explain_answer
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo
 from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.memory import MemoryStore
 from trainers import Trainer
@@ -50,7 +51,7 @@ class Locked(MemoryStore):
             raise AccessDeniedError("create", key, "the store answered AccessDenied")
         super().put_if_absent(key, data)
 
-    def stat(self, key: str):  # type: ignore[no-untyped-def]
+    def stat(self, key: str) -> ObjectInfo | None:
         if self.no_read:
             raise AccessDeniedError("look up", key, "the store answered AccessDenied")
         return super().stat(key)
@@ -93,6 +94,24 @@ def test_a_store_that_only_refuses_to_delete_passes_the_probe(
     store.no_delete = None
     session.probe()
     assert session.refusal == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "refused"),
+    [
+        pytest.param(403, "AccessDenied", True, id="a missing right, or object lock on S3"),
+        pytest.param(403, "", True, id="retention of a bucket on Google Cloud Storage"),
+        pytest.param(400, "ObjectLocked", True, id="object lock on MinIO"),
+        pytest.param(409, "BlobImmutableDueToPolicy", True, id="immutability on Azure"),
+        pytest.param(409, "OperationAborted", False, id="a conflict"),
+        pytest.param(503, "SlowDown", False, id="too many requests"),
+        pytest.param(404, "NoSuchBucket", False, id="no bucket"),
+    ],
+)
+def test_a_refusal_is_told_from_a_failure(status: int, code: str, refused: bool) -> None:
+    fault = explain_answer(status, code)
+    assert refuses_deletion(fault.kind("delete", "step-100/0001-aaaaaaaa/__0_0.distcp", fault.cause)) is refused
+    assert not refuses_deletion(fault.kind("read", "_log/00000000000000000001.json", fault.cause))
 
 
 def test_a_store_that_fails_to_delete_does_not_pass_the_probe(store: Locked, session: Session) -> None:

@@ -18,6 +18,7 @@ _DENIED = "Check the credentials and what they allow: read, write, list and dele
 _BUCKET = "Create the bucket, or correct the URL; buckets are never created implicitly."
 _ENDPOINT = "If nothing was ever found there, check that the endpoint is an object store's."
 _REGION = "Set the region of the bucket."
+_LOCKED = "The object is locked: wait until its retention ends."
 _CONDITIONAL = "Use a store that honours If-None-Match on PUT."
 
 _BY_CODE: dict[str, tuple[type[StoreError], str]] = {
@@ -44,6 +45,9 @@ _BY_CODE: dict[str, tuple[type[StoreError], str]] = {
     "AuthorizationHeaderMalformed": (RequestRefusedError, _REGION),
     "IllegalLocationConstraintException": (RequestRefusedError, _REGION),
     "PermanentRedirect": (RequestRefusedError, _REGION),
+    # Object lock and immutability, by their names at MinIO and Azure.
+    "ObjectLocked": (RequestRefusedError, _LOCKED),
+    "BlobImmutableDueToPolicy": (RequestRefusedError, _LOCKED),
     "BadDigest": (StoreError, ""),
     "RequestTimeout": (StoreError, ""),
     "XAmzContentSHA256Mismatch": (StoreError, ""),
