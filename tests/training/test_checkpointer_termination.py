@@ -97,6 +97,16 @@ def test_a_save_that_hangs_does_not_outlast_the_grace_period(storage: RunStorage
     let_go.set()
 
 
+def test_a_save_that_cannot_commit_in_time_is_called_off_and_leaves_nothing(
+    storage: RunStorage, on_upload: Any
+) -> None:
+    on_upload(lambda key: time.sleep(1.0) if key.endswith(".distcp") else None)
+    with started(storage, grace_seconds=3.5) as checkpointer:
+        assert terminated_at(3, checkpointer).saved_step is None
+    assert commits(storage) == []
+    assert not list(storage.store.list("step-"))
+
+
 def test_a_save_that_fails_does_not_change_the_exit(storage: RunStorage, on_upload: Any) -> None:
     on_upload(lambda _: (_ for _ in ()).throw(StoreError("upload", "a key", "the disk is full")))
     with started(storage) as checkpointer:

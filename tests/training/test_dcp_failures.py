@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -137,6 +138,15 @@ def test_an_interrupted_rank_is_not_turned_into_an_error() -> None:
     assert unwrap(failure, operation="save") is None
     with pytest.raises(CheckpointException), raising_ours("save"):
         raise failure
+
+
+@pytest.mark.timeout(20)
+def test_an_error_can_be_printed_with_its_traceback() -> None:
+    store = FailingStore()
+    store.suffix = ".distcp"
+    with pytest.raises(AccessDeniedError) as caught:
+        attempt_save(store, RecordingTarget())
+    assert "AccessDeniedError" in "".join(traceback.format_exception(caught.value))
 
 
 def test_errors_keep_their_parts_when_ranks_send_them_to_each_other() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+from checkpoint_sidecar.core.errors import StoreError, TransferCancelledError
 from checkpoint_sidecar.core.log import SnapshotCommitted
-from training.checkpointer_runs import RunStorage
+from training.checkpointer_runs import EVERY_STEP, RunStorage, started
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 PROCESS = """
 import sys, threading, time
@@ -71,3 +79,60 @@ def test_a_process_that_ends_waits_for_its_save(storage: RunStorage, end: str, c
         assert running.returncode == code
     assert output == "threads can be started\n"
     assert [commit.step for commit in storage.bodies(SnapshotCommitted)] == [1]
+
+
+def test_an_interrupted_process_calls_its_save_off_and_leaves_nothing(storage: RunStorage) -> None:
+    with process(storage) as running:
+        time.sleep(0.5)  # until it is waiting
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=30)
+    assert storage.bodies(SnapshotCommitted) == []
+    assert not list(storage.store.list("step-"))
+
+
+def test_a_save_that_hangs_although_it_was_called_off_does_not_keep_the_process(storage: RunStorage) -> None:
+    end = "from checkpoint_sidecar.training import saving; saving.CANCELLED_SECONDS = 0.2"
+    with process(storage, seconds=60, end=end) as running:
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=10)
+
+
+def test_a_save_that_would_outlast_the_grace_period_leaves_nothing(storage: RunStorage, on_upload: Any) -> None:
+    """SIGTERM comes when training is over and only the save is waited for."""
+    on_upload(lambda key: time.sleep(1.0) if key.endswith(".distcp") else None)
+    with pytest.raises(TransferCancelledError), started(storage, save=EVERY_STEP, grace_seconds=3.2) as checkpointer:  # noqa: PT012
+        checkpointer.step(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert storage.bodies(SnapshotCommitted) == []
+    assert not list(storage.store.list("step-"))
+
+
+@pytest.mark.timeout(20)
+def test_why_a_save_failed_can_be_printed_with_its_traceback(storage: RunStorage, on_upload: Any) -> None:
+    on_upload(lambda _: (_ for _ in ()).throw(StoreError("upload", "a key", "the disk is full")))
+    with pytest.raises(StoreError) as caught, started(storage) as checkpointer:
+        checkpointer.save(1)
+    assert "the disk is full" in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_copy_that_training_waits_for_is_timed(storage: RunStorage) -> None:
+    with started(storage) as checkpointer:
+        assert checkpointer.last_staging_seconds is None
+        checkpointer.save(1)
+        assert checkpointer.last_staging_seconds is not None
+        assert 0 < checkpointer.last_staging_seconds < 1
+
+
+def test_a_running_save_can_be_watched(storage: RunStorage, on_upload: Any) -> None:
+    let_go = threading.Event()
+    on_upload(lambda _: let_go.wait(10))
+    with started(storage, save=EVERY_STEP) as checkpointer:
+        assert checkpointer.progress is None
+        checkpointer.step(1)
+        while (now := checkpointer.progress) is None:
+            time.sleep(0.01)
+        assert (now.operation, now.step, now.bytes.done) == ("save", 1, 0)
+        let_go.set()
+        checkpointer.wait()
+        assert checkpointer.progress is None

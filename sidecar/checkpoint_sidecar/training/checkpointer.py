@@ -341,6 +341,7 @@ class Checkpointer:
             # It cannot commit in time. What is left of the grace period is for cleaning up after it.
             self._saves.cancel()
             self._saves.wait(CLEANUP_SECONDS)
+            self._saves.take_error()
         saved = self._agreement.from_rank_0(self._saved_step)
         if self._session and saved == step:
             logger.warning("terminated after step %d, which is saved", step)

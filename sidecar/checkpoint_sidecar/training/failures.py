@@ -74,7 +74,8 @@ def raising_ours(operation: str) -> Iterator[None]:
         error = unwrap(failure, operation=operation)
         if error is None:
             raise
-        raise error from failure
+        # Not from the failure: it prints what it holds, the error, which would print what it came from, and so on.
+        raise error from None
 
 
 def wrapped(step: str, rank: int, cause: BaseException) -> CheckpointException:

@@ -137,7 +137,6 @@ class BackgroundSave:
             operation = f"save step {step}"
             error = unwrap(failure, operation=operation) or CheckpointError(operation, self._store.url, "interrupted")
             if not isinstance(error, SaveNotNeeded):
-                error.__cause__ = failure
                 self._error = error
         except Exception as error:  # noqa: BLE001 - a thread has no caller; the training loop raises it
             writer.discard(error)

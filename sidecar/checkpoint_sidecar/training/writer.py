@@ -137,6 +137,9 @@ class SnapshotWriter(StorageWriter):
         try:
             with upload_file(self._store, key) as stream:
                 results = [_write_item(stream, planner, item, share.file_name) for item in _bytes_first(plan.items)]
+            if self._progress:
+                self._progress.expect(stream.tell())
+                self._progress.add(stream.tell())
         except BaseException as error:
             self._abandon()
             raise upload_failed(share.rank, error) from error
