@@ -70,17 +70,24 @@ def _measured(
     scale: Scale, sections: set[Section], systems: set[str], failures: list[str]
 ) -> Iterator[tuple[Run, Mapping[str, Any]]]:
     """Every run that succeeds, with its result: ten minutes are not lost because one system fails."""
-    with sink.running() as endpoint, _folder() as folder, _seaweedfs(Section.SEAWEEDFS in sections) as seaweedfs:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_folder())
+        places = Places(
+            sink=stack.enter_context(sink.running()),
+            folder=folder,
+            seaweedfs=stack.enter_context(_seaweedfs()) if Section.SEAWEEDFS in sections else None,
+            tls=stack.enter_context(_tls()) if Section.TLS in sections else None,
+        )
         runs = [
             run
-            for run in planned(scale, Places(endpoint, folder, seaweedfs))
+            for run in planned(scale, places)
             if run.section in sections and run.system in systems and (run.system != CONNECTOR or find_spec(CONNECTOR))
         ]
         console = Console(stderr=True)
         for run in track(runs, "measuring", console=console, transient=True):
             console.print(str(run), highlight=False)
             try:
-                yield run, processes.start(run.experiment, ranks=run.ranks, **run.parameters)
+                yield run, processes.start(run.experiment, run.parameters, ranks=run.ranks, environment=run.environment)
             except processes.ExperimentError as error:
                 failures.append(f"{run} failed. {error}")
             _empty(folder)
@@ -100,10 +107,19 @@ def _empty(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _seaweedfs(wanted: bool) -> Iterator[tuple[Mapping[str, str], str] | None]:
-    if not wanted:
-        yield None
-        return
+def _tls() -> Iterator[tuple[str, str]]:
+    """A sink that speaks TLS, and the certificate of its authority."""
+    from localcluster.pki import Authority
+
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Authority(Path(folder))
+        pair = authority.issue("sink", user="sink", hosts=("127.0.0.1",))
+        with sink.running(pair.certificate, pair.key) as endpoint:
+            yield endpoint, str(authority.certificate)
+
+
+@contextlib.contextmanager
+def _seaweedfs() -> Iterator[tuple[Mapping[str, str], str] | None]:
     from localcluster import network, objectstore, workspace
 
     if objectstore.weed() is None:

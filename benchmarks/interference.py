@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
@@ -19,6 +20,9 @@ from measuring import PeakMemory
 from processes import Result, serve
 from runs import OURS
 from systems import REGION, Dcp, Server, system
+
+IN_A_PROCESS = "-in-a-process"
+"""Ends the name of a system whose saves DCP runs in a process of their own instead of a thread."""
 
 _CALLS_A_STEP = 4000
 _STEPS_ALONE = 60
@@ -111,24 +115,27 @@ def _save(saver: Saver, step: Callable[[], None]) -> tuple[float, int, float]:
 def _saver(name: str, server: Server, state: llama.State, url: str) -> Saver:
     if name == OURS:
         return _Checkpointer(server, state, url)
-    tested = system(name, server, rank=0)
+    tested = system(name.removesuffix(IN_A_PROCESS), server, rank=0)
     assert isinstance(tested, Dcp)
-    return _AsyncSave(tested, state, url)
+    return _AsyncSave(tested, state, url, in_a_process=name.endswith(IN_A_PROCESS))
 
 
 class _AsyncSave:
-    """``dcp.async_save`` in a thread, with torch's stager."""
+    """``dcp.async_save`` with torch's stager; memory that is shared is what it passes to a process."""
 
-    def __init__(self, tested: Dcp, state: llama.State, url: str) -> None:
+    def __init__(self, tested: Dcp, state: llama.State, url: str, *, in_a_process: bool) -> None:
         self._tested, self._state, self._url = tested, state, url
-        self._stager = DefaultStager(StagingOptions(False, False, False, False))
+        self._kind = AsyncCheckpointerType.PROCESS if in_a_process else AsyncCheckpointerType.THREAD
+        self._stager = DefaultStager(StagingOptions(False, in_a_process, False, False))
         self._number = 0
         self._running: Future[Any] | None = None
 
     def begin(self) -> None:
         self._number += 1
         writer = self._tested.writer(f"{self._url}/{self._number}")
-        self._running = dcp.async_save(dict(self._state), storage_writer=writer, async_stager=self._stager)
+        self._running = dcp.async_save(
+            dict(self._state), storage_writer=writer, async_stager=self._stager, async_checkpointer_type=self._kind
+        )
 
     def step(self) -> None:
         """DCP needs no call."""

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ class ExperimentError(Exception):
     """A rank failed; the message is the end of what it said."""
 
 
-def start(experiment: str, *, ranks: int = 1, **parameters: Any) -> Result:
+def start(experiment: str, parameters: Mapping[str, Any], *, ranks: int = 1, environment: Mapping[str, str]) -> Result:
     """Run a module of this folder that calls ``serve``, on so many ranks, and return what rank 0 found.
 
     Args:
         parameters: JSON values; the module's function takes them by name.
+        environment: Variables beyond those of this process.
 
     Raises:
         ExperimentError: A rank failed.
@@ -34,14 +35,16 @@ def start(experiment: str, *, ranks: int = 1, **parameters: Any) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, f"{rank}.txt") for rank in range(ranks)]
         # As torchrun does it: with one thread per rank, ranks do not fight for the cores.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MEETING": f"{folder}/store", "RANKS": str(ranks)}
+        variables = (
+            os.environ | {"OMP_NUM_THREADS": "1", "MEETING": f"{folder}/store", "RANKS": str(ranks)} | environment
+        )
         running = []
         for rank, output in enumerate(outputs):
             with output.open("w") as errors:
                 command = [sys.executable, str(_HERE / f"{experiment}.py"), json.dumps(parameters)]
                 running.append(
                     subprocess.Popen(
-                        command, env=environment | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=errors, text=True
+                        command, env=variables | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=errors, text=True
                     )
                 )
         answers = [process.communicate()[0] for process in running]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,7 @@ class Section(StrEnum):
     SMALL = "small"
     LOCAL = "local"
     SEAWEEDFS = "seaweedfs"
+    TLS = "tls"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Scale:
     other_bytes: int
     tensors: int
 
+
+# Each client of the library, and bare sockets, look for certificates in one of these.
+_TRUST = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
 
 _MODEL_BYTES = 2_471_628_800
 """All of Llama 3.2 1B, see ``llama``."""
@@ -69,11 +73,13 @@ class Places:
     sink: The endpoint of the loopback server.
     folder: On the local file system.
     seaweedfs: Fields of a ``Server``, and a bucket there; None without the program.
+    tls: The endpoint of a sink that speaks TLS, and the file that says whom to trust.
     """
 
     sink: str
     folder: str
     seaweedfs: tuple[Mapping[str, str], str] | None
+    tls: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class Run:
     ranks: int
     experiment: str
     parameters: dict[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.section}: {self.system}, {self.ranks} rank{'s' if self.ranks > 1 else ''}"
@@ -146,6 +153,13 @@ def planned(scale: Scale, places: Places) -> Iterator[Run]:
         server, bucket = places.seaweedfs
         for system in (STOCK, CONNECTOR, OURS):
             yield _elsewhere(Section.SEAWEEDFS, scale, system, server, f"s3://{bucket}/{system}")
+    if places.tls:
+        endpoint, authority = places.tls
+        for system in (CEILING, OURS):
+            run = _elsewhere(Section.TLS, scale, system, {"endpoint": endpoint}, f"s3://{KEEPING}/{system}")
+            name = f"{CEILING}-4" if system == CEILING else system
+            urls = {"name": name, "save_to": f"s3://{DROPPING}/{system}"}
+            yield replace(run, parameters=run.parameters | urls, environment=dict.fromkeys(_TRUST, authority))
 
 
 def _transfer(scale: Scale, places: Places, system: str, ranks: int, *, name: str) -> Run:

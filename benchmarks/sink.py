@@ -2,9 +2,10 @@
 
 Bodies of uploads are dropped inside the kernel (``MSG_TRUNC``) or received into files in memory; downloads leave by
 ``sendfile``. Dropped and sent bytes never pass through Python, and one process keeps up with any client on the same
-machine. ``GET /-/counts`` answers with what was asked for so far, and the CPU it cost here.
+machine. With TLS they must, which costs about as much as it costs the client. ``GET /-/counts`` answers with what was
+asked for so far, and the CPU it cost here.
 
-    python benchmarks/sink.py    prints its URL and serves until its input ends
+    python benchmarks/sink.py [CERTIFICATE KEY]    prints its URL and serves until its input ends
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import mmap
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,6 +24,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, astuple, dataclass
 from io import FileIO
+from pathlib import Path
 
 from sink_s3 import Answer, Body, Objects, Request
 
@@ -56,9 +59,10 @@ def counts_of(endpoint: str) -> Counts:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[str]:
-    """A sink in a process of its own; yields its URL."""
-    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def running(*certificate_and_key: Path) -> Iterator[str]:
+    """A sink in a process of its own; yields its URL. With a certificate it speaks TLS."""
+    command = [sys.executable, __file__, *map(str, certificate_and_key)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -71,20 +75,22 @@ def running() -> Iterator[str]:
 class Sink:
     """Serves one listener, with a thread for each connection."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         self._listener = listener
+        self._tls = tls
         self._objects = Objects()
         self._counts = Counts()
         self._lock = threading.Lock()
 
     def serve(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
-            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+            accepted, _ = self._listener.accept()
+            threading.Thread(target=self._converse, args=(accepted,), daemon=True).start()
 
-    def _converse(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection, contextlib.suppress(ConnectionError):
+    def _converse(self, accepted: socket.socket) -> None:
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = self._tls.wrap_socket(accepted, server_side=True) if self._tls else accepted
+        with connection, contextlib.suppress(ConnectionError, ssl.SSLError):
             received = b""
             while True:
                 while b"\r\n\r\n" not in received:
@@ -116,8 +122,11 @@ class Sink:
 
 def _drop(connection: socket.socket, first: bytes, request: Request) -> Body:
     remaining = request.body_bytes - len(first)
+    encrypted = isinstance(connection, ssl.SSLSocket)
+    scratch = bytearray(_SCRATCH_BYTES) if encrypted else _NOWHERE
+    flags = 0 if encrypted else socket.MSG_TRUNC | socket.MSG_WAITALL
     while remaining:
-        taken = connection.recv_into(_NOWHERE, min(remaining, _TAKEN_BYTES), socket.MSG_TRUNC | socket.MSG_WAITALL)
+        taken = connection.recv_into(scratch, min(remaining, len(scratch)), flags)
         if not taken:
             raise ConnectionError
         remaining -= taken
@@ -164,14 +173,21 @@ def _send(connection: socket.socket, answer: Answer, *, body_follows: bool) -> N
     for body, start, stop in answer.slices if body_follows else ():
         assert body.file is not None, "a body that was dropped is asked for"
         at = start
-        while at < stop:
+        while at < stop and not isinstance(connection, ssl.SSLSocket):
             at += os.sendfile(connection.fileno(), body.file.fileno(), at, stop - at)
+        while at < stop:
+            piece = os.pread(body.file.fileno(), min(stop - at, _SCRATCH_BYTES), at)
+            connection.sendall(piece)
+            at += len(piece)
 
 
 def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    threading.Thread(target=Sink(listener).serve, daemon=True).start()
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if sys.argv[1:] else None
+    if tls:
+        tls.load_cert_chain(*sys.argv[1:])
+    threading.Thread(target=Sink(listener, tls).serve, daemon=True).start()
+    print(f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     sys.stdin.read()
 
 

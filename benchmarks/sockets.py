@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,15 +43,22 @@ class BareSockets:
         waiting = iter(list(parts))
 
         def work() -> None:
-            address = urlsplit(self.endpoint)
-            with socket.create_connection((address.hostname, address.port)) as connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._connected() as connection:
                 for number, part in waiting:
                     transfer(connection, f"{path}-{number}", part)
 
         with ThreadPoolExecutor(self.connections) as pool:
             for done in [pool.submit(work) for _ in range(self.connections)]:
                 done.result()
+
+    def _connected(self) -> socket.socket:
+        address = urlsplit(self.endpoint)
+        connection = socket.create_connection((address.hostname, address.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if address.scheme == "http":
+            return connection
+        context = ssl.create_default_context()
+        return context.wrap_socket(connection, server_hostname=address.hostname)
 
     def _put(self, connection: socket.socket, path: str, part: Buffers) -> None:
         size = sum(map(len, part))
@@ -62,12 +70,13 @@ class BareSockets:
     def _get(self, connection: socket.socket, path: str, part: Buffers) -> None:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: sink\r\n\r\n".encode())
         first = _read_head(connection)
+        flags = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
         for buffer in part:
             at = min(len(first), len(buffer))
             buffer[:at] = first[:at]
             first = first[at:]
             while at < len(buffer):
-                at += connection.recv_into(buffer[at:], len(buffer) - at, socket.MSG_WAITALL)
+                at += connection.recv_into(buffer[at:], len(buffer) - at, flags)
 
 
 def _read_head(connection: socket.socket) -> bytes:

@@ -25,6 +25,7 @@ HEADINGS = (
     "extra\nMB",
 )
 _NAMES = {CEILING: "bare sockets", STOCK: "torch + s3fs"}
+_ELSEWHERE = {Section.LOCAL: "local files", Section.SEAWEEDFS: "SeaweedFS", Section.TLS: "model, TLS"}
 _LOCAL_NAMES = {STOCK: "torch"}
 
 Row = tuple[str, ...]
@@ -71,7 +72,7 @@ def rows(report: Figures) -> Iterator[Row]:
         rates = [f"{count / small[name][way]['seconds']:,.0f}/s" for way in ("save", "load")]
         case = f"{count:,} small tensors" if name == _present(small)[0] else ""
         yield case, _NAMES.get(name, name), rates[0], "", rates[1], "", *_memory(small[name])
-    for section, case in ((Section.LOCAL, "local files"), (Section.SEAWEEDFS, "SeaweedFS")):
+    for section, case in _ELSEWHERE.items():
         for name in _present(report.get(section, {})):
             system = _LOCAL_NAMES.get(name, name) if section is Section.LOCAL else _NAMES.get(name, name)
             result = report[section][name]
