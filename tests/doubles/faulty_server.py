@@ -71,7 +71,7 @@ class FaultyServer:
                     fault.times
                     and fault.method == method
                     and fault.containing in path
-                    and f"Credential={fault.signed_by}" in signature
+                    and (not fault.signed_by or f"Credential={fault.signed_by}" in signature)
                 ):
                     fault.times -= 1
                     return fault.effect
@@ -118,7 +118,7 @@ def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 super().handle()
 
         def handle_request(self) -> None:
-            effect = control.note(self.command, self.path, self.headers.get("Authorization", "Credential="))
+            effect = control.note(self.command, self.path, f"{self.headers.get('Authorization', '')} {self.path}")
             length = int(self.headers.get("Content-Length", 0))
             if effect == "reset the connection":
                 self.rfile.read(length // 2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeAlias, TypeVar
@@ -77,6 +79,7 @@ class Calls(Generic[Client]):
         errors: The exceptions of the client library.
         explain: What one of them means.
         patience: How long transient failures of one request are retried.
+        last_success: When the store last did anything of the kind, by the monotonic clock; patience begins anew then.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Calls(Generic[Client]):
         errors: tuple[type[Exception], ...],
         explain: Callable[[Exception], Fault],
         patience: Patience,
+        last_success: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self._settings = settings
         self._scheme = parse_url(settings.url).scheme
@@ -94,6 +98,7 @@ class Calls(Generic[Client]):
         self._errors = errors
         self._explain = explain
         self._deadline_seconds = patience.deadline_seconds
+        self._last_success = last_success
         self._lock = threading.Lock()
         self._connected: tuple[Client, Mapping[str, str]] | None = None
 
@@ -105,13 +110,23 @@ class Calls(Generic[Client]):
         """
         return self._until(_transient, operation, key, request, "Read")
 
-    def write(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
+    def write(
+        self,
+        operation: str,
+        key: str,
+        request: Callable[[Client], Result],
+        *,
+        cancelled: threading.Event | None = None,
+    ) -> Result:
         """A write that may be repeated although it may have reached the store.
+
+        Args:
+            cancelled: Ends the waiting for the next try; the request must notice by itself.
 
         Raises:
             UnknownOutcomeError: It may have taken effect, or may yet.
         """
-        return self._until(_transient, operation, key, request, "Write")
+        return self._until(_transient, operation, key, request, "Write", cancelled)
 
     def create(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
         """A write that is repeated only if it certainly did not reach the store.
@@ -132,17 +147,21 @@ class Calls(Generic[Client]):
         key: str,
         request: Callable[[Client], Result],
         effect: _Effect,
+        cancelled: threading.Event | None = None,
     ) -> Result:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(again),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-            stop=tenacity.stop_all(
-                tenacity.stop_after_delay(self._deadline_seconds), tenacity.stop_after_attempt(LEAST_TRIES)
-            ),
+            stop=self._given_up,
+            sleep=tenacity.sleep_using_event(cancelled) if cancelled else tenacity.sleep,
             reraise=True,
         )
         result: Result = retrying(self._rotating, operation, key, request, effect)
         return result
+
+    def _given_up(self, state: tenacity.RetryCallState) -> bool:
+        waited = time.monotonic() - max(state.start_time, self._last_success())
+        return waited >= self._deadline_seconds and state.attempt_number >= LEAST_TRIES
 
     def _rotating(self, operation: str, key: str, request: Callable[[Client], Result], effect: _Effect) -> Result:
         while True:

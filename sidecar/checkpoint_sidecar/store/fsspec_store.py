@@ -2,7 +2,8 @@
 
 s3fs brings the client, its event loop, the configuration and the chain of credentials. Its file interface is not used:
 it publishes truncated objects when a block is left by an exception, drops errors of single keys in bulk deletes, and
-serves listings from a cache (s3fs 2026.9). The S3 operations themselves are called instead.
+serves listings from a cache (s3fs 2026.9). The S3 operations themselves are called instead; large objects do not go
+through it (``s3_bodies``).
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ import contextlib
 import datetime as dt
 import functools
 import os
-import socket
-import tempfile
-import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,18 +21,12 @@ import aiohttp
 import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
 from checkpoint_sidecar.core.errors import (
-    AccessDeniedError,
-    CheckpointError,
     ObjectNotFoundError,
     ObjectTooLargeError,
-    RequestRefusedError,
-    StoreError,
-    TruncatedObjectError,
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
@@ -42,7 +34,9 @@ from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
-from checkpoint_sidecar.store.parts import PartedUpload
+from checkpoint_sidecar.store.s3_bodies import S3Bodies, S3Upload
+from checkpoint_sidecar.store.s3_faults import BOTO_ERRORS, SILENT, explain_boto
+from checkpoint_sidecar.store.s3_signing import certificate_file
 from checkpoint_sidecar.store.settings import StoreSettings
 
 KEYS_PER_DELETE = 1000
@@ -50,29 +44,7 @@ KEYS_PER_DELETE = 1000
 
 Result = TypeVar("Result")
 
-_ERRORS = (OSError, boto.BotoCoreError, boto.ClientError, ResponseParserError, aiohttp.ClientError, FSTimeoutError)
-
-_NO_CREDENTIALS = Fault(
-    AccessDeniedError,
-    "no usable credentials were found: neither in the environment, nor a workload identity, nor an instance role",
-    "Give credentials, or run where the platform provides an identity.",
-)
-_NO_CONNECTION = Fault(StoreError, "no connection to the store", "Check endpoint, proxy, DNS and certificates.")
-# aiobotocore gives the name EndpointConnectionError to resets of open connections, too.
-_NOT_CONNECTED = (aiohttp.ClientConnectorError, socket.gaierror)
-# In this order: the first class that fits.
-_TRANSPORT_FAULTS: tuple[tuple[type[Exception], Fault], ...] = (
-    (boto.NoCredentialsError, _NO_CREDENTIALS),
-    (boto.PartialCredentialsError, _NO_CREDENTIALS),
-    (boto.CredentialRetrievalError, _NO_CREDENTIALS),
-    (boto.ParamValidationError, Fault(RequestRefusedError, "the client refuses the request's parameters")),
-    (boto.ConnectTimeoutError, _NO_CONNECTION),
-    (boto.ProxyConnectionError, _NO_CONNECTION),
-    (boto.SSLError, _NO_CONNECTION),
-    (boto.ReadTimeoutError, Fault(StoreError, "the store did not answer in time", sent=True)),
-    (FSTimeoutError, Fault(StoreError, "the store did not answer in time", sent=True)),
-    (ResponseParserError, Fault(StoreError, "the store's answer cannot be read", sent=True)),
-)
+_ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError)
 
 
 @dataclass(eq=False)
@@ -92,6 +64,7 @@ class FsspecStore:
         self._location = parse_url(settings.url)
         self._prefix = f"{self._location.path}/" if self._location.path else ""
         self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=_explain, patience=patience)
+        self._bodies = S3Bodies(settings, patience)
 
     def __reduce__(self) -> tuple[type[FsspecStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -134,26 +107,7 @@ class FsspecStore:
         return self._calls.run("read", key, lambda c: _in_loop(c.requests, request))
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
-        length = sum(buffer.nbytes for buffer in buffers)
-        if length == 0:
-            return
-
-        async def request(fs: s3fs.S3FileSystem) -> bytes:
-            wanted = f"bytes={start}-{start + length - 1}"
-            answer = await fs._call_s3("get_object", **self._object(key), Range=wanted)
-            async with answer["Body"] as body:
-                data: bytes = await body.read()
-                return data
-
-        data = self._calls.run("read a range of", key, lambda c: _in_loop(c.requests, request))
-        if len(data) != length:
-            raise TruncatedObjectError(
-                "read a range of", f"{self.url}/{key}", f"{len(data)} of {length} bytes at offset {start} exist"
-            )
-        position = 0
-        for buffer in buffers:
-            buffer.cast("B")[:] = data[position : position + buffer.nbytes]
-            position += buffer.nbytes
+        self._bodies.read_into(key, start, buffers)
 
     def stat(self, key: str) -> ObjectInfo | None:
         async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
@@ -194,37 +148,18 @@ class FsspecStore:
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
 
-    def upload(self, key: str, size: int) -> _Upload:
-        return _Upload(self, key, size)
+    def upload(self, key: str, size: int) -> S3Upload:
+        return self._bodies.upload(key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
             self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
 
     def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
-        query = {"Bucket": self._location.bucket, "Prefix": self._prefix + prefix}
-        while True:
-            page: dict[str, Any] = self._calls.run(
-                "list the unfinished uploads of",
-                prefix,
-                lambda c: c.requests.call_s3("list_multipart_uploads", **query),
-            )
-            for item in page.get("Uploads", ()):
-                key = item["Key"].removeprefix(self._prefix)
-                yield UnfinishedUpload(key, item["UploadId"], item["Initiated"].astimezone(dt.UTC))
-            if not page.get("IsTruncated"):
-                return
-            query.update(KeyMarker=page["NextKeyMarker"], UploadIdMarker=page["NextUploadIdMarker"])
+        return self._bodies.unfinished(prefix)
 
     def discard(self, upload: UnfinishedUpload) -> None:
-        with contextlib.suppress(ObjectNotFoundError):
-            self._calls.run(
-                "discard the unfinished upload of",
-                upload.key,
-                lambda c: c.requests.call_s3(
-                    "abort_multipart_upload", **self._object(upload.key), UploadId=upload.upload_id
-                ),
-            )
+        self._bodies.discard(upload)
 
     def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
         objects = [{"Key": self._prefix + key} for key in batch]
@@ -240,7 +175,7 @@ class FsspecStore:
         return {"Bucket": self._location.bucket, "Key": self._prefix + key}
 
     def _connect(self, values: Mapping[str, str]) -> _Clients:
-        bundle = _certificate_file(values[secret.CA_CERTIFICATE]) if secret.CA_CERTIFICATE in values else None
+        bundle = certificate_file(values[secret.CA_CERTIFICATE]) if secret.CA_CERTIFICATE in values else None
         clients = _Clients(
             requests=self._client(values, bundle, self._patience.answer_seconds),
             bodies=self._client(values, bundle, self._patience.body_seconds),
@@ -288,69 +223,6 @@ class FsspecStore:
         return fs
 
 
-class _Upload(PartedUpload):
-    """An object of one part is written in one request."""
-
-    def __init__(self, store: FsspecStore, key: str, size: int) -> None:
-        super().__init__(f"{store.url}/{key}", size)
-        self._store = store
-        self._calls = store._calls
-        self._object = store._object(key)
-        self._key = key
-        self._only_part = b""
-        self._begun = threading.Lock()
-        self._upload_id = ""
-        self._etags: dict[int, str] = {}
-
-    def _write(self, index: int, views: Sequence[memoryview]) -> None:
-        part = b"".join(views)
-        if self._parts == 1:
-            self._only_part = part
-            return
-        with self._begun:
-            if not self._upload_id:
-                start = self._calls.write(
-                    "start the upload of",
-                    self._key,
-                    lambda c: c.requests.call_s3("create_multipart_upload", **self._object),
-                )
-                self._upload_id = start["UploadId"]
-        request = self._request("upload_part", PartNumber=index + 1, Body=part)
-        self._etags[index] = self._calls.write(f"upload part {index + 1} of", self._key, request)["ETag"]
-
-    def _publish(self) -> None:
-        if not self._upload_id:
-            self._store.put(self._key, self._only_part)
-            return
-        parts = [{"PartNumber": index + 1, "ETag": self._etags[index]} for index in range(self._parts)]
-        request = self._request("complete_multipart_upload", MultipartUpload={"Parts": parts})
-        try:
-            self._calls.write("complete the upload of", self._key, request)
-        except ObjectNotFoundError:
-            # There is no such upload: an earlier try, whose reply was lost, completed it.
-            info = self._store.stat(self._key)
-            if info is None or info.size != self._size:
-                raise
-
-    def _interrupt(self) -> None:
-        pass
-
-    def _discard(self) -> None:
-        if self._upload_id:
-            # Best effort: buckets should expire incomplete uploads anyway, for writers that were killed.
-            with contextlib.suppress(CheckpointError):
-                self._calls.write("abort the upload of", self._key, self._request("abort_multipart_upload"))
-
-    def _request(self, method: str, **arguments: Any) -> Callable[[_Clients], dict[str, Any]]:
-        def request(clients: _Clients) -> dict[str, Any]:
-            # Servers may take long to put the parts together.
-            client = clients.requests if method == "abort_multipart_upload" else clients.bodies
-            answer: dict[str, Any] = client.call_s3(method, **self._object, UploadId=self._upload_id, **arguments)
-            return answer
-
-        return request
-
-
 class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
     """aiohttp sends a PUT again when a kept connection breaks, a create too: a lost reply would become a lost race."""
 
@@ -367,29 +239,14 @@ def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Await
 
 
 def _explain(error: Exception) -> Fault:
+    if isinstance(error, FSTimeoutError):
+        return SILENT
     # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
-    answer = error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error
-    if isinstance(answer, boto.ClientError):
-        status = int(answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        return explain_answer(status, str(answer.response.get("Error", {}).get("Code", "")))
-    if isinstance(error, boto.EndpointConnectionError) and isinstance(error.kwargs.get("error"), _NOT_CONNECTED):
-        return _NO_CONNECTION
-    for kind, fault in _TRANSPORT_FAULTS:
-        if isinstance(error, kind):
-            return fault
-    return Fault(StoreError, f"the connection broke off ({type(error).__name__})", sent=True)
+    return explain_boto(error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error)
 
 
 def _info(key: str, size: int, modified: dt.datetime) -> ObjectInfo:
     return ObjectInfo(key, size, modified.astimezone(dt.UTC))
-
-
-def _certificate_file(pem: str) -> str:
-    """botocore takes certificates from a file only."""
-    descriptor, path = tempfile.mkstemp(suffix=".crt")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(pem)
-    return path
 
 
 def _remove(path: str) -> None:

@@ -33,13 +33,12 @@ from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, Unfi
 from checkpoint_sidecar.store.calls import LARGE_BODY, LEAST_TRIES, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.parts import PartedUpload
+from checkpoint_sidecar.store.s3_bodies import S3Bodies
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings, redacted
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import AzureConfig, GCSConfig, S3Config, S3Credential
-
-    from checkpoint_sidecar.store.fsspec_store import FsspecStore
 
 KEYS_PER_DELETE = 1000
 """What S3 accepts in one request."""
@@ -83,6 +82,7 @@ class ObstoreStore:
         self._patience = patience
         self._location = parse_url(settings.url)
         self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=_explain, patience=patience)
+        self._s3_bodies = S3Bodies(settings, patience) if self._location.scheme == "s3" else None
 
     def __reduce__(self) -> tuple[type[ObstoreStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -123,6 +123,12 @@ class ObstoreStore:
         return self._calls.run("read", key, request)
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        if self._s3_bodies is not None:
+            self._s3_bodies.read_into(key, start, buffers)
+        else:
+            self._read_into(key, start, buffers)
+
+    def _read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         length = sum(buffer.nbytes for buffer in buffers)
         if length == 0:
             return
@@ -162,8 +168,8 @@ class ObstoreStore:
         found = [info for info in found if info.key.startswith(prefix) and info.key > after]
         return iter(sorted(found, key=lambda info: info.key))
 
-    def upload(self, key: str, size: int) -> StreamedUpload:
-        return StreamedUpload(self, key, size)
+    def upload(self, key: str, size: int) -> PartedUpload:
+        return self._s3_bodies.upload(key, size) if self._s3_bodies is not None else StreamedUpload(self, key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
@@ -171,18 +177,11 @@ class ObstoreStore:
 
     def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         # Azure and Google Cloud Storage expire uncommitted blocks and resumable uploads after a week.
-        if self._location.scheme == "s3":
-            yield from self._through_fsspec().unfinished(prefix)
+        return iter(()) if self._s3_bodies is None else self._s3_bodies.unfinished(prefix)
 
     def discard(self, upload: UnfinishedUpload) -> None:
-        if self._location.scheme == "s3":
-            self._through_fsspec().discard(upload)
-
-    def _through_fsspec(self) -> FsspecStore:
-        """The other adapter: obstore has no requests for unfinished uploads. Imported here: only the operator asks."""
-        from checkpoint_sidecar.store.fsspec_store import FsspecStore
-
-        return FsspecStore(self._settings, patience=self._patience)
+        if self._s3_bodies is not None:
+            self._s3_bodies.discard(upload)
 
     def _connect(self, values: Mapping[str, str]) -> _Clients:
         make = _MAKERS[self._location.scheme]

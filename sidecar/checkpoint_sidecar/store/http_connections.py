@@ -1,0 +1,345 @@
+"""HTTP/1.1 for large bodies: sent from the caller's memory, received into it, over connections that are kept open.
+
+Python runs once per body and not once per packet: a plain socket is left to block in the kernel until all bytes are
+through, without the interpreter's lock, which the training loop wants. Timeouts are therefore the kernel's, and measure
+silence: a slow body may take as long as it likes. Through TLS, Python sees every slice.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import select
+import socket
+import ssl
+import struct
+import threading
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+from urllib.parse import SplitResult, unquote, urlsplit
+
+CONNECT_SECONDS = 5.0
+
+MOST_ANSWER_BYTES = 64 * 1024
+"""What is read of an answer that is no data; the rest is dropped with its connection."""
+
+_SLICE = 256 * 1024
+_READ_AHEAD = 8192
+"""What ``http.client`` may have read of a body when it has read the headers."""
+
+Failure: TypeAlias = OSError | http.client.HTTPException
+FAILURES = (OSError, http.client.HTTPException)
+
+
+class NoConnectionError(OSError):
+    """The request was not sent: there is no connection."""
+
+
+class CancelledRequestError(Exception):
+    """The request was cut off by ``Cancellation.cancel``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send.
+
+    Attributes:
+        url: May be signed: it never gets into an error.
+        body: Views in bytes.
+        answer_seconds: How long the server may think once it has the body. Some of it may still be on the way then.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    answer_seconds: float
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Sequence[memoryview] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        filled: Whether the body went into the caller's memory.
+        body: Otherwise, if it is no data, its beginning.
+        whole: Whether nothing more will come over the connection, and another request can go over it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    filled: bool
+    body: bytes
+    whole: bool
+
+
+class Cancellation:
+    """Ends requests that are under way in other threads, at once."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._links: set[_Link] = set()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self.cancelled.set()
+            for link in self._links:
+                link.cut()
+
+    @contextlib.contextmanager
+    def covering(self, link: _Link) -> Iterator[None]:
+        with self._lock:
+            self._links.add(link)
+        try:
+            if self.cancelled.is_set():
+                raise CancelledRequestError
+            yield
+        except FAILURES:
+            if self.cancelled.is_set():
+                raise CancelledRequestError from None
+            raise
+        finally:
+            with self._lock:
+                self._links.discard(link)
+
+
+class Connections:
+    """Connections to any servers, as many as there are requests at once. Safe from several threads, not across fork.
+
+    Args:
+        trust: Made on the first ``https`` URL.
+        silence_seconds: How long a server may take no more of a body, or give no more.
+    """
+
+    def __init__(self, trust: Callable[[], ssl.SSLContext], *, silence_seconds: float) -> None:
+        self._trust = trust
+        self._silence_seconds = silence_seconds
+        self._context: ssl.SSLContext | None = None
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[str, str], list[_Link]] = defaultdict(list)
+
+    def exchange(
+        self,
+        request: Request,
+        *,
+        into: Sequence[memoryview] = (),
+        fill_on: Container[int] = (),
+        cancellation: Cancellation | None = None,
+    ) -> Answer:
+        """Send a request and receive its answer.
+
+        Args:
+            into: Where the body goes if the status is one of ``fill_on`` and the body has exactly this length.
+
+        Raises:
+            NoConnectionError: Nothing was sent.
+            TimeoutError: The server kept silent.
+            OSError, HTTPException: The connection broke.
+            CancelledRequestError: See ``Cancellation``.
+        """
+        url = urlsplit(request.url)
+        link = self._take(url)
+        try:
+            with (cancellation or Cancellation()).covering(link):
+                answer = link.exchange(request, into, fill_on)
+        except BaseException:
+            link.close()
+            raise
+        if link.reusable:
+            with self._lock:
+                self._idle[url.scheme, url.netloc].append(link)
+        else:
+            link.close()
+        return answer
+
+    def _take(self, url: SplitResult) -> _Link:
+        while True:
+            with self._lock:
+                idle = self._idle[url.scheme, url.netloc]
+                link = idle.pop() if idle else None
+            if link is None:
+                return self._connect(url)
+            if not link.dropped:
+                return link
+            link.close()
+
+    def _connect(self, url: SplitResult) -> _Link:
+        host, port = url.hostname or "", url.port
+        proxy = _proxy_of(url.scheme, host)
+        at, at_port = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
+        authorization = _proxy_authorization(proxy) if proxy else {}
+        connection: http.client.HTTPConnection
+        if url.scheme == "https":
+            connection = http.client.HTTPSConnection(at, at_port, timeout=CONNECT_SECONDS, context=self._tls())
+            if proxy:
+                connection.set_tunnel(host, port, authorization)
+        else:
+            connection = http.client.HTTPConnection(at, at_port, timeout=CONNECT_SECONDS)
+        try:
+            connection.connect()
+        except FAILURES as error:
+            connection.close()
+            raise NoConnectionError(type(error).__name__) from None
+        forwarded = proxy is not None and url.scheme == "http"
+        return _Link(connection, self._silence_seconds, forwarded, authorization if forwarded else {})
+
+    def _tls(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._context is None:
+                self._context = self._trust()
+            return self._context
+
+
+class _Link:
+    """One connection; one request at a time.
+
+    Args:
+        forwarded: Whether a proxy reads the requests, and so wants whole URLs.
+        headers: For the proxy.
+    """
+
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        silence_seconds: float,
+        forwarded: bool,
+        headers: Mapping[str, str],
+    ) -> None:
+        self._connection = connection
+        self._socket: socket.socket = connection.sock
+        self._silence_seconds = silence_seconds
+        self._forwarded = forwarded
+        self._headers = headers
+        self._plain = not isinstance(self._socket, ssl.SSLSocket)
+        self.reusable = True
+        if self._plain:
+            limit = struct.pack("ll", int(silence_seconds), int(silence_seconds % 1 * 1_000_000))
+            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the server has closed it, or said something that nobody asked for."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def cut(self) -> None:
+        """Make the request under way fail; for other threads."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def exchange(self, request: Request, into: Sequence[memoryview], fill_on: Container[int]) -> Answer:
+        self.reusable = False
+        self._socket.settimeout(self._silence_seconds)
+        try:
+            self._send(request)
+        except (BrokenPipeError, ConnectionResetError):
+            # Servers that are overloaded refuse a body before they have read it, and hang up.
+            with contextlib.suppress(*FAILURES):
+                return self._receive(request, (), ())
+            raise
+        answer = self._receive(request, into, fill_on)
+        self.reusable = answer.whole
+        return answer
+
+    def _send(self, request: Request) -> None:
+        url = urlsplit(request.url)
+        target = request.url if self._forwarded else f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
+        self._connection.putrequest(request.method, target)
+        for name, value in {**self._headers, **request.headers}.items():
+            self._connection.putheader(name, value)
+        if request.method != "GET":
+            self._connection.putheader("Content-Length", str(sum(view.nbytes for view in request.body)))
+        self._connection.endheaders()
+        self._block()
+        for view in request.body:
+            self._send_all(view)
+
+    def _send_all(self, view: memoryview) -> None:
+        while view:
+            # TLS would take the timeout for the whole, and a plain socket takes what it can until it times out.
+            sent = _in_kernel(self._socket.send, view if self._plain else view[:_SLICE])
+            view = view[sent:]
+
+    def _receive(self, request: Request, into: Sequence[memoryview], fill_on: Container[int]) -> Answer:
+        self._socket.settimeout(request.answer_seconds)
+        response = self._connection.getresponse()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        body, filled = b"", False
+        if response.status not in fill_on:
+            body = response.read(MOST_ANSWER_BYTES)
+        elif response.length == sum(view.nbytes for view in into):
+            self._fill(response, into)
+            filled = True
+        elif response.length is None:
+            filled = _fill_in_chunks(response, into)
+        whole = (filled or response.isclosed()) and not response.will_close
+        response.close()
+        return Answer(response.status, headers, filled, body, whole)
+
+    def _fill(self, response: http.client.HTTPResponse, into: Sequence[memoryview]) -> None:
+        """The beginning may lie in the response's buffer, which one small read empties; the rest is on the socket."""
+        ahead = memoryview(response.read1(_READ_AHEAD))
+        self._block()
+        for view in into:
+            taken = ahead[: view.nbytes]
+            view[: taken.nbytes] = taken
+            ahead = ahead[taken.nbytes :]
+            self._receive_all(view[taken.nbytes :])
+
+    def _receive_all(self, view: memoryview) -> None:
+        while view:
+            if self._plain:
+                received = _in_kernel(self._socket.recv_into, view, view.nbytes, socket.MSG_WAITALL)
+            else:
+                received = self._socket.recv_into(view)
+            if not received:
+                raise http.client.IncompleteRead(b"", view.nbytes)
+            view = view[received:]
+
+    def _block(self) -> None:
+        """Leave the waiting to the kernel, which knows how long, if there is nothing between it and us."""
+        self._socket.settimeout(None if self._plain else self._silence_seconds)
+
+
+def _in_kernel(call: Callable[..., int], *arguments: object) -> int:
+    try:
+        return call(*arguments)
+    except BlockingIOError:
+        raise TimeoutError("the server takes nothing and gives nothing") from None
+
+
+def _fill_in_chunks(response: http.client.HTTPResponse, into: Sequence[memoryview]) -> bool:
+    """For a body of unknown length: whether it had exactly the length that is wanted."""
+    for view in into:
+        position = 0
+        while position < view.nbytes:
+            received = response.readinto(view[position:])
+            if not received:
+                return False
+            position += received
+    return not response.read(1)
+
+
+def _proxy_of(scheme: str, host: str) -> SplitResult | None:
+    """The proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
+    proxy = urllib.request.getproxies().get(scheme)
+    if not proxy or urllib.request.proxy_bypass(host):
+        return None
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(user).decode()}"}
