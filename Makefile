@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export PYTHONPATH := tests
 
-.PHONY: help demo test test-unit test-faults check format verify bench-log down clean
+.PHONY: help demo test test-unit test-faults check format verify bench bench-log down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -43,6 +43,10 @@ format: ## Rewrite the code the way `make check` wants it
 	$(BIN)/python docs/generate.py
 
 verify: check test ## Everything CI does
+
+bench: ## Saving and loading beside torch's own and AWS's connector: one table, and build/bench/engine.json (ten minutes)
+	@.ci/bootstrap --bench
+	$(BIN)/python benchmarks/engine.py
 
 bench-log: ## What opening a long run log costs, with and without compaction
 	@.ci/bootstrap
