@@ -28,13 +28,15 @@ from checkpoint_operator.actions import (
 from checkpoint_operator.entries import entry_for, fence, finish_purge, start_purge
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.model import Finding
-from checkpoint_operator.storage import Session
+from checkpoint_operator.storage import Session, refuses_deletion
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
     CheckpointError,
     CorruptSnapshotError,
     IncompatibleSnapshotError,
     ObjectNotFoundError,
+    RequestRefusedError,
     StoreError,
 )
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
@@ -57,6 +59,12 @@ class Outcome:
 
     action: Action
     error: CheckpointError | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked."""
+        locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
+        return refuses_deletion(self.error) or (locked and isinstance(self.action, PublishPointer))
 
 
 def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner) -> tuple[Outcome, ...]:

@@ -214,9 +214,7 @@ def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     """Of all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
     wanted, shown = published_steps(run), observed.shown
     wrong = [step for step in dict.fromkeys((*wanted, *shown)) if wanted.get(step) != shown.get(step)]
-    planned = [PublishPointer(step, wanted.get(step, "")) for step in wrong]
-    # Without a snapshot to show, a pointer is deleted.
-    return tuple([action for action in planned if action.snapshot or not observed.refusal][:MAX_POINTERS])
+    return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
 
 
 def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:

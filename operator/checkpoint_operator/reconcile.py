@@ -154,12 +154,15 @@ class Reconciler:
             work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
             outcomes = await self._observer.in_thread(work)
             run = session.log.run
-            refused = [outcome for outcome in outcomes if refuses_deletion(outcome.error)]
-            if refused:
-                memory.refusal, memory.refused_at = str(refused[0].error), time.monotonic()
-            errors = [o.error for o in outcomes if o.error is not None and o not in refused]
+            refused = [outcome for outcome in outcomes if outcome.refused]
+            undeleted = next((outcome.error for outcome in refused if refuses_deletion(outcome.error)), None)
+            if undeleted is not None:
+                memory.refusal, memory.refused_at = str(undeleted), time.monotonic()
+            errors = [outcome.error for outcome in outcomes if outcome.error is not None and not outcome.refused]
             done = [outcome.action for outcome in outcomes if outcome.error is None]
-            memory.shown = plan.shown_after(memory.shown, (a for a in done if isinstance(a, PublishPointer)))
+            # A pointer that is locked counts as shown: it is not tried again until it should show something else.
+            settled = [*done, *(outcome.action for outcome in refused)]
+            memory.shown = plan.shown_after(memory.shown, (a for a in settled if isinstance(a, PublishPointer)))
             if not errors and not refused:
                 collected = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
                 memory.collected = max(collected, default=memory.collected)

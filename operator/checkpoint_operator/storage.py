@@ -6,6 +6,7 @@ Everything here blocks and runs in threads.
 from __future__ import annotations
 
 import datetime as dt
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,6 @@ from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 
 KEYS_PER_BATCH = 500
-CLOCK_KEY = f"{layout.PROBE_FOLDER}clock"
 PATIENCE_SECONDS = 30.0
 # A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
 PATIENCE = Patience(deadline_seconds=10.0, answer_seconds=15.0)
@@ -157,6 +157,7 @@ class Session:
         self.log = RunLog(self.store, writer=writer, patience_seconds=PATIENCE_SECONDS)
         self._deletions = deletions
         self._clock: tuple[dt.datetime, float] | None = None
+        self._tidied = False
         self.probed_at: float | None = None
         self.read_only = ""
         self.refusal = ""
@@ -169,7 +170,7 @@ class Session:
         Raises:
             StoreError: It does not, or it failed.
         """
-        first, self.probed_at = self.probed_at is None, time.monotonic()
+        self.probed_at = time.monotonic()
         self.read_only = self.refusal = ""
         try:
             probe(self.store)
@@ -184,8 +185,9 @@ class Session:
                 raise
             self.refusal = str(error)
         self._read_clock()
-        if first and not self.refusal:
+        if not self.refusal and not self._tidied:
             self._discard_probes()
+            self._tidied = True
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, in batches and no faster than the limit.
@@ -199,7 +201,12 @@ class Session:
             self.store.delete(batch)
 
     def _check_readable(self) -> None:
-        """Raises: AccessDeniedError: It cannot even be read. StoreError: It failed."""
+        """Read the log, and the clock as far as it tells.
+
+        Raises:
+            AccessDeniedError: It cannot be read either.
+            StoreError: It failed.
+        """
         run = self.log.refresh()
         newest = self.store.stat(layout.log_key(run.head)) if run.head else None
         if newest is not None:
@@ -207,19 +214,23 @@ class Session:
             self._clock = (newest.modified, time.monotonic())
 
     def _discard_probes(self) -> None:
-        """What processes that were killed while they probed have left."""
+        """Delete what processes that were killed while they probed have left."""
         modified = {info.key: info.modified for info in self.store.list(layout.PROBE_FOLDER)}
         self.delete(orphans.old_probes(modified, now=self.now()))
 
     def _read_clock(self) -> None:
-        self.store.put(CLOCK_KEY, b"")
+        # A fresh key each time: where objects are locked, none can be replaced.
+        key = f"{layout.PROBE_FOLDER}{secrets.token_hex(8)}/clock"
+        self.store.put(key, b"")
         # Taken after the answer, so that the time that follows from it is late by the answer's way and never early:
         # nothing is deleted before its grace is over.
         answered = time.monotonic()
-        info = self.store.stat(CLOCK_KEY)
+        info = self.store.stat(key)
         if info is None:
-            raise StoreError("read the store's clock", CLOCK_KEY, "an object just written does not exist")
+            raise StoreError("read the store's clock", key, "an object just written does not exist")
         self._clock = (info.modified, answered)
+        if not self.refusal:
+            self.store.delete([key])
 
     def now(self) -> dt.datetime:
         """The store's clock, as far as this process's steady clock can tell since the last probe.

@@ -401,6 +401,29 @@ def test_what_a_store_refuses_is_a_condition_and_no_hot_loop(
         assert all(s.state is not SnapshotState.PURGING for s in trainer.run.snapshots.values())
 
 
+@pytest.mark.store
+def test_what_was_read_back_is_not_read_again_because_the_log_could_not_be_written(
+    namespace: Namespace, start_operator: StartOperator, object_store: ObjectStore, bucket: str, secret: str
+) -> None:
+    url, keys = f"s3://{bucket}/run", Credentials.of(object_store.environment)
+    settings = StoreSettings(url, object_store.endpoint, "us-east-1", credentials=keys)
+    trainer = Trainer(open_store(settings), Owner(namespace.api.uid, namespace.name, "run")).start()
+    snapshot = trainer.commit(100)
+    with faulty_server(object_store.endpoint) as server:
+        storage = {"endpoint": server.endpoint, "region": "us-east-1", "credentialsSecret": {"name": secret}}
+        start_operator("--verify-rate=200")
+        run = create(namespace, url, storage=storage)
+        mirror = f"run-{snapshot.id}"
+        run.eventually(lambda it: "SizesMatch" in str(it.snapshots().get(mirror, {}).get("status")))
+        server.faults.append(Fault("PUT", "_log/", (503, "SlowDown"), times=1_000_000))
+        run.becomes("StorageAvailable", "False", "StoreUnavailable", within=60)
+        assert "ChecksumsMatch" not in str(run.snapshots()[mirror]["status"])
+        with server.lock:
+            server.faults.clear()
+        run.eventually(lambda it: "ChecksumsMatch" in str(it.snapshots()[mirror]["status"]), within=90)
+        assert server.count("GET", "__0_0.distcp") == 1
+
+
 def test_what_is_damaged_is_found_in_the_background_and_told(
     namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
 ) -> None:

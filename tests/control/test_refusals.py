@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import pytest
 
 from builders import OBJECT_UID, OWNER
-from checkpoint_operator.actions import CollectOrphans, Configure, PublishPointer, Purge, Retire, Verify
-from checkpoint_operator.execute import carry_out
+from checkpoint_operator.actions import CollectOrphans, Configure, PublishPointer, Purge, Retire, StoreAction, Verify
+from checkpoint_operator.execute import Outcome, carry_out
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.observe import REFUSED_SECONDS, Memory
-from checkpoint_operator.storage import CLOCK_KEY, KEYS_PER_BATCH, Session, refuses_deletion
+from checkpoint_operator.storage import KEYS_PER_BATCH, Session, refuses_deletion
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
@@ -155,6 +155,50 @@ def test_a_refusal_is_remembered_for_an_hour(monkeypatch: pytest.MonkeyPatch) ->
     assert memory.refused() == ""
 
 
+def test_what_probes_could_not_delete_goes_when_it_can_be_deleted(store: Locked, session: Session) -> None:
+    store.no_delete = AccessDeniedError
+    session.probe()
+    assert len(list(store.list("_probe/"))) == 3
+    store.no_delete = None
+    store.now += dt.timedelta(hours=1)
+    session.probe()
+    assert list(store.list("_probe/")) == []
+
+
+def test_where_no_object_can_be_replaced_the_clock_is_read_all_the_same(
+    store: Locked, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = store.put
+
+    def only_once(key: str, data: Buffer) -> None:
+        if store.stat(key) is not None:
+            raise AccessDeniedError("write", key, "the store answered 403")
+        put(key, data)
+
+    monkeypatch.setattr(store, "put", only_once)
+    store.no_delete = AccessDeniedError
+    for _ in range(2):
+        session.probe()
+    assert session.refusal
+    assert session.now() >= store.now
+
+
+@pytest.mark.parametrize(
+    ("action", "operation", "refused"),
+    [
+        pytest.param(Purge("100-1-abcdefgh"), "delete", True, id="deleting data"),
+        pytest.param(PublishPointer(100, "100-1-abcdefgh"), "write", True, id="replacing a pointer"),
+        pytest.param(PublishPointer(100, ""), "delete", True, id="removing a pointer"),
+        pytest.param(Retire("100-1-abcdefgh"), "create", False, id="appending to the log"),
+    ],
+)
+def test_what_counts_as_refused_is(action: StoreAction, operation: str, refused: bool) -> None:
+    error = AccessDeniedError(operation, "a key", "the store answered 403")
+    assert Outcome(action, error).refused is refused
+    assert not Outcome(action, StoreError(operation, "a key", "the server is tired")).refused
+    assert not Outcome(action).refused
+
+
 # Writing
 
 
@@ -202,9 +246,8 @@ def test_what_killed_probes_left_is_deleted_after_an_hour_and_a_running_probe_is
     store: Locked, session: Session
 ) -> None:
     store.put("_probe/1111111111111111/created", b"first")
-    store.put(CLOCK_KEY, b"")
     store.now += dt.timedelta(minutes=59)
     store.put("_probe/2222222222222222/created", b"first")
     store.now += dt.timedelta(minutes=1)
     session.probe()
-    assert [info.key for info in store.list("_probe/")] == ["_probe/2222222222222222/created", CLOCK_KEY]
+    assert [info.key for info in store.list("_probe/")] == ["_probe/2222222222222222/created"]

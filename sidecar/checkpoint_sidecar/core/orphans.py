@@ -94,11 +94,10 @@ def old_probes(modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> tupl
     """Keys that may be deleted of what is left in the folder in which stores are probed.
 
     Args:
-        modified: A listing of ``PROBE_FOLDER``. Each probe has a folder of its own there, which it empties at its end.
+        modified: A listing of ``PROBE_FOLDER``, which each probe leaves as it found it unless it is killed.
     """
     grace = dt.timedelta(seconds=DEFAULT_GRACE_SECONDS)
-    probes = (key for key in modified if "/" in key.removeprefix(layout.PROBE_FOLDER))
-    return tuple(key for key in probes if key.startswith(layout.PROBE_FOLDER) and now - modified[key] >= grace)
+    return tuple(key for key in modified if key.startswith(layout.PROBE_FOLDER) and now - modified[key] >= grace)
 
 
 def _grace(run: Run) -> dt.timedelta:
