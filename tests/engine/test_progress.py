@@ -47,11 +47,18 @@ def test_no_byte_is_lost_between_threads() -> None:
     assert progress.snapshot().done == 20_000
 
 
-@pytest.mark.parametrize("report", [Progress.add, Progress.expect])
-def test_who_reports_bytes_learns_that_it_was_called_off(report: Callable[[Progress, int], None]) -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda progress: progress.add(10), id="adds"),
+        pytest.param(lambda progress: progress.expect(10), id="expects"),
+        pytest.param(Progress.check, id="checks"),
+    ],
+)
+def test_who_uses_it_learns_that_it_was_called_off(use: Callable[[Progress], None]) -> None:
     progress = Progress(100)
-    report(progress, 10)
+    use(progress)
     progress.cancel()
     assert progress.cancelled
     with pytest.raises(TransferCancelledError, match="it was called off"):
-        report(progress, 10)
+        use(progress)

@@ -234,3 +234,9 @@ def refuse(rank: int, key: str, *, who: int) -> None:
 def dawdle(rank: int, step: int) -> None:
     """Gives the test time to interfere."""
     time.sleep(0.2)
+
+
+def dawdle_in_upload(rank: int, key: str, *, who: int) -> None:
+    """A store that is slow for one rank."""
+    if rank == who and key.endswith(".distcp"):
+        time.sleep(1.0)

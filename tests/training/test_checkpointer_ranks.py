@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from checkpoint_sidecar.core.log import AttemptStarted, RestoreFinished, SnapshotCommitted
-from training.checkpointer_ranks import Job, Outcome, Ranks, Sharding, dawdle, die, refuse, run, same, terminate
+from training.checkpointer_ranks import (
+    Job,
+    Outcome,
+    Ranks,
+    Sharding,
+    dawdle,
+    dawdle_in_upload,
+    die,
+    refuse,
+    run,
+    same,
+    terminate,
+)
 from training.checkpointer_runs import RunStorage
 
 pytestmark = pytest.mark.distributed
@@ -49,6 +62,16 @@ def test_sigterm_at_one_rank_saves_and_stops_all_of_them(storage: RunStorage, tm
     assert (commit.step, commit.trigger) == (stopped, "Termination")
     replaced = run(Job(storage.url, 9, every_steps=None), tmp_path)
     assert [outcome.steps for outcome in replaced] == [tuple(range(stopped + 1, 10))] * 2
+
+
+def test_a_save_that_cannot_commit_in_time_is_called_off_by_all_ranks_and_leaves_nothing(
+    storage: RunStorage, tmp_path: Path
+) -> None:
+    job = Job(storage.url, 9, every_steps=None, grace_seconds=3.5, on_step=partial(terminate, to=1, at=3))
+    outcomes = run(replace(job, on_upload=partial(dawdle_in_upload, who=0)), tmp_path)
+    assert codes(outcomes) == [143, 143]
+    assert storage.bodies(SnapshotCommitted) == []
+    assert not list(storage.store.list("step-"))
 
 
 @pytest.mark.parametrize(

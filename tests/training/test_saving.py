@@ -116,6 +116,15 @@ def test_why_a_save_failed_can_be_printed_with_its_traceback(storage: RunStorage
     assert "the disk is full" in "".join(traceback.format_exception(caught.value))
 
 
+def test_no_thread_outlives_the_checkpointer(storage: RunStorage) -> None:
+    before = set(threading.enumerate())
+    storage.train(4)
+    patience = time.monotonic() + 5
+    while not set(threading.enumerate()) <= before:
+        assert time.monotonic() < patience, set(threading.enumerate()) - before
+        time.sleep(0.01)
+
+
 def test_the_copy_that_training_waits_for_is_timed(storage: RunStorage) -> None:
     with started(storage) as checkpointer:
         assert checkpointer.last_staging_seconds is None

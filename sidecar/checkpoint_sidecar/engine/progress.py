@@ -54,7 +54,7 @@ class Progress:
         """
         with self._lock:
             self._total += count
-            self._go_on()
+            self._check()
 
     def add(self, count: int) -> None:
         """This many bytes have arrived: a part is stored, a range is verified and in its place.
@@ -64,7 +64,7 @@ class Progress:
         """
         with self._lock:
             self._done += count
-            self._go_on()
+            self._check()
 
     def cancel(self) -> None:
         """Call it off: whoever next reports bytes gets an error, and cleans up as after any other."""
@@ -75,11 +75,20 @@ class Progress:
     def cancelled(self) -> bool:
         return self._cancelled
 
+    def check(self) -> None:
+        """For who waits for others that move the bytes.
+
+        Raises:
+            TransferCancelledError: See ``cancel``.
+        """
+        with self._lock:
+            self._check()
+
     def snapshot(self) -> ProgressSnapshot:
         with self._lock:
             return ProgressSnapshot(self._done, self._total, self._clock() - self._began)
 
-    def _go_on(self) -> None:
+    def _check(self) -> None:
         if self._cancelled:
             raise TransferCancelledError(
                 "move data",
