@@ -149,14 +149,19 @@ class Scrubber:
         except Exception as error:
             bug = None if isinstance(error, CheckpointError) else error
             logger.warning("%s: reading %s back failed, next try later: %s", key, snapshot.id, error, exc_info=bug)
-            self._rests_until[key] = time.monotonic() + RETRY_SECONDS
+            self._rest(key, RETRY_SECONDS)
         else:
             outcome = "matches" if finding.check.passed else f"is damaged ({finding.check.evidence})"
             logger.info("%s: %s %s, read in %.0f s", key, snapshot.id, outcome, time.monotonic() - began)
             if not finding.check.passed:
-                self._rests_until[key] = time.monotonic() + self._rest_seconds
+                self._rest(key, self._rest_seconds)
             if key in self._wishes:
                 self._findings.setdefault(key, {})[snapshot.id] = finding
         finally:
             del self._readings[key]
         self._wake(key)
+
+    def _rest(self, key: Key, seconds: float) -> None:
+        """Read nothing of a Checkpoint for a while, and then ask for a pass, which says again what it wants."""
+        self._rests_until[key] = time.monotonic() + seconds
+        asyncio.get_running_loop().call_later(seconds, self._wake, key)
