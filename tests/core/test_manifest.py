@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
-from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest, decode, digest, encode
+from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest, block_bytes_for, decode, digest, encode
 
 KEY = "step-1000/0007-abcdefgh/manifest.json"
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,20}", fullmatch=True).filter(lambda name: name != "manifest.json")
@@ -139,3 +139,18 @@ def test_a_manifest_knows_its_files_and_their_size() -> None:
     assert two.size == 12
     assert two.file(".metadata") == two.files[1]
     assert two.file("absent") is None
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "kibibytes"),
+    [(0, 256), (1, 256), (64, 256), (65, 512), (128, 512), (256, 1024), (512, 2048), (513, 4096), (10_000, 4096)],
+)
+def test_blocks_grow_with_the_snapshot(gibibytes: int, kibibytes: int) -> None:
+    assert block_bytes_for(gibibytes * 2**30) == kibibytes * 1024
+
+
+@given(total=st.integers(0, 2**42))
+def test_blocks_are_few_enough_for_a_small_manifest_and_divide_every_part_of_an_upload(total: int) -> None:
+    block_bytes = block_bytes_for(total)
+    assert (4 * 2**20) % block_bytes == 0
+    assert total // block_bytes <= 262_144 or block_bytes == BLOCK_BYTES

@@ -18,6 +18,8 @@ BLOCK_BYTES = 4 * 1024 * 1024
 MAX_BLOCK_BYTES = 64 * 1024 * 1024
 """A reader must hold a whole block to verify a byte of it."""
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+_LEAST_BLOCK_BYTES = 256 * 1024
+_MOST_BLOCKS = 256 * 1024
 _FORMAT = 1
 _UPGRADE = "A newer version may have written it: upgrade checkpoint-operator here."
 
@@ -31,8 +33,8 @@ class File(msgspec.Struct, frozen=True, rename="camel"):
         name: Inside the save's folder.
         size: Its length in bytes.
         crc32c: Of the whole file (Castagnoli polynomial, RFC 3720 appendix B.4).
-        block_crc32c: One big-endian 32-bit CRC32C per block of ``BLOCK_BYTES``, the last block possibly shorter; lets a
-            reader that needs only a range verify it.
+        block_crc32c: One big-endian 32-bit CRC32C per block of ``Manifest.block_bytes``, the last block possibly
+            shorter; lets a reader that needs only a range verify it.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -57,6 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     Attributes:
         files: Data files and DCP's ``.metadata``, sorted by name.
         world_size: Ranks that saved.
+        block_bytes: See ``block_bytes_for``.
         versions: Names and versions of what wrote it (torch, this library), for humans.
     """
 
@@ -76,6 +79,18 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
     def file(self, name: str) -> File | None:
         return next((file for file in self.files if file.name == name), None)
+
+
+def block_bytes_for(total_bytes: int) -> int:
+    """The block size for a snapshot of this size: 256 KiB up to 64 GiB, doubling with it to 4 MiB above 512 GiB.
+
+    Small, so that a reader that needs little reads little; large enough for a manifest of one or two megabytes, which
+    every restore reads.
+    """
+    block_bytes = _LEAST_BLOCK_BYTES
+    while block_bytes < BLOCK_BYTES and total_bytes > block_bytes * _MOST_BLOCKS:
+        block_bytes *= 2
+    return block_bytes
 
 
 def encode(manifest: Manifest) -> bytes:

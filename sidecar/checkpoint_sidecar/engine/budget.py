@@ -1,0 +1,57 @@
+"""A limit on memory that several threads share."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class MemoryBudget:
+    """Hands out allowances, first come first served, so that together they stay below a limit.
+
+    Args:
+        limit: In bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @property
+    def used(self) -> int:
+        """Bytes handed out and not yet given back."""
+        return self._used
+
+    def acquire(self, count: int) -> None:
+        """Wait until ``count`` bytes are free. More than the limit are granted when nobody else holds any."""
+        turn = object()
+        with self._changed:
+            self._waiting.append(turn)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is turn and self._has_room_for(count))
+                self._used += count
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
+
+    def release(self, count: int) -> None:
+        """Give back what ``acquire`` granted."""
+        with self._changed:
+            self._used -= count
+            self._changed.notify_all()
+
+    @contextmanager
+    def allowance(self, count: int) -> Iterator[None]:
+        """Hold ``count`` bytes for the length of the block."""
+        self.acquire(count)
+        try:
+            yield
+        finally:
+            self.release(count)
+
+    def _has_room_for(self, count: int) -> bool:
+        return count == 0 or self._used == 0 or self._used + count <= self._limit

@@ -1,0 +1,74 @@
+"""CRC32C (Castagnoli polynomial, RFC 3720 appendix B.4) of blocks, and of what blocks make when put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from crc32c import crc32c
+
+from checkpoint_sidecar.store.base import Buffer
+
+_POLYNOMIAL = 0x82F63B78  # without x^32; as in checksums, the highest bit is the coefficient of x^0
+_ONE = 1 << 31
+_BYTE = 1 << (31 - 8)  # x^8
+
+
+def block_checksums(buffers: Iterable[Buffer], block_bytes: int) -> list[int]:
+    """The CRC32C of each block of ``block_bytes`` of the buffers put together; the last block may be shorter.
+
+    Other threads run meanwhile.
+    """
+    checksums: list[int] = []
+    current, room = 0, block_bytes
+    for buffer in buffers:
+        rest = memoryview(buffer).cast("B")
+        while rest:
+            piece, rest = rest[:room], rest[room:]
+            current, room = crc32c(piece, current), room - len(piece)
+            if not room:
+                checksums.append(current)
+                current, room = 0, block_bytes
+    if room < block_bytes:
+        checksums.append(current)
+    return checksums
+
+
+def combine(first: int, second: int, second_bytes: int) -> int:
+    """The CRC32C of two byte strings put together, from their own checksums.
+
+    Args:
+        second_bytes: The length of the second one.
+    """
+    # A checksum is a remainder in GF(2)[x]; bytes that follow multiply what came before by a power of x.
+    return _product(first, _power(second_bytes)) ^ second
+
+
+def of_blocks(checksums: Sequence[int], block_bytes: int, size: int) -> int:
+    """The CRC32C of ``size`` bytes whose blocks have these checksums."""
+    whole = 0
+    for index, checksum in enumerate(checksums):
+        whole = combine(whole, checksum, min(block_bytes, size - index * block_bytes))
+    return whole
+
+
+@lru_cache(maxsize=256)
+def _power(count: int) -> int:
+    """The power of x by which ``count`` bytes that follow multiply."""
+    result, square = _ONE, _BYTE
+    while count:
+        if count & 1:
+            result = _product(result, square)
+        square = _product(square, square)
+        count >>= 1
+    return result
+
+
+def _product(left: int, right: int) -> int:
+    result = 0
+    while left:
+        if left & _ONE:
+            result ^= right
+        left = left << 1 & 0xFFFFFFFF
+        right = right >> 1 ^ (_POLYNOMIAL if right & 1 else 0)
+    return result

@@ -1,0 +1,41 @@
+"""The engine's settings: defaults, what the environment says, and refusals that tell what would work."""
+
+from __future__ import annotations
+
+import pytest
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.engine.settings import EngineSettings
+
+
+def test_without_variables_the_defaults_hold() -> None:
+    assert EngineSettings.from_environment({"CHECKPOINT_MEMORY": ""}) == EngineSettings(256 * 2**20, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("64Mi", 64 * 2**20), ("2Gi", 2 * 2**30), ("1G", 10**9), ("131072Ki", 2**27), ("50000000", 50_000_000)],
+)
+def test_memory_is_a_quantity_of_bytes(text: str, count: int) -> None:
+    assert EngineSettings.from_environment({"CHECKPOINT_MEMORY": text}).memory_bytes == count
+
+
+def test_connections_are_a_number() -> None:
+    assert EngineSettings.from_environment({"CHECKPOINT_CONNECTIONS": "4"}).connections == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("CHECKPOINT_MEMORY", "lots"),
+        ("CHECKPOINT_MEMORY", "256MB"),
+        ("CHECKPOINT_MEMORY", "-64Mi"),
+        ("CHECKPOINT_MEMORY", "1Mi"),
+        ("CHECKPOINT_CONNECTIONS", "0"),
+        ("CHECKPOINT_CONNECTIONS", "1.5"),
+        ("CHECKPOINT_CONNECTIONS", "1000"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        EngineSettings.from_environment({name: text})
