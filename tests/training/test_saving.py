@@ -9,15 +9,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
+from checkpoint_sidecar import Checkpointer, Terminated
 from checkpoint_sidecar.core.errors import StoreError, TransferCancelledError
 from checkpoint_sidecar.core.log import SnapshotCommitted
-from training.checkpointer_runs import EVERY_STEP, RunStorage, started
+from checkpoint_sidecar.store import parts
+from checkpoint_sidecar.store.base import Buffer, KeepsUnfinished, Store, Upload
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from checkpoint_sidecar.training import checkpointer as module
+from localcluster.objectstore import REGION, ObjectStore
+from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, RunStorage, Watched, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -114,6 +122,56 @@ def test_why_a_save_failed_can_be_printed_with_its_traceback(storage: RunStorage
     with pytest.raises(StoreError) as caught, started(storage) as checkpointer:
         checkpointer.save(1)
     assert "the disk is full" in "".join(traceback.format_exception(caught.value))
+
+
+class SlowParts:
+    """An upload of which every part takes a while, and which says when the first is stored."""
+
+    def __init__(self, upload: Upload, first: threading.Event) -> None:
+        self._upload = upload
+        self._first = first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._upload, name)
+
+    def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
+        time.sleep(0.1)
+        self._upload.write_part(index, buffers)
+        self._first.set()
+
+
+class SlowStore(Watched):
+    def __init__(self, store: Store, first: threading.Event) -> None:
+        super().__init__(store, lambda _: None)
+        self._first = first
+
+    @contextmanager
+    def upload(self, key: str, size: int) -> Iterator[Any]:
+        with super().upload(key, size) as upload:
+            yield SlowParts(upload, self._first) if key.endswith(".distcp") else upload
+
+
+@pytest.mark.store
+def test_a_save_that_is_called_off_leaves_no_unfinished_upload(
+    object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = threading.Event()
+    monkeypatch.setattr(module, "open_store", lambda settings: SlowStore(open_store(settings), first))
+    monkeypatch.setattr(parts, "PART_BYTES", 8 * 1024 * 1024)
+    monkeypatch.setenv("CHECKPOINT_CONNECTIONS", "2")
+    keys = {name: object_store.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    settings = StoreSettings(f"s3://{bucket}/run", object_store.endpoint, REGION, credentials=Credentials.of(keys))
+    state = {"weights": torch.nn.Linear(4096, 4096)}
+    with pytest.raises(Terminated), Checkpointer(state, settings, save=ONLY_WHEN_TOLD, grace_seconds=3.3) as saver:  # noqa: PT012
+        saver.restore()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        saver.step(1)
+    assert first.is_set()
+    store = open_store(settings)
+    assert isinstance(store, KeepsUnfinished)
+    assert not list(store.unfinished())
+    assert not list(store.list("step-"))
 
 
 def test_no_thread_outlives_the_checkpointer(storage: RunStorage) -> None:
