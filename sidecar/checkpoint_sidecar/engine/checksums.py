@@ -46,10 +46,24 @@ def combine(first: int, second: int, second_bytes: int) -> int:
 
 def of_blocks(checksums: Sequence[int], block_bytes: int, size: int) -> int:
     """The CRC32C of ``size`` bytes whose blocks have these checksums."""
+    if not checksums:
+        return 0
+    *full, last = checksums
+    lowest, low, high, highest = _block_factors(block_bytes)
     whole = 0
-    for index, checksum in enumerate(checksums):
-        whole = combine(whole, checksum, min(block_bytes, size - index * block_bytes))
-    return whole
+    for checksum in full:
+        whole = lowest[whole & 255] ^ low[whole >> 8 & 255] ^ high[whole >> 16 & 255] ^ highest[whole >> 24] ^ checksum
+    return combine(whole, last, size - len(full) * block_bytes)
+
+
+@lru_cache(maxsize=16)
+def _block_factors(block_bytes: int) -> tuple[tuple[int, ...], ...]:
+    """What each value of each byte of a checksum becomes when ``block_bytes`` follow.
+
+    A snapshot of a terabyte has a quarter of a million blocks, and whoever combines them holds the interpreter's lock.
+    """
+    power = _power(block_bytes)
+    return tuple(tuple(_product(value << shift, power) for value in range(256)) for shift in (0, 8, 16, 24))
 
 
 @lru_cache(maxsize=256)
