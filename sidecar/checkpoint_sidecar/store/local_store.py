@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import errno
-import itertools
 import os
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,13 +32,13 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.file_bodies import read_into, reserve, write_from
 from checkpoint_sidecar.store.parts import PartedUpload
 from checkpoint_sidecar.store.settings import StoreSettings
 
 PARTIAL_FOLDER = ".partial"
 LEFTOVER_SECONDS = 24 * 3600
 _PUBLISH_TRIES = 10
-_MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
 
 _DENIED = (AccessDeniedError, "Let this user read and write under the folder.")
 _FULL = (RequestRefusedError, "Free space on the file system.")
@@ -103,7 +101,7 @@ class LocalStore:
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         with self._explained("read a range of", key), self._path(key).open("rb") as file:
             length = sum(buffer.nbytes for buffer in buffers)
-            read = _read_into(file.fileno(), start, buffers)
+            read = read_into(file.fileno(), start, buffers)
         if read != length:
             raise TruncatedObjectError(
                 "read a range of", f"{self._url}/{key}", f"{read} of {length} bytes at offset {start} exist"
@@ -124,7 +122,13 @@ class LocalStore:
 
     def upload(self, key: str, size: int) -> _Upload:
         with self._explained("upload", key):
-            return _Upload(self, key, size, self._open_partial())
+            partial = self._open_partial()
+            try:
+                reserve(partial.fileno(), size)
+            except BaseException:
+                _throw_away(partial)
+                raise
+            return _Upload(self, key, size, partial)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -224,7 +228,7 @@ class _Upload(PartedUpload):
 
     def _write(self, index: int, views: Sequence[memoryview]) -> None:
         with self._store._explained("upload", self._key):
-            _write_from(self._partial.fileno(), index * self._part_bytes, views)
+            write_from(self._partial.fileno(), index * self._part_bytes, views)
 
     def _publish(self) -> None:
         with self._store._explained("complete the upload of", self._key):
@@ -235,38 +239,14 @@ class _Upload(PartedUpload):
         pass
 
     def _discard(self) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._partial.name)
-        with contextlib.suppress(OSError):
-            self._partial.close()
+        _throw_away(self._partial)
 
 
-def _read_into(descriptor: int, start: int, buffers: Sequence[memoryview]) -> int:
-    """How many bytes there were."""
-    return _transfer(os.preadv, descriptor, start, buffers)
-
-
-def _write_from(descriptor: int, start: int, buffers: Sequence[memoryview]) -> None:
-    _transfer(os.pwritev, descriptor, start, buffers)
-
-
-def _transfer(
-    call: Callable[[int, Sequence[memoryview], int], int], descriptor: int, start: int, buffers: Sequence[memoryview]
-) -> int:
-    """Repeat a call until all buffers are through, or it transfers nothing: the system takes only so much at once."""
-    remaining = deque(view for buffer in buffers if (view := buffer.cast("B")))
-    done = 0
-    while remaining:
-        moved = call(descriptor, list(itertools.islice(remaining, _MOST_BUFFERS)), start + done)
-        if not moved:
-            break
-        done += moved
-        while moved:
-            first = remaining.popleft()
-            if moved < first.nbytes:
-                remaining.appendleft(first[moved:])
-            moved = max(0, moved - first.nbytes)
-    return done
+def _throw_away(partial: BinaryIO) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(partial.name)
+    with contextlib.suppress(OSError):
+        partial.close()
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

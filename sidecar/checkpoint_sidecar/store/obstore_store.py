@@ -8,8 +8,6 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import obstore
@@ -23,8 +21,6 @@ from checkpoint_sidecar.core.errors import (
     ObjectNotFoundError,
     ObjectTooLargeError,
     StoreError,
-    TruncatedObjectError,
-    UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
@@ -32,8 +28,10 @@ from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, LEAST_TRIES, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.listing import beginning
+from checkpoint_sidecar.store.obstore_bodies import Clients, StreamedBodies
 from checkpoint_sidecar.store.parts import PartedUpload
 from checkpoint_sidecar.store.s3_bodies import S3Bodies
+from checkpoint_sidecar.store.s3_signing import DEFAULT_REGION, S3Identity
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings, redacted
 
 if TYPE_CHECKING:
@@ -55,23 +53,9 @@ _DEBUG_SYNTAX = re.compile(r'[\s,(){}"]+')
 
 _RETRIES = 10
 
-_PARALLEL_PARTS = 8
 
 ROTATION = dt.timedelta(seconds=30)
 """How long credentials from a folder are used before they are read again: in the middle of an upload, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Clients:
-    """Two clients of one bucket.
-
-    Attributes:
-        requests: Never repeats anything by itself: a lost reply to a create must not become a lost race.
-        bodies: For large ones. It is patient, and repeats requests by itself: an upload's parts are out of our reach.
-    """
-
-    requests: obstore.store.ObjectStore
-    bodies: obstore.store.ObjectStore
 
 
 class ObstoreStore:
@@ -82,7 +66,9 @@ class ObstoreStore:
         self._patience = patience
         self._location = parse_url(settings.url)
         self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=_explain, patience=patience)
-        self._s3_bodies = S3Bodies(settings, patience) if self._location.scheme == "s3" else None
+        self._bodies: S3Bodies | StreamedBodies = (
+            S3Bodies(settings, patience) if self._location.scheme == "s3" else StreamedBodies(self, self._calls)
+        )
 
     def __reduce__(self) -> tuple[type[ObstoreStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -97,7 +83,7 @@ class ObstoreStore:
     def put(self, key: str, data: Buffer) -> None:
         view = memoryview(data).cast("B")
 
-        def request(clients: _Clients) -> object:
+        def request(clients: Clients) -> object:
             client = clients.bodies if view.nbytes > LARGE_BODY else clients.requests
             return obstore.put(client, key, view, use_multipart=False)
 
@@ -110,7 +96,7 @@ class ObstoreStore:
         )
 
     def get(self, key: str, *, max_bytes: int) -> StoredObject:
-        def request(clients: _Clients) -> StoredObject:
+        def request(clients: Clients) -> StoredObject:
             # The body is still at the store here: it is fetched by ``bytes`` only.
             result = obstore.get(clients.requests, key)
             info = _info(key, result.meta)
@@ -123,28 +109,7 @@ class ObstoreStore:
         return self._calls.run("read", key, request)
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
-        if self._s3_bodies is not None:
-            self._s3_bodies.read_into(key, start, buffers)
-        else:
-            self._read_into(key, start, buffers)
-
-    def _read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
-        length = sum(buffer.nbytes for buffer in buffers)
-        if length == 0:
-            return
-        data = memoryview(
-            self._calls.run(
-                "read a range of", key, lambda c: obstore.get_range(c.requests, key, start=start, length=length)
-            )
-        )
-        if data.nbytes != length:
-            raise TruncatedObjectError(
-                "read a range of", f"{self.url}/{key}", f"{data.nbytes} of {length} bytes at offset {start} exist"
-            )
-        position = 0
-        for buffer in buffers:
-            buffer.cast("B")[:] = data[position : position + buffer.nbytes]
-            position += buffer.nbytes
+        self._bodies.read_into(key, start, buffers)
 
     def stat(self, key: str) -> ObjectInfo | None:
         try:
@@ -160,7 +125,7 @@ class ObstoreStore:
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0]
 
-        def request(clients: _Clients) -> list[ObjectInfo]:
+        def request(clients: Clients) -> list[ObjectInfo]:
             pages = obstore.list(clients.requests, folder or None, offset=beginning(after) or None, chunk_size=1000)
             return [_info(meta["path"], meta) for page in pages for meta in page]
 
@@ -169,7 +134,7 @@ class ObstoreStore:
         return iter(sorted(found, key=lambda info: info.key))
 
     def upload(self, key: str, size: int) -> PartedUpload:
-        return self._s3_bodies.upload(key, size) if self._s3_bodies is not None else StreamedUpload(self, key, size)
+        return self._bodies.upload(key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_DELETE):
@@ -177,13 +142,13 @@ class ObstoreStore:
 
     def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         # Azure and Google Cloud Storage expire uncommitted blocks and resumable uploads after a week.
-        return iter(()) if self._s3_bodies is None else self._s3_bodies.unfinished(prefix)
+        return self._bodies.unfinished(prefix) if isinstance(self._bodies, S3Bodies) else iter(())
 
     def discard(self, upload: UnfinishedUpload) -> None:
-        if self._s3_bodies is not None:
-            self._s3_bodies.discard(upload)
+        if isinstance(self._bodies, S3Bodies):
+            self._bodies.discard(upload)
 
-    def _connect(self, values: Mapping[str, str]) -> _Clients:
+    def _connect(self, values: Mapping[str, str]) -> Clients:
         make = _MAKERS[self._location.scheme]
         never = {"max_retries": 0, "retry_timeout": dt.timedelta(0)}
         # Quick failures end by the number of retries at about the deadline, slow ones by the time.
@@ -213,7 +178,7 @@ class ObstoreStore:
             return make(self._settings, self._location.bucket, values, options)
 
         try:
-            return _Clients(
+            return Clients(
                 requests=client(self._patience.answer_seconds, never),
                 bodies=client(self._patience.body_seconds, repeated),
             )
@@ -228,118 +193,54 @@ class ObstoreStore:
         raise ConfigurationError("open the store", self.url, cause, hint)
 
 
-class StreamedUpload(PartedUpload):
-    """Feeds the parts, in order, to obstore, which runs in a thread of ours: given an iterator it sends some of them at
-    a time, and aborts the upload if one fails or the iterator raises. (Its file-like writer cannot be aborted once it
-    failed.) A part counts as written when so many later ones were asked for that it must be stored, or nearly.
-    """
-
-    def __init__(self, store: ObstoreStore, key: str, size: int) -> None:
-        super().__init__(f"{store.url}/{key}", size)
-        self._store = store
-        self._key = key
-        self._waiting: dict[int, Sequence[memoryview]] = {}
-        self._fed = 0
-        self._thread: ThreadPoolExecutor | None = None
-        self._sending: Future[object] | None = None
-
-    def _write(self, index: int, views: Sequence[memoryview]) -> None:
-        with self._changed:
-            self._waiting[index] = views
-            if self._parts == 1:
-                return
-            if self._sending is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
-                self._sending = self._thread.submit(self._send)
-                self._sending.add_done_callback(self._ended)
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: index < self._fed or self._over(self._sending))
-            taken = index < self._fed
-        if not taken:
-            if self._open and self._sending is not None:
-                self._sending.result()
-            raise self._aborted()
-
-    def _publish(self) -> None:
-        if self._sending is None:
-            self._store.put(self._key, b"".join(self._waiting.get(0, ())))
-            return
-        try:
-            self._sending.result()
-        except (ObjectNotFoundError, UnknownOutcomeError):
-            # Perhaps the upload was completed and the answer lost: then the client has found nothing to abort.
-            info = self._store.stat(self._key)
-            if info is None or info.size != self._size:
-                raise
-        finally:
-            self._join()
-
-    def _interrupt(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def _discard(self) -> None:
-        self._join()
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown()
-
-    def _over(self, sending: Future[object] | None) -> bool:
-        return not self._open or (sending is not None and sending.done())
-
-    def _ended(self, _: Future[object]) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def _send(self) -> object:
-        return self._store._calls.once(
-            "upload",
-            self._key,
-            lambda c: obstore.put(
-                c.bodies,
-                self._key,
-                self._feed(),
-                use_multipart=True,
-                chunk_size=self._part_bytes,
-                max_concurrency=_PARALLEL_PARTS,
-            ),
-        )
-
-    def _feed(self) -> Iterator[memoryview]:
-        for index in range(self._parts):
-            with self._changed:
-                self._changed.wait_for(lambda: index in self._waiting or not self._open)  # noqa: B023 - used at once
-                if not self._open:
-                    raise _AbortedError
-                views = self._waiting.pop(index)
-            yield from views
-            with self._changed:
-                self._fed = index + 1
-                self._changed.notify_all()
-
-
-class _AbortedError(Exception):
-    """Makes obstore abort the upload."""
-
-
 def _s3(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> S3Store:
     config: S3Config = {
         "conditional_put": "etag",
         "virtual_hosted_style_request": settings.virtual_hosted,
         "skip_signature": False,
     }
-    if settings.region:
-        config["region"] = settings.region
-    if endpoint := _s3_endpoint(settings, bucket):
-        config["endpoint"] = endpoint
-    if not settings.credentials.ambient:
-        # A provider replaces all of the job's own AWS_* variables; single values would mix with them.
-        options = options | {"credential_provider": _S3Identity(settings.credentials, values)}
+    # A provider replaces all of the job's own AWS_* variables; single values would mix with them.
+    if settings.credentials.ambient:
+        identity = S3Identity(settings, values)
+        config["region"] = identity.region
+        config["endpoint"] = _s3_endpoint(settings, identity.endpoint, bucket)
+        http = options["client_options"] | {"allow_http": identity.endpoint.startswith("http://")}
+        options = options | {"credential_provider": _AmbientIdentity(identity), "client_options": http}
+    else:
+        region = settings.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        config["region"] = region = region or DEFAULT_REGION
+        # Else the client would take the job's own AWS_ENDPOINT_URL for a bucket that it has nothing to do with.
+        standard = f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
+        config["endpoint"] = _s3_endpoint(settings, settings.endpoint or standard, bucket)
+        options = options | {"credential_provider": _GivenIdentity(settings.credentials, values)}
     return S3Store(bucket, config=config, **options)
 
 
-class _S3Identity:
+def _s3_endpoint(settings: StoreSettings, endpoint: str, bucket: str) -> str:
+    """The endpoint as the client wants it: with the bucket in the host name if the addressing style puts it there."""
+    scheme, _, host = endpoint.rstrip("/").partition("://")
+    return f"{scheme}://{bucket}.{host}" if settings.virtual_hosted else f"{scheme}://{host}"
+
+
+class _AmbientIdentity:
+    """Who we are by botocore, which renews what expires; asked for again as often as a folder is read again."""
+
+    refresh_threshold = dt.timedelta(0)
+
+    def __init__(self, identity: S3Identity) -> None:
+        self._identity = identity
+
+    def __call__(self) -> S3Credential:
+        found = self._identity.frozen()
+        return {
+            "access_key_id": found.access_key,
+            "secret_access_key": found.secret_key,
+            "token": found.token,
+            "expires_at": dt.datetime.now(dt.UTC) + ROTATION,
+        }
+
+
+class _GivenIdentity:
     """Who we are, as obstore asks for it whenever the last answer has expired."""
 
     refresh_threshold = dt.timedelta(0)
@@ -358,19 +259,6 @@ class _S3Identity:
             "token": self._values.get(secret.AWS_SESSION_TOKEN),
             "expires_at": dt.datetime.now(dt.UTC) + ROTATION,
         }
-
-
-def _s3_endpoint(settings: StoreSettings, bucket: str) -> str:
-    """The endpoint as the client wants it: with the bucket in the host name if the addressing style puts it there."""
-    endpoint = settings.endpoint.rstrip("/")
-    if not endpoint and not settings.credentials.ambient:
-        # Else the client would take the job's own AWS_ENDPOINT_URL for a bucket that it has nothing to do with.
-        region = settings.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        endpoint = f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
-    if not endpoint or not settings.virtual_hosted:
-        return endpoint
-    scheme, _, host = endpoint.partition("://")
-    return f"{scheme}://{bucket}.{host}"
 
 
 def _google(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> GCSStore:
@@ -402,7 +290,7 @@ _MAKERS: dict[str, Callable[[StoreSettings, str, Mapping[str, str], dict[str, An
 }
 
 
-def _delete(batch: Sequence[str], clients: _Clients) -> None:
+def _delete(batch: Sequence[str], clients: Clients) -> None:
     try:
         obstore.delete(clients.requests, batch)
     except FileNotFoundError as error:
