@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_GLANCE_SECONDS = 0.2
 
 
 class MemoryBudget:
@@ -26,13 +28,20 @@ class MemoryBudget:
         """Bytes handed out and not yet given back."""
         return self._used
 
-    def acquire(self, count: int) -> None:
-        """Wait until ``count`` bytes are free. More than the limit are granted when nobody else holds any."""
+    def acquire(self, count: int, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait until ``count`` bytes are free. More than the limit are granted when nobody else holds any.
+
+        Args:
+            meanwhile: Called now and then; what it raises ends the waiting.
+        """
         turn = object()
         with self._changed:
             self._waiting.append(turn)
             try:
-                self._changed.wait_for(lambda: self._waiting[0] is turn and self._has_room_for(count))
+                while not self._changed.wait_for(
+                    lambda: self._waiting[0] is turn and self._has_room_for(count), _GLANCE_SECONDS
+                ):
+                    meanwhile()
                 self._used += count
             finally:
                 self._waiting.remove(turn)

@@ -1,7 +1,7 @@
 """DCP storage that saves one snapshot: stock files, checksummed, in a fresh folder, committed last.
 
 The bytes are those of torch's own ``FileSystemWriter``: one ``torch.save`` archive per item, one after the other, and a
-pickled ``Metadata`` of torch's own classes. What differs is when they become a checkpoint.
+pickled ``Metadata`` of torch's own classes. What differs is how they are moved, and when they become a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
@@ -37,8 +36,11 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.engine.upload import FileWriter, upload_bytes, upload_file
+from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.parts import write_object
+from checkpoint_sidecar.training.archives import lay_out
 from checkpoint_sidecar.training.failures import never_reached_commit, upload_failed
 from checkpoint_sidecar.training.saves import NewSave, SaveTarget
 
@@ -59,15 +61,25 @@ class SnapshotWriter(StorageWriter):
         store: Opened at the run's root.
         target: Admits and commits the save; needed on the coordinator rank only.
         progress: Told of this rank's bytes.
+        settings: Connections and memory; by default those of the environment.
     """
 
-    def __init__(self, store: Store, target: SaveTarget | None, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        target: SaveTarget | None,
+        *,
+        progress: Progress | None = None,
+        settings: EngineSettings | None = None,
+    ) -> None:
         super().__init__()
         self._store = store
         self._target = target
         self._progress = progress
+        self._settings = settings or EngineSettings.from_environment()
         self._running: tuple[SaveTarget, NewSave] | None = None
         self._written: list[str] = []
+        self._block_bytes = manifests.BLOCK_BYTES
         self._save_id = uuid.uuid4().hex
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -123,28 +135,36 @@ class SnapshotWriter(StorageWriter):
         target = self._target_for(len(plans))
         save = target.begin()
         self._running = target, save
-        return [dataclasses.replace(plan, storage_data=_Share(save.folder, rank)) for rank, plan in enumerate(plans)]
+        self._block_bytes = manifests.block_bytes_for(sum(_tensor_bytes(item) for plan in plans for item in plan.items))
+        return [
+            dataclasses.replace(plan, storage_data=_Share(save.folder, rank, self._block_bytes))
+            for rank, plan in enumerate(plans)
+        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Upload this rank's items as one file; the file's manifest line travels with the results."""
+        """Upload this rank's items; the manifest's lines for its files travel with the results."""
         share: _Share = plan.storage_data
-        done: Future[list[WriteResult]] = Future()
-        if not plan.items:
-            done.set_result([])
-            return done
-        key = f"{share.folder.path}/{share.file_name}"
-        self._written.append(key)
         try:
-            with upload_file(self._store, key) as stream:
-                results = [_write_item(stream, planner, item, share.file_name) for item in _bytes_first(plan.items)]
-            if self._progress:
-                self._progress.expect(stream.tell())
-                self._progress.add(stream.tell())
+            # Objects are serialized here, so that every size is known.
+            layout = lay_out(
+                ((item, planner.resolve_data(item)) for item in _bytes_first(plan.items)),
+                rank=share.rank,
+            )
+            self._written = [f"{share.folder.path}/{file.name}" for file in layout.files]
+            files = upload_files(
+                self._store,
+                share.folder.path,
+                layout.files,
+                block_bytes=share.block_bytes,
+                settings=self._settings,
+                progress=self._progress,
+            )
         except BaseException as error:
             self._abandon()
             raise upload_failed(share.rank, error) from error
-        file = stream.describe(share.file_name)
-        done.set_result([*results, WriteResult(MetadataIndex(file.name), file.size, file)])
+        done: Future[list[WriteResult]] = Future()
+        lines = [WriteResult(MetadataIndex(file.name), file.size, file) for file in files]
+        done.set_result([*layout.results, *lines])
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -220,7 +240,7 @@ class SnapshotWriter(StorageWriter):
             (STOCK_METADATA_NAME, metadata_bytes(metadata, prefix=prefix)),
         ):
             self._written.append(f"{save.folder.path}/{name}")
-            files.append(upload_bytes(self._store, self._written[-1], data))
+            files.append(upload_bytes(self._store, self._written[-1], data, block_bytes=self._block_bytes))
         manifest = Manifest(
             snapshot=save.snapshot,
             step=save.step,
@@ -228,10 +248,11 @@ class SnapshotWriter(StorageWriter):
             world_size=world_size,
             files=tuple(sorted(files, key=lambda file: file.name)),
             versions={"torch": str(torch.__version__), "checkpoint-operator": version("checkpoint-operator")},
+            block_bytes=self._block_bytes,
         )
         encoded = manifests.encode(manifest)
         self._written.append(save.folder.manifest)
-        upload_bytes(self._store, save.folder.manifest, encoded)
+        write_object(self._store, save.folder.manifest, encoded)
         return manifest, manifests.digest(encoded)
 
 
@@ -241,10 +262,7 @@ class _Share:
 
     folder: SaveFolder
     rank: int
-
-    @property
-    def file_name(self) -> str:
-        return f"__{self.rank}_0.distcp"
+    block_bytes: int
 
 
 def metadata_bytes(metadata: Metadata, *, prefix: str = "") -> bytes:
@@ -277,21 +295,10 @@ def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:
     return sorted(items, key=lambda item: item.type is not WriteItemType.BYTE_IO)
 
 
-def _write_item(stream: FileWriter, planner: SavePlanner, item: WriteItem, file_name: str) -> WriteResult:
-    data = planner.resolve_data(item)
-    start = stream.tell()
-    if isinstance(data, io.BytesIO):
-        stream.write(data.getbuffer())
-    else:
-        torch.save(_alone_on_the_host(data), cast("IO[bytes]", stream))
-    length = stream.tell() - start
-    return WriteResult(item.index, length, _StorageInfo(file_name, start, length))
-
-
-def _alone_on_the_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in host memory, without the rest of a larger storage it is a view of: torch.save writes all of it."""
-    tensor = tensor.detach().cpu()
-    return tensor.clone() if tensor.untyped_storage().size() != tensor.nbytes else tensor
+def _tensor_bytes(item: WriteItem) -> int:
+    """What an item will write, as far as that is known before it is serialized."""
+    tensor = item.tensor_data
+    return tensor.chunk.sizes.numel() * tensor.properties.dtype.itemsize if tensor else 0
 
 
 def _forget_cached_plans() -> None:

@@ -1,0 +1,127 @@
+"""The layout of ``.distcp`` files: one ``torch.save`` archive per item after the other, known before a byte moves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+
+from checkpoint_sidecar.engine.files import Bytes, FilePlan, Segment
+from checkpoint_sidecar.training.frames import frame
+
+FILE_BYTES = 4 * 1024**3
+"""A file that has reached this size is followed by another one."""
+
+
+@dataclass(slots=True)
+class Layout:
+    """The files of one rank.
+
+    Attributes:
+        files: What to write.
+        results: Where each item will be, as DCP wants to know it.
+    """
+
+    files: list[FilePlan] = field(default_factory=list)
+    results: list[WriteResult] = field(default_factory=list)
+
+
+def lay_out(items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, rank: int) -> Layout:
+    """Place items and their data in a rank's files, in this order. Nothing of a plain tensor is copied."""
+    layout = Layout()
+    segments: list[Segment] = []
+    position = 0
+    for item, data in items:
+        if position >= FILE_BYTES:
+            layout.files.append(FilePlan(_name(rank, len(layout.files)), tuple(segments)))
+            segments, position = [], 0
+        archive = _archive(data)
+        length = sum(segment.size for segment in archive)
+        place = _StorageInfo(_name(rank, len(layout.files)), position, length)
+        layout.results.append(WriteResult(item.index, length, place))
+        segments += archive
+        position += length
+    if segments:
+        layout.files.append(FilePlan(_name(rank, len(layout.files)), tuple(segments)))
+    return layout
+
+
+class TensorBytes:
+    """The memory of a plain tensor on any device, in row-major order: a ``Segment``."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self._memory: memoryview | None = None
+        if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
+            self._memory = _memory(tensor.view(-1))
+
+    @property
+    def size(self) -> int:
+        return self._tensor.nbytes
+
+    @property
+    def in_memory(self) -> bool:
+        return self._memory is not None
+
+    def view(self, start: int, stop: int) -> memoryview:
+        if self._memory is not None:
+            return self._memory[start:stop]
+        item = self._tensor.itemsize
+        first, last = start // item, -(-stop // item)
+        copied = torch.empty(
+            last - first, dtype=self._tensor.dtype, device="cpu", pin_memory=self._tensor.device.type == "cuda"
+        )
+        _copy_range(self._tensor, first, copied)
+        return _memory(copied)[start - first * item : stop - first * item]
+
+
+def _archive(data: torch.Tensor | io.BytesIO) -> list[Segment]:
+    if isinstance(data, io.BytesIO):
+        return [Bytes(data.getbuffer())]
+    tensor = data.detach()
+    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_quantized:
+        return [Bytes(_saved(tensor))]
+    around = frame(tensor.dtype, tensor.shape)
+    return [Bytes(around.head), TensorBytes(tensor), Bytes(around.tail)]
+
+
+def _saved(tensor: torch.Tensor) -> memoryview:
+    stream = io.BytesIO()
+    torch.save(tensor.cpu(), stream)
+    return stream.getbuffer()
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    array: Any = tensor.view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def _copy_range(source: torch.Tensor, start: int, target: torch.Tensor) -> None:
+    """Fill ``target``, of one dimension, with the elements of ``source`` from ``start`` in row-major order."""
+    stop = start + target.numel()
+    if source.is_contiguous():
+        target.copy_(source.view(-1)[start:stop])
+        return
+    row = source[0].numel()
+    first, last = -(-start // row), stop // row
+    if first > last:
+        _copy_range(source[last], start - last * row, target)
+        return
+    head, body = target[: first * row - start], target[first * row - start : last * row - start]
+    if head.numel():
+        _copy_range(source[first - 1], row - head.numel(), head)
+    if first < last:
+        rows = source[first:last]
+        body.view(rows.shape).copy_(rows)
+    if stop > last * row:
+        _copy_range(source[last], 0, target[last * row - start :])
+
+
+def _name(rank: int, number: int) -> str:
+    return f"__{rank}_{number}.distcp"
