@@ -1,129 +1,212 @@
-"""Reading ranges of one file of a snapshot, each verified before it is handed out."""
+"""Reading ranges of a snapshot's files: many requests side by side, each verified before it counts as delivered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor
+import threading
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-
-from crc32c import crc32c
+from typing import Protocol, TypeAlias
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError
-from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File
+from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.engine.checksums import block_checksums
+from checkpoint_sidecar.engine.progress import Progress
+from checkpoint_sidecar.engine.requests import Landing, Request, Span, land, plan_requests
+from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store.base import Store
 
-REQUEST_BYTES = 16 * 1024 * 1024
-"""Largest single request: what object stores serve best, and a multiple of every sensible block size."""
+
+class Sink(Protocol):
+    """Takes bytes that cannot land in memory."""
+
+    def accept(self, offset: int, data: memoryview) -> None:
+        """Take verified bytes.
+
+        Called by several threads, in any order; every byte comes once.
+
+        Args:
+            offset: Of the first byte, in what was wanted.
+            data: Of any length; valid during the call only.
+        """
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
-    """A range of bytes of a file."""
-
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
+Destination: TypeAlias = memoryview | Sink
 
 
-def batches(spans: Iterable[Span], *, gap: int, budget: int) -> Iterator[list[Span]]:
-    """Group spans, sorted by position, so that each group is worth reading in one sweep.
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Bytes of a file, and where they go.
 
-    Args:
-        gap: Unneeded bytes between two spans that are cheaper to read than to skip.
-        budget: Bytes a group may cover; a single larger span is a group of its own.
+    Attributes:
+        name: Of the file, in the snapshot's folder.
+        into: Writable memory of ``span.length`` bytes, or a sink. After an error the contents of memory are undefined.
     """
-    group: list[Span] = []
-    reach = 0
-    for span in sorted(spans):
-        if group and (span.start > reach + gap or max(reach, span.end) - group[0].start > budget):
-            yield group
-            group, reach = [], 0
-        group.append(span)
-        reach = max(reach, span.end)
-    if group:
-        yield group
+
+    name: str
+    span: Span
+    into: Destination
 
 
-class FileReader:
-    """Verified access to one object.
+class Files:
+    """The files of one snapshot.
 
     Args:
         store: Opened at the run's root.
-        key: The object.
-        file: What the manifest says about it; None reads without verifying.
-        block_bytes: The manifest's ``block_bytes``.
-        pool: Runs the requests of one ``read`` side by side.
+        folder: The snapshot's, relative to the root; empty for the root.
+        manifest: The committed one; None reads without verifying.
+        settings: How many requests run side by side, and what their buffers may hold.
     """
 
-    def __init__(
-        self, store: Store, key: str, file: File | None, *, pool: Executor, block_bytes: int = BLOCK_BYTES
-    ) -> None:
+    def __init__(self, store: Store, folder: str, manifest: Manifest | None, *, settings: EngineSettings) -> None:
         self._store = store
-        self._key = key
-        self._file = file
-        self._block = block_bytes
-        self._pool = pool
+        self._folder = folder
+        self._files = {file.name: file for file in manifest.files} if manifest else None
+        self._block_bytes = manifest.block_bytes if manifest else 1
+        self._settings = settings
 
-    def read(self, span: Span) -> memoryview:
-        """Exactly these bytes; whole blocks around them are read and checked.
+    def read(self, wants: Iterable[Want], *, reserved_bytes: int = 0, progress: Progress | None = None) -> None:
+        """Deliver every wanted byte.
 
-        Holds the widened span in memory, plus one request per thread of the pool.
+        Bytes that several wants share are read once. With a manifest, whole blocks are read and compared. The first
+        failure ends the reading: what has not begun is left, what has is waited for.
+
+        Args:
+            reserved_bytes: Of the memory in ``settings``, what the caller holds itself.
+            progress: Told of bytes as they are delivered; may call the reading off.
 
         Raises:
-            CorruptSnapshotError: A block's CRC32C differs, the object is gone, or the span lies outside of it.
-            StoreError: The store failed, which says nothing about the object.
+            CorruptSnapshotError: A block's CRC32C differs, a file is gone, or bytes behind its end are wanted.
+            StoreError: The store failed, which says nothing about the snapshot.
         """
-        wide = span if self._file is None else self._widened(span, self._file)
-        buffer = memoryview(bytearray(wide.length))
-        # A multiple of the block size, so that every request can be verified on its own.
-        step = max(REQUEST_BYTES // self._block, 1) * self._block
-        requests = [Span(start, min(step, wide.end - start)) for start in range(wide.start, wide.end, step)]
+        by_name: defaultdict[str, list[Want]] = defaultdict(list)
+        for want in wants:
+            by_name[want.name].append(want)
+        tasks = [task for name, group in by_name.items() for task in self._tasks(name, group)]
+        if not tasks:
+            return
+        largest = max(task.landing.bounced for task in tasks)
+        at_once = max((self._settings.memory_bytes - reserved_bytes) // max(largest, 1), 1)
+        threads = min(self._settings.connections, at_once, len(tasks))
+        bounce = _Bounce()
+        with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+            running = [pool.submit(task.run, bounce, progress) for task in tasks]
+            try:
+                for future in as_completed(running):
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
-        def fetch(request: Span) -> None:
-            buffer[request.start - wide.start : request.end - wide.start] = self._fetch(request)
+    def _tasks(self, name: str, wants: Sequence[Want]) -> Iterator[_Task]:
+        key = f"{self._folder}/{name}" if self._folder else name
+        spans = [want.span for want in wants]
+        file = self._files[name] if self._files is not None else None
+        if file is not None:
+            _check_bounds(key, spans, file.size)
+        size = file.size if file is not None else None
+        requests = plan_requests(spans, block_bytes=self._block_bytes, size=size)
+        in_memory = [isinstance(want.into, memoryview) for want in wants]
+        for request in requests:
+            landing = land(request, in_memory.__getitem__)
+            yield _Task(self._store, key, file, self._block_bytes, wants, request, landing)
 
-        for _ in map(fetch, requests) if len(requests) == 1 else self._pool.map(fetch, requests):
-            pass
-        return buffer[span.start - wide.start : span.end - wide.start]
 
-    def _widened(self, span: Span, file: File) -> Span:
-        if span.end > file.size:
-            raise CorruptSnapshotError(
-                "read a range",
-                self._key,
-                f"bytes {span.start} to {span.end} are wanted of a file of {file.size}",
-                evidence="ManifestMismatch",
-            )
-        start = span.start // self._block * self._block
-        end = min(-(-span.end // self._block) * self._block, file.size)
-        return Span(start, end - start)
+class _Bounce(threading.local):
+    """Memory of a thread that each of its requests uses again."""
 
-    def _fetch(self, span: Span) -> bytes:
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def take(self, size: int) -> memoryview:
+        if len(self._memory) < size:
+            self._memory = bytearray()  # before there is more
+            self._memory = bytearray(size)
+        return memoryview(self._memory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One request of one file; ``file`` is None when nothing is verified."""
+
+    store: Store
+    key: str
+    file: File | None
+    block_bytes: int
+    wants: Sequence[Want]
+    request: Request
+    landing: Landing
+
+    def run(self, bounce: _Bounce, progress: Progress | None) -> None:
+        buffers = list(self._buffers(bounce.take(self.landing.bounced)))
         try:
-            data = self._store.get_range(self._key, span.start, span.length)
+            self.store.read_into(self.key, self.request.span.start, buffers)
         except ObjectNotFoundError as error:
-            raise missing(self._key) from error
-        if self._file is not None:
-            self._check(span, data, self._file)
-        return data
+            raise missing(self.key) from error
+        if self.file is not None:
+            self._verify(self.file, buffers)
+        self._copy(buffers)
+        if progress:
+            progress.add(sum(piece.span.length for piece in self.request.pieces))
 
-    def _check(self, span: Span, data: bytes, file: File) -> None:
-        view = memoryview(data)
-        for position in range(0, len(view), self._block):
-            block = (span.start + position) // self._block
-            if crc32c(view[position : position + self._block]) != file.block_checksum(block):
-                start = block * self._block
+    def _buffers(self, bounce: memoryview) -> Iterator[memoryview]:
+        used = 0
+        for slot in self.landing.slots:
+            if slot.want is None:
+                yield bounce[used : used + slot.span.length]
+                used += slot.span.length
+            else:
+                want = self.wants[slot.want]
+                assert isinstance(want.into, memoryview)  # or it would have no slot
+                start = slot.span.start - want.span.start
+                yield want.into[start : start + slot.span.length]
+
+    def _verify(self, file: File, buffers: Sequence[memoryview]) -> None:
+        """Compare every block, whichever buffers it lies in."""
+        first = self.request.span.start // self.block_bytes
+        for block, checksum in enumerate(block_checksums(buffers, self.block_bytes), first):
+            if checksum != file.block_checksum(block):
+                start = block * self.block_bytes
+                end = min(start + self.block_bytes, file.size)
                 raise CorruptSnapshotError(
                     "read a range",
-                    self._key,
-                    f"the CRC32C of bytes {start} to {min(start + self._block, file.size)} is not what was committed",
+                    self.key,
+                    f"the CRC32C of bytes {start} to {end} is not what was committed",
                     evidence="ChecksumMismatch",
                 )
+
+    def _copy(self, buffers: Sequence[memoryview]) -> None:
+        """Hand out the pieces that landed in other memory than their own."""
+        slots = self.landing.slots
+        starts = [slot.span.start for slot in slots]
+        for piece in self.landing.copies:
+            want, position = self.wants[piece.want], piece.span.start
+            number = bisect_right(starts, position) - 1
+            while position < piece.span.end:
+                slot = slots[number].span
+                stop = min(slot.end, piece.span.end)
+                data = buffers[number][position - slot.start : stop - slot.start]
+                offset = position - want.span.start
+                if isinstance(want.into, memoryview):
+                    want.into[offset : offset + len(data)] = data
+                else:
+                    want.into.accept(offset, data)
+                position, number = stop, number + 1
 
 
 def missing(key: str) -> CorruptSnapshotError:
     """The error for an object of a snapshot that does not exist."""
     return CorruptSnapshotError("read a file of the snapshot", key, "it does not exist", evidence="MissingObject")
+
+
+def _check_bounds(key: str, spans: Iterable[Span], size: int) -> None:
+    for span in spans:
+        if span.end > size:
+            raise CorruptSnapshotError(
+                "read a range",
+                key,
+                f"bytes {span.start} to {span.end} are wanted of a file of {size}",
+                evidence="ManifestMismatch",
+            )

@@ -11,7 +11,9 @@ from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundE
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
-from checkpoint_sidecar.engine.read import REQUEST_BYTES, FileReader, Span, missing
+from checkpoint_sidecar.engine.read import Files, Want, missing
+from checkpoint_sidecar.engine.requests import REQUEST_BYTES, Span
+from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store.base import Store
 
 _PARALLEL_REQUESTS = 8
@@ -36,6 +38,31 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
     return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
 
 
+def read_file(
+    store: Store, folder: str, manifest: Manifest, name: str, *, level: VerifyLevel, settings: EngineSettings
+) -> bytes:
+    """A whole file of a snapshot, for small ones like ``.metadata``.
+
+    Args:
+        folder: ``SaveFolder.path``.
+        level: How far it is checked.
+
+    Raises:
+        CorruptSnapshotError: It is not what was committed, or the manifest does not have it.
+        StoreError: The store failed, which says nothing about the snapshot.
+    """
+    file = manifest.file(name)
+    if file is None:
+        raise CorruptSnapshotError(
+            "read a file of the snapshot", f"{folder}/{name}", "the manifest has none", evidence="ManifestMismatch"
+        )
+    check_sizes(store, folder, [file], level=level)
+    data = bytearray(file.size)
+    contents = Files(store, folder, manifest if level == "Checksums" else None, settings=settings)
+    contents.read([Want(name, Span(0, file.size), memoryview(data))])
+    return bytes(data)
+
+
 def verify_snapshot(
     store: Store,
     commit: SnapshotCommitted,
@@ -47,7 +74,7 @@ def verify_snapshot(
     """Check every file of a snapshot.
 
     Args:
-        connections: Requests side by side. Twice this times ``REQUEST_BYTES`` are held in memory.
+        connections: Requests side by side. This times ``REQUEST_BYTES`` are held in memory, at least one block.
         before_read: Called with a number of bytes before they are read. It may wait, to read slowly, or raise, to end.
 
     Returns:
@@ -60,16 +87,16 @@ def verify_snapshot(
     manifest = read_manifest(store, commit)
     check_sizes(store, commit.path, manifest.files, level=level)
     if level == "Checksums":
-        with ThreadPoolExecutor(connections, thread_name_prefix="verify") as pool:
-            for file in manifest.files:
-                reader = FileReader(
-                    store, f"{commit.path}/{file.name}", file, pool=pool, block_bytes=manifest.block_bytes
-                )
-                step = max(REQUEST_BYTES * connections, manifest.block_bytes)
-                for start in range(0, file.size, step):
-                    span = Span(start, min(step, file.size - start))
-                    before_read(span.length)
-                    reader.read(span)
+        settings = EngineSettings(connections=connections)
+        contents = Files(store, commit.path, manifest, settings=settings)
+        # Whole blocks, so that none is read twice.
+        step = max(REQUEST_BYTES * connections // manifest.block_bytes, 1) * manifest.block_bytes
+        memory = memoryview(bytearray(min(step, max((file.size for file in manifest.files), default=0))))
+        for file in manifest.files:
+            for start in range(0, file.size, step):
+                span = Span(start, min(step, file.size - start))
+                before_read(span.length)
+                contents.read([Want(file.name, span, memory[: span.length])])
     return manifest.size
 
 

@@ -1,47 +1,51 @@
-"""DCP storage that loads one snapshot, or a stock checkpoint: checked first, verified, then copied into place."""
+"""DCP storage that loads one snapshot, or a stock checkpoint: checked first, verified on the way into its place."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pickle
 import re
 import uuid
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from checkpoint_sidecar.core.errors import (
     ConfigurationError,
-    CorruptSnapshotError,
     IncompatibleSnapshotError,
     ObjectNotFoundError,
     UntrustedSnapshotError,
 )
 from checkpoint_sidecar.core.layout import METADATA_NAME
-from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest
+from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.engine.read import FileReader, Span, batches
-from checkpoint_sidecar.engine.verify import check_sizes
+from checkpoint_sidecar.engine.read import Files
+from checkpoint_sidecar.engine.requests import Span
+from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.verify import check_sizes, read_file
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.pointer import MAX_METADATA_BYTES
 from checkpoint_sidecar.training.failures import wrapped
-from checkpoint_sidecar.training.fit import check_complete, check_types
+from checkpoint_sidecar.training.fit import check_complete
+from checkpoint_sidecar.training.landing import Item, Part, bring
+from checkpoint_sidecar.training.sharing import Share, all_succeeded, pass_on, plan_shares
+from checkpoint_sidecar.training.slices import Slice
 from checkpoint_sidecar.training.unpickler import load_metadata
 
 Trust: TypeAlias = Literal["safe", "full"]
 
-_PARALLEL_REQUESTS = 4
-_BATCH_BYTES = 64 * 1024 * 1024
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -58,6 +62,9 @@ class SnapshotReader(StorageReader):
         verify: How far stored bytes are checked before they are used.
         trust: ``safe`` unpickles DCP's classes and what ``torch.load(weights_only=True)`` allows; ``full`` anything.
         progress: Told of this rank's bytes.
+        settings: Connections and memory; by default those of the environment.
+        metadata: The bytes of ``.metadata``, verified, where one rank has read them for all.
+        sharing: A gloo group of all ranks that load, over which each passes on what it reads for others too.
 
     Raises (from DCP, wrapped; see ``failures.raising_ours``):
         CorruptSnapshotError: Stored bytes are not what was committed; ``evidence`` says how.
@@ -74,10 +81,16 @@ class SnapshotReader(StorageReader):
         verify: VerifyLevel = "Checksums",
         trust: Trust = "safe",
         progress: Progress | None = None,
+        settings: EngineSettings | None = None,
+        metadata: bytes | None = None,
+        sharing: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self._store = store
         self._progress = progress
+        self._settings = settings or EngineSettings.from_environment()
+        self._metadata_of_all = metadata
+        self._sharing = sharing
         self._open(folder_path, manifest)
         self._verify: VerifyLevel = verify
         self._trust: Trust = trust
@@ -86,8 +99,7 @@ class SnapshotReader(StorageReader):
 
     def _open(self, folder_path: str, manifest: Manifest | None) -> None:
         self._folder = folder_path
-        self._block_bytes = manifest.block_bytes if manifest else BLOCK_BYTES
-        self._files = {file.name: file for file in manifest.files} if manifest else None
+        self._manifest = manifest
 
     @property
     def _subject(self) -> str:
@@ -135,38 +147,44 @@ class SnapshotReader(StorageReader):
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
         """Check, before anything is planned, that the checkpoint is all there."""
         del is_coordinator, kwargs
-        sizes = None if self._files is None else {name: file.size for name, file in self._files.items()}
+        sizes = {file.name: file.size for file in self._manifest.files} if self._manifest else None
         check_complete(metadata, sizes, subject=self._subject)
         self._metadata = metadata
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Check the sizes of the files this rank needs, so that all ranks learn of a damaged one before any loads."""
-        if self._files is not None:
+        if self._manifest:
             needed = {self._place(item.storage_index).relative_path for item in plan.items}
-            check_sizes(self._store, self._folder, [self._files[name] for name in sorted(needed)], level=self._verify)
+            files = [file for file in self._manifest.files if file.name in needed]
+            check_sizes(self._store, self._folder, files, level=self._verify)
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
+        """Decide which rank reads what several need."""
+        shares = plan_shares([plan.items for plan in plans], self._size_of) if self._sharing else None
+        if shares is None:
+            return plans
+        return [dataclasses.replace(plan, storage_data=share) for plan, share in zip(plans, shares, strict=True)]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read, verify and deliver this rank's items, file by file in order of position."""
-        self._check_destinations(plan, planner)
-        by_file: dict[str, dict[Span, list[ReadItem]]] = defaultdict(lambda: defaultdict(list))
-        for item in plan.items:
-            place = self._place(item.storage_index)
-            by_file[place.relative_path][Span(place.offset, place.length)].append(item)
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="load") as pool:
-            for name, items in by_file.items():
-                reader = self._reader(name, pool)
-                for group in batches(items, gap=self._block_bytes, budget=_BATCH_BYTES):
-                    start = group[0].start
-                    data = reader.read(Span(start, max(span.end for span in group) - start))
-                    for span in group:
-                        for item in items[span]:
-                            self._deliver(item, data[span.start - start : span.end - start], planner)
+        """Read, verify and deliver this rank's items."""
         done: Future[None] = Future()
         done.set_result(None)
+        share, group = plan.storage_data, self._sharing
+        if group is None or not isinstance(share, Share):
+            self._read(plan.items, self._targets(plan, planner), planner)
+            return done
+        try:
+            targets = self._targets(plan, planner)
+            self._read([item for item in plan.items if item not in share.received], targets, planner)
+        except BaseException:
+            all_succeeded(False, group)
+            raise
+        # Whoever failed makes DCP raise on every rank.
+        if all_succeeded(True, group):
+            pass_on(share, targets, group)
+            for item in share.received:
+                planner.commit_tensor(item, targets[item])
         return done
 
     @classmethod
@@ -185,51 +203,77 @@ class SnapshotReader(StorageReader):
         place: _StorageInfo = self._metadata.storage_data[index]
         return place
 
-    def _reader(self, name: str, pool: ThreadPoolExecutor) -> FileReader:
-        file = self._files[name] if self._files is not None and self._verify == "Checksums" else None
-        return FileReader(self._store, self._key(name), file, pool=pool, block_bytes=self._block_bytes)
-
-    def _metadata_bytes(self, name: str) -> bytes | memoryview:
-        if self._files is None:
+    def _metadata_bytes(self, name: str) -> bytes:
+        if self._metadata_of_all is not None:
+            return self._metadata_of_all
+        if self._manifest is None:
             return self._store.get(self._key(name), max_bytes=MAX_METADATA_BYTES).data
-        file = self._listed(name)
-        check_sizes(self._store, self._folder, [file], level=self._verify)
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="load") as pool:
-            return self._reader(name, pool).read(Span(0, file.size))
+        return read_file(self._store, self._folder, self._manifest, name, level=self._verify, settings=self._settings)
 
-    def _listed(self, name: str) -> File:
-        assert self._files is not None
-        if name not in self._files:
-            raise CorruptSnapshotError(
-                "load a snapshot", self._subject, f"its manifest has no {name}", evidence="ManifestMismatch"
-            )
-        return self._files[name]
+    def _contents(self) -> Files:
+        verified = self._manifest and self._verify == "Checksums"
+        return Files(self._store, self._folder, self._manifest if verified else None, settings=self._settings)
 
-    def _check_destinations(self, plan: LoadPlan, planner: LoadPlanner) -> None:
-        # ``lookup_tensor`` is an extension of DefaultLoadPlanner; others are checked when each tensor is delivered.
-        lookup = getattr(planner, "lookup_tensor", None)
-        if lookup is not None:
-            tensors = [item for item in plan.items if item.type is not LoadItemType.BYTE_IO]
-            check_types(
-                {item.storage_index.fqn: lookup(item.dest_index) for item in tensors},
-                self._metadata,
-                subject=self._subject,
-            )
+    def _targets(self, plan: LoadPlan, planner: LoadPlanner) -> dict[ReadItem, torch.Tensor]:
+        """Where each tensor goes; all of them are known to fit before anything is written into one."""
+        targets: dict[ReadItem, torch.Tensor] = {}
+        for item in plan.items:
+            if item.type is LoadItemType.BYTE_IO:
+                continue
+            target = planner.resolve_tensor(item).detach()
+            self._check_fit(item, target, self._stored(item).properties.dtype, item.lengths)
+            targets[item] = target
+        return targets
 
-    def _deliver(self, item: ReadItem, data: memoryview, planner: LoadPlanner) -> None:
-        if item.type is LoadItemType.BYTE_IO:
-            planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
-            return
-        saved = narrow_tensor_by_index(self._load(item, data), item.storage_offsets, item.lengths)
-        target = planner.resolve_tensor(item).detach()
-        if target.shape != saved.shape or target.dtype != saved.dtype:
+    def _check_fit(self, item: ReadItem, target: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
+        if target.shape != shape or target.dtype != dtype:
             raise IncompatibleSnapshotError(
                 "load a tensor",
                 f"{item.storage_index.fqn} of {self._subject}",
-                f"{saved.dtype} {list(saved.shape)} was saved, the destination is {target.dtype} {list(target.shape)}",
+                f"{dtype} {list(shape)} was saved, the destination is {target.dtype} {list(target.shape)}",
             )
+
+    def _read(self, items: Sequence[ReadItem], targets: dict[ReadItem, torch.Tensor], planner: LoadPlanner) -> None:
+        bring(
+            self._contents(),
+            [self._item(item, targets.get(item), planner) for item in items],
+            staging_bytes=self._settings.memory_bytes // 2,
+            progress=self._progress,
+        )
+        for item in items:
+            if item in targets:
+                planner.commit_tensor(item, targets[item])
+
+    def _item(self, item: ReadItem, target: torch.Tensor | None, planner: LoadPlanner) -> Item:
+        place = self._place(item.storage_index)
+        span = Span(place.offset, place.length)
+        if target is None:
+            return Item(place.relative_path, span, None, partial(self._unpack_object, item, planner))
+        unpack = partial(self._unpack_tensor, item, target)
+        box = Slice(tuple(self._stored_sizes(item)), tuple(item.storage_offsets), tuple(item.lengths))
+        return Item(place.relative_path, span, Part(box, target), unpack)
+
+    def _stored(self, item: ReadItem) -> TensorStorageMetadata:
+        return cast("TensorStorageMetadata", self._metadata.state_dict_metadata[item.storage_index.fqn])
+
+    def _stored_sizes(self, item: ReadItem) -> torch.Size:
+        """The shape of the stored chunk that the item is a part of."""
+        index, chunks = item.storage_index, self._stored(item).chunks
+        # Planners say which chunk they mean, but need not.
+        if index.index is not None and index.index < len(chunks) and chunks[index.index].offsets == index.offset:
+            return chunks[index.index].sizes
+        return next(chunk.sizes for chunk in chunks if chunk.offsets == index.offset)
+
+    def _size_of(self, item: ReadItem) -> int:
+        return item.lengths.numel() * self._stored(item).properties.dtype.itemsize
+
+    def _unpack_object(self, item: ReadItem, planner: LoadPlanner, data: memoryview) -> None:
+        planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
+
+    def _unpack_tensor(self, item: ReadItem, target: torch.Tensor, data: memoryview) -> None:
+        saved = narrow_tensor_by_index(self._load(item, data), item.storage_offsets, item.lengths)
+        self._check_fit(item, target, saved.dtype, saved.shape)
         target.copy_(saved)
-        planner.commit_tensor(item, target)
 
     def _sanitized(self, item: ReadItem, data: memoryview) -> io.BytesIO:
         """The item as our own pickle of what a restricted unpickler made of it: planners load without restriction."""

@@ -106,14 +106,22 @@ def _load(
     error: Exception | None = None
     try:
         template = state.capture()
+        reader = SnapshotReader(
+            store,
+            candidate.path,
+            candidate.manifest,
+            verify=candidate.verify,
+            trust=trust,
+            progress=progress,
+            metadata=candidate.metadata,
+            # What is on a local disk is read faster than it is passed on.
+            sharing=None if store.url.startswith("file:") else agreement.group,
+        )
     except Exception as caught:  # noqa: BLE001 - reported by rank 0, raised on all
         error = caught
     errors = agreement.gather_errors(error)
     if any(errors):
         return errors
-    reader = SnapshotReader(
-        store, candidate.path, candidate.manifest, verify=candidate.verify, trust=trust, progress=progress
-    )
     try:
         with raising_ours(f"restore step {candidate.step}"):
             load(template, storage_reader=reader, planner=_Planner(state.optional), process_group=agreement.group)

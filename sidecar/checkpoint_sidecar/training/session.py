@@ -18,6 +18,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreError,
     RestoreInterrupted,
 )
+from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.log import (
     MAX_TEXT,
     AttemptStarted,
@@ -32,7 +33,8 @@ from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy, VerifyLevel
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
-from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.verify import read_file, read_manifest
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.runlog import RunLog
@@ -62,6 +64,7 @@ class Candidate:
 
     Attributes:
         path: Of its folder, relative to the store's root.
+        metadata: The bytes of its ``.metadata``, checked; rank 0 reads them for all.
         verify: How far to check its bytes.
     """
 
@@ -69,6 +72,7 @@ class Candidate:
     step: int
     path: str
     manifest: Manifest
+    metadata: bytes
     verify: VerifyLevel
 
 
@@ -131,7 +135,8 @@ class Session:
     def next_candidate(self) -> Candidate | None:
         """Announce the next snapshot to try, or None for a fresh start.
 
-        Candidates whose manifest is damaged are recorded and passed over here, before any other rank hears of them.
+        Candidates whose manifest or metadata is damaged are recorded and passed over here, before any other rank hears
+        of them.
 
         Raises:
             RestoreError: Nothing is left to try, and a fresh start is not what the policy asks for.
@@ -228,12 +233,16 @@ class Session:
         )
 
     def _candidate(self, snapshot: Snapshot) -> Candidate:
+        path, verify = snapshot.commit.path, self.log.run.policy.restore.verify
+        manifest = read_manifest(self.store, snapshot.commit)
+        settings = EngineSettings.from_environment()
         return Candidate(
             snapshot=snapshot.id,
             step=snapshot.step,
-            path=snapshot.commit.path,
-            manifest=read_manifest(self.store, snapshot.commit),
-            verify=self.log.run.policy.restore.verify,
+            path=path,
+            manifest=manifest,
+            metadata=read_file(self.store, path, manifest, METADATA_NAME, level=verify, settings=settings),
+            verify=verify,
         )
 
     def _finish(self, outcome: RestoreFinished) -> None:

@@ -1,0 +1,139 @@
+"""Reading ranges: everything wanted arrives, from few bytes more, and not one changed byte gets through."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from crc32c import crc32c
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from checkpoint_sidecar.core.errors import CorruptSnapshotError, StoreError
+from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.engine.progress import Progress
+from checkpoint_sidecar.engine.read import Files, Want
+from checkpoint_sidecar.engine.requests import Span
+from checkpoint_sidecar.engine.settings import EngineSettings
+from doubles.memory import MemoryStore
+
+BLOCK = 4096
+SETTINGS = EngineSettings(connections=4)
+
+
+def contents(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+def manifest_of(data: bytes) -> Manifest:
+    blocks = b"".join(crc32c(data[i : i + BLOCK]).to_bytes(4, "big") for i in range(0, len(data), BLOCK))
+    file = File("data", len(data), crc32c(data), blocks)
+    return Manifest("1-1-x", 1, 1, 1, (file,), block_bytes=BLOCK)
+
+
+def stored(data: bytes, store: MemoryStore | None = None) -> Files:
+    store = store or MemoryStore()
+    store.put("folder/data", data)
+    return Files(store, "folder", manifest_of(data), settings=SETTINGS)
+
+
+def want(start: int, length: int) -> tuple[Want, bytearray]:
+    memory = bytearray(length)
+    return Want("data", Span(start, length), memoryview(memory)), memory
+
+
+class Collected:
+    """A destination that is no memory."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+        self.times = [0] * size
+        self._lock = threading.Lock()
+
+    def accept(self, offset: int, data: memoryview) -> None:
+        with self._lock:
+            self.data[offset : offset + len(data)] = data
+            for position in range(offset, offset + len(data)):
+                self.times[position] += 1
+
+
+@given(data=st.data())
+@profile(max_examples=80, deadline=None)
+def test_every_wanted_range_arrives_exactly_whatever_else_is_wanted(data: st.DataObject) -> None:
+    content = contents(data.draw(st.integers(1, 6 * BLOCK)))
+    ranges = data.draw(st.lists(st.tuples(st.integers(0, len(content)), st.integers(0, len(content))), max_size=6))
+    spans = [(min(pair), max(pair) - min(pair)) for pair in ranges]
+    wants = [want(*span) for span in spans]
+    elsewhere = [(Collected(length), start, length) for start, length in spans]
+    sinks = [Want("data", Span(start, length), sink) for sink, start, length in elsewhere]
+    stored(content).read([*(each for each, _ in wants), *sinks])
+    for (start, length), (_, memory) in zip(spans, wants, strict=True):
+        assert bytes(memory) == content[start : start + length]
+    for sink, start, length in elsewhere:
+        assert bytes(sink.data) == content[start : start + length]
+        assert set(sink.times) <= {1}, "every byte comes once"
+
+
+@pytest.mark.parametrize("position", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 7, 3 * BLOCK - 1])
+@pytest.mark.parametrize(
+    "spans",
+    [[(0, 3 * BLOCK)], [(10, 3 * BLOCK - 20)], [(5, 1), (BLOCK + 5, 1), (2 * BLOCK + 5, 1)]],
+    ids=["all of it", "all but the edges", "a byte of each block"],
+)
+def test_a_flipped_bit_is_found_wherever_its_block_landed(position: int, spans: list[tuple[int, int]]) -> None:
+    content = contents(3 * BLOCK)
+    store = MemoryStore()
+    files = stored(content, store)
+    rotten = bytearray(content)
+    rotten[position] ^= 1
+    store.corrupt("folder/data", rotten)
+    start = position // BLOCK * BLOCK
+    with pytest.raises(CorruptSnapshotError, match=f"bytes {start} to {start + BLOCK}") as caught:
+        files.read([want(*span)[0] for span in spans])
+    assert caught.value.evidence == "ChecksumMismatch"
+
+
+def test_a_flipped_bit_in_a_block_that_nobody_wants_disturbs_nobody() -> None:
+    content = contents(4 * BLOCK)
+    store = MemoryStore()
+    files = stored(content, store)
+    rotten = bytearray(content)
+    rotten[3 * BLOCK + 1] ^= 1
+    store.corrupt("folder/data", rotten)
+    wanted, memory = want(0, BLOCK)
+    files.read([wanted])
+    assert bytes(memory) == content[:BLOCK]
+
+
+def test_a_missing_object_and_a_range_behind_the_end_are_evidence_against_the_snapshot() -> None:
+    store = MemoryStore()
+    files = stored(contents(BLOCK), store)
+    with pytest.raises(CorruptSnapshotError) as beyond:
+        files.read([want(BLOCK - 1, 2)[0]])
+    store.delete(["folder/data"])
+    with pytest.raises(CorruptSnapshotError) as gone:
+        files.read([want(0, 1)[0]])
+    assert (beyond.value.evidence, gone.value.evidence) == ("ManifestMismatch", "MissingObject")
+
+
+def test_a_failure_of_one_request_ends_the_reading_and_surfaces_once() -> None:
+    class Failing(MemoryStore):
+        calls = 0
+
+        def read_into(self, key: str, *_: object) -> None:
+            self.calls += 1
+            raise StoreError("read", key, "it is down")
+
+    store = Failing()
+    files = Files(store, "folder", None, settings=SETTINGS)
+    far_apart = range(0, 25_000_000, 100_000)
+    with pytest.raises(StoreError, match="it is down"):
+        files.read([want(start, 10)[0] for start in far_apart])
+    assert store.calls < 50, "what had not begun is left"
+
+
+def test_progress_counts_wanted_bytes() -> None:
+    progress = Progress()
+    stored(contents(3 * BLOCK)).read([want(10, 100)[0], want(2 * BLOCK, 7)[0]], progress=progress)
+    assert progress.snapshot().done == 107
