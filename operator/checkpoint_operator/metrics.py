@@ -48,6 +48,9 @@ class Metrics:
         self._quarantined = self._gauge("quarantined_snapshots", "Snapshots that no restore tries again.")
         self._refused = self._gauge("deletion_refused", "Whether the store refuses to delete.")
         self._attempt = self._gauge("attempt", "Number of the newest attempt.")
+        self._started = self._gauge("attempt_started_timestamp_seconds", "When the newest attempt started.")
+        self._running = self._gauge("running_pods", "Labelled pods that are pending or running.")
+        self._interval = self._gauge("save_interval_seconds", "spec.save.every; absent where only steps count.")
         self._ready = self._gauge("ready", "Whether the Checkpoint is Ready.")
         self._committed = self._counter("snapshots_committed", "Snapshots committed.")
         self._saved_bytes = self._counter("saved_bytes", "Bytes of the snapshots committed.")
@@ -59,6 +62,7 @@ class Metrics:
         self._store_errors = self._counter("store_errors", "Passes that the object store made fail.", "reason")
         self._save_seconds = self._histogram("save_seconds", "From staging to the last uploaded byte.", *_RUN)
         self._restore_seconds = self._histogram("restore_seconds", "Duration of restores.", *_RUN)
+        self._reconcile_errors = self._counter("reconcile_errors", "Passes that ended with an error of the operator.")
         self.reconcile_seconds = self._histogram("reconcile_seconds", "Duration of passes over one Checkpoint.")
         self._told_losses: dict[Key, int] = {}
 
@@ -70,11 +74,14 @@ class Metrics:
         """Set what is true now."""
         key, run = observed.checkpoint.key, observed.run
         self._ready.labels(*_labels(key)).set(ready)
+        self._running.labels(*_labels(key)).set(sum(pod.active for pod in observed.pods))
         if observed.fault is not None and observed.fault.reason in _OF_STORES:
             self._store_errors.labels(*_labels(key), observed.fault.reason).inc()
         if run is None or not observed.ours:
             return
         self._refused.labels(*_labels(key)).set(bool(observed.refusal))
+        for level in ("Sizes", "Checksums"):
+            self._verifications.labels(*_labels(key), level, "failed")  # a counter that begins at 1 shows no increase
         live = [s for s in run.snapshots.values() if s.live]
         gone = (SnapshotState.PURGED, SnapshotState.REJECTED)
         self._snapshots.labels(*_labels(key)).set(len(live))
@@ -83,6 +90,12 @@ class Metrics:
         )
         self._quarantined.labels(*_labels(key)).set(sum(quarantined(run, s) for s in live))
         self._attempt.labels(*_labels(key)).set(run.highest_attempt)
+        if run.attempt is not None:
+            self._started.labels(*_labels(key)).set(run.attempt.started_at.timestamp())
+        if run.policy.save.every_seconds is None:
+            self._interval.remove_by_labels(_named(key))
+        else:
+            self._interval.labels(*_labels(key)).set(run.policy.save.every_seconds)
         newest = next((s for s in lineage(run) if s.live), None)
         if newest is not None:
             self._latest_time.labels(*_labels(key)).set(newest.committed_at.timestamp())
@@ -111,6 +124,10 @@ class Metrics:
             self._lost_steps.labels(*_labels(key)).inc(steps)
             self._lost_seconds.labels(*_labels(key)).inc(seconds)
 
+    def count_error(self, key: Key) -> None:
+        """Count a pass that ended early: the API server did not answer as it should, or the operator is wrong."""
+        self._reconcile_errors.labels(*_labels(key)).inc()
+
     def forget(self, key: Key) -> None:
         """The Checkpoint is gone: so are its gauges. Counters stay, as they would after a scrape."""
         self._told_losses.pop(key, None)
@@ -121,10 +138,13 @@ class Metrics:
             self._retained,
             self._quarantined,
             self._attempt,
+            self._started,
+            self._running,
+            self._interval,
             self._ready,
             self._refused,
         ):
-            gauge.remove_by_labels({"namespace": key.namespace, "checkpoint": key.name})
+            gauge.remove_by_labels(_named(key))
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"{_PREFIX}_{name}", text, _RUN, registry=self.registry)
@@ -138,3 +158,7 @@ class Metrics:
 
 def _labels(key: Key) -> tuple[str, str]:
     return key.namespace, key.name
+
+
+def _named(key: Key) -> dict[str, str]:
+    return dict(zip(_RUN, _labels(key), strict=True))

@@ -97,7 +97,13 @@ class Reconciler:
         try:
             return await self._pass(key, thorough)
         except KubeError as error:
+            self._metrics.count_error(key)
             raise Retry(str(error)) from error
+        except Retry:
+            raise  # a fault of the store or the spec: counted as such
+        except Exception:
+            self._metrics.count_error(key)
+            raise
 
     async def _pass(self, key: Key, thorough: bool) -> float | None:
         memory = self._memories.setdefault(key, Memory())

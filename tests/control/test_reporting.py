@@ -20,7 +20,7 @@ from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.resources import event
 from checkpoint_operator.status import status_of
 from checkpoint_sidecar.core.api import Reason
-from checkpoint_sidecar.core.policy import RestorePolicy
+from checkpoint_sidecar.core.policy import RestorePolicy, SavePolicy
 from observations import KEY, observed
 
 # Events
@@ -212,13 +212,32 @@ def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     metrics.observe(replace(observed(None), fault=Fault(Reason.SECRET_NOT_FOUND, "no")), ready=False)
     assert value("store_errors_total", reason="SecretNotFound") is None
     assert value("verifications_total", level="Sizes", outcome="passed") == 1
+    assert value("verifications_total", level="Checksums", outcome="failed") == 0
     metrics.observe(replace(observed(history), refusal="object lock"), ready=True)
     assert value("deletion_refused") == 1
     for _ in range(2):
         metrics.count_loss(KEY, attempt=2, steps=30, seconds=12)
     assert (value("lost_steps_total"), value("lost_seconds_total")) == (30, 12)
+    metrics.count_error(KEY)
+    assert value("reconcile_errors_total") == 1
     metrics.forget(KEY)
     assert value("latest_snapshot_step") is None
+
+
+def test_metrics_say_when_the_next_snapshot_is_due() -> None:
+    metrics = Metrics()
+    labels = {"namespace": KEY.namespace, "checkpoint": KEY.name}
+    history = History().configured(save=SavePolicy(every_seconds=60)).started()
+    pods = (replace(pod_from(pod_body()), phase=phase) for phase in ("Running", "Pending", "Succeeded"))
+    metrics.observe(replace(observed(history), pods=tuple(pods)), ready=True)
+    value = metrics.registry.get_sample_value
+    assert value("checkpoint_operator_save_interval_seconds", labels) == 60
+    assert value("checkpoint_operator_running_pods", labels) == 2
+    assert history.run.attempt is not None
+    started = history.run.attempt.started_at.timestamp()
+    assert value("checkpoint_operator_attempt_started_timestamp_seconds", labels) == started
+    metrics.observe(observed(History().configured(save=SavePolicy(every_steps=10)).started()), ready=True)
+    assert value("checkpoint_operator_save_interval_seconds", labels) is None
 
 
 # Objects as read

@@ -1,0 +1,6 @@
+//go:build tools
+
+// Package tools names the command this module exists to build, so that `go mod tidy` keeps its requirements.
+package tools
+
+import _ "github.com/prometheus/prometheus/cmd/promtool"
