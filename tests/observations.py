@@ -56,10 +56,11 @@ def pod(
     leaving: str = "",
     started: dt.datetime | None = None,
     created: dt.datetime | None = None,
+    grace_seconds: float | None = None,
 ) -> Pod:
     """A labelled pod; by default the one of ``builders.POD``."""
     start = started or dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    return Pod(name, uid, phase, created or start, start, leaving)
+    return Pod(name, uid, phase, created or start, start, leaving, grace_seconds)
 
 
 def mirror(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 
 from checkpoint_operator.conditions import Judgement
+from checkpoint_operator.grace import too_short
 from checkpoint_operator.model import Fault, Observed
 from checkpoint_operator.plan import rollback_target
 from checkpoint_sidecar.core.api import ConditionType, Reason
@@ -20,6 +21,8 @@ REPORT_WITHIN = dt.timedelta(minutes=10)
 
 NOT_AS_ASKED = frozenset({"NothingRestored", "WrongParent", "WrongRequest"})
 """Why replay rejected a commit of an attempt that went on from something else than it was told to restore."""
+
+GRACE_PERIOD_TOO_SHORT = "GracePeriodTooShort"
 
 CADENCES = 3
 """A verified snapshot older than this many save intervals does not protect a running attempt."""
@@ -103,6 +106,9 @@ def _protected(observed: Observed) -> Judgement:
     if interval is not None and (now - proven[0].committed_at).total_seconds() > CADENCES * interval:
         message = f"The newest verified snapshot is older than {CADENCES} intervals of {interval:g} s."
         return Judgement(ConditionType.PROTECTED, "False", Reason.SNAPSHOT_TOO_OLD, message)
+    hurried = too_short(run, observed.pods)
+    if hurried:
+        return Judgement(ConditionType.PROTECTED, "False", GRACE_PERIOD_TOO_SHORT, hurried)
     message = "A verified snapshot is recent enough."
     return Judgement(ConditionType.PROTECTED, "True", Reason.RECENT_SNAPSHOT, message)
 

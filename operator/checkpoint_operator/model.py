@@ -53,6 +53,7 @@ class Pod:
     Attributes:
         created_at, started_at: The API server's and the kubelet's clock.
         leaving: Why it was or is being evicted or deleted, or empty.
+        grace_seconds: From SIGTERM to SIGKILL, or None when that is not known.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Pod:
     created_at: dt.datetime
     started_at: dt.datetime | None = None
     leaving: str = ""
+    grace_seconds: float | None = None
 
     @property
     def active(self) -> bool:

@@ -276,6 +276,7 @@ def pod_from(body: Mapping[str, Any]) -> Pod:
         created_at=parse_timestamp(metadata["creationTimestamp"]),
         started_at=parse_timestamp(started) if started else None,
         leaving=_why_leaving(metadata, status),
+        grace_seconds=(body.get("spec") or {}).get("terminationGracePeriodSeconds"),
     )
 
 
