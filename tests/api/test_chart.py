@@ -337,3 +337,81 @@ def test_without_a_cluster_id_pods_wait_for_the_claim(unserved: Namespace) -> No
     claim(f"8a-1/{run}", "StoreUnavailable")
     (container,) = unserved.admitted(pod())["containers"]
     assert {"name": "CHECKPOINT_RUN", "value": f"8a-1/{run}"} in container["env"]
+
+
+MONITORING = {"podMonitor": {"enabled": True}, "rules": {"enabled": True}, "dashboard": {"enabled": True}}
+
+
+def test_monitoring_is_there_when_asked_for(render: Render) -> None:
+    assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & {one["kind"] for one in render()}
+    objects = render(metrics={**MONITORING, "rules": {"enabled": True, "labels": {"release": "prometheus"}}})
+    (monitor,) = of_kind(objects, "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in [port["name"] for port in operator_container(objects)["ports"]]
+    assert endpoint["honorLabels"] is True
+    (deployment,) = of_kind(objects, "Deployment")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    assert wanted <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    (rules,) = of_kind(objects, "PrometheusRule")
+    assert rules["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    assert rules["metadata"]["labels"]["release"] == "prometheus"
+    (dashboard,) = of_kind(objects, "ConfigMap")
+    (panels,) = dashboard["data"].values()
+    assert json.loads(panels) == json.loads((CHART / "files" / "dashboard.json").read_text())
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_the_network_policy_lets_nobody_in_but_scrapers(render: Render) -> None:
+    assert of_kind(render(), "NetworkPolicy") == []
+    (policy,) = of_kind(render(networkPolicy={"enabled": True}), "NetworkPolicy")
+    assert (policy["spec"]["policyTypes"], policy["spec"].get("ingress")) == (["Ingress"], None)
+    scrapers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    egress = [{"ports": [{"port": 443}]}]
+    values = {"enabled": True, "metricsFrom": scrapers, "egress": egress}
+    (policy,) = of_kind(render(networkPolicy=values), "NetworkPolicy")
+    assert policy["spec"]["ingress"] == [{"from": scrapers, "ports": [{"port": "metrics", "protocol": "TCP"}]}]
+    assert (policy["spec"]["policyTypes"], policy["spec"]["egress"]) == (["Ingress", "Egress"], egress)
+
+
+def test_a_restricted_namespace_admits_the_operator(chart: ApiServer, render: Render) -> None:
+    name = "restricted"
+    chart.kubectl("create", "namespace", name)
+    chart.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    chart.kubectl("create", "serviceaccount", "default", f"--namespace={name}")
+    spec = {**operator_pod(render()), "serviceAccountName": "default", "automountServiceAccountToken": False}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": spec}
+    place = Namespace(chart, name)
+    assert place.refusal(body) == ""
+    assert "restricted" in place.refusal({**body, "spec": {**spec, "securityContext": {}}})
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """The chart as it first was, from the history of this repository."""
+    log = ["git", "log", "--format=%h", "--reverse", "--", "charts/checkpoint-operator/Chart.yaml"]
+    found = subprocess.run(log, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not found:
+        pytest.skip("the history of this repository is not here (an archive, or no git)")
+    archive = ["git", "archive", "--prefix=earlier/", f"{found[0]}:charts/checkpoint-operator"]
+    packed = subprocess.run(archive, cwd=ROOT, capture_output=True)
+    if packed.returncode != 0:
+        pytest.skip(f"the history of this repository is not whole (a shallow clone?): {packed.stderr.decode()}")
+    subprocess.run(["tar", "--extract", "--directory", str(tmp_path)], input=packed.stdout, check=True)
+    return tmp_path / "earlier"
+
+
+@pytest.mark.usefixtures("api_server", "helm")
+def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(earlier: Path) -> None:
+    with workspace.temporary("upgraded") as place:
+        server = controlplane.start(place, network.free_ports()).api
+        server.helm("install", "ckpt", str(earlier), "--namespace=operators", "--create-namespace")
+        server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+        namespace = Namespace.fresh(server)
+        uid = namespace.create(checkpoint())["metadata"]["uid"]
+        old = server.kubectl("get", "crd", "checkpoints.checkpoint-operator.dev", "--output=jsonpath={.spec}")
+        server.helm("upgrade", "ckpt", str(CHART), "--namespace=operators")
+        new = server.kubectl("get", "crd", "checkpoints.checkpoint-operator.dev", "--output=jsonpath={.spec}")
+        assert new != old
+        assert namespace.patch("ckpt", "run", {"spec": {"suspend": True}})["metadata"]["uid"] == uid
+        server.helm("uninstall", "ckpt", "--namespace=operators")
+        assert json.loads(namespace.kubectl("get", "ckpt", "run", "--output=json"))["metadata"]["uid"] == uid

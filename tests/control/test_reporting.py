@@ -236,7 +236,8 @@ def test_metrics_say_when_the_next_snapshot_is_due() -> None:
     assert history.run.attempt is not None
     started = history.run.attempt.started_at.timestamp()
     assert value("checkpoint_operator_attempt_started_timestamp_seconds", labels) == started
-    metrics.observe(observed(History().configured(save=SavePolicy(every_steps=10)).started()), ready=True)
+    by_steps = SavePolicy(every_steps=10, every_seconds=None)
+    metrics.observe(observed(History().configured(save=by_steps).started()), ready=True)
     assert value("checkpoint_operator_save_interval_seconds", labels) is None
 
 
