@@ -19,11 +19,18 @@ from urllib.parse import urlsplit
 SLOW_SECONDS = 1.5
 """How long a request body takes that is read slowly."""
 
+LATE_SECONDS = 0.05
+
+BUSY_WITH = 3
+"""Requests that a busy server serves at once; it refuses more."""
+
 Effect: TypeAlias = Literal[
     "lose the request",  # close the connection without an answer
     "reset the connection",  # in the middle of the request's body
     "keep silent",  # neither answer nor close
     "read slowly",
+    "answer late",
+    "be busy",  # answer late, and 503 to more than a few requests at once
     "lose the reply",
     "cut the reply",
     "flip a bit of the data",  # of what a PUT sends, else of the reply
@@ -53,7 +60,11 @@ class Fault:
 
 @dataclass
 class FaultyServer:
-    """Where the proxy listens, what it shall do, and which requests it has seen."""
+    """Where the proxy listens, what it shall do, and which requests it has seen.
+
+    Attributes:
+        at_once: How many requests were under way when each of those began, itself among them.
+    """
 
     behind: str
     endpoint: str = ""
@@ -61,11 +72,14 @@ class FaultyServer:
     seen: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     closed: threading.Event = field(default_factory=threading.Event)
+    under_way: int = 0
+    at_once: list[int] = field(default_factory=list)
     first_answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
 
     def note(self, method: str, path: str, signature: str) -> Effect | Answer | None:
         with self.lock:
             self.seen.append((method, path))
+            self.at_once.append(self.under_way)
             for fault in self.faults:
                 if (
                     fault.times
@@ -86,6 +100,7 @@ class FaultyServer:
         with self.lock:
             self.faults.clear()
             self.seen.clear()
+            self.at_once.clear()
 
 
 @contextlib.contextmanager
@@ -118,6 +133,15 @@ def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 super().handle()
 
         def handle_request(self) -> None:
+            with control.lock:
+                control.under_way += 1
+            try:
+                self.handle_one()
+            finally:
+                with control.lock:
+                    control.under_way -= 1
+
+        def handle_one(self) -> None:
             effect = control.note(self.command, self.path, f"{self.headers.get('Authorization', '')} {self.path}")
             length = int(self.headers.get("Content-Length", 0))
             if effect == "reset the connection":
@@ -125,6 +149,11 @@ def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self.reset()
                 return
             body = self.read_slowly(length) if effect == "read slowly" else self.rfile.read(length)
+            if effect in ("answer late", "be busy"):
+                crowd = control.under_way
+                time.sleep(LATE_SECONDS)
+                if effect == "be busy" and crowd > BUSY_WITH:
+                    effect = (503, "SlowDown")
             if effect == "keep silent":
                 control.closed.wait()
             if effect in ("lose the request", "keep silent"):
