@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export PYTHONPATH := tests
 
-.PHONY: help demo test test-unit test-faults check format verify bench bench-log down clean
+.PHONY: help demo test test-unit test-faults test-evictions check format verify bench bench-log down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -25,6 +25,10 @@ test-faults: ## The long profile of fault injection: store faults, crash matrix,
 	@.ci/bootstrap
 	CHECKPOINT_FAULTS=long $(BIN)/pytest tests/store/test_faults.py tests/model tests/crashes
 	$(BIN)/python docs/faults.py
+
+test-evictions: ## Every kind of interruption and workload on the two-node cluster (the long tail of the cluster tests)
+	@.ci/bootstrap --cluster
+	$(BIN)/pytest -m evictions tests/cluster
 
 check: ## Format, lint, types, import layers, chart in step with crds/
 	@.ci/bootstrap
