@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
@@ -32,6 +33,7 @@ from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.training.fit import tiles
+from checkpoint_sidecar.training.planner import StrictLoadPlanner
 from checkpoint_sidecar.training.reader import SnapshotReader
 from checkpoint_sidecar.training.writer import SnapshotWriter
 from doubles.memory import MemoryStore
@@ -163,6 +165,23 @@ def test_damage_that_shows_without_reading_data_leaves_every_tensor_alone(
     with pytest.raises(CorruptSnapshotError):
         load(state, saved.reader())
     assert untouched(state)
+
+
+def test_damaged_bytes_are_never_reported_to_the_planner_as_loaded() -> None:
+    class Recording(StrictLoadPlanner):
+        committed = 0
+
+        def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+            self.committed += 1
+            super().commit_tensor(read_item, tensor)
+
+    saved, planner = a_save(), Recording()
+    load(destination(), saved.reader(), planner=planner)
+    assert planner.committed == 2
+    flip_a_bit(saved)
+    with pytest.raises(CorruptSnapshotError):
+        load(destination(), saved.reader(), planner=planner)
+    assert planner.committed == 2
 
 
 def test_a_flipped_bit_gets_through_only_when_checksums_are_switched_off() -> None:
