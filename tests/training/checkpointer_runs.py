@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,6 +130,13 @@ def started(storage: RunStorage, training: Training | None = None, **options: An
     with Checkpointer((training or Training()).state, storage.url, **options) as checkpointer:
         checkpointer.restore()
         yield checkpointer
+
+
+def await_saves() -> None:
+    """Until no save runs in this process, whoever began it."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("save step"):
+            thread.join(30)
 
 
 class Watched:

@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.core.progress import decode
-from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, RunStorage, started
+from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, RunStorage, await_saves, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -103,6 +103,7 @@ def test_a_save_that_cannot_commit_in_time_is_called_off_and_leaves_nothing(
     on_upload(lambda key: time.sleep(1.0) if key.endswith(".distcp") else None)
     with started(storage, grace_seconds=3.5) as checkpointer:
         assert terminated_at(3, checkpointer).saved_step is None
+    await_saves()
     assert commits(storage) == []
     assert not list(storage.store.list("step-"))
 

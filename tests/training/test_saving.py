@@ -25,7 +25,7 @@ from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from checkpoint_sidecar.training import checkpointer as module
 from localcluster.objectstore import REGION, ObjectStore
-from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, RunStorage, Watched, started
+from training.checkpointer_runs import EVERY_STEP, RunStorage, Watched, await_saves, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -125,49 +125,53 @@ def test_why_a_save_failed_can_be_printed_with_its_traceback(storage: RunStorage
 
 
 class SlowParts:
-    """An upload of which every part takes a while, and which says when the first is stored."""
+    """An upload of which every part takes a while; counts those that are stored."""
 
-    def __init__(self, upload: Upload, first: threading.Event) -> None:
+    def __init__(self, upload: Upload, stored: list[int]) -> None:
         self._upload = upload
-        self._first = first
+        self._stored = stored
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._upload, name)
 
     def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
-        time.sleep(0.1)
+        time.sleep(0.5)
         self._upload.write_part(index, buffers)
-        self._first.set()
+        self._stored.append(index)
 
 
 class SlowStore(Watched):
-    def __init__(self, store: Store, first: threading.Event) -> None:
+    def __init__(self, store: Store, stored: list[int]) -> None:
         super().__init__(store, lambda _: None)
-        self._first = first
+        self._stored = stored
 
     @contextmanager
     def upload(self, key: str, size: int) -> Iterator[Any]:
         with super().upload(key, size) as upload:
-            yield SlowParts(upload, self._first) if key.endswith(".distcp") else upload
+            yield SlowParts(upload, self._stored) if key.endswith(".distcp") else upload
 
 
 @pytest.mark.store
 def test_a_save_that_is_called_off_leaves_no_unfinished_upload(
     object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = threading.Event()
-    monkeypatch.setattr(module, "open_store", lambda settings: SlowStore(open_store(settings), first))
+    stored: list[int] = []
+    monkeypatch.setattr(module, "open_store", lambda settings: SlowStore(open_store(settings), stored))
     monkeypatch.setattr(parts, "PART_BYTES", 8 * 1024 * 1024)
     monkeypatch.setenv("CHECKPOINT_CONNECTIONS", "2")
     keys = {name: object_store.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     settings = StoreSettings(f"s3://{bucket}/run", object_store.endpoint, REGION, credentials=Credentials.of(keys))
     state = {"weights": torch.nn.Linear(4096, 4096)}
-    with pytest.raises(Terminated), Checkpointer(state, settings, save=ONLY_WHEN_TOLD, grace_seconds=3.3) as saver:  # noqa: PT012
+    with pytest.raises(Terminated), Checkpointer(state, settings, save=EVERY_STEP, grace_seconds=3.0) as saver:  # noqa: PT012
         saver.restore()
+        saver.step(1)
+        while not stored:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
-        saver.step(1)
-    assert first.is_set()
+        saver.step(2)
+    assert len(stored) < 9, "it was not called off in the middle"
+    await_saves()
     store = open_store(settings)
     assert isinstance(store, KeepsUnfinished)
     assert not list(store.unfinished())
