@@ -50,7 +50,7 @@ def start(experiment: str, parameters: Mapping[str, Any], *, ranks: int = 1, env
         answers = [process.communicate()[0] for process in running]
         for process, output in zip(running, outputs, strict=True):
             if process.returncode:
-                raise ExperimentError(f"{experiment} {parameters}:\n{output.read_text()[-4000:]}")
+                raise ExperimentError(f"{experiment} {parameters}:\n{output.read_text()[-2000:]}")
         return json.loads(answers[0].splitlines()[-1])
 
 
