@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import botocore.exceptions
 import botocore.httpsession
+import botocore.loaders
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import Credentials as Identity
@@ -38,6 +39,12 @@ NO_CREDENTIALS = (
 GIVE_CREDENTIALS = "Give credentials, or run where the platform provides an identity."
 
 
+@functools.cache
+def _descriptions() -> botocore.loaders.Loader:
+    """botocore's descriptions of S3, parsed once: most of what a client costs, and every drop-in writer makes some."""
+    return botocore.loaders.create_loader()
+
+
 class S3Identity:
     """Signs for one store. Safe from several threads.
 
@@ -54,6 +61,7 @@ class S3Identity:
         self._settings = settings
         self._values = values
         self._session = botocore.session.Session()
+        self._session.register_component("data_loader", _descriptions())
         try:
             self._credentials = self._find_credentials()
             self.region: str = settings.region or self._session.get_config_variable("region") or DEFAULT_REGION
