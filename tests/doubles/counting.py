@@ -24,6 +24,8 @@ class CountingStore:
         self._store = store
         self._lock = threading.Lock()
         self.requests: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
+        """Bytes by key, of ranges."""
 
     @property
     def url(self) -> str:
@@ -43,6 +45,8 @@ class CountingStore:
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         self._count("get")
+        with self._lock:
+            self.read[key] += sum(buffer.nbytes for buffer in buffers)
         self._store.read_into(key, start, buffers)
 
     def stat(self, key: str) -> ObjectInfo | None:

@@ -134,9 +134,13 @@ def _destination(target: torch.Tensor) -> Destination | None:
     lazy = target.is_conj() or target.is_neg() or target.is_quantized or type(target) is not torch.Tensor
     if lazy or target.layout is not torch.strided or not target.is_contiguous():
         return None
-    if target.device.type != "cpu":
+    if not _in_host_memory(target):
         return _DeviceMemory(target)
     return target.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _in_host_memory(target: torch.Tensor) -> bool:
+    return target.device.type == "cpu"
 
 
 def _pieces(item: Item, part: Part, head: _Head) -> Iterator[_Staged]:
