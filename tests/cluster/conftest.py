@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
@@ -20,8 +20,12 @@ PAUSE_SECONDS = 0.3
 NAMESPACE = "training"
 
 
+Workload = Callable[[str, manifests.Manifest], manifests.Manifest]
+"""From a name and a labelled pod template to the object that runs it."""
+
+
 class Start(Protocol):
-    def __call__(self, name: str, **spec: Any) -> TrainingRun: ...
+    def __call__(self, name: str, workload: Workload = manifests.job_of, **spec: Any) -> TrainingRun: ...
 
 
 @pytest.fixture(scope="session")
@@ -44,20 +48,20 @@ def start(operator: Cluster, bucket_of_runs: str) -> Iterator[Start]:
     """Start a training run under a Checkpoint of its own; returns it with its first pod followed."""
     runs: list[TrainingRun] = []
 
-    def start(name: str, **spec: Any) -> TrainingRun:
+    def start(name: str, workload: Workload = manifests.job_of, **spec: Any) -> TrainingRun:
         run = TrainingRun(operator, NAMESPACE, name)
         runs.append(run)
         run.apply(manifests.checkpoint(name, f"s3://{bucket_of_runs}/{name}", operator.object_store, **spec))
         run.wait_condition("Ready")
-        job = manifests.job(
+        python = operator.host_python(manifests.REPOSITORY)
+        ranks = ["--standalone", "--nproc-per-node=2"]
+        template = manifests.pod_template(
             name,
-            python=operator.host_python(manifests.REPOSITORY),
-            checkpoint_name=name,
-            steps=STEPS,
-            pause_seconds=PAUSE_SECONDS,
+            python=python,
+            command=manifests.torchrun(python, ranks, steps=STEPS, pause_seconds=PAUSE_SECONDS),
             prefer_node=operator.node_names[0],
         )
-        run.apply(job)
+        run.apply(workload(name, template))
         run.follow_next_pod()
         return run
 
@@ -91,3 +95,12 @@ def final_state(operator: Cluster, bucket_of_runs: str) -> comparison.State:
         return comparison.read_step(f"s3://{bucket_of_runs}/{run.name}", STEPS, **options)
 
     return read
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long tail runs only when it is named: `pytest -m evictions`."""
+    if "evictions" in config.getoption("markexpr"):
+        return
+    tail = [item for item in items if item.get_closest_marker("evictions")]
+    config.hook.pytest_deselected(items=tail)
+    items[:] = [item for item in items if item not in tail]

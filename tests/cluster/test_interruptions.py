@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import fsspec
 import pytest
 
 from cluster.conftest import STEPS, Start
+from cluster.interrupting import drain, kill_rank, reasons
 from demo import comparison, installation
 from demo.training import TrainingRun, wait_for
 from localcluster.cluster import Cluster
@@ -18,28 +16,6 @@ from localcluster.cluster import Cluster
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
 ReadState = Callable[[TrainingRun], comparison.State]
-
-
-def reasons(run: TrainingRun) -> list[str]:
-    return [event["reason"] for event in run.events()]
-
-
-def drain(cluster: Cluster, node: str) -> None:
-    cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
-
-
-def kill_rank(run: TrainingRun) -> None:
-    """SIGKILL to one rank of the run's pod, found by the environment its admission gave it."""
-    uid = run.get("pod", run.followers[-1].pod)["metadata"]["uid"]
-    for process in Path("/proc").iterdir():
-        try:
-            variables = (process / "environ").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            continue
-        if f"CHECKPOINT_POD_UID={uid}".encode() in variables and b"RANK=1" in variables:
-            os.kill(int(process.name), signal.SIGKILL)
-            return
-    raise LookupError(f"no process of rank 1 of {run.name}")
 
 
 def assert_finished_like(undisturbed: comparison.State, run: TrainingRun, final_state: ReadState) -> None:

@@ -57,8 +57,83 @@ def job(
     grace_seconds: int = 60,
 ) -> Manifest:
     """A Job of one pod with two ranks that trains `examples/train.py`."""
-    command = [python.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(TRAINING_SCRIPT), f"--steps={steps}", f"--pause={pause_seconds}"]
+    ranks = ["--standalone", "--nproc-per-node=2"]
+    pod = pod_template(
+        checkpoint_name,
+        python=python,
+        command=torchrun(python, ranks, steps=steps, pause_seconds=pause_seconds),
+        prefer_node=prefer_node,
+        grace_seconds=grace_seconds,
+    )
+    return job_of(name, pod)
+
+
+def job_of(name: str, template: Manifest, **spec: Any) -> Manifest:
+    """A Job that does not count evictions as failures and replaces a pod only when it is gone."""
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "backoffLimit": 3,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]},
+            "template": template,
+            **spec,
+        },
+    }
+
+
+def indexed_job(name: str, template: Manifest, *, pods: int) -> Manifest:
+    """A Job of several pods that train together: each knows its number by JOB_COMPLETION_INDEX."""
+    # All pods of a gang end when one is evicted; the others' exits are failures to the Job.
+    return job_of(name, template, completionMode="Indexed", completions=pods, parallelism=pods, backoffLimit=6 * pods)
+
+
+def stateful_set(name: str, template: Manifest, *, pods: int) -> Manifest:
+    """A StatefulSet, whose pods keep their names."""
+    labels = {"app": name}
+    metadata = {"labels": {**template["metadata"]["labels"], **labels}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": pods,
+            "serviceName": name,
+            "podManagementPolicy": "Parallel",  # ranks wait for each other, so they must start together
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": metadata, "spec": {**template["spec"], "restartPolicy": "Always"}},
+        },
+    }
+
+
+def bare_pod(name: str, template: Manifest) -> Manifest:
+    """A pod that nobody owns."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**template["metadata"], "name": name},
+        "spec": template["spec"],
+    }
+
+
+def torchrun(python: HostPython, ranks: list[str], *, steps: int, pause_seconds: float) -> list[str]:
+    """The command that trains `examples/train.py`; `ranks` are torchrun's own arguments."""
+    command = [python.python, "-m", "torch.distributed.run", *ranks]
+    return [*command, str(TRAINING_SCRIPT), f"--steps={steps}", f"--pause={pause_seconds}"]
+
+
+def pod_template(
+    checkpoint_name: str,
+    *,
+    python: HostPython,
+    command: list[str],
+    prefer_node: str = "",
+    grace_seconds: int = 60,
+    **spec: Any,
+) -> Manifest:
+    """A labelled pod, as any workload takes it; `spec` overrides whole fields of the pod's."""
     container = {
         "name": "train",
         "image": python.image,
@@ -80,17 +155,7 @@ def job(
         }
         rule = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": preference}]}
         pod["affinity"] = {"nodeAffinity": rule}
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name},
-        "spec": {
-            "backoffLimit": 3,
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]},
-            "template": {"metadata": {"labels": {LABEL: checkpoint_name}}, "spec": pod},
-        },
-    }
+    return {"metadata": {"labels": {LABEL: checkpoint_name}}, "spec": {**pod, **spec}}
 
 
 def to_stdin(*manifests: Manifest) -> str:

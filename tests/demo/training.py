@@ -46,10 +46,14 @@ class Line:
 
 
 class Follower:
-    """Follows a pod's log from its start; keeps what it saw after the pod is gone."""
+    """Follows a pod's log from its start; keeps what it saw after the pod is gone.
 
-    def __init__(self, cluster: Cluster, namespace: str, pod: str) -> None:
+    `start` tells one start of the pod's container from the next; both may have the same pod, or one of the same name.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: str, pod: str, start: str = "") -> None:
         self.pod = pod
+        self.start = start
         self._lines: list[Line] = []
         self._process = cluster.kubectl_process("logs", "--follow", "--timestamps", f"--namespace={namespace}", pod)
         self._thread = threading.Thread(target=self._read, name=f"follow-{pod}", daemon=True)
@@ -136,17 +140,19 @@ class TrainingRun:
         return sorted(found, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
     def follow_next_pod(self, timeout: float = 90.0) -> Follower:
-        """Wait for a pod that is not followed yet and whose container started; follow its log."""
-        known = {follower.pod for follower in self.followers}
+        """Wait for the start of a container that is not followed yet, in whatever pod; follow its log."""
+        known = {follower.start for follower in self.followers}
 
-        def started() -> str | None:
+        def started() -> Follower | None:
             for pod in self.pods():
-                if pod["metadata"]["name"] not in known and pod["status"]["phase"] != "Pending":
-                    return pod["metadata"]["name"]
+                start = _start(pod)
+                if start and start not in known:
+                    return Follower(self.cluster, self.namespace, pod["metadata"]["name"], start)
             return None
 
-        name = wait_for(f"a pod of {self.name} to start", started, timeout=timeout, context=self.describe)
-        self.followers.append(Follower(self.cluster, self.namespace, name))
+        self.followers.append(
+            wait_for(f"a pod of {self.name} to start", started, timeout=timeout, context=self.describe)
+        )
         return self.followers[-1]
 
     def node_of(self, pod: str) -> str:
@@ -196,9 +202,18 @@ class TrainingRun:
             follower.close()
 
     def delete(self) -> None:
-        """Remove the Job with its pods, and the Checkpoint; the data stays."""
-        self.kubectl("delete", "job", self.name, "--ignore-not-found", "--cascade=foreground", "--timeout=90s")
+        """Remove whatever runs, with its pods, and the Checkpoint; the data stays."""
+        for kind in ("job", "statefulset", "pod"):
+            self.kubectl("delete", kind, self.name, "--ignore-not-found", "--cascade=foreground", "--timeout=90s")
         self.kubectl("delete", "checkpoint", self.name, "--ignore-not-found")
+
+
+def _start(pod: dict[str, Any]) -> str:
+    """Which start of its container the pod is at, or empty before the first and between two of them."""
+    containers = pod["status"].get("containerStatuses", [])
+    if pod["status"]["phase"] == "Pending" or not containers or "waiting" in containers[0]["state"]:
+        return ""
+    return f"{pod['metadata']['uid']}/{containers[0]['restartCount']}"
 
 
 def _about(event: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,245 @@
+"""Every way to lose a pod, by every kind of workload that this cluster can run: nothing is lost that need not be.
+
+The long tail beside ``test_interruptions``: run it with `pytest -m evictions`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from cluster.conftest import STEPS, Start, Workload
+from cluster.interrupting import continued, evict, eviction_told, kill_rank, reasons, tainted
+from demo import manifests
+from demo.training import TrainingRun, wait_for
+from localcluster import cluster as localcluster
+from localcluster import network
+from localcluster.cluster import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.evictions, pytest.mark.timeout(420)]
+
+
+def one_pod_stateful_set(name: str, template: manifests.Manifest) -> manifests.Manifest:
+    return manifests.stateful_set(name, template, pods=1)
+
+
+def assert_nothing_lost(run: TrainingRun, *, restored: int) -> None:
+    """The run reaches its end, and says that it went on at the very step it was stopped at."""
+    status = run.wait_status("reflects the last step", lambda s: s.get("latest", {}).get("step") == STEPS, timeout=120)
+    assert "RestoreFailed" not in reasons(run)
+    assert status["lastRestore"]["reason"] == "Latest"
+    if status["attempt"]["number"] == 2:  # a StatefulSet starts its pods again when they are done
+        assert (status["lastRestore"]["step"], status["lastRestore"]["lostSteps"]) == (restored, 0)
+
+
+def assert_restored_a_scheduled_save(run: TrainingRun, first_step: int, *, stopped_at: int) -> None:
+    """Without a SIGTERM, what was saved by schedule is what there is."""
+    restored = first_step - 1
+    assert 0 < restored <= stopped_at
+    assert restored % 10 == 0
+    status = run.wait_status("reflects the last step", lambda s: s.get("latest", {}).get("step") == STEPS, timeout=120)
+    assert status["lastRestore"]["step"] == restored
+    assert status["attempt"]["number"] == 2
+    assert "RestoreFailed" not in reasons(run)
+
+
+@pytest.mark.parametrize("workload", [manifests.job_of, one_pod_stateful_set], ids=["job", "stateful-set"])
+def test_a_pod_evicted_through_the_api_is_replaced_and_loses_nothing(start: Start, workload: Workload) -> None:
+    run = start(f"evicted-{workload.__name__.replace('_', '-')}", workload)
+    run.wait_step(15)
+    evicted = run.followers[-1]
+    evict(run, evicted.pod)
+    evicted.finish(timeout=60)
+    _, first = continued(run)
+    assert first == evicted.last_step + 1
+    assert "EvictionByEvictionAPI" in eviction_told(run)
+    assert_nothing_lost(run, restored=evicted.last_step)
+
+
+def test_a_pod_of_a_node_that_is_tainted_moves_to_the_other_node_and_loses_nothing(
+    operator: Cluster, start: Start
+) -> None:
+    run = start("tainted")
+    run.wait_step(15)
+    evicted = run.followers[-1]
+    node = run.node_of(evicted.pod)
+    with tainted(operator, node):
+        evicted.finish(timeout=60)
+        replacement, first = continued(run)
+        assert run.node_of(replacement.pod) != node
+    assert first == evicted.last_step + 1
+    assert "DeletionByTaintManager" in eviction_told(run)
+    assert_nothing_lost(run, restored=evicted.last_step)
+
+
+def test_a_suspended_job_that_is_resumed_continues_at_the_step_it_was_suspended_at(start: Start) -> None:
+    run = start("suspended")
+    run.wait_step(15)
+    stopped = run.followers[-1]
+    run.kubectl("patch", "job", run.name, "--type=merge", '--patch={"spec": {"suspend": true}}')
+    stopped.finish(timeout=60)
+    wait_for("its pod to be gone", lambda: not run.pods(), timeout=60, context=run.describe)
+    run.kubectl("patch", "job", run.name, "--type=merge", '--patch={"spec": {"suspend": false}}')
+    _, first = continued(run)
+    assert first == stopped.last_step + 1
+    assert_nothing_lost(run, restored=stopped.last_step)
+
+
+def test_a_container_that_is_restarted_in_its_pod_goes_on_from_the_last_scheduled_save(start: Start) -> None:
+    def restarting(name: str, template: manifests.Manifest) -> manifests.Manifest:
+        body = manifests.job_of(name, template)
+        template["spec"]["restartPolicy"] = "OnFailure"
+        del body["spec"]["podFailurePolicy"]  # only for pods that are never restarted
+        return body
+
+    run = start("restarted", restarting)
+    run.wait_step(15)
+    run.wait_status("has seen step 10", lambda s: s.get("latest", {}).get("step") == 10)
+    kill_rank(run)
+    killed = run.followers[-1]
+    killed.finish(timeout=60)
+    replacement, first = continued(run)
+    assert replacement.pod == killed.pod, "it is the same pod"
+    assert_restored_a_scheduled_save(run, first, stopped_at=killed.last_step)
+
+
+def test_a_job_whose_node_is_lost_continues_elsewhere_from_the_last_scheduled_save(
+    operator: Cluster, start: Start
+) -> None:
+    run = start("lost")
+    run.wait_step(15)
+    run.wait_status("has seen step 10", lambda s: s.get("latest", {}).get("step") == 10)
+    lost = run.followers[-1]
+    node = run.node_of(lost.pod)
+    operator.node(node).power_off()
+    try:
+        lost.close()
+        # Nobody but an administrator knows that it is gone and not just silent.
+        operator.kubectl("delete", "node", node)
+        replacement, first = continued(run)
+        assert run.node_of(replacement.pod) != node
+    finally:
+        operator.node(node).power_on()
+        localcluster.wait_ready(operator, node)
+    assert_restored_a_scheduled_save(run, first, stopped_at=lost.last_step)
+
+
+@contextmanager
+def urgent_pod(run: TrainingRun, template: manifests.Manifest) -> Iterator[None]:
+    """Something more important needs the place of the training inside this block."""
+    priority = {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": "urgent"},
+        "value": 1_000_000,
+    }
+    body = manifests.bare_pod("urgent", {"metadata": {}, "spec": template})
+    run.apply(priority, body)
+    try:
+        yield
+    finally:
+        run.kubectl("delete", "pod", "urgent", "--now")
+        run.kubectl("delete", "priorityclass", "urgent")
+
+
+def test_a_preempted_job_waits_for_its_place_and_continues_at_the_step_it_was_preempted_at(
+    operator: Cluster, start: Start
+) -> None:
+    node = operator.node_names[0]
+    cores = json.loads(operator.kubectl("get", "node", node, "--output=json"))["status"]["allocatable"]["cpu"]
+    most = {"requests": {"cpu": f"{int(cores) * 1000 - 400}m"}}
+    place: dict[str, Any] = {"nodeSelector": {"kubernetes.io/hostname": node}}
+
+    def large(name: str, template: manifests.Manifest) -> manifests.Manifest:
+        template["spec"] |= place
+        template["spec"]["containers"][0]["resources"] = most
+        return manifests.job_of(name, template)
+
+    run = start("preempted", large)
+    run.wait_step(15)
+    preempted = run.followers[-1]
+    python = operator.host_python()
+    container = {
+        "name": "work",
+        "image": python.image,
+        "command": ["sleep", "600"],
+        "volumeMounts": python.volume_mounts,
+        "resources": most,
+    }
+    urgent = {
+        "priorityClassName": "urgent",
+        "hostNetwork": True,
+        "terminationGracePeriodSeconds": 1,
+        "containers": [container],
+        "volumes": python.volumes,
+        **place,
+    }
+    with urgent_pod(run, urgent):
+        preempted.finish(timeout=60)
+        run.kubectl("wait", "--for=condition=Ready", "pod/urgent", "--timeout=60s")
+    _, first = continued(run)
+    assert first == preempted.last_step + 1
+    assert "PreemptionByScheduler" in eviction_told(run)
+    assert_nothing_lost(run, restored=preempted.last_step)
+
+
+def test_one_evicted_pod_of_an_indexed_job_stops_all_at_one_step_and_all_continue_at_the_next(
+    operator: Cluster, start: Start
+) -> None:
+    port = next(network.free_ports())
+
+    def two_pods(name: str, template: manifests.Manifest) -> manifests.Manifest:
+        python = operator.host_python(manifests.REPOSITORY)
+        ranks = ["--nnodes=2", "--nproc-per-node=1", "--node-rank=$(JOB_COMPLETION_INDEX)"]
+        ranks += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+        template["spec"]["containers"][0]["command"] = manifests.torchrun(python, ranks, steps=STEPS, pause_seconds=0.3)
+        return manifests.indexed_job(name, template, pods=2)
+
+    run = start("indexed", two_pods)
+    second = run.follow_next_pod()
+    talking = wait_for(
+        "rank 0 to make 15 steps",
+        lambda: next((each for each in run.followers if each.last_step >= 15), None),
+        timeout=120,
+        context=lambda: f"{run.describe()}\n{second.tail()}",
+    )
+    silent = next(each for each in run.followers if each is not talking)
+    evict(run, silent.pod)
+    for each in (silent, talking):
+        each.finish(timeout=60)
+    for _ in run.followers[:]:
+        run.follow_next_pod(timeout=150)
+    first = wait_for(
+        "a step of the new pods",
+        lambda: next((line for each in run.followers[2:] if (line := each.first_step())), None),
+        timeout=150,
+        context=run.describe,
+    )
+    assert first.step == talking.last_step + 1
+    assert "EvictionByEvictionAPI" in eviction_told(run)
+    assert_nothing_lost(run, restored=talking.last_step)
+    assert run.status["attempt"]["podCount"] == 2
+
+
+def test_a_bare_pod_is_gone_when_evicted_and_continues_when_somebody_applies_it_again(start: Start) -> None:
+    applied: list[manifests.Manifest] = []
+
+    def bare(name: str, template: manifests.Manifest) -> manifests.Manifest:
+        applied.append(manifests.bare_pod(name, template))
+        return applied[-1]
+
+    run = start("bare", bare)
+    run.wait_step(15)
+    evicted = run.followers[-1]
+    evict(run, evicted.pod)
+    evicted.finish(timeout=60)
+    wait_for("the pod to be gone", lambda: not run.pods(), timeout=60, context=run.describe)
+    assert "EvictionByEvictionAPI" in eviction_told(run)
+    run.apply(*applied)
+    _, first = continued(run)
+    assert first == evicted.last_step + 1
+    assert_nothing_lost(run, restored=evicted.last_step)
