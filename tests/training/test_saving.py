@@ -24,8 +24,9 @@ from checkpoint_sidecar.store.base import Buffer, KeepsUnfinished, Store, Upload
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from checkpoint_sidecar.training import checkpointer as module
+from checkpoint_sidecar.training.transfers import TransferProgress
 from localcluster.objectstore import REGION, ObjectStore
-from training.checkpointer_runs import EVERY_STEP, RunStorage, Watched, await_saves, started
+from training.checkpointer_runs import EVERY_STEP, RunStorage, Training, Watched, await_saves, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -207,3 +208,25 @@ def test_a_running_save_can_be_watched(storage: RunStorage, on_upload: Any) -> N
         let_go.set()
         checkpointer.wait()
         assert checkpointer.progress is None
+
+
+class SlowReads(Watched):
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        time.sleep(0.2)
+        self._store.read_into(key, start, buffers)
+
+
+def test_a_running_restore_can_be_watched(storage: RunStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.train(2)
+    monkeypatch.setattr(module, "open_store", lambda settings: SlowReads(open_store(settings), lambda _: None))
+    seen: list[TransferProgress] = []
+    with Checkpointer(Training().state, storage.url) as checkpointer:
+        restoring = threading.Thread(target=checkpointer.restore)
+        restoring.start()
+        while restoring.is_alive():
+            if now := checkpointer.progress:
+                seen.append(now)
+            time.sleep(0.01)
+    assert {(now.operation, now.step) for now in seen} == {("restore", 2)}
+    assert seen[-1].bytes.total > 0
+    assert checkpointer.progress is None
