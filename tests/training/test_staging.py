@@ -125,6 +125,13 @@ def test_tied_weights_are_copied_once() -> None:
     assert torch.equal(copied["row"], weights[0])
 
 
+def test_one_place_in_memory_may_mean_several_things() -> None:
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    state = {"numbers": numbers, "conjugated": numbers.conj(), "bits": numbers.view(torch.int64)}
+    copied = HostCopy()(state)
+    assert all(torch.equal(copied[name], tensor) for name, tensor in state.items())
+
+
 def test_what_is_no_tensor_is_copied_too() -> None:
     settings = OrderedDict(lr=[0.1, 0.2])
     state = {"settings": settings, "bytes": b"x", "set": {1}}
