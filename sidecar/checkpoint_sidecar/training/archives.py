@@ -59,7 +59,7 @@ class TensorBytes:
         self._tensor = tensor
         self._memory: memoryview | None = None
         if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
-            self._memory = _memory(tensor.view(-1))
+            self._memory = _memory(tensor)
 
     @property
     def size(self) -> int:
@@ -98,7 +98,8 @@ def _saved(tensor: torch.Tensor) -> memoryview:
 
 
 def _memory(tensor: torch.Tensor) -> memoryview:
-    array: Any = tensor.view(torch.uint8).numpy()
+    # Not by ``view(-1)``: with one element, a contiguous tensor may have any stride.
+    array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
 
 

@@ -18,6 +18,7 @@ from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
+from checkpoint_sidecar.training.balance import BalancedSavePlanner
 from checkpoint_sidecar.training.failures import unwrap
 from checkpoint_sidecar.training.saves import SaveTarget
 from checkpoint_sidecar.training.staging import HostCopy
@@ -131,7 +132,12 @@ class BackgroundSave:
         writer = SnapshotWriter(self._store, target, progress=progress)
         try:
             with self._transfers.under_way("save", step, progress):
-                save(staged, storage_writer=writer, process_group=self._agreement.group)
+                save(
+                    staged,
+                    storage_writer=writer,
+                    planner=BalancedSavePlanner(),
+                    process_group=self._agreement.group,
+                )
         except CheckpointException as failure:
             writer.discard(failure)
             operation = f"save step {step}"
