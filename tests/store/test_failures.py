@@ -221,7 +221,10 @@ def test_a_private_authority_is_trusted_when_its_certificate_is_among_the_creden
 ) -> None:
     trusting = Credentials.of(moto.credentials | {"ca.crt": authority.certificate.read_text()})
 
-    probe(adapter(moto.settings(endpoint=private_server.endpoint, credentials=trusting)))
+    store = adapter(moto.settings(endpoint=private_server.endpoint, credentials=trusting))
+    probe(store)
+    upload(store, "object", parts=2)
+    assert read_range(store, "object", 0, 2 * SMALLEST_PART) == bytes(2 * SMALLEST_PART)
 
 
 @adapters
@@ -230,6 +233,8 @@ def test_an_unknown_authority_is_not_trusted(
 ) -> None:
     with pytest.raises(StoreError, match="certificates"):
         probe(adapter(moto.settings(endpoint=private_server.endpoint), patience=SOON))
+    with pytest.raises(StoreError, match="certificates"):
+        read_range(adapter(moto.settings(endpoint=private_server.endpoint), patience=SOON), "object", 0, 1)
 
 
 def test_a_store_that_cannot_be_reached_is_a_retryable_error(store: Store, moto: Server) -> None:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from checkpoint_sidecar.core.errors import NoConditionalWriteError, ObjectNotFoundError, RequestRefusedError
+from checkpoint_sidecar.store import parts
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.local_store import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.opening import open_store
@@ -104,6 +106,62 @@ def test_a_key_below_a_file_is_not_found(store: Store) -> None:
 def test_no_key_leaves_the_root(store: Store, key: str) -> None:
     with pytest.raises(ValueError, match="not a key"):
         store.get(key, max_bytes=10)
+
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_an_upload_that_the_disk_has_no_room_for_is_refused_before_the_first_byte(small_disk: Path) -> None:
+    store = open_store(StoreSettings(str(small_disk)))
+
+    with pytest.raises(
+        RequestRefusedError, match=r"upload: file://.*/big: No space left on device.*Free space on the file system"
+    ):
+        store.upload("big", 17 * MIB)
+
+    assert files(small_disk) == []
+
+
+def test_room_is_taken_when_an_upload_begins_and_given_back_when_it_is_aborted(small_disk: Path) -> None:
+    store = open_store(StoreSettings(str(small_disk)))
+
+    with store.upload("first", 12 * MIB) as first:
+        with pytest.raises(RequestRefusedError, match="No space left"):
+            store.upload("second", 12 * MIB)
+        first.abort()
+    parts.write_object(store, "second", bytes(12 * MIB))
+
+    assert files(small_disk) == ["second"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing_of_the_object(small_disk: Path) -> None:
+    store = open_store(StoreSettings(str(small_disk)))
+    (small_disk / "taken").write_bytes(bytes(10 * MIB))
+
+    with pytest.raises(RequestRefusedError, match=r"write: .*No space left on device"):
+        store.put("key", bytes(12 * MIB))
+
+    assert files(small_disk) == ["taken"]
+
+
+def test_more_buffers_than_the_system_takes_at_once_are_written_and_read(store: Store) -> None:
+    data = os.urandom(5000)
+    with store.upload("key", len(data)) as upload:
+        upload.write_part(0, [data[i : i + 1] for i in range(len(data))])
+    read = [bytearray(1) for _ in data]
+    store.read_into("key", 0, [memoryview(buffer) for buffer in read])
+
+    assert b"".join(read) == data
 
 
 @pytest.mark.parametrize(
