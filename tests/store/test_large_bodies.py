@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -27,6 +28,12 @@ STRAGGLERS = 2
 pytestmark = pytest.mark.store
 
 
+# The decisions themselves are tested in test_pace.py, everywhere.
+long_profile = pytest.mark.skipif(
+    os.environ.get("CHECKPOINT_FAULTS") != "long", reason="counts requests at once, for which the machine must be quiet"
+)
+
+
 @pytest.fixture
 def data() -> bytes:
     return secrets.token_bytes(300 * RANGE_BYTES)
@@ -39,6 +46,7 @@ def read_all(store: Store, key: str, size: int) -> bytes:
         return b"".join(pool.map(lambda start: read_range(store, key, start, RANGE_BYTES), starts))
 
 
+@long_profile
 def test_a_burst_of_refusals_lowers_concurrency_which_recovers(route: Route, folder: str, data: bytes) -> None:
     key = f"{folder}object"
     route.patient.put(key, data)
@@ -57,6 +65,7 @@ def test_a_burst_of_refusals_lowers_concurrency_which_recovers(route: Route, fol
     assert mean(after[-50:]) > 0.85 * before
 
 
+@long_profile
 def test_a_store_that_serves_few_requests_at_once_is_used_at_its_pace(route: Route, folder: str, data: bytes) -> None:
     key = f"{folder}object"
     route.patient.put(key, data)

@@ -20,6 +20,7 @@ from checkpoint_sidecar.core.layout import pointer_key
 from checkpoint_sidecar.engine.verify import check_sizes
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.training.frames import frame
 from checkpoint_sidecar.training.reader import SnapshotReader
 from checkpoint_sidecar.training.writer import SnapshotWriter
 from doubles.memory import MemoryStore
@@ -188,6 +189,8 @@ def test_torchs_files_and_ours_have_the_same_bytes_but_for_checksums_that_torch_
 ) -> None:
     request.addfinalizer(partial(set_crc32_options, get_crc32_options()))
     set_crc32_options(False)
+    request.addfinalizer(frame.cache_clear)
+    frame.cache_clear()
     state = {"x": torch.arange(50.0), "y": torch.arange(4).reshape(2, 2), "lr": 0.1}
     dcp.save(copy.deepcopy(state), storage_writer=FileSystemWriter(tmp_path))
     saved = save(MemoryStore(), state)
