@@ -23,7 +23,7 @@ test-unit: ## The tests that need no server, no process group and no cluster: se
 
 test-faults: ## The long profile of fault injection: store faults, crash matrix, model (an hour or so)
 	@.ci/bootstrap
-	CHECKPOINT_FAULTS=long $(BIN)/pytest tests/store/test_faults.py tests/model tests/crashes
+	CHECKPOINT_FAULTS=long $(BIN)/pytest tests/store/test_faults.py tests/store/test_large_bodies.py tests/model tests/crashes
 	$(BIN)/python docs/faults.py
 
 test-evictions: ## Every kind of interruption and workload on the two-node cluster (the long tail of the cluster tests)
