@@ -158,6 +158,13 @@ def test_a_tensor_comes_into_a_destination_of_any_layout(name: str, rows: int) -
     assert torch.equal(state["x"], saved_state["x"])
 
 
+def test_a_destination_of_one_element_may_have_any_stride() -> None:
+    saved = save(MemoryStore(), {"x": torch.ones(1)})
+    state = {"x": torch.zeros(10)[::5][:1]}
+    load(state, saved.reader())
+    assert state["x"] == 1
+
+
 def test_a_destination_on_a_device_is_filled_as_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a device at hand: host memory that is taken for one."""
     monkeypatch.setattr(landing, "_in_host_memory", lambda _: False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from checkpoint_sidecar.engine.files import Bytes, FilePlan, Segment
 from checkpoint_sidecar.training.frames import frame
+from checkpoint_sidecar.training.memory import as_buffer, is_plain, lies_in_order
 
 FILE_BYTES = 4 * 1024**3
 """A file that has reached this size is followed by another one."""
@@ -58,8 +58,8 @@ class TensorBytes:
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
         self._memory: memoryview | None = None
-        if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
-            self._memory = _memory(tensor)
+        if tensor.device.type == "cpu" and lies_in_order(tensor):
+            self._memory = as_buffer(tensor)
 
     @property
     def size(self) -> int:
@@ -78,14 +78,14 @@ class TensorBytes:
             last - first, dtype=self._tensor.dtype, device="cpu", pin_memory=self._tensor.device.type == "cuda"
         )
         _copy_range(self._tensor, first, copied)
-        return _memory(copied)[start - first * item : stop - first * item]
+        return as_buffer(copied)[start - first * item : stop - first * item]
 
 
 def _archive(data: torch.Tensor | io.BytesIO) -> list[Segment]:
     if isinstance(data, io.BytesIO):
         return [Bytes(data.getbuffer())]
     tensor = data.detach()
-    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_quantized:
+    if not is_plain(tensor):
         return [Bytes(_saved(tensor))]
     around = frame(tensor.dtype, tensor.shape)
     return [Bytes(around.head), TensorBytes(tensor), Bytes(around.tail)]
@@ -95,12 +95,6 @@ def _saved(tensor: torch.Tensor) -> memoryview:
     stream = io.BytesIO()
     torch.save(tensor.cpu(), stream)
     return stream.getbuffer()
-
-
-def _memory(tensor: torch.Tensor) -> memoryview:
-    # Not by ``view(-1)``: with one element, a contiguous tensor may have any stride.
-    array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
-    return memoryview(array)
 
 
 def _copy_range(source: torch.Tensor, start: int, target: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.read import Destination, Files, Want
 from checkpoint_sidecar.engine.requests import Span
 from checkpoint_sidecar.training.frames import Frame, frame, payload_matches
+from checkpoint_sidecar.training.memory import as_buffer, as_bytes, is_plain, lies_in_order
 from checkpoint_sidecar.training.slices import Slice
 
 PIECE_BYTES = 16 * 1024 * 1024
@@ -122,7 +123,7 @@ class _DeviceMemory:
     """A contiguous tensor elsewhere than in host memory, filled as its bytes arrive."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._bytes = tensor.reshape(-1).view(torch.uint8)
+        self._bytes = as_bytes(tensor)
 
     def accept(self, offset: int, data: memoryview) -> None:
         self._bytes[offset : offset + len(data)].copy_(torch.frombuffer(data, dtype=torch.uint8))
@@ -130,13 +131,9 @@ class _DeviceMemory:
 
 def _destination(target: torch.Tensor) -> Destination | None:
     """Where bytes may go directly; None if they have to be put together first."""
-    # The first four read a tensor's memory as something else than what it is.
-    lazy = target.is_conj() or target.is_neg() or target.is_quantized or type(target) is not torch.Tensor
-    if lazy or target.layout is not torch.strided or not target.is_contiguous():
+    if not (is_plain(target) and lies_in_order(target)):
         return None
-    if not _in_host_memory(target):
-        return _DeviceMemory(target)
-    return target.reshape(-1).view(torch.uint8).numpy().data
+    return as_buffer(target) if _in_host_memory(target) else _DeviceMemory(target)
 
 
 def _in_host_memory(target: torch.Tensor) -> bool:

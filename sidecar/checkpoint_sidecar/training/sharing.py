@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from checkpoint_sidecar.training.memory import as_bytes
+
 MINIMUM_BYTES = 1024 * 1024
 """Smaller items are read by every rank that needs them."""
 
@@ -108,14 +110,15 @@ def pass_on(share: Share, targets: Mapping[ReadItem, torch.Tensor], group: dist.
         for transfer in window:
             target = targets[transfer.item]
             peer = dist.get_global_rank(group, transfer.peer)
+            # As bytes, because gloo does not know every dtype.
             if transfer.sending:
-                data = _flat(target.to("cpu").contiguous())
+                data = as_bytes(target.to("cpu").contiguous())
                 work = dist.isend(data, peer, group=group, tag=transfer.number)
                 under_way.append((work, data, None))
             else:
                 lands = target.device.type == "cpu" and target.is_contiguous()
                 host = target if lands else torch.empty(target.shape, dtype=target.dtype)
-                work = dist.irecv(_flat(host), peer, group=group, tag=transfer.number)
+                work = dist.irecv(as_bytes(host), peer, group=group, tag=transfer.number)
                 under_way.append((work, host, None if lands else target))
         for work, host, destination in under_way:
             assert work is not None  # this rank is a member of the group
@@ -135,8 +138,3 @@ def _windows(transfers: Sequence[Transfer], targets: Mapping[ReadItem, torch.Ten
         size += targets[transfer.item].nbytes
     if window:
         yield window
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Its memory as bytes: gloo does not know every dtype."""
-    return tensor.reshape(-1).view(torch.uint8)

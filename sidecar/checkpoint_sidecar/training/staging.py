@@ -17,6 +17,8 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 
+from checkpoint_sidecar.training.memory import is_plain
+
 _Kind: TypeAlias = tuple[torch.Size, torch.dtype, bool]
 _Buffers: TypeAlias = defaultdict[_Kind, list[torch.Tensor]]
 
@@ -95,7 +97,7 @@ class _Copying:
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         plain = value.detach()
-        if type(plain) is not torch.Tensor or plain.layout is not torch.strided or plain.is_quantized:
+        if not is_plain(plain):
             return plain.to("cpu", copy=True)
         # What two tensors of the same values in the same place have in common.
         identity = (

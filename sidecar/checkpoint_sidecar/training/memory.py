@@ -1,0 +1,27 @@
+"""Tensors as the bytes they are made of, without a copy."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements are all there is to it: it is of no subclass, neither sparse nor quantized."""
+    return type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def lies_in_order(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a plain tensor holds its elements as they are, in row-major order."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a tensor that lies in order, as one dimension of bytes."""
+    # Not by ``view(-1)``: with one element, a contiguous tensor may have any stride.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def as_buffer(tensor: torch.Tensor) -> memoryview:
+    """The same of a tensor in host memory, for who knows no torch."""
+    buffer: memoryview = as_bytes(tensor).numpy().data
+    return buffer
