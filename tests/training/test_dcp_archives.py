@@ -74,6 +74,11 @@ def test_torch_loads_the_archive_of_any_tensor(tensor: torch.Tensor) -> None:
     assert torch.equal(plain(loaded), plain(tensor.detach()))
 
 
+def test_of_a_view_that_torch_saves_itself_only_the_view_is_saved() -> None:
+    view = torch.quantize_per_tensor(torch.randn(100_000), 0.1, 0, torch.qint8)[:4]
+    assert len(archived(view)) < 5000
+
+
 @pytest.mark.parametrize(
     ("name", "copies"), [("contiguous", False), ("rows of a larger tensor", False), ("transposed", True)]
 )

@@ -92,8 +92,12 @@ def _archive(data: torch.Tensor | io.BytesIO) -> list[Segment]:
 
 
 def _saved(tensor: torch.Tensor) -> memoryview:
+    tensor = tensor.cpu()
+    if tensor.layout is torch.strided and tensor.untyped_storage().size() != tensor.nbytes:
+        # Of a view of a larger storage torch saves all of it.
+        tensor = tensor.clone()
     stream = io.BytesIO()
-    torch.save(tensor.cpu(), stream)
+    torch.save(tensor, stream)
     return stream.getbuffer()
 
 
