@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.engine.budget import MemoryBudget
+from checkpoint_sidecar.engine.budget import MemoryBudget, groups_within
 
 LIMIT = 100
 
@@ -90,3 +91,11 @@ def test_an_allowance_is_given_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), budget.allowance(70):
         raise ZeroDivisionError
     assert budget.used == 0
+
+
+@given(sizes=st.lists(st.integers(0, 250), max_size=40))
+def test_groups_hold_everything_in_order_as_much_at_a_time_as_fits(sizes: list[int]) -> None:
+    groups = list(groups_within(LIMIT, sizes, lambda size: size))
+    assert [size for group in groups for size in group] == sizes
+    assert all(sum(group) <= LIMIT or len(group) == 1 for group in groups)
+    assert all(sum(group) + following[0] > LIMIT for group, following in itertools.pairwise(groups))

@@ -1,13 +1,30 @@
-"""A limit on memory that several threads share."""
+"""Limits on memory: one that several threads share, and one for what is worked on at a time."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 _GLANCE_SECONDS = 0.2
+
+Item = TypeVar("Item")
+
+
+def groups_within(limit: int, items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """The items in order, as many at a time as make at most ``limit`` bytes, and at least one."""
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        if group and size + size_of(item) > limit:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += size_of(item)
+    if group:
+        yield group
 
 
 class MemoryBudget:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from checkpoint_sidecar.engine.budget import groups_within
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.read import Destination, Files, Want
 from checkpoint_sidecar.engine.requests import Span
@@ -165,7 +166,7 @@ def _read(
     """Read what needs no staging, along with as much as the staging memory takes; then the rest, wave by wave."""
     if progress:
         progress.expect(sum(span.length for span in (*(w.span for w in wants), *(s.span for s in staged))))
-    waves = list(_waves(staged, staging_bytes)) or [[]]
+    waves = list(groups_within(staging_bytes, staged, lambda each: each.footprint)) or [[]]
     memory = memoryview(bytearray(max(sum(each.footprint for each in wave) for wave in waves)))
     for wave in waves:
         position = 0
@@ -179,20 +180,6 @@ def _read(
             if each.head is None or each.head.matches:
                 each.deliver(data)
         wants = []
-
-
-def _waves(staged: Sequence[_Staged], limit: int) -> Iterator[list[_Staged]]:
-    """In order, as many at a time as fit, and at least one."""
-    wave: list[_Staged] = []
-    size = 0
-    for each in staged:
-        if wave and size + each.footprint > limit:
-            yield wave
-            wave, size = [], 0
-        wave.append(each)
-        size += each.footprint
-    if wave:
-        yield wave
 
 
 def _frame_of(item: Item) -> Frame | None:

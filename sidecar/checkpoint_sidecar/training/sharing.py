@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from checkpoint_sidecar.engine.budget import groups_within
 from checkpoint_sidecar.training.memory import as_bytes
 
 MINIMUM_BYTES = 1024 * 1024
@@ -105,7 +106,7 @@ def pass_on(share: Share, targets: Mapping[ReadItem, torch.Tensor], group: dist.
         targets: Each item's tensor: the source of what is sent, the destination of what is received.
         group: Gloo.
     """
-    for window in _windows(share.transfers, targets):
+    for window in groups_within(_WINDOW_BYTES, share.transfers, lambda transfer: targets[transfer.item].nbytes):
         under_way: list[tuple[dist.Work | None, torch.Tensor, torch.Tensor | None]] = []
         for transfer in window:
             target = targets[transfer.item]
@@ -125,16 +126,3 @@ def pass_on(share: Share, targets: Mapping[ReadItem, torch.Tensor], group: dist.
             work.wait()
             if destination is not None:
                 destination.copy_(host)
-
-
-def _windows(transfers: Sequence[Transfer], targets: Mapping[ReadItem, torch.Tensor]) -> Iterator[list[Transfer]]:
-    window: list[Transfer] = []
-    size = 0
-    for transfer in transfers:
-        if window and size + targets[transfer.item].nbytes > _WINDOW_BYTES:
-            yield window
-            window, size = [], 0
-        window.append(transfer)
-        size += targets[transfer.item].nbytes
-    if window:
-        yield window
