@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
-import os
-import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,19 +22,17 @@ from botocore import exceptions as boto
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
-from checkpoint_sidecar.core.errors import (
-    ObjectNotFoundError,
-    ObjectTooLargeError,
-)
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
+from checkpoint_sidecar.store.http_connections import CONNECT_SECONDS
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.s3_bodies import S3Bodies, S3Upload
 from checkpoint_sidecar.store.s3_faults import BOTO_ERRORS, SILENT, explain_boto
-from checkpoint_sidecar.store.s3_signing import certificate_file
+from checkpoint_sidecar.store.s3_signing import certificate_file, delete_with
 from checkpoint_sidecar.store.settings import StoreSettings
 
 KEYS_PER_DELETE = 1000
@@ -181,7 +177,7 @@ class FsspecStore:
             bodies=self._client(values, bundle, self._patience.body_seconds),
         )
         if bundle:
-            weakref.finalize(clients, _remove, bundle)
+            delete_with(clients, bundle)
         return clients
 
     def _client(self, values: Mapping[str, str], bundle: str | None, answer_seconds: float) -> s3fs.S3FileSystem:
@@ -189,7 +185,7 @@ class FsspecStore:
         config: dict[str, Any] = {
             "retries": {"total_max_attempts": 1},
             "http_session_cls": _Session,
-            "connect_timeout": 5,
+            "connect_timeout": CONNECT_SECONDS,
             "read_timeout": answer_seconds,
             "max_pool_connections": 64,
             # Our manifest has checksums of all data; these would cost more than the upload and break older servers.
@@ -247,8 +243,3 @@ def _explain(error: Exception) -> Fault:
 
 def _info(key: str, size: int, modified: dt.datetime) -> ObjectInfo:
     return ObjectInfo(key, size, modified.astimezone(dt.UTC))
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

@@ -27,10 +27,12 @@ from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, LEAST_TRIES, PATIENT, Calls, Fault, Patience, batches, name_keys
+from checkpoint_sidecar.store.http_connections import CONNECT_SECONDS
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.obstore_bodies import Clients, StreamedBodies
 from checkpoint_sidecar.store.parts import PartedUpload
 from checkpoint_sidecar.store.s3_bodies import S3Bodies
+from checkpoint_sidecar.store.s3_faults import NO_CONNECTION, SILENT
 from checkpoint_sidecar.store.s3_signing import DEFAULT_REGION, S3Identity
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings, redacted
 
@@ -52,7 +54,6 @@ _ADD_CERTIFICATES = "Install the package ca-certificates in the image, or give c
 _DEBUG_SYNTAX = re.compile(r'[\s,(){}"]+')
 
 _RETRIES = 10
-
 
 ROTATION = dt.timedelta(seconds=30)
 """How long credentials from a folder are used before they are read again: in the middle of an upload, too."""
@@ -167,7 +168,7 @@ class ObstoreStore:
         def client(answer_seconds: float, retries: dict[str, Any]) -> obstore.store.ObjectStore:
             http: dict[str, Any] = {
                 "allow_http": self._settings.endpoint.startswith("http://"),
-                "connect_timeout": dt.timedelta(seconds=5),
+                "connect_timeout": dt.timedelta(seconds=CONNECT_SECONDS),
                 "read_timeout": dt.timedelta(seconds=answer_seconds),
                 # Of a whole request with its body; the default is 30 s.
                 "timeout": dt.timedelta(seconds=self._patience.body_seconds),
@@ -232,12 +233,7 @@ class _AmbientIdentity:
 
     def __call__(self) -> S3Credential:
         found = self._identity.frozen()
-        return {
-            "access_key_id": found.access_key,
-            "secret_access_key": found.secret_key,
-            "token": found.token,
-            "expires_at": dt.datetime.now(dt.UTC) + ROTATION,
-        }
+        return _for_now(found.access_key, found.secret_key, found.token)
 
 
 class _GivenIdentity:
@@ -253,12 +249,21 @@ class _GivenIdentity:
         # A Secret that is being replaced or was removed leaves the identity as it is, until the store denies it.
         with contextlib.suppress(ConfigurationError):
             self._values = self._credentials.read_for("s3")
-        return {
-            "access_key_id": self._values[secret.AWS_ACCESS_KEY_ID],
-            "secret_access_key": self._values[secret.AWS_SECRET_ACCESS_KEY],
-            "token": self._values.get(secret.AWS_SESSION_TOKEN),
-            "expires_at": dt.datetime.now(dt.UTC) + ROTATION,
-        }
+        return _for_now(
+            self._values[secret.AWS_ACCESS_KEY_ID],
+            self._values[secret.AWS_SECRET_ACCESS_KEY],
+            self._values.get(secret.AWS_SESSION_TOKEN),
+        )
+
+
+def _for_now(key: str, secret_key: str, token: str | None) -> S3Credential:
+    """An identity that obstore asks for again after ``ROTATION``."""
+    return {
+        "access_key_id": key,
+        "secret_access_key": secret_key,
+        "token": token,
+        "expires_at": dt.datetime.now(dt.UTC) + ROTATION,
+    }
 
 
 def _google(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> GCSStore:
@@ -323,8 +328,8 @@ def _explain(error: Exception) -> Fault:
 
 
 _TRANSPORT_FAULTS = {
-    "Connect": Fault(StoreError, "no connection to the store", "Check endpoint, proxy, DNS and certificates."),
-    "Timeout": Fault(StoreError, "the store did not answer in time", sent=True),
+    "Connect": NO_CONNECTION,
+    "Timeout": SILENT,
     "Interrupted": Fault(StoreError, "the connection broke off", sent=True),
 }
 

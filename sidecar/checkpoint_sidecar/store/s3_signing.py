@@ -130,7 +130,7 @@ class S3Identity:
         """The file of authorities that are trusted: those given, those configured, the system's, or botocore's own."""
         if given := self._values.get(secret.CA_CERTIFICATE):
             path = certificate_file(given)
-            weakref.finalize(self, _remove, path)
+            delete_with(self, path)
             return path
         return self._configured_bundle or certificate_bundle()
 
@@ -176,6 +176,11 @@ def certificate_file(pem: str) -> str:
     with os.fdopen(descriptor, "w") as file:
         file.write(pem)
     return path
+
+
+def delete_with(owner: object, path: str) -> None:
+    """Delete a file when an object that needs it is gone."""
+    weakref.finalize(owner, _remove, path)
 
 
 def _remove(path: str) -> None:
