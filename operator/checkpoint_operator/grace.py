@@ -7,20 +7,16 @@ from collections.abc import Iterable
 from checkpoint_operator.model import Pod
 from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.core.schedule import seconds_to_end
 
 OBSERVED_SAVES = 3
 """How many of the newest saves are looked at; the slowest of them counts."""
 
-HEADROOM = 1.25
-EXIT_SECONDS = 3.0
-"""As the library reckons before it begins a save after SIGTERM: a save under an eviction shares the network with
-everybody else's, and what follows it takes time too."""
-
 
 def needed_seconds(run: Run) -> float | None:
-    """The grace period that fits a save as long as recent ones took, or None before the first."""
+    """The grace period that fits a save as long as recent ones took, as the library reckons, or None before any."""
     recent = [snapshot.commit.seconds for snapshot in lineage(run)][:OBSERVED_SAVES]
-    return max(recent) * HEADROOM + EXIT_SECONDS if recent else None
+    return seconds_to_end(max(recent)) if recent else None
 
 
 def too_short(run: Run, pods: Iterable[Pod]) -> str:

@@ -22,8 +22,6 @@ REPORT_WITHIN = dt.timedelta(minutes=10)
 NOT_AS_ASKED = frozenset({"NothingRestored", "WrongParent", "WrongRequest"})
 """Why replay rejected a commit of an attempt that went on from something else than it was told to restore."""
 
-GRACE_PERIOD_TOO_SHORT = "GracePeriodTooShort"
-
 CADENCES = 3
 """A verified snapshot older than this many save intervals does not protect a running attempt."""
 
@@ -108,7 +106,7 @@ def _protected(observed: Observed) -> Judgement:
         return Judgement(ConditionType.PROTECTED, "False", Reason.SNAPSHOT_TOO_OLD, message)
     hurried = too_short(run, observed.pods)
     if hurried:
-        return Judgement(ConditionType.PROTECTED, "False", GRACE_PERIOD_TOO_SHORT, hurried)
+        return Judgement(ConditionType.PROTECTED, "False", Reason.GRACE_PERIOD_TOO_SHORT, hurried)
     message = "A verified snapshot is recent enough."
     return Judgement(ConditionType.PROTECTED, "True", Reason.RECENT_SNAPSHOT, message)
 

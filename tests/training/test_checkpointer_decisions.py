@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.schedule import RESERVE_SECONDS
 from checkpoint_sidecar.training.target import decimal_strings
-from checkpoint_sidecar.training.termination import RESERVE_SECONDS, LastAct, Situation, next_act
+from checkpoint_sidecar.training.termination import LastAct, Situation, next_act
 from checkpoint_sidecar.training.vote import Agreed, Stop, Vote
 
 

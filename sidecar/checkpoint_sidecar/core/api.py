@@ -334,6 +334,7 @@ class Reason(StrEnum):
     NO_SNAPSHOT = "NoSnapshot"
     SNAPSHOT_TOO_OLD = "SnapshotTooOld"
     NOT_VERIFIED = "NotVerified"
+    GRACE_PERIOD_TOO_SHORT = "GracePeriodTooShort"
     # RestoreEnforced
     RESTORED_AS_ASKED = "RestoredAsAsked"
     NOT_REPORTED = "NotReported"

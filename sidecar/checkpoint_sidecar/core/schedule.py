@@ -1,4 +1,7 @@
-"""When a save is due. Decided on one rank and broadcast: clocks of different ranks would disagree at the edge."""
+"""When a save is due, and the time that a last one needs.
+
+What is due is decided on one rank and broadcast: clocks of different ranks would disagree at the edge.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,21 @@ from dataclasses import dataclass
 
 from checkpoint_sidecar.core.log import Trigger
 from checkpoint_sidecar.core.policy import SavePolicy
+
+RESERVE_SECONDS = 3.0
+"""Kept back for what follows the last save: the goodbye in the bucket, the log line, the interpreter's exit."""
+
+_SAFETY = 1.25
+"""A save under an eviction shares the network with everybody else's; expect it to take longer than the last one."""
+
+
+def seconds_to_end(save_seconds: float) -> float:
+    """From SIGTERM to SIGKILL, what a last save needs.
+
+    Args:
+        save_seconds: How long an earlier one took, from the copy to the commit.
+    """
+    return save_seconds * _SAFETY + RESERVE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

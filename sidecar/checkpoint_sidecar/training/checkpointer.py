@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError, 
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity, Trigger
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
-from checkpoint_sidecar.core.schedule import LastSave, due
+from checkpoint_sidecar.core.schedule import RESERVE_SECONDS, LastSave, due
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.training.agreement import Agreement
@@ -29,7 +29,7 @@ from checkpoint_sidecar.training.session import Defaults, Session
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
 from checkpoint_sidecar.training.state import TrainingState
 from checkpoint_sidecar.training.target import Draft, RunTarget, decimal_strings
-from checkpoint_sidecar.training.termination import CLEANUP_SECONDS, RESERVE_SECONDS, LastAct, Situation, next_act
+from checkpoint_sidecar.training.termination import CLEANUP_SECONDS, LastAct, Situation, next_act
 from checkpoint_sidecar.training.transfers import TransferProgress, Transfers
 from checkpoint_sidecar.training.vote import Agreed, Vote
 

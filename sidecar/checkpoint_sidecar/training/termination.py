@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-RESERVE_SECONDS = 3.0
-"""Kept back for what follows the last save: the goodbye in the bucket, the log line, the interpreter's exit."""
+from checkpoint_sidecar.core.schedule import RESERVE_SECONDS, seconds_to_end
 
 CLEANUP_SECONDS = 1.5
-"""Of that, what a save that did not make it has for aborting its uploads and deleting its files."""
-
-SAFETY = 1.25
-"""A save under an eviction shares the network with everybody else's; expect it to take longer than the last one."""
+"""Of ``RESERVE_SECONDS``, what a save that did not make it has for aborting its uploads and deleting its files."""
 
 
 class LastAct(Enum):
@@ -48,12 +44,12 @@ def next_act(situation: Situation) -> LastAct:
     A save that cannot commit would only take bandwidth from others that can. One of unknown duration is tried: until it
     is killed it costs nothing but an orphan.
     """
-    budget = situation.remaining_seconds - RESERVE_SECONDS
-    if budget <= 0:
+    if situation.remaining_seconds <= RESERVE_SECONDS:
         return LastAct.STOP
     if situation.saving:
         return LastAct.FINISH_RUNNING_SAVE
     if situation.saved or not situation.wanted:
         return LastAct.STOP
     expected = situation.expected_seconds
-    return LastAct.SAVE if expected is None or expected * SAFETY <= budget else LastAct.STOP
+    fits = expected is None or seconds_to_end(expected) <= situation.remaining_seconds
+    return LastAct.SAVE if fits else LastAct.STOP
