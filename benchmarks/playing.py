@@ -5,28 +5,16 @@ What a rank writes and reads follows from its plan alone; the calls are those of
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-import torch.distributed as dist
 from torch.distributed.checkpoint import DefaultLoadPlanner, Metadata, StorageReader, StorageWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import llama
+from training.ranks import playing
 
 Shards = Callable[[], llama.State]
 """Makes the state of the rank that is played."""
-
-
-@contextlib.contextmanager
-def playing(rank: int, ranks: int) -> Iterator[None]:
-    """torch takes this process for one rank of many. Nothing is communicated, so only planning makes sense in here."""
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def plan_save(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from builders import BEGINNING, OBJECT_UID, OTHER_OWNER, OWNER, History
-from checkpoint_operator.actions import CollectLast, CollectOrphans
+from checkpoint_operator.actions import CollectLast, CollectOrphans, StoreAction
 from checkpoint_operator.execute import Outcome, carry_out
 from checkpoint_operator.model import Observed, Progress
 from checkpoint_operator.plan import next_look, store_actions
@@ -69,14 +69,18 @@ def trainer(store: Store) -> Trainer:
 @pytest.fixture
 def collect(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
     """A collection, two hours later."""
+    return collection(store, CollectOrphans(2), monkeypatch)
+
+
+def collection(store: Store, action: StoreAction, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
+    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
 
     def act() -> Outcome:
-        monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
         store.now += 2 * HOUR
         session = Session(StoreSettings("s3://memory/run"), writer="operator test")
         session.probe()
         session.log.refresh()
-        (outcome,) = carry_out([CollectOrphans(2)], session, owner=OWNER)
+        (outcome,) = carry_out([action], session, owner=OWNER)
         return outcome
 
     return act
@@ -211,17 +215,7 @@ def test_a_deletion_that_failed_is_reported_and_tried_again(
 def collect_last(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
     """A collection of what the second attempt left, two hours later."""
     store.put("step-300/0002-aaaaaaaa/__0_0.distcp", b"half")
-
-    def act() -> Outcome:
-        monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
-        store.now += 2 * HOUR
-        session = Session(StoreSettings("s3://memory/run"), writer="operator test")
-        session.probe()
-        session.log.refresh()
-        (outcome,) = carry_out([CollectLast(2, "")], session, owner=OWNER)
-        return outcome
-
-    return act
+    return collection(store, CollectLast(2, ""), monkeypatch)
 
 
 def test_the_last_attempt_is_fenced_before_what_it_left_is_deleted(

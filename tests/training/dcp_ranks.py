@@ -6,13 +6,8 @@ Each check gets a folder of its own. Both ranks run every check, whatever became
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
-import warnings
-from collections.abc import Callable
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +44,9 @@ from checkpoint_sidecar.training.writer import SnapshotWriter
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from doubles.targets import RecordingTarget, Saved
 from training.golden import generate
+from training.ranks import Checks
 
-CHECKS: dict[str, Callable[[Path], None]] = {}
-
-
-def check(function: Callable[[Path], None]) -> Callable[[Path], None]:
-    CHECKS[function.__name__] = function
-    return function
+check = Checks()
 
 
 def model(seed: int, outputs: int = 1) -> nn.Module:
@@ -342,28 +333,5 @@ def saving_in_a_background_process(folder: Path) -> None:
     save_in_background(folder, AsyncCheckpointerType.PROCESS)
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
-    results = {}
-    for name, function in CHECKS.items():
-        (folder / name).mkdir(exist_ok=True)
-        dist.barrier()
-        try:
-            function(folder / name)
-            results[name] = ""
-        except BaseException:  # noqa: BLE001 - reported by the test of this check
-            results[name] = traceback.format_exc()
-        (folder / f"result-{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    check.main()

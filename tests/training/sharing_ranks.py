@@ -5,13 +5,9 @@ Run as ``python sharing_ranks.py <rank> <ranks> <folder>``; writes ``<folder>/re
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +28,9 @@ from checkpoint_sidecar.training.writer import SnapshotWriter
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from doubles.counting import CountingStore
 from doubles.targets import RecordingTarget, Saved
+from training.ranks import Checks
 
-CHECKS: dict[str, Callable[[Path], None]] = {}
-
-
-def check(function: Callable[[Path], None]) -> Callable[[Path], None]:
-    CHECKS[function.__name__] = function
-    return function
+check = Checks()
 
 
 def values(seed: int, *shape: int) -> torch.Tensor:
@@ -149,28 +141,5 @@ def ranks_that_need_nothing_alike_share_nothing(folder: Path) -> None:
     assert same(state, shards())
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
-    results = {}
-    for name, function in CHECKS.items():
-        (folder / name).mkdir(exist_ok=True)
-        dist.barrier()
-        try:
-            function(folder / name)
-            results[name] = ""
-        except BaseException:  # noqa: BLE001 - reported by the test of this check
-            results[name] = traceback.format_exc()
-        (folder / f"result-{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    check.main()

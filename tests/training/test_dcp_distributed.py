@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from training.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("dcp_ranks.py")
 CHECKS = re.findall(r"^@check\ndef (\w+)", SCRIPT.read_text(), flags=re.MULTILINE)
@@ -19,18 +18,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """Error text by check, for each rank."""
-    folder = tmp_path_factory.mktemp("ranks")
-    commands = [[sys.executable, str(SCRIPT), str(rank), "2", str(folder)] for rank in range(2)]
-    ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=240)
-            assert rank.returncode == 0, errors[-4000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
+    return run_ranks(SCRIPT, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.tensor as dtensor
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
 from checkpoint_sidecar.engine.progress import Progress
@@ -31,22 +28,13 @@ from checkpoint_sidecar.training.writer import SnapshotWriter
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 from doubles.targets import RecordingTarget, Saved, load, save
+from training.ranks import playing
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 MIB = 1024 * 1024
 
 State = dict[str, Any]
-
-
-@contextlib.contextmanager
-def playing(rank: int, ranks: int) -> Iterator[None]:
-    """torch takes this process for one rank of many; nothing is communicated."""
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def shards(shapes: dict[str, tuple[int, ...]], ranks: int, placement: Placement) -> State:

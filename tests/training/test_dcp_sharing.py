@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from checkpoint_sidecar.training.sharing import plan_shares
+from training.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("sharing_ranks.py")
 CHECKS = re.findall(r"^@check\ndef (\w+)", SCRIPT.read_text(), flags=re.MULTILINE)
@@ -94,20 +92,7 @@ def test_a_second_destination_of_the_same_bytes_is_its_ranks_own_affair() -> Non
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda ranks: f"{ranks} ranks")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """Error text by check, for each rank."""
-    folder = tmp_path_factory.mktemp("ranks")
-    commands = [
-        [sys.executable, str(SCRIPT), str(rank), str(request.param), str(folder)] for rank in range(request.param)
-    ]
-    ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=240)
-            assert rank.returncode == 0, errors[-4000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(request.param)]
+    return run_ranks(SCRIPT, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.distributed
