@@ -52,6 +52,12 @@ def lay_out(items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, ran
     return layout
 
 
+def payload_bytes(item: WriteItem) -> int:
+    """Bytes of an item's tensor, known from its plan; 0 for an object, which has to be serialized first."""
+    tensor = item.tensor_data
+    return tensor.chunk.sizes.numel() * tensor.properties.dtype.itemsize if tensor else 0
+
+
 class TensorBytes:
     """The memory of a plain tensor on any device, in row-major order: a ``Segment``."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 from collections import defaultdict
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from checkpoint_sidecar.engine.spread import Chunk, Share, spread
+from checkpoint_sidecar.training.archives import payload_bytes
 
 _FRAME_BYTES = 1600
 """What ``torch.save`` adds to a tensor, about."""
@@ -67,18 +67,14 @@ def balanced(plans: list[SavePlan], **options: Any) -> list[SavePlan]:
         for item in plan.items:
             holders[item.index].append(rank)
             items[item.index] = item
-    chunks = [Chunk(_size(item), _rows(item), tuple(holders[index])) for index, item in items.items()]
+    chunks = [
+        Chunk(payload_bytes(item) + _FRAME_BYTES, _rows(item), tuple(holders[index])) for index, item in items.items()
+    ]
     written: list[list[WriteItem]] = [[] for _ in plans]
     for item, shares in zip(items.values(), spread(chunks, len(plans), **options), strict=True):
         for share in shares:
             written[share.rank].append(item if len(shares) == 1 else _cut(item, share))
     return [dataclasses.replace(plan, items=own) for plan, own in zip(plans, written, strict=True)]
-
-
-def _size(item: WriteItem) -> int:
-    tensor = item.tensor_data
-    payload = math.prod(tensor.chunk.sizes) * tensor.properties.dtype.itemsize if tensor else 0
-    return payload + _FRAME_BYTES
 
 
 def _rows(item: WriteItem) -> int:

@@ -40,7 +40,7 @@ from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.training.archives import lay_out
+from checkpoint_sidecar.training.archives import lay_out, payload_bytes
 from checkpoint_sidecar.training.failures import never_reached_commit, upload_failed
 from checkpoint_sidecar.training.saves import NewSave, SaveTarget
 
@@ -135,7 +135,7 @@ class SnapshotWriter(StorageWriter):
         target = self._target_for(len(plans))
         save = target.begin()
         self._running = target, save
-        self._block_bytes = manifests.block_bytes_for(sum(_tensor_bytes(item) for plan in plans for item in plan.items))
+        self._block_bytes = manifests.block_bytes_for(sum(payload_bytes(item) for plan in plans for item in plan.items))
         return [
             dataclasses.replace(plan, storage_data=_Share(save.folder, rank, self._block_bytes))
             for rank, plan in enumerate(plans)
@@ -293,12 +293,6 @@ class _PortablePickler(pickle.Pickler):
 
 def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:
     return sorted(items, key=lambda item: item.type is not WriteItemType.BYTE_IO)
-
-
-def _tensor_bytes(item: WriteItem) -> int:
-    """What an item will write, as far as that is known before it is serialized."""
-    tensor = item.tensor_data
-    return tensor.chunk.sizes.numel() * tensor.properties.dtype.itemsize if tensor else 0
 
 
 def _forget_cached_plans() -> None:
