@@ -35,6 +35,7 @@ from checkpoint_sidecar.core.layout import pointer_key
 from checkpoint_sidecar.store.local_store import LocalStore
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.training.balance import BalancedSavePlanner
 from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter
 from checkpoint_sidecar.training.failures import raising_ours
 from checkpoint_sidecar.training.planner import StrictLoadPlanner
@@ -101,13 +102,13 @@ def assert_different(one: Any, other: Any) -> None:
         assert_same(one, other)
 
 
-def save(store: LocalStore, state: dict[str, Any], step: int = 7) -> Saved:
+def save(store: LocalStore, state: dict[str, Any], step: int = 7, **options: Any) -> Saved:
     """Save with all ranks; every rank learns what was committed."""
     target = RecordingTarget(step) if dist.get_rank() == 0 else None
     writer = SnapshotWriter(store, target)
     with raising_ours("save"):
         try:
-            dcp.save(state, storage_writer=writer)
+            dcp.save(state, storage_writer=writer, **options)
         except CheckpointException as failure:
             writer.discard(failure)
             raise
@@ -321,6 +322,32 @@ def save_in_background(folder: Path, kind: AsyncCheckpointerType) -> None:
     state = state_of(*sharded(3))
     dcp.load(state, storage_reader=FileSystemReader(folder))
     assert_same(state, expected)
+
+
+@check
+def large_replicated_tensors_are_divided_among_the_ranks_and_every_reader_puts_them_together(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    state: dict[str, Any] = {
+        "large": values(3001, 1000),
+        "one row": values(1, 2_000_000),
+        "turned": values(700, 1500).t(),
+        "small": values(10),
+        "scalar": torch.tensor(2.5),
+        "model": state_of(*sharded(1))["model"],
+    }
+    saved = save(store_in(folder), state, planner=BalancedSavePlanner())
+    written = [file.size for file in saved.manifest.files if file.name.endswith(".distcp")]
+    assert len(written) == 2
+    assert max(written) <= 1.1 * sum(written) / 2
+    for reader in (saved.reader(), FileSystemReader(folder / saved.save.folder.path)):
+        loaded = {key: torch.zeros_like(value) for key, value in state.items() if key != "model"}
+        loaded["model"] = state_of(*sharded(2))["model"]
+        dcp.load(loaded, storage_reader=reader)
+        assert_same(loaded, state)
 
 
 @check
