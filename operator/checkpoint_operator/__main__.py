@@ -12,10 +12,11 @@ from kubernetes.utils.duration import parse_duration
 from kubernetes.utils.quantity import parse_quantity
 
 from checkpoint_operator import handlers, logs
+from checkpoint_operator.endpoints import Pattern
 from checkpoint_operator.logs import LogFormat
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.runtime import Operator, Options
-from checkpoint_operator.storage import Rules
+from checkpoint_operator.storage import EVERY_NAMESPACE, NAMESPACE_IN_PREFIX, Rules
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
 
@@ -28,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(
         namespaces=tuple(dict.fromkeys(parsed.namespace)),
         cluster_id=parsed.cluster_id,
-        rules=Rules(ambient=tuple(parsed.ambient_allow), file_urls=parsed.allow_file_urls),
+        rules=Rules(
+            ambient=tuple(parsed.ambient_allow),
+            file_urls=parsed.allow_file_urls,
+            endpoints=tuple(parsed.endpoint_allow),
+            api_server=os.environ.get("KUBERNETES_SERVICE_HOST", ""),
+        ),
         metrics_address=parsed.metrics,
         liveness=parsed.liveness,
         resync_seconds=parsed.resync,
@@ -109,7 +115,7 @@ def _ambient(text: str) -> tuple[str, str]:
     if not namespace or not url:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE=URL")
     try:
-        return namespace, check_url(url, allow_file=False)
+        check_url(url.replace(NAMESPACE_IN_PREFIX, "namespace"), allow_file=False)
     except ConfigurationError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -122,10 +128,23 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _rate(text: str) -> float:
+    if namespace == EVERY_NAMESPACE and NAMESPACE_IN_PREFIX not in url:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} gives all namespaces the same place, where each could delete the others' data; "
+            f"put {NAMESPACE_IN_PREFIX} into the URL"
+        )
     try:
         rate = float(parse_quantity(text))  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a quantity such as 64Mi or 1000") from error
+    return namespace, url.rstrip("/")
+
+
+def _pattern(text: str) -> Pattern:
+    try:
+        return Pattern.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     if rate < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than nothing")
     return rate

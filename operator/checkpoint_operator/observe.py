@@ -23,6 +23,7 @@ from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, 
 from checkpoint_operator.prefixes import Prefixes, standing
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
+from checkpoint_operator.servers import check_servers
 from checkpoint_operator.translate import policy_of
 from checkpoint_sidecar.core.api import CheckpointSpec, Reason
 from checkpoint_sidecar.core.errors import CheckpointError
@@ -207,6 +208,7 @@ class Observer:
         memory.session = session
         _read_progress(session, memory)
         if session.read_only:
+            check_servers(settings, self._rules)
             return run, session.now() if run.head else None, Fault(Reason.READ_ONLY, session.read_only, stalled=True)
         return run, session.now(), None
 
@@ -267,7 +269,7 @@ def mirror_from(body: Mapping[str, Any]) -> Mirror:
 
 def pod_from(body: Mapping[str, Any]) -> Pod:
     """A pod as read."""
-    metadata, status = body["metadata"], body.get("status") or {}
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     started = status.get("startTime")
     return Pod(
         name=metadata["name"],

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from checkpoint_operator.endpoints import Pattern
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Fault, Key, Progress
 from checkpoint_sidecar.core import layout, orphans
@@ -36,6 +37,9 @@ from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.progress import read_beat
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
+
+EVERY_NAMESPACE = "*"
+NAMESPACE_IN_PREFIX = "{namespace}"
 
 KEYS_PER_BATCH = 500
 PATIENCE_SECONDS = 30.0
@@ -67,16 +71,24 @@ class Rules:
 
     Attributes:
         ambient: ``(namespace, URL prefix)`` pairs that may be read and written with the operator's own identity.
+            The namespace ``*`` is every one, each with its own name for ``{namespace}`` in the prefix.
         file_urls: Whether ``file://`` is allowed at all.
+        endpoints: Which ``spec.storage.endpoint`` are allowed; empty for all but those that are never object stores.
+        api_server: Address of the cluster's own API, or empty outside a cluster.
     """
 
     ambient: tuple[tuple[str, str], ...] = ()
     file_urls: bool = False
+    endpoints: tuple[Pattern, ...] = ()
+    api_server: str = ""
 
     def allows_ambient(self, namespace: str, url: str) -> bool:
-        return any(
-            namespace == allowed and (url == prefix or url.startswith(prefix + "/")) for allowed, prefix in self.ambient
+        prefixes = (
+            prefix.replace(NAMESPACE_IN_PREFIX, namespace)
+            for allowed, prefix in self.ambient
+            if allowed in (namespace, EVERY_NAMESPACE)
         )
+        return any(url == prefix or url.startswith(prefix + "/") for prefix in prefixes)
 
 
 def fault_from(error: CheckpointError) -> Fault:

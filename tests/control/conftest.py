@@ -46,6 +46,8 @@ def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..
     ) -> OperatorProcess:
         log = tmp_path / f"operator-{len(started)}.log"
         command = [sys.executable, "-m", "checkpoint_operator", *arguments]
+        if not any(argument.startswith("--endpoint-allow=") for argument in arguments):
+            command.append("--endpoint-allow=127.0.0.1")  # where all stores of the tests are
         if not everywhere:
             command.append(f"--namespace={namespace.name}")
         # Without the credentials of whoever runs the tests: an operator must not find an identity by accident.

@@ -326,6 +326,7 @@ class Reason(StrEnum):
     READ_ONLY = "ReadOnly"
     BUCKET_NOT_FOUND = "BucketNotFound"
     NO_CONDITIONAL_WRITE = "NoConditionalWrite"
+    ENDPOINT_NOT_ALLOWED = "EndpointNotAllowed"
     STORE_UNAVAILABLE = "StoreUnavailable"
     LOG_UNREADABLE = "LogUnreadable"
     UPGRADE_REQUIRED = "UpgradeRequired"

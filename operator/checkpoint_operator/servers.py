@@ -1,0 +1,87 @@
+"""The servers that a store's settings lead to, checked before the first request. Resolves names, so it blocks."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Iterator
+
+from checkpoint_operator.endpoints import Address, Endpoint, refusal
+from checkpoint_operator.model import Fault
+from checkpoint_operator.storage import Rules, StorageFaultError
+from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.settings import (
+    AZURE_STORAGE_ACCOUNT_NAME,
+    GOOGLE_APPLICATION_CREDENTIALS_JSON,
+    StoreSettings,
+)
+
+_AZURE_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_GOOGLE_BASE_URL = "gcs_base_url"
+
+
+def check_servers(settings: StoreSettings, rules: Rules) -> None:
+    """Refuse settings that would send the operator where it must not go.
+
+    Names are resolved again by the client when it connects; a name whose answer changes in between is beyond this.
+
+    Raises:
+        StorageFaultError: An endpoint is not allowed, or a value of the Secret that becomes part of one makes no sense.
+    """
+    for named, url in _named(settings):
+        try:
+            endpoint = Endpoint.parse(url)
+        except ValueError as error:
+            raise StorageFaultError(Fault(Reason.INVALID_SPEC, f"{named}: {error}.", stalled=True)) from error
+        addresses = [address for host in _hosts(endpoint, settings) for address in _resolve(host)]
+        why = refusal(endpoint, addresses, allowed=rules.endpoints, api_server=rules.api_server)
+        if why:
+            message = (
+                f"The operator sends nothing to {named} {endpoint}: {why}. Use another endpoint, or have the "
+                "administrator list this one."
+            )
+            raise StorageFaultError(Fault(Reason.ENDPOINT_NOT_ALLOWED, message, stalled=True))
+
+
+def _named(settings: StoreSettings) -> Iterator[tuple[str, str]]:
+    """What names a server, and its URL; the cloud's own servers have names that nobody chooses."""
+    scheme = parse_url(settings.url).scheme
+    values = settings.credentials.read()
+    if settings.endpoint:
+        yield "spec.storage.endpoint", settings.endpoint
+    if scheme == "gs":
+        base_url = _google_base_url(values.get(GOOGLE_APPLICATION_CREDENTIALS_JSON, ""))
+        if base_url:
+            yield f"{_GOOGLE_BASE_URL} in {GOOGLE_APPLICATION_CREDENTIALS_JSON}", base_url
+    account = values.get(AZURE_STORAGE_ACCOUNT_NAME)
+    if scheme == "az" and account is not None and not _AZURE_ACCOUNT.fullmatch(account):
+        # It becomes a part of the host's name.
+        message = f"{AZURE_STORAGE_ACCOUNT_NAME} is no name of a storage account: 3 to 24 small letters and digits."
+        raise StorageFaultError(Fault(Reason.INVALID_CREDENTIALS, message))
+
+
+def _google_base_url(key: str) -> str:
+    try:
+        parsed = json.loads(key)
+    except ValueError:
+        return ""  # the client says what is wrong with it
+    return str(parsed.get(_GOOGLE_BASE_URL) or "") if isinstance(parsed, dict) else ""
+
+
+def _hosts(endpoint: Endpoint, settings: StoreSettings) -> tuple[str, ...]:
+    # With wildcard DNS a bucket of the user's choice makes a host of the user's choice.
+    if settings.virtual_hosted:
+        return endpoint.host, f"{parse_url(settings.url).bucket}.{endpoint.host}"
+    return (endpoint.host,)
+
+
+def _resolve(host: str) -> list[Address]:
+    """What the name leads to now; nothing if it cannot be resolved here, as where a proxy does that."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
