@@ -100,7 +100,17 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_ambient,
         metavar="NAMESPACE=URL",
-        help="let Checkpoints of this namespace under this URL use the operator's own identity; may be repeated",
+        help="let Checkpoints of this namespace under this URL use the operator's own identity; may be repeated; "
+        f"{EVERY_NAMESPACE} is every namespace, with its name for {NAMESPACE_IN_PREFIX} in the URL",
+    )
+    parser.add_argument(
+        "--endpoint-allow",
+        action="append",
+        default=[],
+        type=_pattern,
+        metavar="PATTERN",
+        help="let spec.storage.endpoint name only such servers: [http(s)://]HOST[:PORT], where HOST may be * or begin "
+        "with *.; may be repeated (default: any but this host, cloud metadata and the cluster's API)",
     )
     parser.add_argument("--allow-file-urls", action="store_true", help="allow file:// URLs (one-node clusters, tests)")
     parser.add_argument(
@@ -114,9 +124,22 @@ def _ambient(text: str) -> tuple[str, str]:
     namespace, _, url = text.partition("=")
     if not namespace or not url:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE=URL")
+    if namespace == EVERY_NAMESPACE and NAMESPACE_IN_PREFIX not in url:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} gives all namespaces the same place, where each could delete the others' data; "
+            f"put {NAMESPACE_IN_PREFIX} into the URL"
+        )
     try:
         check_url(url.replace(NAMESPACE_IN_PREFIX, "namespace"), allow_file=False)
     except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return namespace, url.rstrip("/")
+
+
+def _pattern(text: str) -> Pattern:
+    try:
+        return Pattern.parse(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -128,23 +151,10 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _rate(text: str) -> float:
-    if namespace == EVERY_NAMESPACE and NAMESPACE_IN_PREFIX not in url:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} gives all namespaces the same place, where each could delete the others' data; "
-            f"put {NAMESPACE_IN_PREFIX} into the URL"
-        )
     try:
         rate = float(parse_quantity(text))  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a quantity such as 64Mi or 1000") from error
-    return namespace, url.rstrip("/")
-
-
-def _pattern(text: str) -> Pattern:
-    try:
-        return Pattern.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
     if rate < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than nothing")
     return rate

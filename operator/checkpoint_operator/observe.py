@@ -22,8 +22,8 @@ from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress
 from checkpoint_operator.prefixes import Prefixes, standing
 from checkpoint_operator.redaction import Redactor
-from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
 from checkpoint_operator.servers import check_servers
+from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
 from checkpoint_operator.translate import policy_of
 from checkpoint_sidecar.core.api import CheckpointSpec, Reason
 from checkpoint_sidecar.core.errors import CheckpointError
@@ -203,12 +203,12 @@ class Observer:
         # Where nothing can be deleted, a probe leaves its objects behind.
         interval = REFUSED_SECONDS if session.refusal else REPROBE_SECONDS
         if session.probed_at is None or time.monotonic() - session.probed_at > interval:
+            check_servers(settings, self._rules)
             session.probe()
         run = session.log.refresh()
         memory.session = session
         _read_progress(session, memory)
         if session.read_only:
-            check_servers(settings, self._rules)
             return run, session.now() if run.head else None, Fault(Reason.READ_ONLY, session.read_only, stalled=True)
         return run, session.now(), None
 
@@ -269,7 +269,7 @@ def mirror_from(body: Mapping[str, Any]) -> Mirror:
 
 def pod_from(body: Mapping[str, Any]) -> Pod:
     """A pod as read."""
-    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    metadata, status = body["metadata"], body.get("status") or {}
     started = status.get("startTime")
     return Pod(
         name=metadata["name"],

@@ -14,6 +14,7 @@ import yaml
 
 from admission import Body, Namespace, checkpoint, eventually, pod
 from checkpoint_operator import __main__ as operator
+from checkpoint_operator.endpoints import Pattern
 from localcluster import controlplane, network, workspace
 from localcluster.client import ApiServer
 
@@ -84,6 +85,8 @@ def test_helm_finds_nothing_to_complain_about(helm: Path, tmp_path: Path) -> Non
         ({"injection": {"mode": "Perhaps"}}, "value must be one of 'Auto', 'On', 'Off'"),
         ({"ambientIdentity": {"allow": [{"namespace": "a"}]}}, "missing property 'prefix'"),
         ({"ambientIdentity": {"allow": [{"namespace": "a", "prefix": "file:///x"}]}}, "does not match pattern"),
+        ({"ambientIdentity": {"allow": [{"namespace": "*", "prefix": "s3://x"}]}}, "does not match pattern"),
+        ({"storageEndpoints": {"allow": ["ftp://host"]}}, "does not match pattern"),
         ({"watchNamespaces": "team-a"}, "got string, want array"),
         ({"metrics": {"port": 0}}, "minimum: got 0, want 1"),
     ],
@@ -148,7 +151,13 @@ def test_the_operator_understands_its_arguments(render: Render) -> None:
         render(
             clusterId="8a-1",
             watchNamespaces=["team-a", "team-b"],
-            ambientIdentity={"allow": [{"namespace": "team-a", "prefix": "s3://training/team-a/"}]},
+            ambientIdentity={
+                "allow": [
+                    {"namespace": "team-a", "prefix": "s3://training/team-a/"},
+                    {"namespace": "*", "prefix": "s3://training/{namespace}/"},
+                ]
+            },
+            storageEndpoints={"allow": ["https://*.example.com", "127.0.0.1"]},
             allowFileUrls=True,
             resyncInterval="1m",
             verification={"bytesPerSecond": "10Mi"},
@@ -166,7 +175,8 @@ def test_the_operator_understands_its_arguments(render: Render) -> None:
         "resync": 60.0,
         "verify_rate": 10 * 1024 * 1024,
         "delete_rate": 100,
-        "ambient_allow": [("team-a", "s3://training/team-a")],
+        "ambient_allow": [("team-a", "s3://training/team-a"), ("*", "s3://training/{namespace}")],
+        "endpoint_allow": [Pattern("https", "*.example.com", None), Pattern("", "127.0.0.1", None)],
         "allow_file_urls": True,
         "log_format": "text",
         "verbose": True,

@@ -29,6 +29,7 @@ def values(cluster: Cluster, node: str) -> dict[str, Any]:
         "extraVolumes": python.volumes,
         "extraVolumeMounts": python.volume_mounts,
         "hostNetwork": True,
+        "storageEndpoints": {"allow": [urlsplit(cluster.object_store.endpoint).hostname]},
         "nodeSelector": {"kubernetes.io/hostname": node},
         # Pods share the machine's ports here.
         "metrics": {"port": next(ports)},
