@@ -153,8 +153,8 @@ class History:
             self.append(SnapshotVerified(self.id(each), "Checksums", passed=False, evidence=evidence))
         return self
 
-    def save_requested(self, request: str = "save-1", *, attempt: int | None = None) -> History:
-        return self.append(SaveRequested(request, attempt or self.run.highest_attempt))
+    def save_requested(self, request: str = "save-1", *, reason: str = "", attempt: int | None = None) -> History:
+        return self.append(SaveRequested(request, attempt or self.run.highest_attempt, reason))
 
     def evicted(self, reason: str = "EvictionByEvictionAPI", *, attempt: int | None = None) -> History:
         return self.append(EvictionNoticed(attempt or self.run.highest_attempt, POD, reason))

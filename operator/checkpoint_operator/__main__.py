@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resync_seconds=parsed.resync,
         verify_bytes_per_second=parsed.verify_rate,
         deletes_per_second=parsed.delete_rate,
+        watch_nodes=parsed.watch_nodes,
         writer=f"operator {importlib.metadata.version('checkpoint-operator')} {os.environ.get('HOSTNAME', '')}".strip(),
     )
     logging.getLogger(__name__).info("checkpoint-operator %s", importlib.metadata.version("checkpoint-operator"))
@@ -111,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="let spec.storage.endpoint name only such servers: [http(s)://]HOST[:PORT], where HOST may be * or begin "
         "with *.; may be repeated (default: any but this host, cloud metadata and the cluster's API)",
+    )
+    parser.add_argument(
+        "--watch-nodes", action="store_true", help="save when a node of the training is cordoned or about to go"
     )
     parser.add_argument("--allow-file-urls", action="store_true", help="allow file:// URLs (one-node clusters, tests)")
     parser.add_argument(

@@ -41,7 +41,14 @@ class RequestRollback:
 
 @dataclass(frozen=True, slots=True)
 class RequestSave:
+    """Ask the running attempt to save now.
+
+    Attributes:
+        reason: Why, if not because the user did; see ``SaveRequested``.
+    """
+
     request: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,18 +114,32 @@ def rollback_target_exists(run: Run, snapshot: str) -> bool:
 
 
 def answered_saves(run: Run) -> Iterator[str]:
-    """The save requests that a commit answered, newest first."""
-    valid = (s for s in reversed(tuple(run.snapshots.values())) if s.state is not SnapshotState.REJECTED)
-    return (s.commit.save_request for s in valid if s.commit.save_request)
+    """The save requests that a commit answered, newest first. One answers what its attempt was asked before as well."""
+    for snapshot in reversed(tuple(run.snapshots.values())):
+        answered = snapshot.commit.save_request
+        if not answered or snapshot.state is SnapshotState.REJECTED:
+            continue
+        yield answered
+        attempt = run.attempts.get(snapshot.commit.attempt)
+        asked = [each.request for each in attempt.save_requests] if attempt else []
+        if answered in asked:
+            yield from reversed(asked[: asked.index(answered)])
+
+
+def answered_user(run: Run) -> str | None:
+    """The newest of the user's save requests that a commit answered, or None."""
+    own = {each.request for attempt in run.attempts.values() for each in attempt.save_requests if each.reason}
+    return next((request for request in answered_saves(run) if request not in own), None)
 
 
 def _save(run: Run, action: actions.RequestSave, _: dt.datetime) -> Body | None:
     attempt = run.attempt
-    if attempt is None or not run.may_commit(attempt.number) or attempt.save_request == action.request:
+    if attempt is None or not run.may_commit(attempt.number):
         return None
-    if action.request in answered_saves(run):
+    asked = (each.request for each in attempt.save_requests)
+    if action.request in asked or action.request in answered_saves(run):
         return None
-    return SaveRequested(action.request, attempt.number)
+    return SaveRequested(action.request, attempt.number, action.reason)
 
 
 def _eviction(run: Run, action: actions.NoticeEviction, _: dt.datetime) -> Body | None:

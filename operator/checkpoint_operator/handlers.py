@@ -87,6 +87,12 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
     async def pod(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         operator.wake(Key(namespace or "", labels[POD_LABEL]))
 
+    if operator.options.watch_nodes:
+
+        @kopf.on.event("v1", "nodes", registry=registry)
+        async def node(event: Mapping[str, Any], **_: Any) -> None:
+            operator.show_node(event["object"], gone=event["type"] == "DELETED")
+
     return registry
 
 

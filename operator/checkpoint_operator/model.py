@@ -47,6 +47,42 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Toleration:
+    """What a pod bears. Empty fields match everything; ``limited`` is a pod that has to go after some time."""
+
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+    limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A taint by which a node says that it, or its pods, will be gone soon.
+
+    Attributes:
+        since: When it was set, as the API server writes times; empty if whoever set it does not say.
+        times: How often this very taint was seen to appear, from 1.
+    """
+
+    key: str
+    effect: str
+    value: str = ""
+    since: str = ""
+    times: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node, and what it announces, the earliest first."""
+
+    name: str
+    uid: str
+    announcements: tuple[Announcement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod labelled with the Checkpoint's name.
 
@@ -54,6 +90,8 @@ class Pod:
         created_at, started_at: The API server's and the kubelet's clock.
         leaving: Why it was or is being evicted or deleted, or empty.
         grace_seconds: From SIGTERM to SIGKILL, or None when that is not known.
+        node: Where it runs; empty before it was scheduled.
+        running_since: When the youngest of its running containers started, or None when none runs.
     """
 
     name: str
@@ -63,6 +101,9 @@ class Pod:
     started_at: dt.datetime | None = None
     leaving: str = ""
     grace_seconds: float | None = None
+    node: str = ""
+    tolerations: tuple[Toleration, ...] = ()
+    running_since: dt.datetime | None = None
 
     @property
     def active(self) -> bool:
@@ -133,6 +174,7 @@ class Observed:
         now: The store's clock; None when it is not known.
         wall: The operator's own clock, for pods and conditions only.
         rival: The Checkpoint that has an overlapping prefix.
+        nodes: Those of its pods' nodes that announce something.
         progress: The last known progress by attempt.
         shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
         collected: Attempt for which the leftovers of those before it were collected.
@@ -153,6 +195,7 @@ class Observed:
     rival: Key | None = None
     mirrors: tuple[Mirror, ...] = ()
     pods: tuple[Pod, ...] = ()
+    nodes: tuple[Node, ...] = ()
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
     shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     collected: int = 0

@@ -19,7 +19,8 @@ import msgspec
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.limits import RateLimit
-from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress
+from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress, Toleration
+from checkpoint_operator.nodes import Nodes
 from checkpoint_operator.prefixes import Prefixes, standing
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.servers import check_servers
@@ -97,6 +98,7 @@ class Observer:
         threads: Executor,
         writer: str,
         deletions: RateLimit | None,
+        nodes: Nodes,
     ) -> None:
         self._kube = kube
         self._cluster = cluster
@@ -106,6 +108,7 @@ class Observer:
         self._threads = threads
         self._writer = writer
         self._deletions = deletions
+        self._nodes = nodes
 
     async def observe(self, key: Key, memory: Memory) -> Observed | None:
         """Everything about a Checkpoint, or None when it does not exist.
@@ -117,7 +120,8 @@ class Observer:
         if body is None:
             return None
         checkpoint, complaint = checkpoint_from(key, body)
-        snapshots, pods = await asyncio.gather(self._kube.snapshots(key), self._kube.pods(key))
+        snapshots, listed = await asyncio.gather(self._kube.snapshots(key), self._kube.pods(key))
+        pods = tuple(pod_from(each) for each in listed)
         policy, fault = _translate(checkpoint, complaint)
         self.note(checkpoint)
         rival = self._prefixes.rival(key)
@@ -144,7 +148,8 @@ class Observer:
             now=now,
             rival=rival,
             mirrors=tuple(mirror_from(each) for each in snapshots),
-            pods=tuple(pod_from(each) for each in pods),
+            pods=pods,
+            nodes=self._nodes.place(key, (pod.node for pod in pods)),
             progress=MappingProxyType(dict(memory.progress)),
             shown=MappingProxyType(memory.shown),
             collected=memory.collected,
@@ -269,7 +274,7 @@ def mirror_from(body: Mapping[str, Any]) -> Mirror:
 
 def pod_from(body: Mapping[str, Any]) -> Pod:
     """A pod as read."""
-    metadata, status = body["metadata"], body.get("status") or {}
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     started = status.get("startTime")
     return Pod(
         name=metadata["name"],
@@ -278,8 +283,27 @@ def pod_from(body: Mapping[str, Any]) -> Pod:
         created_at=parse_timestamp(metadata["creationTimestamp"]),
         started_at=parse_timestamp(started) if started else None,
         leaving=_why_leaving(metadata, status),
-        grace_seconds=(body.get("spec") or {}).get("terminationGracePeriodSeconds"),
+        grace_seconds=spec.get("terminationGracePeriodSeconds"),
+        node=spec.get("nodeName") or "",
+        tolerations=tuple(_toleration(each) for each in spec.get("tolerations") or ()),
+        running_since=_running_since(status),
     )
+
+
+def _toleration(body: Mapping[str, Any]) -> Toleration:
+    return Toleration(
+        key=body.get("key") or "",
+        operator=body.get("operator") or "Equal",
+        value=body.get("value") or "",
+        effect=body.get("effect") or "",
+        limited=body.get("tolerationSeconds") is not None,
+    )
+
+
+def _running_since(status: Mapping[str, Any]) -> dt.datetime | None:
+    states = (each.get("state") or {} for each in status.get("containerStatuses") or ())
+    starts = (parse_timestamp(state["running"]["startedAt"]) for state in states if state.get("running"))
+    return max(starts, default=None)
 
 
 def _why_leaving(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str:

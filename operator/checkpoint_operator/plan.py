@@ -34,16 +34,17 @@ from checkpoint_operator.actions import (
     StoreAction,
     Verify,
 )
-from checkpoint_operator.model import Observed, Pod
+from checkpoint_operator.membership import lost
+from checkpoint_operator.model import Observed
+from checkpoint_operator.notices import requested_saves
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.lineage import lineage, quarantined
-from checkpoint_sidecar.core.log import MAX_PODS, PodIdentity
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
-from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 # Per round, so that one Checkpoint cannot keep the others waiting.
 MAX_VERIFICATIONS = 4
@@ -155,18 +156,6 @@ def best_snapshot(run: Run) -> Snapshot | None:
     return (min if rule.mode == "Min" else max)(finite, key=lambda pair: pair[0])[1]
 
 
-def members(attempt: Attempt, pods: Iterable[Pod]) -> Iterator[Pod]:
-    """The labelled pods that belong to an attempt.
-
-    Of a large attempt the log lists only the first pods; any other one counts if it existed when the attempt started.
-    """
-    listed = {pod.uid for pod in attempt.started.pods}
-    truncated = len(attempt.started.pods) == MAX_PODS
-    for pod in pods:
-        if pod.uid in listed or (truncated and pod.created_at <= attempt.started_at):
-            yield pod
-
-
 def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.datetime) -> tuple[LogAction, ...]:
     return tuple(action for action in planned if entries.entry_for(action, run, owner=observed.owner, now=now))
 
@@ -184,9 +173,8 @@ def _evictions(observed: Observed, run: Run) -> tuple[LogAction, ...]:
     attempt = run.attempt
     if attempt is None:
         return ()
-    # A pod that ended well and is being cleaned up was not evicted.
-    leaving = [pod for pod in members(attempt, observed.pods) if pod.leaving and pod.phase != "Succeeded"]
-    return tuple(NoticeEviction(attempt.number, PodIdentity(pod.name, pod.uid), pod.leaving) for pod in leaving[:1])
+    found = lost(attempt, observed.pods)
+    return (NoticeEviction(attempt.number, *found),) if found else ()
 
 
 def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[LogAction]:
@@ -195,6 +183,7 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
         yield RequestRollback(spec.restore.rollback.request, target)
     if spec.save.request:
         yield RequestSave(spec.save.request)
+    yield from requested_saves(run, observed.pods, observed.nodes)
     for mirror in observed.mirrors:
         if not mirror.deleting:
             yield SetDisposition(mirror.snapshot, mirror.disposition)

@@ -17,6 +17,7 @@ from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Key, Observed
+from checkpoint_operator.nodes import Nodes
 from checkpoint_operator.observe import Memory, Observer
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import Retry
@@ -72,6 +73,7 @@ class Reconciler:
         prefixes: Prefixes,
         redactor: Redactor,
         scrubber: Scrubber | None,
+        nodes: Nodes,
         wake: Callable[[Key], None],
         intervals: Intervals | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class Reconciler:
         self._prefixes = prefixes
         self._redactor = redactor
         self._scrubber = scrubber
+        self._nodes = nodes
         self._wake = wake
         self._intervals = intervals or Intervals()
         self._memories: dict[Key, Memory] = {}
@@ -280,6 +283,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._memories.pop(key, None)
         self._metrics.forget(key)
+        self._nodes.forget(key)
         if self._scrubber is not None:
             self._scrubber.forget(key)
         for other in self._prefixes.forget(key):

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Key
+from checkpoint_operator.nodes import Nodes, node_from
 from checkpoint_operator.observe import Observer, checkpoint_from
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import WorkQueue
@@ -43,6 +46,7 @@ class Options:
         resync_seconds: Between complete passes over everything.
         verify_bytes_per_second: How fast snapshots are read back to compare their checksums; 0 for not at all.
         deletes_per_second: How many objects are deleted at most; 0 for no limit.
+        watch_nodes: Whether to save when a node announces its end; needs the right to watch nodes.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -53,6 +57,7 @@ class Options:
     resync_seconds: float = 300.0
     verify_bytes_per_second: float = 0.0
     deletes_per_second: float = 0.0
+    watch_nodes: bool = False
     intervals: Intervals = field(default_factory=Intervals)
     writer: str = "operator"
 
@@ -66,6 +71,7 @@ class Operator:
         self._metrics = Metrics()
         self._prefixes = Prefixes()
         self._sightings = Sightings()
+        self._nodes = Nodes()
         self._scrubber: Scrubber | None = None
         self._resync: asyncio.Task[None] | None = None
         self._opened = contextlib.AsyncExitStack()
@@ -88,6 +94,7 @@ class Operator:
             threads=threads,
             writer=self.options.writer,
             deletions=RateLimit(self.options.deletes_per_second) if self.options.deletes_per_second else None,
+            nodes=self._nodes,
         )
         if self.options.verify_bytes_per_second:
             self._scrubber = Scrubber(RateLimit(self.options.verify_bytes_per_second), wake=self.wake)
@@ -99,6 +106,7 @@ class Operator:
             prefixes=self._prefixes,
             redactor=self._redactor,
             scrubber=self._scrubber,
+            nodes=self._nodes,
             wake=self.wake,
             intervals=self.options.intervals,
         )
@@ -131,6 +139,15 @@ class Operator:
         """The watch on Checkpoints showed this one, so the watch is alive."""
         self._sightings.show(key)
         self.wake(key)
+
+    def show_node(self, body: Mapping[str, Any], *, gone: bool) -> None:
+        """The watch on nodes showed this one."""
+        node = node_from(body)
+        if gone:
+            self._nodes.remove(node.name)
+            return
+        for key in self._nodes.show(node):
+            self.wake(key)
 
     def complaint(self) -> str:
         """Why this process should be restarted, or an empty string."""

@@ -9,8 +9,9 @@ from typing import Any
 from checkpoint_operator import conditions, entries
 from checkpoint_operator.conditions import timestamp
 from checkpoint_operator.health import judge_conditions
+from checkpoint_operator.membership import members
 from checkpoint_operator.model import Observed
-from checkpoint_operator.plan import best_snapshot, members
+from checkpoint_operator.plan import best_snapshot
 from checkpoint_operator.resources import encode_status, purge_after
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import MAX_LISTED
@@ -58,7 +59,7 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         pending_purge_bytes=sum(each.bytes for each in pending),
         quarantined=tuple(api.QuarantinedSnapshot(s.id, s.failures, s.evidence) for s in suspects[:MAX_LISTED]),
         quarantined_snapshots=len(suspects),
-        last_save_request=next(entries.answered_saves(run), None),
+        last_save_request=entries.answered_user(run),
         last_rollback=run.rollbacks[-1] if run.rollbacks else None,
         log_sequence=run.head,
     )
@@ -96,7 +97,14 @@ def _attempt(observed: Observed, run: Run) -> api.AttemptStatus | None:
         restored_step=restored.step if restored else None,
         pod_count=_pod_count(observed, attempt) or None,
         pods=tuple(pod.name for pod in attempt.started.pods)[:MAX_LISTED],
+        notice=_notice(attempt),
     )
+
+
+def _notice(attempt: Attempt) -> str | None:
+    if attempt.eviction is not None:
+        return f"Pod {attempt.eviction.pod.name} is leaving: {attempt.eviction.reason}"
+    return next((each.reason for each in reversed(attempt.save_requests) if each.reason), None)
 
 
 def _pod_count(observed: Observed, attempt: Attempt) -> int:

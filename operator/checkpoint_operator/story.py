@@ -20,6 +20,7 @@ from checkpoint_sidecar.core.log import (
     RestoreFinished,
     RunAdopted,
     RunClaimed,
+    SaveRequested,
     SnapshotCommitted,
     SnapshotPurged,
     SnapshotReinstated,
@@ -144,6 +145,12 @@ def _verified(body: SnapshotVerified, run: Run) -> _Line:
     return EventReason.SNAPSHOT_QUARANTINED, f"{body.snapshot}: {body.message or body.evidence}; {consequence}.", True
 
 
+def _save_requested(body: SaveRequested, _: Run) -> _Line:
+    # What the user asked for is no news to the user.
+    message = f"Attempt {body.attempt} is asked to save: {body.reason}"
+    return (EventReason.SAVE_REQUESTED, message, False) if body.reason else None
+
+
 def _evicted(body: EvictionNoticed, _: Run) -> _Line:
     return EventReason.POD_EVICTED, f"Pod {body.pod.name} of attempt {body.attempt} is leaving: {body.reason}.", True
 
@@ -174,6 +181,7 @@ _TELL: dict[type, Callable[[Any, Run], _Line]] = {
     RestoreFinished: _restored,
     SnapshotCommitted: _committed,
     SnapshotVerified: _verified,
+    SaveRequested: _save_requested,
     EvictionNoticed: _evicted,
     AttemptFenced: _fenced,
     SnapshotRetired: _retired,

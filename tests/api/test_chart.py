@@ -170,6 +170,7 @@ def test_the_operator_understands_its_arguments(render: Render) -> None:
     assert vars(parsed) == {
         "namespace": ["team-a", "team-b"],
         "cluster_id": "8a-1",
+        "watch_nodes": True,
         "liveness": "http://0.0.0.0:8080/healthz",
         "metrics": ("0.0.0.0", 9090),
         "resync": 60.0,
@@ -238,7 +239,12 @@ def test_pods_can_be_shaped_for_any_cluster(render: Render) -> None:
 
 def test_rights_are_per_namespace_where_namespaces_are_named(render: Render) -> None:
     everywhere = operator_role(render(clusterId="c"))
-    objects = render(clusterId="c", watchNamespaces=["team-a", "team-b"], rbac={"aggregate": False})
+    objects = render(
+        clusterId="c",
+        watchNamespaces=["team-a", "team-b"],
+        rbac={"aggregate": False},
+        nodeNotices={"enabled": False},
+    )
     assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == []
     roles = {role["metadata"]["namespace"]: role for role in of_kind(objects, "Role")}
     assert {namespace: rules(role) for namespace, role in roles.items()} == dict.fromkeys(
@@ -247,6 +253,21 @@ def test_rights_are_per_namespace_where_namespaces_are_named(render: Render) -> 
     for binding in of_kind(objects, "RoleBinding"):
         (subject,) = binding["subjects"]
         assert subject == {"kind": "ServiceAccount", "name": "ckpt-checkpoint-operator", "namespace": "operators"}
+
+
+@pytest.mark.parametrize("namespaces", [[], ["team-a"]], ids=["everywhere", "per-namespace"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nodes_are_watched_only_with_the_right_to_it(render: Render, enabled: bool, namespaces: list[str]) -> None:
+    objects = render(nodeNotices={"enabled": enabled}, watchNamespaces=namespaces)
+    found = [role for role in of_kind(objects, "ClusterRole") if role["metadata"]["name"].endswith("-nodes")]
+    assert [role["rules"] for role in found] == [
+        [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]
+    ] * enabled
+    bound = [each["roleRef"]["name"] for each in of_kind(objects, "ClusterRoleBinding")]
+    assert ("ckpt-checkpoint-operator-nodes" in bound) == enabled
+    (deployment,) = of_kind(objects, "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert ("--watch-nodes" in container["args"]) == enabled
 
 
 def test_pods_are_created_and_deleted_only_when_that_is_switched_on(render: Render) -> None:

@@ -194,13 +194,19 @@ class LastRestore(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
 
 class AttemptStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The newest attempt. ``pods`` are names, at most ``MAX_LISTED``; ``pod_count`` counts all."""
+    """The newest attempt.
+
+    Attributes:
+        pods: Names, at most ``MAX_LISTED``; ``pod_count`` counts all.
+        notice: Why it was expected to end, as soon as that was known: an eviction, or what its node announced.
+    """
 
     number: int
     started_at: Timestamp
     restored_step: int | None = None
     pod_count: int | None = None
     pods: tuple[str, ...] = ()
+    notice: str | None = None
 
 
 class PendingPurge(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -229,7 +235,7 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
         pending_purge_snapshots, pending_purge_bytes: Of all whose data is about to go; ``pending_purge`` lists the
             next ``MAX_LISTED``.
         quarantined_snapshots: Count of all; ``quarantined`` lists the newest ``MAX_LISTED``.
-        last_save_request: The newest request that a commit answered.
+        last_save_request: The newest of the user's requests that a commit answered.
         last_rollback: The newest request that is in the log.
         log_sequence: Number of the last log entry this status reflects.
     """
@@ -320,13 +326,13 @@ class Reason(StrEnum):
     PREFIX_CLAIMED = "PrefixClaimed"
     AMBIENT_NOT_ALLOWED = "AmbientNotAllowed"
     FILE_URL_NOT_ALLOWED = "FileUrlNotAllowed"
+    ENDPOINT_NOT_ALLOWED = "EndpointNotAllowed"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105
     INVALID_CREDENTIALS = "InvalidCredentials"
     ACCESS_DENIED = "AccessDenied"
     READ_ONLY = "ReadOnly"
     BUCKET_NOT_FOUND = "BucketNotFound"
     NO_CONDITIONAL_WRITE = "NoConditionalWrite"
-    ENDPOINT_NOT_ALLOWED = "EndpointNotAllowed"
     STORE_UNAVAILABLE = "StoreUnavailable"
     LOG_UNREADABLE = "LogUnreadable"
     UPGRADE_REQUIRED = "UpgradeRequired"
@@ -382,6 +388,7 @@ class EventReason(StrEnum):
     PREFIX_CLAIMED = "PrefixClaimed"
     ATTEMPT_STARTED = "AttemptStarted"
     SNAPSHOT_COMMITTED = "SnapshotCommitted"
+    SAVE_REQUESTED = "SaveRequested"
     ROLLBACK_NOT_FOUND = "RollbackNotFound"
     POD_EVICTED = "PodEvicted"
     ATTEMPT_FENCED = "AttemptFenced"

@@ -207,11 +207,16 @@ class SnapshotVerified(msgspec.Struct, frozen=True, rename="camel"):
     message: Text = ""
 
 
-class SaveRequested(msgspec.Struct, frozen=True, rename="camel"):
-    """Ask the named attempt to save now."""
+class SaveRequested(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Ask the named attempt to save now.
+
+    Attributes:
+        reason: Why the operator asks of its own accord; empty when the user did.
+    """
 
     request: Identifier
     attempt: AttemptNumber
+    reason: Text = ""
 
 
 class EvictionNoticed(msgspec.Struct, frozen=True, rename="camel"):

@@ -231,7 +231,9 @@ def _verified(run: Run, working: _Working, _: StoredEntry, body: SnapshotVerifie
 
 
 def _save_requested(run: Run, working: _Working, _: StoredEntry, body: SaveRequested) -> Run:
-    working.change_attempt(body.attempt, save_request=body.request)
+    attempt = working.attempts.get(body.attempt)
+    if attempt is not None:
+        working.change_attempt(body.attempt, save_requests=(*attempt.save_requests, body))
     return run
 
 

@@ -16,6 +16,7 @@ from checkpoint_sidecar.core.log import (
     EvictionNoticed,
     Owner,
     RestoreFinished,
+    SaveRequested,
     SnapshotCommitted,
 )
 from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
@@ -91,6 +92,7 @@ class Attempt:
         restored: The snapshot it goes on from, or None.
         last_commit: Its newest commit, or None.
         restores: Its finished restores, in order.
+        save_requests: What it was asked to save for, in order.
     """
 
     started: AttemptStarted
@@ -103,7 +105,12 @@ class Attempt:
     restores: tuple[RestoreFinished, ...] = ()
     eviction: EvictionNoticed | None = None
     eviction_at: dt.datetime | None = None
-    save_request: str = ""
+    save_requests: tuple[SaveRequested, ...] = ()
+
+    @property
+    def save_request(self) -> str:
+        """The newest request; a commit that carries it answers those before it too."""
+        return self.save_requests[-1].request if self.save_requests else ""
 
 
 @dataclass(frozen=True, slots=True)
