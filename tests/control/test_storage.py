@@ -61,6 +61,26 @@ def test_what_is_allowed_in_one_namespace_is_not_in_another() -> None:
     )
 
 
+ANYWHERE = Rules(ambient=(("*", "s3://training/{namespace}/runs"), ("*", "gs://ckpt-{namespace}")))
+
+
+@pytest.mark.parametrize("url", ["s3://training/team-a/runs", "s3://training/team-a/runs/7", "gs://ckpt-team-a/run"])
+def test_every_namespace_has_its_own_part_of_a_prefix_that_is_allowed_to_all(url: str) -> None:
+    assert settings(rules=ANYWHERE, url=url).credentials.ambient
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://training/team-b/runs/7", "s3://training/team-a", "s3://training/team-a/runs-2", "gs://ckpt-team-ab/run"],
+)
+def test_no_namespace_has_anothers_part(url: str) -> None:
+    assert refusal(rules=ANYWHERE, url=url) == "AmbientNotAllowed"
+
+
+def test_a_braced_word_in_a_users_url_is_no_namespace() -> None:
+    assert refusal(rules=ANYWHERE, url="s3://training/{namespace}/runs") == "InvalidSpec"
+
+
 def test_local_files_need_the_administrators_word() -> None:
     assert refusal(url="file:///data/run") == "FileUrlNotAllowed"
     assert settings(rules=Rules(file_urls=True), url="file:///data/run") == StoreSettings("file:///data/run")
