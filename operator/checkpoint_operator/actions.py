@@ -151,6 +151,38 @@ class DeleteMirror:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    """Create a bare pod again.
+
+    Attributes:
+        uid: Of the pod that is gone.
+        reason: Why that one had to go.
+    """
+
+    name: str
+    uid: str
+    reason: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Delete what is left of a bare pod, to have its name."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvictPod:
+    """Evict a pod of an attempt that lost another one."""
+
+    name: str
+    uid: str
+    attempt: int
+
+
 LogAction: TypeAlias = (
     Claim
     | Adopt
@@ -165,4 +197,5 @@ LogAction: TypeAlias = (
 )
 StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
-Action: TypeAlias = StoreAction | MirrorAction
+PodAction: TypeAlias = CreatePod | DeletePod | EvictPod
+Action: TypeAlias = StoreAction | MirrorAction | PodAction

@@ -84,8 +84,8 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
             operator.wake(owner)
 
     @kopf.on.event("pods", labels={POD_LABEL: kopf.PRESENT}, registry=registry)
-    async def pod(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        operator.wake(Key(namespace or "", labels[POD_LABEL]))
+    async def pod(namespace: str | None, labels: Mapping[str, str], event: Mapping[str, Any], **_: Any) -> None:
+        operator.show_pod(Key(namespace or "", labels[POD_LABEL]), event["object"])
 
     if operator.options.watch_nodes:
 

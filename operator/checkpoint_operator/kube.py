@@ -117,6 +117,38 @@ class Kube:
 
         return await _pages("list pods", f"of {key}", page)
 
+    async def create_pod(self, body: Mapping[str, Any]) -> bool:
+        """Create a pod; False when one of that name exists."""
+        metadata = body["metadata"]
+        call = self._core.create_namespaced_pod(
+            metadata["namespace"],
+            dict(body),  # type: ignore[arg-type]  # see create_event
+            field_manager=FIELD_MANAGER,
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return await _done("create pod", metadata["name"], call, unless=(_CONFLICT,))
+
+    async def delete_pod(self, namespace: str, name: str, uid: str) -> bool:
+        """Delete this very pod; False when it is gone."""
+        call = self._core.delete_namespaced_pod(
+            name,
+            namespace,
+            body=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid)),
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return await _done("delete pod", name, call, unless=(_NOT_FOUND, _CONFLICT))
+
+    async def evict_pod(self, namespace: str, name: str, uid: str) -> bool:
+        """Evict this very pod, as far as PodDisruptionBudgets let it (else status 429); False when it is gone."""
+        eviction = client.V1Eviction(
+            metadata=client.V1ObjectMeta(name=name, namespace=namespace),
+            delete_options=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid)),
+        )
+        call = self._core.create_namespaced_pod_eviction(
+            name, namespace, eviction, field_manager=FIELD_MANAGER, _request_timeout=REQUEST_SECONDS
+        )
+        return await _done("evict pod", name, call, unless=(_NOT_FOUND, _CONFLICT))
+
     async def secret(self, namespace: str, name: str) -> Mapping[str, str] | None:
         """The Secret's values as text, or None when it does not exist. Values that are no text are left out."""
         call = self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)

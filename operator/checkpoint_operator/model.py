@@ -111,6 +111,25 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
+class DisruptedPod:
+    """A pod without a controller that was not deleted on purpose.
+
+    Attributes:
+        reason: That of its condition DisruptionTarget.
+        body: As last seen.
+        since: When that was first seen, or when it was last tried in vain to create it again; the operator's clock.
+        failures: How often it was created again without living long, or could not be created.
+    """
+
+    name: str
+    uid: str
+    reason: str
+    body: Mapping[str, Any]
+    since: dt.datetime
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Mirror:
     """A CheckpointSnapshot object."""
 
@@ -175,6 +194,7 @@ class Observed:
         wall: The operator's own clock, for pods and conditions only.
         rival: The Checkpoint that has an overlapping prefix.
         nodes: Those of its pods' nodes that announce something.
+        disrupted: Pods that nobody but the operator would create again.
         progress: The last known progress by attempt.
         shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
         collected: Attempt for which the leftovers of those before it were collected.
@@ -196,6 +216,7 @@ class Observed:
     mirrors: tuple[Mirror, ...] = ()
     pods: tuple[Pod, ...] = ()
     nodes: tuple[Node, ...] = ()
+    disrupted: tuple[DisruptedPod, ...] = ()
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
     shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     collected: int = 0

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from checkpoint_operator.bare_pods import BarePods, disruption_of
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.limits import RateLimit
@@ -99,6 +100,7 @@ class Observer:
         writer: str,
         deletions: RateLimit | None,
         nodes: Nodes,
+        bare_pods: BarePods,
     ) -> None:
         self._kube = kube
         self._cluster = cluster
@@ -109,6 +111,7 @@ class Observer:
         self._writer = writer
         self._deletions = deletions
         self._nodes = nodes
+        self._bare_pods = bare_pods
 
     async def observe(self, key: Key, memory: Memory) -> Observed | None:
         """Everything about a Checkpoint, or None when it does not exist.
@@ -150,6 +153,7 @@ class Observer:
             mirrors=tuple(mirror_from(each) for each in snapshots),
             pods=pods,
             nodes=self._nodes.place(key, (pod.node for pod in pods)),
+            disrupted=self._bare_pods.of(key),
             progress=MappingProxyType(dict(memory.progress)),
             shown=MappingProxyType(memory.shown),
             collected=memory.collected,
@@ -307,7 +311,4 @@ def _running_since(status: Mapping[str, Any]) -> dt.datetime | None:
 
 
 def _why_leaving(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            return condition.get("reason") or "DisruptionTarget"
-    return "Deleted" if metadata.get("deletionTimestamp") else ""
+    return disruption_of(status) or ("Deleted" if metadata.get("deletionTimestamp") else "")

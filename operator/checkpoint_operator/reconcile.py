@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from checkpoint_operator import execute, plan, resources, story
+from checkpoint_operator import execute, plan, reschedule, rescheduler, resources, story
 from checkpoint_operator.actions import CollectLast, CollectOrphans, MirrorAction, PublishPointer, Purge, ReportMirror
+from checkpoint_operator.bare_pods import BarePods
 from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.metrics import Metrics
@@ -74,6 +75,7 @@ class Reconciler:
         redactor: Redactor,
         scrubber: Scrubber | None,
         nodes: Nodes,
+        bare_pods: BarePods,
         wake: Callable[[Key], None],
         intervals: Intervals | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class Reconciler:
         self._redactor = redactor
         self._scrubber = scrubber
         self._nodes = nodes
+        self._bare_pods = bare_pods
         self._wake = wake
         self._intervals = intervals or Intervals()
         self._memories: dict[Key, Memory] = {}
@@ -121,6 +124,7 @@ class Reconciler:
             self._read_back(observed, memory)
             observed, entries = await self._news(observed, memory)
             await self._report(observed, entries)
+            await self._reschedule(observed)
             await self._mirror(observed)
         self._remember(observed, memory)
         fault = fault_of(observed)
@@ -222,6 +226,18 @@ class Reconciler:
         for place, happening in enumerate(happenings):
             await self._tell(happening, observed, observed.wall + dt.timedelta(microseconds=place))
 
+    async def _reschedule(self, observed: Observed) -> None:
+        key, spec = observed.checkpoint.key, observed.checkpoint.spec
+        if spec is not None and not spec.reschedule.recreate_bare_pods:
+            self._bare_pods.forget(key)
+        planned = reschedule.pod_actions(observed)
+        if not planned:
+            return
+        logger.info("%s: %s", key, ", ".join(f"{type(action).__name__} {action.name}" for action in planned))
+        happenings = await rescheduler.carry_out(planned, self._kube, self._bare_pods, key, now=observed.wall)
+        for happening in happenings:
+            await self._tell(happening, observed, dt.datetime.now(dt.UTC))
+
     async def _tell(self, happening: Happening, observed: Observed, moment: dt.datetime) -> None:
         event = resources.event(
             observed.checkpoint,
@@ -267,7 +283,8 @@ class Reconciler:
             memory.head = head
             memory.changed_at = time.monotonic()
 
-        due = plan.next_look(observed)
+        moments = (plan.next_look(observed), reschedule.next_look(observed))
+        due = min((moment for moment in moments if moment is not None), default=None)
         if plan.store_actions(observed):
             due = CONTINUE_SECONDS
         elif plan.store_actions(replace(observed, purged=0)):
@@ -284,6 +301,7 @@ class Reconciler:
         self._memories.pop(key, None)
         self._metrics.forget(key)
         self._nodes.forget(key)
+        self._bare_pods.forget(key)
         if self._scrubber is not None:
             self._scrubber.forget(key)
         for other in self._prefixes.forget(key):

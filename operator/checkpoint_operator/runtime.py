@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import logging
 import random
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from checkpoint_operator.bare_pods import BarePods
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.metrics import Metrics
@@ -72,6 +74,7 @@ class Operator:
         self._prefixes = Prefixes()
         self._sightings = Sightings()
         self._nodes = Nodes()
+        self._bare_pods = BarePods()
         self._scrubber: Scrubber | None = None
         self._resync: asyncio.Task[None] | None = None
         self._opened = contextlib.AsyncExitStack()
@@ -95,6 +98,7 @@ class Operator:
             writer=self.options.writer,
             deletions=RateLimit(self.options.deletes_per_second) if self.options.deletes_per_second else None,
             nodes=self._nodes,
+            bare_pods=self._bare_pods,
         )
         if self.options.verify_bytes_per_second:
             self._scrubber = Scrubber(RateLimit(self.options.verify_bytes_per_second), wake=self.wake)
@@ -107,6 +111,7 @@ class Operator:
             redactor=self._redactor,
             scrubber=self._scrubber,
             nodes=self._nodes,
+            bare_pods=self._bare_pods,
             wake=self.wake,
             intervals=self.options.intervals,
         )
@@ -138,6 +143,11 @@ class Operator:
     def watched(self, key: Key) -> None:
         """The watch on Checkpoints showed this one, so the watch is alive."""
         self._sightings.show(key)
+        self.wake(key)
+
+    def show_pod(self, key: Key, body: Mapping[str, Any]) -> None:
+        """The watch on pods showed this one of a Checkpoint, perhaps for the last time."""
+        self._bare_pods.show(key, body, now=dt.datetime.now(dt.UTC))
         self.wake(key)
 
     def show_node(self, body: Mapping[str, Any], *, gone: bool) -> None:

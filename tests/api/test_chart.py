@@ -270,15 +270,15 @@ def test_nodes_are_watched_only_with_the_right_to_it(render: Render, enabled: bo
     assert ("--watch-nodes" in container["args"]) == enabled
 
 
-def test_pods_are_created_and_deleted_only_when_that_is_switched_on(render: Render) -> None:
-    def verbs(**reschedule: bool) -> set[str]:
+def test_pods_are_created_deleted_and_evicted_only_when_that_is_switched_on(render: Render) -> None:
+    def verbs(**reschedule: bool) -> set[tuple[str, str]]:
         role = operator_role(render(reschedule=reschedule))
-        return {verb for resource, verb in rules(role) if resource == "pods"}
+        return {(resource, verb) for resource, verb in rules(role) if resource.startswith("pods")}
 
-    read = {"get", "list", "watch"}
+    read = {("pods", "get"), ("pods", "list"), ("pods", "watch")}
     assert verbs() == read
-    assert verbs(recreateBarePods=True) == read | {"create"}
-    assert verbs(restartGang=True) == read | {"delete"}
+    assert verbs(recreateBarePods=True) == read | {("pods", "create"), ("pods", "delete")}
+    assert verbs(restartGang=True) == read | {("pods/eviction", "create")}
 
 
 def test_the_operator_reads_the_cluster_id_where_helm_could_not(render: Render) -> None:
