@@ -300,6 +300,20 @@ def test_injection_follows_the_cluster_unless_told(render: Render, mode: str, of
     assert bool(of_kind(objects, "ValidatingAdmissionPolicyBinding")) == injects
 
 
+@pytest.mark.parametrize(
+    ("mode", "offered", "guards"),
+    [("Auto", True, True), ("Auto", False, False), ("On", False, True), ("Off", True, False)],
+)
+def test_guardrails_follow_the_cluster_unless_told(render: Render, mode: str, offered: bool, guards: bool) -> None:
+    api = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
+    objects = render(*[api] * offered, guardrails={"mode": mode}, watchNamespaces=["team-a"])
+    policies = of_kind(objects, "ValidatingAdmissionPolicy")
+    assert [policy["metadata"]["name"] for policy in policies] == ["ckpt-checkpoint-operator-guardrails"] * guards
+    for policy in policies:
+        (chosen,) = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
+        assert chosen["values"] == ["team-a"]
+
+
 def test_injection_is_for_the_namespaces_that_are_served(render: Render) -> None:
     (policy,) = of_kind(render(injection={"mode": "On"}, watchNamespaces=["team-a"]), "MutatingAdmissionPolicy")
     assert policy["spec"]["matchConstraints"]["namespaceSelector"] == {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from admission import Namespace
@@ -16,15 +18,18 @@ OPERATOR_MAY = [
     "list checkpoints",
     "watch checkpoints",
     "patch checkpoints/status",
+    "get checkpointsnapshots",
     "list checkpointsnapshots",
     "watch checkpointsnapshots",
     "create checkpointsnapshots",
     "delete checkpointsnapshots",
     "patch checkpointsnapshots/status",
+    "get pods",
     "list pods",
     "watch pods",
     "get secrets",
     "create events",
+    "get nodes",
     "list nodes",
     "watch nodes",
 ]
@@ -58,7 +63,17 @@ OPERATOR_MAY_NOT = [
     "impersonate users",
 ]
 VIEWER_MAY = ["get checkpoints", "list checkpointsnapshots", "get checkpoints/status"]
-EDITOR_MAY = ["create checkpoints", "update checkpoints", "delete checkpoints", "patch checkpointsnapshots"]
+EDITOR_MAY = [
+    "create checkpoints",
+    "update checkpoints",
+    "patch checkpoints",
+    "delete checkpoints",
+    "deletecollection checkpoints",
+    "rollback checkpoints",
+    "patch checkpointsnapshots",
+]
+ADMIN_MAY = ["takeover checkpoints", "purge checkpoints"]
+OUR_RESOURCES = ["checkpoints", "checkpoints/status", "checkpointsnapshots", "checkpointsnapshots/status"]
 NOBODY_MAY = [
     "create checkpointsnapshots",
     "delete checkpointsnapshots",
@@ -87,11 +102,11 @@ def test_the_operator_may_not(chart: ApiServer, anywhere: Namespace, what: str) 
 
 @pytest.fixture(scope="module")
 def people(chart: ApiServer) -> Namespace:
-    """A namespace where `viewer` and `editor` have our roles, as aggregation gives them to view and edit."""
+    """A namespace where `viewer`, `editor` and `admin` have our roles of these names."""
     namespace = Namespace.fresh(chart)
-    bind = ("create", "rolebinding", "--user")
-    namespace.kubectl(*bind, "viewer", "viewer", "--clusterrole=ckpt-checkpoint-operator-view")
-    namespace.kubectl(*bind, "editor", "editor", "--clusterrole=ckpt-checkpoint-operator-edit")
+    for user, role in {"viewer": "view", "editor": "edit", "admin": "admin"}.items():
+        name = f"ckpt-checkpoint-operator-{role}"
+        namespace.kubectl("create", "rolebinding", user, f"--user={user}", f"--clusterrole={name}")
     return namespace
 
 
@@ -106,13 +121,49 @@ def test_an_editor_may_and_a_viewer_may_not(people: Namespace, what: str) -> Non
     assert not may(people, "viewer", what)
 
 
-@pytest.mark.parametrize("what", NOBODY_MAY)
-def test_only_the_operator_writes_status_and_snapshots(people: Namespace, what: str) -> None:
-    assert not may(people, "viewer", what)
+@pytest.mark.parametrize("what", ADMIN_MAY)
+def test_an_admin_may_and_an_editor_may_not(people: Namespace, what: str) -> None:
+    assert may(people, "admin", what)
     assert not may(people, "editor", what)
 
 
-@pytest.mark.parametrize(("role", "aggregated"), [("view", ["view", "edit", "admin"]), ("edit", ["edit", "admin"])])
+@pytest.mark.parametrize("what", NOBODY_MAY)
+def test_only_the_operator_writes_status_and_snapshots(people: Namespace, what: str) -> None:
+    for who in ("viewer", "editor", "admin"):
+        assert not may(people, who, what)
+
+
+def given_by(api: ApiServer, role: str) -> list[str]:
+    rules = json.loads(api.kubectl("get", "clusterrole", role, "--output=json"))["rules"]
+    assert all("resourceNames" not in rule and "nonResourceURLs" not in rule for rule in rules)
+    return [f"{verb} {resource}" for rule in rules for resource in rule["resources"] for verb in rule["verbs"]]
+
+
+def test_the_operator_may_what_is_listed_here_and_nothing_else(chart: ApiServer) -> None:
+    bindings = json.loads(chart.kubectl("get", "clusterrolebindings", "--output=json"))["items"]
+    mine = [one for one in bindings if "ckpt-checkpoint-operator" in str(one.get("subjects"))]
+    assert sorted(given for one in mine for given in given_by(chart, one["roleRef"]["name"])) == sorted(OPERATOR_MAY)
+
+
+@pytest.mark.parametrize(
+    ("role", "listed"),
+    [
+        ("view", [f"{verb} {resource}" for verb in ("get", "list", "watch") for resource in OUR_RESOURCES]),
+        ("edit", [*EDITOR_MAY, "update checkpointsnapshots"]),
+        ("admin", ADMIN_MAY),
+    ],
+    ids=["view", "edit", "admin"],
+)
+def test_a_role_for_people_gives_what_is_listed_here_and_nothing_else(
+    chart: ApiServer, role: str, listed: list[str]
+) -> None:
+    assert sorted(given_by(chart, f"ckpt-checkpoint-operator-{role}")) == sorted(listed)
+
+
+@pytest.mark.parametrize(
+    ("role", "aggregated"),
+    [("view", ["view", "edit", "admin"]), ("edit", ["edit", "admin"]), ("admin", ["admin"])],
+)
 def test_roles_are_added_to_those_of_the_cluster(chart: ApiServer, role: str, aggregated: list[str]) -> None:
     for target in ("view", "edit", "admin"):
         label = f"rbac.authorization.k8s.io/aggregate-to-{target}=true"
