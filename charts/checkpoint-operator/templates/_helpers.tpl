@@ -40,12 +40,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if or (eq .Values.guardrails.mode "On") (and (eq .Values.guardrails.mode "Auto") $offered) -}}true{{- end -}}
 {{- end }}
 
-{{- /* "true" when dangerous changes need a right or a confirmation. */}}
-{{- define "checkpoint-operator.guards" -}}
-{{- $offered := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" -}}
-{{- if or (eq .Values.guardrails.mode "On") (and (eq .Values.guardrails.mode "Auto") $offered) -}}true{{- end -}}
-{{- end }}
-
 {{- /* "true" when labelled pods are injected. */}}
 {{- define "checkpoint-operator.injects" -}}
 {{- $offered := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" -}}
