@@ -81,7 +81,7 @@ MUTANTS = (
         "a retirement is not judged again",
         2,
         entries._retire,
-        "judge(run, now=now).retire.get(action.snapshot)",
+        "judge(run, now=now, spare_bytes=action.spare_bytes).retire.get(action.snapshot)",
         '("Planned",)',
     ),
     # 2: an unknown outcome is settled
@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant(
         5,
         "a failing store is evidence in a check",
-        6,
+        16,
         execute.verify,
         "except CorruptSnapshotError as error:",
         "except Exception as error:\n        error.evidence = 'MissingObject'",
@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         6,
         "a superseded one is a fallback",
-        9,
+        13,
         lineage.restore_plan,
         "lineage(run) if",
         "tuple(reversed(run.snapshots.values())) if",
@@ -182,7 +182,7 @@ MUTANTS = (
         "SnapshotState",
     ),
     Mutant(8, "what was never retired is purged", 1, replay._purge_started, "is SnapshotState.RETIRED", "is not None"),
-    Mutant(8, "a retired one never comes back", 10, attempt.announce, "in plan.last_resort", "in ()"),
+    Mutant(8, "a retired one never comes back", 20, attempt.announce, "in plan.last_resort", "in ()"),
     # 9: grace, on the store's clock
     Mutant(
         9,
@@ -213,5 +213,5 @@ MUTANTS = (
         "step not in shown",
     ),
     # 11: training wins
-    Mutant(11, "training gives up after lost races", 4, RunLog._give_way, "    if self._polite:", _GIVES_UP),
+    Mutant(11, "training gives up after lost races", 14, RunLog._give_way, "    if self._polite:", _GIVES_UP),
 )
