@@ -14,6 +14,7 @@ from kubernetes.utils.quantity import parse_quantity
 from checkpoint_operator import handlers, logs
 from checkpoint_operator.endpoints import Pattern
 from checkpoint_operator.logs import LogFormat
+from checkpoint_operator.quota import OTHER_NAMESPACES
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.runtime import Operator, Options
 from checkpoint_operator.storage import EVERY_NAMESPACE, NAMESPACE_IN_PREFIX, Rules
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resync_seconds=parsed.resync,
         verify_bytes_per_second=parsed.verify_rate,
         deletes_per_second=parsed.delete_rate,
+        quotas=dict(parsed.quota),
         watch_nodes=parsed.watch_nodes,
         writer=f"operator {importlib.metadata.version('checkpoint-operator')} {os.environ.get('HOSTNAME', '')}".strip(),
     )
@@ -96,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
         help="objects per second to delete; 0: as fast as the stores allow (default: 1000)",
     )
     parser.add_argument(
+        "--quota",
+        action="append",
+        default=[],
+        type=_quota,
+        metavar="NAMESPACE=QUANTITY",
+        help="bytes that the Checkpoints of this namespace retain together; 0: no limit; may be repeated; "
+        f"{OTHER_NAMESPACES} is every namespace that is not named",
+    )
+    parser.add_argument(
         "--ambient-allow",
         action="append",
         default=[],
@@ -138,6 +149,13 @@ def _ambient(text: str) -> tuple[str, str]:
     except ConfigurationError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return namespace, url.rstrip("/")
+
+
+def _quota(text: str) -> tuple[str, int]:
+    namespace, _, quantity = text.partition("=")
+    if not namespace:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE=QUANTITY")
+    return namespace, int(_rate(quantity))
 
 
 def _pattern(text: str) -> Pattern:

@@ -80,12 +80,22 @@ class RecordCheck:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
+    """Make a snapshot no candidate any more, if the policy still wants it.
+
+    Attributes:
+        spare_bytes: What the quota left to the run when this was planned; see ``model.Quota``.
+    """
+
     snapshot: str
+    spare_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reinstate:
+    """The way back; ``spare_bytes`` as in ``Retire``."""
+
     snapshot: str
+    spare_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +112,10 @@ class PublishPointer:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Delete a snapshot's data, or go on deleting it."""
+    """Delete a snapshot's data, or go on deleting it; ``spare_bytes`` as in ``Retire``."""
 
     snapshot: str
+    spare_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

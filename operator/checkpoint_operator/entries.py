@@ -52,11 +52,13 @@ def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) ->
     return _ENTRY[type(action)](run, action, now)
 
 
-def start_purge(run: Run, snapshot: str, *, owner: Owner, now: dt.datetime) -> PurgeStarted | None:
+def start_purge(run: Run, action: actions.Purge, *, owner: Owner, now: dt.datetime) -> PurgeStarted | None:
     """The point of no return, if the policy in the log still wants it."""
-    found = run.snapshots.get(snapshot)
-    due = found is not None and found.state is SnapshotState.RETIRED and snapshot in purge_due(run, now=now)
-    return PurgeStarted(snapshot) if due and run.owner == owner else None
+    found = run.snapshots.get(action.snapshot)
+    if found is None or found.state is not SnapshotState.RETIRED or run.owner != owner:
+        return None
+    due = action.snapshot in purge_due(run, now=now, spare_bytes=action.spare_bytes)
+    return PurgeStarted(action.snapshot) if due else None
 
 
 def fence(run: Run, action: actions.CollectLast, *, owner: Owner) -> AttemptFenced | None:
@@ -180,7 +182,7 @@ def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> SnapshotRetir
     policy = run.policy.retention
     if found is None or not found.live or policy is None or policy.dry_run:
         return None
-    reasons = judge(run, now=now).retire.get(action.snapshot)
+    reasons = judge(run, now=now, spare_bytes=action.spare_bytes).retire.get(action.snapshot)
     return SnapshotRetired(action.snapshot, reasons[:_MAX_REASONS]) if reasons else None
 
 
@@ -188,7 +190,8 @@ def _reinstate(run: Run, action: actions.Reinstate, now: dt.datetime) -> Snapsho
     found = run.snapshots.get(action.snapshot)
     if found is None or found.state is not SnapshotState.RETIRED:
         return None
-    return SnapshotReinstated(action.snapshot) if action.snapshot in judge(run, now=now).keep else None
+    wanted = action.snapshot in judge(run, now=now, spare_bytes=action.spare_bytes).keep
+    return SnapshotReinstated(action.snapshot) if wanted else None
 
 
 _ENTRY: dict[type, Callable[[Run, Any, dt.datetime], Body | None]] = {

@@ -106,7 +106,7 @@ async def mirror(planned: Iterable[MirrorAction], kube: Kube, *, namespace: str)
 
 def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
     if isinstance(action, Purge):
-        _purge(action.snapshot, session, owner)
+        _purge(action, session, owner)
     elif isinstance(action, PublishPointer):
         _publish(session, action.step)
     elif isinstance(action, CollectOrphans):
@@ -156,11 +156,11 @@ def _publish(session: Session, step: int | None) -> None:
         session.store.delete([layout.pointer_key(step)])
 
 
-def _purge(identifier: str, session: Session, owner: Owner) -> None:
+def _purge(action: Purge, session: Session, owner: Owner) -> None:
     """Delete a snapshot's data: announce, fix the pointer, delete, and write it down."""
-    session.log.append(lambda run: start_purge(run, identifier, owner=owner, now=session.now()))
+    session.log.append(lambda run: start_purge(run, action, owner=owner, now=session.now()))
     run = session.log.run
-    snapshot = run.snapshots.get(identifier)
+    snapshot = run.snapshots.get(action.snapshot)
     if snapshot is None or snapshot.state is not SnapshotState.PURGING or run.owner != owner:
         return
     folder = layout.parse_save_folder(snapshot.commit.path)
@@ -170,7 +170,7 @@ def _purge(identifier: str, session: Session, owner: Owner) -> None:
     except (CorruptSnapshotError, IncompatibleSnapshotError):
         manifest = None
     delete_save(session.store, folder, manifest, delete=session.delete)
-    session.log.append(lambda run: finish_purge(run, identifier, owner=owner))
+    session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
 
 
 def _collect_orphans(session: Session, owner: Owner) -> None:

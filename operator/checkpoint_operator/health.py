@@ -10,8 +10,9 @@ import datetime as dt
 
 from checkpoint_operator.conditions import Judgement
 from checkpoint_operator.grace import too_short
-from checkpoint_operator.model import Fault, Observed
+from checkpoint_operator.model import Fault, Observed, Quota
 from checkpoint_operator.plan import rollback_target
+from checkpoint_operator.story import size
 from checkpoint_sidecar.core.api import ConditionType, Reason
 from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.run import Attempt, Run, SnapshotState
@@ -149,6 +150,10 @@ def _retention_enforced(observed: Observed) -> Judgement:
     if observed.refusal:
         message = f"Nothing is deleted, the rest goes on: {observed.refusal}"
         return Judgement(kind, "False", Reason.DELETION_REFUSED, message, quotes=True)
+    if observed.quota is not None and observed.quota.exceeded:
+        # It counts as a quotation: the figures change with every commit of the namespace.
+        message = _over_quota(observed.checkpoint.key.namespace, observed.quota)
+        return Judgement(kind, "False", Reason.QUOTA_EXCEEDED, message, quotes=True)
     if spec.suspend:
         return Judgement(kind, "False", Reason.SUSPENDED, "spec.suspend: nothing is retired and nothing is deleted.")
     policy = run.policy.retention
@@ -158,6 +163,14 @@ def _retention_enforced(observed: Observed) -> Judgement:
         message = "retention.dryRun: nothing is retired; status.pendingPurge lists what would be."
         return Judgement(kind, "False", Reason.DRY_RUN, message)
     return Judgement(kind, "True", Reason.ENFORCED, "What the policy does not keep is retired, and later deleted.")
+
+
+def _over_quota(namespace: str, quota: Quota) -> str:
+    return (
+        f"The Checkpoints of namespace {namespace} must retain {size(quota.required)}; its quota is "
+        f"{size(quota.limit)}. Nothing is lost and saves go on. Give spec.retention to those that have none, lower "
+        "keepLast, release held snapshots, or ask the administrator for more."
+    )
 
 
 def _ignored_restore(run: Run, attempt: Attempt) -> bool:

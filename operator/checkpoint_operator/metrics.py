@@ -47,6 +47,10 @@ class Metrics:
         self._retained = self._gauge("retained_bytes", "Size of the snapshots whose data is there.")
         self._quarantined = self._gauge("quarantined_snapshots", "Snapshots that no restore tries again.")
         self._refused = self._gauge("deletion_refused", "Whether the store refuses to delete.")
+        self._over_quota = self._gauge("quota_exceeded", "Whether the namespace must retain more than its quota.")
+        self._quota = Gauge(
+            f"{_PREFIX}_namespace_quota_bytes", "Quota of a namespace.", ("namespace",), registry=self.registry
+        )
         self._attempt = self._gauge("attempt", "Number of the newest attempt.")
         self._started = self._gauge("attempt_started_timestamp_seconds", "When the newest attempt started.")
         self._running = self._gauge("running_pods", "Labelled pods that are pending or running.")
@@ -80,6 +84,9 @@ class Metrics:
         if run is None or not observed.ours:
             return
         self._refused.labels(*_labels(key)).set(bool(observed.refusal))
+        if observed.quota is not None:
+            self._over_quota.labels(*_labels(key)).set(observed.quota.exceeded)
+            self._quota.labels(key.namespace).set(observed.quota.limit)
         for level in ("Sizes", "Checksums"):
             self._verifications.labels(*_labels(key), level, "failed")  # a counter that begins at 1 shows no increase
         live = [s for s in run.snapshots.values() if s.live]
@@ -143,6 +150,7 @@ class Metrics:
             self._interval,
             self._ready,
             self._refused,
+            self._over_quota,
         ):
             gauge.remove_by_labels(_named(key))
 

@@ -183,6 +183,26 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What the quota of its namespace means for a Checkpoint, in bytes.
+
+    Attributes:
+        limit: For all Checkpoints of the namespace together.
+        required: What they retain that no quota takes.
+        spare_bytes: What is left to this one for snapshots that rules alone keep; None if all of them may stay.
+    """
+
+    limit: int
+    required: int
+    spare_bytes: int | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether nothing that may be retired would be enough."""
+        return self.required > self.limit
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
 
@@ -203,6 +223,7 @@ class Observed:
         refusal: Why the store does not let the operator delete, or empty.
         findings: What reading snapshots back has found and the log does not say yet.
         compactions: What needs no compaction of the log any more.
+        quota: That of the namespace, or None where there is none.
     """
 
     owner: Owner
@@ -225,6 +246,12 @@ class Observed:
     refusal: str = ""
     findings: tuple[Finding, ...] = ()
     compactions: frozenset[Span] = frozenset()
+    quota: Quota | None = None
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """See ``Quota``."""
+        return self.quota.spare_bytes if self.quota else None
 
     @property
     def ours(self) -> bool:

@@ -72,7 +72,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
         return ()
     wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
     requests = _due(wanted, run, observed, now)
-    retention = () if spec.suspend else (*_retention(run, now), *_deletions(run, observed, now))
+    retention = () if spec.suspend else (*_retention(run, now, observed.spare_bytes), *_deletions(run, observed, now))
     return (*requests, *_verifications(run), *_pointers(run, observed), *retention, *_compactions(run, observed))
 
 
@@ -81,7 +81,7 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     run, now = observed.run, observed.now
     if run is None or now is None or not observed.ours:
         return ()
-    verdict = judge(run, now=now)
+    verdict = judge(run, now=now, spare_bytes=observed.spare_bytes)
     chain = {snapshot.id for snapshot in lineage(run)}
     existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
     planned: list[MirrorAction] = []
@@ -123,7 +123,7 @@ def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
     run, now = observed.run, observed.now
     if run is None or now is None or not observed.ours:
         return ()
-    keep = judge(run, now=now).keep
+    keep = judge(run, now=now, spare_bytes=observed.spare_bytes).keep
     unread = (s for s in run.snapshots.values() if s.live and s.id in keep and not s.verified_at_least("Checksums"))
     newest_first = reversed([s for s in unread if not quarantined(run, s)])
     return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
@@ -206,22 +206,23 @@ def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
 
 
-def _retention(run: Run, now: dt.datetime) -> tuple[StoreAction, ...]:
-    verdict = judge(run, now=now)
+def _retention(run: Run, now: dt.datetime, spare_bytes: int | None) -> tuple[StoreAction, ...]:
+    verdict = judge(run, now=now, spare_bytes=spare_bytes)
     wanted_back = _in_state(run, verdict, SnapshotState.RETIRED, keep=True)
     unwanted = _in_state(run, verdict, SnapshotState.LIVE, keep=False)
     if run.policy.retention is None or run.policy.retention.dry_run:
         unwanted = []
     return (
-        *(Reinstate(identifier) for identifier in wanted_back),
-        *(Retire(identifier) for identifier in unwanted[:MAX_RETIREMENTS]),
+        *(Reinstate(identifier, spare_bytes) for identifier in wanted_back),
+        *(Retire(identifier, spare_bytes) for identifier in unwanted[:MAX_RETIREMENTS]),
     )
 
 
 def _deletions(run: Run, observed: Observed, now: dt.datetime) -> tuple[StoreAction, ...]:
     if observed.refusal:
         return ()
-    purges = [Purge(identifier) for identifier in purge_due(run, now=now)]
+    spare_bytes = observed.spare_bytes
+    purges = [Purge(identifier, spare_bytes) for identifier in purge_due(run, now=now, spare_bytes=spare_bytes)]
     due = _collection_due_at(run, observed)
     orphaned = [CollectOrphans(run.highest_attempt)] if due is not None and due <= now else []
     return (*purges[: MAX_PURGES - observed.purged], *orphaned, *_last_leftovers(run, observed, now))

@@ -22,6 +22,7 @@ from checkpoint_operator.nodes import Nodes
 from checkpoint_operator.observe import Memory, Observer
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import Retry
+from checkpoint_operator.quota import Quotas, demand_of
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.scrubber import Scrubber
 from checkpoint_operator.status import status_of
@@ -72,6 +73,7 @@ class Reconciler:
         *,
         metrics: Metrics,
         prefixes: Prefixes,
+        quotas: Quotas,
         redactor: Redactor,
         scrubber: Scrubber | None,
         nodes: Nodes,
@@ -83,6 +85,7 @@ class Reconciler:
         self._observer = observer
         self._metrics = metrics
         self._prefixes = prefixes
+        self._quotas = quotas
         self._redactor = redactor
         self._scrubber = scrubber
         self._nodes = nodes
@@ -120,7 +123,8 @@ class Reconciler:
             if observed is None:
                 self._forget(key)
                 return None
-            observed = await self._act(self._with_findings(observed), memory)
+            observed = await self._act(self._within_quota(self._with_findings(observed)), memory)
+            observed = self._within_quota(observed)
             self._read_back(observed, memory)
             observed, entries = await self._news(observed, memory)
             await self._report(observed, entries)
@@ -138,6 +142,16 @@ class Reconciler:
         if self._scrubber is None:
             return observed
         return replace(observed, findings=self._scrubber.findings(observed.checkpoint.key))
+
+    def _within_quota(self, observed: Observed) -> Observed:
+        """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
+        key, spec, run, now = observed.checkpoint.key, observed.checkpoint.spec, observed.run, observed.now
+        if run is not None and now is not None and spec is not None and observed.ours:
+            policy = run.policy.retention
+            retires = policy is not None and not policy.dry_run and not spec.suspend
+            for other in self._quotas.note(key, demand_of(run, now=now, retires=retires)):
+                self._wake(other)
+        return replace(observed, quota=self._quotas.of(key))
 
     def _read_back(self, observed: Observed, memory: Memory) -> None:
         """After a fault nothing is known: what is being read is read on, and what was found is kept."""
@@ -304,5 +318,5 @@ class Reconciler:
         self._bare_pods.forget(key)
         if self._scrubber is not None:
             self._scrubber.forget(key)
-        for other in self._prefixes.forget(key):
+        for other in (*self._prefixes.forget(key), *self._quotas.forget(key)):
             self._wake(other)

@@ -21,6 +21,7 @@ from checkpoint_operator.nodes import Nodes, node_from
 from checkpoint_operator.observe import Observer, checkpoint_from
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import WorkQueue
+from checkpoint_operator.quota import Quotas
 from checkpoint_operator.reconcile import Intervals, Reconciler
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.scrubber import Scrubber
@@ -48,6 +49,7 @@ class Options:
         resync_seconds: Between complete passes over everything.
         verify_bytes_per_second: How fast snapshots are read back to compare their checksums; 0 for not at all.
         deletes_per_second: How many objects are deleted at most; 0 for no limit.
+        quotas: See ``Quotas``.
         watch_nodes: Whether to save when a node announces its end; needs the right to watch nodes.
     """
 
@@ -59,6 +61,7 @@ class Options:
     resync_seconds: float = 300.0
     verify_bytes_per_second: float = 0.0
     deletes_per_second: float = 0.0
+    quotas: Mapping[str, int] = field(default_factory=dict)
     watch_nodes: bool = False
     intervals: Intervals = field(default_factory=Intervals)
     writer: str = "operator"
@@ -72,6 +75,7 @@ class Operator:
         self._redactor = redactor
         self._metrics = Metrics()
         self._prefixes = Prefixes()
+        self._quotas = Quotas(options.quotas)
         self._sightings = Sightings()
         self._nodes = Nodes()
         self._bare_pods = BarePods()
@@ -108,6 +112,7 @@ class Operator:
             self._observer,
             metrics=self._metrics,
             prefixes=self._prefixes,
+            quotas=self._quotas,
             redactor=self._redactor,
             scrubber=self._scrubber,
             nodes=self._nodes,
@@ -178,6 +183,7 @@ class Operator:
                 keys.add(key)
                 checkpoint, _ = checkpoint_from(key, body)
                 self._observer.note(checkpoint)
+                self._quotas.expect(key, checkpoint.status.get("retainedBytes", 0))
         return keys
 
     async def _resync_forever(self) -> None:

@@ -32,6 +32,7 @@ WRONG: dict[str, dict[str, str]] = {
     "CheckpointSnapshotQuarantined": {"quarantined_snapshots": "0x150 1x49"},
     "CheckpointStoreUnavailable": {'store_errors_total,reason="AccessDenied"': "0+1x200", "ready": "0x200"},
     "CheckpointDeletionRefused": {"deletion_refused": "1x200"},
+    "CheckpointQuotaExceeded": {"quota_exceeded": "1x200"},
     "CheckpointReconcileErrors": {"reconcile_errors_total": "0+1x200"},
 }
 FINE: dict[str, dict[str, dict[str, str]]] = {
@@ -54,6 +55,7 @@ FINE: dict[str, dict[str, dict[str, str]]] = {
         "not Ready for other reasons": {"ready": "0x200"},
     },
     "CheckpointDeletionRefused": {"for a while": {"deletion_refused": "0x120 1x80"}},
+    "CheckpointQuotaExceeded": {"for a while": {"quota_exceeded": "0x190 1x10"}},
     "CheckpointReconcileErrors": {"now and then": {"reconcile_errors_total": "0x50 1x50 2x100"}},
 }
 
@@ -77,7 +79,7 @@ def fires(alert: str, series: dict[str, str], folder: Path) -> bool:
         # The case expects no alert; promtool then lists what it got.
         assert f"alertname: {alert}" in said, said
         assert "got:" in said, said
-        assert 'checkpoint="run"' in said, said
+        assert 'namespace="team"' in said, said
     return done.returncode != 0
 
 

@@ -162,6 +162,7 @@ def test_the_operator_understands_its_arguments(render: Render) -> None:
             resyncInterval="1m",
             verification={"bytesPerSecond": "10Mi"},
             deletion={"objectsPerSecond": 100},
+            quota={"default": "1Ti", "namespaces": {"team-a": "10Gi", "team-b": ""}},
             log={"format": "text"},
             extraArgs=["--verbose"],
         )
@@ -176,6 +177,7 @@ def test_the_operator_understands_its_arguments(render: Render) -> None:
         "resync": 60.0,
         "verify_rate": 10 * 1024 * 1024,
         "delete_rate": 100,
+        "quota": [("*", 1 << 40), ("team-a", 10 << 30), ("team-b", 0)],
         "ambient_allow": [("team-a", "s3://training/team-a"), ("*", "s3://training/{namespace}")],
         "endpoint_allow": [Pattern("https", "*.example.com", None), Pattern("", "127.0.0.1", None)],
         "allow_file_urls": True,

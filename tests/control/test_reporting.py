@@ -281,6 +281,8 @@ def test_a_spec_that_does_not_decode_is_a_complaint_and_no_crash() -> None:
         ["--ambient-allow=team-a=file:///data"],
         ["--ambient-allow=*=s3://training"],
         ["--endpoint-allow=ftp://host"],
+        ["--quota=10Gi"],
+        ["--quota=team-a=much"],
         ["--metrics=9090"],
         ["--resync=0s"],
         ["--resync=5"],

@@ -353,6 +353,7 @@ class Reason(StrEnum):
     DRY_RUN = "DryRun"
     SUSPENDED = "Suspended"
     DELETION_REFUSED = "DeletionRefused"
+    QUOTA_EXCEEDED = "QuotaExceeded"
     NOT_KNOWN = "NotKnown"
     # Protected and RestoreEnforced when Unknown
     NOT_RUNNING = "NotRunning"

@@ -10,7 +10,8 @@ Order of precedence, highest first:
 5. Keep rules, kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval, which stays
    the same as time goes on), ``keepBest``. They choose among all, old ones too: whoever allows a greater age loses
    nothing that was kept.
-6. ``maxTotalSize``, a limit on what the rules keep: floors first, then the newest that fit.
+6. ``maxTotalSize``, a limit on what the rules keep: floors first, then the newest that fit. After it the quota of the
+   namespace, where the caller has one.
 7. Superseded snapshots (of a branch that was rolled back) and damaged ones go once the lineage has its ``keepLast``.
 
 Only snapshots in good standing count for ``keepLast`` and compete under the keep rules: those that no evidence was
@@ -35,17 +36,24 @@ Reasons = dict[str, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the policy wants, by snapshot id; every live or retired snapshot is in exactly one of the two."""
+    """What the policy wants, by snapshot id; every live or retired snapshot is in exactly one of the two.
+
+    Attributes:
+        spare: Those that rules alone keep, newest first: a limit on size takes them from the end. It stands before a
+            quota is applied, and some of them may be in ``retire`` for that.
+    """
 
     keep: Mapping[str, tuple[str, ...]]
     retire: Mapping[str, tuple[str, ...]]
+    spare: tuple[str, ...] = ()
 
 
-def judge(run: Run, *, now: dt.datetime) -> Verdict:
+def judge(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> Verdict:
     """Apply the policy in the log.
 
     Args:
         now: The *store's* clock, like every time inside ``run``.
+        spare_bytes: What a quota leaves for ``Verdict.spare``; None for no quota.
     """
     chain = [s for s in lineage(run) if s.state in (SnapshotState.LIVE, SnapshotState.RETIRED)]
     branches = superseded(run)
@@ -68,9 +76,12 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
     for identifier, reasons in ruled.items():
         if identifier not in retire:
             keep.setdefault(identifier, []).extend(reasons)
+    spare = [s for s in chain if s.id in keep and s.id not in floors]
     if policy.max_total_bytes is not None:
         room = policy.max_total_bytes - sum(s.commit.bytes for s in everything if s.id in floors)
-        _limit_size(keep, retire, [s for s in chain if s.id in keep and s.id not in floors], room)
+        spare = _limit_size(keep, retire, spare, room, "MaxTotalSize")
+    if spare_bytes is not None:
+        _limit_size(keep, retire, spare, spare_bytes, "Quota")
     for snapshot in chain:
         replacement = replacements.get(snapshot.id)
         if replacement and not replacement.proven and replacement.id in keep and snapshot.id not in retire:
@@ -88,20 +99,21 @@ def judge(run: Run, *, now: dt.datetime) -> Verdict:
     return Verdict(
         {identifier: tuple(reasons) for identifier, reasons in keep.items()},
         {identifier: tuple(reasons) for identifier, reasons in retire.items() if identifier not in keep},
+        tuple(s.id for s in spare),
     )
 
 
-def purge_due(run: Run, *, now: dt.datetime) -> tuple[str, ...]:
+def purge_due(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> tuple[str, ...]:
     """Snapshots whose data may be deleted, in order of commit.
 
     Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period and
-    still be unwanted.
+    still be unwanted. The arguments are those of ``judge``.
     """
     due = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]
     policy = run.policy.retention
     if policy is None or policy.dry_run:
         return tuple(due)
-    unwanted = judge(run, now=now).retire
+    unwanted = judge(run, now=now, spare_bytes=spare_bytes).retire
     retired = (s for s in run.snapshots.values() if s.state is SnapshotState.RETIRED and s.id in unwanted)
     due.extend(s.id for s in retired if s.retired_at and (now - s.retired_at).total_seconds() >= policy.grace_seconds)
     return tuple(due)
@@ -178,12 +190,16 @@ def metric_value(snapshot: Snapshot, metric: str) -> Decimal | None:
     return value if value.is_finite() else None
 
 
-def _limit_size(keep: Reasons, retire: Reasons, kept_by_rules: list[Snapshot], room: int) -> None:
+def _limit_size(
+    keep: Reasons, retire: Reasons, kept_by_rules: list[Snapshot], room: int, reason: str
+) -> list[Snapshot]:
+    """Retire what does not fit, and return what does."""
     for snapshot in kept_by_rules:
         room -= snapshot.commit.bytes
         if room < 0:
             del keep[snapshot.id]
-            _mark(retire, [snapshot], "MaxTotalSize")
+            _mark(retire, [snapshot], reason)
+    return [snapshot for snapshot in kept_by_rules if snapshot.id in keep]
 
 
 def _why_unkept(snapshot: Snapshot, replacements: Mapping[str, Snapshot]) -> str:
