@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import pytest
+from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["localcluster.fixtures"]
 
+# A busy machine is no defect of what is tested: no example fails for the time that it takes.
+settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any pace")
+
 COSTLIER = ("store", "distributed", "api", "cluster")
 """Markers of tests that need more than this process, cheapest first; unmarked ones come before them all."""
+TOGETHER = {"cluster": "cluster", "localcluster_tests": "cluster", "crashes": "crashes"}
+"""Folders that one worker runs as a whole: they share a cluster, or fill one table. The rest goes file by file."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=_cost)
+    if hasattr(config, "workerinput"):
+        # The cluster mostly waits, for minutes: one worker begins with it, the others with what is cheapest.
+        items.sort(key=lambda item: _unit(item.nodeid) != "cluster")
 
 
 def _cost(item: pytest.Item) -> int:
     return max((rank for rank, marker in enumerate(COSTLIER, start=1) if item.get_closest_marker(marker)), default=0)
+
+
+def _unit(nodeid: str) -> str:
+    path = PurePosixPath(nodeid.partition("::")[0])
+    return TOGETHER.get(path.parent.name, str(path))
+
+
+class WholeUnits(LoadScopeScheduling):
+    """Gives each worker, whenever it is about to run out, the next unit."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _unit(nodeid)
+
+
+# The marker xdist_group would say the same, but pytest-xdist 3.8 writes it into a field that pytest 9 does not read.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeUnits:
+    return WholeUnits(config, log)
