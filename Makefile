@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up everything they need on a fresh machine; see .ci/bootstrap.
 SHELL := /bin/bash
 BIN := .venv/bin
+WORKERS := 0
 export PYTHONPATH := tests
 
 .PHONY: help demo test test-unit test-faults test-evictions check format verify bench bench-log down clean
@@ -13,9 +14,9 @@ demo: ## Watch a training job survive `kubectl drain` on a real two-node cluster
 	@.ci/bootstrap --cluster
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
 
-test: ## All tests: unit, store, distributed, API server, cluster
+test: ## All tests: unit, store, distributed, API server, cluster (WORKERS=2 shares them out)
 	@.ci/bootstrap
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=$(WORKERS) --no-loadscope-reorder
 
 test-unit: ## The tests that need no server, no process group and no cluster: seconds
 	@.ci/bootstrap
