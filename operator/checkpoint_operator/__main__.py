@@ -6,12 +6,13 @@ import argparse
 import importlib.metadata
 import logging
 import os
+import sys
 from collections.abc import Sequence
 
 from kubernetes.utils.duration import parse_duration
 from kubernetes.utils.quantity import parse_quantity
 
-from checkpoint_operator import handlers, logs
+from checkpoint_operator import checking, handlers, logs
 from checkpoint_operator.endpoints import Pattern
 from checkpoint_operator.logs import LogFormat
 from checkpoint_operator.quota import OTHER_NAMESPACES
@@ -23,8 +24,11 @@ from checkpoint_sidecar.core.location import check_url
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the operator until SIGTERM."""
-    parsed = _parser().parse_args(arguments)
+    """Run the operator until SIGTERM; with `check` first, check an installation instead."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["check"]:
+        sys.exit(checking.main(given[1:]))
+    parsed = _parser().parse_args(given)
     redactor = Redactor()
     logs.configure(LogFormat(parsed.log_format), redactor=redactor, verbose=parsed.verbose)
     options = Options(
@@ -50,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="checkpoint-operator", description="Enforces Checkpoint resources.")
+    parser = argparse.ArgumentParser(
+        prog="checkpoint-operator", description="Enforces Checkpoint resources (or `check --help`)."
+    )
     parser.add_argument(
         "--namespace",
         action="append",

@@ -11,6 +11,7 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
+from checkpoint_operator.installation import Right
 from checkpoint_operator.model import Key
 from checkpoint_operator.resources import COMPONENT
 from checkpoint_sidecar.core import api
@@ -201,6 +202,37 @@ class Kube:
             _request_timeout=REQUEST_SECONDS,
         )
         return await _done("create Event", body["metadata"]["name"], call, unless=(_CONFLICT,))
+
+    async def served(self) -> frozenset[str]:
+        """Resources and subresources of our API that the server has."""
+        call = self._custom.get_api_resources(api.GROUP, api.VERSION, _request_timeout=REQUEST_SECONDS)
+        found = await _found("discover", api.API_VERSION, call)
+        return frozenset(resource.name for resource in found.resources) if found else frozenset()
+
+    async def available_pods(self, namespace: str, name: str) -> int | None:
+        """How many pods of a Deployment are available, or None when it does not exist."""
+        call = client.AppsV1Api(self._client).read_namespaced_deployment(
+            name, namespace, _request_timeout=REQUEST_SECONDS
+        )
+        deployment = await _found("read Deployment", f"{namespace}/{name}", call)
+        return None if deployment is None else deployment.status.available_replicas or 0
+
+    async def may(self, right: Right) -> bool:
+        """Whether this very client has a right."""
+        resource, _, subresource = right.resource.partition("/")
+        asked = client.V1ResourceAttributes(
+            verb=right.verb,
+            group=right.group,
+            resource=resource,
+            subresource=subresource or None,
+            namespace=right.namespace or None,
+        )
+        review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=asked))
+        call = client.AuthorizationV1Api(self._client).create_self_subject_access_review(
+            review, _request_timeout=REQUEST_SECONDS
+        )
+        answer = await _answer("review the right to", str(right), call)
+        return bool(answer.status.allowed)
 
     async def _write_status(
         self, plural: str, namespace: str, name: str, status: Mapping[str, Any], *, uid: str | None = None

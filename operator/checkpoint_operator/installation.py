@@ -1,0 +1,81 @@
+"""`checkpoint-operator check`: whether an installation is whole, as `helm test` asks it. Decisions only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoint_sidecar.core import api
+
+KINDS = tuple(
+    f"{plural}{subresource}"
+    for plural in (api.CHECKPOINT_PLURAL, api.SNAPSHOT_PLURAL)
+    for subresource in ("", "/status")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What a role allows: one verb on one resource, in one namespace or (empty) in the whole cluster."""
+
+    verb: str
+    group: str
+    resource: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        return f"{self.verb} {resource} in {self.namespace or 'all namespaces'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What an installation looks like from inside.
+
+    Attributes:
+        served: Resources and subresources of our API that the server has.
+        available: Pods of the operator that are ready; None when there is no such Deployment.
+        missing: Rights that the operator should have and lacks.
+    """
+
+    served: frozenset[str]
+    available: int | None
+    missing: tuple[Right, ...]
+
+
+def rights(rules: str, namespaces: Sequence[str]) -> list[Right]:
+    """The rights in a JSON list of RBAC rules, once for each namespace (none: for the whole cluster).
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    try:
+        found: list[dict[str, Any]] = json.loads(rules)
+        return [
+            Right(verb, group, resource, namespace)
+            for namespace in namespaces or [""]
+            for rule in found
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a list of RBAC rules: {rules}") from error
+
+
+def complaints(findings: Findings) -> Iterable[str]:
+    """What is wrong, each with what to do about it."""
+    unserved = [kind for kind in KINDS if kind not in findings.served]
+    if unserved:
+        yield (
+            f"the API server does not serve {', '.join(unserved)} of {api.API_VERSION}: "
+            "install the chart with crds.enabled, or the files in crds/"
+        )
+    if findings.available is None:
+        yield "there is no Deployment of the operator"
+    elif findings.available == 0:
+        yield "no pod of the operator is ready: see `kubectl describe` and `kubectl logs` of its Deployment"
+    for right in findings.missing:
+        yield f"the operator may not {right}: set rbac.create, or give its service account this right"
