@@ -145,6 +145,16 @@ class CollectLast:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """Give the run up, for good: it belongs to nobody from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Delete a run that belongs to nobody, or go on deleting it."""
+
+
+@dataclass(frozen=True, slots=True)
 class CreateMirror:
     body: Mapping[str, Any]
 
@@ -205,8 +215,9 @@ LogAction: TypeAlias = (
     | RecordCheck
     | Retire
     | Reinstate
+    | End
 )
-StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast
+StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast | Erase
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 PodAction: TypeAlias = CreatePod | DeletePod | EvictPod
 Action: TypeAlias = StoreAction | MirrorAction | PodAction

@@ -45,6 +45,8 @@ def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) ->
     """
     if isinstance(action, actions.Claim):
         return RunClaimed(owner) if run.owner is None else None
+    if isinstance(action, actions.End):
+        return RunAdopted(owner.deleted, owner) if run.owner == owner else None
     if isinstance(action, actions.Adopt):
         return _adopt(run, owner, action.previous)
     if run.owner != owner:
@@ -90,7 +92,7 @@ def why_not_retired(run: Run, snapshot: str) -> str:
 
 
 def _adopt(run: Run, owner: Owner, previous: str) -> RunAdopted | None:
-    if run.owner is None or run.owner == owner or str(run.owner) != previous:
+    if run.owner is None or run.owner == owner or run.owner.is_deleted or str(run.owner) != previous:
         return None
     # One value of takeOverFrom acts once: if the other side took the run back, a human must decide again.
     return None if run.owner in run.adopted_from else RunAdopted(owner, run.owner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from checkpoint_operator import deletion
 from checkpoint_operator.conditions import Judgement
 from checkpoint_operator.grace import too_short
 from checkpoint_operator.model import Fault, Observed, Quota
@@ -40,6 +41,13 @@ def fault_of(observed: Observed) -> Fault | None:
     if run.unknown_critical:
         message = f"The run log holds a critical {run.unknown_critical} entry. Upgrade the operator."
         return Fault(Reason.UPGRADE_REQUIRED, message, stalled=True)
+    if deletion.ending(observed) and run.owner == observed.owner.deleted:
+        return None
+    if run.owner is not None and run.owner.is_deleted:
+        message = "The prefix holds what is left of a run that was deleted. Choose another prefix."
+        if run.owner == observed.owner.deleted:
+            message += " To have the rest deleted, delete this Checkpoint with deletionPolicy: Delete."
+        return Fault(Reason.PREFIX_CLAIMED, message, stalled=True)
     if run.owner is not None and run.owner != observed.owner:
         message = (
             f"The prefix is claimed by {run.owner}. Choose another prefix, or take this one over with "
@@ -62,6 +70,9 @@ def judge_conditions(observed: Observed) -> tuple[Judgement, ...]:
 
 
 def _ready(observed: Observed) -> Judgement:
+    if deletion.ending(observed):
+        message = deletion.in_the_way(observed) or "The run is deleted, and then this object."
+        return Judgement(ConditionType.READY, "False", Reason.DELETING, message, quotes=observed.fault is not None)
     fault = fault_of(observed)
     if fault:
         return Judgement(ConditionType.READY, "False", fault.reason, fault.message, quotes=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -167,6 +167,32 @@ class Kube:
     async def write_checkpoint_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> bool:
         """Replace a Checkpoint's status; False when that object is gone or was created anew."""
         return await self._write_status(api.CHECKPOINT_PLURAL, key.namespace, key.name, status, uid=uid)
+
+    async def write_finalizers(self, key: Key, resource_version: str, finalizers: Sequence[str]) -> bool:
+        """Replace a Checkpoint's finalizers; False when it is gone.
+
+        Raises:
+            KubeError: Also with 409, if it was changed since it had ``resource_version``.
+        """
+        patch = {"metadata": {"resourceVersion": resource_version, "finalizers": list(finalizers)}}
+        call = self._custom.patch_namespaced_custom_object(
+            api.GROUP,
+            api.VERSION,
+            key.namespace,
+            api.CHECKPOINT_PLURAL,
+            key.name,
+            patch,
+            field_manager=FIELD_MANAGER,
+            _content_type="application/merge-patch+json",
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return await _done("write the finalizers of Checkpoint", str(key), call, unless=(_NOT_FOUND,))
+
+    async def namespace_deleted(self, name: str) -> bool:
+        """Whether a namespace is going away."""
+        call = self._core.read_namespace(name, _request_timeout=REQUEST_SECONDS)
+        namespace = await _found("read namespace", name, call)
+        return namespace is None or namespace.metadata.deletion_timestamp is not None
 
     async def write_snapshot_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> bool:
         """Replace a CheckpointSnapshot's status; False when it is gone."""

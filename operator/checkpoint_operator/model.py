@@ -36,6 +36,8 @@ class Checkpoint:
     Attributes:
         spec: None when it does not decode; the schema should have refused it.
         status: As stored, for comparison and for what only it remembers (transition times, ``logSequence``).
+        resource_version: Of the object as it was read, so that what was changed meanwhile is not overwritten.
+        deleted_at: When somebody asked for its deletion, by the API server's clock.
     """
 
     key: Key
@@ -44,6 +46,9 @@ class Checkpoint:
     created_at: str
     spec: CheckpointSpec | None
     status: Mapping[str, Any] = field(default_factory=dict)
+    resource_version: str = ""
+    finalizers: tuple[str, ...] = ()
+    deleted_at: dt.datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,7 @@ class Observed:
         now: The store's clock; None when it is not known.
         wall: The operator's own clock, for pods and conditions only.
         rival: The Checkpoint that has an overlapping prefix.
+        namespace_deleted: Whether the namespace is going away; not looked up while that makes no difference.
         nodes: Those of its pods' nodes that announce something.
         disrupted: Pods that nobody but the operator would create again.
         progress: The last known progress by attempt.
@@ -234,6 +240,7 @@ class Observed:
     run: Run | None = None
     now: dt.datetime | None = None
     rival: Key | None = None
+    namespace_deleted: bool = False
     mirrors: tuple[Mirror, ...] = ()
     pods: tuple[Pod, ...] = ()
     nodes: tuple[Node, ...] = ()

@@ -29,7 +29,7 @@ class Standing(IntEnum):
 
 def standing(status: Mapping[str, Any], owner: Owner) -> Standing:
     """As the Checkpoint's status tells it, which outlives this process."""
-    if status.get("claimedBy") == str(owner):
+    if status.get("claimedBy") in (str(owner), str(owner.deleted)):
         return Standing.HOLDER
     return Standing.REFUSED if status.get("conditions") else Standing.NEW
 

@@ -321,6 +321,8 @@ class Reason(StrEnum):
     CONFIGURED = "Configured"
     AVAILABLE = "Available"
     NOT_STALLED = "NotStalled"
+    # Ready when False
+    DELETING = "Deleting"
     # Ready and StorageAvailable when False; Stalled when True, if only a human can help
     INVALID_SPEC = "InvalidSpec"
     PREFIX_CLAIMED = "PrefixClaimed"
@@ -405,3 +407,5 @@ class EventReason(StrEnum):
     SNAPSHOT_REINSTATED = "SnapshotReinstated"
     SNAPSHOT_PURGED = "SnapshotPurged"
     DELETION_REFUSED = "DeletionRefused"
+    RUN_DELETED = "RunDeleted"
+    DATA_RETAINED = "DataRetained"

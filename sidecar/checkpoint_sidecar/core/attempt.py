@@ -57,13 +57,13 @@ def check_owner(run: Run, owner: Owner, *, url: str) -> None:
     Raises:
         PrefixClaimedError: It belongs to somebody else.
     """
-    if run.owner != owner:
-        raise PrefixClaimedError(
-            f"use the prefix as {owner}",
-            url,
-            f"it is claimed by {run.owner}",
-            f"Choose another prefix, or take this one over with spec.storage.takeOverFrom: {run.owner}.",
-        )
+    if run.owner == owner:
+        return
+    cause = f"it is claimed by {run.owner}"
+    hint = f"Choose another prefix, or take this one over with spec.storage.takeOverFrom: {run.owner}."
+    if run.owner is not None and run.owner.is_deleted:
+        cause, hint = "its run was deleted, and what is left of it belongs to nobody", "Choose another prefix."
+    raise PrefixClaimedError(f"use the prefix as {owner}", url, cause, hint)
 
 
 def start(run: Run, *, world_size: int, pods: tuple[PodIdentity, ...]) -> AttemptStarted:

@@ -23,6 +23,7 @@ MANIFEST_NAME = "manifest.json"
 _LOG_KEY = re.compile(r"_log/([0-9]{20})\.json")
 _COMPACTION_KEY = re.compile(r"_log-compacted/([0-9]{20})-([0-9]{20})\.gz")
 _SAVE_FOLDER = re.compile(r"(?:step-(0|[1-9][0-9]{0,18})/)?([0-9]{4,19})-([a-z2-7]{8})")
+_POINTER = re.compile(r"step-(?:0|[1-9][0-9]{0,18})/\.metadata")
 _SNAPSHOT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})-([a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
 _NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -102,6 +103,11 @@ class SaveFolder:
 def pointer_key(step: int | None) -> str:
     """Where torch's own reader looks for a step, or for the only checkpoint of a drop-in directory (None)."""
     return METADATA_NAME if step is None else f"step-{step}/{METADATA_NAME}"
+
+
+def is_pointer(key: str) -> bool:
+    """Whether this is the key of a step's stock ``.metadata``."""
+    return _POINTER.fullmatch(key) is not None
 
 
 def parse_save_folder(path: str) -> SaveFolder:

@@ -44,6 +44,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 OwnerPart = Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[^/\s]+\Z")]
 
+_DELETED = ":deleted"
+
 Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"]
 
 
@@ -62,6 +64,15 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
 
     def __str__(self) -> str:
         return f"{self.cluster}/{self.namespace}/{self.name}"
+
+    @property
+    def deleted(self) -> Owner:
+        """Nobody, who adopts a run of this owner when its deletion begins. No Checkpoint can have such a name."""
+        return Owner(self.cluster, self.namespace, f"{self.name}{_DELETED}")
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.name.endswith(_DELETED)
 
     @classmethod
     def parse(cls, text: str) -> Owner:
@@ -90,7 +101,10 @@ class RunClaimed(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RunAdopted(msgspec.Struct, frozen=True, rename="camel"):
-    """The run changes hands. Fences every attempt before it, and the former owner's operator."""
+    """The run changes hands. Fences every attempt before it, and the former owner's operator.
+
+    One that is to be deleted goes to ``Owner.deleted``: from there on it is nobody's, and nobody may take it over.
+    """
 
     owner: Owner
     previous_owner: Owner

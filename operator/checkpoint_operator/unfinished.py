@@ -1,0 +1,31 @@
+"""Unfinished uploads: parts that killed writers leave, unseen and paid for. Best effort."""
+
+from __future__ import annotations
+
+import logging
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import StoreError
+from checkpoint_sidecar.store.base import KeepsUnfinished, Store, UnfinishedUpload
+
+logger = logging.getLogger(__name__)
+
+
+def unfinished(store: Store) -> tuple[UnfinishedUpload, ...]:
+    """Not everybody may list them and not every server can; a lifecycle rule of the bucket serves as well."""
+    try:
+        return tuple(store.unfinished(layout.STEP_PREFIX)) if isinstance(store, KeepsUnfinished) else ()
+    except StoreError as error:
+        logger.warning("unfinished uploads of killed attempts may stay: %s", error)
+        return ()
+
+
+def discard(store: Store, upload: UnfinishedUpload) -> None:
+    """Delete the parts of one, if the store lets us."""
+    if not isinstance(store, KeepsUnfinished):
+        return
+    try:
+        store.discard(upload)
+        logger.info("discarded the unfinished upload of %s", upload.key)
+    except StoreError as error:
+        logger.warning("the unfinished upload of %s may stay: %s", upload.key, error)
