@@ -202,7 +202,7 @@ MUTANTS = (
         "if _identifier(published_for(run, step)) == _identifier(wanted):\n            return",
         "return",
     ),
-    Mutant(10, "a purge leaves the pointer", 1, execute._purge, "_publish(session, folder.step)", "pass"),
+    Mutant(10, "a purge leaves the pointer", 13, execute._purge, "_publish(session, folder.step)", "pass"),
     Mutant(10, "only the newest pointer is repaired", 12, plan._pointers, "(*wanted, *shown)", "[*wanted][:1]"),
     Mutant(
         10,
