@@ -14,6 +14,7 @@ from checkpoint_operator.actions import CreatePod, DeletePod, EvictPod, PodActio
 from checkpoint_operator.bare_pods import created_again
 from checkpoint_operator.membership import members
 from checkpoint_operator.model import DisruptedPod, Observed, Pod
+from checkpoint_sidecar.core.api import Reschedule
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS
 from checkpoint_sidecar.core.run import Attempt
 
@@ -37,7 +38,7 @@ def next_look(observed: Observed) -> float | None:
     if pod_actions(observed):
         return RETRY_SECONDS
     waits: list[float] = []
-    if _wants_pods_back(observed):
+    if _asked_for(observed).recreate_bare_pods:
         waits += [(_due_at(each) - observed.wall).total_seconds() for each in observed.disrupted]
     hanging_at = _hanging_at(observed)
     if hanging_at is not None and observed.now is not None:
@@ -45,13 +46,14 @@ def next_look(observed: Observed) -> float | None:
     return min((wait for wait in waits if wait > 0), default=None)
 
 
-def _wants_pods_back(observed: Observed) -> bool:
+def _asked_for(observed: Observed) -> Reschedule:
+    """The user's wish, of which nothing is left once the Checkpoint is being deleted."""
     spec = observed.checkpoint.spec
-    return spec is not None and spec.reschedule.recreate_bare_pods
+    return spec.reschedule if spec is not None and observed.checkpoint.deleted_at is None else Reschedule()
 
 
 def _creations(observed: Observed) -> Iterator[PodAction]:
-    if not _wants_pods_back(observed):
+    if not _asked_for(observed).recreate_bare_pods:
         return
     present = {pod.name: pod for pod in observed.pods}
     for gone in observed.disrupted:
@@ -81,13 +83,13 @@ def _restarts(observed: Observed) -> tuple[EvictPod, ...]:
 
 def _hanging_at(observed: Observed) -> dt.datetime | None:
     """When the peers of a lost pod count as hanging, by the store's clock; None if there are none to restart."""
-    run, spec = observed.run, observed.checkpoint.spec
+    run = observed.run
     attempt = run.attempt if run else None
-    if run is None or attempt is None or attempt.eviction_at is None or spec is None:
+    if run is None or attempt is None or attempt.eviction_at is None or not _asked_for(observed).restart_gang:
         return None
     heard = observed.progress.get(attempt.number)
     ended = not run.may_commit(attempt.number) or (heard is not None and heard.ended)
-    if not observed.ours or not spec.reschedule.restart_gang or ended or len(attempt.started.pods) < 2:
+    if not observed.ours or ended or len(attempt.started.pods) < 2:
         return None
     survivors = _survivors(attempt, observed)
     if not survivors:

@@ -121,6 +121,14 @@ def test_without_the_users_wish_nothing_is_created() -> None:
     assert pod_actions(wanting(after(body_of()), wanted=False)) == ()
 
 
+def deleted(seen: Observed) -> Observed:
+    return replace(seen, checkpoint=replace(seen.checkpoint, deleted_at=NOW))
+
+
+def test_a_checkpoint_that_is_being_deleted_gets_no_pods() -> None:
+    assert pod_actions(deleted(wanting(after(body_of())))) == ()
+
+
 def test_what_the_kubelet_left_of_an_evicted_pod_is_deleted_first() -> None:
     left = pod("llama", "uid-0", phase="Failed", leaving="TerminationByKubelet")
     assert pod_actions(wanting(after(body_of(reason="TerminationByKubelet")), left)) == (DeletePod("llama", "uid-0"),)
@@ -287,6 +295,10 @@ def test_a_gang_is_left_alone(history: History) -> None:
 
 def test_a_gang_is_left_alone_without_the_users_wish() -> None:
     assert pod_actions(in_time(gang(rank(1), rank(2), wanted=False))) == ()
+
+
+def test_a_gang_of_a_checkpoint_that_is_being_deleted_is_left_alone() -> None:
+    assert pod_actions(deleted(in_time(gang(rank(1), rank(2))))) == ()
 
 
 def test_a_gang_that_said_goodbye_is_left_alone() -> None:
