@@ -59,7 +59,7 @@ def _getter(owner: type, name: str) -> Function:
 
 
 _DELETES_FIRST = """\
-    path = session.log.run.snapshots[identifier].commit.path
+    path = session.log.run.snapshots[action.snapshot].commit.path
     session.store.delete([info.key for info in session.store.list(path)])
     session.log.append(lambda run: start_purge"""
 _GIVES_UP = """\
