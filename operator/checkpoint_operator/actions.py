@@ -145,18 +145,11 @@ class CollectLast:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """Give the run up, for good: it belongs to nobody from here on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Erase:
-    """Delete a run that belongs to nobody, or go on deleting it."""
-
-
-@dataclass(frozen=True, slots=True)
 class CreateMirror:
+    """Create a CheckpointSnapshot and write its status, which cannot be given with the object."""
+
     body: Mapping[str, Any]
+    status: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +208,8 @@ LogAction: TypeAlias = (
     | RecordCheck
     | Retire
     | Reinstate
-    | End
 )
-StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast | Erase
+StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 PodAction: TypeAlias = CreatePod | DeletePod | EvictPod
 Action: TypeAlias = StoreAction | MirrorAction | PodAction

@@ -80,7 +80,8 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
         if event["type"] == "DELETED":
             generations.pop(key, None)
             operator.wake(owner)
-        elif _is_news(generations, key, metadata):
+        elif _is_news(generations, key, metadata) and (metadata["generation"] > 1 or spec["disposition"] != "Auto"):
+            # One that only appears was created by the operator, which knows; anything else is what a user wants.
             operator.wake(owner)
 
     @kopf.on.event("pods", labels={POD_LABEL: kopf.PRESENT}, registry=registry)

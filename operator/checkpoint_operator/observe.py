@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from checkpoint_operator import deletion, erase
 from checkpoint_operator.bare_pods import BarePods, disruption_of
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube
@@ -39,6 +38,9 @@ PUBLIC_KEYS = frozenset({CA_CERTIFICATE, AZURE_STORAGE_ACCOUNT_NAME})
 """Of a Secret: what stands in URLs and certificates anyway, and would make messages unreadable."""
 
 PROGRESS_SECONDS = 10.0
+SILENT_SECONDS = 120.0
+"""Between looks at the progress of a run that has not reported for so long and has no pods."""
+
 REPROBE_SECONDS = 300.0
 REFUSED_SECONDS = 3600.0
 """From a refused deletion to the next try: a lock on objects or a missing right lasts longer than a failure."""
@@ -52,8 +54,9 @@ class Memory:
 
     Attributes:
         head: The log number the last pass ended with.
-        changed_at: When the log was last seen to grow, on this process's steady clock.
+        heard_at: When training last wrote to the log, on this process's steady clock.
         shown, collected, swept: See ``Observed``.
+        beat_at: When a new word about progress was last found, on the same clock.
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
         refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
@@ -61,9 +64,10 @@ class Memory:
 
     session: Session | None = None
     head: int = -1
-    changed_at: float = field(default_factory=time.monotonic)
+    heard_at: float = field(default_factory=time.monotonic)
     progress: dict[int, Progress] = field(default_factory=dict)
     progress_at: float = float("-inf")
+    beat_at: float = float("-inf")
     shown: dict[int, str] = field(default_factory=dict)
     collected: int = 0
     swept: tuple[int, str] = (0, "")
@@ -134,8 +138,7 @@ class Observer:
         if checkpoint.spec is not None and fault is None and rival is None:
             try:
                 settings = await self._settings(key, checkpoint.spec)
-                deleted = self._owner(key) if checkpoint.deleted_at is not None else None
-                run, now, fault = await self.in_thread(lambda: self._read(memory, settings, deleted))
+                run, now, fault = await self.in_thread(lambda: self._read(memory, settings))
             except StorageFaultError as error:
                 fault = error.fault
             except CheckpointError as error:
@@ -152,7 +155,6 @@ class Observer:
             run=run,
             now=now,
             rival=rival,
-            namespace_deleted=await self._namespace_deleted(checkpoint, fault),
             mirrors=tuple(mirror_from(each) for each in snapshots),
             pods=pods,
             nodes=self._nodes.place(key, (pod.node for pod in pods)),
@@ -193,12 +195,6 @@ class Observer:
         """The result of a blocking call."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    async def _namespace_deleted(self, checkpoint: Checkpoint, fault: Fault | None) -> bool:
-        """Asked only where it makes a difference."""
-        if checkpoint.deleted_at is None or fault is None or deletion.FINALIZER not in checkpoint.finalizers:
-            return False
-        return await self._kube.namespace_deleted(checkpoint.key.namespace)
-
     def _owner(self, key: Key) -> Owner:
         return Owner(self._cluster, key.namespace, key.name)
 
@@ -213,14 +209,7 @@ class Observer:
         self._redactor.remember(value for name, value in secret.items() if name not in PUBLIC_KEYS)
         return settings_for(key, spec.storage, secret, self._rules)
 
-    def _read(
-        self, memory: Memory, settings: StoreSettings, deleted: Owner | None
-    ) -> tuple[Run, dt.datetime | None, Fault | None]:
-        """The run, the store's clock, and what is wrong.
-
-        Args:
-            deleted: Whose run it is, if that may be under deletion.
-        """
+    def _read(self, memory: Memory, settings: StoreSettings) -> tuple[Run, dt.datetime | None, Fault | None]:
         session = memory.session
         if session is None or session.settings != settings:
             session = Session(settings, writer=self._writer, deletions=self._deletions)
@@ -230,7 +219,7 @@ class Observer:
         if session.probed_at is None or time.monotonic() - session.probed_at > interval:
             check_servers(settings, self._rules)
             session.probe()
-        run = session.log.refresh() if deleted is None else erase.remains(session, deleted)
+        run = session.log.refresh()
         memory.session = session
         _read_progress(session, memory)
         if session.read_only:
@@ -240,12 +229,15 @@ class Observer:
 
 def _read_progress(session: Session, memory: Memory) -> None:
     """Remember how far each attempt came: a new attempt overwrites the last word of the one before."""
-    if time.monotonic() - memory.progress_at < PROGRESS_SECONDS:
+    now = time.monotonic()
+    silent = not memory.running and now - max(memory.beat_at, memory.heard_at) > SILENT_SECONDS
+    if now - memory.progress_at < (SILENT_SECONDS if silent else PROGRESS_SECONDS):
         return
-    memory.progress_at = time.monotonic()
+    memory.progress_at = now
     progress = session.progress()
-    if progress is None:
+    if progress is None or progress == memory.progress.get(progress.attempt):
         return
+    memory.beat_at = now
     memory.progress[progress.attempt] = progress
     for attempt in sorted(memory.progress)[:-2]:
         del memory.progress[attempt]
@@ -263,7 +255,6 @@ def _translate(checkpoint: Checkpoint, complaint: str) -> tuple[Policy | None, F
 def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]:
     """A Checkpoint as read, and what is wrong with its spec, or an empty string."""
     metadata = body["metadata"]
-    deleted_at = metadata.get("deletionTimestamp")
     spec: CheckpointSpec | None = None
     complaint = ""
     try:
@@ -277,9 +268,6 @@ def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]
         created_at=metadata["creationTimestamp"],
         spec=spec,
         status=body.get("status") or {},
-        resource_version=metadata.get("resourceVersion", ""),
-        finalizers=tuple(metadata.get("finalizers") or ()),
-        deleted_at=parse_timestamp(deleted_at) if deleted_at else None,
     ), complaint
 
 

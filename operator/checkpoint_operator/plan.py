@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 
-from checkpoint_operator import deletion, entries, resources
+from checkpoint_operator import entries, resources
 from checkpoint_operator.actions import (
     Adopt,
     Claim,
@@ -35,7 +35,7 @@ from checkpoint_operator.actions import (
     Verify,
 )
 from checkpoint_operator.membership import lost
-from checkpoint_operator.model import Observed
+from checkpoint_operator.model import Mirror, Observed
 from checkpoint_operator.notices import requested_saves
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
@@ -60,14 +60,10 @@ MAX_PURGES = 8
 def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
     """What to do to the run's log and data next; empty when nothing is left or the run must not be touched."""
     run, now, spec, policy = observed.run, observed.now, observed.checkpoint.spec, observed.policy
-    if deletion.ending(observed):
-        return deletion.actions(observed)
     if observed.fault or observed.rival or run is None or now is None or spec is None or policy is None:
         return ()
     if run.unknown_critical:
         return ()
-    if observed.checkpoint.deleted_at is not None and not observed.ours:
-        return ()  # what it gave up, or never had, it does not claim on its way out
     for step in (_ownership, _configuration):
         planned = _due(step(observed, spec, policy), run, observed, now)
         if planned:
@@ -83,8 +79,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
 def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     """What to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
     run, now = observed.run, observed.now
-    # While the Checkpoint is deleted its objects may go before it, and are not wanted back.
-    if run is None or now is None or not observed.ours or observed.checkpoint.deleted_at is not None:
+    if run is None or now is None or not observed.ours:
         return ()
     verdict = judge(run, now=now, spare_bytes=observed.spare_bytes)
     chain = {snapshot.id for snapshot in lineage(run)}
@@ -98,7 +93,10 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
                 planned.append(DeleteMirror(mirror.name))
         elif mirror is None and created < MAX_NEW_MIRRORS:
             created += 1
-            planned.append(CreateMirror(resources.mirror(observed.checkpoint, snapshot)))
+            body = resources.mirror(observed.checkpoint, snapshot)
+            fresh = Mirror(body["metadata"]["name"], snapshot.id, 1, snapshot.disposition)
+            status = resources.mirror_status(run, snapshot, verdict, chain=chain, mirror=fresh, wall=observed.wall)
+            planned.append(CreateMirror(body, status))
         elif mirror is not None and not mirror.deleting:
             status = resources.mirror_status(run, snapshot, verdict, chain=chain, mirror=mirror, wall=observed.wall)
             if status != mirror.status:
@@ -109,8 +107,6 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
 def next_look(observed: Observed) -> float | None:
     """Seconds until the passing of time alone makes something due, or None."""
     run, now = observed.run, observed.now
-    if deletion.ending(observed):
-        return deletion.next_look(observed)
     if run is None or now is None or not observed.ours:
         return None
     moments = [_collection_due_at(run, observed), _last_collection_due_at(run, observed)]
@@ -120,6 +116,15 @@ def next_look(observed: Observed) -> float | None:
         moments += [moment + grace for moment in retired if moment is not None]
     waits = [(moment - now).total_seconds() for moment in moments if moment is not None]
     return min((wait for wait in waits if wait > 0), default=None)
+
+
+def silence(observed: Observed) -> float:
+    """Seconds since training last wrote to the log, by its commits and starts; 0 if it never did: it may soon."""
+    run, now = observed.run, observed.now
+    if run is None or now is None or run.attempt is None:
+        return 0.0
+    heard = max([run.attempt.started_at, *(snapshot.committed_at for snapshot in run.snapshots.values())])
+    return max(0.0, (now - heard).total_seconds())
 
 
 def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from checkpoint_operator import deletion, execute, plan, reschedule, rescheduler, resources, story
+from checkpoint_operator import execute, plan, reschedule, rescheduler, resources, story
 from checkpoint_operator.actions import (
     CollectLast,
     CollectOrphans,
@@ -57,7 +57,7 @@ class Intervals:
     """Seconds between looks at a log.
 
     Attributes:
-        busy: While pods run or the log grew within the last ``settle`` seconds.
+        busy: While pods run, or training wrote to the log within the last ``settle`` seconds.
         idle: Otherwise.
     """
 
@@ -131,41 +131,20 @@ class Reconciler:
             if observed is None:
                 self._forget(key)
                 return None
-            await self._hold(observed)
             observed = await self._act(self._within_quota(self._with_findings(observed)), memory)
             observed = self._within_quota(observed)
-            if await self._release(observed):
-                return self._intervals.idle
             self._read_back(observed, memory)
             observed, entries = await self._news(observed, memory)
             await self._report(observed, entries)
             await self._reschedule(observed)
-            await self._mirror(observed)
-        self._remember(observed, memory)
+            mirrors_wait = await self._mirror(observed)
+        self._remember(observed, memory, mirrors_wait=mirrors_wait)
         fault = fault_of(observed)
         if fault is None:
             return self._interval(memory)
         if fault.stalled:
             return self._intervals.idle
         raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}")
-
-    async def _hold(self, observed: Observed) -> None:
-        """Set our finalizer as soon as the spec asks for it, and remove it when it no longer does."""
-        checkpoint, wanted = observed.checkpoint, deletion.finalizers(observed.checkpoint)
-        if wanted is not None:
-            await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, wanted)
-
-    async def _release(self, observed: Observed) -> bool:
-        """Let a Checkpoint go whose run is deleted, or cannot be; returns whether that was so."""
-        checkpoint, released = observed.checkpoint, deletion.release(observed)
-        if released is None:
-            return False
-        happening = deletion.last_word(released)
-        level = logging.WARNING if happening.warning else logging.INFO
-        logger.log(level, "%s: %s: %s", checkpoint.key, happening.reason, self._redactor.clean(happening.message))
-        await self._tell(happening, observed, observed.wall)
-        await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, deletion.without(checkpoint))
-        return True
 
     def _with_findings(self, observed: Observed) -> Observed:
         if self._scrubber is None:
@@ -296,8 +275,8 @@ class Reconciler:
             # Its entry counts as told already. One Event that is lost must not take the others with it.
             logger.warning("%s: an Event is lost (%s): %s", observed.checkpoint.key, happening.reason, error)
 
-    async def _mirror(self, observed: Observed) -> None:
-        """Bring the CheckpointSnapshot objects in line with the log."""
+    async def _mirror(self, observed: Observed) -> bool:
+        """Bring the CheckpointSnapshot objects in line with the log; returns whether some are left to create."""
         stored = {mirror.name: mirror.status for mirror in observed.mirrors}
         planned: list[MirrorAction] = []
         for action in plan.mirror_actions(observed):
@@ -305,9 +284,12 @@ class Reconciler:
                 cleaned = self._redactor.clean_all(action.status)
                 if cleaned != stored[action.name]:
                     planned.append(replace(action, status=cleaned))
+            elif isinstance(action, CreateMirror):
+                planned.append(replace(action, status=self._redactor.clean_all(action.status)))
             else:
                 planned.append(action)
         await execute.mirror(planned, self._kube, namespace=observed.checkpoint.key.namespace)
+        return sum(isinstance(action, CreateMirror) for action in planned) == plan.MAX_NEW_MIRRORS
 
     def _count_losses(self, key: Key, status: Mapping[str, Any]) -> None:
         restore = status.get("lastRestore", {})
@@ -319,16 +301,16 @@ class Reconciler:
                 seconds=restore.get("lostSeconds") or 0,
             )
 
-    def _remember(self, observed: Observed, memory: Memory) -> None:
+    def _remember(self, observed: Observed, memory: Memory, *, mirrors_wait: bool) -> None:
         memory.running = any(pod.active for pod in observed.pods)
         head = observed.run.head if observed.run else -1
         if head != memory.head:
             memory.head = head
-            memory.changed_at = time.monotonic()
+            memory.heard_at = time.monotonic() - plan.silence(observed)
 
         moments = (plan.next_look(observed), reschedule.next_look(observed))
         due = min((moment for moment in moments if moment is not None), default=None)
-        if plan.store_actions(observed):
+        if mirrors_wait or plan.store_actions(observed):
             due = CONTINUE_SECONDS
         elif plan.store_actions(replace(observed, purged=0)):
             due = PURGE_SECONDS
@@ -336,7 +318,7 @@ class Reconciler:
 
     def _interval(self, memory: Memory) -> float:
         now = time.monotonic()
-        lively = memory.running or now - memory.changed_at < self._intervals.settle
+        lively = memory.running or now - memory.heard_at < self._intervals.settle
         interval = self._intervals.busy if lively else self._intervals.idle
         return min(interval, max(0.0, memory.due_at - now))
 

@@ -42,6 +42,9 @@ EVERY_NAMESPACE = "*"
 NAMESPACE_IN_PREFIX = "{namespace}"
 
 KEYS_PER_BATCH = 500
+PROVEN_SECONDS = 3600.0
+"""For so long a store that kept its contract is believed to keep it; a probe takes some twenty requests."""
+
 PATIENCE_SECONDS = 30.0
 # A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
 PATIENCE = Patience(deadline_seconds=10.0, answer_seconds=15.0)
@@ -166,17 +169,17 @@ class Session:
     def __init__(self, settings: StoreSettings, *, writer: str, deletions: RateLimit | None = None) -> None:
         self.settings = settings
         self.store: Store = open_store(settings, patience=PATIENCE)
-        self._writer = writer
-        self.forget_log()
+        self.log = RunLog(self.store, writer=writer, patience_seconds=PATIENCE_SECONDS)
         self._deletions = deletions
         self._clock: tuple[dt.datetime, float] | None = None
         self._tidied = False
+        self._proven_at: float | None = None
         self.probed_at: float | None = None
         self.read_only = ""
         self.refusal = ""
 
     def probe(self) -> None:
-        """Check that the store keeps its contract, and read its clock.
+        """Check that the store keeps its contract, or, within the hour, only that it can be written; read its clock.
 
         A store that only refuses to be written, or only to delete, is no failure: see ``read_only`` and ``refusal``.
 
@@ -186,7 +189,10 @@ class Session:
         self.probed_at = time.monotonic()
         self.read_only = self.refusal = ""
         try:
-            probe(self.store)
+            if self._proven_at is None or self.probed_at - self._proven_at >= PROVEN_SECONDS:
+                probe(self.store)
+                self._proven_at = self.probed_at
+            self._read_clock()
         except AccessDeniedError as error:
             if not refuses_deletion(error):
                 self._check_readable()
@@ -197,14 +203,11 @@ class Session:
             if not refuses_deletion(error):
                 raise
             self.refusal = str(error)
-        self._read_clock()
-        if not self.refusal and not self._tidied:
+        if self.refusal:
+            self._read_clock()
+        elif not self._tidied:
             self._discard_probes()
             self._tidied = True
-
-    def forget_log(self) -> None:
-        """What is read from here on is another log: that of a run that was deleted began and ended under these keys."""
-        self.log = RunLog(self.store, writer=self._writer, patience_seconds=PATIENCE_SECONDS)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, in batches and no faster than the limit.
