@@ -65,6 +65,12 @@ class SetDisposition:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseQuarantine:
+    snapshot: str
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verify:
     """Compare the stored objects with the manifest, by size; the scrubber compares the checksums, in its own time."""
 
@@ -145,6 +151,16 @@ class CollectLast:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """Give the run up, for good: it belongs to nobody from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Delete a run that belongs to nobody, or go on deleting it."""
+
+
+@dataclass(frozen=True, slots=True)
 class CreateMirror:
     """Create a CheckpointSnapshot and write its status, which cannot be given with the object."""
 
@@ -205,11 +221,13 @@ LogAction: TypeAlias = (
     | RequestSave
     | NoticeEviction
     | SetDisposition
+    | ReleaseQuarantine
     | RecordCheck
     | Retire
     | Reinstate
+    | End
 )
-StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast
+StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast | Erase
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 PodAction: TypeAlias = CreatePod | DeletePod | EvictPod
 Action: TypeAlias = StoreAction | MirrorAction | PodAction

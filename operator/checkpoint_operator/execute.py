@@ -11,12 +11,14 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from checkpoint_operator import erase
 from checkpoint_operator.actions import (
     Action,
     CollectLast,
     CollectOrphans,
     Compact,
     CreateMirror,
+    Erase,
     MirrorAction,
     PublishPointer,
     Purge,
@@ -29,22 +31,20 @@ from checkpoint_operator.entries import entry_for, fence, finish_purge, start_pu
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.model import Finding
 from checkpoint_operator.storage import Session, refuses_deletion
+from checkpoint_operator.unfinished import discard, unfinished
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CheckpointError,
     CorruptSnapshotError,
-    IncompatibleSnapshotError,
     ObjectNotFoundError,
     RequestRefusedError,
-    StoreError,
 )
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
-from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
-from checkpoint_sidecar.store.base import KeepsUnfinished, Store, UnfinishedUpload
-from checkpoint_sidecar.store.deletion import delete_save
+from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.store.base import Store, UnfinishedUpload
 from checkpoint_sidecar.store.pointer import publish
 
 _CONNECTIONS = 2
@@ -75,7 +75,7 @@ def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner)
     outcomes: list[Outcome] = []
     surprised = False
     for action in planned:
-        deletes = isinstance(action, Purge | CollectOrphans | CollectLast)
+        deletes = isinstance(action, Purge | CollectOrphans | CollectLast | Erase)
         if deletes and surprised:
             continue
         try:
@@ -114,6 +114,8 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
         _collect_orphans(session, owner)
     elif isinstance(action, CollectLast):
         _collect_last(action, session, owner)
+    elif isinstance(action, Erase):
+        erase.erase(session, owner)
     elif isinstance(action, Compact):
         session.log.compact(action.span)
     elif isinstance(action, Verify):
@@ -166,11 +168,7 @@ def _purge(action: Purge, session: Session, owner: Owner) -> None:
         return
     folder = layout.parse_save_folder(snapshot.commit.path)
     _publish(session, folder.step)
-    try:
-        manifest = read_manifest(session.store, snapshot.commit)
-    except (CorruptSnapshotError, IncompatibleSnapshotError):
-        manifest = None
-    delete_save(session.store, folder, manifest, delete=session.delete)
+    erase.delete_data(session, snapshot)
     session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
 
 
@@ -181,13 +179,13 @@ def _collect_orphans(session: Session, owner: Owner) -> None:
     run, now = session.log.refresh(), session.now()
     due = orphans.collection_due_at(run)
     if run.owner == owner and not run.unknown_critical and due is not None and due <= now:
-        _delete_orphans(session, run, modified, _unfinished(session.store))
+        _delete_orphans(session, run, modified, unfinished(session.store))
 
 
 def _collect_last(action: CollectLast, session: Session, owner: Owner) -> None:
     """Fence the last attempt if it left anything, and then delete that."""
     modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
-    uploads = _unfinished(session.store)
+    uploads = unfinished(session.store)
     written = {**{upload.key: upload.begun for upload in uploads}, **modified}
     if not orphans.left_by_last(session.log.run, written, now=session.now()):
         return
@@ -209,23 +207,4 @@ def _delete_orphans(
     for upload in uploads:
         folder = layout.save_folder_of(upload.key)
         if folder is not None and orphans.abandoned(run, folder, upload.begun, now=now):
-            _discard(session.store, upload)
-
-
-def _unfinished(store: Store) -> tuple[UnfinishedUpload, ...]:
-    """Not everybody may list them and not every server can; a lifecycle rule of the bucket serves as well."""
-    try:
-        return tuple(store.unfinished(layout.STEP_PREFIX)) if isinstance(store, KeepsUnfinished) else ()
-    except StoreError as error:
-        logger.warning("unfinished uploads of killed attempts may stay: %s", error)
-        return ()
-
-
-def _discard(store: Store, upload: UnfinishedUpload) -> None:
-    if not isinstance(store, KeepsUnfinished):
-        return
-    try:
-        store.discard(upload)
-        logger.info("discarded the unfinished upload of %s", upload.key)
-    except StoreError as error:
-        logger.warning("the unfinished upload of %s may stay: %s", upload.key, error)
+            discard(session.store, upload)

@@ -15,7 +15,7 @@ import kopf
 
 from checkpoint_operator.model import Key
 from checkpoint_operator.runtime import STOP_SECONDS, Operator
-from checkpoint_sidecar.core.api import CHECKPOINT_PLURAL, GROUP, SNAPSHOT_PLURAL
+from checkpoint_sidecar.core.api import CHECKPOINT_PLURAL, GROUP, RELEASE_ANNOTATION, SNAPSHOT_PLURAL
 from checkpoint_sidecar.core.environment import POD_LABEL
 
 
@@ -99,7 +99,8 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
 
 def _is_news(generations: dict[Key, tuple[Any, ...]], key: Key, metadata: Mapping[str, Any]) -> bool:
     """Whether an object is new or its spec changed; the operator's own status writes would wake it for nothing."""
-    seen = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"))
+    release = (metadata.get("annotations") or {}).get(RELEASE_ANNOTATION)
+    seen = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), release)
     known = generations.get(key) == seen
     generations[key] = seen
     return not known

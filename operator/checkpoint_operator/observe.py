@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from checkpoint_operator import deletion, erase
 from checkpoint_operator.bare_pods import BarePods, disruption_of
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube
@@ -27,9 +28,9 @@ from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.servers import check_servers
 from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
 from checkpoint_operator.translate import policy_of
-from checkpoint_sidecar.core.api import CheckpointSpec, Reason
+from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
 from checkpoint_sidecar.core.errors import CheckpointError
-from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.log import MAX_REQUEST, Owner
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.settings import AZURE_STORAGE_ACCOUNT_NAME, CA_CERTIFICATE, StoreSettings
@@ -138,7 +139,8 @@ class Observer:
         if checkpoint.spec is not None and fault is None and rival is None:
             try:
                 settings = await self._settings(key, checkpoint.spec)
-                run, now, fault = await self.in_thread(lambda: self._read(memory, settings))
+                deleted = self._owner(key) if checkpoint.deleted_at is not None else None
+                run, now, fault = await self.in_thread(lambda: self._read(memory, settings, deleted))
             except StorageFaultError as error:
                 fault = error.fault
             except CheckpointError as error:
@@ -155,6 +157,7 @@ class Observer:
             run=run,
             now=now,
             rival=rival,
+            namespace_deleted=await self._namespace_deleted(checkpoint, fault),
             mirrors=tuple(mirror_from(each) for each in snapshots),
             pods=pods,
             nodes=self._nodes.place(key, (pod.node for pod in pods)),
@@ -195,6 +198,12 @@ class Observer:
         """The result of a blocking call."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
+    async def _namespace_deleted(self, checkpoint: Checkpoint, fault: Fault | None) -> bool:
+        """Asked only where it makes a difference."""
+        if checkpoint.deleted_at is None or fault is None or deletion.FINALIZER not in checkpoint.finalizers:
+            return False
+        return await self._kube.namespace_deleted(checkpoint.key.namespace)
+
     def _owner(self, key: Key) -> Owner:
         return Owner(self._cluster, key.namespace, key.name)
 
@@ -209,7 +218,14 @@ class Observer:
         self._redactor.remember(value for name, value in secret.items() if name not in PUBLIC_KEYS)
         return settings_for(key, spec.storage, secret, self._rules)
 
-    def _read(self, memory: Memory, settings: StoreSettings) -> tuple[Run, dt.datetime | None, Fault | None]:
+    def _read(
+        self, memory: Memory, settings: StoreSettings, deleted: Owner | None
+    ) -> tuple[Run, dt.datetime | None, Fault | None]:
+        """The run, the store's clock, and what is wrong.
+
+        Args:
+            deleted: Whose run it is, if that may be under deletion.
+        """
         session = memory.session
         if session is None or session.settings != settings:
             session = Session(settings, writer=self._writer, deletions=self._deletions)
@@ -219,7 +235,7 @@ class Observer:
         if session.probed_at is None or time.monotonic() - session.probed_at > interval:
             check_servers(settings, self._rules)
             session.probe()
-        run = session.log.refresh()
+        run = session.log.refresh() if deleted is None else erase.remains(session, deleted)
         memory.session = session
         _read_progress(session, memory)
         if session.read_only:
@@ -255,6 +271,7 @@ def _translate(checkpoint: Checkpoint, complaint: str) -> tuple[Policy | None, F
 def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]:
     """A Checkpoint as read, and what is wrong with its spec, or an empty string."""
     metadata = body["metadata"]
+    deleted_at = metadata.get("deletionTimestamp")
     spec: CheckpointSpec | None = None
     complaint = ""
     try:
@@ -268,6 +285,9 @@ def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]
         created_at=metadata["creationTimestamp"],
         spec=spec,
         status=body.get("status") or {},
+        resource_version=metadata.get("resourceVersion", ""),
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        deleted_at=parse_timestamp(deleted_at) if deleted_at else None,
     ), complaint
 
 
@@ -281,6 +301,7 @@ def mirror_from(body: Mapping[str, Any]) -> Mirror:
         disposition=body.get("spec", {}).get("disposition", "Auto"),
         status=body.get("status") or {},
         deleting="deletionTimestamp" in metadata,
+        release_request=(metadata.get("annotations") or {}).get(RELEASE_ANNOTATION, "")[:MAX_REQUEST],
     )
 
 

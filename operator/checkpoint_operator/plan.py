@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 
-from checkpoint_operator import entries, resources
+from checkpoint_operator import deletion, entries, resources
 from checkpoint_operator.actions import (
     Adopt,
     Claim,
@@ -26,6 +26,7 @@ from checkpoint_operator.actions import (
     Purge,
     RecordCheck,
     Reinstate,
+    ReleaseQuarantine,
     ReportMirror,
     RequestRollback,
     RequestSave,
@@ -60,10 +61,14 @@ MAX_PURGES = 8
 def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
     """What to do to the run's log and data next; empty when nothing is left or the run must not be touched."""
     run, now, spec, policy = observed.run, observed.now, observed.checkpoint.spec, observed.policy
+    if deletion.ending(observed):
+        return deletion.actions(observed)
     if observed.fault or observed.rival or run is None or now is None or spec is None or policy is None:
         return ()
     if run.unknown_critical:
         return ()
+    if observed.checkpoint.deleted_at is not None and not observed.ours:
+        return ()  # what it gave up, or never had, it does not claim on its way out
     for step in (_ownership, _configuration):
         planned = _due(step(observed, spec, policy), run, observed, now)
         if planned:
@@ -79,7 +84,8 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
 def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     """What to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
     run, now = observed.run, observed.now
-    if run is None or now is None or not observed.ours:
+    # While the Checkpoint is deleted its objects may go before it, and are not wanted back.
+    if run is None or now is None or not observed.ours or observed.checkpoint.deleted_at is not None:
         return ()
     verdict = judge(run, now=now, spare_bytes=observed.spare_bytes)
     chain = {snapshot.id for snapshot in lineage(run)}
@@ -107,6 +113,8 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
 def next_look(observed: Observed) -> float | None:
     """Seconds until the passing of time alone makes something due, or None."""
     run, now = observed.run, observed.now
+    if deletion.ending(observed):
+        return deletion.next_look(observed)
     if run is None or now is None or not observed.ours:
         return None
     moments = [_collection_due_at(run, observed), _last_collection_due_at(run, observed)]
@@ -199,6 +207,8 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
     for mirror in observed.mirrors:
         if not mirror.deleting:
             yield SetDisposition(mirror.snapshot, mirror.disposition)
+            if mirror.release_request:
+                yield ReleaseQuarantine(mirror.snapshot, mirror.release_request)
 
 
 def _verifications(run: Run) -> tuple[Verify, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from checkpoint_operator import execute, plan, reschedule, rescheduler, resources, story
+from checkpoint_operator import deletion, execute, plan, reschedule, rescheduler, resources, story
 from checkpoint_operator.actions import (
     CollectLast,
     CollectOrphans,
@@ -131,8 +131,11 @@ class Reconciler:
             if observed is None:
                 self._forget(key)
                 return None
+            await self._hold(observed)
             observed = await self._act(self._within_quota(self._with_findings(observed)), memory)
             observed = self._within_quota(observed)
+            if await self._release(observed):
+                return self._intervals.idle
             self._read_back(observed, memory)
             observed, entries = await self._news(observed, memory)
             await self._report(observed, entries)
@@ -145,6 +148,24 @@ class Reconciler:
         if fault.stalled:
             return self._intervals.idle
         raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}")
+
+    async def _hold(self, observed: Observed) -> None:
+        """Set our finalizer as soon as the spec asks for it, and remove it when it no longer does."""
+        checkpoint, wanted = observed.checkpoint, deletion.finalizers(observed.checkpoint)
+        if wanted is not None:
+            await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, wanted)
+
+    async def _release(self, observed: Observed) -> bool:
+        """Let a Checkpoint go whose run is deleted, or cannot be; returns whether that was so."""
+        checkpoint, released = observed.checkpoint, deletion.release(observed)
+        if released is None:
+            return False
+        happening = deletion.last_word(released)
+        level = logging.WARNING if happening.warning else logging.INFO
+        logger.log(level, "%s: %s: %s", checkpoint.key, happening.reason, self._redactor.clean(happening.message))
+        await self._tell(happening, observed, observed.wall)
+        await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, deletion.without(checkpoint))
+        return True
 
     def _with_findings(self, observed: Observed) -> Observed:
         if self._scrubber is None:

@@ -169,7 +169,8 @@ class Session:
     def __init__(self, settings: StoreSettings, *, writer: str, deletions: RateLimit | None = None) -> None:
         self.settings = settings
         self.store: Store = open_store(settings, patience=PATIENCE)
-        self.log = RunLog(self.store, writer=writer, patience_seconds=PATIENCE_SECONDS)
+        self._writer = writer
+        self.forget_log()
         self._deletions = deletions
         self._clock: tuple[dt.datetime, float] | None = None
         self._tidied = False
@@ -208,6 +209,10 @@ class Session:
         elif not self._tidied:
             self._discard_probes()
             self._tidied = True
+
+    def forget_log(self) -> None:
+        """What is read from here on is another log: that of a run that was deleted began and ended under these keys."""
+        self.log = RunLog(self.store, writer=self._writer, patience_seconds=PATIENCE_SECONDS)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, in batches and no faster than the limit.
