@@ -77,11 +77,12 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
         owner = Key(namespace or "", spec["checkpointRef"]["name"])
         metadata = event["object"]["metadata"]
         key = Key(namespace or "", metadata["name"])
+        # One that appears was created by the operator, which knows; anything else is what a user wants.
+        appears = key not in generations and spec["disposition"] == "Auto"
         if event["type"] == "DELETED":
             generations.pop(key, None)
             operator.wake(owner)
-        elif _is_news(generations, key, metadata) and (metadata["generation"] > 1 or spec["disposition"] != "Auto"):
-            # One that only appears was created by the operator, which knows; anything else is what a user wants.
+        elif _is_news(generations, key, metadata) and not appears:
             operator.wake(owner)
 
     @kopf.on.event("pods", labels={POD_LABEL: kopf.PRESENT}, registry=registry)
