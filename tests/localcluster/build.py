@@ -33,9 +33,14 @@ class BuildError(Exception):
     """A binary could not be built; the message says which, why and what to do."""
 
 
-def cache_folder() -> Path:
+def cache_root() -> Path:
+    """Where everything goes that costs minutes to make and is the same for every checkout."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "checkpoint-operator" / "localcluster" / versions.key()
+    return root / "checkpoint-operator"
+
+
+def cache_folder() -> Path:
+    return cache_root() / "localcluster" / versions.key()
 
 
 def built(name: str) -> Path | None:
@@ -71,7 +76,7 @@ def build(names: Iterable[str] = versions.CLUSTER, report: Report = print) -> Pa
     if problem := toolchain_problem():
         raise BuildError(problem)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_builder(folder, report):
+    with only_builder(folder, report):
         for position, binary in enumerate(wanted, start=1):
             title = f"[{position}/{len(wanted)}] {binary.name}"
             if built(binary.name):
@@ -82,7 +87,7 @@ def build(names: Iterable[str] = versions.CLUSTER, report: Report = print) -> Pa
 
 
 @contextlib.contextmanager
-def _only_builder(folder: Path, report: Report) -> Iterator[None]:
+def only_builder(folder: Path, report: Report) -> Iterator[None]:
     """Hold the folder's lock: a second builder waits and then finds the work done."""
     with (folder / ".lock").open("w") as lock:
         try:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from localcluster import cgroups, images, requirements
+from localcluster.client import run_command
 from localcluster.controlplane import ControlPlane
-from localcluster.processes import Daemon
+from localcluster.processes import Daemon, ProcessError
 from localcluster.workspace import Workspace
 
 SOCKET = "/run/containerd/containerd.sock"
@@ -111,6 +112,15 @@ class Node:
         """Pull the plug: everything on the node is gone at once, without a signal that it could handle."""
         self.place.daemons.stop(self.name, grace=0)
         cgroups.remove(self.cgroup)
+
+    def load_images(self, archive: Path) -> None:
+        """Give the node the images in an archive. Raises `CommandError`, or `ProcessError` if the node is off."""
+        first = self.daemon.identity
+        if first is None:
+            raise ProcessError(f"{self.name} is off")
+        inside = [requirements.find_program("nsenter") or "nsenter", f"--target={first.pid}", "--mount"]
+        command = ["ctr", "--namespace=k8s.io", "images", "import", "--snapshotter=native", str(archive)]
+        run_command([*inside, *command], stdin=None, environment={}, check=True)
 
 
 IMAGES = "images.tar"

@@ -29,6 +29,9 @@ PROGRAMS = {
 }
 """Programs that a node needs, and the packages that hold them."""
 
+IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap"}
+"""Programs that build an image (see `imagebuild`), and the packages that hold them."""
+
 
 def find_program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SBIN}")
@@ -56,6 +59,22 @@ def missing_packages() -> list[str]:
     return sorted(packages)
 
 
+def missing_image_packages() -> list[str]:
+    """The system packages that building images needs and this machine lacks."""
+    return sorted(package for program, package in IMAGE_PROGRAMS.items() if find_program(program) is None)
+
+
+def image_problem() -> str | None:
+    """Why no image can be built here, or None."""
+    if problem := _platform_problem():
+        return problem
+    if os.geteuid() != 0:
+        return "building images needs root; run as root, in a virtual machine if in doubt"
+    if find_program("apt-get") is None:
+        return "images are built upon Debian or a relative of it; this is neither"
+    return _packages_problem(missing_image_packages())
+
+
 def control_plane_problem() -> str | None:
     """Why etcd and kube-apiserver cannot run here, or None. They need Linux, but neither root nor containerd."""
     return _platform_problem() or _binaries_problem(versions.CONTROL_PLANE)
@@ -63,7 +82,7 @@ def control_plane_problem() -> str | None:
 
 def cluster_problem(*, built: bool = True) -> str | None:
     """Why nodes cannot run here, or None. With `built` false, binaries may still be missing if they can be built."""
-    problem = _platform_problem() or _root_problem() or _packages_problem()
+    problem = _platform_problem() or _root_problem() or _packages_problem(missing_packages())
     if problem or built:
         return problem or _binaries_problem(versions.CLUSTER)
     return build.toolchain_problem() if _missing(versions.CLUSTER) else None
@@ -79,8 +98,7 @@ def _root_problem() -> str | None:
     return "nodes need root (namespaces, mounts, control groups); run as root, in a virtual machine if in doubt"
 
 
-def _packages_problem() -> str | None:
-    packages = missing_packages()
+def _packages_problem(packages: list[str]) -> str | None:
     return (
         f"missing system packages: `apt-get install --no-install-recommends {' '.join(packages)}`" if packages else None
     )
@@ -102,4 +120,5 @@ def _binaries_problem(names: Iterable[str]) -> str | None:
 
 
 if __name__ == "__main__":
-    print(*missing_packages(), sep="\n", end="\n" if missing_packages() else "")
+    packages = [*missing_packages(), *missing_image_packages()]
+    print(*packages, sep="\n", end="\n" if packages else "")

@@ -62,4 +62,11 @@ def test_missing_packages_are_printed_by_a_bare_interpreter():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-S", "-m", "localcluster.requirements"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert answer.stdout.split() == requirements.missing_packages()
+    assert answer.stdout.split() == [*requirements.missing_packages(), *requirements.missing_image_packages()]
+
+
+def test_without_the_programs_that_build_images_the_cluster_runs_all_the_same(bare_machine, monkeypatch, tmp_path):
+    (tmp_path / "apt-get").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert requirements.image_problem().endswith("`apt-get install --no-install-recommends buildah debootstrap`")
+    assert "buildah" not in requirements.cluster_problem()
