@@ -9,6 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/promises.md")
+NAMING_TESTS = (*PAGES, "docs/security.md")
 PROMISES = tuple(f"P{number}" for number in range(1, 11))
 
 _LINKED_TEST = re.compile(r"\[`(test_\w+)(…?)`\]\(([^)]+\.py)\)")
@@ -27,7 +28,7 @@ def test_every_promise_is_printed_with_what_holds_it(page: str) -> None:
     assert [promise for promise, row in printed.items() if "tests/" not in row] == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", NAMING_TESTS)
 def test_every_test_that_is_named_exists(page: str) -> None:
     folder = (REPOSITORY / page).parent
     missing = []
@@ -39,7 +40,7 @@ def test_every_test_that_is_named_exists(page: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", NAMING_TESTS)
 def test_every_file_that_is_linked_exists(page: str) -> None:
     folder = (REPOSITORY / page).parent
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (REPOSITORY / page).read_text())
