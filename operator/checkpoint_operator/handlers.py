@@ -70,7 +70,7 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
             generations.pop(key, None)
             operator.wake(key)
         elif _is_news(generations, key, event["object"]["metadata"]):
-            operator.watched(key)
+            operator.watched(key, event["object"]["metadata"])
 
     @kopf.on.event(GROUP, SNAPSHOT_PLURAL, registry=registry)
     async def snapshot(namespace: str | None, spec: Mapping[str, Any], event: Mapping[str, Any], **_: Any) -> None:

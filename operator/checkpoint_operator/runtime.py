@@ -25,7 +25,7 @@ from checkpoint_operator.quota import Quotas
 from checkpoint_operator.reconcile import Intervals, Reconciler
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.scrubber import Scrubber
-from checkpoint_operator.sightings import Sightings
+from checkpoint_operator.sightings import Sightings, Version
 from checkpoint_operator.storage import Rules
 
 WORKERS = 16
@@ -145,9 +145,9 @@ class Operator:
         """Something about this Checkpoint changed."""
         self._queue.add(key)
 
-    def watched(self, key: Key) -> None:
+    def watched(self, key: Key, metadata: Mapping[str, Any]) -> None:
         """The watch on Checkpoints showed this one, so the watch is alive."""
-        self._sightings.show(key)
+        self._sightings.show(key, _version(metadata))
         self.wake(key)
 
     def show_pod(self, key: Key, body: Mapping[str, Any]) -> None:
@@ -167,24 +167,24 @@ class Operator:
     def complaint(self) -> str:
         """Why this process should be restarted, or an empty string."""
         if self._sightings.blind:
-            return "Checkpoints appear in listings that the watch never showed"
+            return "listings show Checkpoints, or changes of them, that the watch never showed"
         if self._resync is None or self._resync.done() or not self._queue.alive:
             return "a worker has ended"
         if self._queue.oldest() > STUCK_SECONDS:
             return f"a pass has taken {self._queue.oldest():.0f} s"
         return ""
 
-    async def _list(self) -> set[Key]:
-        keys: set[Key] = set()
+    async def _list(self) -> dict[Key, Version]:
+        listed: dict[Key, Version] = {}
         for namespace in self.options.namespaces or (None,):
             for body in await self._kube.checkpoints(namespace):
                 metadata = body["metadata"]
                 key = Key(metadata["namespace"], metadata["name"])
-                keys.add(key)
+                listed[key] = _version(metadata)
                 checkpoint, _ = checkpoint_from(key, body)
                 self._observer.note(checkpoint)
                 self._quotas.expect(key, checkpoint.status.get("retainedBytes", 0))
-        return keys
+        return listed
 
     async def _resync_forever(self) -> None:
         while True:
@@ -199,3 +199,7 @@ class Operator:
             for key in (*listed, *gone):
                 self._queue.add(key)
                 await asyncio.sleep(0.01)
+
+
+def _version(metadata: Mapping[str, Any]) -> Version:
+    return Version(metadata["uid"], metadata["generation"])
