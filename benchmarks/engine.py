@@ -91,6 +91,7 @@ def _measured(
             except processes.ExperimentError as error:
                 failures.append(f"{run} failed. {error}")
             _empty(folder)
+            sink.empty(places.sink)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ FULL = Scale(
     ranks=(1, 2),
     ceilings=(2, 4, 16),
     other_bytes=512 * _MIB,
-    tensors=10_000,
+    tensors=2_000,
 )
 QUICK = Scale(
     size=dict.fromkeys(SYSTEMS, 256 * _MIB),

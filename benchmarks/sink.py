@@ -3,7 +3,7 @@
 Bodies of uploads are dropped inside the kernel (``MSG_TRUNC``) or received into files in memory; downloads leave by
 ``sendfile``. Dropped and sent bytes never pass through Python, and one process keeps up with any client on the same
 machine. With TLS they must, which costs about as much as it costs the client. ``GET /-/counts`` answers with what was
-asked for so far, and the CPU it cost here.
+asked for so far, and the CPU it cost here; ``DELETE /-/objects`` frees the memory of everything that is kept.
 
     python benchmarks/sink.py [CERTIFICATE KEY]    prints its URL and serves until its input ends
 """
@@ -28,7 +28,8 @@ from pathlib import Path
 
 from sink_s3 import Answer, Body, Objects, Request
 
-_COUNTS_BUCKET = "-"
+_ASIDE = "-"
+"""No bucket, but what a benchmark says to the sink itself."""
 _TAKEN_BYTES = 64 * 1024 * 1024
 _SCRATCH_BYTES = 1024 * 1024
 
@@ -54,8 +55,13 @@ class Counts:
 
 def counts_of(endpoint: str) -> Counts:
     """Ask a sink."""
-    with urllib.request.urlopen(f"{endpoint}/{_COUNTS_BUCKET}/counts") as answer:
+    with urllib.request.urlopen(f"{endpoint}/{_ASIDE}/counts") as answer:
         return Counts(**json.load(answer))
+
+
+def empty(endpoint: str) -> None:
+    """Make a sink forget all objects: some gigabytes for each thing that was measured."""
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{_ASIDE}/objects", method="DELETE")).close()
 
 
 @contextlib.contextmanager
@@ -108,16 +114,23 @@ class Sink:
                 _send(connection, answer, body_follows=request.method != "HEAD")
 
     def _answer(self, request: Request, body: Body) -> Answer:
-        if request.bucket == _COUNTS_BUCKET:
-            with self._lock:
-                self._counts.cpu_seconds = time.process_time()
-                return Answer(text=json.dumps(asdict(self._counts)).encode())
+        if request.bucket == _ASIDE:
+            return self._forget() if request.method == "DELETE" else self._count()
         answer = self._objects.answer(request, body)
         with self._lock:
             self._counts.requests += 1
             self._counts.received += request.body_bytes
             self._counts.sent += answer.body_bytes if request.method == "GET" else 0
         return answer
+
+    def _count(self) -> Answer:
+        with self._lock:
+            self._counts.cpu_seconds = time.process_time()
+            return Answer(text=json.dumps(asdict(self._counts)).encode())
+
+    def _forget(self) -> Answer:
+        self._objects = Objects()
+        return Answer(204)
 
 
 def _drop(connection: socket.socket, first: bytes, request: Request) -> Body:

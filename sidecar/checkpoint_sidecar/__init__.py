@@ -24,6 +24,7 @@ from checkpoint_sidecar.core.errors import (
 )
 
 if TYPE_CHECKING:
+    from checkpoint_sidecar.training.balance import BalancedSavePlanner
     from checkpoint_sidecar.training.checkpointer import Checkpointer
     from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter, install
     from checkpoint_sidecar.training.randomness import RandomState
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.training.state import PerRank
 
 _LAZY = {
+    "BalancedSavePlanner": "balance",
     "CheckpointReader": "dropin",
     "CheckpointWriter": "dropin",
     "Checkpointer": "checkpointer",
@@ -41,6 +43,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "BalancedSavePlanner",
     "CheckpointError",
     "CheckpointExistsError",
     "CheckpointReader",

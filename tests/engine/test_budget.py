@@ -40,14 +40,15 @@ def test_it_is_never_exceeded_but_by_an_allowance_that_is_alone(counts: list[int
     lock = threading.Lock()
 
     def work(count: int) -> None:
-        with budget.allowance(count):
-            with lock:
-                held.append(count)
-                together = [each for each in held if each]
-                assert sum(together) <= LIMIT or len(together) == 1
-            time.sleep(0)
-            with lock:
-                held.remove(count)
+        budget.acquire(count)
+        with lock:
+            held.append(count)
+            together = [each for each in held if each]
+            assert sum(together) <= LIMIT or len(together) == 1
+        time.sleep(0)
+        with lock:
+            held.remove(count)
+        budget.release(count)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, counts))
@@ -86,11 +87,17 @@ def test_small_requests_do_not_overtake_a_large_one_for_ever() -> None:
     assert small.wait(5)
 
 
-def test_an_allowance_is_given_back_after_an_error() -> None:
+def test_who_does_not_want_it_any_more_is_not_waited_for() -> None:
     budget = MemoryBudget(LIMIT)
-    with pytest.raises(ZeroDivisionError), budget.allowance(70):
+    budget.acquire(60)
+
+    def give_up() -> None:
         raise ZeroDivisionError
-    assert budget.used == 0
+
+    with pytest.raises(ZeroDivisionError):
+        budget.acquire(70, meanwhile=give_up)
+    budget.acquire(40)
+    assert budget.used == LIMIT
 
 
 @given(sizes=st.lists(st.integers(0, 250), max_size=40))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.settings import EngineSettings, cores_of_rank
 
 
 def test_without_variables_the_defaults_hold() -> None:
@@ -39,3 +39,21 @@ def test_connections_are_a_number() -> None:
 def test_what_cannot_work_is_refused_by_name(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         EngineSettings.from_environment({name: text})
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [("", 1.0), ("1", 1.0), ("2", 0.5), ("0", 1.0), ("many", 1.0)],
+    ids=["alone", "one rank", "two ranks share", "nonsense of zero", "nonsense in words"],
+)
+def test_ranks_of_one_machine_share_its_cores(ranks: str, expected: float) -> None:
+    cores = cores_of_rank({})
+    assert cores >= 1
+    assert cores_of_rank({"LOCAL_WORLD_SIZE": ranks}) == max(1, int(cores * expected))
+    assert cores_of_rank({"LOCAL_WORLD_SIZE": "100000"}) == 1
+
+
+def test_beside_training_fewer_threads_begin() -> None:
+    cores = cores_of_rank()
+    assert EngineSettings().threads_at_first == cores
+    assert EngineSettings(beside_training=True).threads_at_first == max(1, cores // 4)

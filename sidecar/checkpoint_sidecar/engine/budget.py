@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 _GLANCE_SECONDS = 0.2
@@ -69,15 +68,6 @@ class MemoryBudget:
         with self._changed:
             self._used -= count
             self._changed.notify_all()
-
-    @contextmanager
-    def allowance(self, count: int) -> Iterator[None]:
-        """Hold ``count`` bytes for the length of the block."""
-        self.acquire(count)
-        try:
-            yield
-        finally:
-            self.release(count)
 
     def _has_room_for(self, count: int) -> bool:
         return count == 0 or self._used == 0 or self._used + count <= self._limit

@@ -6,13 +6,13 @@ import threading
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.engine.checksums import block_checksums
+from checkpoint_sidecar.engine.crew import Crew
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.requests import Landing, Request, Span, land, plan_requests
 from checkpoint_sidecar.engine.settings import EngineSettings
@@ -91,14 +91,11 @@ class Files:
         at_once = max((self._settings.memory_bytes - reserved_bytes) // max(largest, 1), 1)
         threads = min(self._settings.connections, at_once, len(tasks))
         bounce = _Bounce()
-        with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
-            running = [pool.submit(task.run, bounce, progress) for task in tasks]
-            try:
-                for future in as_completed(running):
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        glance = progress.check if progress else lambda: None
+        with Crew("read", first=self._settings.threads_at_first, most=threads, glance=glance) as crew:
+            for task in tasks:
+                crew.start(task.run, bounce, progress)
+            crew.wait()
 
     def _tasks(self, name: str, wants: Sequence[Want]) -> Iterator[_Task]:
         key = f"{self._folder}/{name}" if self._folder else name

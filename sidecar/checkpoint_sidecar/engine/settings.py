@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 
@@ -27,7 +27,8 @@ class EngineSettings:
 
     Attributes:
         memory_bytes: What a save or a restore may hold in memory beyond the tensors themselves.
-        connections: Requests to the store side by side.
+        connections: Requests to the store side by side, at most.
+        beside_training: Whether something else wants the processor meanwhile.
 
     Raises:
         ConfigurationError: A limit cannot work.
@@ -35,12 +36,19 @@ class EngineSettings:
 
     memory_bytes: int = 256 * 1024 * 1024
     connections: int = 16
+    beside_training: bool = False
 
     def __post_init__(self) -> None:
         if self.memory_bytes < LEAST_MEMORY_BYTES:
             raise _unusable(MEMORY, f"{self.memory_bytes} bytes", f"at least {LEAST_MEMORY_BYTES} bytes (32Mi)")
         if not 1 <= self.connections <= MOST_CONNECTIONS:
             raise _unusable(CONNECTIONS, str(self.connections), f"a whole number from 1 to {MOST_CONNECTIONS}")
+
+    @property
+    def threads_at_first(self) -> int:
+        """One for each core that this rank has, and beside training for every fourth."""
+        cores = cores_of_rank()
+        return max(1, cores // 4) if self.beside_training else cores
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> EngineSettings:
@@ -49,14 +57,21 @@ class EngineSettings:
         Raises:
             ConfigurationError: One of them makes no sense.
         """
-        given: dict[str, int] = {}
+        settings = cls()
         if text := environ.get(MEMORY, ""):
-            given["memory_bytes"] = _quantity(text)
+            settings = replace(settings, memory_bytes=_quantity(text))
         if text := environ.get(CONNECTIONS, ""):
             if not re.fullmatch(r"\d{1,9}", text):
                 raise _unusable(CONNECTIONS, repr(text), f"a whole number from 1 to {MOST_CONNECTIONS}")
-            given["connections"] = int(text)
-        return cls(**given)
+            settings = replace(settings, connections=int(text))
+        return settings
+
+
+def cores_of_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """Of the cores that this process may use, its share among the ranks that torchrun has started beside it."""
+    ranks = environ.get("LOCAL_WORLD_SIZE", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(ranks) if ranks.isdecimal() else 1))
 
 
 def _quantity(text: str) -> int:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.engine.budget import MemoryBudget
 from checkpoint_sidecar.engine.checksums import block_checksums, of_blocks
+from checkpoint_sidecar.engine.crew import Crew
 from checkpoint_sidecar.engine.files import FilePlan, Part, parts_of
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store.base import Buffer, Store, Upload
 from checkpoint_sidecar.store.parts import write_object
-
-_GLANCE_SECONDS = 0.2
-"""How often somebody who waits looks whether the work was called off."""
 
 
 def upload_files(
@@ -45,11 +41,8 @@ def upload_files(
         BaseException: The first failure, whatever it was, of any segment, part or upload; the others were aborted. A
             failure of the very last step, publishing, may leave some of the files visible.
     """
-    with (
-        ExitStack() as opened,
-        ThreadPoolExecutor(settings.connections, thread_name_prefix="upload") as pool,
-    ):
-        work = _Work(pool, MemoryBudget(settings.memory_bytes), block_bytes, progress or Progress())
+    with ExitStack() as opened:
+        work = opened.enter_context(_Work(settings, block_bytes, progress or Progress()))
         try:
             files = []
             for plan in plans:
@@ -78,18 +71,21 @@ def upload_bytes(store: Store, key: str, data: Buffer, *, block_bytes: int) -> F
     return _described(key.rpartition("/")[2], view.nbytes, block_checksums([view], block_bytes), block_bytes)
 
 
-class _Work:
-    """Parts under way. Its methods are called by one thread; the parts are sent by those of the pool."""
+class _Work(Crew):
+    """Parts under way."""
 
-    def __init__(self, pool: ThreadPoolExecutor, budget: MemoryBudget, block_bytes: int, progress: Progress) -> None:
-        self._pool = pool
-        self._budget = budget
+    def __init__(self, settings: EngineSettings, block_bytes: int, progress: Progress) -> None:
+        super().__init__(
+            "upload",
+            first=settings.threads_at_first,
+            most=settings.connections,
+            glance=progress.check,
+            on_failure=self._abort,
+        )
+        self._budget = MemoryBudget(settings.memory_bytes)
         self._block_bytes = block_bytes
         self._progress = progress
         self._uploads: list[Upload] = []
-        self._pending: list[Future[None]] = []
-        self._lock = threading.Lock()
-        self.first_error: BaseException | None = None
 
     def send(self, plan: FilePlan, upload: Upload) -> dict[int, list[int]]:
         """Begin to write a file; returns where the checksums of each part's blocks will be."""
@@ -99,47 +95,19 @@ class _Work:
         for part in parts_of(plan, upload.part_bytes):
             # Here, in the order of the parts, and not by the sender: where the store takes a stream, a part that holds
             # memory waits for those before it, which must not wait for memory then.
-            self._budget.acquire(part.memory_bytes, meanwhile=self._check)
-            self._start(self._send, part, upload, sums)
+            self._budget.acquire(part.memory_bytes, meanwhile=self.check)
+            self.start(self._send, part, upload, sums)
         return sums
-
-    def wait(self) -> None:
-        """Return when everything that was begun is done."""
-        while self._pending:
-            self._check()
-            self._pending = list(wait(self._pending, timeout=_GLANCE_SECONDS).not_done)
-        self._check()
 
     def publish(self) -> None:
         """Complete all files, side by side."""
         for upload in self._uploads:
-            self._start(upload.complete)
+            self.start(upload.complete)
         self.wait()
 
-    def fail(self, error: BaseException) -> None:
-        """End all of it, if this is the first failure."""
-        with self._lock:
-            if self.first_error is not None:
-                return
-            self.first_error = error
+    def _abort(self) -> None:
         for upload in self._uploads:
             upload.abort()
-
-    def _check(self) -> None:
-        if self.first_error is not None:
-            raise self.first_error
-        self._progress.check()
-
-    def _start(self, step: Callable[..., None], *arguments: object) -> None:
-        self._pending.append(self._pool.submit(self._attempt, step, *arguments))
-
-    def _attempt(self, step: Callable[..., None], *arguments: object) -> None:
-        if self.first_error is not None:
-            return
-        try:
-            step(*arguments)
-        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
-            self.fail(error)
 
     def _send(self, part: Part, upload: Upload, sums: dict[int, list[int]]) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.engine.progress import Progress
+from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.balance import BalancedSavePlanner
@@ -129,7 +131,8 @@ class BackgroundSave:
     def _run(
         self, staged: dict[str, Any], step: int, target: SaveTarget | None, began: float, progress: Progress
     ) -> None:
-        writer = SnapshotWriter(self._store, target, progress=progress)
+        settings = replace(EngineSettings.from_environment(), beside_training=True)
+        writer = SnapshotWriter(self._store, target, progress=progress, settings=settings)
         try:
             with self._transfers.under_way("save", step, progress):
                 save(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, TypeAlias, cast
 
@@ -17,7 +18,11 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 
+from checkpoint_sidecar.engine.settings import cores_of_rank
 from checkpoint_sidecar.training.memory import is_plain
+
+_MOST_THREADS = 4
+"""From memory to memory: with more of them, memory is what they wait for."""
 
 _Kind: TypeAlias = tuple[torch.Size, torch.dtype, bool]
 _Buffers: TypeAlias = defaultdict[_Kind, list[torch.Tensor]]
@@ -27,7 +32,7 @@ class HostCopy:
     """Copies state dicts of nested dicts, lists and tuples.
 
     Tensors, also the shards of a ``DTensor`` or ``ShardedTensor``, land in buffers that are kept from one copy to the
-    next; those on a GPU are copied beside each other into page-locked memory. Two of one place in memory, such as tied
+    next, several at a time; those on a GPU land in page-locked memory. Two of one place in memory, such as tied
     weights, become one. Everything else is deep-copied.
     """
 
@@ -62,6 +67,7 @@ class _Copying:
         self._used = used
         self._copied: dict[tuple[Any, ...], torch.Tensor] = {}
         self._streams: dict[torch.device, SideStream] = {}
+        self._on_host: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def of(self, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -78,6 +84,10 @@ class _Copying:
 
     def wait(self) -> None:
         """Return when the last byte is on the host."""
+        with ThreadPoolExecutor(min(cores_of_rank(), _MOST_THREADS), thread_name_prefix="stage") as threads:
+            # The largest first, or the last thread would be alone with one of them.
+            largest_first = sorted(self._on_host, key=lambda pair: pair[0].nbytes, reverse=True)
+            list(threads.map(_copy, largest_first))
         for stream in self._streams.values():
             stream.wait()
 
@@ -117,7 +127,8 @@ class _Copying:
         on_gpu = source.device.type == "cuda"
         buffer = self._buffer((source.shape, source.dtype, on_gpu))
         if not on_gpu:
-            return buffer.copy_(source)
+            self._on_host.append((source, buffer))
+            return buffer
         if source.device not in self._streams:
             self._streams[source.device] = SideStream(torch.cuda, source.device)
         self._streams[source.device].copy(source, buffer)
@@ -129,6 +140,11 @@ class _Copying:
         buffer = buffers.pop() if buffers else torch.empty(shape, dtype=dtype, device="cpu", pin_memory=pinned)
         self._used[kind].append(buffer)
         return buffer
+
+
+def _copy(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    source, target = pair
+    target.copy_(source)
 
 
 def _on_host(shard: ShardMetadata) -> ShardMetadata:
