@@ -28,6 +28,7 @@ from checkpoint_sidecar.core.log import (
     Owner,
     PodIdentity,
     PurgeStarted,
+    QuarantineReleased,
     RestoreFinished,
     RestoreStarted,
     RollbackRequested,
@@ -169,6 +170,9 @@ class History:
         for each in which:
             self.append(SnapshotRetired(self.id(each), reasons))
         return self
+
+    def released(self, which: int | str, request: str = "release-1") -> History:
+        return self.append(QuarantineReleased(self.id(which), request))
 
     def reinstated(self, which: int | str, *, attempt: int | None = None) -> History:
         return self.append(SnapshotReinstated(self.id(which), attempt))

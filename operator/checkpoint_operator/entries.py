@@ -21,6 +21,7 @@ from checkpoint_sidecar.core.log import (
     EvictionNoticed,
     Owner,
     PurgeStarted,
+    QuarantineReleased,
     RollbackRequested,
     RunAdopted,
     RunClaimed,
@@ -162,6 +163,14 @@ def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Bo
     return DispositionSet(action.snapshot, action.disposition)
 
 
+def _release(run: Run, action: actions.ReleaseQuarantine, _: dt.datetime) -> Body | None:
+    # Also if nothing was found yet: the request acts now, and not on damage that somebody finds years later.
+    found = run.snapshots.get(action.snapshot)
+    if found is None or found.state not in (SnapshotState.LIVE, SnapshotState.RETIRED):
+        return None
+    return None if action.request in found.releases else QuarantineReleased(action.snapshot, action.request)
+
+
 def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
     # A purge that began meanwhile deletes the very objects; their absence would look like evidence. And what somebody
     # else found meanwhile must not count twice: two operators during a roll-out would quarantine a snapshot alone.
@@ -202,6 +211,7 @@ _ENTRY: dict[type, Callable[[Run, Any, dt.datetime], Body | None]] = {
     actions.RequestSave: _save,
     actions.NoticeEviction: _eviction,
     actions.SetDisposition: _disposition,
+    actions.ReleaseQuarantine: _release,
     actions.RecordCheck: _check,
     actions.Retire: _retire,
     actions.Reinstate: _reinstate,

@@ -136,7 +136,11 @@ class DisruptedPod:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """A CheckpointSnapshot object."""
+    """A CheckpointSnapshot object.
+
+    Attributes:
+        release_request: A user's request to release the snapshot from quarantine, or empty.
+    """
 
     name: str
     snapshot: str
@@ -144,6 +148,7 @@ class Mirror:
     disposition: Disposition
     status: Mapping[str, Any] = field(default_factory=dict)
     deleting: bool = False
+    release_request: str = ""
 
 
 @dataclass(frozen=True, slots=True)

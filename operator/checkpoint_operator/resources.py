@@ -86,6 +86,7 @@ def mirror_status(
         retention=_retention(snapshot, verdict),
         retired_at=timestamp(snapshot.retired_at) if snapshot.retired_at else None,
         purge_after=purge_after(run, snapshot),
+        last_release_request=snapshot.releases[-1] if snapshot.releases else None,
     )
     return encode_status(status)
 

@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.log import (
     AttemptFenced,
     AttemptStarted,
     EvictionNoticed,
+    QuarantineReleased,
     RestoreFinished,
     RunAdopted,
     RunClaimed,
@@ -145,6 +146,11 @@ def _verified(body: SnapshotVerified, run: Run) -> _Line:
     return EventReason.SNAPSHOT_QUARANTINED, f"{body.snapshot}: {body.message or body.evidence}; {consequence}.", True
 
 
+def _released(body: QuarantineReleased, _: Run) -> _Line:
+    message = f"{body.snapshot} is released from quarantine ({body.request}); it is verified anew."
+    return EventReason.QUARANTINE_RELEASED, message, False
+
+
 def _save_requested(body: SaveRequested, _: Run) -> _Line:
     # What the user asked for is no news to the user.
     message = f"Attempt {body.attempt} is asked to save: {body.reason}"
@@ -181,6 +187,7 @@ _TELL: dict[type, Callable[[Any, Run], _Line]] = {
     RestoreFinished: _restored,
     SnapshotCommitted: _committed,
     SnapshotVerified: _verified,
+    QuarantineReleased: _released,
     SaveRequested: _save_requested,
     EvictionNoticed: _evicted,
     AttemptFenced: _fenced,

@@ -72,6 +72,7 @@ class User:
     spec: dict[str, Any] = field(default_factory=lambda: {"storage": {"url": "s3://bucket/run"}})
     generation: int = 1
     dispositions: dict[str, str] = field(default_factory=dict)
+    releases: dict[str, str] = field(default_factory=dict)
     status: Mapping[str, Any] = field(default_factory=dict)
     left: tuple[object, ...] = ()
 
@@ -277,8 +278,14 @@ def _observe(user: User, session: OperatorSession) -> Observed:
         run=run,
         now=now,
         mirrors=tuple(
-            Mirror(mirror_name(key.name, identifier), identifier, 1, disposition)  # type: ignore[arg-type]
-            for identifier, disposition in dispositions.items()
+            Mirror(
+                mirror_name(key.name, identifier),
+                identifier,
+                1,
+                dispositions.get(identifier, "Auto"),  # type: ignore[arg-type]
+                release_request=user.releases.get(identifier, ""),
+            )
+            for identifier in dict.fromkeys((*dispositions, *user.releases))
         ),
         compactions=session.log.compactions,
     )

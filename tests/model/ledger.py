@@ -30,6 +30,7 @@ class Saved:
     verified: bool = False
     failures: int = 0
     disposition: str = "Auto"
+    releases: set[str] = field(default_factory=set)
     retired_at: float = 0.0
 
     @property
@@ -218,6 +219,13 @@ class Ledger:
     def _DispositionSet(self, body: Json, _: float) -> None:  # noqa: N802
         if body["snapshot"] in self.saved:
             self.saved[body["snapshot"]].disposition = body["disposition"]
+
+    def _QuarantineReleased(self, body: Json, _: float) -> None:  # noqa: N802
+        found = self.saved.get(body["snapshot"])
+        if found and body["request"] not in found.releases:
+            found.releases.add(body["request"])
+            found.verified = found.verified and not found.failures
+            found.failures = 0
 
     def _SnapshotRetired(self, body: Json, stored_at: float) -> None:  # noqa: N802
         if self._state(body["snapshot"]) == LIVE:

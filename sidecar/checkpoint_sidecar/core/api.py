@@ -35,6 +35,9 @@ CHECKPOINT_PLURAL = "checkpoints"
 SNAPSHOT_KIND = "CheckpointSnapshot"
 SNAPSHOT_PLURAL = "checkpointsnapshots"
 
+RELEASE_ANNOTATION = f"{GROUP}/release-quarantine"
+"""On a CheckpointSnapshot: a new value forgets, once, what was found against the snapshot."""
+
 MAX_LISTED = 16
 """Longest list in any status. What is cut off is in the log and in the CLI."""
 
@@ -285,6 +288,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
         metrics: Decimal strings by name.
         saved_in: From the start of staging to the last uploaded byte.
         purge_after: When the data of a retired snapshot may go.
+        last_release_request: The newest request to release it from quarantine that is in the log.
     """
 
     observed_generation: int | None = None
@@ -299,6 +303,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
     retention: RetentionVerdict | None = None
     retired_at: Timestamp | None = None
     purge_after: Timestamp | None = None
+    last_release_request: str | None = None
 
 
 class ConditionType(StrEnum):
@@ -402,6 +407,7 @@ class EventReason(StrEnum):
     RESTORED = "Restored"
     RESTORE_FAILED = "RestoreFailed"
     SNAPSHOT_QUARANTINED = "SnapshotQuarantined"
+    QUARANTINE_RELEASED = "QuarantineReleased"
     SNAPSHOT_REJECTED = "SnapshotRejected"
     SNAPSHOT_RETIRED = "SnapshotRetired"
     SNAPSHOT_REINSTATED = "SnapshotReinstated"

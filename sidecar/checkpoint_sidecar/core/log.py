@@ -35,9 +35,12 @@ MAX_TEXT = 1024
 MAX_PODS = 16
 """How many pods of an attempt are recorded; a large one has thousands."""
 
+MAX_REQUEST = 128
+"""Longest id of a request, in characters."""
+
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-RequestId = Annotated[str, msgspec.Meta(max_length=128)]
+RequestId = Annotated[str, msgspec.Meta(max_length=MAX_REQUEST)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AttemptNumber = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -257,6 +260,13 @@ class DispositionSet(msgspec.Struct, frozen=True, rename="camel"):
     disposition: Disposition
 
 
+class QuarantineReleased(msgspec.Struct, frozen=True, rename="camel"):
+    """Forget what was found against a snapshot: a human has put it right, or knows better. Each request acts once."""
+
+    snapshot: Identifier
+    request: Identifier
+
+
 class SnapshotRetired(msgspec.Struct, frozen=True, rename="camel"):
     """No longer a candidate. Its data stays until PurgeStarted."""
 
@@ -304,6 +314,7 @@ Body: TypeAlias = (
     | EvictionNoticed
     | AttemptFenced
     | DispositionSet
+    | QuarantineReleased
     | SnapshotRetired
     | SnapshotReinstated
     | PurgeStarted
@@ -326,6 +337,7 @@ KINDS: dict[str, type[Body]] = {
         EvictionNoticed,
         AttemptFenced,
         DispositionSet,
+        QuarantineReleased,
         SnapshotRetired,
         SnapshotReinstated,
         PurgeStarted,

@@ -19,6 +19,7 @@ from checkpoint_sidecar.core.log import (
     DispositionSet,
     EvictionNoticed,
     PurgeStarted,
+    QuarantineReleased,
     RestoreFinished,
     RestoreStarted,
     RollbackRequested,
@@ -253,6 +254,17 @@ def _disposition(run: Run, working: _Working, _: StoredEntry, body: DispositionS
     return run
 
 
+def _released(run: Run, working: _Working, _: StoredEntry, body: QuarantineReleased) -> Run:
+    found = working.snapshots.get(body.snapshot)
+    if found is None or body.request in found.releases:
+        return run
+    working.change_snapshot(body.snapshot, releases=(*found.releases, body.request))
+    if found.failures:
+        # What was verified before the damage was found says nothing about what is there now.
+        working.change_snapshot(body.snapshot, failures=0, evidence="", verified="None")
+    return run
+
+
 def _retired(run: Run, working: _Working, entry: StoredEntry, body: SnapshotRetired) -> Run:
     if working.state(body.snapshot) is SnapshotState.LIVE:
         working.change_snapshot(
@@ -295,6 +307,7 @@ _FOLD: dict[type, Callable[[Run, _Working, StoredEntry, Any], Run]] = {
     EvictionNoticed: _eviction,
     AttemptFenced: _fenced,
     DispositionSet: _disposition,
+    QuarantineReleased: _released,
     SnapshotRetired: _retired,
     SnapshotReinstated: _reinstated,
     PurgeStarted: _purge_started,

@@ -43,10 +43,11 @@ class Snapshot:
         number: That entry's number; a later commit has a larger one.
         committed_at: The store's clock at the commit.
         retired_at: The store's clock at the latest SnapshotRetired, while it is retired.
-        verified: How far its bytes were ever checked with success.
-        failures: How often evidence was found against it.
+        verified: How far its bytes were checked with success, since the last release from quarantine.
+        failures: How often evidence was found against it since then.
         evidence: The latest such evidence, in words.
         reasons: Why it was retired or rejected.
+        releases: Requests to forget what was found against it, in order; each acted once.
     """
 
     commit: SnapshotCommitted
@@ -59,6 +60,7 @@ class Snapshot:
     evidence: str = ""
     disposition: Disposition = "Auto"
     reasons: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
