@@ -114,6 +114,17 @@ def test_every_value_has_a_schema_and_nothing_else_is_admitted() -> None:
     assert check("", values, schema) == []
 
 
+def test_every_value_has_a_type_and_says_what_it_is() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def silent(path: str, node: Body) -> list[str]:
+        children = node.get("properties", {}) if path.count(".") < 3 else {}
+        found = [] if node.get("description") and ("type" in node or "$ref" in node) else [path]
+        return found + [line for name, child in children.items() for line in silent(f"{path}.{name}", child)]
+
+    assert [path for name, node in schema["properties"].items() for path in silent(name, node)] == []
+
+
 def test_the_chart_has_the_crds_of_this_repository() -> None:
     subprocess.run([sys.executable, str(ROOT / "charts" / "sync-crds.py"), "--check"], check=True)
 
@@ -284,12 +295,14 @@ def test_pods_are_created_deleted_and_evicted_only_when_that_is_switched_on(rend
 
 
 def test_the_operator_reads_the_cluster_id_where_helm_could_not(render: Render) -> None:
-    (role,) = of_kind(render(), "Role")
-    assert role["metadata"]["namespace"] == "kube-system"
+    def roles(**values: Any) -> list[Body]:
+        return [role for role in of_kind(render(**values), "Role") if role["metadata"]["namespace"] == "kube-system"]
+
+    (role,) = roles()
     assert role["rules"] == [
         {"apiGroups": [""], "resources": ["namespaces"], "resourceNames": ["kube-system"], "verbs": ["get"]}
     ]
-    assert of_kind(render(clusterId="c"), "Role") == []
+    assert roles(clusterId="c") == []
 
 
 @pytest.mark.parametrize(
@@ -420,16 +433,61 @@ def test_the_network_policy_lets_nobody_in_but_scrapers(render: Render) -> None:
     assert (policy["spec"]["policyTypes"], policy["spec"]["egress"]) == (["Ingress", "Egress"], egress)
 
 
-def test_a_restricted_namespace_admits_the_operator(chart: ApiServer, render: Render) -> None:
+def test_a_restricted_namespace_admits_the_operator_and_its_test(chart: ApiServer, render: Render) -> None:
     name = "restricted"
     chart.kubectl("create", "namespace", name)
     chart.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
     chart.kubectl("create", "serviceaccount", "default", f"--namespace={name}")
-    spec = {**operator_pod(render()), "serviceAccountName": "default", "automountServiceAccountToken": False}
-    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": spec}
     place = Namespace(chart, name)
-    assert place.refusal(body) == ""
-    assert "restricted" in place.refusal({**body, "spec": {**spec, "securityContext": {}}})
+    objects = render()
+    (test,) = of_kind(objects, "Pod")
+    for template in (operator_pod(objects), test["spec"]):
+        spec = {**template, "serviceAccountName": "default", "automountServiceAccountToken": False}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": spec}
+        assert place.refusal(body) == ""
+        assert "restricted" in place.refusal({**body, "spec": {**spec, "securityContext": {}}})
+
+
+PLACEMENT = {
+    "priorityClassName": "important",
+    "nodeSelector": {"pool": "system"},
+    "tolerations": [{"operator": "Exists"}],
+    "imagePullSecrets": [{"name": "registry"}],
+    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy"}],
+}
+
+
+def test_the_pod_of_helm_test_runs_where_the_operator_runs_and_is_not_taken_for_it(render: Render) -> None:
+    objects = render(**PLACEMENT)
+    (test,) = of_kind(objects, "Pod")
+    (container,) = test["spec"]["containers"]
+    for name in ("priorityClassName", "nodeSelector", "tolerations", "imagePullSecrets", "serviceAccountName"):
+        assert test["spec"][name] == operator_pod(objects)[name]
+    for name in ("image", "env", "securityContext", "resources"):
+        assert container[name] == operator_container(objects)[name]
+    (deployment,) = of_kind(objects, "Deployment")
+    assert not deployment["spec"]["selector"]["matchLabels"].items() <= test["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["team-a", "team-b"]}, {"nodeNotices": {"enabled": False}}])
+def test_helm_test_asks_for_the_rights_that_the_chart_gives(render: Render, values: Body) -> None:
+    objects = render(**values)
+    (test,) = of_kind(objects, "Pod")
+    arguments = test["spec"]["containers"][0]["args"]
+    asked = [json.loads(one.removeprefix("--rules=")) for one in arguments if one.startswith("--rules=")]
+    everywhere = [one.removeprefix("--cluster-rules=") for one in arguments if one.startswith("--cluster-rules=")]
+    roles = {(one["kind"], one["metadata"]["name"]): one for one in objects if one["kind"] in ("Role", "ClusterRole")}
+    kind = "Role" if "watchNamespaces" in values else "ClusterRole"
+    assert asked == [roles[kind, "ckpt-checkpoint-operator"]["rules"]]
+    nodes = roles.get(("ClusterRole", "ckpt-checkpoint-operator-nodes"), {"rules": None})["rules"]
+    assert [json.loads(one) for one in everywhere] == ([nodes] if nodes else [])
+    namespaces = [one for one in arguments if one.startswith("--namespace=")]
+    assert namespaces == [f"--namespace={name}" for name in values.get("watchNamespaces", [])]
+
+
+def test_no_budget_stands_in_the_way_of_a_drain(render: Render) -> None:
+    """The operator is one pod, which may be away: a budget for it could only ever say no."""
+    assert of_kind(render(), "PodDisruptionBudget") == []
 
 
 @pytest.fixture
