@@ -320,7 +320,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Reasons of a Checkpoint's conditions; ``docs/api.md`` says what to do about each."""
+    """Reasons of a Checkpoint's conditions; ``docs/conditions.md`` says what to do about each."""
 
     # Ready, StorageAvailable and Stalled when all is well
     CONFIGURED = "Configured"

@@ -1,0 +1,59 @@
+"""docs/conditions.md explains every condition, reason and Event that the operator can write, and no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason, SnapshotReason
+from checkpoint_sidecar.core.errors import Evidence
+
+PAGE = (Path(__file__).parents[2] / "docs" / "conditions.md").read_text()
+CHECKPOINT, SNAPSHOT, EVENTS = (
+    "## Conditions of a Checkpoint\n",
+    "## Conditions of a CheckpointSnapshot\n",
+    "## Events\n",
+)
+
+
+def section(heading: str) -> str:
+    """What stands between a heading of the second level and the next."""
+    return PAGE.partition(heading)[2].partition("\n## ")[0]
+
+
+def explained(heading: str, *, column: int) -> list[str]:
+    """What has a row of its own whose other columns are not empty."""
+    rows = (line.split("|") for line in section(heading).splitlines() if line.startswith("| "))
+    found = ((re.fullmatch(r"`(\w+)`", row[column].strip()), row) for row in rows)
+    return [name[1] for name, row in found if name and row[3].strip()]
+
+
+@pytest.mark.parametrize(
+    ("heading", "column", "reasons"),
+    [
+        pytest.param(CHECKPOINT, 2, list(Reason), id="Checkpoint"),
+        pytest.param(
+            SNAPSHOT, 2, [*SnapshotReason, *(each for each in get_args(Evidence) if each != "None")], id="snapshot"
+        ),
+        pytest.param(EVENTS, 1, list(EventReason), id="Events"),
+    ],
+)
+def test_every_reason_is_explained_and_no_other(heading: str, column: int, reasons: Iterable[str]) -> None:
+    assert sorted(set(explained(heading, column=column))) == sorted(map(str, reasons))
+
+
+def test_every_type_of_condition_has_a_heading_under_its_kind() -> None:
+    headings = [*re.findall(r"^### (\w+)", section(CHECKPOINT) + section(SNAPSHOT), re.MULTILINE)]
+    assert sorted(set(headings)) == sorted(map(str, ConditionType))
+
+
+def test_links_lead_to_headings_that_exist() -> None:
+    folder = Path(__file__).parents[2] / "docs"
+    for page, anchor in re.findall(r"\]\(([\w.]+)#([\w-]+)\)", PAGE):
+        titles = re.findall(r"^#+ (.+)$", (folder / page).read_text(), re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert anchor in anchors, f"{page}#{anchor}"
