@@ -67,14 +67,14 @@ def test_what_nothing_retires_is_required(retires: bool) -> None:
     [
         pytest.param(1000, {}, id="enough"),
         pytest.param(60, {}, id="just enough"),
-        pytest.param(59, {ONE: 10}, id="the oldest of all goes"),
-        pytest.param(40, {ONE: 10, TWO: 0}, id="then the next oldest, whosoever"),
+        pytest.param(59, {TWO: 0}, id="the oldest of all goes"),
+        pytest.param(41, {ONE: 10, TWO: 0}, id="then the next oldest, whosoever"),
         pytest.param(39, {ONE: 0, TWO: 0}, id="then the next"),
         pytest.param(5, {ONE: 0, TWO: 0}, id="less than what is required"),
     ],
 )
 def test_the_newest_of_the_whole_namespace_stay(limit: int, allowed: dict[Key, int]) -> None:
-    demands = {ONE: Demand(20, ((300.0, 10), (100.0, 10))), TWO: Demand(10, ((200.0, 10),))}
+    demands = {ONE: Demand(20, ((300.0, 10), (200.0, 10))), TWO: Demand(10, ((100.0, 10),))}
     assert spare_bytes(demands, limit) == allowed
 
 
