@@ -135,6 +135,7 @@ class Reconciler:
             observed = await self._act(self._within_quota(self._with_findings(observed)), memory)
             observed = self._within_quota(observed)
             if await self._release(observed):
+                self._forget(key)  # whoever comes under this name finds another run, or none
                 return self._intervals.idle
             self._read_back(observed, memory)
             observed, entries = await self._news(observed, memory)
