@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from demo import comparison, installation, manifests
+from demo import comparison, image, installation, manifests
 from demo.training import TrainingRun
 from localcluster.cluster import Cluster
 
@@ -31,7 +31,8 @@ class Start(Protocol):
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """The cluster, with the operator on its second node."""
-    installation.install(cluster, tmp_path_factory.mktemp("helm"), node=cluster.node_names[1])
+    folder = tmp_path_factory.mktemp("helm")
+    installation.install(cluster, folder, node=cluster.node_names[1], image=image.build())
     cluster.kubectl("apply", "-f", "-", stdin=manifests.to_stdin(manifests.namespace(NAMESPACE)))
     secret = manifests.to_stdin(manifests.secret(cluster.object_store))
     cluster.kubectl(f"--namespace={NAMESPACE}", "apply", "-f", "-", stdin=secret)

@@ -15,6 +15,7 @@ from demo.manifests import REPOSITORY
 from demo.story import NAMESPACE, Story, Voice
 from localcluster import cluster as clusters
 from localcluster.client import CommandError
+from localcluster.imagebuild import ImageError
 from localcluster.processes import ProcessError
 from localcluster.workspace import Workspace, state_folder
 
@@ -51,7 +52,7 @@ def main(
         for problem in problems:
             console.print(f"[bold red]✗[/] {problem}")
         console.print(REPORT.read_text(), markup=False)
-    except (TimeoutError, CommandError, ProcessError, OSError) as error:
+    except (TimeoutError, CommandError, ProcessError, ImageError, OSError) as error:
         console.print("[bold red]✗[/] the demo did not get through: ", end="")
         console.print(str(error), markup=False)
         if "cluster" in locals():

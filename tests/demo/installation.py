@@ -1,4 +1,4 @@
-"""Install the operator with Helm as a user does; the values say what this cluster lacks: images and a network."""
+"""Install the operator with Helm as a user does; the values say what this cluster lacks: a registry and a network."""
 
 from __future__ import annotations
 
@@ -12,35 +12,50 @@ from urllib.parse import urlsplit
 from demo.manifests import REPOSITORY
 from localcluster import network
 from localcluster.cluster import Cluster
+from localcluster.imagebuild import Image
 
 CHART = REPOSITORY / "charts" / "checkpoint-operator"
 RELEASE = "checkpoint-operator"
 NAMESPACE = "checkpoint-operator"
 
 
-def values(cluster: Cluster, node: str) -> dict[str, Any]:
-    """Chart values that run the operator from this machine's Python environment, on one node."""
-    python = cluster.host_python(scratch=False)
+def values(cluster: Cluster, node: str, image: Image | None) -> dict[str, Any]:
+    """Chart values that run the operator on one node, from its image or else from this machine's Python environment."""
     ports = network.free_ports()
     return {
-        "image": {"repository": python.image.rpartition(":")[0], "tag": python.image.rpartition(":")[2]},
-        "command": [python.python, "-m", "checkpoint_operator"],
-        "extraEnv": python.environment,
-        "extraVolumes": python.volumes,
-        "extraVolumeMounts": python.volume_mounts,
+        **(_from_image(image) if image else _from_this_environment(cluster)),
         "hostNetwork": True,
         "storageEndpoints": {"allow": [urlsplit(cluster.object_store.endpoint).hostname]},
         "nodeSelector": {"kubernetes.io/hostname": node},
+        "reschedule": {"recreateBarePods": True, "restartGang": True},
         # Pods share the machine's ports here.
         "metrics": {"port": next(ports)},
         "health": {"port": next(ports)},
     }
 
 
-def install(cluster: Cluster, folder: Path, *, node: str) -> None:
+def _from_image(image: Image) -> dict[str, Any]:
+    return {"image": {"repository": image.repository, "tag": image.tag, "pullPolicy": "Never"}}
+
+
+def _from_this_environment(cluster: Cluster) -> dict[str, Any]:
+    python = cluster.host_python(scratch=False)
+    repository, _, tag = python.image.rpartition(":")
+    return {
+        "image": {"repository": repository, "tag": tag},
+        "command": [python.python, "-m", "checkpoint_operator"],
+        "extraEnv": python.environment,
+        "extraVolumes": python.volumes,
+        "extraVolumeMounts": python.volume_mounts,
+    }
+
+
+def install(cluster: Cluster, folder: Path, *, node: str, image: Image | None) -> None:
     """`helm install` and wait until the operator is ready. `folder` is where the values file goes."""
+    if image is not None:
+        cluster.node(node).load_images(image.archive)
     file = folder / "operator-values.json"
-    file.write_text(json.dumps(values(cluster, node)))
+    file.write_text(json.dumps(values(cluster, node, image)))
     cluster.helm(
         "install",
         RELEASE,

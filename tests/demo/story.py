@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import comparison, installation, manifests
+from demo import comparison, image, installation, manifests
 from demo.report import Report
 from demo.training import TrainingRun, wait_for
 from localcluster.cluster import Cluster
@@ -54,8 +54,10 @@ class Story:
         """Run everything. Raises `TimeoutError` or `CommandError` when something does not happen."""
         started = time.monotonic() - self._seconds_to_cluster
         first, second = self._cluster.node_names
+        with self._voice.timed("operator's image built (or found as built before)"):
+            operator = image.build()
         with self._voice.timed("operator installed: helm install checkpoint-operator"):
-            installation.install(self._cluster, self._folder, node=second)
+            installation.install(self._cluster, self._folder, node=second, image=operator)
         self._cluster.kubectl("apply", "-f", "-", stdin=manifests.to_stdin(manifests.namespace(NAMESPACE)))
         run = TrainingRun(self._cluster, NAMESPACE, "llama")
         undisturbed = TrainingRun(self._cluster, NAMESPACE, "undisturbed")
