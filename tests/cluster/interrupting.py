@@ -17,22 +17,37 @@ def reasons(run: TrainingRun) -> list[str]:
     return [event["reason"] for event in run.events()]
 
 
-def drain(cluster: Cluster, node: str) -> None:
-    cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
+def drain(cluster: Cluster, node: str, *options: str) -> None:
+    flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s", *options)
+    cluster.kubectl("drain", node, *flags)
 
 
 def kill_rank(run: TrainingRun) -> None:
-    """SIGKILL to one rank of the run's pod, found by the environment its admission gave it."""
-    uid = run.get("pod", run.followers[-1].pod)["metadata"]["uid"]
-    for process in Path("/proc").iterdir():
-        try:
-            variables = (process / "environ").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            continue
-        if f"CHECKPOINT_POD_UID={uid}".encode() in variables and b"RANK=1" in variables:
-            os.kill(int(process.name), signal.SIGKILL)
-            return
-    raise LookupError(f"no process of rank 1 of {run.name}")
+    """SIGKILL to one rank of the run's pod."""
+    _signal(run, run.followers[-1].pod, signal.SIGKILL, b"RANK=1")
+
+
+def freeze(run: TrainingRun, pod: str) -> None:
+    """Let a pod hang: its processes are there, and do nothing any more, not even on SIGTERM."""
+    _signal(run, pod, signal.SIGSTOP)
+
+
+def _signal(run: TrainingRun, pod: str, number: signal.Signals, *variables: bytes) -> None:
+    """To the processes of a pod that have these variables; they are found by what its admission gave them."""
+    uid = run.get("pod", pod)["metadata"]["uid"]
+    wanted = {f"CHECKPOINT_POD_UID={uid}".encode(), *variables}
+    found = [process for process in Path("/proc").iterdir() if wanted <= _environment(process)]
+    if not found:
+        raise LookupError(f"no process of {pod} with {variables}")
+    for process in found:
+        os.kill(int(process.name), number)
+
+
+def _environment(process: Path) -> set[bytes]:
+    try:
+        return set((process / "environ").read_bytes().split(b"\0")) if process.name.isdecimal() else set()
+    except OSError:
+        return set()
 
 
 def evict(run: TrainingRun, pod: str) -> None:
@@ -43,6 +58,16 @@ def evict(run: TrainingRun, pod: str) -> None:
 
 
 @contextmanager
+def cordoned(cluster: Cluster, node: str) -> Iterator[None]:
+    """The node gets no new pods inside this block."""
+    cluster.kubectl("cordon", node)
+    try:
+        yield
+    finally:
+        cluster.kubectl("uncordon", node)
+
+
+@contextmanager
 def tainted(cluster: Cluster, node: str) -> Iterator[None]:
     """The node does not bear pods inside this block."""
     cluster.kubectl("taint", "node", node, "maintenance=now:NoExecute")
@@ -50,6 +75,16 @@ def tainted(cluster: Cluster, node: str) -> Iterator[None]:
         yield
     finally:
         cluster.kubectl("taint", "node", node, "maintenance-")
+
+
+def requested_save(run: TrainingRun) -> int:
+    """Step of the snapshot that was saved because the operator asked for it."""
+
+    def saved() -> int | None:
+        found = (each for each in run.snapshots if each.get("status", {}).get("trigger") == "Request")
+        return next((each["spec"]["step"] for each in found), None)
+
+    return wait_for("a save on request", saved, timeout=40, context=lambda: f"{run.describe()}\n{reasons(run)}")
 
 
 def continued(run: TrainingRun) -> tuple[Follower, int]:

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from cluster.conftest import STEPS, Start
-from cluster.interrupting import drain, kill_rank, reasons
+from cluster.interrupting import cordoned, drain, kill_rank, reasons, requested_save
 from demo import comparison, installation
 from demo.training import TrainingRun, wait_for
 from localcluster.cluster import Cluster
@@ -56,6 +56,19 @@ def test_a_drained_job_continues_on_the_other_node_at_the_step_it_was_drained_at
         *(len(story) - 1 - story[::-1].index(reason) for reason in ("AttemptStarted", "Restored")),
     ]
     assert positions == sorted(positions), f"{told} are told in order: {story}"
+
+
+def test_a_cordon_is_followed_by_a_save_before_anything_is_evicted(operator: Cluster, start: Start) -> None:
+    run = start("cordoned", save={"everySteps": 1000})
+    run.wait_step(5)
+    pod = run.followers[-1].pod
+    with cordoned(operator, node := run.node_of(pod)):
+        assert requested_save(run) >= 5
+        assert run.status["attempt"]["notice"] == f"Node {node} is cordoned."
+        assert "deletionTimestamp" not in run.get("pod", pod)["metadata"]
+    story = reasons(run)
+    assert story.count("SaveRequested") == 1
+    assert "PodEvicted" not in story
 
 
 def test_a_job_whose_rank_is_killed_restores_the_last_commit_and_reports_what_was_lost(
