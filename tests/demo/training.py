@@ -158,7 +158,7 @@ class TrainingRun:
     def node_of(self, pod: str) -> str:
         return self.get("pod", pod)["spec"]["nodeName"]
 
-    def wait_step(self, step: int, timeout: float = 120.0) -> None:
+    def wait_step(self, step: int, timeout: float = 240.0) -> None:
         """Wait until the newest followed pod has finished `step`."""
         follower = self.followers[-1]
         wait_for(
