@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKERS := 0
 export PYTHONPATH := tests
 
-.PHONY: help demo test test-unit test-faults test-evictions check format verify bench bench-log down clean
+.PHONY: help demo test test-unit test-faults test-evictions check format verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -56,6 +56,10 @@ bench: ## Saving and loading beside torch's own and AWS's connector: one table, 
 bench-log: ## What opening a long run log costs, with and without compaction
 	@.ci/bootstrap
 	$(BIN)/python benchmarks/run_log.py
+
+bench-operator: ## What 100 and 1,000 Checkpoints cost the operator, on a real API server: build/bench/operator.json (an hour)
+	@.ci/bootstrap
+	$(BIN)/python benchmarks/operator_scale.py
 
 down: ## Stop and remove a cluster that `make demo KEEP=1` (or a crash) left behind
 	$(BIN)/python -m localcluster down

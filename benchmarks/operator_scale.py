@@ -59,11 +59,10 @@ class Measured:
 
     Attributes:
         settle_seconds: From the operator's start until the last write.
-        restart_seconds: From another start until it has looked at everything once.
         memory_mib: The most resident memory of the operator in any phase.
+        restart_cpu_seconds, restart_writes: Of another start, at which there is nothing to do but to look.
         idle_cores, busy_cores: CPU of the operator per second, while nothing happens and while runs commit.
-        idle_writes: To the API server, while nothing happens.
-        writes: To the API server until settled, by kind; per commit afterwards.
+        settle_writes, idle_writes, writes_per_commit: To the API server, by kind.
     """
 
     checkpoints: int

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from kubernetes import client, config, watch
+from urllib3.exceptions import HTTPError
 
 from checkpoint_sidecar.core import api
 from localcluster.client import ApiServer
@@ -46,20 +47,17 @@ class Latest:
     def __init__(self) -> None:
         self.seen: dict[str, float] = {}
         self.ready: set[tuple[str, str]] = set()
-        self.changed = threading.Condition()
 
     def show(self, body: dict[str, Any]) -> None:
         status, now = body.get("status") or {}, time.monotonic()
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", ())}
-        with self.changed:
-            if conditions.get("Ready") == "True":
-                self.ready.add((body["metadata"]["namespace"], body["metadata"]["name"]))
-            if status.get("latest"):
-                self.seen.setdefault(status["latest"]["snapshot"], now)
-            self.changed.notify_all()
+        if conditions.get("Ready") == "True":
+            self.ready.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+        if status.get("latest"):
+            self.seen.setdefault(status["latest"]["snapshot"], now)
 
 
-@contextmanager
+@contextlib.contextmanager
 def latest(server: ApiServer) -> Iterator[Latest]:
     """Watch all Checkpoints."""
     found, watching = Latest(), watch.Watch()
@@ -67,10 +65,12 @@ def latest(server: ApiServer) -> Iterator[Latest]:
     custom = client.CustomObjectsApi(connection)
 
     def follow() -> None:
-        for event in watching.stream(
-            custom.list_cluster_custom_object, api.GROUP, api.VERSION, api.CHECKPOINT_PLURAL, timeout_seconds=3600
-        ):
-            found.show(event["object"])
+        # The server ends before this thread does.
+        with contextlib.suppress(HTTPError):
+            for event in watching.stream(
+                custom.list_cluster_custom_object, api.GROUP, api.VERSION, api.CHECKPOINT_PLURAL, timeout_seconds=3600
+            ):
+                found.show(event["object"])
 
     threading.Thread(target=follow, daemon=True).start()
     try:
