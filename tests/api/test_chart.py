@@ -486,6 +486,12 @@ def test_helm_test_asks_for_the_rights_that_the_chart_gives(render: Render, valu
     assert namespaces == [f"--namespace={name}" for name in values.get("watchNamespaces", [])]
 
 
+def test_helm_test_brings_no_roles_where_the_chart_may_make_none(render: Render) -> None:
+    objects = render(rbac={"create": False})
+    assert {one["kind"] for one in objects} & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"} == set()
+    assert len(of_kind(objects, "Pod")) == 1
+
+
 def test_no_budget_stands_in_the_way_of_a_drain(render: Render) -> None:
     """The operator is one pod, which may be away: a budget for it could only ever say no."""
     assert of_kind(render(), "PodDisruptionBudget") == []
