@@ -108,6 +108,16 @@ def test_a_checkpoint_whose_data_goes_with_it_is_deleted_only_when_that_is_confi
     namespace.kubectl(*command, "--wait=false")
 
 
+def test_the_operator_sets_finalizers_and_changes_no_spec(team: Namespace) -> None:
+    team.create(checkpoint("reported"))
+    operator = "--as=system:serviceaccount:operators:ckpt-checkpoint-operator"
+    team.patch("ckpt", "reported", {"metadata": {"finalizers": ["checkpoint-operator.dev/purge"]}}, operator)
+    with pytest.raises(CommandError, match="nothing of a Checkpoint but its status and its finalizer"):
+        team.patch("ckpt", "reported", {"spec": {"suspend": True}}, operator)
+    team.patch("ckpt", "reported", {"metadata": {"finalizers": None}}, operator)
+    team.kubectl("delete", "ckpt", "reported")
+
+
 def test_a_checkpoint_that_keeps_its_data_is_deleted_without_a_word(team: Namespace) -> None:
     team.create(checkpoint("plain"))
     team.kubectl("delete", "ckpt", "plain", "--as=editor")
