@@ -25,6 +25,7 @@ from trainers import Trainer
 pytestmark = pytest.mark.api
 
 StartOperator = Callable[..., OperatorProcess]
+CHART = Path(__file__).parents[2] / "charts" / "checkpoint-operator"
 FILES = "--allow-file-urls"
 UNREAD = "--verify-rate=0"
 
@@ -241,6 +242,26 @@ def test_the_rights_that_the_chart_gives_are_enough(
     snapshots = [trainer.commit(step) for step in (100, 200)]
     run.eventually(lambda it: list(it.snapshots()) == [f"run-{snapshots[-1].id}"])
     run.eventually(lambda it: "SnapshotPurged" in it.events())
+    assert "answered 403" not in operator.logged
+    assert "Forbidden" not in operator.logged
+
+
+@pytest.mark.parametrize("everywhere", [False], ids=["by roles alone"])
+def test_several_namespaces_are_served_and_no_other(
+    namespace: Namespace, start_operator: StartOperator, tmp_path: Path, chart_rights: Path, everywhere: bool
+) -> None:
+    api = namespace.api
+    served, other = [namespace, Namespace.fresh(api)], Namespace.fresh(api)
+    names = ",".join(place.name for place in served)
+    upgrade = ("upgrade", namespace.name, str(CHART), f"--namespace={namespace.name}", "--reuse-values")
+    api.helm(*upgrade, f"--set=watchNamespaces={{{names}}}")
+    options = (FILES, f"--cluster-id={api.uid}", f"--namespace={served[1].name}")
+    operator = start_operator(*options, kubeconfig=chart_rights)
+    unserved = create(other, f"file://{tmp_path / other.name}")
+    for place in served:
+        create(place, f"file://{tmp_path / place.name}").becomes("Ready", "True", "Configured")
+    assert unserved.status == {}
+    assert not (tmp_path / other.name).exists()
     assert "answered 403" not in operator.logged
     assert "Forbidden" not in operator.logged
 
