@@ -17,6 +17,7 @@ OPERATOR_MAY = [
     "get checkpoints",
     "list checkpoints",
     "watch checkpoints",
+    "patch checkpoints",
     "patch checkpoints/status",
     "get checkpointsnapshots",
     "list checkpointsnapshots",
@@ -28,6 +29,7 @@ OPERATOR_MAY = [
     "list pods",
     "watch pods",
     "get secrets",
+    "get namespaces",
     "create events",
     "get nodes",
     "list nodes",
@@ -36,7 +38,6 @@ OPERATOR_MAY = [
 OPERATOR_MAY_NOT = [
     "create checkpoints",
     "update checkpoints",
-    "patch checkpoints",
     "delete checkpoints",
     "patch checkpointsnapshots",
     "update checkpointsnapshots",

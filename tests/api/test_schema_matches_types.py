@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import pytest
 import yaml
 
 from checkpoint_sidecar.core import api
-from checkpoint_sidecar.core.log import Evidence
 
 CRDS = Path(__file__).parents[2] / "crds"
 Schema = dict[str, Any]
@@ -162,11 +161,3 @@ def test_names_and_versions_are_those_of_the_types(plural: str) -> None:
     assert found["metadata"]["name"] == f"{plural}.{api.GROUP}"
     assert found["spec"]["names"]["kind"] == kinds[plural]
     assert [version["name"] for version in found["spec"]["versions"]] == [api.VERSION]
-
-
-def test_reasons_fit_the_schema_and_the_documentation_explains_them() -> None:
-    """Evidence against a snapshot is the reason of its failed verification, so it belongs to the reasons."""
-    documentation = (CRDS.parent / "docs" / "api.md").read_text()
-    reasons = [*api.Reason, *api.SnapshotReason, *api.EventReason, *api.ConditionType]
-    words = {str(one) for one in reasons} | (set(get_args(Evidence)) - {"None"})
-    assert sorted(word for word in words if f"`{word}`" not in documentation) == []
