@@ -83,7 +83,7 @@ class Quotas:
     def note(self, key: Key, demand: Demand) -> tuple[Key, ...]:
         """What a Checkpoint demands now. Returns the others whose part of the quota is another one than before."""
         demands = self._demands.setdefault(key.namespace, {})
-        if not self._limit(key.namespace) or demands.get(key) == demand:
+        if not self.limit(key.namespace) or demands.get(key) == demand:
             return ()
         demands[key] = demand
         return self._share_out(key)
@@ -97,11 +97,12 @@ class Quotas:
         """What the quota of its namespace means for a Checkpoint; None without one, or before it was noted."""
         return self._shares.get(key.namespace, {}).get(key)
 
-    def _limit(self, namespace: str) -> int:
+    def limit(self, namespace: str) -> int:
+        """Bytes that the Checkpoints of a namespace may retain together; 0 for any number."""
         return self._limits.get(namespace, self._limits.get(OTHER_NAMESPACES, 0))
 
     def _share_out(self, changed: Key) -> tuple[Key, ...]:
-        namespace, limit = changed.namespace, self._limit(changed.namespace)
+        namespace, limit = changed.namespace, self.limit(changed.namespace)
         demands, before = self._demands[namespace], self._shares.get(namespace, {})
         required = sum(demand.required for demand in demands.values())
         allowed = spare_bytes(demands, limit)

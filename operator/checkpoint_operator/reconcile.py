@@ -176,6 +176,8 @@ class Reconciler:
     def _within_quota(self, observed: Observed) -> Observed:
         """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
         key, spec, run, now = observed.checkpoint.key, observed.checkpoint.spec, observed.run, observed.now
+        if not self._quotas.limit(key.namespace):
+            return observed
         if run is not None and now is not None and spec is not None and observed.ours:
             policy = run.policy.retention
             retires = policy is not None and not policy.dry_run and not spec.suspend
