@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import obstore
 import obstore.store
@@ -18,17 +18,27 @@ _PARALLEL_PARTS = 8
 """That obstore sends at once; they are held in memory until they are sent, whatever became of their buffers."""
 
 
-@dataclass(frozen=True, slots=True)
 class Clients:
     """Two clients of one bucket.
 
+    Args:
+        open_bodies: Makes the second one when the first large object comes: a client takes memory of its own, and an
+            operator has a thousand stores.
+
     Attributes:
         requests: Never repeats anything by itself: a lost reply to a create must not become a lost race.
-        bodies: For large ones. It is patient, and repeats requests by itself: an upload's parts are out of our reach.
     """
 
-    requests: obstore.store.ObjectStore
-    bodies: obstore.store.ObjectStore
+    def __init__(
+        self, requests: obstore.store.ObjectStore, open_bodies: Callable[[], obstore.store.ObjectStore]
+    ) -> None:
+        self.requests = requests
+        self._open_bodies = open_bodies
+
+    @functools.cached_property
+    def bodies(self) -> obstore.store.ObjectStore:
+        """For large ones. It is patient, and repeats requests by itself: an upload's parts are out of our reach."""
+        return self._open_bodies()
 
 
 class StreamedBodies:

@@ -54,6 +54,8 @@ _ADD_CERTIFICATES = "Install the package ca-certificates in the image, or give c
 _DEBUG_SYNTAX = re.compile(r'[\s,(){}"]+')
 
 _RETRIES = 10
+IDLE_SECONDS = 45.0
+"""How long a connection is kept for the next request."""
 
 ROTATION = dt.timedelta(seconds=30)
 """How long credentials from a folder are used before they are read again: in the middle of an upload, too."""
@@ -172,6 +174,8 @@ class ObstoreStore:
                 "read_timeout": dt.timedelta(seconds=answer_seconds),
                 # Of a whole request with its body; the default is 30 s.
                 "timeout": dt.timedelta(seconds=self._patience.body_seconds),
+                # Short enough that of the connections of a busy moment only one outlives the operator's idle looks.
+                "pool_idle_timeout": dt.timedelta(seconds=IDLE_SECONDS),
             }
             if certificate := values.get(secret.CA_CERTIFICATE):
                 http["root_certificate"] = certificate
@@ -181,7 +185,7 @@ class ObstoreStore:
         try:
             return Clients(
                 requests=client(self._patience.answer_seconds, never),
-                bodies=client(self._patience.body_seconds, repeated),
+                open_bodies=lambda: client(self._patience.body_seconds, repeated),
             )
         except (obstore.exceptions.BaseError, ValueError) as error:
             text = str(error)
