@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
+import tenacity
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -21,7 +22,7 @@ FIELD_MANAGER = COMPONENT
 REQUEST_SECONDS = 30.0
 _PAGE = 500
 _READ_RETRIES = 3
-_NOT_FOUND, _CONFLICT = 404, 409
+_NOT_FOUND, _CONFLICT, _TOO_MANY, _SERVER_ERROR = 404, 409, 429, 500
 
 Body = dict[str, Any]
 
@@ -36,6 +37,18 @@ class KubeError(Exception):
     def __init__(self, operation: str, subject: str, cause: str, *, status: int = 0) -> None:
         super().__init__(f"{operation} {subject}: {cause}")
         self.status = status
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, KubeError) and (error.status in (0, _TOO_MANY) or error.status >= _SERVER_ERROR)
+
+
+_persistently = tenacity.retry(
+    retry=tenacity.retry_if_exception(_passes),
+    wait=tenacity.wait_exponential(multiplier=0.5),
+    stop=tenacity.stop_after_attempt(5),
+    reraise=True,
+)
 
 
 class Kube:
@@ -219,8 +232,9 @@ class Kube:
         )
         await _done("delete CheckpointSnapshot", name, call, unless=(_NOT_FOUND,))
 
+    @_persistently
     async def create_event(self, body: Mapping[str, Any]) -> bool:
-        """Create an Event; False when one of that name exists."""
+        """Create an Event, with some tries: nothing tells its story again. False when one of that name exists."""
         call = self._core.create_namespaced_event(
             body["metadata"]["namespace"],
             dict(body),  # type: ignore[arg-type]  # a model would only be turned into this very dict
