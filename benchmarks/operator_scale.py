@@ -40,6 +40,9 @@ from watching_api import Latest, asked, latest, writes
 RESULT = Path("build/bench/operator.json")
 CRDS = Path(__file__).parents[1] / "crds"
 PER_NAMESPACE = 100
+PROBED_REQUESTS = 15
+"""Of the store: who has made so many for each Checkpoint has probed every store; idle looks make two a minute."""
+
 QUIET_SECONDS = 15.0
 """Without a write for so long, everything is told."""
 MIB = 1024 * 1024
@@ -161,7 +164,7 @@ def _measure(
             peak = max(peak, operator.peak_mib())
         before, stored = asked(server), fleet.requests_of(endpoint).total()
         with _operator(server, log.with_suffix(".restarted.log")) as operator:
-            _settled(server, lambda: fleet.requests_of(endpoint).total() - stored > count)
+            _settled(server, lambda: fleet.requests_of(endpoint).total() - stored > PROBED_REQUESTS * count)
             restart_writes, restart_cpu = writes(asked(server) - before), operator.cpu_seconds()
             restart_stored = (fleet.requests_of(endpoint).total() - stored) / count
             say(f"restarted: {restart_cpu:.0f} CPU seconds, {restart_stored:.1f} requests of the store for each")
