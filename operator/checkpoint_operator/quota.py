@@ -7,13 +7,11 @@ quota reaches, whichever Checkpoint they belong to.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from checkpoint_operator.model import Key, Quota
+from checkpoint_operator.model import Key, Observed, Quota
 from checkpoint_sidecar.core.retention import judge
-from checkpoint_sidecar.core.run import Run
 
 OTHER_NAMESPACES = "*"
 
@@ -31,13 +29,18 @@ class Demand:
     spare: tuple[tuple[float, int], ...] = ()
 
 
-def demand_of(run: Run, *, now: dt.datetime, retires: bool) -> Demand:
-    """What a run wants to retain, whether or not it was retired meanwhile, so that a quota decides the same twice.
+def demand_of(observed: Observed) -> Demand | None:
+    """What a Checkpoint wants to retain, or None when that is not known.
 
-    Args:
-        retires: Whether retention acts on it at all; else everything stays.
+    Whether it was retired meanwhile does not matter, so that a quota decides the same twice.
     """
-    if not retires:
+    run, now, spec = observed.run, observed.now, observed.checkpoint.spec
+    if run is None or now is None or spec is None:
+        return None
+    if not observed.ours:
+        return Demand()
+    policy = run.policy.retention
+    if policy is None or policy.dry_run or spec.suspend:
         return Demand(required=sum(s.commit.bytes for s in run.snapshots.values() if s.live))
     verdict = judge(run, now=now)
     kept = sum(run.snapshots[identifier].commit.bytes for identifier in verdict.keep)

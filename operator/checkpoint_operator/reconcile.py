@@ -175,14 +175,12 @@ class Reconciler:
 
     def _within_quota(self, observed: Observed) -> Observed:
         """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
-        key, spec, run, now = observed.checkpoint.key, observed.checkpoint.spec, observed.run, observed.now
+        key = observed.checkpoint.key
         if not self._quotas.limit(key.namespace):
             return observed
-        if run is not None and now is not None and spec is not None and observed.ours:
-            policy = run.policy.retention
-            retires = policy is not None and not policy.dry_run and not spec.suspend
-            for other in self._quotas.note(key, demand_of(run, now=now, retires=retires)):
-                self._wake(other)
+        demand = demand_of(observed)
+        for other in self._quotas.note(key, demand) if demand is not None else ():
+            self._wake(other)
         return replace(observed, quota=self._quotas.of(key))
 
     def _read_back(self, observed: Observed, memory: Memory) -> None:

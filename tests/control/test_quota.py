@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from observations import KEY, observed
 
 ONE, TWO, ELSEWHERE = Key("team", "one"), Key("team", "two"), Key("other", "one")
 KEEP_ALL = RetentionPolicy(keep_last=1, keep_every_steps=1, grace_seconds=60)
+SHORT, ROOMY, OVER = Quota(2000, 1000, 1000), Quota(9000, 1000), Quota(100, 2000, 0)
 KEEP_ALL_SPEC = {"keepLast": 1, "keepEverySteps": 1, "gracePeriod": "60s"}
 
 
@@ -41,22 +43,35 @@ def seen(history: History, quota: Quota | None, **spec: Any) -> Observed:
 
 def test_floors_are_required_and_the_rest_is_spare_newest_first() -> None:
     history = run_of(100, 200, 300)
-    demand = demand_of(history.run, now=history.now, retires=True)
     times = [history.snapshot(step).committed_at.timestamp() for step in (200, 100)]
-    assert demand == Demand(required=1000, spare=((times[0], 1000), (times[1], 1000)))
+    assert demand_of(seen(history, None)) == Demand(required=1000, spare=((times[0], 1000), (times[1], 1000)))
 
 
 def test_what_was_retired_for_the_quota_is_still_demanded_so_that_it_decides_the_same_again() -> None:
     history = run_of(100, 200, 300)
-    before = demand_of(history.run, now=history.now, retires=True)
+    before = demand_of(seen(history, SHORT))
     history.retired(100, reasons=("Quota",))
-    assert demand_of(history.run, now=history.now, retires=True) == before
+    assert demand_of(seen(history, SHORT)) == before
 
 
-@pytest.mark.parametrize("retires", [True, False], ids=["no policy", "suspended"])
-def test_what_nothing_retires_is_required(retires: bool) -> None:
-    history = run_of(100, 200, retention=None if retires else KEEP_ALL)
-    assert demand_of(history.run, now=history.now, retires=retires) == Demand(required=2000)
+@pytest.mark.parametrize(
+    ("retention", "spec"),
+    [
+        pytest.param(None, {"retention": None}, id="no policy"),
+        pytest.param(msgspec.structs.replace(KEEP_ALL, dry_run=True), {}, id="a dry run"),
+        pytest.param(KEEP_ALL, {"suspend": True}, id="suspended"),
+    ],
+)
+def test_what_nothing_retires_is_required(retention: RetentionPolicy | None, spec: dict[str, Any]) -> None:
+    assert demand_of(seen(run_of(100, 200, retention=retention), None, **spec)) == Demand(required=2000)
+
+
+def test_a_run_that_another_checkpoint_has_taken_over_demands_nothing_here() -> None:
+    assert demand_of(seen(run_of(100, 200).adopted(), None)) == Demand()
+
+
+def test_of_a_log_that_cannot_be_read_no_demand_is_known() -> None:
+    assert demand_of(observed(None)) is None
 
 
 # Who gets how much
@@ -159,8 +174,6 @@ def test_what_a_status_says_counts_until_the_log_was_read() -> None:
 
 
 # What a Checkpoint does about it
-
-SHORT, ROOMY, OVER = Quota(2000, 1000, 1000), Quota(9000, 1000), Quota(100, 2000, 0)
 
 
 def test_what_the_quota_does_not_reach_for_is_retired_and_purged_and_is_not_reinstated() -> None:
