@@ -256,7 +256,7 @@ def test_a_run_that_belongs_to_somebody_else_is_not_touched(
 def deaths() -> list[Any]:
     return [
         pytest.param(at, after, id=f"{'after' if after else 'before'} request {at}")
-        for at in range(1, 51)
+        for at in range(1, 45)
         for after in (False, True)
     ]
 
@@ -298,7 +298,7 @@ def test_a_deletion_makes_no_more_requests_than_are_tried_above(
 ) -> None:
     counted = DyingStore(store, at=10_000, after=False)
     delete(counted, monkeypatch)
-    assert counted.calls < deaths()[-1].values[0]
+    assert counted.calls <= deaths()[-1].values[0]
 
 
 def test_what_a_stale_writer_added_after_the_end_is_a_reason_to_stop(
