@@ -102,24 +102,36 @@ def test_it_is_no_larger_than_what_it_needs(image: Image) -> None:
     assert image.archive.stat().st_size < LIMIT_MB * 1_000_000
 
 
-def test_an_image_of_the_same_sources_is_not_built_again(image: Image) -> None:
+@pytest.fixture
+def copied(tmp_path: Path) -> imagebuild.Recipe:
+    """The recipe of the image in a copy of what goes into it: another checkout, so to say."""
+    recipe = operator_image.RECIPE
+    for name in (*recipe.locked, *recipe.sources):
+        source = recipe.context / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name)
+        else:
+            shutil.copyfile(source, tmp_path / name)
+    return dataclasses.replace(recipe, context=tmp_path)
+
+
+def test_an_image_of_the_same_sources_is_not_built_again(image: Image, copied: imagebuild.Recipe) -> None:
+    package = copied.context / "operator" / "checkpoint_operator"
+    (package / "plan.py").touch()
+    (package / "__pycache__").mkdir(exist_ok=True)
+    (package / "__pycache__" / "plan.cpython-399.pyc").write_bytes(b"compiled by another Python")
     said: list[str] = []
-    assert imagebuild.build(operator_image.RECIPE, said.append) == image
+    assert imagebuild.build(copied, said.append) == image
     assert said == []
 
 
-def test_the_build_fails_when_torch_is_importable(image: Image, tmp_path: Path) -> None:
-    recipe = operator_image.RECIPE
-    context = shutil.copytree(recipe.context / "operator", tmp_path / "operator", dirs_exist_ok=True).parent
-    for name in ("pyproject.toml", "uv.lock", "README.md", "LICENSE"):
-        shutil.copy(recipe.context / name, context)
-    shutil.copytree(recipe.context / "sidecar", context / "sidecar")
-    dockerfile = context / recipe.dockerfile
+def test_the_build_fails_when_torch_is_importable(image: Image, copied: imagebuild.Recipe) -> None:
+    dockerfile = copied.context / copied.dockerfile
     step = "RUN touch $(echo /app/lib/python3.*/site-packages)/torch.py"
     dockerfile.write_text(dockerfile.read_text().replace("COPY sidecar sidecar", f"COPY sidecar sidecar\n{step}"))
     before = set(image.archive.parent.glob("*.tar"))
     with pytest.raises(ImageError, match="torch is importable"):
-        imagebuild.build(dataclasses.replace(recipe, context=context))
+        imagebuild.build(copied)
     assert set(image.archive.parent.glob("*.tar")) == before
 
 
