@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_the_finalizer_comes_and_goes_with_the_spec_and_retain_leaves_the_data(
 
 @pytest.mark.parametrize("everywhere", [False], ids=["in one namespace"])
 def test_with_delete_the_bucket_is_empty_before_the_object_is_gone(
-    place: Place, start_operator: StartOperator, chart_rights: Any
+    place: Place, start_operator: StartOperator, chart_rights: Path
 ) -> None:
     cluster = f"--cluster-id={place.namespace.api.uid}"
     operator = start_operator(UNREAD, cluster, kubeconfig=chart_rights)
@@ -197,10 +198,11 @@ def test_a_prefix_that_belongs_to_another_run_is_left_alone_and_the_object_goes_
     assert run.events()[-1] == "DataRetained"
 
 
+@pytest.mark.parametrize("everywhere", [False, True], ids=["in one namespace", "in all namespaces"])
 def test_a_namespace_that_is_deleted_with_its_secret_is_not_held_up(
-    place: Place, start_operator: StartOperator
+    place: Place, start_operator: StartOperator, chart_rights: Path
 ) -> None:
-    operator = start_operator(UNREAD)
+    operator = start_operator(UNREAD, f"--cluster-id={place.namespace.api.uid}", kubeconfig=chart_rights)
     place.trained()
     run = place.create()
     run.becomes("Ready", "True", "Configured", within=PATIENCE)
