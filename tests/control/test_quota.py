@@ -18,6 +18,7 @@ from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Key, Observed, Quota
 from checkpoint_operator.plan import store_actions
 from checkpoint_operator.quota import Demand, Quotas, demand_of, spare_bytes
+from checkpoint_sidecar.core.api import ConditionType
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotReinstated, SnapshotRetired
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy
@@ -210,16 +211,16 @@ def test_the_log_is_asked_again_with_the_same_quota() -> None:
 def test_a_quota_that_nothing_can_keep_is_a_condition_with_figures_and_what_to_do(spec: dict[str, Any]) -> None:
     history = run_of(100, 200)
     judged = {one.type: one for one in judge_conditions(seen(history, OVER, **spec))}
-    found = judged["RetentionEnforced"]
+    found = judged[ConditionType.RETENTION_ENFORCED]
     assert (found.status, found.reason) == ("False", "QuotaExceeded")
     assert "2.0 KiB" in found.message
     assert "100 B" in found.message
     assert KEY.namespace in found.message
     assert "keepLast" in found.message
-    assert judged["Ready"].reason != "QuotaExceeded"
+    assert judged[ConditionType.READY].reason != "QuotaExceeded"
     assert found.quotes, "the figures change with each commit of the namespace; the status must not"
     within = {one.type: one for one in judge_conditions(seen(history, SHORT, **spec))}
-    assert within["RetentionEnforced"].reason != "QuotaExceeded"
+    assert within[ConditionType.RETENTION_ENFORCED].reason != "QuotaExceeded"
 
 
 def test_metrics_say_how_large_the_quota_is_and_whether_it_is_exceeded() -> None:
