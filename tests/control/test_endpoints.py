@@ -272,7 +272,7 @@ def test_the_operator_never_connects_to_an_endpoint_that_is_not_allowed(
         namespace.create(checkpoint(name, storage=storage))
     for name in endpoints:
         run = Watched(namespace, name)
-        refused = run.becomes("StorageAvailable", "False", "EndpointNotAllowed")
+        refused = run.becomes("StorageAvailable", "False", "EndpointNotAllowed", within=90)
         assert "the operator's own host" in refused["message"]
         assert run.condition("Stalled")["status"] == "True"
     assert knocks == []

@@ -68,7 +68,7 @@ def test_what_must_be_kept_is_kept_beyond_the_quota_and_everybody_is_told(
     start_operator("--allow-file-urls", f"--quota=*={ROOM_FOR_TWO}")
     hoarder, many = in_folder(namespace, tmp_path, "hoarder")
     frugal, few = in_folder(namespace, tmp_path, "frugal", retention=KEEP_ALL)
-    frugal.becomes("Ready", "True", "Configured")
+    frugal.becomes("Ready", "True", "Configured", within=90)
     few.start().commit(100)
     frugal.eventually(lambda it: it.status.get("snapshots") == 1)
     many.start()
@@ -102,7 +102,7 @@ def test_secrets_are_in_no_resource_event_log_line_metric_or_object_of_the_bucke
     storage = {"endpoint": object_store.endpoint, "region": "us-east-1", "credentialsSecret": {"name": secret}}
     namespace.create(checkpoint(storage={"url": f"s3://{bucket}/run", **storage}))
     run = Watched(namespace)
-    run.becomes("StorageAvailable", "False", "AccessDenied")
+    run.becomes("StorageAvailable", "False", "AccessDenied", within=90)
     namespace.patch("secret", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": object_store.secret_key}})
     run.becomes("Ready", "True", "Configured")
     store = open_store(
