@@ -10,6 +10,8 @@ from typing import Any
 from builders import OBJECT_UID
 from checkpoint_operator import plan, storage
 from checkpoint_operator.actions import CollectOrphans, PublishPointer
+from checkpoint_operator.deletion import FINALIZER
+from checkpoint_operator.erase import remains
 from checkpoint_operator.execute import carry_out
 from checkpoint_operator.model import Checkpoint, Observed
 from checkpoint_operator.storage import Session
@@ -32,7 +34,7 @@ def operate(settings: StoreSettings, crash: Crash | None = None, **spec: Any) ->
     """Plan and carry out until nothing is left to do. Returns the exit status: 0, or 1 after an error.
 
     Args:
-        spec: Of the Checkpoint, in the user's spelling.
+        spec: Of the Checkpoint, in the user's spelling; with ``deletionPolicy: Delete`` it is deleted already.
     """
     process = SERVER.Process(target=_operate, args=(settings, crash, spec))
     process.start()
@@ -47,16 +49,19 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
         storage.open_store = lambda settings, **options: crash.wrap(0, open_store(settings, **options))
     session = Session(settings, writer="operator test")
     session.probe()
-    session.log.refresh()
-    wanted = spec_of(**spec)
+    run = remains(session, OWNER)
+    wanted, now = spec_of(**spec), dt.datetime.now(dt.UTC)
+    checkpoint = Checkpoint(KEY, OBJECT_UID, 1, CREATED, wanted)
+    if wanted.deletion_policy == "Delete":
+        checkpoint = replace(checkpoint, finalizers=(FINALIZER,), deleted_at=now)
     seen = Observed(
         owner=OWNER,
-        checkpoint=Checkpoint(KEY, OBJECT_UID, 1, CREATED, wanted),
-        wall=dt.datetime.now(dt.UTC),
+        checkpoint=checkpoint,
+        wall=now,
         policy=policy_of(wanted),
     )
     for _ in range(_ROUNDS):
-        seen = replace(seen, run=session.log.run, now=session.now(), compactions=session.log.compactions)
+        seen = replace(seen, run=run, now=session.now(), compactions=session.log.compactions)
         planned = plan.store_actions(seen)
         if not planned:
             due = plan.next_look(seen)
@@ -64,6 +69,7 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
                 return
             time.sleep(due)
         outcomes = carry_out(planned, session, owner=OWNER)
+        run = session.log.run
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error

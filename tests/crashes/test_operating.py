@@ -156,3 +156,38 @@ def test_a_collection_of_orphans_that_crashed_is_ended_by_the_next(
     resumed = run(Job(storage.url, AFTERWARDS + 1, sharding=SHARDING), tmp_path)
     assert [outcome.steps for outcome in resumed] == [(AFTERWARDS + 1,)] * 2
     matrix.add("collect orphans", crash, restored=AFTERWARDS, absent=ABSENT)
+
+
+GIVEN_UP = appended("RunAdopted", "after")
+DELETING = [
+    *deleted("the stock pointers", f"^step-0*{DOOMED}/[.]metadata$", "before", "after"),
+    *deleted("the files", "[.]distcp$", "before", "during", "after"),
+    *deleted("the log", "^_log/0*1[.]json$", "before", "during", "after"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("point", [appended("RunAdopted", "before"), GIVEN_UP, *DELETING], ids=str)
+def test_a_deletion_of_the_run_that_crashed_is_ended_by_the_next_and_nobody_trains_on_what_is_left(
+    point: Point,
+    mode: Mode,
+    storage: RunStorage,
+    crash_at: Callable[[Point, Mode], Crash],
+    matrix: Matrix,
+    tmp_path: Path,
+) -> None:
+    crash = crash_at(point, mode)
+    crash_the_operator(storage, crash, deletionPolicy="Delete")
+    job = Job(storage.url, AFTERWARDS, sharding=SHARDING, options={"takeover_seconds": 0.0})
+    restored: object = "refused"
+    if point in (GIVEN_UP, *DELETING):
+        refused = {"PrefixClaimedError", "LogError"}
+        before = evidence.contents(storage.store)
+        assert {outcome.error and outcome.error[0] for outcome in run(job, tmp_path)} <= refused
+        assert evidence.contents(storage.store) == before
+    else:
+        assert [outcome.steps for outcome in run(job, tmp_path)] == [(AFTERWARDS,)] * 2
+        restored = NEWEST
+    assert operate(StoreSettings(storage.url), deletionPolicy="Delete") == 0
+    assert evidence.contents(storage.store) == {}
+    matrix.add("delete the run", crash, restored=restored, absent=["a start from half a run", "objects of the run"])
