@@ -62,11 +62,12 @@ class Workspace:
         stop_all([identity for daemon in self.daemons.all() if (identity := daemon.identity)], grace=0)
         cgroups.remove(self.cgroup)
         if self.directory.exists():
-            # The marker goes last, so that an erasure that was interrupted can be repeated.
+            # The marker goes last, so that an erasure that was interrupted can be repeated; and the owner, so that
+            # nobody takes what is being erased for abandoned and erases it too.
             for entry in self.directory.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
-                elif entry.name != MARKER:
+                elif entry.name not in (MARKER, OWNER):
                     entry.unlink()
             shutil.rmtree(self.directory)
 

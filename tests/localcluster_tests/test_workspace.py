@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,3 +103,21 @@ def test_a_temporary_workspace_whose_user_was_killed_is_erased_by_the_next_one(s
 def test_a_temporary_workspace_in_use_is_not_taken_for_abandoned(state):
     with workspace.temporary("first") as first, workspace.temporary("second"):
         assert first.directory.exists()
+
+
+def test_what_is_being_erased_is_not_taken_for_abandoned(state, monkeypatch):
+    """Removing a node's images takes many seconds, in which others look for what a killed run left behind."""
+    found_meanwhile = []
+    remove = shutil.rmtree
+
+    def rmtree(folder):
+        if folder != place.directory:
+            found_meanwhile.extend(workspace.erase_abandoned(workspace.temporary_folder()))
+        remove(folder)
+
+    with workspace.temporary("test") as place:
+        for number in range(20):
+            (place.directory / f"folder-{number}").mkdir()
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert found_meanwhile == []
+    assert not place.directory.exists()
