@@ -31,13 +31,16 @@ from training.checkpointer_runs import EVERY_STEP, RunStorage, Training, Watched
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 PROCESS = """
-import sys, threading, time
+import signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer as module
 from training.checkpointer_runs import Training, Watched
+
+# Where the tests run in the background of a shell, it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def slowly(key):
     if key.endswith(".distcp"):
