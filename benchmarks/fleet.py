@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape, unescape
 from checkpoint_sidecar.core.errors import ObjectExistsError, ObjectNotFoundError
 from checkpoint_sidecar.core.log import Owner
 from doubles.memory import MemoryStore, utc_now
-from sink_s3 import Request
+from sink_s3 import Request, xml
 from trainers import Trainer
 
 BUCKET = "fleet"
@@ -71,7 +71,7 @@ class FleetRun:
                 write = self.store.put_if_absent if "if-none-match" in request.headers else self.store.put
                 write(key, body)
             except ObjectExistsError:
-                return 412, _xml("Error", "<Code>PreconditionFailed</Code>"), {}
+                return 412, xml("Error", "<Code>PreconditionFailed</Code>"), {}
             return 200, b"", {"ETag": '"whole"'}
         if request.method == "DELETE":
             self.store.delete([key])
@@ -85,13 +85,13 @@ class FleetRun:
             f'<LastModified>{info.modified:%Y-%m-%dT%H:%M:%S.000Z}</LastModified><ETag>"whole"</ETag></Contents>'
             for info in self.store.list(prefix, after=after)
         )
-        return 200, _xml("ListBucketResult", f"<IsTruncated>false</IsTruncated>{found}"), {}
+        return 200, xml("ListBucketResult", f"<IsTruncated>false</IsTruncated>{found}"), {}
 
     def _read(self, request: Request, key: str) -> Answer:
         try:
             stored = self.store.get(key, max_bytes=1 << 30)
         except ObjectNotFoundError:
-            return 404, b"" if request.method == "HEAD" else _xml("Error", "<Code>NoSuchKey</Code>"), {}
+            return 404, b"" if request.method == "HEAD" else xml("Error", "<Code>NoSuchKey</Code>"), {}
         headers = {"Last-Modified": format_datetime(stored.info.modified, usegmt=True), "ETag": '"whole"'}
         data = bytes(stored.data)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
@@ -99,7 +99,7 @@ class FleetRun:
             return 200, data, headers
         start, stop = int(wanted[1]), min(int(wanted[2] or len(data)) + 1, len(data))
         if start >= len(data):
-            return 416, _xml("Error", "<Code>InvalidRange</Code>"), {}
+            return 416, xml("Error", "<Code>InvalidRange</Code>"), {}
         return 206, data[start:stop], headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
 
     def _answer_special(self, request: Request, key: str, body: bytes) -> Answer:
@@ -110,19 +110,19 @@ class FleetRun:
             ]
             self.store.delete([each.removeprefix(root) for each in keys])
             deleted = "".join(f"<Deleted><Key>{escape(each)}</Key></Deleted>" for each in keys)
-            return 200, _xml("DeleteResult", deleted), {}
+            return 200, xml("DeleteResult", deleted), {}
         if "uploads" in request.query and request.method == "GET":
-            return 200, _xml("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>"), {}
+            return 200, xml("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>"), {}
         if "uploads" in request.query:
             upload = str(len(self._uploads))
             self._uploads[upload] = {}
-            return 200, _xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"), {}
+            return 200, xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"), {}
         parts = self._uploads[request.query["uploadId"][0]]
         if request.method == "PUT":
             parts[int(request.query["partNumber"][0])] = body
         elif request.method == "POST":
             self.store.put(key, b"".join(parts[number] for number in sorted(parts)))
-            return 200, _xml("CompleteMultipartUploadResult", '<ETag>"whole"</ETag>'), {}
+            return 200, xml("CompleteMultipartUploadResult", '<ETag>"whole"</ETag>'), {}
         else:
             parts.clear()
         return 200 if request.method == "PUT" else 204, b"", {"ETag": '"part"'}
@@ -166,10 +166,6 @@ class Fleet:
             return dict(self._answered)
         _, place, name = wanted.split("/")
         return self._runs[place, name].commit()
-
-
-def _xml(name: str, inside: str) -> bytes:
-    return f'<?xml version="1.0"?><{name}>{inside}</{name}>'.encode()
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ class Objects:
             if method == request.method and applies(request):
                 with self._lock:
                     return verb(request, body)
-        return Answer(501, _xml("Error", "<Code>NotImplemented</Code>"))
+        return Answer(501, xml("Error", "<Code>NotImplemented</Code>"))
 
     def _verbs(self) -> tuple[tuple[str, Callable[[Request], bool], Verb], ...]:
         """The first that applies answers."""
@@ -144,21 +144,21 @@ class Objects:
     def _begin(self, *_: Any) -> Answer:
         upload = str(next(self._numbers))
         self._uploads[upload] = {}
-        return Answer(text=_xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"))
+        return Answer(text=xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>"))
 
     def _add_part(self, request: Request, body: Body) -> Answer:
         parts = self._uploads.get(request.query["uploadId"][0])
         if parts is None:
-            return Answer(404, _xml("Error", "<Code>NoSuchUpload</Code>"))
+            return Answer(404, xml("Error", "<Code>NoSuchUpload</Code>"))
         parts[int(request.query["partNumber"][0])] = body
         return Answer(headers={"ETag": '"part"'})
 
     def _complete(self, request: Request, _: Body) -> Answer:
         parts = self._uploads.pop(request.query["uploadId"][0], None)
         if parts is None:
-            return Answer(404, _xml("Error", "<Code>NoSuchUpload</Code>"))
+            return Answer(404, xml("Error", "<Code>NoSuchUpload</Code>"))
         self._objects[request.bucket, request.key] = Stored(tuple(parts[number] for number in sorted(parts)))
-        return Answer(text=_xml("CompleteMultipartUploadResult", '<ETag>"whole"</ETag>'))
+        return Answer(text=xml("CompleteMultipartUploadResult", '<ETag>"whole"</ETag>'))
 
     def _abort(self, request: Request, _: Body) -> Answer:
         self._uploads.pop(request.query["uploadId"][0], None)
@@ -166,14 +166,14 @@ class Objects:
 
     def _put(self, request: Request, body: Body) -> Answer:
         if request.headers.get("if-none-match") == "*" and (request.bucket, request.key) in self._objects:
-            return Answer(412, _xml("Error", "<Code>PreconditionFailed</Code>"))
+            return Answer(412, xml("Error", "<Code>PreconditionFailed</Code>"))
         self._objects[request.bucket, request.key] = Stored((body,))
         return Answer(headers={"ETag": '"whole"'})
 
     def _copy(self, request: Request, _: Body) -> Answer:
         source = unquote(request.headers["x-amz-copy-source"]).lstrip("/").split("/", 1)
         self._objects[request.bucket, request.key] = self._objects[source[0], source[1]]
-        return Answer(text=_xml("CopyObjectResult", '<ETag>"whole"</ETag>'))
+        return Answer(text=xml("CopyObjectResult", '<ETag>"whole"</ETag>'))
 
     def _delete(self, request: Request, _: Body) -> Answer:
         self._objects.pop((request.bucket, request.key), None)
@@ -185,7 +185,7 @@ class Objects:
         keys = re.findall("<Key>(.*?)</Key>", body.file.read().decode())
         for key in keys:
             self._objects.pop((request.bucket, unescape(key, {"&quot;": '"', "&apos;": "'"})), None)
-        return Answer(text=_xml("DeleteResult", "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)))
+        return Answer(text=xml("DeleteResult", "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)))
 
     def _list(self, request: Request, _: Body) -> Answer:
         prefix, after = (request.query.get(name, [""])[0] for name in ("prefix", "start-after"))
@@ -197,18 +197,18 @@ class Objects:
         listed = "".join(
             _LISTED.format(key=escape(key), size=stored.size, modified=stored.modified) for key, stored in found
         )
-        return Answer(text=_xml("ListBucketResult", f"<IsTruncated>false</IsTruncated>{listed}"))
+        return Answer(text=xml("ListBucketResult", f"<IsTruncated>false</IsTruncated>{listed}"))
 
     def _get(self, request: Request, _: Body) -> Answer:
         stored = self._objects.get((request.bucket, request.key))
         if stored is None:
-            return Answer(404, b"" if request.method == "HEAD" else _xml("Error", "<Code>NoSuchKey</Code>"))
+            return Answer(404, b"" if request.method == "HEAD" else xml("Error", "<Code>NoSuchKey</Code>"))
         modified = format_datetime(stored.modified, usegmt=True)
         status, headers = 200, {"Last-Modified": modified, "ETag": '"whole"', "Accept-Ranges": "bytes"}
         start, stop = _range(request.headers.get("range", ""), stored.size)
         if "range" in request.headers:
             if start >= stored.size:
-                return Answer(416, _xml("Error", "<Code>InvalidRange</Code>"))
+                return Answer(416, xml("Error", "<Code>InvalidRange</Code>"))
             status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{stored.size}"
         if request.method == "HEAD":
             return Answer(status, headers=headers, size=stop - start)
@@ -233,5 +233,6 @@ def _range(header: str, size: int) -> tuple[int, int]:
     return 0, size
 
 
-def _xml(name: str, inside: str) -> bytes:
+def xml(name: str, inside: str) -> bytes:
+    """A document of one element; ``inside`` is escaped already."""
     return f'<?xml version="1.0"?><{name}>{inside}</{name}>'.encode()

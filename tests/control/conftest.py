@@ -14,10 +14,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from admission import Namespace
+from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.store.local_store import LocalStore
+from checkpoint_sidecar.store.settings import StoreSettings
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 from localcluster.requirements import binary
 from operators import OperatorProcess
+from trainers import Trainer
 
 CRDS = Path(__file__).parents[2] / "crds"
 
@@ -61,6 +65,18 @@ def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..
     yield start
     for operator in started:
         operator.stop()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Of a run on the local file system."""
+    return f"file://{tmp_path / 'bucket' / 'run'}"
+
+
+@pytest.fixture
+def trainer(namespace: Namespace, url: str) -> Trainer:
+    """Who trains as the Checkpoint ``run`` of the fresh namespace."""
+    return Trainer(LocalStore(StoreSettings(url)), Owner(namespace.api.uid, namespace.name, "run"))
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ import pytest
 
 from admission import Namespace, checkpoint, pod
 from checkpoint_operator.bare_pods import RECREATED
-from checkpoint_sidecar.core.log import Owner, PodIdentity
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.core.log import PodIdentity
 from operators import OperatorProcess, Watched
 from trainers import Trainer
 
@@ -23,16 +21,6 @@ pytestmark = pytest.mark.api
 StartOperator = Callable[..., OperatorProcess]
 FILES = "--allow-file-urls"
 CORDON = "node.kubernetes.io/unschedulable"
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'bucket' / 'run'}"
-
-
-@pytest.fixture
-def trainer(namespace: Namespace, url: str) -> Trainer:
-    return Trainer(LocalStore(StoreSettings(url)), Owner(namespace.api.uid, namespace.name, "run"))
 
 
 @pytest.fixture

@@ -30,16 +30,6 @@ FILES = "--allow-file-urls"
 UNREAD = "--verify-rate=0"
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"file://{tmp_path / 'bucket' / 'run'}"
-
-
-@pytest.fixture
-def trainer(namespace: Namespace, url: str) -> Trainer:
-    return Trainer(LocalStore(StoreSettings(url)), Owner(namespace.api.uid, namespace.name, "run"))
-
-
 def create(namespace: Namespace, url: str, name: str = "run", **spec: Any) -> Watched:
     storage = {"url": url, **spec.pop("storage", {})}
     namespace.create(checkpoint(name, storage=storage, **spec))
