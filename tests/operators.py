@@ -74,6 +74,11 @@ class Watched:
         mine.sort(key=lambda event: event["eventTime"])
         return [event["reason"] for event in mine]
 
+    def tells(self, reason: str, times: int = 1) -> None:
+        """Wait for so many Events of a reason, which follow the status they explain; more of them are a failure."""
+        self.eventually(lambda it: it.events().count(reason) >= times)
+        assert self.events().count(reason) == times
+
     def eventually(self, right: Callable[[Watched], Any], *, within: float = PATIENCE_SECONDS) -> Any:
         """The first true answer of ``right``."""
         deadline = time.monotonic() + within

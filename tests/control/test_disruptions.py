@@ -102,7 +102,7 @@ def test_each_cordon_of_a_node_with_a_pod_on_it_asks_once_for_a_save(
     cordon(namespace, node, "2026-01-01T00:00:00Z")
     run.eventually(lambda _: trainer.run.attempts[1].save_requests, within=10)
     run.eventually(lambda it: it.status["attempt"].get("notice") == f"Node {node} is cordoned.")
-    assert run.events().count("SaveRequested") == 1
+    run.tells("SaveRequested")
     assert "PodEvicted" not in run.events()
 
     version = run.body["metadata"]["resourceVersion"]
@@ -157,8 +157,7 @@ def test_an_evicted_bare_pod_is_created_again_and_a_deleted_one_is_not(
     assert again["spec"]["containers"][0]["image"] == "i"
     time.sleep(5)
     assert list(pods(namespace)) == ["evicted"]
-    (told,) = messages(namespace, "PodRecreated")
-    assert told == "Pod evicted is created again: EvictionByEvictionAPI."
+    assert messages(namespace, "PodRecreated") == ["Pod evicted is created again: EvictionByEvictionAPI."]
 
 
 def test_what_is_left_of_a_pod_that_the_kubelet_evicted_gives_way_to_the_new_one(
@@ -177,7 +176,8 @@ def test_what_is_left_of_a_pod_that_the_kubelet_evicted_gives_way_to_the_new_one
 
     again = run.eventually(lambda _: there(), within=15)
     assert again["status"]["phase"] == "Pending"
-    assert messages(namespace, "PodRecreated") == ["Pod trainer is created again: TerminationByKubelet."]
+    (told,) = run.eventually(lambda _: messages(namespace, "PodRecreated"))
+    assert told == "Pod trainer is created again: TerminationByKubelet."
 
 
 @pytest.mark.parametrize("everywhere", [False])
@@ -236,4 +236,4 @@ def test_the_peers_of_an_evicted_pod_are_evicted_when_they_hang_as_budgets_allow
     time.sleep(5)
     assert list(pods(namespace)) == ["stranger"]
     assert "deletionTimestamp" not in pods(namespace)["stranger"]["metadata"]
-    assert run.events().count("GangRestarted") == 1
+    run.tells("GangRestarted")
