@@ -13,6 +13,7 @@ from llama import State, buffers
 
 _PART_BYTES = 32 * 1024 * 1024
 _RANGE_BYTES = 16 * 1024 * 1024
+_WAKING_BYTES = 1024 * 1024
 
 Buffers = Sequence[memoryview]
 Transfer = Callable[[socket.socket, str, Buffers], None]
@@ -70,13 +71,24 @@ class BareSockets:
     def _get(self, connection: socket.socket, path: str, part: Buffers) -> None:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: sink\r\n\r\n".encode())
         first = _read_head(connection)
-        flags = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
+        encrypted = isinstance(connection, ssl.SSLSocket)
+        coming = sum(map(len, part)) - len(first)
         for buffer in part:
             at = min(len(first), len(buffer))
             buffer[:at] = first[:at]
             first = first[at:]
             while at < len(buffer):
-                at += connection.recv_into(buffer[at:], len(buffer) - at, flags)
+                taken = connection.recv_into(buffer[at:]) if encrypted else _receive(connection, buffer[at:], coming)
+                at += taken
+                coming -= taken
+
+
+def _receive(connection: socket.socket, buffer: memoryview, coming: int) -> int:
+    """Woken once for a megabyte, as the engine is, unless less than that is to come."""
+    seldom = coming > _WAKING_BYTES
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WAKING_BYTES if seldom else 1)
+    room = min(len(buffer), coming - _WAKING_BYTES) if seldom else len(buffer)
+    return connection.recv_into(buffer, room, socket.MSG_WAITALL)
 
 
 def _read_head(connection: socket.socket) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -20,6 +21,7 @@ from checkpoint_sidecar.store.http_connections import (
 from localcluster.pki import Authority
 
 SILENCE_SECONDS = 0.5
+MIB = 1024 * 1024
 
 Serve = Callable[[socket.socket], None]
 
@@ -101,6 +103,42 @@ def test_a_body_of_another_length_fills_nothing_and_its_connection_is_given_up(
     with server(answering(answer)) as at:
         assert not get(connections, f"http://{at}/", size)[0].filled
         assert get(connections, f"http://{at}/", len(DATA))[0].filled
+
+
+@pytest.mark.timeout(30)
+def test_the_last_bytes_of_a_body_are_not_waited_for_longer_than_they_take() -> None:
+    """The kernel wakes us once in a megabyte, which must not be more than what is left."""
+    connections = Connections(ssl.create_default_context, silence_seconds=600)
+    sizes = [MIB - 1, MIB, MIB + 1, 3 * MIB // 2, 3 * MIB, 3 * MIB + 7]
+
+    def serve(connection: socket.socket) -> None:
+        for size in sizes:
+            head_of(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size - 5))
+            time.sleep(SILENCE_SECONDS / 5)
+            connection.sendall(b"whole")
+
+    with server(serve) as host:
+        for size in sizes:
+            answer, body = get(connections, f"http://{host}/", size)
+            assert answer.filled
+            assert body == bytes(size - 5) + b"whole"
+
+
+def test_a_body_that_comes_slowly_is_no_silence(connections: Connections) -> None:
+    piece, pieces = bytes(range(256)) * 256, 40
+
+    def serve(connection: socket.socket) -> None:
+        head_of(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(piece) * pieces))
+        for _ in range(pieces):
+            connection.sendall(piece)
+            time.sleep(SILENCE_SECONDS / 5)
+
+    with server(serve) as host:
+        answer, body = get(connections, f"http://{host}/", len(piece) * pieces)
+        assert answer.filled
+        assert body == piece * pieces
 
 
 def test_a_body_that_breaks_off_is_an_error(connections: Connections) -> None:

@@ -28,6 +28,10 @@ MOST_ANSWER_BYTES = 64 * 1024
 """What is read of an answer that is no data; the rest is dropped with its connection."""
 
 _SLICE = 256 * 1024
+_WAKING_BYTES = 1024 * 1024
+"""The kernel wakes whoever waits for a body once for so much (``SO_RCVLOWAT``), not for every few packets: half of what
+receiving over loopback costs is waking up."""
+
 _READ_AHEAD = 8192
 """What ``http.client`` may have read of a body when it has read the headers."""
 
@@ -216,6 +220,7 @@ class _Link:
         self._forwarded = forwarded
         self._headers = headers
         self._plain = not isinstance(self._socket, ssl.SSLSocket)
+        self._waking_bytes = 1
         self.reusable = True
         if self._plain:
             limit = struct.pack("ll", int(silence_seconds), int(silence_seconds % 1 * 1_000_000))
@@ -290,11 +295,25 @@ class _Link:
         """The beginning may lie in the response's buffer, which one small read empties; the rest is on the socket."""
         ahead = memoryview(response.read1(_READ_AHEAD))
         self._block()
+        coming = sum(view.nbytes for view in into) - ahead.nbytes
         for view in into:
             taken = ahead[: view.nbytes]
             view[: taken.nbytes] = taken
             ahead = ahead[taken.nbytes :]
-            self._receive_all(view[taken.nbytes :])
+            rest = view[taken.nbytes :]
+            if bulk := rest[: max(coming - _WAKING_BYTES, 0)]:
+                self._wake_at(_WAKING_BYTES)
+                self._receive_all(bulk)
+            if bulk.nbytes < rest.nbytes:
+                # Of the last bytes there may never be so many at once.
+                self._wake_at(1)
+                self._receive_all(rest[bulk.nbytes :])
+            coming -= rest.nbytes
+
+    def _wake_at(self, count: int) -> None:
+        if self._plain and count != self._waking_bytes:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+            self._waking_bytes = count
 
     def _receive_all(self, view: memoryview) -> None:
         while view:

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import obstore
-import obstore.store
 
 from checkpoint_sidecar.core.errors import ObjectNotFoundError, TruncatedObjectError, UnknownOutcomeError
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Calls
+from checkpoint_sidecar.store.obstore_clients import Clients
 from checkpoint_sidecar.store.parts import PartedUpload
 
 _PARALLEL_PARTS = 8
 """That obstore sends at once; they are held in memory until they are sent, whatever became of their buffers."""
-
-
-class Clients:
-    """Two clients of one bucket.
-
-    Args:
-        open_bodies: Makes the second one when the first large object comes: a client takes memory of its own, and an
-            operator has a thousand stores.
-
-    Attributes:
-        requests: Never repeats anything by itself: a lost reply to a create must not become a lost race.
-    """
-
-    def __init__(
-        self, requests: obstore.store.ObjectStore, open_bodies: Callable[[], obstore.store.ObjectStore]
-    ) -> None:
-        self.requests = requests
-        self._open_bodies = open_bodies
-
-    @functools.cached_property
-    def bodies(self) -> obstore.store.ObjectStore:
-        """For large ones. It is patient, and repeats requests by itself: an upload's parts are out of our reach."""
-        return self._open_bodies()
 
 
 class StreamedBodies:
@@ -46,11 +22,13 @@ class StreamedBodies:
 
     Args:
         store: For objects of one part, and to see what became of an upload.
+        prefix: Of its keys in the bucket.
         calls: The store's.
     """
 
-    def __init__(self, store: Store, calls: Calls[Clients]) -> None:
+    def __init__(self, store: Store, prefix: str, calls: Calls[Clients]) -> None:
         self.store = store
+        self.prefix = prefix
         self.calls = calls
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
@@ -58,9 +36,10 @@ class StreamedBodies:
         length = sum(buffer.nbytes for buffer in buffers)
         if length == 0:
             return
+        path = self.prefix + key
         data = memoryview(
             self.calls.run(
-                "read a range of", key, lambda c: obstore.get_range(c.requests, key, start=start, length=length)
+                "read a range of", key, lambda c: obstore.get_range(c.requests, path, start=start, length=length)
             )
         )
         if data.nbytes != length:
@@ -88,6 +67,7 @@ class StreamedUpload(PartedUpload):
         self._store = bodies.store
         self._calls = bodies.calls
         self._key = key
+        self._path = bodies.prefix + key
         self._waiting: dict[int, Sequence[memoryview]] = {}
         self._fed = 0
         self._thread: ThreadPoolExecutor | None = None
@@ -148,7 +128,7 @@ class StreamedUpload(PartedUpload):
             self._key,
             lambda c: obstore.put(
                 c.bodies,
-                self._key,
+                self._path,
                 self._feed(),
                 use_multipart=True,
                 chunk_size=self._part_bytes,

@@ -39,6 +39,7 @@ from checkpoint_sidecar.store.parts import PartedUpload
 from checkpoint_sidecar.store.s3_faults import BOTO_ERRORS, NO_CONNECTION, SILENT, explain_boto
 from checkpoint_sidecar.store.s3_signing import S3Identity
 from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.shared import SharedClients
 
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
 _OVERLOADED = frozenset({429, 503})
@@ -70,7 +71,7 @@ class S3Bodies:
         self._pacer = Pacer(_is_overload)
         self._calls: Calls[_Clients] = Calls(
             settings,
-            connect=functools.partial(_Clients, settings, patience),
+            connect=functools.partial(_CLIENTS.get, settings, patience),
             errors=(*BOTO_ERRORS, *FAILURES, _AnswerError, CancelledRequestError),
             explain=_explain,
             patience=patience,
@@ -267,6 +268,9 @@ class _Clients:
     def patient(self) -> Any:
         """Servers may take long to put the parts of an object together."""
         return self.identity.client(answer_seconds=self._patience.body_seconds)
+
+
+_CLIENTS = SharedClients(_Clients)
 
 
 def _is_overload(error: BaseException) -> bool:
