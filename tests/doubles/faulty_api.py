@@ -8,13 +8,13 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
+from doubles.proxies import QuietHandler, Seen, listening
 from localcluster.client import ApiServer
 
 Effect: TypeAlias = Literal["busy", "broken", "expired", "cut"]
@@ -34,20 +34,17 @@ class ApiFault:
 
 
 @dataclass
-class FaultyApi:
+class FaultyApi(Seen):
     """Where the proxy listens, what it shall do, and what it has seen.
 
     Attributes:
-        seen: Method and path with query of every request.
         silent: While set, watches stay open and tell nothing; what would have been told is lost.
         watches: The connections to the API server of those that are open.
     """
 
     url: str = ""
     faults: list[ApiFault] = field(default_factory=list)
-    seen: list[tuple[str, str]] = field(default_factory=list)
     silent: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
     watches: set[socket.socket] = field(default_factory=set)
 
     def add(self, *faults: ApiFault) -> None:
@@ -62,10 +59,6 @@ class FaultyApi:
                     fault.times -= 1
                     return fault.effect
         return None
-
-    def count(self, method: str, containing: str = "") -> int:
-        with self.lock:
-            return sum(1 for seen, path in self.seen if seen == method and containing in path)
 
     def spent(self) -> bool:
         """Whether everything that was to befall has befallen."""
@@ -106,33 +99,19 @@ class FaultyApi:
 def faulty_api(server: ApiServer) -> Iterator[FaultyApi]:
     """Listen on loopback and forward to the API server with its administrator's certificate."""
     control = FaultyApi()
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(control, server))
-    proxy.daemon_threads = True
-    control.url = f"http://127.0.0.1:{proxy.server_port}"
-    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield control
-    finally:
-        proxy.shutdown()
-        control.cut_watches()
-        thread.join()
-        proxy.server_close()
+    with listening(_handler(control, server)) as control.url:
+        try:
+            yield control
+        finally:
+            control.cut_watches()
 
 
-def _handler(control: FaultyApi, server: ApiServer) -> type[BaseHTTPRequestHandler]:
+def _handler(control: FaultyApi, server: ApiServer) -> type[QuietHandler]:
     pki = server.directory / "pki"
     tls = ssl.create_default_context(cafile=str(pki / "ca.crt"))
     tls.load_cert_chain(str(pki / "admin.crt"), str(pki / "admin.key"))
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle(self) -> None:
-            # A client that gives up closes its connection while it is being answered.
-            with contextlib.suppress(ConnectionError):
-                super().handle()
-
+    class Handler(QuietHandler):
         def handle_request(self) -> None:
             effect = control.befalls(self.command, self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -187,10 +166,4 @@ def _handler(control: FaultyApi, server: ApiServer) -> type[BaseHTTPRequestHandl
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    methods: dict[str, Callable[..., None]] = {
-        f"do_{method}": Handler.handle_request for method in ("GET", "PUT", "POST", "PATCH", "DELETE")
-    }
-    return type("Handler", (Handler,), methods)
+    return Handler

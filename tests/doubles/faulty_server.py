@@ -10,11 +10,12 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
+
+from doubles.proxies import QuietHandler, Seen, listening
 
 SLOW_SECONDS = 1.5
 """How long a request body takes that is read slowly."""
@@ -59,18 +60,16 @@ class Fault:
 
 
 @dataclass
-class FaultyServer:
+class FaultyServer(Seen):
     """Where the proxy listens, what it shall do, and which requests it has seen.
 
     Attributes:
         at_once: How many requests were under way when each of those began, itself among them.
     """
 
-    behind: str
+    behind: str = ""
     endpoint: str = ""
     faults: list[Fault] = field(default_factory=list)
-    seen: list[tuple[str, str]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
     closed: threading.Event = field(default_factory=threading.Event)
     under_way: int = 0
     at_once: list[int] = field(default_factory=list)
@@ -91,10 +90,6 @@ class FaultyServer:
                     return fault.effect
             return None
 
-    def count(self, method: str, containing: str = "") -> int:
-        with self.lock:
-            return sum(1 for seen, path in self.seen if seen == method and containing in path)
-
     def forget(self) -> None:
         """Behave from now on, and begin to count again."""
         with self.lock:
@@ -106,32 +101,16 @@ class FaultyServer:
 @contextlib.contextmanager
 def faulty_server(behind: str, *, tls: ssl.SSLContext | None = None) -> Iterator[FaultyServer]:
     """Listen on loopback and forward to the server at ``behind``."""
-    control = FaultyServer(behind)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(control))
-    server.daemon_threads = True
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    control.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield control
-    finally:
-        control.closed.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    control = FaultyServer(behind=behind)
+    with listening(_handler(control), tls) as control.endpoint:
+        try:
+            yield control
+        finally:
+            control.closed.set()
 
 
-def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle(self) -> None:
-            # A client that gives up closes its connection while it is being answered.
-            with contextlib.suppress(ConnectionError):
-                super().handle()
-
+def _handler(control: FaultyServer) -> type[QuietHandler]:
+    class Handler(QuietHandler):
         def handle_request(self) -> None:
             with control.lock:
                 control.under_way += 1
@@ -218,13 +197,7 @@ def _handler(control: FaultyServer) -> type[BaseHTTPRequestHandler]:
             elif self.command != "HEAD":
                 self.wfile.write(data)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    methods: dict[str, Callable[..., None]] = {
-        f"do_{method}": Handler.handle_request for method in ("GET", "HEAD", "PUT", "POST", "DELETE")
-    }
-    return type("Handler", (Handler,), methods)
+    return Handler
 
 
 def _flipped(data: bytes) -> bytes:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.errors import CheckpointError, RequestRefusedError
 from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.fsspec_store import FsspecStore
 from checkpoint_sidecar.store.obstore_store import ObstoreStore
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from doubles.proxies import QuietHandler, listening
 from localcluster.pki import Authority
 
 HASTY = Patience(deadline_seconds=1.0, answer_seconds=5.0)
@@ -26,8 +26,8 @@ def server(status: int, location: str = "", *, tls: ssl.SSLContext | None = None
     """Answers everything with a status; gives its URL and the requests it got."""
     seen: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def handle_request(self) -> None:
             seen.append(f"{self.command} {self.path}")
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(status)
@@ -36,21 +36,8 @@ def server(status: int, location: str = "", *, tls: ssl.SSLContext | None = None
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815 - names of http.server
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        if tls is not None:
-            listening.socket = tls.wrap_socket(listening.socket, server_side=True)
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        try:
-            yield f"{'https' if tls else 'http'}://127.0.0.1:{listening.server_port}", seen
-        finally:
-            listening.shutdown()
-            thread.join()
+    with listening(Handler, tls) as url:
+        yield url, seen
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -75,3 +62,13 @@ def test_no_request_over_tls_is_led_to_a_server_without_it(status: int, tmp_path
                 request()
         assert asked
         assert knocks == []
+
+
+def test_a_redirect_to_what_is_no_object_store_is_an_error_in_our_words() -> None:
+    """aiohttp follows redirects; who needs them not to be followed opens obstore."""
+    with server(200) as (elsewhere, _), server(302, elsewhere) as (url, _):
+        store = FsspecStore(
+            StoreSettings("s3://bucket/run", url, "us-east-1", credentials=Credentials.of(KEYS)), patience=HASTY
+        )
+        with pytest.raises(RequestRefusedError, match="Check that the endpoint is that of an object store"):
+            store.stat("key")

@@ -22,7 +22,7 @@ from botocore import exceptions as boto
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
-from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError, RequestRefusedError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
@@ -93,7 +93,7 @@ class FsspecStore:
         async def request(fs: s3fs.S3FileSystem) -> StoredObject:
             answer = await fs._call_s3("get_object", **self._object(key))
             async with answer["Body"] as body:
-                info = _info(key, answer["ContentLength"], answer["LastModified"])
+                info = self._described(key, answer)
                 if info.size > max_bytes:
                     raise ObjectTooLargeError(
                         "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
@@ -108,12 +108,12 @@ class FsspecStore:
     def stat(self, key: str) -> ObjectInfo | None:
         async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
             answer = await fs._call_s3("head_object", **self._object(key))
-            return _info(key, answer["ContentLength"], answer["LastModified"])
+            return self._described(key, answer)
 
         async def get(fs: s3fs.S3FileSystem) -> ObjectInfo:
             answer = await fs._call_s3("get_object", **self._object(key))
             answer["Body"].close()
-            return _info(key, answer["ContentLength"], answer["LastModified"])
+            return self._described(key, answer)
 
         with contextlib.suppress(ObjectNotFoundError):
             return self._calls.run("look up", key, lambda c: _in_loop(c.requests, head))
@@ -166,6 +166,18 @@ class FsspecStore:
             kept = [error["Key"].removeprefix(self._prefix) for error in failed]
             fault = explain_answer(500, failed[0].get("Code", ""))
             raise fault.kind("delete", f"{self.url}/{name_keys(kept)}", fault.cause, fault.hint)
+
+    def _described(self, key: str, answer: Mapping[str, Any]) -> ObjectInfo:
+        try:
+            return _info(key, answer["ContentLength"], answer["LastModified"])
+        except KeyError:
+            # aiohttp follows redirects, and what it is led to may be any server.
+            raise RequestRefusedError(
+                "look up",
+                f"{self.url}/{key}",
+                "the answer tells neither size nor time of an object",
+                "Check that the endpoint is that of an object store.",
+            ) from None
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._location.bucket, "Key": self._prefix + key}
