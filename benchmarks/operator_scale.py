@@ -40,9 +40,10 @@ from watching_api import Latest, asked, latest, writes
 RESULT = Path("build/bench/operator.json")
 CRDS = Path(__file__).parents[1] / "crds"
 PER_NAMESPACE = 100
-PROBED_REQUESTS = 15
-"""Of the store: who has made so many for each Checkpoint has probed every store; idle looks make two a minute."""
+CALM_REQUESTS = 0.2
+"""Of the store, for each Checkpoint between two looks at it: idle ones make half of that."""
 
+LOOK_SECONDS = 2.0
 QUIET_SECONDS = 15.0
 """Without a write for so long, everything is told."""
 MIB = 1024 * 1024
@@ -164,7 +165,7 @@ def _measure(
             peak = max(peak, operator.peak_mib())
         before, stored = asked(server), fleet.requests_of(endpoint).total()
         with _operator(server, log.with_suffix(".restarted.log")) as operator:
-            _settled(server, lambda: fleet.requests_of(endpoint).total() - stored > PROBED_REQUESTS * count)
+            _settled(server, _calm(endpoint, count))
             restart_writes, restart_cpu = writes(asked(server) - before), operator.cpu_seconds()
             restart_stored = (fleet.requests_of(endpoint).total() - stored) / count
             say(f"restarted: {restart_cpu:.0f} CPU seconds, {restart_stored:.1f} requests of the store for each")
@@ -232,11 +233,23 @@ def _settled(server: ApiServer, complete: Callable[[], bool]) -> float:
     """Wait for quiet; returns when the last write was seen."""
     known, changed_at = writes(asked(server)), time.monotonic()
     while not complete() or time.monotonic() - changed_at < QUIET_SECONDS:
-        time.sleep(2)
+        time.sleep(LOOK_SECONDS)
         now = writes(asked(server))
         if now != known:
             known, changed_at = now, time.monotonic()
     return changed_at
+
+
+def _calm(endpoint: str, count: int) -> Callable[[], bool]:
+    """Whether the store has little to do, from one call to the next."""
+    stored = fleet.requests_of(endpoint).total()
+
+    def calm() -> bool:
+        nonlocal stored
+        before, stored = stored, fleet.requests_of(endpoint).total()
+        return stored - before < CALM_REQUESTS * count
+
+    return calm
 
 
 def _idle(server: ApiServer, endpoint: str, operator: OperatorUnderTest, seconds: float) -> dict[str, Any]:
