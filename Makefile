@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up everything they need on a fresh machine; see .ci/bootstrap.
 SHELL := /bin/bash
 BIN := .venv/bin
-WORKERS := 0
+WORKERS := 2
 export PYTHONPATH := tests
 
 .PHONY: help demo test test-unit test-faults test-evictions check format verify bench bench-log bench-operator down clean
@@ -14,7 +14,7 @@ demo: ## Watch a training job survive `kubectl drain` on a real two-node cluster
 	@.ci/bootstrap --cluster
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
 
-test: ## All tests: unit, store, distributed, API server, cluster (WORKERS=2 shares them out)
+test: ## All tests: unit, store, distributed, API server, cluster (WORKERS=0 runs them in one process)
 	@.ci/bootstrap
 	$(BIN)/pytest --numprocesses=$(WORKERS) --no-loadscope-reorder
 

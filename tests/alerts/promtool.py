@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 MODULE = Path(__file__).parent / "promtool"
@@ -41,4 +40,4 @@ def build() -> Path:
 
 
 if __name__ == "__main__":
-    print(build(), file=sys.stdout)
+    print(f"promtool: {find() or build()}")
