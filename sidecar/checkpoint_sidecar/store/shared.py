@@ -1,5 +1,7 @@
-"""Clients that stores have in common: a client costs a third of a megabyte, and an operator has a thousand runs in a
-bucket or two."""
+"""Clients that stores have in common.
+
+A client takes a third of a megabyte, and an operator has a thousand runs in a bucket or two.
+"""
 
 from __future__ import annotations
 
