@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import PurePosixPath
 
 import pytest
@@ -25,8 +26,11 @@ TOGETHER = {"cluster": "cluster", "localcluster_tests": "cluster", "crashes": "c
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=_cost)
     if hasattr(config, "workerinput"):
-        # The cluster mostly waits, for minutes: one worker begins with it, the others with what is cheapest.
-        items.sort(key=lambda item: _unit(item.nodeid) != "cluster")
+        # What takes minutes and mostly waits begins first; what is short fills the gaps at the end.
+        costs: defaultdict[str, int] = defaultdict(int)
+        for item in items:
+            costs[_unit(item.nodeid)] = max(costs[_unit(item.nodeid)], _cost(item))
+        items.sort(key=lambda item: -costs[_unit(item.nodeid)])
 
 
 def _cost(item: pytest.Item) -> int:
