@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import PurePosixPath
 
 import pytest
@@ -27,9 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=_cost)
     if hasattr(config, "workerinput"):
         # What takes minutes and mostly waits begins first; what is short fills the gaps at the end.
-        costs: defaultdict[str, int] = defaultdict(int)
-        for item in items:
-            costs[_unit(item.nodeid)] = max(costs[_unit(item.nodeid)], _cost(item))
+        costs = {_unit(item.nodeid): _cost(item) for item in items}  # of the last item in each, which is its costliest
         items.sort(key=lambda item: -costs[_unit(item.nodeid)])
 
 

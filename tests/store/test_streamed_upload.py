@@ -23,7 +23,7 @@ pytestmark = pytest.mark.store
 
 
 def streamed(store: ObstoreStore, size: int) -> StreamedUpload:
-    return StreamedBodies(store, store._prefix, store._calls).upload(KEY, size)
+    return StreamedBodies(store, store._calls).upload(KEY, size)
 
 
 def write(store: ObstoreStore, *, parts: int) -> None:
@@ -51,7 +51,7 @@ def test_parts_that_come_in_any_order_are_stored_in_theirs(store: ObstoreStore, 
 
     assert read_range(store, KEY, 0, size) == data
     buffers = [bytearray(min(3, size)), bytearray(max(0, size - 3))]
-    StreamedBodies(store, store._prefix, store._calls).read_into(KEY, 0, [memoryview(buffer) for buffer in buffers])
+    StreamedBodies(store, store._calls).read_into(KEY, 0, [memoryview(buffer) for buffer in buffers])
     assert b"".join(buffers) == data
 
 

@@ -39,6 +39,11 @@ class Location:
     def url(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.path}".rstrip("/")
 
+    @property
+    def prefix(self) -> str:
+        """What every key in the bucket begins with."""
+        return f"{self.path}/" if self.path else ""
+
 
 def check_url(url: str, *, allow_file: bool = True) -> str:
     """The URL in the one form used everywhere: without a trailing slash, a bare absolute path as ``file://``.

@@ -40,7 +40,17 @@ KEYS_PER_DELETE = 1000
 
 Result = TypeVar("Result")
 
-_ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError)
+
+class _NoObjectError(Exception):
+    """An answer describes no object: aiohttp follows redirects, and what it is led to may be any server."""
+
+
+_ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError, _NoObjectError)
+_NO_OBJECT = Fault(
+    RequestRefusedError,
+    "the answer tells neither size nor time of an object",
+    "Check that the endpoint is that of an object store.",
+)
 
 
 @dataclass(eq=False)
@@ -58,7 +68,7 @@ class FsspecStore:
         self._settings = settings
         self._patience = patience
         self._location = parse_url(settings.url)
-        self._prefix = f"{self._location.path}/" if self._location.path else ""
+        self._prefix = self._location.prefix
         self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=_explain, patience=patience)
         self._bodies = S3Bodies(settings, patience)
 
@@ -93,7 +103,7 @@ class FsspecStore:
         async def request(fs: s3fs.S3FileSystem) -> StoredObject:
             answer = await fs._call_s3("get_object", **self._object(key))
             async with answer["Body"] as body:
-                info = self._described(key, answer)
+                info = _described(key, answer)
                 if info.size > max_bytes:
                     raise ObjectTooLargeError(
                         "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
@@ -108,12 +118,12 @@ class FsspecStore:
     def stat(self, key: str) -> ObjectInfo | None:
         async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
             answer = await fs._call_s3("head_object", **self._object(key))
-            return self._described(key, answer)
+            return _described(key, answer)
 
         async def get(fs: s3fs.S3FileSystem) -> ObjectInfo:
             answer = await fs._call_s3("get_object", **self._object(key))
             answer["Body"].close()
-            return self._described(key, answer)
+            return _described(key, answer)
 
         with contextlib.suppress(ObjectNotFoundError):
             return self._calls.run("look up", key, lambda c: _in_loop(c.requests, head))
@@ -166,18 +176,6 @@ class FsspecStore:
             kept = [error["Key"].removeprefix(self._prefix) for error in failed]
             fault = explain_answer(500, failed[0].get("Code", ""))
             raise fault.kind("delete", f"{self.url}/{name_keys(kept)}", fault.cause, fault.hint)
-
-    def _described(self, key: str, answer: Mapping[str, Any]) -> ObjectInfo:
-        try:
-            return _info(key, answer["ContentLength"], answer["LastModified"])
-        except KeyError:
-            # aiohttp follows redirects, and what it is led to may be any server.
-            raise RequestRefusedError(
-                "look up",
-                f"{self.url}/{key}",
-                "the answer tells neither size nor time of an object",
-                "Check that the endpoint is that of an object store.",
-            ) from None
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._location.bucket, "Key": self._prefix + key}
@@ -249,8 +247,17 @@ def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Await
 def _explain(error: Exception) -> Fault:
     if isinstance(error, FSTimeoutError):
         return SILENT
+    if isinstance(error, _NoObjectError):
+        return _NO_OBJECT
     # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
     return explain_boto(error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error)
+
+
+def _described(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
+    try:
+        return _info(key, answer["ContentLength"], answer["LastModified"])
+    except KeyError:
+        raise _NoObjectError from None
 
 
 def _info(key: str, size: int, modified: dt.datetime) -> ObjectInfo:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import obstore
 
 from checkpoint_sidecar.core.errors import ObjectNotFoundError, TruncatedObjectError, UnknownOutcomeError
+from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Calls
 from checkpoint_sidecar.store.obstore_clients import Clients
@@ -22,13 +23,12 @@ class StreamedBodies:
 
     Args:
         store: For objects of one part, and to see what became of an upload.
-        prefix: Of its keys in the bucket.
         calls: The store's.
     """
 
-    def __init__(self, store: Store, prefix: str, calls: Calls[Clients]) -> None:
+    def __init__(self, store: Store, calls: Calls[Clients]) -> None:
         self.store = store
-        self.prefix = prefix
+        self.prefix = parse_url(store.url).prefix
         self.calls = calls
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:

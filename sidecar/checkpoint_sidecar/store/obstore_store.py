@@ -53,13 +53,11 @@ class ObstoreStore:
     def __init__(self, settings: StoreSettings, *, patience: Patience = PATIENT) -> None:
         self._settings = settings
         self._location = parse_url(settings.url)
-        self._prefix = f"{self._location.path}/" if self._location.path else ""
+        self._prefix = self._location.prefix
         connect = functools.partial(_CLIENTS.get, settings, patience)
         self._calls = Calls(settings, connect=connect, errors=_ERRORS, explain=_explain, patience=patience)
         self._bodies: S3Bodies | StreamedBodies = (
-            S3Bodies(settings, patience)
-            if self._location.scheme == "s3"
-            else StreamedBodies(self, self._prefix, self._calls)
+            S3Bodies(settings, patience) if self._location.scheme == "s3" else StreamedBodies(self, self._calls)
         )
 
     def __reduce__(self) -> tuple[type[ObstoreStore], tuple[StoreSettings]]:
@@ -118,10 +116,11 @@ class ObstoreStore:
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         folder = (self._prefix + prefix).rpartition("/")[0]
-        offset = beginning(after) and self._prefix + beginning(after)
+        start = beginning(after)
+        offset = self._prefix + start if start else None
 
         def request(clients: Clients) -> list[ObjectInfo]:
-            pages = obstore.list(clients.requests, folder or None, offset=offset or None, chunk_size=1000)
+            pages = obstore.list(clients.requests, folder or None, offset=offset, chunk_size=1000)
             return [_info(meta["path"].removeprefix(self._prefix), meta) for page in pages for meta in page]
 
         found = self._calls.run("list", prefix, request)

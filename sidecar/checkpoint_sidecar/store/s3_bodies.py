@@ -67,7 +67,7 @@ class S3Bodies:
         self._settings = settings
         self._patience = patience
         self._location = parse_url(settings.url)
-        self._prefix = f"{self._location.path}/" if self._location.path else ""
+        self._prefix = self._location.prefix
         self._pacer = Pacer(_is_overload)
         self._calls: Calls[_Clients] = Calls(
             settings,
