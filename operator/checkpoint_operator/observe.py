@@ -265,7 +265,7 @@ def _translate(checkpoint: Checkpoint, complaint: str) -> tuple[Policy | None, F
     try:
         return policy_of(checkpoint.spec), None
     except (ValueError, msgspec.ValidationError) as error:
-        return None, Fault(Reason.INVALID_SPEC, str(error), stalled=True)
+        return None, Fault(Reason.INVALID_SPEC, f"read the spec: {error}. Correct it.", stalled=True)
 
 
 def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]:
@@ -277,7 +277,7 @@ def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]
     try:
         spec = msgspec.convert(body.get("spec") or {}, CheckpointSpec)
     except msgspec.ValidationError as error:
-        complaint = f"spec cannot be read: {error}"
+        complaint = f"read the spec: {error}. Correct it."
     return Checkpoint(
         key=key,
         uid=metadata["uid"],

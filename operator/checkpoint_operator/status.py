@@ -17,8 +17,9 @@ from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import MAX_LISTED
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
-from checkpoint_sidecar.core.retention import judge, metric_value
+from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.wire import MAX_INT64
 
 
 def status_of(observed: Observed) -> dict[str, Any]:
@@ -53,10 +54,10 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         last_restore=_last_restore(observed, run),
         attempt=_attempt(observed, run),
         snapshots=len(live),
-        retained_bytes=sum(s.commit.bytes for s in live),
+        retained_bytes=min(sum(s.commit.bytes for s in live), MAX_INT64),
         pending_purge=pending[:MAX_LISTED],
         pending_purge_snapshots=len(pending),
-        pending_purge_bytes=sum(each.bytes for each in pending),
+        pending_purge_bytes=min(sum(each.bytes for each in pending), MAX_INT64),
         quarantined=tuple(api.QuarantinedSnapshot(s.id, s.failures, s.evidence) for s in suspects[:MAX_LISTED]),
         quarantined_snapshots=len(suspects),
         last_save_request=entries.answered_user(run),
@@ -83,7 +84,8 @@ def _best(run: Run) -> api.BestSnapshot | None:
     if best is None or run.policy.retention is None:
         return None
     metric = run.policy.retention.keep_best[0].metric
-    return api.BestSnapshot(best.step, best.id, metric, str(metric_value(best, metric)))
+    # As it was committed, whose length is bounded: Python may write the same number in more digits.
+    return api.BestSnapshot(best.step, best.id, metric, best.commit.metrics[metric].strip())
 
 
 def _attempt(observed: Observed, run: Run) -> api.AttemptStatus | None:

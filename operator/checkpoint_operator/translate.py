@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 from kubernetes.utils.duration import parse_duration
 from kubernetes.utils.quantity import parse_quantity
 
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
+from checkpoint_sidecar.core.wire import MAX_INT64
 
 
 def policy_of(spec: api.CheckpointSpec) -> Policy:
@@ -14,8 +16,9 @@ def policy_of(spec: api.CheckpointSpec) -> Policy:
 
     Raises:
         ValueError: A duration or quantity that is none; the message names the field.
+        msgspec.ValidationError: A value that the schema does not admit, stored by an API server that did not check it.
     """
-    return Policy(
+    policy = Policy(
         save=SavePolicy(
             every_steps=spec.save.every_steps,
             every_seconds=_seconds("save.every", spec.save.every) or None,
@@ -31,6 +34,8 @@ def policy_of(spec: api.CheckpointSpec) -> Policy:
             on_missing=spec.restore.on_missing,
         ),
     )
+    # Constructors do not check bounds: what is out of them is found here, where the spec can be named as the cause.
+    return msgspec.convert(msgspec.to_builtins(policy), Policy)
 
 
 def _retention(retention: api.Retention) -> RetentionPolicy:
@@ -61,6 +66,6 @@ def _bytes(field: str, quantity: api.Quantity | None) -> int | None:
     if quantity is None:
         return None
     try:
-        return int(parse_quantity(quantity))  # type: ignore[no-untyped-call]
+        return min(int(parse_quantity(quantity)), MAX_INT64)  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise ValueError(f"spec.{field}: {quantity!r} is not a quantity such as 500Gi or 2Ti") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -79,3 +81,25 @@ def test_a_spelling_that_slipped_through_the_schema_names_its_field(
 ) -> None:
     with pytest.raises(ValueError, match=field):
         policy_of(spec_of(**spec))
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"retention": {"keepLast": 0}}, "retention.keepLast"),
+        ({"retention": {"keepBest": [{"metric": "m" * 65}]}}, r"retention.keepBest\[0\].metric"),
+        ({"restore": {"maxFailuresPerSnapshot": 0}}, "restore.maxFailuresPerSnapshot"),
+        ({"save": {"everySteps": 2**63}}, "save.everySteps"),
+    ],
+)
+def test_a_number_that_slipped_through_the_schema_is_a_fault_of_the_spec_and_not_of_the_log(
+    spec: dict[str, dict[str, Any]], field: str
+) -> None:
+    with pytest.raises(msgspec.ValidationError, match=field):
+        policy_of(spec_of(**spec))
+
+
+def test_a_size_beyond_all_stores_is_no_limit() -> None:
+    policy = policy_of(spec_of(retention={"maxTotalSize": "100Ei"}))
+    assert policy.retention is not None
+    assert policy.retention.max_total_bytes == 2**63 - 1

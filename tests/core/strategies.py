@@ -37,6 +37,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_anew
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.wire import MAX_SECONDS
 
 # Few of each, so that entries hit each other.
 STEPS = st.integers(0, 4).map(lambda n: 100 * n)
@@ -49,7 +50,7 @@ OPTIONAL_SNAPSHOTS = st.one_of(st.just(""), SNAPSHOTS)
 EVIDENCE = st.sampled_from(["None", "ChecksumMismatch", "SizeMismatch", "MissingObject", "ManifestMismatch"])
 LEVELS = st.sampled_from(["None", "Sizes", "Checksums"])
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_TEXT)
-DURATIONS = st.floats(0, 1e18, allow_nan=False)
+DURATIONS = st.floats(0, MAX_SECONDS, allow_nan=False)
 DIGESTS = st.integers(0, 2**256 - 1).map(lambda n: f"{n:064x}")
 METRICS = st.dictionaries(
     st.sampled_from(["loss", "accuracy"]),

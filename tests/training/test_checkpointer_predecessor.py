@@ -10,11 +10,14 @@ import pytest
 
 from builders import OWNER, POD
 from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError
 from checkpoint_sidecar.core.layout import PROGRESS_KEY
 from checkpoint_sidecar.core.log import EvictionNoticed, PodIdentity
 from checkpoint_sidecar.core.progress import MAX_PROGRESS_BYTES, Progress, encode
+from checkpoint_sidecar.store.progress import read_beat
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
+from doubles.faulty import FaultyStore, fails_with
 from doubles.memory import MemoryStore
 
 NEWCOMER = (PodIdentity("llama-1", "u-new"),)
@@ -56,11 +59,33 @@ def test_without_a_beat_nobody_waits() -> None:
     assert World().wait() == 0
 
 
-@pytest.mark.parametrize("hint", [b"rot", b"x" * (MAX_PROGRESS_BYTES + 1)], ids=["damaged", "too large"])
+HINT = encode(Progress(1, 100, "0", (POD,)))
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [b"rot", b"x" * (MAX_PROGRESS_BYTES + 1), HINT.replace(b"llama", b"llam\xe1"), b'{"x":' + b"[" * 60_000],
+    ids=["damaged", "too large", "a flipped bit makes invalid UTF-8", "nested without end"],
+)
 def test_a_hint_that_makes_no_sense_is_no_reason_to_wait(hint: bytes) -> None:
     world = World()
     world.store.put(PROGRESS_KEY, hint)
     assert world.wait() == 0
+
+
+def test_a_hint_that_may_not_be_read_is_no_reason_to_wait_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    denied = fails_with(AccessDeniedError("read", PROGRESS_KEY, "its storage class forbids it"))
+    store = FaultyStore(MemoryStore("s3://memory/denied"), gets=[denied, denied])
+    assert [read_beat(store), read_beat(store)] == [None, None]
+    assert [record.message for record in caplog.records] == [
+        "ignore s3://memory/denied/_progress.json: its storage class forbids it. The next heartbeat replaces it"
+    ]
+
+
+def test_a_store_that_fails_for_the_moment_is_no_missing_hint() -> None:
+    store = FaultyStore(MemoryStore(), gets=[fails_with(StoreError("read", PROGRESS_KEY, "503"))])
+    with pytest.raises(StoreError, match="503"):
+        read_beat(store)
 
 
 def test_an_old_beat_is_no_reason_to_wait() -> None:

@@ -33,6 +33,7 @@ from checkpoint_sidecar.core.log import (
     check_format,
     decode,
 )
+from checkpoint_sidecar.core.wire import decode_json
 
 SPANS = (200, 2_000, 20_000)
 """How many entries a compaction holds. It ends at a multiple of that; other ranges are nobody's."""
@@ -45,7 +46,9 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 _GZIP = 16 + zlib.MAX_WBITS
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_ENTRY_BYTES)]
-Microseconds = Annotated[int, msgspec.Meta(ge=0, le=(dt.datetime.max.replace(tzinfo=dt.UTC) - _EPOCH) // _MICROSECOND)]
+_LATEST = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
+"""No store's clock shows a later time, and any duration of a policy can be added to it."""
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=(_LATEST - _EPOCH) // _MICROSECOND)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,8 @@ def unpack(data: bytes, span: Span) -> Iterator[RawEntry]:
         plain = _inflate(data)
         line, _, rest = plain.partition(b"\n")
         check_format(line, operation, span.key)
-        header = msgspec.json.decode(line, type=_Header)
-    except (ValueError, zlib.error, msgspec.MsgspecError, RecursionError) as error:
+        header = decode_json(line, _Header)
+    except (ValueError, zlib.error) as error:
         raise LogError(operation, span.key, f"not a compaction: {error}") from error
     if (header.first, header.last) != (span.first, span.last):
         raise LogError(operation, span.key, f"it says it holds entries {header.first} to {header.last}")

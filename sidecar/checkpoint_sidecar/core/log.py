@@ -25,6 +25,7 @@ import msgspec
 from checkpoint_sidecar.core.errors import Evidence as Evidence
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
+from checkpoint_sidecar.core.wire import Count, Positive, Seconds, SmallPositive, UndecodableError, decode_json
 
 FORMAT_MAJOR = 1
 FORMAT = f"{FORMAT_MAJOR}.0"
@@ -41,11 +42,10 @@ MAX_REQUEST = 128
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 RequestId = Annotated[str, msgspec.Meta(max_length=MAX_REQUEST)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-AttemptNumber = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+AttemptNumber = Positive
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-OwnerPart = Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[^/\s]+\Z")]
+OwnerPart = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^/\s]+\Z")]
+OwnerName = Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[^/\s]+\Z")]
 
 _DELETED = ":deleted"
 
@@ -63,7 +63,7 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
 
     cluster: OwnerPart
     namespace: OwnerPart
-    name: OwnerPart
+    name: OwnerName
 
     def __str__(self) -> str:
         return f"{self.cluster}/{self.namespace}/{self.name}"
@@ -121,7 +121,7 @@ class RunConfigured(msgspec.Struct, frozen=True, rename="camel"):
     """
 
     uid: Identifier
-    generation: Annotated[int, msgspec.Meta(ge=1)]
+    generation: Positive
     policy: Policy
 
 
@@ -147,7 +147,7 @@ class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
     """
 
     attempt: AttemptNumber
-    world_size: AttemptNumber
+    world_size: SmallPositive
     restore_request: RequestId = ""
     candidate: RequestId = ""
     continues: RequestId = ""
@@ -200,7 +200,7 @@ class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):
     manifest_digest: Digest
     bytes: Count
     files: Count
-    world_size: AttemptNumber
+    world_size: SmallPositive
     parent: RequestId = ""
     replaces: RequestId = ""
     restore_request: RequestId = ""
@@ -436,8 +436,8 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
     operation, subject = "read the run log", f"entry {number}"
     try:
         check_format(data, operation, subject)
-        envelope = msgspec.json.decode(data, type=Envelope)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        envelope = decode_json(data, Envelope)
+    except UndecodableError as error:
         raise LogError(operation, subject, f"not a log entry: {error}", _FOREIGN) from error
     if envelope.number != number:
         raise LogError(operation, subject, f"it says it is entry {envelope.number}", _FOREIGN)
@@ -447,8 +447,8 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
         body = Unknown(envelope.kind)
     else:
         try:
-            body = msgspec.json.decode(envelope.body, type=kind)
-        except msgspec.MsgspecError as error:
+            body = decode_json(envelope.body, kind)
+        except UndecodableError as error:
             raise LogError(operation, subject, f"not a valid {envelope.kind}: {error}", _FOREIGN) from error
     return StoredEntry(
         number=number,
@@ -468,9 +468,9 @@ def check_format(data: bytes, operation: str, subject: str) -> None:
 
     Raises:
         LogError: It has a larger major.
-        msgspec.MsgspecError: It has none.
+        UndecodableError: It has none.
     """
-    version = msgspec.json.decode(data, type=_Version).format
+    version = decode_json(data, _Version).format
     if int(version.partition(".")[0]) > FORMAT_MAJOR:
         raise LogError(
             operation,

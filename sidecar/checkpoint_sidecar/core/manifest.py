@@ -13,6 +13,7 @@ import msgspec
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
+from checkpoint_sidecar.core.wire import Count, Positive, SmallPositive, UndecodableError, decode_json
 
 BLOCK_BYTES = 4 * 1024 * 1024
 MAX_BLOCK_BYTES = 64 * 1024 * 1024
@@ -38,7 +39,7 @@ class File(msgspec.Struct, frozen=True, rename="camel"):
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-    size: Annotated[int, msgspec.Meta(ge=0)]
+    size: Count
     crc32c: Checksum
     block_crc32c: bytes = msgspec.field(name="blockCrc32c")
 
@@ -64,9 +65,9 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     """
 
     snapshot: str
-    step: Annotated[int, msgspec.Meta(ge=0)]
-    attempt: Annotated[int, msgspec.Meta(ge=1)]
-    world_size: Annotated[int, msgspec.Meta(ge=1)]
+    step: Count
+    attempt: Positive
+    world_size: SmallPositive
     files: tuple[File, ...]
     versions: dict[str, str] = {}
     block_bytes: int = BLOCK_BYTES
@@ -103,8 +104,8 @@ def encode(manifest: Manifest) -> bytes:
     if len(data) > MAX_MANIFEST_BYTES:
         raise ValueError(f"the manifest has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
     try:
-        problem = _inconsistency(msgspec.json.decode(data, type=Manifest))
-    except msgspec.MsgspecError as error:
+        problem = _inconsistency(decode_json(data, Manifest))
+    except UndecodableError as error:
         problem = str(error)
     if problem:
         raise ValueError(f"the manifest cannot be read back: {problem}")
@@ -132,8 +133,8 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
             operation, subject, "its SHA-256 differs from the one in the commit", evidence="ManifestMismatch"
         )
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        manifest = decode_json(data, Manifest)
+    except UndecodableError as error:
         raise IncompatibleSnapshotError(operation, subject, f"not a manifest: {error}", _UPGRADE) from error
     problem = _inconsistency(manifest)
     if problem:

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from checkpoint_sidecar.core.wire import Positive, PositiveSeconds, Seconds
+
 OverwritePolicy = Literal["Never", "Skip", "Replace"]
 RestoreMode = Literal["Latest", "None"]
 VerifyLevel = Literal["None", "Sizes", "Checksums"]
@@ -19,9 +21,7 @@ OnMissing = Literal["Auto", "StartFresh", "Fail"]
 MetricMode = Literal["Min", "Max"]
 Disposition = Literal["Auto", "Hold", "Retire"]
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
 class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
@@ -35,7 +35,7 @@ class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
 class KeepBest(msgspec.Struct, frozen=True, rename="camel"):
     """Keep the ``count`` snapshots with the best value of one metric; snapshots without it do not compete."""
 
-    metric: Name
+    metric: MetricName
     mode: MetricMode = "Min"
     count: Positive = 1
 
@@ -49,7 +49,7 @@ class RetentionPolicy(msgspec.Struct, frozen=True, rename="camel"):
     keep_best: tuple[KeepBest, ...] = ()
     max_age_seconds: PositiveSeconds | None = None
     max_total_bytes: Positive | None = None
-    grace_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3600.0
+    grace_seconds: Seconds = 3600.0
     dry_run: bool = False
 
 

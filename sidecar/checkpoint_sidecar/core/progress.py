@@ -11,8 +11,9 @@ from typing import Annotated
 
 import msgspec
 
-from checkpoint_sidecar.core.log import MAX_PODS, AttemptNumber, Count, PodIdentity
+from checkpoint_sidecar.core.log import MAX_PODS, AttemptNumber, PodIdentity
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.core.wire import Count, UndecodableError, decode_json
 
 INTERVAL_SECONDS = 10.0
 MAX_PROGRESS_BYTES = 64 * 1024
@@ -41,10 +42,10 @@ def encode(progress: Progress) -> bytes:
 
 
 def decode(data: bytes) -> Progress | None:
-    """Read a beat, or None when the bytes are none: a damaged hint is no hint."""
+    """Read a beat, or None when the bytes are none, whatever they are: a damaged hint is ignored."""
     try:
-        return msgspec.json.decode(data, type=Progress)
-    except msgspec.MsgspecError:
+        return decode_json(data, Progress)
+    except UndecodableError:
         return None
 
 
