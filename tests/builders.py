@@ -35,6 +35,7 @@ from checkpoint_sidecar.core.log import (
     RunAdopted,
     RunClaimed,
     RunConfigured,
+    SaveFailed,
     SaveRequested,
     SnapshotCommitted,
     SnapshotPurged,
@@ -156,6 +157,9 @@ class History:
 
     def save_requested(self, request: str = "save-1", *, reason: str = "", attempt: int | None = None) -> History:
         return self.append(SaveRequested(request, attempt or self.run.highest_attempt, reason))
+
+    def save_failed(self, step: int, *, failures: int = 1, message: str = "the disk is full") -> History:
+        return self.append(SaveFailed(self.run.highest_attempt, step, failures, message))
 
     def evicted(self, reason: str = "EvictionByEvictionAPI", *, attempt: int | None = None) -> History:
         return self.append(EvictionNoticed(attempt or self.run.highest_attempt, POD, reason))

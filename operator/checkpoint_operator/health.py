@@ -65,6 +65,7 @@ def judge_conditions(observed: Observed) -> tuple[Judgement, ...]:
         _protected(observed),
         _restore_enforced(observed),
         _retention_enforced(observed),
+        _saves_failing(observed),
         _stalled(observed),
     )
 
@@ -174,6 +175,24 @@ def _retention_enforced(observed: Observed) -> Judgement:
         message = "retention.dryRun: nothing is retired; status.pendingPurge lists what would be."
         return Judgement(kind, "False", Reason.DRY_RUN, message)
     return Judgement(kind, "True", Reason.ENFORCED, "What the policy does not keep is retired, and later deleted.")
+
+
+def _saves_failing(observed: Observed) -> Judgement:
+    kind, run = ConditionType.SAVES_FAILING, observed.run
+    if run is None or not observed.ours:
+        return Judgement(kind, "Unknown", Reason.NOT_KNOWN, "The run log cannot be used.")
+    failure = run.attempt.save_failure if run.attempt else None
+    if failure is None:
+        return Judgement(kind, "False", Reason.NOT_FAILING, "No save failed since the last commit.")
+    message = (
+        f"Attempt {failure.attempt} has committed nothing since {_saves(failure.failures)} failed, at step "
+        f"{failure.step}: {failure.message}"
+    )
+    return Judgement(kind, "True", Reason.SAVE_FAILED, message)
+
+
+def _saves(count: int) -> str:
+    return "a save" if count == 1 else f"{count} saves in a row"
 
 
 def _over_quota(namespace: str, quota: Quota) -> str:

@@ -11,6 +11,7 @@ from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import (
     RestoreFinished,
+    SaveFailed,
     SnapshotCommitted,
     SnapshotPurged,
     SnapshotVerified,
@@ -46,6 +47,7 @@ class Metrics:
         self._snapshots = self._gauge("snapshots", "Snapshots that can be restored.")
         self._retained = self._gauge("retained_bytes", "Size of the snapshots whose data is there.")
         self._quarantined = self._gauge("quarantined_snapshots", "Snapshots that no restore tries again.")
+        self._saves_failing = self._gauge("saves_failing", "Whether saves failed since the last commit.")
         self._refused = self._gauge("deletion_refused", "Whether the store refuses to delete.")
         self._over_quota = self._gauge("quota_exceeded", "Whether the namespace must retain more than its quota.")
         self._quota = Gauge(
@@ -57,6 +59,7 @@ class Metrics:
         self._interval = self._gauge("save_interval_seconds", "spec.save.every; absent where only steps count.")
         self._ready = self._gauge("ready", "Whether the Checkpoint is Ready.")
         self._committed = self._counter("snapshots_committed", "Snapshots committed.")
+        self._save_failures = self._counter("save_failures", "Failed saves that training reported.")
         self._saved_bytes = self._counter("saved_bytes", "Bytes of the snapshots committed.")
         self._restores = self._counter("restores", "Restores finished.", "outcome")
         self._verifications = self._counter("verifications", "Comparisons with the manifest.", "level", "outcome")
@@ -97,6 +100,8 @@ class Metrics:
         )
         self._quarantined.labels(*_labels(key)).set(sum(quarantined(run, s) for s in live))
         self._attempt.labels(*_labels(key)).set(run.highest_attempt)
+        self._save_failures.labels(*_labels(key))  # a counter that begins at 1 shows no increase
+        self._saves_failing.labels(*_labels(key)).set(run.attempt is not None and run.attempt.save_failure is not None)
         if run.attempt is not None:
             self._started.labels(*_labels(key)).set(run.attempt.started_at.timestamp())
         if run.policy.save.every_seconds is None:
@@ -116,6 +121,8 @@ class Metrics:
                 self._committed.labels(*_labels(key)).inc()
                 self._saved_bytes.labels(*_labels(key)).inc(body.bytes)
                 self._save_seconds.labels(*_labels(key)).observe(body.seconds)
+            elif isinstance(body, SaveFailed):
+                self._save_failures.labels(*_labels(key)).inc(body.failures)
             elif isinstance(body, RestoreFinished):
                 self._restores.labels(*_labels(key), "restored" if body.restored else "failed").inc()
                 self._restore_seconds.labels(*_labels(key)).observe(body.seconds)
@@ -144,6 +151,7 @@ class Metrics:
             self._snapshots,
             self._retained,
             self._quarantined,
+            self._saves_failing,
             self._attempt,
             self._started,
             self._running,

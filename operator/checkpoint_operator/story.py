@@ -21,6 +21,7 @@ from checkpoint_sidecar.core.log import (
     RestoreFinished,
     RunAdopted,
     RunClaimed,
+    SaveFailed,
     SaveRequested,
     SnapshotCommitted,
     SnapshotPurged,
@@ -157,6 +158,12 @@ def _save_requested(body: SaveRequested, _: Run) -> _Line:
     return (EventReason.SAVE_REQUESTED, message, False) if body.reason else None
 
 
+def _save_failed(body: SaveFailed, _: Run) -> _Line:
+    count = "A save" if body.failures == 1 else f"{body.failures} saves in a row"
+    message = f"{count} of attempt {body.attempt} failed, at step {body.step}; it trains on: {body.message}"
+    return EventReason.SAVE_FAILED, message, True
+
+
 def _evicted(body: EvictionNoticed, _: Run) -> _Line:
     return EventReason.POD_EVICTED, f"Pod {body.pod.name} of attempt {body.attempt} is leaving: {body.reason}.", True
 
@@ -189,6 +196,7 @@ _TELL: dict[type, Callable[[Any, Run], _Line]] = {
     SnapshotVerified: _verified,
     QuarantineReleased: _released,
     SaveRequested: _save_requested,
+    SaveFailed: _save_failed,
     EvictionNoticed: _evicted,
     AttemptFenced: _fenced,
     SnapshotRetired: _retired,

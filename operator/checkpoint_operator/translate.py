@@ -23,6 +23,8 @@ def policy_of(spec: api.CheckpointSpec) -> Policy:
             every_steps=spec.save.every_steps,
             every_seconds=_seconds("save.every", spec.save.every) or None,
             on_termination=spec.save.on_termination,
+            on_failure=spec.save.on_failure,
+            max_failures=spec.save.max_failures,
         ),
         overwrite=spec.overwrite_policy,
         retention=_retention(spec.retention) if spec.retention else None,

@@ -28,6 +28,7 @@ WRONG: dict[str, dict[str, str]] = {
         "save_interval_seconds": "900x200",
         "running_pods": "2x200",
     },
+    "CheckpointSavesFailing": {"saves_failing": "0x150 1x49", "running_pods": "2x200"},
     "CheckpointVerificationFailed": {'verifications_total,level="Checksums",outcome="failed"': "0x150 1x49"},
     "CheckpointSnapshotQuarantined": {"quarantined_snapshots": "0x150 1x49"},
     "CheckpointStoreUnavailable": {'store_errors_total,reason="AccessDenied"': "0+1x200", "ready": "0x200"},
@@ -41,6 +42,10 @@ FINE: dict[str, dict[str, dict[str, str]]] = {
         "just restarted": {**WRONG["CheckpointNoRecentSnapshot"], "attempt_started_timestamp_seconds": "10000x200"},
         "not running": {**WRONG["CheckpointNoRecentSnapshot"], "running_pods": "0x200"},
         "by steps only": {**WRONG["CheckpointNoRecentSnapshot"], "save_interval_seconds": "_x200"},
+    },
+    "CheckpointSavesFailing": {
+        "over": {"saves_failing": "1x190 0x10", "running_pods": "2x200"},
+        "not running": {"saves_failing": "1x200", "running_pods": "0x200"},
     },
     "CheckpointVerificationFailed": {
         "passed": {

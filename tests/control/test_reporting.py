@@ -53,6 +53,12 @@ def test_damage_rejection_failure_and_adoption_are_warnings() -> None:
     assert warnings == ["SnapshotQuarantined", "RestoreFailed", "SnapshotRejected", "RunAdopted"]
 
 
+def test_failed_saves_are_a_warning_that_says_why() -> None:
+    (happening,) = story.tell(History().started().save_failed(7, failures=3).entries[-1:], History().run)
+    assert (happening.reason, happening.warning) == ("SaveFailed", True)
+    assert happening.message == "3 saves in a row of attempt 1 failed, at step 7; it trains on: the disk is full"
+
+
 def test_an_eviction_names_the_pod_and_the_reason() -> None:
     (happening,) = story.tell(History().started().evicted("PreemptionByScheduler").entries[-1:], History().run)
     assert POD.name in happening.message

@@ -229,6 +229,22 @@ def test_whether_retention_is_enforced_with(
     assert condition(seen, "RetentionEnforced") == expected
 
 
+def test_failing_saves_are_a_condition_until_the_next_commit() -> None:
+    history = training(100)
+    assert condition(observed(history), "SavesFailing") == ("False", "NotFailing")
+    history.save_failed(200, failures=2, message="upload a key: the disk is full")
+    seen = observed(history)
+    assert condition(seen, "SavesFailing") == ("True", "SaveFailed")
+    (message,) = (c["message"] for c in status_of(seen)["conditions"] if c["type"] == "SavesFailing")
+    assert "2 saves in a row failed, at step 200: upload a key: the disk is full" in message
+    assert condition(seen, "Ready") == ("True", "Configured")
+    assert condition(observed(history.committed(300)), "SavesFailing") == ("False", "NotFailing")
+
+
+def test_what_failed_in_an_attempt_that_is_over_is_not_failing() -> None:
+    assert condition(observed(training(100).save_failed(200).started()), "SavesFailing") == ("False", "NotFailing")
+
+
 def test_a_refused_deletion_leaves_the_checkpoint_ready() -> None:
     seen = replace(observed(training(100)), refusal="object lock")
     assert condition(seen, "Ready") == ("True", "Configured")

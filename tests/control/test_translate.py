@@ -18,7 +18,7 @@ def test_the_defaults_of_the_api_are_the_defaults_of_the_library() -> None:
 
 def test_every_field_arrives_in_machine_units() -> None:
     spec = spec_of(
-        save={"everySteps": 500, "every": "1h30m", "onTermination": False},
+        save={"everySteps": 500, "every": "1h30m", "onTermination": False, "onFailure": "Raise", "maxFailures": 3},
         overwritePolicy="Replace",
         retention={
             "keepLast": 3,
@@ -39,7 +39,9 @@ def test_every_field_arrives_in_machine_units() -> None:
         },
     )
     assert policy_of(spec) == Policy(
-        save=SavePolicy(every_steps=500, every_seconds=5400.0, on_termination=False),
+        save=SavePolicy(
+            every_steps=500, every_seconds=5400.0, on_termination=False, on_failure="Raise", max_failures=3
+        ),
         overwrite="Replace",
         retention=RetentionPolicy(
             keep_last=3,

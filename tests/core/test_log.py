@@ -32,6 +32,7 @@ from checkpoint_sidecar.core.log import (
     RunAdopted,
     RunClaimed,
     RunConfigured,
+    SaveFailed,
     SaveRequested,
     SnapshotCommitted,
     SnapshotPurged,
@@ -59,7 +60,9 @@ EXAMPLES: dict[str, Body] = {
             "uid-1",
             3,
             Policy(
-                SavePolicy(every_steps=500, every_seconds=900.0, on_termination=False),
+                SavePolicy(
+                    every_steps=500, every_seconds=900.0, on_termination=False, on_failure="Raise", max_failures=7
+                ),
                 "Replace",
                 RetentionPolicy(
                     keep_last=3,
@@ -98,6 +101,7 @@ EXAMPLES: dict[str, Body] = {
         ),
         SnapshotVerified(SNAPSHOT, "Checksums", False, "MissingObject", "__0_0.distcp does not exist"),
         SaveRequested("save-1", 8),
+        SaveFailed(8, 1500, 3, "upload a key: the disk is full"),
         EvictionNoticed(8, POD, "EvictionByEvictionAPI"),
         AttemptFenced(8),
         DispositionSet(SNAPSHOT, "Hold"),
@@ -140,6 +144,13 @@ def test_the_bytes_of_an_entry_never_change(kind: str) -> None:
     golden = (GOLDEN / f"{kind}.json").read_bytes().rstrip(b"\n")
     assert write(EXAMPLES[kind]) == golden
     assert read(golden).body == EXAMPLES[kind]
+
+
+def test_a_policy_written_before_saves_could_fail_means_the_defaults() -> None:
+    data = (GOLDEN / "RunConfigured.json").read_bytes().rstrip(b"\n")
+    body = read(data.replace(b',"onFailure":"Raise","maxFailures":7', b"")).body
+    assert isinstance(body, RunConfigured)
+    assert (body.policy.save.on_failure, body.policy.save.max_failures) == ("Continue", 5)
 
 
 @given(body=ANY_BODY, number=st.integers(1, 10**15), critical_time=st.datetimes(timezones=st.just(dt.UTC)))

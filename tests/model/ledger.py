@@ -249,5 +249,8 @@ class Ledger:
     def _SaveRequested(self, body: Json, _: float) -> None:  # noqa: N802
         """Asks; changes nothing that is promised."""
 
+    def _SaveFailed(self, body: Json, _: float) -> None:  # noqa: N802
+        """Tells; changes nothing that is promised."""
+
     def _EvictionNoticed(self, body: Json, _: float) -> None:  # noqa: N802
         """Tells; changes nothing that is promised."""

@@ -20,6 +20,7 @@ from checkpoint_sidecar.core.log import Trigger
 from checkpoint_sidecar.core.policy import (
     Disposition,
     MetricMode,
+    OnFailure,
     OnMissing,
     OverwritePolicy,
     RestoreMode,
@@ -72,12 +73,19 @@ class Storage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Save(msgspec.Struct, frozen=True, rename="camel"):
-    """When a snapshot is due. ``every: 0s`` switches the time cadence off; a new ``request`` saves now."""
+    """When a snapshot is due. ``every: 0s`` switches the time cadence off; a new ``request`` saves now.
+
+    Attributes:
+        on_failure: What a failed automatic save does to training.
+        max_failures: With ``Continue``, how many failures in a row stop training nevertheless.
+    """
 
     every_steps: int | None = None
     every: Duration = "15m"
     on_termination: bool = True
     request: str = ""
+    on_failure: OnFailure = "Continue"
+    max_failures: int = 5
 
 
 class KeepBestRule(msgspec.Struct, frozen=True, rename="camel"):
@@ -307,13 +315,14 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
 
 
 class ConditionType(StrEnum):
-    """Types of conditions, of a Checkpoint unless said otherwise. All but Stalled are good when True."""
+    """Types of conditions, of a Checkpoint unless said otherwise. True is good, but for SavesFailing and Stalled."""
 
     READY = "Ready"  # both kinds
     STORAGE_AVAILABLE = "StorageAvailable"
     PROTECTED = "Protected"
     RESTORE_ENFORCED = "RestoreEnforced"
     RETENTION_ENFORCED = "RetentionEnforced"
+    SAVES_FAILING = "SavesFailing"
     STALLED = "Stalled"
     COMMITTED = "Committed"  # CheckpointSnapshot
     VERIFIED = "Verified"  # CheckpointSnapshot
@@ -362,6 +371,9 @@ class Reason(StrEnum):
     DELETION_REFUSED = "DeletionRefused"
     QUOTA_EXCEEDED = "QuotaExceeded"
     NOT_KNOWN = "NotKnown"
+    # SavesFailing
+    SAVE_FAILED = "SaveFailed"
+    NOT_FAILING = "NotFailing"
     # Protected and RestoreEnforced when Unknown
     NOT_RUNNING = "NotRunning"
 
@@ -397,6 +409,7 @@ class EventReason(StrEnum):
     ATTEMPT_STARTED = "AttemptStarted"
     SNAPSHOT_COMMITTED = "SnapshotCommitted"
     SAVE_REQUESTED = "SaveRequested"
+    SAVE_FAILED = "SaveFailed"
     ROLLBACK_NOT_FOUND = "RollbackNotFound"
     POD_EVICTED = "PodEvicted"
     POD_RECREATED = "PodRecreated"

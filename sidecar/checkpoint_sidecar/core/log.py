@@ -236,6 +236,21 @@ class SaveRequested(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     reason: Text = ""
 
 
+class SaveFailed(msgspec.Struct, frozen=True, rename="camel"):
+    """Saves of the attempt fail, and it trains on. At most once until the next commit.
+
+    Attributes:
+        step: The step of the latest save that failed.
+        failures: How many failed in a row when this was written.
+        message: Why the latest one failed.
+    """
+
+    attempt: AttemptNumber
+    step: Count
+    failures: AttemptNumber = 1
+    message: Text = ""
+
+
 class EvictionNoticed(msgspec.Struct, frozen=True, rename="camel"):
     """A pod of the attempt is about to be, or was, evicted. At most one per attempt."""
 
@@ -311,6 +326,7 @@ Body: TypeAlias = (
     | SnapshotCommitted
     | SnapshotVerified
     | SaveRequested
+    | SaveFailed
     | EvictionNoticed
     | AttemptFenced
     | DispositionSet
@@ -334,6 +350,7 @@ KINDS: dict[str, type[Body]] = {
         SnapshotCommitted,
         SnapshotVerified,
         SaveRequested,
+        SaveFailed,
         EvictionNoticed,
         AttemptFenced,
         DispositionSet,

@@ -20,16 +20,25 @@ VerifyLevel = Literal["None", "Sizes", "Checksums"]
 OnMissing = Literal["Auto", "StartFresh", "Fail"]
 MetricMode = Literal["Min", "Max"]
 Disposition = Literal["Auto", "Hold", "Retire"]
+OnFailure = Literal["Continue", "Raise"]
 
 MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
 class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
-    """When a snapshot is due. With neither cadence set, only SIGTERM and requests save."""
+    """When a snapshot is due, and what a failed save does. With neither cadence set, only SIGTERM and requests save.
+
+    Attributes:
+        on_failure: What a failed automatic save does: ``Continue`` trains on and tries again when the next one is due,
+            ``Raise`` raises its error in the training loop.
+        max_failures: With ``Continue``, how many failures in a row raise nevertheless.
+    """
 
     every_steps: Positive | None = None
     every_seconds: PositiveSeconds | None = 900.0
     on_termination: bool = True
+    on_failure: OnFailure = "Continue"
+    max_failures: Positive = 5
 
 
 class KeepBest(msgspec.Struct, frozen=True, rename="camel"):

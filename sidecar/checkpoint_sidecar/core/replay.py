@@ -26,6 +26,7 @@ from checkpoint_sidecar.core.log import (
     RunAdopted,
     RunClaimed,
     RunConfigured,
+    SaveFailed,
     SaveRequested,
     SnapshotCommitted,
     SnapshotPurged,
@@ -214,7 +215,7 @@ def _committed(run: Run, working: _Working, entry: StoredEntry, body: SnapshotCo
         working.first_commits.setdefault(body.step, entry.number)
     if reason:
         return run
-    working.change_attempt(body.attempt, in_use=None, last_commit=body.snapshot)
+    working.change_attempt(body.attempt, in_use=None, last_commit=body.snapshot, save_failure=None)
     if not body.restore_request:
         return replace(run, newest=body.snapshot)
     served = run.pending is not None and run.pending.id == body.restore_request
@@ -235,6 +236,11 @@ def _save_requested(run: Run, working: _Working, _: StoredEntry, body: SaveReque
     attempt = working.attempts.get(body.attempt)
     if attempt is not None:
         working.change_attempt(body.attempt, save_requests=(*attempt.save_requests, body))
+    return run
+
+
+def _save_failed(run: Run, working: _Working, _: StoredEntry, body: SaveFailed) -> Run:
+    working.change_attempt(body.attempt, save_failure=body)
     return run
 
 
@@ -304,6 +310,7 @@ _FOLD: dict[type, Callable[[Run, _Working, StoredEntry, Any], Run]] = {
     SnapshotCommitted: _committed,
     SnapshotVerified: _verified,
     SaveRequested: _save_requested,
+    SaveFailed: _save_failed,
     EvictionNoticed: _eviction,
     AttemptFenced: _fenced,
     DispositionSet: _disposition,

@@ -16,6 +16,7 @@ from checkpoint_sidecar.core.log import (
     EvictionNoticed,
     Owner,
     RestoreFinished,
+    SaveFailed,
     SaveRequested,
     SnapshotCommitted,
 )
@@ -95,6 +96,7 @@ class Attempt:
         last_commit: Its newest commit, or None.
         restores: Its finished restores, in order.
         save_requests: What it was asked to save for, in order.
+        save_failure: Since its last commit, or None.
     """
 
     started: AttemptStarted
@@ -108,6 +110,7 @@ class Attempt:
     eviction: EvictionNoticed | None = None
     eviction_at: dt.datetime | None = None
     save_requests: tuple[SaveRequested, ...] = ()
+    save_failure: SaveFailed | None = None
 
     @property
     def save_request(self) -> str:
