@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from checkpoint_sidecar.core.location import parse_endpoint
+
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Nothing that URL parsers read differently: no escapes, no backslashes, no alphabets but this one.
 _HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+"
-_ENDPOINT = re.compile(rf"(https?)://({_HOST})(?::(\d{{1,5}}))?/?")
-_PATTERN = re.compile(rf"(?:(https?)://)?(\*|(?:\*\.)?(?:{_HOST}))(?::(\d{{1,5}}))?/?")
+_PATTERN = re.compile(rf"(?:(https?)://)?(\*|(?:\*\.)?(?:{_HOST}))(?::([0-9]{{1,5}}))?/?")
 _PORTS = {"http": 80, "https": 443}
 
 _IDENTITY_NAMES = frozenset({"metadata", "metadata.google.internal"})
@@ -44,10 +44,8 @@ class Endpoint:
         Raises:
             ValueError: It is something else.
         """
-        match = _ENDPOINT.fullmatch(url)
-        if match is None:
-            raise ValueError(f"{url!r} is not http(s)://<host>[:<port>], with a host of letters, digits and . _ -")
-        return cls(match[1], _plain(match[2]), int(match[3] or _PORTS[match[1]]))
+        scheme, host, port = parse_endpoint(url)
+        return cls(scheme, _plain(host), _PORTS[scheme] if port is None else port)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
@@ -126,8 +127,41 @@ def test_what_the_pod_brings_along_stays(served: Namespace) -> None:
     own = [{"name": "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "value": "10"}, {"name": "LR", "value": "0.1"}]
     body = pod(containers=[{"name": "main", "image": "i", "env": own}])
     (container,) = served.admitted(body)["containers"]
-    assert container["env"][:2] == own
+    assert container["env"][-2:] == own
     assert len(variables(container)) == len(container["env"]) == len(INJECTED) + 1
+
+
+def test_what_is_injected_comes_first_so_that_the_pod_may_refer_to_it(served: Namespace) -> None:
+    """The kubelet replaces $(NAME) only by variables that stand before, so nothing of the pod's gets into ours."""
+    served.create(checkpoint())
+    own = [{"name": "SECRET", "value": "s"}, {"name": "OUTPUT", "value": "$(CHECKPOINT_URL)/tensorboard"}]
+    (container,) = served.admitted(pod(containers=[{"name": "main", "image": "i", "env": own}]))["containers"]
+    assert container["env"][-2:] == own
+    assert {entry["name"] for entry in container["env"][:-2]} == INJECTED
+
+
+def test_a_dollar_sign_that_is_already_stored_is_not_expanded(served: Namespace) -> None:
+    """As in an object from before the schema refused it."""
+    crd = "checkpoints.checkpoint-operator.dev"
+    rules = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/storage/properties/endpoint"
+    path = f"{rules}/x-kubernetes-validations"
+    strict = json.loads(served.api.kubectl("get", "crd", crd, "--output=json"))
+    for part in path.strip("/").split("/"):
+        strict = strict[int(part)] if isinstance(strict, list) else strict[part]
+
+    def patch(operation: Body) -> None:
+        served.api.kubectl("patch", "crd", crd, "--type=json", f"--patch={json.dumps([operation])}")
+
+    body = checkpoint(storage={"url": "s3://bucket/run", "endpoint": "https://$(AWS_SECRET_ACCESS_KEY).example.com"})
+    patch({"op": "remove", "path": path})
+    try:
+        eventually(lambda: served.refusal(body), lambda refusal: refusal == "")
+        served.create(body)
+    finally:
+        patch({"op": "add", "path": path, "value": strict})
+    eventually(lambda: served.refusal({**body, "metadata": {"name": "other"}}), bool)
+    (container,) = served.admitted(pod())["containers"]
+    assert variables(container)[environment.ENDPOINT] == "https://$$(AWS_SECRET_ACCESS_KEY).example.com"
 
 
 @pytest.mark.parametrize(("grace", "timeout"), [(0, "1"), (3, "1"), (6, "1"), (7, "2"), (30, "25")])

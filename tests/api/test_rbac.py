@@ -73,7 +73,7 @@ EDITOR_MAY = [
     "rollback checkpoints",
     "patch checkpointsnapshots",
 ]
-ADMIN_MAY = ["takeover checkpoints", "purge checkpoints"]
+ADMIN_MAY = ["takeover checkpoints", "divert checkpoints", "purge checkpoints"]
 OUR_RESOURCES = ["checkpoints", "checkpoints/status", "checkpointsnapshots", "checkpointsnapshots/status"]
 NOBODY_MAY = [
     "create checkpointsnapshots",

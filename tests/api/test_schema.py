@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from admission import Namespace, checkpoint, snapshot
+from checkpoint_operator.endpoints import Endpoint
 from checkpoint_sidecar.core import api
+from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
 from localcluster.client import CommandError
@@ -131,12 +133,72 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
         {"storage": {"url": "s3://b/r", "takeOverFrom": "old-run"}},
         "takeOverFrom must be <cluster>/<namespace>/<name>",
     ),
+    "a Secret by the value of a variable": (
+        {"storage": {"url": "s3://b/r", "credentialsSecret": {"name": "$(NAME)"}}},
+        "spec.storage.credentialsSecret.name in body should match",
+    ),
+    "a region by the value of a variable": (
+        {"storage": {"url": "s3://b/r", "region": "$(NAME)"}},
+        "spec.storage.region in body should match",
+    ),
+    "a url by the value of a variable": (
+        {"storage": {"url": "s3://b/$(NAME)"}},
+        "the path of url must have letters, digits and",
+    ),
     "a Secret elsewhere": (
         {"storage": {"url": "s3://b/r", "credentialsSecret": {"name": "keys", "namespace": "other"}}},
         'unknown field "spec.storage.credentialsSecret.namespace"',
     ),
     "a misspelled field": ({"retension": {"keepLast": 3}}, 'unknown field "spec.retension"'),
 }
+
+
+GOOD_ENDPOINTS = [
+    "https://s3.internal:9000",
+    "http://10.0.0.7",
+    "https://[fd00::7]:9000/",
+    "https://minio_1.team-a.svc",
+    "https://S3.Example.COM/",
+]
+BAD_ENDPOINTS = [
+    "https://key:secret@host",
+    "host:9000",
+    "ftp://host",
+    "https://",
+    "https://host/path",
+    "https://host?x=1",
+    "https://host#x",
+    "https://host:port",
+    "https://host:123456",
+    "https://$(AWS_SECRET_ACCESS_KEY).example.com",
+    "https://$$host",
+    "https://${KEY}.example.com",
+    "https://host\\@other",
+    "https://h\u00f6st",
+    "https://h%6fst",
+    "https://ho st",
+    "https://host\n",
+    "https://[fd00::7",
+    "https://[host]",
+]
+
+
+@pytest.mark.parametrize("endpoint", GOOD_ENDPOINTS)
+def test_a_good_endpoint_is_admitted_by_the_server_and_by_the_code(anywhere: Namespace, endpoint: str) -> None:
+    assert anywhere.refusal(checkpoint(storage={"url": "s3://b/r", "endpoint": endpoint})) == ""
+    assert str(Endpoint.parse(endpoint)).startswith(endpoint[:5])
+
+
+@pytest.mark.parametrize("endpoint", BAD_ENDPOINTS)
+def test_a_bad_endpoint_is_refused_by_the_server_and_by_the_code(anywhere: Namespace, endpoint: str) -> None:
+    refusal = anywhere.refusal(checkpoint(storage={"url": "s3://b/r", "endpoint": endpoint}))
+    assert "endpoint must be http(s)://<host>[:<port>]" in refusal
+    with pytest.raises(ValueError, match="not http") as refused:
+        Endpoint.parse(endpoint)
+    assert "secret" not in str(refused.value)
+    injected = {"CHECKPOINT_RUN": "c/n/run", "CHECKPOINT_URL": "s3://b/r", "CHECKPOINT_ENDPOINT": endpoint}
+    with pytest.raises(ConfigurationError):
+        RunEnvironment.parse(injected)
 
 
 @pytest.mark.parametrize("url", GOOD_URLS)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from checkpoint_sidecar.core import api
+from checkpoint_sidecar.core.location import ENDPOINT_PATTERN
 
 CRDS = Path(__file__).parents[2] / "crds"
 Schema = dict[str, Any]
@@ -121,6 +122,12 @@ def test_schema_and_types_agree_in_both_directions(plural: str, part: str) -> No
 )
 def test_the_comparison_notices(schema: Schema, complaint: str) -> None:
     assert any(complaint in line for line in differences(schema, msgspec.inspect.type_info(api.LocalReference), "ref"))
+
+
+def test_an_endpoint_has_one_pattern() -> None:
+    storage = root("checkpoints")["properties"]["spec"]["properties"]["storage"]["properties"]
+    (rule,) = storage["endpoint"]["x-kubernetes-validations"]
+    assert f"self.matches(r'^{ENDPOINT_PATTERN}$')" in rule["rule"]
 
 
 def test_everything_is_bounded() -> None:

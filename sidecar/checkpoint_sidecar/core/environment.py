@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.location import parse_endpoint
 from checkpoint_sidecar.core.log import Owner, PodIdentity
 
 POD_LABEL = "checkpoint-operator.dev/checkpoint"
@@ -85,13 +86,24 @@ class RunEnvironment:
         return cls(
             owner=owner,
             url=environ[URL],
-            endpoint=environ.get(ENDPOINT, ""),
+            endpoint=_endpoint(environ.get(ENDPOINT, "")),
             region=environ.get(REGION, ""),
             addressing_style=_addressing_style(environ.get(ADDRESSING_STYLE, "")),
             credentials_folder=environ.get(CREDENTIALS_FOLDER, ""),
             pod=_pod(environ),
             grace_seconds=_grace_seconds(environ),
         )
+
+
+def _endpoint(text: str) -> str:
+    if text:
+        try:
+            parse_endpoint(text)
+        except ValueError as error:
+            raise ConfigurationError(
+                _OPERATION, ENDPOINT, str(error), "Correct spec.storage.endpoint of the Checkpoint, or the variable."
+            ) from None
+    return text
 
 
 def _addressing_style(text: str) -> AddressingStyle:

@@ -13,12 +13,18 @@ from checkpoint_sidecar.core.errors import ConfigurationError
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
 MAX_URL_LENGTH = 512  # object keys end at 1024 bytes; our own part of a key stays below 256
+ENDPOINT_PATTERN = r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?/?"
+"""Matches an endpoint: scheme, host, port. The CRD has the same pattern, in a syntax that both engines read alike.
+
+It admits only characters that no URL parser, shell or kubelet reinterprets: no escapes, no backslashes, no `$(NAME)`.
+"""
 
 _URL = re.compile(r"([a-z][a-z0-9]*)://([^/]*)(/.*)?", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~=+@,:-]+")
 # Local folders are named by their owners: spaces and any alphabet, but nothing that would be a URL's query or escape.
 _FILE_SEGMENT = re.compile(r"[^\x00-\x1f\x7f\\?#%]+")
+_ENDPOINT = re.compile(ENDPOINT_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,19 @@ def parse_url(url: str, *, allow_file: bool = True) -> Location:
     if cause:
         raise _refused(shown, cause, allow_file)
     return Location(scheme, bucket, path)
+
+
+def parse_endpoint(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of an endpoint.
+
+    Raises:
+        ValueError: It is not ``http(s)://<host>[:<port>]``.
+    """
+    match = _ENDPOINT.fullmatch(url)
+    if match is None:
+        # A password may stand in it: it is not repeated.
+        raise ValueError("it is not http(s)://<host>[:<port>], with a host of letters, digits and . _ -")
+    return match[1], match[2], int(match[3]) if match[3] else None
 
 
 def overlaps(one: str, other: str) -> bool:
