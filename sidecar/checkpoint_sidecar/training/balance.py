@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
+import zlib
 from collections import defaultdict
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor
 
 from checkpoint_sidecar.engine.spread import Chunk, Share, spread
+from checkpoint_sidecar.training import digests
 from checkpoint_sidecar.training.archives import payload_bytes
+from checkpoint_sidecar.training.memory import is_plain
+from checkpoint_sidecar.training.replicas import Compared, DescribedPlan, Holding, Kind, compare
+
+logger = logging.getLogger(__name__)
 
 _FRAME_BYTES = 1600
 """What ``torch.save`` adds to a tensor, about."""
+
+_SAVES_BETWEEN_CHECKS = 10
+"""Of the replicas of sharded tensors, which are equal by construction."""
+
+
+@dataclasses.dataclass(slots=True)
+class History:
+    """What the saves of one process have compared and reported so far.
+
+    Attributes:
+        saves: How many there were.
+        reported: Modules whose buffers were reported to differ.
+    """
+
+    saves: int = 0
+    reported: set[str] = dataclasses.field(default_factory=set)
 
 
 class BalancedSavePlanner(DefaultSavePlanner):
@@ -26,23 +53,46 @@ class BalancedSavePlanner(DefaultSavePlanner):
     are written that count, and large chunks are written by their holders together, some rows each; any reader puts
     them together again.
 
+    What several ranks hold under one name is compared first; see ``training.replicas`` for what is refused.
+
     Args:
         flatten_state_dict, flatten_sharded_tensors: See ``DefaultSavePlanner``.
+        buffers: By module, the flattened names of its buffers and other state that is no parameter. Each rank may have
+            values of its own for them: those of the lowest rank are saved.
+        history: Shared by the planners of successive saves.
+
+    Raises (from DCP, wrapped; see ``failures.raising_ours``):
+        ConfigurationError: Ranks hold different values under one name.
     """
 
-    def __init__(self, flatten_state_dict: bool = True, flatten_sharded_tensors: bool = True) -> None:
+    def __init__(
+        self,
+        flatten_state_dict: bool = True,
+        flatten_sharded_tensors: bool = True,
+        *,
+        buffers: Mapping[str, AbstractSet[str]] | None = None,
+        history: History | None = None,
+    ) -> None:
         super().__init__(flatten_state_dict, flatten_sharded_tensors)
         self._held: dict[str, list[WriteItem]] = {}
+        self._module_of = {name: module for module, names in (buffers or {}).items() for name in names}
+        self._history = history or History()
+        self._saves_before = 0
 
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
+        self._saves_before = self._history.saves
+        self._history.saves += 1
         self._held = defaultdict(list)
         for item in plan.items:
             self._held[item.index.fqn].append(item)
-        return plan
+        holdings = tuple(map(self._holding, plan.items))
+        return DescribedPlan(**_fields(plan), holdings=holdings, seed=self._saves_before)
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        return super().create_global_plan(balanced(all_plans))
+        compared = compare(all_plans)
+        self._report(compared)
+        return super().create_global_plan(balanced(all_plans, compared))
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         if write_item.tensor_data is None:
@@ -51,30 +101,80 @@ class BalancedSavePlanner(DefaultSavePlanner):
         data = super().resolve_data(held)
         assert isinstance(data, torch.Tensor)
         for dimension, (start, length) in enumerate(_place(held, write_item)):
-            data = data.narrow(dimension, start, length)
+            # What is written whole need not know how to be cut.
+            if length < data.size(dimension):
+                data = data.narrow(dimension, start, length)
         return data
 
+    def _holding(self, item: WriteItem) -> Holding:
+        value = self.state_dict[item.index.fqn]
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        seed = self._saves_before
+        if item.type is WriteItemType.SHARD:
+            part = value.to_local() if isinstance(value, DTensor) else self.lookup_object(item.index)
+            mesh, compared = _replication(value, every_rank_checks=seed % _SAVES_BETWEEN_CHECKS == 0)
+            digest = digests.of_tensor(part, seed) if several and compared else None
+            return Holding(Kind.SHARD, digest, divisible=_divisible(part), mesh=mesh)
+        module = self._module_of.get(item.index.fqn, "")
+        if item.type is WriteItemType.TENSOR:
+            digest = digests.of_tensor(value, seed) if several else None
+            return Holding(Kind.TENSOR, digest, divisible=_divisible(value), buffers_of=module)
+        return Holding(Kind.OBJECT, digests.of_object(value, seed) if several else None, buffers_of=module)
 
-def balanced(plans: list[SavePlan], **options: Any) -> list[SavePlan]:
+    def _report(self, compared: Compared) -> None:
+        for module, names in compared.differing.items():
+            if module not in self._history.reported:
+                self._history.reported.add(module)
+                logger.warning(
+                    "%s: buffers differ from rank to rank (%s); a snapshot keeps those of the lowest rank, for the "
+                    "whole module. Use SyncBatchNorm or the like if that is not what you want",
+                    module,
+                    ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else ""),
+                )
+
+
+def balanced(plans: list[SavePlan], compared: Compared | None = None, **options: Any) -> list[SavePlan]:
     """The plans of all ranks with every item in one of them only, large ones divided.
 
     Args:
+        compared: The items; by default they are compared here.
         options: See ``spread``.
     """
-    holders: dict[MetadataIndex, list[int]] = defaultdict(list)
-    items: dict[MetadataIndex, WriteItem] = {}
-    for rank, plan in enumerate(plans):
-        for item in plan.items:
-            holders[item.index].append(rank)
-            items[item.index] = item
+    replicas = (compared or compare(plans)).replicas
     chunks = [
-        Chunk(payload_bytes(item) + _FRAME_BYTES, _rows(item), tuple(holders[index])) for index, item in items.items()
+        Chunk(
+            payload_bytes(replica.item) + _FRAME_BYTES, _rows(replica.item) if replica.divisible else 1, replica.holders
+        )
+        for replica in replicas
     ]
     written: list[list[WriteItem]] = [[] for _ in plans]
-    for item, shares in zip(items.values(), spread(chunks, len(plans), **options), strict=True):
+    for replica, shares in zip(replicas, spread(chunks, len(plans), **options), strict=True):
         for share in shares:
-            written[share.rank].append(item if len(shares) == 1 else _cut(item, share))
-    return [dataclasses.replace(plan, items=own) for plan, own in zip(plans, written, strict=True)]
+            written[share.rank].append(replica.item if len(shares) == 1 else _cut(replica.item, share))
+    return [SavePlan(**_fields(plan) | {"items": own}) for plan, own in zip(plans, written, strict=True)]
+
+
+def _fields(plan: SavePlan) -> dict[str, Any]:
+    """What torch's own class knows of a plan."""
+    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(SavePlan)}
+
+
+def _divisible(tensor: Any) -> bool:
+    return isinstance(tensor, torch.Tensor) and is_plain(tensor.detach())
+
+
+def _replication(value: Any, *, every_rank_checks: bool) -> tuple[int, bool]:
+    """The identity of the ranks that a sharded tensor is spread over, and whether its replicas are to be compared.
+
+    Within one mesh replicas are equal by construction. A mesh of some ranks leaves room for another of the same name
+    on other ranks, as the stages of a pipeline make them: always compared.
+    """
+    if not isinstance(value, DTensor):
+        return 0, every_rank_checks
+    ranks = value.device_mesh.mesh.flatten()
+    replicated = any(placement.is_replicate() for placement in value.placements)
+    alone = dist.is_initialized() and ranks.numel() < dist.get_world_size()
+    return zlib.crc32(ranks.sort().values.numpy().tobytes()), alone or (replicated and every_rank_checks)
 
 
 def _rows(item: WriteItem) -> int:

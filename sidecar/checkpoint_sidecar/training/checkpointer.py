@@ -297,7 +297,7 @@ class Checkpointer:
         staged: dict[str, Any] = {}
         staging_began = time.monotonic()
         try:
-            staged = self._saves.stage(self._state.capture())
+            staged = self._saves.stage(self._state.capture(), self._state.modules)
             self.last_staging_seconds = time.monotonic() - staging_began
         except Exception as error:  # noqa: BLE001 - no rank may enter the save's collectives without the others
             failure = CheckpointError(f"save step {step}", "copy to host memory", f"{type(error).__name__}: {error}")

@@ -9,19 +9,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.nn import Module
 
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
-from checkpoint_sidecar.training.balance import BalancedSavePlanner
+from checkpoint_sidecar.training.balance import BalancedSavePlanner, History
 from checkpoint_sidecar.training.failures import unwrap
+from checkpoint_sidecar.training.replicas import buffers_among
 from checkpoint_sidecar.training.saves import SaveTarget
 from checkpoint_sidecar.training.staging import HostCopy
 from checkpoint_sidecar.training.target import SaveNotNeeded
@@ -47,6 +50,8 @@ class BackgroundSave:
         self._agreement = agreement
         self._transfers = transfers
         self._copy = HostCopy()
+        self._compared = History()
+        self._buffers: dict[str, set[str]] = {}
         self._thread: threading.Thread | None = None
         self._progress = Progress()
         self._error: Exception | None = None
@@ -61,8 +66,13 @@ class BackgroundSave:
         """Whether a save failed whose error nobody has taken yet."""
         return not self.running and self._error is not None
 
-    def stage(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Copy to host memory, into the buffers of the previous save, which must be over."""
+    def stage(self, state: dict[str, Any], modules: Mapping[str, Module]) -> dict[str, Any]:
+        """Copy to host memory, into the buffers of the previous save, which must be over.
+
+        Args:
+            modules: Those whose state dicts are part of the state, by name.
+        """
+        self._buffers = {name: buffers_among(module, state[name], prefix=name) for name, module in modules.items()}
         return self._copy(state)
 
     def start(self, staged: dict[str, Any], *, step: int, target: SaveTarget | None, began: float) -> None:
@@ -138,7 +148,7 @@ class BackgroundSave:
                 save(
                     staged,
                     storage_writer=writer,
-                    planner=BalancedSavePlanner(),
+                    planner=BalancedSavePlanner(buffers=self._buffers, history=self._compared),
                     process_group=self._agreement.group,
                 )
         except CheckpointException as failure:

@@ -81,6 +81,11 @@ class TrainingState:
         self._owners = {name: self._owner_of(name, value) for name, value in self._of_kind(Optimizer)}
 
     @property
+    def modules(self) -> dict[str, Module]:
+        """The modules among the objects, by name."""
+        return dict(self._of_kind(Module))
+
+    @property
     def optional(self) -> tuple[tuple[str, str], ...]:
         """Places in the state dict that a snapshot of fewer ranks does not have."""
         return tuple((name, self._rank_key) for name, value in self._objects.items() if _per_rank(value))

@@ -1,0 +1,213 @@
+"""Whether what several ranks hold under one name is one value. Pure: it sees plans and digests, never the data.
+
+A checkpoint keeps one value per name. Where ranks hold different ones, sharing the writing out between them would make
+a value that no rank ever had.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+
+_OPERATION = "save the checkpoint"
+_CURE = (
+    "A checkpoint keeps one value per name: wrap an object that differs from rank to rank in PerRank, give the stages "
+    "of a pipeline different names, or make a tensor's parts one DTensor."
+)
+_MOST_NAMES = 8
+
+
+class Kind(StrEnum):
+    """How a value is held."""
+
+    TENSOR = "a whole tensor"
+    SHARD = "a part of a sharded tensor"
+    OBJECT = "an object"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a rank says of an item of its plan.
+
+    Attributes:
+        digest: Of its value; None if it was not taken.
+        divisible: Whether it can be written in parts, by rows.
+        buffers_of: The module that it is a buffer of, or other state besides parameters; empty for everything else.
+        mesh: Identifies the ranks that a sharded tensor is spread over.
+    """
+
+    kind: Kind
+    digest: int | None = None
+    divisible: bool = False
+    buffers_of: str = ""
+    mesh: int = 0
+
+
+@dataclass(frozen=True)
+class DescribedPlan(SavePlan):
+    """A rank's plan with what it holds; it travels to the coordinator as any plan does.
+
+    Attributes:
+        holdings: By item.
+        seed: Of the digests; digests of different seeds cannot be compared.
+    """
+
+    holdings: tuple[Holding, ...] = ()
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Replica:
+    """An item and the ranks that hold it.
+
+    Attributes:
+        divisible: Whether all of them can write it in parts.
+    """
+
+    item: WriteItem
+    holders: tuple[int, ...]
+    divisible: bool
+
+
+@dataclass(slots=True)
+class Compared:
+    """The items of all ranks, each of them once.
+
+    Attributes:
+        differing: Names of buffers that differ from rank to rank, by module; those of the lowest rank are taken.
+    """
+
+    replicas: list[Replica] = field(default_factory=list)
+    differing: dict[str, list[str]] = field(default_factory=dict)
+
+
+def compare(plans: Sequence[SavePlan]) -> Compared:
+    """Compare what the plans of all ranks hold under the same names.
+
+    All buffers of a module are taken from the lowest rank that holds them, so that those which belong together, such as
+    the mean and the variance of batch norm, are of one rank. Plans that are not described are taken at their word.
+
+    Raises:
+        ConfigurationError: Ranks hold different things under one name, and none of them is right.
+    """
+    held: dict[MetadataIndex, list[tuple[int, WriteItem, Holding]]] = defaultdict(list)
+    for rank, plan in enumerate(plans):
+        holdings = plan.holdings if isinstance(plan, DescribedPlan) else ()
+        for number, item in enumerate(plan.items):
+            held[item.index].append((rank, item, holdings[number] if holdings else _undescribed(item)))
+    _check_forms(held)
+    comparable = len({plan.seed for plan in plans if isinstance(plan, DescribedPlan)}) == 1
+    result = Compared()
+    drifted: dict[MetadataIndex, list[int]] = {}
+    differing: dict[MetadataIndex, list[int]] = {}
+    for index, holders in held.items():
+        rank, item, first = holders[0]
+        buffers_of = first.buffers_of if all(holding.buffers_of for _, _, holding in holders) else ""
+        ranks = (rank,) if buffers_of else tuple(rank for rank, _, _ in holders)
+        divisible = not buffers_of and all(holding.divisible for _, _, holding in holders)
+        result.replicas.append(Replica(item, ranks, divisible))
+        if len(holders) == 1 or not comparable or (other := _first_other(holders)) is None:
+            continue
+        if buffers_of:
+            result.differing.setdefault(buffers_of, []).append(index.fqn)
+        elif first.kind is Kind.SHARD and len({holding.mesh for _, _, holding in holders}) == 1:
+            drifted[index] = [rank, other]
+        else:
+            differing[index] = [rank, other]
+    if differing:
+        raise _refused(differing, "hold different values under {these}", _CURE)
+    if drifted:
+        raise _refused(
+            drifted,
+            "hold different values of the same part of {these}, though its placement says that they are replicas",
+            "Bring the replicas back in step, for example by a broadcast from one rank. " + _CURE,
+        )
+    return result
+
+
+def _undescribed(item: WriteItem) -> Holding:
+    return Holding(Kind.TENSOR if item.tensor_data else Kind.OBJECT, divisible=item.tensor_data is not None)
+
+
+def _first_other(holders: Sequence[tuple[int, WriteItem, Holding]]) -> int | None:
+    """The first rank whose value is not that of the lowest one; None if all values that can be compared are equal."""
+    known = [(rank, holding.digest) for rank, _, holding in holders if holding.digest is not None]
+    return next((rank for rank, digest in known if digest != known[0][1]), None)
+
+
+def _check_forms(held: dict[MetadataIndex, list[tuple[int, WriteItem, Holding]]]) -> None:
+    """Check that everything of one name has one kind, dtype and shape, and is divided in one way."""
+    names: dict[str, tuple[int, str]] = {}
+    meshes: dict[str, set[int]] = defaultdict(set)
+    for index, holders in held.items():
+        meshes[index.fqn].update(holding.mesh for _, _, holding in holders)
+        part = ""
+        for rank, item, holding in holders:
+            form = _form(item, holding)
+            known, expected = names.setdefault(index.fqn, (rank, form))
+            size = str(item.tensor_data.chunk.sizes) if item.tensor_data else ""
+            part = part or size
+            if form != expected or size != part:
+                detail = (expected, form) if form != expected else (f"a part of {part}", f"a part of {size}")
+                raise ConfigurationError(
+                    _OPERATION,
+                    index.fqn,
+                    f"rank {known} holds {detail[0]} under this name, rank {rank} {detail[1]}",
+                    _CURE,
+                )
+    for index, holders in held.items():
+        here = {holding.mesh for _, _, holding in holders}
+        if here != meshes[index.fqn]:
+            raise ConfigurationError(
+                _OPERATION, index.fqn, "groups of ranks each hold a tensor of this name, divided differently", _CURE
+            )
+
+
+def _form(item: WriteItem, holding: Holding) -> str:
+    if item.tensor_data is None:
+        return holding.kind.value
+    return f"{holding.kind.value}, {item.tensor_data.properties.dtype} {list(item.tensor_data.size)}"
+
+
+def _refused(found: dict[MetadataIndex, list[int]], what: str, hint: str) -> ConfigurationError:
+    names = list(dict.fromkeys(index.fqn for index in found))
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    one, other = next(iter(found.values()))
+    these = "this name" if len(names) == 1 else "these names"
+    return ConfigurationError(
+        _OPERATION,
+        ", ".join(names[:_MOST_NAMES]) + more,
+        f"ranks {one} and {other} {what.format(these=these)}",
+        hint,
+    )
+
+
+def buffers_among(module: torch.nn.Module, state: Mapping[str, object], *, prefix: str) -> set[str]:
+    """The names in a module's state dict of what is no parameter: buffers, extra state, and what hooks added.
+
+    Args:
+        state: Shares the module's memory.
+        prefix: The module's name in the whole state dict.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    places = {_place(parameter) for parameter in parameters.values()} - {0}
+    return {
+        f"{prefix}.{key}"
+        for key, value in state.items()
+        if key not in parameters and not (isinstance(value, torch.Tensor) and _place(value) in places)
+    }
+
+
+def _place(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a subclass without memory of its own
+        return 0
