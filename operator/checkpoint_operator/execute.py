@@ -70,15 +70,19 @@ class Outcome:
 def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner) -> tuple[Outcome, ...]:
     """Run store actions one after the other. One that fails does not keep the others from their turn.
 
-    Except for what deletes data: after a surprise nothing more is deleted in this round.
+    Except for what deletes data: after a surprise nothing more is deleted in this round. Grace periods are measured by
+    a clock that was read just before.
     """
     outcomes: list[Outcome] = []
-    surprised = False
+    surprised = clock_read = False
     for action in planned:
         deletes = isinstance(action, Purge | CollectOrphans | CollectLast | Erase)
         if deletes and surprised:
             continue
         try:
+            if deletes and not clock_read:
+                session.read_clock()
+                clock_read = True
             _carry_out(action, session, owner)
         except CheckpointError as error:
             logger.warning("%s: %s", type(action).__name__, error)

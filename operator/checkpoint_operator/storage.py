@@ -193,7 +193,7 @@ class Session:
             if self._proven_at is None or self.probed_at - self._proven_at >= PROVEN_SECONDS:
                 probe(self.store)
                 self._proven_at = self.probed_at
-            self._read_clock()
+            self.read_clock()
         except AccessDeniedError as error:
             if not refuses_deletion(error):
                 self._check_readable()
@@ -205,7 +205,7 @@ class Session:
                 raise
             self.refusal = str(error)
         if self.refusal:
-            self._read_clock()
+            self.read_clock()
         elif not self._tidied:
             self._discard_probes()
             self._tidied = True
@@ -243,7 +243,12 @@ class Session:
         modified = {info.key: info.modified for info in self.store.list(layout.PROBE_FOLDER)}
         self.delete(orphans.old_probes(modified, now=self.now()))
 
-    def _read_clock(self) -> None:
+    def read_clock(self) -> None:
+        """Read the store's clock, which may have been set since the last reading.
+
+        Raises:
+            StoreError: It failed.
+        """
         # A fresh key each time: where objects are locked, none can be replaced.
         key = f"{layout.PROBE_FOLDER}{secrets.token_hex(8)}/clock"
         self.store.put(key, b"")

@@ -14,7 +14,7 @@ import msgspec
 from builders import OTHER_OWNER, OWNER
 from checkpoint_operator import execute, plan, status
 from checkpoint_operator.actions import CollectLast, CollectOrphans, PublishPointer
-from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed
+from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed, Quota
 from checkpoint_operator.resources import mirror_name
 from checkpoint_operator.storage import Session as OperatorSession
 from checkpoint_operator.translate import policy_of
@@ -62,11 +62,16 @@ class Save:
 
     further: int = 100
     trigger: Trigger = "Schedule"
+    loss: str = ""
 
 
 @dataclass
 class User:
-    """What a user has said about a Checkpoint, what its status remembers, and what the last pass left to do."""
+    """What a user has said about a Checkpoint, what its status remembers, and what the last pass left to do.
+
+    Attributes:
+        quota: Bytes that its namespace leaves for what rules alone keep; None for no quota.
+    """
 
     owner: Owner = OWNER
     spec: dict[str, Any] = field(default_factory=lambda: {"storage": {"url": "s3://bucket/run"}})
@@ -75,6 +80,7 @@ class User:
     releases: dict[str, str] = field(default_factory=dict)
     status: Mapping[str, Any] = field(default_factory=dict)
     left: tuple[object, ...] = ()
+    quota: int | None = None
 
     def says(self, **fields: Any) -> None:
         self.spec = {**self.spec, **fields}
@@ -120,7 +126,8 @@ def trainer(
                     raise session.fenced
                 step += save.further
                 if step:
-                    _save(world, session, Draft(step, save.trigger), outcome)
+                    metrics = {"loss": save.loss} if save.loss else {}
+                    _save(world, session, Draft(step, save.trigger, metrics), outcome)
         except (FencedError, RestoreError, RestoreInterrupted) as error:
             outcome.error = error
         except PrefixClaimedError as error:
@@ -215,6 +222,7 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
     """
 
     def body(actor: Actor) -> None:
+        actor.speaks_for = str(user.owner)
         session: OperatorSession | None = None
         shown: dict[int, str] = {}
         collected, swept = 0, (0, "")
@@ -275,6 +283,7 @@ def _observe(user: User, session: OperatorSession) -> Observed:
         checkpoint=Checkpoint(key, UID[user.owner], generation, "2026-01-01T00:00:00Z", spec, user.status),
         wall=now,
         policy=policy_of(spec),
+        quota=Quota(user.quota, 0, user.quota) if user.quota is not None else None,
         run=run,
         now=now,
         mirrors=tuple(

@@ -49,6 +49,7 @@ class Started:
     continues: str
     restored: str = ""
     last: str = ""
+    heard_at: float = 0.0
 
     @property
     def base(self) -> str:
@@ -88,6 +89,12 @@ class Ledger:
     def restore(self) -> Json:
         restore: Json = self.policy["restore"]
         return restore
+
+    @property
+    def grace(self) -> float:
+        """How long what is not needed stays, in seconds."""
+        retention = self.policy["retention"]
+        return float(retention["graceSeconds"]) if retention else 3600.0
 
     def may_speak(self, attempt: int) -> bool:
         """Whether nothing fences an attempt."""
@@ -175,11 +182,13 @@ class Ledger:
             self.pending = Request(body["request"], body["snapshot"])
             self.rollbacks.add(body["request"])
 
-    def _AttemptStarted(self, body: Json, _: float) -> None:  # noqa: N802
+    def _AttemptStarted(self, body: Json, stored_at: float) -> None:  # noqa: N802
         number, request = body["attempt"], body["restoreRequest"]
         if number == max(self.attempts, default=0) + 1:
             fresh = bool(request) and self.pending == Request(request, "")
-            self.attempts[number] = Started(number, request, fresh, body["candidate"], body["continues"])
+            self.attempts[number] = Started(
+                number, request, fresh, body["candidate"], body["continues"], heard_at=stored_at
+            )
 
     def _RestoreStarted(self, body: Json, _: float) -> None:  # noqa: N802
         if body["attempt"] in self.attempts:
@@ -196,14 +205,14 @@ class Ledger:
             attempt.in_use = "" if attempt.in_use == found.id else attempt.in_use
             found.failures += body["evidence"] != "None"
 
-    def _SnapshotCommitted(self, body: Json, _: float) -> None:  # noqa: N802
+    def _SnapshotCommitted(self, body: Json, stored_at: float) -> None:  # noqa: N802
         if self.why_rejected(body):
             self.rejected.add(body["snapshot"])
             return
         identifier, attempt = body["snapshot"], self.attempts[body["attempt"]]
         self.saved[identifier] = Saved(identifier, body["step"], body["path"], body["parent"], body["replaces"])
         self.newest = attempt.last = identifier
-        attempt.in_use = ""
+        attempt.in_use, attempt.heard_at = "", stored_at
         if body["restoreRequest"]:
             self.consumed.add(body["restoreRequest"])
             if self.pending and self.pending.id == body["restoreRequest"]:

@@ -9,6 +9,7 @@ trainer still find what it needs?
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from builders import OTHER_OWNER, OWNER
-from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.errors import ObjectExistsError, RestoreError
 from checkpoint_sidecar.core.log import (
     Body,
@@ -48,11 +49,26 @@ ENOUGH_CALLS = 2000
 """More than any actor makes that is left alone; a trainer that needs more waits for somebody."""
 
 SAVES = st.lists(
-    st.builds(Save, st.sampled_from([100, 100, 100, 0]), st.sampled_from(["Schedule", "Manual", "Termination"])),
+    st.builds(
+        Save,
+        st.sampled_from([100, 100, 100, 0]),
+        st.sampled_from(["Schedule", "Manual", "Termination"]),
+        st.sampled_from(["", "0.5", "0.25", "nan"]),
+    ),
     min_size=1,
     max_size=4,
 )
-RETENTION = st.fixed_dictionaries({"keepLast": st.integers(1, 3), "gracePeriod": st.sampled_from(["0s", "1h"])})
+RETENTION = st.fixed_dictionaries(
+    {"keepLast": st.integers(1, 3), "gracePeriod": st.sampled_from(["0s", "1h"])},
+    optional={
+        "keepEverySteps": st.just(200),
+        "keepEvery": st.just("1h"),
+        "keepBest": st.just([{"metric": "loss", "mode": "Min", "count": 1}]),
+        "maxAge": st.just("2h"),
+        "maxTotalSize": st.sampled_from(["1", "600"]),
+        "dryRun": st.sampled_from([False, False, True]),
+    },
+)
 WHO = st.integers(0, MOST_ACTORS - 1)
 NEWEST_FIRST = st.sampled_from([0, 1, 2, 3, 5])
 TURNS = st.sampled_from([1, 1, 1, 2, 3, 5, 8, 13, 40])
@@ -98,9 +114,10 @@ class Protocol(RuleBasedStateMachine):
         in_world(self.world, self.patch)
         self.user = User()
         self.other = User(OTHER_OWNER)
+        self.former = copy.deepcopy(self.user)
         self.alive: list[Actor] = []
         self.launched = 0
-        self.rollbacks = 0
+        self.requests = 0
         self.broken = False
         self.digest = (-1, "")  # of the ledger, at the number of events when it was taken
 
@@ -271,10 +288,22 @@ class Protocol(RuleBasedStateMachine):
         with self._judging(), contextlib.suppress(ObjectExistsError):
             late.land()
 
-    @rule(hours=st.sampled_from([0.5, 1.0, 3.0]))
-    def time_passes(self, hours: float) -> None:
-        self.world.seconds += hours * 3600
-        self.world.tell(f"{hours} h pass")
+    @rule(seconds=st.sampled_from([0.4, 1800.0, 3597.0, 3600.0, 10800.0, 90000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.seconds += seconds
+        self.world.tell(f"{seconds} s pass")
+        self._interrupted(seconds)
+
+    @rule(seconds=st.sampled_from([-7200.0, -3.0, 3.0, 7200.0]))
+    def the_stores_clock_is_set(self, seconds: float) -> None:
+        self.world.jump(seconds)
+        self._interrupted(seconds)
+        self.world.tell(f"the store's clock jumps by {seconds} s")
+
+    def _interrupted(self, seconds: float) -> None:
+        """Objects that a probe left an hour ago are tidied away, also from under one that was stopped for so long."""
+        if seconds >= orphans.DEFAULT_GRACE_SECONDS / 2:
+            self.world.troubled |= {actor.name for actor in self.alive}
 
     @precondition(lambda self: len(self.world.promises.damage) < MOST_DAMAGED and len(self._held()) > 1)
     @rule(
@@ -328,12 +357,38 @@ class Protocol(RuleBasedStateMachine):
     def a_user_means_one_snapshot(self, which: int, wish: str, told: bool) -> None:
         snapshot = self._held_one(which).id
         if wish == "rollback":
-            self.rollbacks += 1
-            rollback = {"request": f"rollback-{self.rollbacks}", "to": "Snapshot", "snapshot": snapshot}
+            self.requests += 1
+            rollback = {"request": f"rollback-{self.requests}", "to": "Snapshot", "snapshot": snapshot}
             self._says(told, restore={**self.user.spec.get("restore", {}), "rollback": rollback})
         else:
             self.user.dispositions[snapshot] = wish
             self.world.tell(f"a user sets {snapshot} to {wish}")
+
+    @precondition(lambda self: self._suspected())
+    @rule(which=NEWEST_FIRST)
+    def a_user_releases_one_from_quarantine(self, which: int) -> None:
+        suspected = self._suspected()
+        snapshot = suspected[-1 - which % len(suspected)].id
+        self.requests += 1
+        self.user.releases[snapshot] = f"release-{self.requests}"
+        self.world.tell(f"a user releases {snapshot}")
+
+    def _suspected(self) -> list[Saved]:
+        return [saved for saved in self._held() if saved.failures]
+
+    @rule(bytes_=st.sampled_from([None, 0, 400]))
+    def the_quota_changes(self, bytes_: int | None) -> None:
+        self.user.quota = bytes_
+        self.world.tell(f"the quota leaves {bytes_} bytes for what rules keep")
+
+    @precondition(lambda self: len(self.alive) < MOST_ACTORS and self.launched < MOST_LAUNCHED)
+    @rule(stranger=st.booleans(), turns=TURNS)
+    def an_operator_of_other_configuration_joins(self, stranger: bool, turns: int) -> None:
+        """One that still has the former spec, as during a roll-out, or that of a cluster that owns nothing here."""
+        user = User(OTHER_OWNER) if stranger else self.former
+        actor = self._cast("operator", operator(self.world, user, 2, patient=True))
+        self.explored.happened["operators of other configuration"] += 1
+        self._turns(actor, turns)
 
     @precondition(lambda self: self.world.promises.ledger.owner == str(OWNER) and self.launched > 5)
     @rule(turns=st.sampled_from([10, 60]))
@@ -344,6 +399,7 @@ class Protocol(RuleBasedStateMachine):
 
     def _says(self, told: bool, **fields: Any) -> None:
         """A user edits the spec, and an operator passes at once or does not."""
+        self.former = copy.deepcopy(self.user)
         self.user.says(**fields)
         self.world.tell(f"a user changes {fields}")
         self.explored.happened["specs"] += 1

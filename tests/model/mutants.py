@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator import entries, execute, plan
+from checkpoint_operator import entries, execute, plan, storage
 from checkpoint_sidecar.core import attempt, lineage, log, replay, retention
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.store import pointer
@@ -74,6 +74,22 @@ MUTANTS = (
     Mutant(0, "a fenced attempt commits", 1, Run.may_commit, "attempt == self.highest_attempt >", "attempt >"),
     Mutant(0, "an adoption fences nobody", 8, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
     Mutant(0, "training silently begins anew", 2, lineage.restore_plan, '"Auto" and not run.ever_committed', '"Auto"'),
+    Mutant(
+        0,
+        "a sign of life does not keep an attempt from being fenced",
+        stories.an_attempt_that_commits_while_it_is_taken_for_dead_is_not_fenced,
+        entries.fence,
+        ' or (attempt.last_commit or "") != action.commit',
+        "",
+    ),
+    Mutant(
+        0,
+        "a purge goes on in the run of another owner",
+        stories.a_purge_ends_where_the_run_changes_hands,
+        execute._purge,
+        " or run.owner != owner",
+        "",
+    ),
     # 1: after a conflict the whole entry is computed again
     Mutant(1, "an entry outlives a lost race", 1, RunLog.append, "compute(run)", "body if lost else compute(run)"),
     Mutant(
@@ -191,6 +207,22 @@ MUTANTS = (
         log.decode,
         "stored_at=stored_at",
         "stored_at=dt.datetime.fromisoformat(envelope.time)",
+    ),
+    Mutant(
+        9,
+        "the store's clock is read early",
+        stories.nothing_is_deleted_a_moment_before_its_grace_period_ends,
+        storage.Session.now,
+        "seconds=time.monotonic() - then",
+        "seconds=time.monotonic() - then + 5.0",
+    ),
+    Mutant(
+        9,
+        "a clock that was set is not read again",
+        1,
+        execute.carry_out,
+        "deletes and not clock_read",
+        "False",
     ),
     Mutant(9, "there is no grace", 1, retention.purge_due, ">= policy.grace_seconds", ">= 0"),
     # 10: the stock pointer is derived and repaired

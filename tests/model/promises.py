@@ -22,10 +22,17 @@ from checkpoint_sidecar.core.run import Run, SnapshotState
 from model.ledger import AUTOMATIC, HELD, LIVE, PURGED, PURGING, RETIRED, Json, Ledger, Saved
 
 if TYPE_CHECKING:
+    from model.turns import Actor
     from model.world import World
 
 LOG_KEY = re.compile(r"_log/(\d{20})\.json")
 SAVE_KEY = re.compile(r"step-(\d+)/(\d+)-(\w{8})/.+")
+
+FENCED_AFTER_SECONDS = 86400.0
+"""How long nothing may be heard of an attempt before an operator takes it for dead."""
+
+STAMP_SECONDS = 1.0
+"""The store's dates have whole seconds, so a grace period may end up to one early."""
 
 
 class BrokenPromiseError(AssertionError):
@@ -47,6 +54,8 @@ class Promises:
         damage: When each damaged snapshot was first damaged, in events; and first so that its sizes show it.
         judged: Whether whoever writes claims to keep the rules.
         began: When each actor began what it is doing, in events.
+        owners: Whose the run was after each entry.
+        writers, written_at: By save folder, its writer and when its newest object landed.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
@@ -57,6 +66,9 @@ class Promises:
     began: dict[str, int] = field(default_factory=dict)
     judged: bool = True
     kinds: dict[str, int] = field(default_factory=dict)
+    owners: list[str] = field(default_factory=lambda: [""])
+    writers: dict[str, str] = field(default_factory=dict)
+    written_at: dict[str, float] = field(default_factory=dict)
 
     # What lands in the bucket
 
@@ -68,7 +80,8 @@ class Promises:
             require(number == self.run.head + 1 == entry["number"], "P4", f"entry {number} lands after {self.run.head}")
             self.events += 1
             self._entry(entry["kind"], entry["body"], world)
-            self.run = advance(self.run, [decode(data, number=number, stored_at=world.now())])
+            self.run = advance(self.run, [decode(data, number=number, stored_at=world.stamp())])
+            self.owners.append(self.ledger.owner)
             self._agreed()
         elif SAVE_KEY.fullmatch(key):
             self.written(key, world)
@@ -78,13 +91,32 @@ class Promises:
         require(not LOG_KEY.fullmatch(key), "P4", f"{key} is written without a condition")
         if SAVE_KEY.fullmatch(key):
             require(world.store.stat(key) is None, "P3", f"{key} is written a second time")
+            snapshot = _snapshot_of(key)
+            self.writers.setdefault(snapshot, threading.current_thread().name)
+            self.written_at[snapshot] = world.waited
 
-    def deleted(self, key: str) -> None:
-        """An object is about to be deleted."""
+    def deleted(self, key: str, actor: Actor | None, world: World) -> None:
+        """An object is about to be deleted, by an actor that lives or by a late request."""
         require(not LOG_KEY.fullmatch(key), "P4", f"{key} is deleted")
-        saved = self.ledger.saved.get(_snapshot_of(key))
-        state = saved.state if saved else PURGED
-        require(state in (PURGING, PURGED), "P1", f"{key} of a snapshot that is {state} is deleted")
+        if not SAVE_KEY.fullmatch(key):
+            return
+        snapshot = _snapshot_of(key)
+        if actor is not None and actor.speaks_for:
+            owner = self.owners[actor.head]
+            require(owner == actor.speaks_for, "P4", f"{actor.name} deletes {key} of a run that it knows is {owner}'s")
+        saved = self.ledger.saved.get(snapshot)
+        if saved is not None:
+            doomed = saved.state in (PURGING, PURGED)
+            require(doomed, "P1", f"{key} of a snapshot that is {saved.state} is deleted")
+        elif actor is not None and actor.name != self.writers.get(snapshot, actor.name):
+            self._abandoned(key, world)
+
+    def _abandoned(self, key: str, world: World) -> None:
+        """What an operator deletes of saves without a commit can have none any more, and is old enough."""
+        attempt, age = int(SAVE_KEY.fullmatch(key)[2]), world.waited - self.written_at[_snapshot_of(key)]  # type: ignore[index]
+        require(not self.ledger.may_speak(attempt), "P1", f"{key} of attempt {attempt}, which may commit, is deleted")
+        grace = self.ledger.grace
+        require(age >= grace - self._early(world), "grace", f"{key} is deleted {age} s after it was written, not {grace} s")
 
     def damaged(self, key: str, *, sizes_differ: bool) -> None:
         self.events += 1
@@ -135,6 +167,11 @@ class Promises:
     def _began(self) -> int:
         return self.began.get(threading.current_thread().name, 0)
 
+    def _early(self, world: World) -> float:
+        """How much too early the asking actor may take a time for over: nobody knows of a clock set since it was read."""
+        actor = world.actors.get(threading.current_thread())
+        return STAMP_SECONDS + (world.jumps - actor.jumps if actor else world.jumps)
+
     # What each entry may say
 
     def _entry(self, kind: str, body: Json, world: World) -> None:
@@ -142,7 +179,7 @@ class Promises:
         judge = getattr(self, f"_{kind}", None)
         if judge is not None and self.judged:
             judge(body, world)
-        self.ledger.read(kind, body, world.seconds)
+        self.ledger.read(kind, body, world.waited)
 
     def _AttemptStarted(self, body: Json, _: World) -> None:  # noqa: N802 - named like the kind of entry
         ledger, number, request = self.ledger, body["attempt"], body["restoreRequest"]
@@ -191,6 +228,14 @@ class Promises:
         missing = lacking(world, body["path"], body["manifestDigest"])
         require(not missing, "P1", f"{body['snapshot']} is committed and lacks {missing}")
 
+    def _AttemptFenced(self, body: Json, world: World) -> None:  # noqa: N802
+        highest = self.ledger.highest
+        if highest is None or highest.number != body["attempt"]:
+            return
+        silent = world.waited - highest.heard_at
+        enough = silent >= FENCED_AFTER_SECONDS - self._early(world)
+        require(enough, "P7", f"attempt {highest.number} is fenced {silent} s after it was heard")
+
     def _SnapshotRetired(self, body: Json, _: World) -> None:  # noqa: N802
         saved = self.ledger.saved[body["snapshot"]]
         require(saved.state == LIVE, "P6", f"{saved.id} is retired again")
@@ -200,8 +245,9 @@ class Promises:
         saved = self.ledger.saved[body["snapshot"]]
         require(saved.state == RETIRED, "P6", f"{saved.id} is {saved.state} and its purge starts")
         self._spared(saved, HELD)
-        waited, grace = world.seconds - saved.retired_at, self.ledger.policy["retention"]["graceSeconds"]
-        require(waited >= grace, "grace", f"{saved.id} is purged {waited} s after it was retired, not {grace} s")
+        waited, grace = world.waited - saved.retired_at, self.ledger.policy["retention"]["graceSeconds"]
+        enough = waited >= grace - self._early(world)
+        require(enough, "grace", f"{saved.id} is purged {waited} s after it was retired, not {grace} s")
 
     def _spared(self, saved: Saved, counted: tuple[str, ...]) -> None:
         """P6: ``saved`` may go, and what stays is enough."""

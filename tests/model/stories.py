@@ -17,6 +17,7 @@ from model.turns import Actor
 from model.world import World, in_world
 
 ALL = 2000
+HOUR = 3600.0
 
 
 class Stage:
@@ -83,6 +84,9 @@ class Stage:
             assert not actor.ended, f"{actor.name} ended before it came to {call!r}"
             self.go(actor, 1)
         return actor
+
+    def passes(self, seconds: float) -> None:
+        self.world.seconds += seconds
 
     def after_a_pass(self, operator: Actor) -> Actor:
         """Let an operator go on until it begins its next pass."""
@@ -181,3 +185,45 @@ def pointers_follow_a_rollback_to_another_branch(stage: Stage) -> None:
     stage.train(1)
     stage.go(operator)
     assert stage.shown(200) == first_branch
+
+
+def an_attempt_that_commits_while_it_is_taken_for_dead_is_not_fenced(stage: Stage) -> None:
+    stage.wants()
+    trainer = stage.trainer(3)
+    stage.fail(stage.up_to(trainer, "upload"), "the reply is lost")
+    stage.fail(stage.up_to(trainer, "delete step-"))  # so that something is left to collect
+    stage.up_to(trainer, "create _log")  # the commit of its second save
+    stage.passes(25 * HOUR)
+    operator = stage.up_to(stage.operator(passes=1), "create _log")
+    assert operator.next_call == trainer.next_call
+    stage.go(trainer, 1)
+    stage.go(operator)
+    assert stage.outcome(trainer).error is None
+    assert len(stage.outcomes[trainer].saved) == 2
+
+
+def nothing_is_deleted_a_moment_before_its_grace_period_ends(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "1h"})
+    stage.train(2)
+    stage.operate()
+    assert stage.saved(100).state == "Retired"
+    stage.passes(HOUR - 3)
+    stage.operate()
+    assert stage.saved(100).state == "Retired"
+    stage.passes(4)
+    stage.operate()
+    assert stage.saved(100).state == "Purged"
+
+
+def a_purge_ends_where_the_run_changes_hands(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "0s"})
+    stage.train(2)
+    stage.up_to(stage.operator(passes=1), f"delete {stage.saved(100).path}").kill()
+    assert stage.saved(100).state == "Purging"
+    slow = stage.up_to(stage.up_to(stage.operator(passes=1), "get _log/"), "put _probe/")  # about to go on with it
+    stage.other.says(storage={"url": "s3://bucket/run", "takeOverFrom": str(OWNER)})
+    taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
+    stage.go(slow)
+    assert stage.saved(100).state == "Purging"
+    stage.go(taking)
+    assert stage.saved(100).state == "Purged"

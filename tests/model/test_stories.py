@@ -149,6 +149,9 @@ STORIES = (
     stories.a_replaced_snapshot_stays_until_its_replacement_is_verified,
     stories.of_two_publishers_the_one_that_writes_last_corrects_itself,
     stories.pointers_follow_a_rollback_to_another_branch,
+    stories.an_attempt_that_commits_while_it_is_taken_for_dead_is_not_fenced,
+    stories.nothing_is_deleted_a_moment_before_its_grace_period_ends,
+    stories.a_purge_ends_where_the_run_changes_hands,
 )
 
 

@@ -26,6 +26,9 @@ class Actor:
         next_call: What it will do at its next turn, for the story.
         fate: What happens to its next call; see ``world.Connection``. Taken by that call.
         error: What ended it, if not its own end.
+        speaks_for: The owner in whose name an operator acts; empty for trainers.
+        head: Number of the newest log entry it has read.
+        jumps: How far the store's clock had been set in all, back and forth, when it read that clock last.
     """
 
     def __init__(self, name: str, body: Callable[[Actor], None]) -> None:
@@ -33,6 +36,9 @@ class Actor:
         self.next_call = ""
         self.fate = ""
         self.calls = 0
+        self.speaks_for = ""
+        self.head = 0
+        self.jumps = 0.0
         self.ended = False
         self.killed = False
         self.error: BaseException | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,10 @@ class World:
     """Everything outside the processes.
 
     Attributes:
-        seconds: The store's clock, and every process's steady clock.
+        seconds: Every process's steady clock, and the store's own while nothing sets it.
+        jumped: How far the store's clock was set, in seconds, forward and back; what it stamps has whole seconds.
+        forward: The sum of its jumps forward, each of which may cost a grace period as much.
+        jumps: The sum of all its jumps, taken as positive.
         troubled: Actors whose requests failed at least once, so that they may fail as well.
         skew: What each actor's wall clock shows beyond that; it may jump, the store's may not.
         late: Requests under way.
@@ -53,6 +57,9 @@ class World:
     """
 
     seconds: float = 0.0
+    jumped: float = 0.0
+    forward: float = 0.0
+    jumps: float = 0.0
     troubled: set[str] = field(default_factory=set)
     skew: dict[str, float] = field(default_factory=dict)
     late: list[Late] = field(default_factory=list)
@@ -62,11 +69,26 @@ class World:
     lost_races: int = 0
 
     def __post_init__(self) -> None:
-        self.store = MemoryStore(clock=self.now)
+        self.store = MemoryStore(clock=self.stamp)
         self.promises = Promises()
 
     def now(self) -> dt.datetime:
         return BEGINNING + dt.timedelta(seconds=self.seconds)
+
+    def stamp(self) -> dt.datetime:
+        """What the store shows as LastModified: whole seconds of its clock."""
+        return BEGINNING + dt.timedelta(seconds=math.floor(self.seconds + self.jumped))
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the store's clock."""
+        self.jumped += seconds
+        self.forward += max(0.0, seconds)
+        self.jumps += abs(seconds)
+
+    @property
+    def waited(self) -> float:
+        """Grows by at least what the store's clock shows to have passed."""
+        return self.seconds + self.forward
 
     def tell(self, sentence: str) -> None:
         self.story.append(sentence)
@@ -91,7 +113,7 @@ class World:
         self.store.put(key, data)
 
     def delete(self, key: str) -> None:
-        self.promises.deleted(key)
+        self.promises.deleted(key, self.actors.get(threading.current_thread()), self)
         self.store.delete([key])
 
     def damage(self, key: str, data: bytes | None) -> None:
@@ -125,7 +147,9 @@ class Connection:
         self._change(f"create {key}", lambda: self._world.create(key, copy))
 
     def get(self, key: str, *, max_bytes: int) -> StoredObject:
-        if layout.log_number(key) and self._world.store.stat(key) and not self._actor.killed:
+        number = layout.log_number(key)
+        if number and self._world.store.stat(key) and not self._actor.killed:
+            self._actor.head = max(self._actor.head, number)
             return self._world.store.get(key, max_bytes=max_bytes)
         return self._read(f"get {key}", lambda: self._world.store.get(key, max_bytes=max_bytes))
 
@@ -133,7 +157,10 @@ class Connection:
         self._read(f"read {key}", lambda: self._world.store.read_into(key, start, buffers))
 
     def stat(self, key: str) -> ObjectInfo | None:
-        return self._read(f"stat {key}", lambda: self._world.store.stat(key))
+        found = self._read(f"stat {key}", lambda: self._world.store.stat(key))
+        if key.endswith("/clock"):
+            self._actor.jumps = self._world.jumps
+        return found
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         return self._read(f"list {prefix}", lambda: self._world.store.list(prefix, after=after))
