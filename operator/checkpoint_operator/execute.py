@@ -76,11 +76,12 @@ def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner)
     outcomes: list[Outcome] = []
     surprised = clock_read = False
     for action in planned:
-        deletes = isinstance(action, Purge | CollectOrphans | CollectLast | Erase)
+        after_grace = isinstance(action, Purge | CollectOrphans | CollectLast)
+        deletes = after_grace or isinstance(action, Erase)
         if deletes and surprised:
             continue
         try:
-            if deletes and not clock_read:
+            if after_grace and not clock_read:
                 session.read_clock()
                 clock_read = True
             _carry_out(action, session, owner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -251,8 +251,13 @@ def test_files_whose_deletion_fails_stay_announced_for_a_later_purge(
 ) -> None:
     doomed = ready_to_purge(trainer, session)
 
-    def refuse(_: Any) -> None:
-        raise StoreError("delete", store.url, "the server is tired")
+    delete = store.delete
+
+    def refuse(keys: Iterable[str]) -> None:
+        wanted = list(keys)
+        if any(key.startswith(doomed.commit.path) for key in wanted):
+            raise StoreError("delete", store.url, "the server is tired")
+        delete(wanted)
 
     monkeypatch.setattr(store, "delete", refuse)
     (outcome,) = carry_out([Purge(doomed.id)], session, owner=OWNER)

@@ -135,11 +135,12 @@ def test_a_refused_deletion_ends_the_deletions_of_the_round_and_nothing_else(sto
     assert session.log.run.snapshots[third.id].verified == "Sizes"
 
 
-def test_a_purge_that_was_refused_goes_on_when_it_is_allowed(store: Locked, session: Session) -> None:
+def test_a_purge_is_not_even_announced_where_nothing_can_be_deleted(store: Locked, session: Session) -> None:
     first = doomed(store, session)
     store.no_delete = AccessDeniedError
-    carry_out([Purge(first.id)], session, owner=OWNER)
-    assert session.log.run.snapshots[first.id].state is SnapshotState.PURGING
+    (outcome,) = carry_out([Purge(first.id)], session, owner=OWNER)
+    assert outcome.refused
+    assert session.log.run.snapshots[first.id].state is SnapshotState.RETIRED
     store.no_delete = None
     carry_out([Purge(first.id)], session, owner=OWNER)
     assert session.log.run.snapshots[first.id].state is SnapshotState.PURGED

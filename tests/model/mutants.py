@@ -221,7 +221,7 @@ MUTANTS = (
         "a clock that was set is not read again",
         1,
         execute.carry_out,
-        "deletes and not clock_read",
+        "after_grace and not clock_read",
         "False",
     ),
     Mutant(9, "there is no grace", 1, retention.purge_due, ">= policy.grace_seconds", ">= 0"),

@@ -116,7 +116,9 @@ class Promises:
         attempt, age = int(SAVE_KEY.fullmatch(key)[2]), world.waited - self.written_at[_snapshot_of(key)]  # type: ignore[index]
         require(not self.ledger.may_speak(attempt), "P1", f"{key} of attempt {attempt}, which may commit, is deleted")
         grace = self.ledger.grace
-        require(age >= grace - self._early(world), "grace", f"{key} is deleted {age} s after it was written, not {grace} s")
+        require(
+            age >= grace - self._early(world), "grace", f"{key} is deleted {age} s after it was written, not {grace} s"
+        )
 
     def damaged(self, key: str, *, sizes_differ: bool) -> None:
         self.events += 1
@@ -168,7 +170,7 @@ class Promises:
         return self.began.get(threading.current_thread().name, 0)
 
     def _early(self, world: World) -> float:
-        """How much too early the asking actor may take a time for over: nobody knows of a clock set since it was read."""
+        """How much too early an actor may take a time for over: it cannot know of a jump since it read the clock."""
         actor = world.actors.get(threading.current_thread())
         return STAMP_SECONDS + (world.jumps - actor.jumps if actor else world.jumps)
 

@@ -117,6 +117,13 @@ def test_a_copy_that_failed_does_not_spoil_the_next() -> None:
     assert torch.equal(copied["y"], tensor + 1)
 
 
+def test_a_square_matrix_and_its_transpose_are_two_though_they_begin_in_one_place() -> None:
+    weights = torch.arange(9.0).reshape(3, 3)
+    copied = HostCopy()({"weights": weights, "transposed": weights.t()})
+    assert torch.equal(copied["transposed"], weights.t())
+    assert torch.equal(copied["weights"], weights)
+
+
 def test_tied_weights_are_copied_once() -> None:
     weights = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
     copied = HostCopy()({"embedding": weights, "head": weights.detach(), "other": weights.t(), "row": weights[0]})
