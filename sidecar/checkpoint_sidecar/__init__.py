@@ -22,24 +22,31 @@ from checkpoint_sidecar.core.errors import (
     RestoreInterrupted,
     StoreError,
 )
+from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.policy import SavePolicy
 
 if TYPE_CHECKING:
+    from checkpoint_sidecar.store.settings import Credentials, StoreSettings
     from checkpoint_sidecar.training.balance import BalancedSavePlanner
     from checkpoint_sidecar.training.checkpointer import Checkpointer
     from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter, install
+    from checkpoint_sidecar.training.planner import StrictLoadPlanner
     from checkpoint_sidecar.training.randomness import RandomState
     from checkpoint_sidecar.training.signals import Terminated
     from checkpoint_sidecar.training.state import PerRank
 
 _LAZY = {
-    "BalancedSavePlanner": "balance",
-    "CheckpointReader": "dropin",
-    "CheckpointWriter": "dropin",
-    "Checkpointer": "checkpointer",
-    "PerRank": "state",
-    "RandomState": "randomness",
-    "Terminated": "signals",
-    "install": "dropin",
+    "BalancedSavePlanner": "training.balance",
+    "CheckpointReader": "training.dropin",
+    "CheckpointWriter": "training.dropin",
+    "Checkpointer": "training.checkpointer",
+    "Credentials": "store.settings",
+    "PerRank": "training.state",
+    "RandomState": "training.randomness",
+    "StoreSettings": "store.settings",
+    "StrictLoadPlanner": "training.planner",
+    "Terminated": "training.signals",
+    "install": "training.dropin",
 }
 
 __all__ = [
@@ -51,14 +58,19 @@ __all__ = [
     "Checkpointer",
     "ConfigurationError",
     "CorruptSnapshotError",
+    "Credentials",
     "FencedError",
     "IncompatibleSnapshotError",
+    "Owner",
     "PerRank",
     "PrefixClaimedError",
     "RandomState",
     "RestoreError",
     "RestoreInterrupted",
+    "SavePolicy",
     "StoreError",
+    "StoreSettings",
+    "StrictLoadPlanner",
     "Terminated",
     "install",
 ]
@@ -67,4 +79,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.training.{_LAZY[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
