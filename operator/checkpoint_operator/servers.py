@@ -13,6 +13,7 @@ from checkpoint_operator.model import Fault
 from checkpoint_operator.storage import Rules, StorageFaultError
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.s3_target import target_of
 from checkpoint_sidecar.store.settings import (
     AZURE_STORAGE_ACCOUNT_NAME,
     GOOGLE_APPLICATION_CREDENTIALS_JSON,
@@ -72,9 +73,12 @@ def _google_base_url(key: str) -> str:
 
 
 def _hosts(endpoint: Endpoint, settings: StoreSettings) -> tuple[str, ...]:
+    location = parse_url(settings.url)
+    style, region = settings.addressing_style, settings.region
+    target = target_of(location.bucket, style=style, region=region, endpoint=settings.endpoint)
     # With wildcard DNS a bucket of the user's choice makes a host of the user's choice.
-    if settings.virtual_hosted:
-        return endpoint.host, f"{parse_url(settings.url).bucket}.{endpoint.host}"
+    if location.scheme == "s3" and target.virtual_hosted:
+        return endpoint.host, f"{location.bucket}.{endpoint.host}"
     return (endpoint.host,)
 
 

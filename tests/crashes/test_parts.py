@@ -39,8 +39,8 @@ POINT = Point(
     "after two parts of __1_0.distcp are stored", "upload", f"^step-0*{CRASHED}/.*/__1_0[.]distcp$", "during", rank=1
 )
 
-QUICK: list[tuple[Driver, Mode]] = [("obstore", "kill rank 1"), ("fsspec", "kill rank 1"), ("obstore", "exception")]
-DRIVERS: list[Driver] = ["obstore", "fsspec"]
+QUICK: list[tuple[Driver, Mode]] = [("native", "kill rank 1"), ("fsspec", "kill rank 1"), ("native", "exception")]
+DRIVERS: list[Driver] = ["native", "fsspec"]
 EVERY: list[tuple[Driver, Mode]] = [
     (driver, mode) for driver in DRIVERS for mode in ("kill rank 0", "kill rank 1", "exception", "bug")
 ]

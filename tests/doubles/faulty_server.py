@@ -65,6 +65,7 @@ class FaultyServer(Seen):
 
     Attributes:
         at_once: How many requests were under way when each of those began, itself among them.
+        tokens: The session tokens that came with them.
     """
 
     behind: str = ""
@@ -73,6 +74,7 @@ class FaultyServer(Seen):
     closed: threading.Event = field(default_factory=threading.Event)
     under_way: int = 0
     at_once: list[int] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
     first_answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
 
     def note(self, method: str, path: str, signature: str) -> Effect | Answer | None:
@@ -96,6 +98,7 @@ class FaultyServer(Seen):
             self.faults.clear()
             self.seen.clear()
             self.at_once.clear()
+            self.tokens.clear()
 
 
 @contextlib.contextmanager
@@ -121,6 +124,8 @@ def _handler(control: FaultyServer) -> type[QuietHandler]:
                     control.under_way -= 1
 
         def handle_one(self) -> None:
+            if token := self.headers.get("X-Amz-Security-Token"):
+                control.tokens.add(token)
             effect = control.note(self.command, self.path, f"{self.headers.get('Authorization', '')} {self.path}")
             length = int(self.headers.get("Content-Length", 0))
             if effect == "reset the connection":

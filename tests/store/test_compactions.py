@@ -165,7 +165,7 @@ def test_two_readers_of_which_one_is_older_than_the_compactions_agree() -> None:
 
 
 @pytest.mark.store
-@pytest.mark.parametrize("driver", ["fsspec", "obstore"])
+@pytest.mark.parametrize("driver", ["fsspec", "native"])
 def test_a_log_on_a_real_s3_server_is_compacted_and_opened_from_there(driver: Driver, seaweed: Server) -> None:
     remote = open_store(seaweed.settings(), driver=driver)
     write_log(remote, 25)

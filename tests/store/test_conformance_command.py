@@ -56,7 +56,7 @@ def test_a_good_store_gets_a_line_for_each_promise_and_status_0(tmp_path: Path) 
 
 
 @pytest.mark.store
-@pytest.mark.parametrize("driver", ["fsspec", "obstore"])
+@pytest.mark.parametrize("driver", ["fsspec", "native"])
 def test_a_store_without_conditional_writes_gets_status_1_and_is_told_which_promise_it_breaks(
     driver: Driver, moto: Server, server: FaultyServer, credentials: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,10 +79,10 @@ def test_the_findings_can_be_had_as_json(
 ) -> None:
     url = moto.settings().url
 
-    assert conformance.main([*s3_arguments(server, url, credentials, "obstore"), "--json"]) == 0
+    assert conformance.main([*s3_arguments(server, url, credentials, "native"), "--json"]) == 0
 
     report = json.loads(capsys.readouterr().out)
-    assert (report["url"], report["adapter"]) == (url, "ObstoreStore")
+    assert (report["url"], report["adapter"]) == (url, "HttpStore")
     assert {promise["verdict"] for promise in report["promises"]} == {"Kept"}
     assert set(report["promises"][0]) == {"promise", "why", "verdict", "detail", "seconds"}
 
@@ -93,7 +93,7 @@ def test_a_missing_right_gets_status_2_and_is_named(
 ) -> None:
     server.faults.append(Fault("GET", "list-type", (403, "AccessDenied"), times=10_000))
 
-    assert conformance.main(s3_arguments(server, moto.settings().url, credentials, "obstore")) == 2
+    assert conformance.main(s3_arguments(server, moto.settings().url, credentials, "native")) == 2
 
     shown = capsys.readouterr().out
     assert "kept       what is written is read back, byte for byte" in shown

@@ -7,7 +7,6 @@ The results are left in ``build/faults.json``.
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 import pytest
 
 from checkpoint_sidecar.core.errors import StoreError
-from checkpoint_sidecar.store import obstore_clients
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Patience
 from checkpoint_sidecar.store.parts import write_object
@@ -265,12 +263,10 @@ def test_credentials_that_expire_in_the_middle_are_replaced_by_those_in_the_fold
     route: Route,
     folder: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     report_fault: Callable[..., None],
 ) -> None:
     if route.server.name != "moto":
         pytest.skip("the server knows one key only")
-    monkeypatch.setattr(obstore_clients, "ROTATION", dt.timedelta(0))
     write_keys(tmp_path, "old", "secret")
     settings = route.server.settings(endpoint=route.proxy.endpoint, credentials=Credentials.in_folder(tmp_path))
     store = type(route.patient)(settings)

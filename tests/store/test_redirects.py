@@ -1,28 +1,31 @@
-"""Where a store cannot lead its client: a server of somebody's choice may answer with the address of another one."""
+"""No store leads its client to another server: a redirect is an error that names both, whatever was asked."""
 
 from __future__ import annotations
 
 import contextlib
-import ssl
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from checkpoint_sidecar.core.errors import CheckpointError, RequestRefusedError
+from checkpoint_sidecar.core.errors import RequestRefusedError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.store.base import KeepsUnfinished, Store, UnfinishedUpload
 from checkpoint_sidecar.store.calls import Patience
-from checkpoint_sidecar.store.fsspec_store import FsspecStore
-from checkpoint_sidecar.store.obstore_store import ObstoreStore
+from checkpoint_sidecar.store.opening import Driver, open_store
+from checkpoint_sidecar.store.parts import write_object
+from checkpoint_sidecar.store.ranges import read_range
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.proxies import QuietHandler, listening
-from localcluster.pki import Authority
+from s3servers import SMALLEST_PART
 
 HASTY = Patience(deadline_seconds=1.0, answer_seconds=5.0)
-KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+CREDENTIALS = {
+    "s3": {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_SESSION_TOKEN": "session"},
+}
+STORES: list[tuple[str, Driver]] = [("s3", "native"), ("s3", "fsspec")]
 
 
 @contextlib.contextmanager
-def server(status: int, location: str = "", *, tls: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
+def server(status: int, location: str = "") -> Iterator[tuple[str, list[str]]]:
     """Answers everything with a status; gives its URL and the requests it got."""
     seen: list[str] = []
 
@@ -36,39 +39,54 @@ def server(status: int, location: str = "", *, tls: ssl.SSLContext | None = None
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    with listening(Handler, tls) as url:
+    with listening(Handler) as url:
         yield url, seen
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_no_request_over_tls_is_led_to_a_server_without_it(status: int, tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    pair = authority.issue("store", user="store", hosts=("127.0.0.1",))
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(pair.certificate, pair.key)
-    values = KEYS | {"ca.crt": authority.certificate.read_text()}
-    with server(200) as (inner, knocks), server(status, f"{inner}/latest/meta-data", tls=tls) as (outer, asked):
-        settings = StoreSettings("s3://bucket/run", outer, "us-east-1", credentials=Credentials.of(values))
-        store = ObstoreStore(settings, patience=HASTY)
-        for request in (
-            lambda: store.get("key", max_bytes=100),
-            lambda: store.stat("key"),
-            lambda: list(store.list()),
-            lambda: store.put("key", b"data"),
-            lambda: store.put_if_absent("key", b"data"),
-            lambda: store.delete(["key"]),
-        ):
-            with contextlib.suppress(CheckpointError):
-                request()
-        assert asked
-        assert knocks == []
+def _discard(store: Store) -> None:
+    if isinstance(store, KeepsUnfinished):
+        list(store.unfinished())
+        store.discard(UnfinishedUpload("key", "id", None))  # type: ignore[arg-type]
 
 
-def test_a_redirect_to_what_is_no_object_store_is_an_error_in_our_words() -> None:
-    """aiohttp follows redirects; who needs them not to be followed opens obstore."""
-    with server(200) as (elsewhere, _), server(302, elsewhere) as (url, _):
-        store = FsspecStore(
-            StoreSettings("s3://bucket/run", url, "us-east-1", credentials=Credentials.of(KEYS)), patience=HASTY
+REQUESTS: dict[str, Callable[[Store], object]] = {
+    "get": lambda store: store.get("key", max_bytes=100),
+    "stat": lambda store: store.stat("key"),
+    "list": lambda store: list(store.list()),
+    "put": lambda store: store.put("key", b"data"),
+    "create": lambda store: store.put_if_absent("key", b"data"),
+    "delete": lambda store: store.delete(["key", "other"]),
+    "read_into": lambda store: read_range(store, "key", 0, 10),
+    "upload": lambda store: write_object(store, "key", b"data"),
+    "upload in parts": lambda store: write_object(store, "key", bytes(SMALLEST_PART + 1)),
+    "discard": _discard,
+}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(("scheme", "driver"), STORES, ids=lambda value: value)
+def test_no_request_of_any_kind_follows_a_redirect(scheme: str, driver: Driver, status: int) -> None:
+    with server(200) as (inner, knocks), server(status, f"{inner}/latest/meta-data?sig=secret") as (outer, asked):
+        credentials = Credentials.of(CREDENTIALS[scheme])
+        store = open_store(StoreSettings(f"{scheme}://bucket/run", outer, credentials=credentials), driver=driver)
+        for name, request in REQUESTS.items():
+            asked.clear()
+            with pytest.raises((RequestRefusedError, UnknownOutcomeError)) as raised:
+                request(store)
+            assert asked, name
+            assert knocks == [], name
+            for host in (inner, outer):
+                assert host.removeprefix("http://") in str(raised.value), name
+            assert "which is not followed" in str(raised.value)
+            assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("scheme", "driver"), STORES, ids=lambda value: value)
+def test_an_answer_that_describes_no_object_is_an_error_in_our_words(scheme: str, driver: Driver) -> None:
+    with server(200) as (url, _):
+        credentials = Credentials.of(CREDENTIALS[scheme])
+        store = open_store(
+            StoreSettings(f"{scheme}://bucket/run", url, credentials=credentials), driver=driver, patience=HASTY
         )
-        with pytest.raises(RequestRefusedError, match="Check that the endpoint is that of an object store"):
+        with pytest.raises(StoreError, match="Check that the endpoint is that of an object store"):
             store.stat("key")

@@ -129,23 +129,11 @@ def test_settings_survive_pickling() -> None:
 
 
 @pytest.mark.parametrize(
-    ("style", "endpoint", "virtual"),
-    [
-        ("Auto", "", True),
-        ("Auto", "https://s3.internal", False),
-        ("Path", "", False),
-        ("Virtual", "https://s3.internal", True),
-    ],
-)
-def test_the_bucket_is_in_the_host_name_where_the_style_says_so(style: str, endpoint: str, virtual: bool) -> None:
-    assert StoreSettings("s3://bucket", endpoint, addressing_style=style).virtual_hosted is virtual
-
-
-@pytest.mark.parametrize(
     ("url", "driver", "adapter"),
     [
-        ("s3://bucket/run", "auto", "ObstoreStore"),
-        ("s3://bucket/run", "obstore", "ObstoreStore"),
+        ("s3://bucket/run", "auto", "HttpStore"),
+        ("s3://bucket/run", "native", "HttpStore"),
+        ("s3://bucket/run", "obstore", "HttpStore"),
         ("s3://bucket/run", "fsspec", "FsspecStore"),
         ("gs://bucket/run", "auto", "ObstoreStore"),
         ("az://bucket/run", "auto", "ObstoreStore"),
@@ -158,12 +146,6 @@ def test_each_url_is_served_by_its_adapter(url: str, driver: Driver, adapter: st
 
     assert type(store).__name__ == adapter
     assert isinstance(store, Store)
-
-
-def test_without_obstore_s3_is_served_through_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("checkpoint_sidecar.store.opening.find_spec", lambda _: None)
-
-    assert type(open_store(StoreSettings("s3://bucket/run"))).__name__ == "FsspecStore"
 
 
 @pytest.mark.parametrize(

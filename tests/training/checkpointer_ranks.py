@@ -41,7 +41,7 @@ SERVER.set_forkserver_preload(
         "checkpoint_sidecar.training.checkpointer",
         "checkpoint_sidecar.training.dropin",
         "checkpoint_sidecar.store.fsspec_store",
-        "checkpoint_sidecar.store.obstore_store",
+        "checkpoint_sidecar.store.http_store",
         "checkpoint_operator.execute",
         "checkpoint_operator.plan",
         "checkpoint_operator.translate",

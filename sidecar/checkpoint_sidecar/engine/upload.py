@@ -12,7 +12,7 @@ from checkpoint_sidecar.engine.crew import Crew
 from checkpoint_sidecar.engine.files import FilePlan, Part, parts_of
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.settings import EngineSettings
-from checkpoint_sidecar.store.base import Buffer, Store, Upload
+from checkpoint_sidecar.store.base import Buffer, Store, Upload, VerifiesParts
 from checkpoint_sidecar.store.parts import write_object
 
 
@@ -112,7 +112,9 @@ class _Work(Crew):
     def _send(self, part: Part, upload: Upload, sums: dict[int, list[int]]) -> None:
         try:
             buffers = part.buffers()
-            sums[part.index] = block_checksums(buffers, self._block_bytes)
+            sums[part.index] = blocks = block_checksums(buffers, self._block_bytes)
+            if isinstance(upload, VerifiesParts):
+                upload.expect(part.index, of_blocks(blocks, self._block_bytes, part.size))
             upload.write_part(part.index, buffers)
         finally:
             self._budget.release(part.memory_bytes)

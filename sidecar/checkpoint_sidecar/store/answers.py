@@ -49,14 +49,15 @@ _BY_CODE: dict[str, tuple[type[StoreError], str]] = {
     "ObjectLocked": (RequestRefusedError, _LOCKED),
     "BlobImmutableDueToPolicy": (RequestRefusedError, _LOCKED),
     "BadDigest": (StoreError, ""),
+    "InvalidDigest": (StoreError, ""),
     "RequestTimeout": (StoreError, ""),
     "XAmzContentSHA256Mismatch": (StoreError, ""),
 }
 
 _BY_STATUS: dict[int, tuple[type[StoreError], str]] = {
-    301: (RequestRefusedError, _REGION),
     401: (AccessDeniedError, _DENIED),
     403: (AccessDeniedError, _DENIED),
+    407: (RequestRefusedError, "Put the proxy's user and password into its URL."),
     404: (ObjectNotFoundError, _ENDPOINT),
     408: (StoreError, ""),
     409: (StoreError, ""),
@@ -67,8 +68,16 @@ _BY_STATUS: dict[int, tuple[type[StoreError], str]] = {
 }
 
 
-def explain_answer(status: int, code: str) -> Fault:
-    """What went wrong, by the error code where it is known, else by the HTTP status."""
+def explain_answer(status: int, code: str, explanation: str = "", *, proxy: str = "") -> Fault:
+    """What went wrong, by the error code where it is known, else by the HTTP status.
+
+    Args:
+        explanation: The store's own sentence, without secrets.
+        proxy: The proxy that passed the answer on, or gave it.
+    """
     fallback = (StoreError, "") if status >= 500 else (RequestRefusedError, "")
     kind, hint = _BY_CODE.get(code) or _BY_STATUS.get(status, fallback)
-    return Fault(kind, f"the store answered {code or status}", hint, sent=kind is StoreError)
+    # A store names a code; a proxy that cannot reach it does not.
+    answering = f"the proxy {proxy}, or the store behind it," if proxy and not code else "the store"
+    cause = f"{answering} answered {code or status}" + (f": {explanation}" if explanation else "")
+    return Fault(kind, cause, hint, sent=kind is StoreError)

@@ -100,6 +100,14 @@ class Upload(Protocol):
 
 
 @runtime_checkable
+class VerifiesParts(Protocol):
+    """An ``Upload`` to a store that verifies what it is given."""
+
+    def expect(self, index: int, crc32c: int) -> None:
+        """Say which CRC32C a part has, before it is written: otherwise it is computed, which is one more pass."""
+
+
+@runtime_checkable
 class Store(Protocol):
     """A folder in an object store."""
 

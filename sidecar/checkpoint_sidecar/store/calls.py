@@ -14,6 +14,7 @@ import tenacity
 
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
+    CheckpointError,
     ObjectExistsError,
     RequestRefusedError,
     StoreError,
@@ -50,6 +51,8 @@ class Patience:
 
 
 PATIENT = Patience()
+
+_REPORT = "Check URL, endpoint and credentials; if they are right, this is a fault of the client: report it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +182,12 @@ class Calls(Generic[Client]):
             return request(client)
         except self._errors as error:
             fault = self._explain(error)
+        except (CheckpointError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a native client may panic, which is no Exception
+            fault = Fault(RequestRefusedError, f"the client failed ({type(error).__name__})", _REPORT, sent=True)
         kind = fault.kind
-        if kind is StoreError and fault.sent and effect != "Read":
+        if fault.sent and effect != "Read":
             kind = UnknownOutcomeError
         if kind is ObjectExistsError and effect != "Create":
             # A precondition failed that was not set: nobody has won a race.

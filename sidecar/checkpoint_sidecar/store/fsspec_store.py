@@ -8,31 +8,41 @@ through it (``s3_bodies``).
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime as dt
 import functools
+import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
 from botocore import exceptions as boto
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConstantProvider
+from crc32c import crc32c
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
-from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError, RequestRefusedError
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
+from checkpoint_sidecar.store.certificates import certificate_bundle
+from checkpoint_sidecar.store.dialect import AnswerError, UnreadableAnswerError, explanation_of
+from checkpoint_sidecar.store.http_bodies import HttpBodies, HttpUpload
+from checkpoint_sidecar.store.http_client import SILENT, explain
 from checkpoint_sidecar.store.http_connections import CONNECT_SECONDS
 from checkpoint_sidecar.store.listing import beginning
-from checkpoint_sidecar.store.s3_bodies import S3Bodies, S3Upload
-from checkpoint_sidecar.store.s3_faults import BOTO_ERRORS, SILENT, explain_boto
-from checkpoint_sidecar.store.s3_signing import certificate_file, delete_with
+from checkpoint_sidecar.store.proxies import proxy_for
+from checkpoint_sidecar.store.s3_faults import BOTO_ERRORS, explain_boto
+from checkpoint_sidecar.store.s3_identity import S3Identity
 from checkpoint_sidecar.store.settings import StoreSettings
 
 KEYS_PER_DELETE = 1000
@@ -40,25 +50,20 @@ KEYS_PER_DELETE = 1000
 
 Result = TypeVar("Result")
 
-
-class _NoObjectError(Exception):
-    """An answer describes no object: aiohttp follows redirects, and what it is led to may be any server."""
-
-
-_ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError, _NoObjectError)
-_NO_OBJECT = Fault(
-    RequestRefusedError,
-    "the answer tells neither size nor time of an object",
-    "Check that the endpoint is that of an object store.",
-)
+_ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError, UnreadableAnswerError)
 
 
 @dataclass(eq=False)
 class _Clients:
-    """Two clients of one bucket; ``bodies`` is the patient one, for requests with large bodies."""
+    """Two clients of one bucket; ``bodies`` is the patient one, for requests with large bodies.
+
+    Attributes:
+        identity: Keeps the file of certificates.
+    """
 
     requests: s3fs.S3FileSystem
     bodies: s3fs.S3FileSystem
+    identity: S3Identity
 
 
 class FsspecStore:
@@ -69,8 +74,10 @@ class FsspecStore:
         self._patience = patience
         self._location = parse_url(settings.url)
         self._prefix = self._location.prefix
-        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=_explain, patience=patience)
-        self._bodies = S3Bodies(settings, patience)
+        self._values: Mapping[str, str] = {}
+        self._asked = "the store"
+        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=self._explain, patience=patience)
+        self._bodies = HttpBodies(settings, patience)
 
     def __reduce__(self) -> tuple[type[FsspecStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -87,7 +94,7 @@ class FsspecStore:
 
         def request(clients: _Clients) -> object:
             client = clients.bodies if len(body) > LARGE_BODY else clients.requests
-            return client.call_s3("put_object", **self._object(key), Body=body)
+            return client.call_s3("put_object", **self._written(key, body))
 
         self._calls.write("write", key, request)
 
@@ -96,7 +103,7 @@ class FsspecStore:
         self._calls.create(
             "create",
             key,
-            lambda c: c.requests.call_s3("put_object", **self._object(key), Body=body, IfNoneMatch="*"),
+            lambda c: c.requests.call_s3("put_object", **self._written(key, body), IfNoneMatch="*"),
         )
 
     def get(self, key: str, *, max_bytes: int) -> StoredObject:
@@ -142,19 +149,25 @@ class FsspecStore:
         return iter(sorted((info for info in found if info.key > after), key=lambda info: info.key))
 
     def _pages(self, prefix: str, start: str) -> Iterator[dict[str, Any]]:
-        query = {"Bucket": self._location.bucket, "Prefix": self._prefix + prefix}
+        query = {**self._bucket(), "Prefix": self._prefix + prefix}
         if start:
             query["StartAfter"] = self._prefix + start
+
+        def request(clients: _Clients) -> dict[str, Any]:
+            found: dict[str, Any] = clients.requests.call_s3("list_objects_v2", **query)
+            # Every listing says so; an answer without it is empty, or about something else.
+            if "IsTruncated" not in found or (found["IsTruncated"] and not found.get("NextContinuationToken")):
+                raise UnreadableAnswerError
+            return found
+
         while True:
-            page: dict[str, Any] = self._calls.run(
-                "list", prefix, lambda c: c.requests.call_s3("list_objects_v2", **query)
-            )
+            page = self._calls.run("list", prefix, request)
             yield page
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
 
-    def upload(self, key: str, size: int) -> S3Upload:
+    def upload(self, key: str, size: int) -> HttpUpload:
         return self._bodies.upload(key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -169,57 +182,82 @@ class FsspecStore:
 
     def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
         objects = [{"Key": self._prefix + key} for key in batch]
-        answer = clients.requests.call_s3(
-            "delete_objects", Bucket=self._location.bucket, Delete={"Objects": objects, "Quiet": True}
-        )
+        # Not quietly: an answer that is empty or about something else would look like a deletion without errors.
+        answer = clients.requests.call_s3("delete_objects", **self._bucket(), Delete={"Objects": objects})
         if failed := answer.get("Errors"):
             kept = [error["Key"].removeprefix(self._prefix) for error in failed]
-            fault = explain_answer(500, failed[0].get("Code", ""))
+            explanation = explanation_of(failed[0].get("Message", ""), self._values)
+            fault = explain_answer(500, failed[0].get("Code", ""), explanation)
             raise fault.kind("delete", f"{self.url}/{name_keys(kept)}", fault.cause, fault.hint)
+        if len(answer.get("Deleted", ())) < len(batch):
+            raise UnreadableAnswerError
 
-    def _object(self, key: str) -> dict[str, str]:
-        return {"Bucket": self._location.bucket, "Key": self._prefix + key}
+    def _bucket(self) -> dict[str, Any]:
+        payer = {"RequestPayer": "requester"} if self._settings.requester_pays else {}
+        return {"Bucket": self._location.bucket, **payer}
+
+    def _object(self, key: str) -> dict[str, Any]:
+        return {**self._bucket(), "Key": self._prefix + key}
+
+    def _written(self, key: str, body: bytes) -> dict[str, Any]:
+        settings = self._settings
+        chosen = {
+            "ServerSideEncryption": settings.server_side_encryption,
+            "SSEKMSKeyId": settings.kms_key_id,
+            "Tagging": urlencode(settings.tags),
+        }
+        return {
+            **self._object(key),
+            **{name: value for name, value in chosen.items() if value},
+            "Body": body,
+            "ChecksumCRC32C": base64.b64encode(crc32c(body).to_bytes(4, "big")).decode(),
+        }
+
+    def _explain(self, error: Exception) -> Fault:
+        if isinstance(error, FSTimeoutError):
+            return SILENT
+        if isinstance(error, UnreadableAnswerError):
+            return explain(error)
+        # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
+        cause = error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error
+        return explain_boto(cause, self._values, self._asked)
 
     def _connect(self, values: Mapping[str, str]) -> _Clients:
-        bundle = certificate_file(values[secret.CA_CERTIFICATE]) if secret.CA_CERTIFICATE in values else None
-        clients = _Clients(
-            requests=self._client(values, bundle, self._patience.answer_seconds),
-            bodies=self._client(values, bundle, self._patience.body_seconds),
+        self._values = values
+        identity = S3Identity(self._settings, values)
+        self._asked = urlsplit(identity.target.base).netloc
+        return _Clients(
+            requests=self._client(values, identity, self._patience.answer_seconds),
+            bodies=self._client(values, identity, self._patience.body_seconds),
+            identity=identity,
         )
-        if bundle:
-            delete_with(clients, bundle)
-        return clients
 
-    def _client(self, values: Mapping[str, str], bundle: str | None, answer_seconds: float) -> s3fs.S3FileSystem:
-        settings = self._settings
+    def _client(self, values: Mapping[str, str], identity: S3Identity, answer_seconds: float) -> s3fs.S3FileSystem:
+        target = identity.target
+        at = urlsplit(target.base)
+        proxy = proxy_for(at.scheme, at.hostname or "", at.port or (443 if at.scheme == "https" else 80))
         config: dict[str, Any] = {
             "retries": {"total_max_attempts": 1},
             "http_session_cls": _Session,
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": answer_seconds,
             "max_pool_connections": 64,
-            # Our manifest has checksums of all data; these would cost more than the upload and break older servers.
+            "proxies": {at.scheme: proxy.url} if proxy else {},
+            # Our own are sent with each request; these would cost more than the upload.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
-            "s3": {"addressing_style": "virtual" if settings.virtual_hosted else "path"},
+            "s3": {"addressing_style": "virtual" if target.virtual_hosted else "path"},
         }
-        client: dict[str, Any] = {}
         options: dict[str, Any] = {}
-        if settings.region:
-            client["region_name"] = settings.region
-        if settings.endpoint:
-            options["endpoint_url"] = settings.endpoint
-        if not settings.credentials.ambient:
-            # Else the client would take the job's own AWS_ENDPOINT_URL for a bucket that it has nothing to do with.
-            config["ignore_configured_endpoint_urls"] = True
+        if not self._settings.credentials.ambient:
+            options["session"] = _session_of_its_own()
             options["key"] = values[secret.AWS_ACCESS_KEY_ID]
             options["secret"] = values[secret.AWS_SECRET_ACCESS_KEY]
             options["token"] = values.get(secret.AWS_SESSION_TOKEN)
-        if bundle:
-            client["verify"] = bundle
         fs = s3fs.S3FileSystem(
             **options,
-            client_kwargs=client,
+            endpoint_url=target.endpoint,
+            client_kwargs={"region_name": target.region, "verify": identity.ca_file or certificate_bundle()},
             config_kwargs=config,
             use_listings_cache=False,
             skip_instance_cache=True,
@@ -230,12 +268,39 @@ class FsspecStore:
 
 
 class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-    """aiohttp sends a PUT again when a kept connection breaks, a create too: a lost reply would become a lost race."""
+    """aiohttp follows redirects, and sends a PUT again when a kept connection breaks, a create too.
 
-    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+    A server could lead the client anywhere, and a lost reply would become a lost race.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> _OneRequest:
         session: aiohttp.ClientSession = await super()._get_session(proxy_url)
         session._retry_connection = False
-        return session
+        return _OneRequest(session)
+
+
+@dataclass
+class _OneRequest:
+    session: aiohttp.ClientSession
+
+    async def request(self, method: str, **options: Any) -> aiohttp.ClientResponse:
+        answer = await self.session.request(method, allow_redirects=False, **options)
+        if 300 <= answer.status < 400:
+            answer.close()
+            # Raised here, because botocore asks about the bucket's region when it sees one, again and again.
+            raise AnswerError(answer.status, location=answer.headers.get("Location", ""), asked=answer.url.authority)
+        return answer
+
+
+def _session_of_its_own() -> AioSession:
+    """A session to which neither the environment nor configuration files contribute."""
+    session = AioSession()
+    config = session.get_component("config_store")
+    for name, (_, _, default, _) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
+        config.set_config_provider(name, ConstantProvider(default))
+    for name in ("config_file", "credentials_file"):
+        config.set_config_provider(name, ConstantProvider(os.devnull))
+    return session
 
 
 def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Awaitable[Result]]) -> Result:
@@ -244,20 +309,11 @@ def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Await
     return result
 
 
-def _explain(error: Exception) -> Fault:
-    if isinstance(error, FSTimeoutError):
-        return SILENT
-    if isinstance(error, _NoObjectError):
-        return _NO_OBJECT
-    # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
-    return explain_boto(error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error)
-
-
 def _described(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
     try:
         return _info(key, answer["ContentLength"], answer["LastModified"])
     except KeyError:
-        raise _NoObjectError from None
+        raise UnreadableAnswerError("the answer tells neither size nor time of an object") from None
 
 
 def _info(key: str, size: int, modified: dt.datetime) -> ObjectInfo:

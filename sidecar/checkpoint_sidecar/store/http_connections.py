@@ -1,13 +1,13 @@
-"""HTTP/1.1 for large bodies: sent from the caller's memory, received into it, over connections that are kept open.
+"""HTTP/1.1 to object stores: bodies are sent from the caller's memory and received into it, over kept connections.
 
-Python runs once per body and not once per packet: a plain socket is left to block in the kernel until all bytes are
-through, without the interpreter's lock, which the training loop wants. Timeouts are therefore the kernel's, and measure
-silence: a slow body may take as long as it likes. Through TLS, Python sees every slice.
+No redirect is followed: an answer with status 3xx is returned like any other. Python runs once per body and not once
+per packet: a plain socket is left to block in the kernel until all bytes are through, without the interpreter's lock,
+which the training loop wants. Timeouts are therefore the kernel's, and measure silence: a slow body may take as long as
+it likes. Through TLS, Python sees every slice.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import select
@@ -15,18 +15,26 @@ import socket
 import ssl
 import struct
 import threading
-import urllib.request
+import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from checkpoint_sidecar.store.proxies import Proxy, proxy_for
 
 CONNECT_SECONDS = 5.0
+
+IDLE_SECONDS = 45.0
+"""How long a connection is kept for the next request."""
 
 MOST_ANSWER_BYTES = 64 * 1024
 """What is read of an answer that is no data; the rest is dropped with its connection."""
 
+_READ_AT_ONCE = 1024 * 1024
+
+_PORTS = {"http": 80, "https": 443}
 _SLICE = 256 * 1024
 _WAKING_BYTES = 1024 * 1024
 """The kernel wakes whoever waits for a body once for so much (``SO_RCVLOWAT``), not for every few packets: waking up is
@@ -40,7 +48,7 @@ FAILURES = (OSError, http.client.HTTPException)
 
 
 class NoConnectionError(OSError):
-    """The request was not sent: there is no connection."""
+    """The request was not sent: there is no connection. The message names host, port and cause."""
 
 
 class CancelledRequestError(Exception):
@@ -70,8 +78,9 @@ class Answer:
 
     Attributes:
         filled: Whether the body went into the caller's memory.
-        body: Otherwise, if it is no data, its beginning.
+        body: Otherwise, up to the limit, the body.
         whole: Whether nothing more will come over the connection, and another request can go over it.
+        proxy: The proxy that passed the answer on, or gave it: ``host:port``, or empty.
     """
 
     status: int
@@ -79,6 +88,7 @@ class Answer:
     filled: bool
     body: bytes
     whole: bool
+    proxy: str = ""
 
 
 class Cancellation:
@@ -133,12 +143,14 @@ class Connections:
         *,
         into: Sequence[memoryview] = (),
         fill_on: Container[int] = (),
+        limit: int = MOST_ANSWER_BYTES,
         cancellation: Cancellation | None = None,
     ) -> Answer:
         """Send a request and receive its answer.
 
         Args:
             into: Where the body goes if the status is one of ``fill_on`` and the body has exactly this length.
+            limit: How much of the body of any other success is read; nothing when the server announces more.
 
         Raises:
             NoConnectionError: Nothing was sent.
@@ -150,16 +162,27 @@ class Connections:
         link = self._take(url)
         try:
             with (cancellation or Cancellation()).covering(link):
-                answer = link.exchange(request, into, fill_on)
+                answer = link.exchange(request, into, fill_on, limit)
         except BaseException:
             link.close()
             raise
         if link.reusable:
-            with self._lock:
-                self._idle[url.scheme, url.netloc].append(link)
+            self._keep(url, link)
         else:
             link.close()
         return answer
+
+    def _keep(self, url: SplitResult, link: _Link) -> None:
+        """Keep a connection for the next request, and close those that were idle for too long."""
+        link.idle_since = time.monotonic()
+        with self._lock:
+            idle = self._idle[url.scheme, url.netloc]
+            idle.append(link)
+            # The latest is taken first, so the oldest stand at the beginning.
+            old = [each for each in idle if each.idle_since < link.idle_since - IDLE_SECONDS]
+            del idle[: len(old)]
+        for each in old:
+            each.close()
 
     def _take(self, url: SplitResult) -> _Link:
         while True:
@@ -168,29 +191,27 @@ class Connections:
                 link = idle.pop() if idle else None
             if link is None:
                 return self._connect(url)
-            if not link.dropped:
+            if not link.dropped and time.monotonic() - link.idle_since < IDLE_SECONDS:
                 return link
             link.close()
 
     def _connect(self, url: SplitResult) -> _Link:
-        host, port = url.hostname or "", url.port
-        proxy = _proxy_of(url.scheme, host)
-        at, at_port = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
-        authorization = _proxy_authorization(proxy) if proxy else {}
+        host, port = url.hostname or "", url.port or _PORTS[url.scheme]
+        proxy = proxy_for(url.scheme, host, port)
+        at, at_port = (proxy.host, proxy.port) if proxy else (host, port)
         connection: http.client.HTTPConnection
         if url.scheme == "https":
             connection = http.client.HTTPSConnection(at, at_port, timeout=CONNECT_SECONDS, context=self._tls())
             if proxy:
-                connection.set_tunnel(host, port, authorization)
+                connection.set_tunnel(host, port, dict(proxy.authorization))
         else:
             connection = http.client.HTTPConnection(at, at_port, timeout=CONNECT_SECONDS)
         try:
             connection.connect()
-        except FAILURES as error:
+        except (*FAILURES, UnicodeError) as error:
             connection.close()
-            raise NoConnectionError(type(error).__name__) from None
-        forwarded = proxy is not None and url.scheme == "http"
-        return _Link(connection, self._silence_seconds, forwarded, authorization if forwarded else {})
+            raise NoConnectionError(_no_connection(host, port, proxy, error)) from None
+        return _Link(connection, self._silence_seconds, proxy, forwarded=proxy is not None and url.scheme == "http")
 
     def _tls(self) -> ssl.SSLContext:
         with self._lock:
@@ -203,22 +224,23 @@ class _Link:
     """One connection; one request at a time.
 
     Args:
-        forwarded: Whether a proxy reads the requests, and so wants whole URLs.
-        headers: For the proxy.
+        proxy: The proxy that the connection leads through, if any.
+        forwarded: Whether the proxy reads the requests, and so wants whole URLs and its own authorization.
+
+    Attributes:
+        idle_since: When it was last given back, by the monotonic clock.
     """
 
     def __init__(
-        self,
-        connection: http.client.HTTPConnection,
-        silence_seconds: float,
-        forwarded: bool,
-        headers: Mapping[str, str],
+        self, connection: http.client.HTTPConnection, silence_seconds: float, proxy: Proxy | None, *, forwarded: bool
     ) -> None:
         self._connection = connection
         self._socket: socket.socket = connection.sock
         self._silence_seconds = silence_seconds
         self._forwarded = forwarded
-        self._headers = headers
+        self._headers = proxy.authorization if proxy and forwarded else {}
+        self._proxy = str(proxy) if proxy and forwarded else ""
+        self.idle_since = time.monotonic()
         self._plain = not isinstance(self._socket, ssl.SSLSocket)
         self._waking_bytes = 1
         self.reusable = True
@@ -242,7 +264,7 @@ class _Link:
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
-    def exchange(self, request: Request, into: Sequence[memoryview], fill_on: Container[int]) -> Answer:
+    def exchange(self, request: Request, into: Sequence[memoryview], fill_on: Container[int], limit: int) -> Answer:
         self.reusable = False
         self._socket.settimeout(self._silence_seconds)
         try:
@@ -250,9 +272,9 @@ class _Link:
         except (BrokenPipeError, ConnectionResetError):
             # Servers that are overloaded refuse a body before they have read it, and hang up.
             with contextlib.suppress(*FAILURES):
-                return self._receive(request, (), ())
+                return self._receive(request, (), (), MOST_ANSWER_BYTES)
             raise
-        answer = self._receive(request, into, fill_on)
+        answer = self._receive(request, into, fill_on, limit)
         self.reusable = answer.whole
         return answer
 
@@ -262,7 +284,7 @@ class _Link:
         self._connection.putrequest(request.method, target)
         for name, value in {**self._headers, **request.headers}.items():
             self._connection.putheader(name, value)
-        if request.method != "GET":
+        if request.body or request.method in ("PUT", "POST"):
             self._connection.putheader("Content-Length", str(sum(view.nbytes for view in request.body)))
         self._connection.endheaders()
         self._block()
@@ -275,13 +297,13 @@ class _Link:
             sent = _in_kernel(self._socket.send, view if self._plain else view[:_SLICE])
             view = view[sent:]
 
-    def _receive(self, request: Request, into: Sequence[memoryview], fill_on: Container[int]) -> Answer:
+    def _receive(self, request: Request, into: Sequence[memoryview], fill_on: Container[int], limit: int) -> Answer:
         self._socket.settimeout(request.answer_seconds)
         response = self._connection.getresponse()
         headers = {name.lower(): value for name, value in response.getheaders()}
         body, filled = b"", False
         if response.status not in fill_on:
-            body = response.read(MOST_ANSWER_BYTES)
+            body = _read(response, limit if response.status < 300 else MOST_ANSWER_BYTES)
         elif response.length == sum(view.nbytes for view in into):
             self._fill(response, into)
             filled = True
@@ -289,7 +311,7 @@ class _Link:
             filled = _fill_in_chunks(response, into)
         whole = (filled or response.isclosed()) and not response.will_close
         response.close()
-        return Answer(response.status, headers, filled, body, whole)
+        return Answer(response.status, headers, filled, body, whole, self._proxy)
 
     def _fill(self, response: http.client.HTTPResponse, into: Sequence[memoryview]) -> None:
         """The beginning may lie in the response's buffer, which one small read empties; the rest is on the socket."""
@@ -334,7 +356,7 @@ def _in_kernel(call: Callable[..., int], *arguments: object) -> int:
     try:
         return call(*arguments)
     except BlockingIOError:
-        raise TimeoutError("the server takes nothing and gives nothing") from None
+        raise TimeoutError("no data sent or received within the timeout") from None
 
 
 def _fill_in_chunks(response: http.client.HTTPResponse, into: Sequence[memoryview]) -> bool:
@@ -349,16 +371,31 @@ def _fill_in_chunks(response: http.client.HTTPResponse, into: Sequence[memoryvie
     return not response.read(1)
 
 
-def _proxy_of(scheme: str, host: str) -> SplitResult | None:
-    """The proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
-    proxy = urllib.request.getproxies().get(scheme)
-    if not proxy or urllib.request.proxy_bypass(host):
-        return None
-    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
+    """The body, or its first ``limit`` bytes; nothing of one that is announced to be longer and is no error."""
+    if response.status < 300 and response.length is not None and response.length > limit:
+        return b""
+    pieces, room = [], limit
+    while room and (piece := response.read(min(room, _READ_AT_ONCE))):
+        pieces.append(piece)
+        room -= len(piece)
+    if room and response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(pieces)
 
 
-def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(user).decode()}"}
+def _no_connection(host: str, port: int, proxy: Proxy | None, error: Exception) -> str:
+    match error:
+        case socket.gaierror():
+            cause = "the name cannot be resolved"
+        case ssl.SSLCertVerificationError():
+            cause = f"its certificate is not trusted: {error.verify_message}"
+        case TimeoutError():
+            cause = f"no answer in {CONNECT_SECONDS:.0f} s"
+        case OSError(strerror=str(cause)) if cause:
+            pass
+        case _:
+            # Of a proxy's refusal the message has its status.
+            cause = str(error) if proxy and isinstance(error, OSError) else type(error).__name__
+    through = f" through the proxy {proxy}" if proxy else ""
+    return f"{host}:{port}{through} ({cause})"

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import functools
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import obstore
 import obstore.exceptions
-from obstore.store import AzureStore, GCSStore, S3Store
+from obstore.store import AzureStore, GCSStore
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import settings as secret
 from checkpoint_sidecar.store.calls import LEAST_TRIES, Patience
 from checkpoint_sidecar.store.http_connections import CONNECT_SECONDS
-from checkpoint_sidecar.store.s3_signing import DEFAULT_REGION, S3Identity
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings, redacted
+from checkpoint_sidecar.store.settings import StoreSettings, redacted
 
 if TYPE_CHECKING:
-    from obstore.store import AzureConfig, GCSConfig, S3Config, S3Credential
+    from obstore.store import AzureConfig, GCSConfig
 
 _NO_CERTIFICATES = "No CA certificates were loaded"
 _ADD_CERTIFICATES = "Install the package ca-certificates in the image, or give ca.crt with the credentials."
@@ -32,9 +29,6 @@ _DEBUG_SYNTAX = re.compile(r'[\s,(){}"]+')
 _RETRIES = 10
 IDLE_SECONDS = 45.0
 """How long a connection is kept for the next request."""
-
-ROTATION = dt.timedelta(seconds=30)
-"""How long credentials from a folder are used before they are read again: in the middle of an upload, too."""
 
 
 class Clients:
@@ -113,78 +107,6 @@ def open_clients(settings: StoreSettings, patience: Patience, values: Mapping[st
     raise ConfigurationError("open the store", settings.url, cause, hint)
 
 
-def _s3(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> S3Store:
-    config: S3Config = {
-        "conditional_put": "etag",
-        "virtual_hosted_style_request": settings.virtual_hosted,
-        "skip_signature": False,
-    }
-    # A provider replaces all of the job's own AWS_* variables; single values would mix with them.
-    if settings.credentials.ambient:
-        identity = S3Identity(settings, values)
-        config["region"] = identity.region
-        config["endpoint"] = _s3_endpoint(settings, identity.endpoint, bucket)
-        http = options["client_options"] | {"allow_http": identity.endpoint.startswith("http://")}
-        options = options | {"credential_provider": _AmbientIdentity(identity), "client_options": http}
-    else:
-        region = settings.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        config["region"] = region = region or DEFAULT_REGION
-        # Else the client would take the job's own AWS_ENDPOINT_URL for a bucket that it has nothing to do with.
-        standard = f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
-        config["endpoint"] = _s3_endpoint(settings, settings.endpoint or standard, bucket)
-        options = options | {"credential_provider": _GivenIdentity(settings.credentials, values)}
-    return S3Store(bucket, config=config, **options)
-
-
-def _s3_endpoint(settings: StoreSettings, endpoint: str, bucket: str) -> str:
-    """The endpoint as the client wants it: with the bucket in the host name if the addressing style puts it there."""
-    scheme, _, host = endpoint.rstrip("/").partition("://")
-    return f"{scheme}://{bucket}.{host}" if settings.virtual_hosted else f"{scheme}://{host}"
-
-
-class _AmbientIdentity:
-    """Who we are by botocore, which renews what expires; asked for again as often as a folder is read again."""
-
-    refresh_threshold = dt.timedelta(0)
-
-    def __init__(self, identity: S3Identity) -> None:
-        self._identity = identity
-
-    def __call__(self) -> S3Credential:
-        found = self._identity.frozen()
-        return _for_now(found.access_key, found.secret_key, found.token)
-
-
-class _GivenIdentity:
-    """Who we are, as obstore asks for it whenever the last answer has expired."""
-
-    refresh_threshold = dt.timedelta(0)
-
-    def __init__(self, credentials: Credentials, values: Mapping[str, str]) -> None:
-        self._credentials = credentials
-        self._values = values
-
-    def __call__(self) -> S3Credential:
-        # A Secret that is being replaced or was removed leaves the identity as it is, until the store denies it.
-        with contextlib.suppress(ConfigurationError):
-            self._values = self._credentials.read_for("s3")
-        return _for_now(
-            self._values[secret.AWS_ACCESS_KEY_ID],
-            self._values[secret.AWS_SECRET_ACCESS_KEY],
-            self._values.get(secret.AWS_SESSION_TOKEN),
-        )
-
-
-def _for_now(key: str, secret_key: str, token: str | None) -> S3Credential:
-    """An identity that obstore asks for again after ``ROTATION``."""
-    return {
-        "access_key_id": key,
-        "secret_access_key": secret_key,
-        "token": token,
-        "expires_at": dt.datetime.now(dt.UTC) + ROTATION,
-    }
-
-
 def _google(settings: StoreSettings, bucket: str, values: Mapping[str, str], options: dict[str, Any]) -> GCSStore:
     config: GCSConfig = {}
     if settings.endpoint:
@@ -208,7 +130,6 @@ def _azure(settings: StoreSettings, bucket: str, values: Mapping[str, str], opti
 
 
 _MAKERS: dict[str, Callable[[StoreSettings, str, Mapping[str, str], dict[str, Any]], obstore.store.ObjectStore]] = {
-    "s3": _s3,
     "gs": _google,
     "az": _azure,
 }

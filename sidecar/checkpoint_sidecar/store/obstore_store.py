@@ -21,14 +21,13 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.answers import explain_answer
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
+from checkpoint_sidecar.store.http_client import CHECK_CONNECTION, SILENT
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.obstore_bodies import StreamedBodies
 from checkpoint_sidecar.store.obstore_clients import Clients, open_clients
 from checkpoint_sidecar.store.parts import PartedUpload
-from checkpoint_sidecar.store.s3_bodies import S3Bodies
-from checkpoint_sidecar.store.s3_faults import NO_CONNECTION, SILENT
 from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.store.shared import SharedClients
 
@@ -56,9 +55,7 @@ class ObstoreStore:
         self._prefix = self._location.prefix
         connect = functools.partial(_CLIENTS.get, settings, patience)
         self._calls = Calls(settings, connect=connect, errors=_ERRORS, explain=_explain, patience=patience)
-        self._bodies: S3Bodies | StreamedBodies = (
-            S3Bodies(settings, patience) if self._location.scheme == "s3" else StreamedBodies(self, self._calls)
-        )
+        self._bodies = StreamedBodies(self, self._calls)
 
     def __reduce__(self) -> tuple[type[ObstoreStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -135,14 +132,6 @@ class ObstoreStore:
             paths = [self._prefix + key for key in batch]
             self._calls.run("delete", name_keys(batch), functools.partial(_delete, paths))
 
-    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
-        # Azure and Google Cloud Storage expire uncommitted blocks and resumable uploads after a week.
-        return self._bodies.unfinished(prefix) if isinstance(self._bodies, S3Bodies) else iter(())
-
-    def discard(self, upload: UnfinishedUpload) -> None:
-        if isinstance(self._bodies, S3Bodies):
-            self._bodies.discard(upload)
-
 
 def _delete(paths: Sequence[str], clients: Clients) -> None:
     try:
@@ -177,7 +166,7 @@ def _explain(error: Exception) -> Fault:
 
 
 _TRANSPORT_FAULTS = {
-    "Connect": NO_CONNECTION,
+    "Connect": Fault(StoreError, "no connection to the store", CHECK_CONNECTION),
     "Timeout": SILENT,
     "Interrupted": Fault(StoreError, "the connection broke off", sent=True),
 }

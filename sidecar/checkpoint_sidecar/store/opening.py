@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Literal, TypeAlias
 
 from checkpoint_sidecar.core.errors import ConfigurationError
@@ -11,7 +10,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import PATIENT, Patience
 from checkpoint_sidecar.store.settings import StoreSettings
 
-Driver: TypeAlias = Literal["auto", "obstore", "fsspec"]
+Driver: TypeAlias = Literal["auto", "native", "fsspec", "obstore"]
 
 
 def open_store(settings: StoreSettings, *, driver: Driver = "auto", patience: Patience = PATIENT) -> Store:
@@ -19,8 +18,8 @@ def open_store(settings: StoreSettings, *, driver: Driver = "auto", patience: Pa
 
     Args:
         settings: Where and who.
-        driver: ``auto`` is obstore where it is installed and serves the URL, else fsspec. Local files are served by the
-            adapter for them under every driver.
+        driver: ``native`` speaks the cloud's own protocol, ``fsspec`` goes through s3fs; ``auto`` is native, and
+            ``obstore`` is its former name. Local files are served by the adapter for them under every driver.
         patience: How long to wait for a store that does not answer.
 
     Raises:
@@ -32,16 +31,18 @@ def open_store(settings: StoreSettings, *, driver: Driver = "auto", patience: Pa
         from checkpoint_sidecar.store.local_store import LocalStore
 
         return LocalStore(settings)
-    if driver == "auto":
-        driver = "obstore" if find_spec("obstore") else "fsspec"
-    if driver == "obstore":
-        from checkpoint_sidecar.store.obstore_store import ObstoreStore
+    if driver != "fsspec":
+        if scheme != "s3":
+            from checkpoint_sidecar.store.obstore_store import ObstoreStore
 
-        return ObstoreStore(settings, patience=patience)
+            return ObstoreStore(settings, patience=patience)
+        from checkpoint_sidecar.store.http_store import HttpStore
+
+        return HttpStore(settings, patience=patience)
     if scheme == "s3":
         from checkpoint_sidecar.store.fsspec_store import FsspecStore
 
         return FsspecStore(settings, patience=patience)
     raise ConfigurationError(
-        "open the store", settings.url, f"the fsspec driver does not serve {scheme}", "Install obstore."
+        "open the store", settings.url, f"the fsspec driver does not serve {scheme}", "Use the driver native."
     )

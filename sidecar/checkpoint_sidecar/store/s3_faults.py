@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 
 import aiohttp
 from botocore import exceptions as boto
@@ -10,40 +11,61 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import NewConnectionError
 
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
-from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.calls import Fault
-from checkpoint_sidecar.store.s3_signing import GIVE_CREDENTIALS, NO_CREDENTIALS
+from checkpoint_sidecar.store.dialect import AnswerError, explanation_of
+from checkpoint_sidecar.store.http_client import CHECK_CONNECTION, SILENT, explain
+from checkpoint_sidecar.store.s3_identity import GIVE_CREDENTIALS, NO_CREDENTIALS
 
 BOTO_ERRORS: tuple[type[Exception], ...] = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
-
-NO_CONNECTION = Fault(StoreError, "no connection to the store", "Check endpoint, proxy, DNS and certificates.")
-SILENT = Fault(StoreError, "the store did not answer in time", sent=True)
 
 _NO_CREDENTIALS = Fault(AccessDeniedError, NO_CREDENTIALS, GIVE_CREDENTIALS)
 # aiobotocore gives the name EndpointConnectionError to resets of open connections, too.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, NewConnectionError, socket.gaierror)
+_UNREACHABLE = (boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
 # In this order: the first class that fits.
 _TRANSPORT_FAULTS: tuple[tuple[type[Exception], Fault], ...] = (
     (boto.NoCredentialsError, _NO_CREDENTIALS),
     (boto.PartialCredentialsError, _NO_CREDENTIALS),
     (boto.CredentialRetrievalError, _NO_CREDENTIALS),
     (boto.ParamValidationError, Fault(RequestRefusedError, "the client refuses the request's parameters")),
-    (boto.ConnectTimeoutError, NO_CONNECTION),
-    (boto.ProxyConnectionError, NO_CONNECTION),
-    (boto.SSLError, NO_CONNECTION),
     (boto.ReadTimeoutError, SILENT),
     (ResponseParserError, Fault(StoreError, "the store's answer cannot be read", sent=True)),
 )
 
 
-def explain_boto(error: Exception) -> Fault:
-    """What one of ``BOTO_ERRORS``, or an error below botocore, means."""
+def explain_boto(error: Exception, secrets: Mapping[str, str], asked: str) -> Fault:
+    """What one of ``BOTO_ERRORS``, or an error below botocore, means.
+
+    Args:
+        secrets: What the store's own words are cleaned of.
+        asked: Host and port of the store.
+    """
     if isinstance(error, boto.ClientError):
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        return explain_answer(status, str(error.response.get("Error", {}).get("Code", "")))
+        return explain(_answer_error(error, secrets))
+    if isinstance(error, boto.HTTPClientError) and isinstance(error.kwargs.get("error"), AnswerError):
+        return explain(error.kwargs["error"])
     if isinstance(error, boto.EndpointConnectionError) and isinstance(error.kwargs.get("error"), _NOT_CONNECTED):
-        return NO_CONNECTION
+        return _not_connected(error.kwargs["error"], asked)
+    if isinstance(error, _UNREACHABLE):
+        return Fault(StoreError, f"no connection to {asked} ({type(error).__name__})", CHECK_CONNECTION)
     for kind, fault in _TRANSPORT_FAULTS:
         if isinstance(error, kind):
             return fault
     return Fault(StoreError, f"the connection broke off ({type(error).__name__})", sent=True)
+
+
+def _answer_error(error: boto.ClientError, secrets: Mapping[str, str]) -> AnswerError:
+    described = error.response.get("Error", {})
+    code = str(described.get("Code", ""))
+    return AnswerError(
+        int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)),
+        "" if code.isdigit() else code,
+        explanation_of(str(described.get("Message", "")), secrets),
+    )
+
+
+def _not_connected(error: Exception, asked: str) -> Fault:
+    cause = type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error.strerror or type(error.os_error).__name__
+    return Fault(StoreError, f"no connection to {asked} ({cause})", CHECK_CONNECTION)

@@ -31,6 +31,10 @@ _REQUIRED: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_SAS_TOKEN}),
     ),
 }
+# They become parts of headers and URLs; the other ones are documents.
+_DOCUMENTS = frozenset({GOOGLE_APPLICATION_CREDENTIALS_JSON, CA_CERTIFICATE})
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
+
 KNOWN_KEYS = frozenset({AWS_SESSION_TOKEN, CA_CERTIFICATE}).union(
     *(keys for sets in _REQUIRED.values() for keys in sets)
 )
@@ -90,6 +94,14 @@ class Credentials:
                 f"they name no identity for {scheme}",
                 f"Set {' or '.join(_listed(keys) for keys in required)}.",
             )
+        for key, value in values.items():
+            if key not in _DOCUMENTS and not _HEADER_VALUE.fullmatch(value):
+                raise ConfigurationError(
+                    "read the storage credentials",
+                    key,
+                    "it has characters that no HTTP header may have (a line break, a space, or not ASCII), or is empty",
+                    "Write the value again, without quotes and without a line break.",
+                )
         return values
 
     def __eq__(self, other: object) -> bool:
@@ -117,9 +129,14 @@ class StoreSettings:
         url: See ``core.location.check_url``.
         endpoint: Base URL of the service, for stores other than the cloud's own; ``http://`` switches TLS off.
         region: Empty lets the client find it.
-        addressing_style: Whether the bucket stands in the host name or in the path (s3 only). Auto means Path with an
-            endpoint, Virtual without.
+        addressing_style: Whether the bucket stands in the host name or in the path (s3 only). See
+            ``s3_target.target_of``.
         credentials: See ``Credentials``.
+        server_side_encryption: How S3 is asked to encrypt what is written: ``AES256``, ``aws:kms``, ``aws:kms:dsse``;
+            empty leaves it to the bucket.
+        kms_key_id: The key for ``aws:kms``; empty for the bucket's.
+        requester_pays: Whether requests agree to be paid for (s3 only).
+        tags: Of every object that is written (s3 only).
     """
 
     url: str
@@ -127,10 +144,10 @@ class StoreSettings:
     region: str = ""
     addressing_style: AddressingStyle = "Auto"
     credentials: Credentials = AMBIENT
-
-    @property
-    def virtual_hosted(self) -> bool:
-        return self.addressing_style == "Virtual" or (self.addressing_style == "Auto" and not self.endpoint)
+    server_side_encryption: str = ""
+    kms_key_id: str = ""
+    requester_pays: bool = False
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 def redacted(text: str, values: Mapping[str, str]) -> str:

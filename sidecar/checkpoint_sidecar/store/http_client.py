@@ -1,0 +1,167 @@
+"""One bucket and one identity: requests are signed, sent and judged here, for every cloud."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from checkpoint_sidecar.core.errors import RequestRefusedError, StoreError
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.answers import explain_answer
+from checkpoint_sidecar.store.calls import Fault, Patience
+from checkpoint_sidecar.store.certificates import trust
+from checkpoint_sidecar.store.dialect import (
+    AnswerError,
+    Dialect,
+    Message,
+    UnreadableAnswerError,
+    explanation_of,
+    url_of,
+)
+from checkpoint_sidecar.store.http_connections import (
+    FAILURES,
+    MOST_ANSWER_BYTES,
+    Answer,
+    Cancellation,
+    CancelledRequestError,
+    Connections,
+    NoConnectionError,
+    Request,
+)
+from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.shared import SharedClients
+
+ERRORS = (*FAILURES, AnswerError, UnreadableAnswerError, CancelledRequestError)
+"""What ``HttpClient.send`` raises, for ``explain``."""
+
+_NOT_IMPLEMENTED = frozenset({"NotImplemented"})
+
+
+class HttpClient:
+    """Sends requests for one bucket. Safe from several threads, not across fork."""
+
+    def __init__(self, settings: StoreSettings, patience: Patience, values: Mapping[str, str]) -> None:
+        self.dialect = _dialect(settings, values)
+        self._checksums = True
+        self._connections = Connections(
+            lambda: trust(self.dialect.ca_file, settings.url), silence_seconds=patience.answer_seconds
+        )
+
+    @property
+    def checksums(self) -> bool:
+        """Whether the server implements checksum headers, as far as is known."""
+        return self._checksums
+
+    def send(
+        self,
+        message: Message,
+        answer_seconds: float,
+        *,
+        into: Sequence[memoryview] = (),
+        limit: int = MOST_ANSWER_BYTES,
+        cancellation: Cancellation | None = None,
+    ) -> Answer:
+        """Send a request once. Checksum headers are left out where the server does not implement them.
+
+        Args:
+            into: Where the body goes if the answer is a success of exactly this length.
+            limit: See ``Connections.exchange``.
+
+        Raises:
+            AnswerError: The answer is no success, or a redirect.
+            OSError, HTTPException: See ``Connections.exchange``.
+        """
+        if not self._checksums:
+            message = replace(message, checksum_headers={})
+        try:
+            return self._send(message, answer_seconds, into, limit, cancellation)
+        except AnswerError as error:
+            if not message.checksum_headers or error.code not in _NOT_IMPLEMENTED:
+                raise
+        # The request was refused for what it asks for, so nothing was done.
+        self._checksums = False
+        return self._send(replace(message, checksum_headers={}), answer_seconds, into, limit, cancellation)
+
+    def _send(
+        self,
+        message: Message,
+        answer_seconds: float,
+        into: Sequence[memoryview],
+        limit: int,
+        cancellation: Cancellation | None,
+    ) -> Answer:
+        url, headers = self.dialect.signed(message, url_of(self.dialect.base, message, safe=self.dialect.unescaped))
+        request = Request(message.method, url, answer_seconds, headers, message.body)
+        answer = self._connections.exchange(
+            request, into=into, fill_on=message.success if into else (), limit=limit, cancellation=cancellation
+        )
+        if answer.status in message.success:
+            return answer
+        code, explanation = self.dialect.failure(answer)
+        raise AnswerError(
+            answer.status,
+            code,
+            explanation_of(explanation, self.dialect.secrets),
+            location=answer.headers.get("location", ""),
+            asked=urlsplit(url).netloc,
+            proxy=answer.proxy,
+        )
+
+
+def _dialect(settings: StoreSettings, values: Mapping[str, str]) -> Dialect:
+    # Imported where they are opened: botocore takes longer to import than most commands to run.
+    if parse_url(settings.url).scheme == "s3":
+        from checkpoint_sidecar.store.s3_dialect import S3Dialect
+
+        return S3Dialect(settings, values)
+    raise NotImplementedError
+
+
+CLIENTS: SharedClients[HttpClient] = SharedClients(HttpClient)
+
+
+def connecting(settings: StoreSettings, patience: Patience) -> Callable[[Mapping[str, str]], HttpClient]:
+    """The shared client of a bucket, from the credentials of the moment."""
+    return functools.partial(CLIENTS.get, settings, patience)
+
+
+CHECK_CONNECTION = "Check endpoint, proxy, DNS and certificates."
+_NO_STORE = "Check that the endpoint is that of an object store."
+
+SILENT = Fault(StoreError, "the store did not answer in time", sent=True)
+
+
+def explain(error: Exception) -> Fault:
+    """What one of ``ERRORS`` means."""
+    match error:
+        case AnswerError() if 300 <= error.status < 400:
+            return _redirect(error)
+        case AnswerError():
+            return explain_answer(error.status, error.code, error.explanation, proxy=error.proxy)
+        case UnreadableAnswerError(cause=cause) if cause:
+            return Fault(RequestRefusedError, cause, _NO_STORE, sent=True)
+        case UnreadableAnswerError():
+            return Fault(StoreError, "the store's answer cannot be read", _NO_STORE, sent=True)
+        case CancelledRequestError():
+            return Fault(RequestRefusedError, "the upload was aborted")
+        case NoConnectionError():
+            return Fault(StoreError, f"no connection to {error}", CHECK_CONNECTION)
+        case TimeoutError():
+            return SILENT
+        case _:
+            return Fault(StoreError, f"the connection broke off ({type(error).__name__})", sent=True)
+
+
+def _redirect(error: AnswerError) -> Fault:
+    led = urlsplit(error.location)
+    # Nothing but the host: path and query may hold a signature.
+    host = led.netloc.rpartition("@")[2] if led.scheme in ("http", "https") else ""
+    to = explanation_of(host, {}) or "another place"
+    why = ": ".join(filter(None, (error.code or str(error.status), error.explanation)))
+    return Fault(
+        RequestRefusedError,
+        f"{error.asked} redirects to {to}, which is not followed ({why})",
+        "Check that the endpoint is that of an object store, and set the region of the bucket.",
+    )
