@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,10 @@ LIVED_LONG = dt.timedelta(minutes=10)
 """A pod that ran this long was no part of a loop."""
 
 _KEPT_METADATA = ("name", "namespace", "labels", "annotations")
-_SET_BY_OTHERS = ("nodeName", "priority", "preemptionPolicy")
-"""By the scheduler, and by admission from the priority class: it sets them again."""
+_SET_BY_OTHERS = ("nodeName", "priority", "preemptionPolicy", "overhead", "ephemeralContainers")
+"""By the scheduler, by admission from the priority class and the runtime class (it sets them again), and by
+``kubectl debug``: a pod with such a container cannot be created.
+"""
 _TOKEN_VOLUME = "kube-api-access-"  # noqa: S105 - of the service account, mounted by admission
 
 
@@ -49,7 +51,29 @@ def created_again(body: Mapping[str, Any], *, failures: int) -> dict[str, Any]:
     spec["volumes"] = _without_token(spec.get("volumes"))
     for container in (*spec["containers"], *(spec.get("initContainers") or ())):
         container["volumeMounts"] = _without_token(container.get("volumeMounts"))
+    for term in _label_terms(spec):
+        _remove_derived(term)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def _label_terms(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What selects other pods by their labels."""
+    yield from spec.get("topologySpreadConstraints") or ()
+    for kind in ("podAffinity", "podAntiAffinity"):
+        affinity = (spec.get("affinity") or {}).get(kind) or {}
+        yield from affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or ()
+        for weighted in affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ():
+            yield weighted["podAffinityTerm"]
+
+
+def _remove_derived(term: dict[str, Any]) -> None:
+    """Remove the expressions that the API server derives from label keys; it refuses them in a new pod."""
+    keys = {*(term.get("matchLabelKeys") or ()), *(term.get("mismatchLabelKeys") or ())}
+    if keys:
+        selector = term["labelSelector"]
+        selector["matchExpressions"] = [
+            each for each in selector.get("matchExpressions") or () if each["key"] not in keys
+        ]
 
 
 def _without_token(listed: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
