@@ -74,13 +74,13 @@ def _parser() -> argparse.ArgumentParser:
         "--liveness",
         default="",
         metavar="URL",
-        help="where to answer probes, such as http://0.0.0.0:8080/healthz (default: nowhere)",
+        help="where to answer probes, such as http://:8080/healthz, over IPv4 and IPv6 (default: nowhere)",
     )
     parser.add_argument(
         "--metrics",
         type=_address,
-        metavar="HOST:PORT",
-        help="where to serve Prometheus metrics, such as 0.0.0.0:9090 (default: nowhere)",
+        metavar="[HOST]:PORT",
+        help="where to serve Prometheus metrics, such as :9090, over IPv4 and IPv6 (default: nowhere)",
     )
     parser.add_argument(
         "--resync",
@@ -172,9 +172,9 @@ def _pattern(text: str) -> Pattern:
 
 
 def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not [HOST]:PORT")
     return host.strip("[]"), int(port)
 
 

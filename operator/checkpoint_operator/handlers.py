@@ -30,7 +30,6 @@ def run(operator: Operator) -> None:
         identity=cast(Any, "checkpoint-operator"),
         clusterwide=not namespaces,
         namespaces=namespaces,
-        liveness_endpoint=operator.options.liveness or None,
     )
 
 
@@ -54,14 +53,6 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:
         await operator.stop()
-
-    @kopf.on.probe(registry=registry, id="healthy")
-    async def healthy(**_: Any) -> str:
-        complaint = operator.complaint()
-        if complaint:
-            # Only this error makes the probe answer 500; any other one makes it hang in retries.
-            raise kopf.PermanentError(complaint)
-        return "ok"
 
     @kopf.on.event(GROUP, CHECKPOINT_PLURAL, registry=registry)
     async def checkpoint(namespace: str | None, name: str | None, event: Mapping[str, Any], **_: Any) -> None:

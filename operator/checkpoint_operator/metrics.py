@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 
 from checkpoint_operator.model import Key, Observed
 from checkpoint_sidecar.core.api import Reason
@@ -73,9 +76,11 @@ class Metrics:
         self.reconcile_seconds = self._histogram("reconcile_seconds", "Duration of passes over one Checkpoint.")
         self._told_losses: dict[Key, int] = {}
 
-    def serve(self, address: str, port: int) -> None:
-        """Answer scrapes in a thread of its own."""
-        start_http_server(port, addr=address, registry=self.registry)
+    async def answer(self, request: web.Request) -> web.Response:
+        """The answer to a scrape; thousands of lines are put together in a thread."""
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        body = await asyncio.to_thread(encode, self.registry)
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     def observe(self, observed: Observed, *, ready: bool) -> None:
         """Set what is true now."""

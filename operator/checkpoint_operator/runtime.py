@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
 
 from checkpoint_operator.bare_pods import BarePods
 from checkpoint_operator.kube import Kube
@@ -27,6 +30,7 @@ from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.scrubber import Scrubber
 from checkpoint_operator.sightings import Sightings, Version
 from checkpoint_operator.storage import Rules
+from checkpoint_operator.web import serving
 
 WORKERS = 16
 STORE_THREADS = 16
@@ -44,7 +48,7 @@ class Options:
     Attributes:
         namespaces: Which to serve; empty for the whole cluster.
         cluster_id: What stands for this cluster in the owner of a run; empty for the UID of kube-system.
-        metrics_address: Host and port, or None for no metrics.
+        metrics_address: Host (empty for all addresses) and port, or None for no metrics.
         liveness: URL to answer probes at, or empty.
         resync_seconds: Between complete passes over everything.
         verify_bytes_per_second: How fast snapshots are read back to compare their checksums; 0 for not at all.
@@ -89,6 +93,10 @@ class Operator:
         Raises:
             KubeError: The API server refused; without the CRDs it answers 404 here.
         """
+        if self.options.liveness:
+            parts = urlsplit(self.options.liveness)
+            probes = serving(parts.hostname or "", parts.port or 80, parts.path or "/", self._answer_probe)
+            await self._opened.enter_async_context(probes)
         self._kube = await self._opened.enter_async_context(Kube())
         threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._opened.callback(threads.shutdown, wait=False, cancel_futures=True)
@@ -122,7 +130,8 @@ class Operator:
         )
         self._queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, workers=WORKERS)
         if self.options.metrics_address is not None:
-            self._metrics.serve(*self.options.metrics_address)
+            scrapes = serving(*self.options.metrics_address, "/{any:.*}", self._metrics.answer)
+            await self._opened.enter_async_context(scrapes)
         # Before any work: see Observer.note.
         for key in await self._list():
             self._queue.add(key)
@@ -173,6 +182,12 @@ class Operator:
         if self._queue.oldest() > STUCK_SECONDS:
             return f"a pass has taken {self._queue.oldest():.0f} s"
         return ""
+
+    async def _answer_probe(self, _: web.Request) -> web.Response:
+        complaint = self.complaint()
+        if complaint:
+            logger.error("this process should be restarted: %s", complaint)
+        return web.json_response({"healthy": complaint or "ok"}, status=500 if complaint else 200)
 
     async def _list(self) -> dict[Key, Version]:
         listed: dict[Key, Version] = {}

@@ -198,14 +198,16 @@ def test_the_process_answers_probes_and_scrapes_and_ends_when_asked(
     namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
 ) -> None:
     ports = network.free_ports()
-    probes, metrics = (f"127.0.0.1:{next(ports)}" for _ in range(2))
-    operator = start_operator(FILES, f"--liveness=http://{probes}/healthz", f"--metrics={metrics}")
+    probes, metrics = next(ports), next(ports)
+    operator = start_operator(FILES, f"--liveness=http://:{probes}/healthz", f"--metrics=:{metrics}")
     run = create(namespace, url)
     run.becomes("Ready", "True", "Configured")
     trainer.start().commit(100)
     labels = f'{{checkpoint="run",namespace="{namespace.name}"}}'
-    run.eventually(lambda _: f"checkpoint_operator_latest_snapshot_step{labels} 100.0" in _get(f"http://{metrics}"))
-    assert _get(f"http://{probes}/healthz") == '{"healthy": "ok"}'
+    run.eventually(lambda _: f"_latest_snapshot_step{labels} 100.0" in _get(f"http://127.0.0.1:{metrics}"))
+    for address in ("127.0.0.1", "[::1]"):
+        assert _get(f"http://{address}:{probes}/healthz") == '{"healthy": "ok"}'
+        assert "checkpoint_operator_ready" in _get(f"http://{address}:{metrics}/metrics")
     assert operator.stop() == 0
 
 
