@@ -149,7 +149,9 @@ def test_a_failed_upload_surfaces_at_the_next_step_and_leaves_nothing(storage: R
 
     on_upload(fail_once)
     training = Training()
-    with started(storage, training, save=SavePolicy(every_steps=2, every_seconds=None)) as checkpointer:
+    with started(
+        storage, training, save=SavePolicy(every_steps=2, every_seconds=None, on_failure="Raise")
+    ) as checkpointer:
         with pytest.raises(StoreError, match="the disk is full"):
             train_until(lambda: False, checkpointer, training)
         assert not [info.key for info in storage.store.list("step-")]

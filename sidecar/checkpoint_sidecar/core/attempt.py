@@ -28,6 +28,7 @@ from checkpoint_sidecar.core.log import (
     RestoreFinished,
     RestoreStarted,
     RunClaimed,
+    SaveFailed,
     SnapshotCommitted,
     SnapshotReinstated,
     Trigger,
@@ -221,3 +222,15 @@ def commit(run: Run, draft: SnapshotCommitted, *, overwrite: OverwritePolicy) ->
         replaces=admission.replaces,
         restore_request=attempt.started.restore_request,
     )
+
+
+def save_failed(run: Run, report: SaveFailed, *, after: str | None) -> SaveFailed | None:
+    """The report of failed saves, or None when one stands already, or a commit has made up for them.
+
+    Args:
+        after: The attempt's last commit when the report was drawn up.
+    """
+    if not run.may_commit(report.attempt):
+        return None
+    attempt = run.attempts[report.attempt]
+    return report if attempt.save_failure is None and attempt.last_commit == after else None

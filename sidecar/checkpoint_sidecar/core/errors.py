@@ -94,6 +94,18 @@ class TransferCancelledError(CheckpointError):
     """A save or restore was called off because its process has to end; nothing of it counts."""
 
 
+class SaveStalledError(CheckpointError):
+    """A save was given up because it did not end in time. Unlike after other errors it may still be committed."""
+
+
+class StateCopyError(CheckpointError):
+    """An object of the training state could not be read, or copied to host memory."""
+
+
+class RankLostError(CheckpointError):
+    """Another rank of this training has ended, or does not answer."""
+
+
 class LogError(CheckpointError):
     """The run log cannot be trusted: a gap, a broken chain, an unreadable entry or a newer major format."""
 

@@ -41,6 +41,43 @@ class LastSave:
     request: str = ""
 
 
+UNSAVED_CADENCES = 3
+"""How many save intervals may pass without a commit before training stops, if saves fail."""
+
+UNSAVED_SECONDS = 900.0
+"""And at least this long: an outage of minutes ends no training, however short the intervals are."""
+
+_LONGEST_DELAY = 60.0
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds from a failed save to the next try of one that was asked for, after so many failures in a row.
+
+    Scheduled saves have their cadence; a request would otherwise be served at every step.
+    """
+    return 0.0 if failures <= 1 else min(_LONGEST_DELAY, 5.0 * 2 ** (failures - 2))
+
+
+def given_up(policy: SavePolicy, *, failures: int, unsaved_steps: int, unsaved_seconds: float) -> str:
+    """Why training should stop after a failed automatic save, or empty when it goes on.
+
+    Args:
+        failures: In a row.
+        unsaved_steps, unsaved_seconds: Since the last commit, or the start of the attempt.
+    """
+    if policy.on_failure == "Raise":
+        return "save.onFailure is Raise"
+    if failures >= policy.max_failures:
+        return f"{failures} saves in a row failed, save.maxFailures is {policy.max_failures}"
+    if unsaved_seconds < UNSAVED_SECONDS:
+        return ""
+    if policy.every_seconds is not None and unsaved_seconds > UNSAVED_CADENCES * policy.every_seconds:
+        return f"nothing was committed for {UNSAVED_CADENCES} intervals of {policy.every_seconds:g} s"
+    if policy.every_steps is not None and unsaved_steps > UNSAVED_CADENCES * policy.every_steps:
+        return f"nothing was committed for {UNSAVED_CADENCES} intervals of {policy.every_steps} steps"
+    return ""
+
+
 def due(policy: SavePolicy, last: LastSave, *, step: int, now: float, request: str = "") -> Trigger | None:
     """Why to save after ``step``, or None.
 

@@ -7,15 +7,17 @@ Everything works without a process group as well, as a world of one.
 from __future__ import annotations
 
 import datetime as dt
-import pickle
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.errors import RankLostError
+from checkpoint_sidecar.training.failures import INTERRUPTS, portable
 from checkpoint_sidecar.training.vote import Agreed, Vote
 
 T = TypeVar("T")
@@ -65,7 +67,8 @@ class Agreement:
         if self.group is None:
             return Agreed.decode(ballot)
         tally = torch.tensor(ballot, dtype=torch.int64)
-        dist.all_reduce(tally, op=dist.ReduceOp.MAX, group=self.group)
+        with self._exchange():
+            dist.all_reduce(tally, op=dist.ReduceOp.MAX, group=self.group)
         return Agreed.decode(tally.tolist())
 
     def gather(self, value: T) -> list[T]:
@@ -73,7 +76,8 @@ class Agreement:
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
+        with self._exchange():
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def from_rank_0(self, operation: Callable[[], T]) -> T:
@@ -82,13 +86,16 @@ class Agreement:
         if self.leads:
             try:
                 outcome = _Returned(operation())
-            except Exception as error:  # whatever it is, the other ranks must not wait for it
-                outcome = _Raised(_portable(error))
-                if self.group is None:
+            except INTERRUPTS:
+                raise
+            except BaseException as error:  # whatever it is, the other ranks must not wait for it
+                outcome = _Raised(portable(error, operation="run on rank 0", subject=type(error).__name__))
+                if outcome.error is error and self.group is None:
                     raise
         if self.group is not None:
             box: list[Any] = [outcome]
-            dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
+            with self._exchange():
+                dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
             outcome = box[0]
         if isinstance(outcome, _Raised):
             raise outcome.error
@@ -96,25 +103,50 @@ class Agreement:
 
     def gather_errors(self, error: Exception | None) -> list[Exception | None]:
         """Every rank's error or None, by rank, on every rank."""
-        return self.gather(None if error is None else _portable(error))
+        subject = f"rank {self.rank}"
+        return self.gather(None if error is None else portable(error, operation="run", subject=subject))
 
     def raise_any(self, error: Exception | None) -> None:
-        """Raise on every rank if one has an error; all raise the same one, of the lowest such rank."""
-        for found in self.gather_errors(error):
-            if found is not None:
-                raise found
+        """Raise on every rank if one has an error; all raise the same one, see ``most_telling``."""
+        found = most_telling(self.gather_errors(error))
+        if found is not None:
+            raise found
 
     def close(self) -> None:
         """Leave the group. Local; peers need not take part."""
-        if self.group is not None and dist.is_initialized():
-            dist.destroy_process_group(self.group)
-            self.group = None
+        group, self.group = self.group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
+
+    def break_off(self) -> None:
+        """Leave in the middle of an exchange: its peers get an error at once, instead of waiting for their timeout.
+
+        The connections close when the last reference to the group is gone, so call this outside of ``except`` blocks,
+        whose tracebacks may hold one.
+        """
+        if self.group is not None:
+            self.close()
+            gc.collect()
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise rank_lost(error, rank=self.rank, world_size=self.world_size) from error
 
 
-def _portable(error: Exception) -> Exception:
-    """The error itself if it can travel to other ranks, else one that says the same."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, just dumped
-    except Exception:  # noqa: BLE001 - third parties' exceptions fail here in every possible way
-        return CheckpointError("run on rank 0", type(error).__name__, str(error))
-    return error
+def rank_lost(error: RuntimeError, *, rank: int, world_size: int) -> RankLostError:
+    """What a failed collective means."""
+    return RankLostError(
+        "exchange with the other ranks",
+        f"rank {rank} of {world_size}",
+        str(error).split(". ")[0],
+        "Another rank has ended or hangs: its log says why.",
+    )
+
+
+def most_telling(errors: Iterable[Exception | None]) -> Exception | None:
+    """The error to raise: that of the lowest rank, but no mere echo of another rank's end if there is anything else."""
+    found = [error for error in errors if error is not None]
+    return min(found, key=lambda error: isinstance(error, RankLostError), default=None)

@@ -8,36 +8,39 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, MutableMapping
-from functools import partial
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, Self
 
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS, RunEnvironment
-from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError, FencedError
+from checkpoint_sidecar.core.errors import ConfigurationError, FencedError
 from checkpoint_sidecar.core.location import parse_url
-from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity, Trigger
+from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
-from checkpoint_sidecar.core.schedule import RESERVE_SECONDS, LastSave, due
+from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.training.agreement import Agreement
+from checkpoint_sidecar.training.failures import INTERRUPTS, portable
 from checkpoint_sidecar.training.progress import ProgressReport
 from checkpoint_sidecar.training.reader import Trust
 from checkpoint_sidecar.training.restoring import Restored, restore
+from checkpoint_sidecar.training.saver import Saver
 from checkpoint_sidecar.training.saving import BackgroundSave
 from checkpoint_sidecar.training.session import Defaults, Session
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
 from checkpoint_sidecar.training.state import TrainingState
-from checkpoint_sidecar.training.target import Draft, RunTarget, decimal_strings
-from checkpoint_sidecar.training.termination import CLEANUP_SECONDS, LastAct, Situation, next_act
 from checkpoint_sidecar.training.transfers import TransferProgress, Transfers
-from checkpoint_sidecar.training.vote import Agreed, Vote
+from checkpoint_sidecar.training.vote import Agreed
 
 logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, Any]
 
-_LOOK_SECONDS = 0.5
+STALL_SECONDS = 180.0
+"""Longer than a store may keep silent before a request is tried again."""
+
+_LEAVE_SECONDS = 5.0
 
 
 class Checkpointer:
@@ -64,10 +67,8 @@ class Checkpointer:
         trust: ``full`` allows snapshots to execute any pickled class on restore; only for snapshots that are your own.
         grace_seconds: From SIGTERM to SIGKILL.
         takeover_seconds: How long a start waits for another attempt that is still training before it stops that one.
+        stall_seconds: How long a save that is waited for may move no byte before it is given up.
         pod: This process's pod; made up from host and process id by default.
-
-    Attributes:
-        last_staging_seconds: How long the latest save kept the loop waiting for the copy into host memory.
 
     Raises:
         ConfigurationError: The URL, or an object of the state, cannot work.
@@ -85,15 +86,40 @@ class Checkpointer:
         trust: Trust = "safe",
         grace_seconds: float = DEFAULT_GRACE_SECONDS,
         takeover_seconds: float = 120.0,
+        stall_seconds: float = STALL_SECONDS,
         pod: PodIdentity | None = None,
     ) -> None:
-        settings = StoreSettings(url) if isinstance(url, str) else url
-        owner = run if isinstance(run, Owner) else _local_owner(run, settings.url)
-        self._store = open_store(settings)
-        self._agreement = Agreement.among_all()
-        self._state = TrainingState(state, rank=self._agreement.rank, trust=trust)
-        self._transfers = Transfers(show=self._agreement.leads)
-        self._saves = BackgroundSave(self._store, Agreement.among_all(), self._transfers)
+        self._pid = os.getpid()
+        self._saver: Saver | None = None
+        self._watch = TerminationWatch(grace_seconds, lost=self._lost)
+        self._watch.install(starting=True)
+        try:
+            with self._watch.inside("open the run"):
+                self._agreement = Agreement.among_all()
+                failure: Exception | None = None
+                try:
+                    settings = StoreSettings(url) if isinstance(url, str) else url
+                    owner = run if isinstance(run, Owner) else _local_owner(run, settings.url)
+                    limits = replace(EngineSettings.from_environment(), beside_training=True)
+                    self._store = open_store(settings)
+                    self._state = TrainingState(state, rank=self._agreement.rank, trust=trust)
+                except INTERRUPTS:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - raised below, on all ranks
+                    failure = portable(error, operation="open the run", subject=str(url))
+                self._agreement.raise_any(failure)
+                self._transfers = Transfers(show=self._agreement.leads)
+                self._saves = BackgroundSave(
+                    self._store,
+                    Agreement.among_all(),
+                    self._transfers,
+                    limits,
+                    stop=self._watch.stop,
+                    stall_seconds=stall_seconds,
+                )
+        except BaseException:
+            self._watch.remove()
+            raise
         self._session = (
             Session(self._store, owner, Defaults(save or SavePolicy(), overwrite)) if self._agreement.leads else None
         )
@@ -101,16 +127,11 @@ class Checkpointer:
         self._trust = trust
         self._takeover_seconds = takeover_seconds
         self._pod = pod or PodIdentity(f"{socket.gethostname()}:{os.getpid()}", uuid.uuid4().hex)
-        self._watch = TerminationWatch(grace_seconds)
         self._progress: ProgressReport | None = None
         self._started = False
-        self._restored = False
         self._closed = False
         self._step = 0
         self._metrics: Metrics = {}
-        self._last = LastSave(0, time.monotonic())
-        self._eviction_served = False
-        self.last_staging_seconds: float | None = None
 
     @classmethod
     def from_env(cls, state: MutableMapping[str, Any], **options: Any) -> Self:
@@ -140,15 +161,17 @@ class Checkpointer:
         Raises:
             CheckpointError: As from ``restore`` and ``save``.
         """
-        if not self._restored:
+        if not self._saver:
             self.restore()
+        saver = self._restored("train")
         if self._step >= total:
             return
         for step in range(self._step + 1, total + 1):
             yield step
             self._step = step
-        self._save(total, "Final", self._metrics)
-        self.wait()
+        with self._watch.inside("save the last step"):
+            saver.save(total, "Final", self._metrics)
+            saver.wait()
 
     def step(self, step: int, metrics: Metrics | None = None) -> None:
         """Say that ``step`` is done; save if it is time.
@@ -159,28 +182,23 @@ class Checkpointer:
         Raises:
             Terminated: A pod of the run was asked to terminate, and what could be saved is saved. Let it go.
             FencedError: A later attempt has started. Let it go.
-            CheckpointError: The save before failed. It is over then: catch this to train on without it.
+            CheckpointError: A save failed, and ``save.onFailure`` or the number of failures says that this ends
+                training.
         """
-        self._require_restored("finish a step")
-        self._step, self._metrics = step, metrics or {}
-        agreed = self._agreement.vote(
-            Vote(
-                step,
-                trigger=self._trigger(step),
-                saving=self._saves.running,
-                failed=self._saves.failed or self._fenced() is not None,
-                stop=self._watch.stop(),
-            )
-        )
-        _check_together(agreed)
-        if self._progress:
-            self._progress.step = step
-        if agreed.failed:
-            self._report_failure(terminating=agreed.stop is not None)
-        if agreed.stop:
-            self._terminate(step, self._metrics)
-        if agreed.trigger and not (agreed.saving and self._skip_while_saving):
-            self._save(step, agreed.trigger, self._metrics)
+        saver = self._restored("finish a step")
+        with self._watch.inside(f"finish step {step}"):
+            self._watch.keep()
+            self._step, self._metrics = step, metrics or {}
+            agreed = self._agreement.vote(saver.vote(step))
+            _check_together(agreed)
+            if self._progress:
+                self._progress.step = step
+            if agreed.failed:
+                saver.look("Termination" if agreed.stop else None)
+            if agreed.stop:
+                saver.terminate(step, self._metrics)
+            if agreed.trigger and not (agreed.saving and self._skip_while_saving):
+                saver.save(step, agreed.trigger, self._metrics)
 
     def save(self, step: int, metrics: Metrics | None = None) -> str:
         """Save now and wait for the commit: when this returns, the snapshot survives the loss of every pod.
@@ -190,12 +208,24 @@ class Checkpointer:
 
         Raises:
             CheckpointExistsError: The step is saved and the policy is Never.
-            CheckpointError: See ``step``.
+            CheckpointError: The save failed, or an earlier one after which training may not go on.
         """
-        self._require_restored("save")
-        existing = self._save(step, "Manual", metrics or {})
-        self.wait()
-        return existing or self._agreement.from_rank_0(lambda: self._saved_as(step))
+        saver = self._restored("save")
+        with self._watch.inside(f"save step {step}"):
+            existing = saver.save(step, "Manual", metrics or {})
+            saver.wait()
+            return existing or saver.saved_as(step)
+
+    def save_and_stop(self, within_seconds: float | None = None) -> None:
+        """Ask for a last save and the end of training: the next ``step`` saves and raises ``Terminated`` on all ranks.
+
+        For signals of a job's own, such as SIGUSR1 of Slurm before its time limit. Only makes a note, so it may be
+        called in a signal handler, in any thread, on one rank or on several, any number of times.
+
+        Args:
+            within_seconds: When the process is killed, from now; None if it is left as long as the save takes.
+        """
+        self._watch.ask(within_seconds)
 
     def wait(self) -> None:
         """Wait for the running save, if there is one.
@@ -203,8 +233,14 @@ class Checkpointer:
         Raises:
             CheckpointError: It failed, or this attempt is fenced.
         """
-        self._finish_save()
-        self._raise_failure()
+        if self._saver:
+            with self._watch.inside("wait for the running save"):
+                self._saver.wait()
+
+    @property
+    def last_staging_seconds(self) -> float | None:
+        """How long the latest save kept the loop waiting for the copy into host memory."""
+        return self._saver.last_staging_seconds if self._saver else None
 
     @property
     def progress(self) -> TransferProgress | None:
@@ -228,12 +264,22 @@ class Checkpointer:
                 "this Checkpointer is closed" if self._closed else "this Checkpointer has tried that already",
                 "Each start of the process restores once; after a failure, start it again.",
             )
+        with self._watch.inside("start"):
+            restored = self._restore()
+        self._watch.training()
+        return restored
+
+    def _restore(self) -> Restored | None:
         pods = tuple({pod.uid: pod for pod in self._agreement.gather(self._pod)}.values())
         attempt = self._agreement.from_rank_0(lambda: self._start(pods))
         self._started = True
         if self._session:
             self._progress = ProgressReport(
-                self._store, attempt=attempt, pods=pods[:MAX_PODS], fenced=lambda: self._fenced() is not None
+                self._store,
+                attempt=attempt,
+                pods=pods[:MAX_PODS],
+                fenced=lambda: self._fenced() is not None,
+                refresh=self._session.log.refresh,
             )
             self._progress.start()
         restored = restore(
@@ -245,12 +291,9 @@ class Checkpointer:
             transfers=self._transfers,
         )
         self._step = restored.step if restored else 0
-        self._last = LastSave(self._step, time.monotonic())
+        self._saver = Saver(self._state, self._saves, self._agreement, self._session, self._watch, step=self._step)
         if self._progress:
             self._progress.step = self._step
-        self._restored = True
-        # Not before: a start has nothing to save, and may simply die of a SIGTERM.
-        self._watch.install()
         return restored
 
     def close(self) -> None:
@@ -259,10 +302,13 @@ class Checkpointer:
         Raises:
             CheckpointError: The save failed.
         """
-        if self._closed:
+        if self._closed or self._forked:
             return
         try:
             self.wait()
+            debt = self._saves.debt
+            if debt is not None:
+                raise debt
         finally:
             self._leave()
 
@@ -272,82 +318,21 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is None or self._closed or self._forked:
             self.close()
             return
         # The peers may be anywhere, so no collectives here. A running save needs only their background threads.
         try:
-            if not isinstance(error, Terminated):
-                self._finish_save()
+            with self._watch.inside("wait for the running save"):
+                self._saves.finish()
         finally:
+            failure = self._saves.take().error or self._saves.debt
             self._leave()
-
-    # Saving
-
-    def _save(self, step: int, trigger: Trigger, metrics: Metrics) -> str | None:
-        """Start a save, after the one before is over. Returns the snapshot that makes it needless, or None."""
-        began = time.monotonic()
-        self.wait()
-        existing, request, decimals = self._agreement.from_rank_0(lambda: self._admit(step, trigger, metrics))
-        self._last = LastSave(step, time.monotonic(), request)
-        self._eviction_served |= trigger == "Eviction"
-        if existing:
-            return existing
-        failure: CheckpointError | None = None
-        staged: dict[str, Any] = {}
-        staging_began = time.monotonic()
-        try:
-            staged = self._saves.stage(self._state.capture(), self._state.modules)
-            self.last_staging_seconds = time.monotonic() - staging_began
-        except Exception as error:  # noqa: BLE001 - no rank may enter the save's collectives without the others
-            failure = CheckpointError(f"save step {step}", "copy to host memory", f"{type(error).__name__}: {error}")
-        self._agreement.raise_any(failure)
-        target = None
-        if self._session:
-            blocked = time.monotonic() - began
-            target = RunTarget(self._session, Draft(step, trigger, decimals, request, began, blocked))
-        self._saves.start(staged, step=step, target=target, began=began)
-        return None
-
-    def _report_failure(self, *, terminating: bool) -> None:
-        """Raise what went wrong in the background, unless a last save may still make up for it."""
-        try:
-            self.wait()
-        except FencedError:
-            raise
-        except CheckpointError as error:
-            if not terminating:
-                raise
-            logger.error("the save before SIGTERM failed: %s", error)  # noqa: TRY400 - it says all
-
-    def _terminate(self, step: int, metrics: Metrics) -> NoReturn:
-        """Save what still can be saved in the grace period, then leave, on all ranks."""
-        failed = False
-        while True:
-            agreed = self._agreement.vote(Vote(step, saving=self._saves.running, stop=self._watch.stop()))
-            act = self._agreement.from_rank_0(partial(self._next_act, agreed, failed=failed))
-            if act is LastAct.STOP:
-                break
-            try:
-                if act is LastAct.SAVE:
-                    self._save(step, "Termination", metrics)
-                assert agreed.stop is not None  # the ranks that were asked do not forget it
-                self._saves.wait(max(0.0, agreed.stop.remaining_seconds - RESERVE_SECONDS))
-                self._raise_failure()
-            except CheckpointError as error:
-                logger.error("the last save before the end failed: %s", error)  # noqa: TRY400 - it says all
-                failed = True
-        if self._saves.running:
-            # It cannot commit in time. What is left of the grace period is for cleaning up after it.
-            self._saves.cancel()
-            self._saves.wait(CLEANUP_SECONDS)
-            self._saves.take_error()
-        saved = self._agreement.from_rank_0(self._saved_step)
-        if self._session and saved == step:
-            logger.warning("terminated after step %d, which is saved", step)
-        elif self._session:
-            logger.warning("terminated after step %d: the steps after %d are lost", step, saved or 0)
-        raise Terminated(step, saved)
+        if failure is None or isinstance(error, Terminated):
+            return
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            raise failure from error
+        logger.critical("left by %s while a save had failed: %s", type(error).__name__, failure)
 
     # On rank 0
 
@@ -356,32 +341,6 @@ class Checkpointer:
             world_size=self._agreement.world_size, pods=pods, patience_seconds=self._takeover_seconds
         )
 
-    def _admit(self, step: int, trigger: Trigger, metrics: Metrics) -> tuple[str, str, dict[str, str]]:
-        """The snapshot that makes the save needless, or empty; the request it serves; the metrics as decimals."""
-        decimals = decimal_strings(metrics)
-        existing = self._led.admit(step, trigger)
-        return existing.id if existing else "", self._led.state.save_request, decimals
-
-    def _next_act(self, agreed: Agreed, *, failed: bool) -> LastAct:
-        assert agreed.stop is not None
-        return next_act(
-            Situation(
-                remaining_seconds=agreed.stop.remaining_seconds,
-                saving=agreed.saving,
-                saved=self._saved_step() == agreed.last,
-                wanted=self._led.save_policy.on_termination and not agreed.stop.repeated and not failed,
-                expected_seconds=self._saves.last_seconds,
-            )
-        )
-
-    def _saved_step(self) -> int | None:
-        return self._led.saved_step
-
-    def _saved_as(self, step: int) -> str:
-        found = self._led.saved(step)
-        assert found is not None  # its commit was waited for, without an error
-        return found.id
-
     @property
     def _led(self) -> Session:
         assert self._session is not None  # only rank 0 gets here
@@ -389,49 +348,40 @@ class Checkpointer:
 
     # On every rank
 
-    def _trigger(self, step: int) -> Trigger | None:
-        """Why a save is due; only rank 0 knows."""
-        if self._session is None or step <= self._last.step:
-            return None
-        attempt = self._session.state
-        if attempt.eviction and not self._eviction_served:
-            return "Eviction"
-        return due(self._session.save_policy, self._last, step=step, now=time.monotonic(), request=attempt.save_request)
-
     def _fenced(self) -> FencedError | None:
         return self._session.fenced if self._session and self._session.attempt else None
 
-    def _finish_save(self) -> None:
-        """Wait for the running save, or call it off when it would outlast the grace period or is interrupted."""
-        try:
-            while not self._saves.wait(_LOOK_SECONDS):
-                stop = self._watch.stop()
-                if stop and stop.remaining_seconds <= RESERVE_SECONDS:
-                    self._saves.cancel()
-        except KeyboardInterrupt:
-            self._saves.cancel()
-            raise
+    def _lost(self) -> str:
+        return self._saver.lost() if self._saver else "nothing was trained yet"
 
-    def _raise_failure(self) -> None:
-        self._agreement.raise_any(self._saves.take_error() or self._fenced())
-
-    def _require_restored(self, operation: str) -> None:
-        if self._closed:
-            raise ConfigurationError(operation, self._store.url, "this Checkpointer is closed", "Use a new one.")
-        if not self._restored:
+    def _restored(self, operation: str) -> Saver:
+        if self._closed or self._forked:
+            state = (
+                "this process was forked from the one that trains" if self._forked else "this Checkpointer is closed"
+            )
+            raise ConfigurationError(operation, self._store.url, state, "Use a new one.")
+        if not self._saver:
             raise ConfigurationError(
                 operation, self._store.url, "nothing was restored yet", "Call restore(), or loop over steps(total)."
             )
+        return self._saver
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a child of the process that trains, such as a worker of a data loader: it owns nothing."""
+        return os.getpid() != self._pid
 
     def _leave(self) -> None:
         """Let go of everything, without collectives."""
         self._closed = True
-        if self._session:
-            self._session.stop()
-        if self._progress:
-            self._progress.stop()
-        self._saves.close()
-        self._agreement.close()
+        stop = self._watch.stop()
+        deadline = time.monotonic() + (_LEAVE_SECONDS if stop is None else min(_LEAVE_SECONDS, 1.0))
+        with self._watch.inside("close"):
+            for part in (self._progress, self._saver, self._session):
+                if part is not None:
+                    part.stop(timeout_seconds=max(0.0, deadline - time.monotonic()))
+            self._saves.close()
+            self._agreement.close()
         self._watch.remove()
 
 

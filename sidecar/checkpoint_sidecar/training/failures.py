@@ -6,9 +6,10 @@ through ``except Exception``, and it hides what the caller should do next.
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -23,6 +24,9 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
     UnknownOutcomeError,
 )
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a call without being a failure of it."""
 
 _UPLOAD = "upload"
 
@@ -50,7 +54,7 @@ def unwrap(failure: CheckpointException, *, operation: str) -> Exception | None:
         None when a rank was interrupted (``KeyboardInterrupt``, ``SystemExit``), which no error should replace.
     """
     causes = dict(_causes(failure))
-    if any(not isinstance(cause, Exception) for cause in causes.values()):
+    if any(isinstance(cause, INTERRUPTS) for cause in causes.values()):
         return None
     ours = [cause for cause in causes.values() if isinstance(cause, CheckpointError)]
     for kind in _MOST_TELLING_FIRST:
@@ -58,7 +62,28 @@ def unwrap(failure: CheckpointException, *, operation: str) -> Exception | None:
             if isinstance(cause, kind):
                 return cause
     rank, foreign = next(iter(causes.items()))
-    return CheckpointError(operation, f"rank {rank}", f"{type(foreign).__name__}: {foreign}")
+    return CheckpointError(operation, f"rank {rank}", described(foreign))
+
+
+def described(error: BaseException) -> str:
+    """Class and message of an exception that may come from anywhere."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - its __str__ is as foreign as it is
+        return type(error).__name__
+
+
+def portable(error: BaseException, *, operation: str, subject: str) -> Exception:
+    """Return the error if it is ordinary and survives the way to other ranks, else one of ours that says the same.
+
+    What native code raises when it panics is neither: no ``except Exception`` catches it, and it cannot be pickled.
+    """
+    if isinstance(error, Exception):
+        # Third parties' exceptions fail here in every possible way.
+        with suppress(Exception):
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, just dumped
+            return error
+    return CheckpointError(operation, subject, described(error))
 
 
 @contextmanager
@@ -80,6 +105,8 @@ def raising_ours(operation: str) -> Iterator[None]:
 
 def wrapped(step: str, rank: int, cause: BaseException) -> CheckpointException:
     """A ``CheckpointException`` of our own making: it passes DCP's ``except Exception`` and says where it happened."""
+    if not isinstance(cause, (*INTERRUPTS, CheckpointException)):
+        cause = portable(cause, operation=step, subject=f"rank {rank}")
     return CheckpointException(step, {rank: (cause, traceback.StackSummary())})
 
 
@@ -93,6 +120,20 @@ def never_reached_commit(failure: BaseException) -> bool:
     if not isinstance(failure, CheckpointException):
         return False
     return failure.args[0] == _UPLOAD or any(never_reached_commit(cause) for cause, _ in failure.failures.values())
+
+
+@contextmanager
+def raising_portable(operation: str, subject: str) -> Iterator[None]:
+    """Run foreign code so that whatever it raises can be raised on other ranks too, see ``portable``."""
+    try:
+        yield
+    except INTERRUPTS:
+        raise
+    except BaseException as error:
+        told = portable(error, operation=operation, subject=subject)
+        if told is error:
+            raise
+        raise told from None
 
 
 def _causes(failure: CheckpointException) -> Iterator[tuple[int, BaseException]]:

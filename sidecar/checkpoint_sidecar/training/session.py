@@ -126,9 +126,9 @@ class Session:
         self._poll.start()
         return self.attempt
 
-    def stop(self) -> None:
+    def stop(self, *, timeout_seconds: float) -> None:
         """Stop looking at the log."""
-        self._poll.stop()
+        self._poll.stop(timeout_seconds=timeout_seconds)
 
     # Restoring
 

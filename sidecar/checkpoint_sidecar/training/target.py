@@ -10,17 +10,28 @@ from typing import Any
 
 from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import CheckpointError, CheckpointExistsError, ConfigurationError
+from checkpoint_sidecar.core.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    ConfigurationError,
+    FencedError,
+    PrefixClaimedError,
+    UnknownOutcomeError,
+)
 from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
 from checkpoint_sidecar.core.manifest import Manifest
-from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.training.display import moved
+from checkpoint_sidecar.training.failures import INTERRUPTS, described, raising_portable
 from checkpoint_sidecar.training.saves import NewSave
 from checkpoint_sidecar.training.session import Session
 
 logger = logging.getLogger(__name__)
 
+
+_REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
+"""Errors of a commit that certainly was not made."""
 
 _MOST_METRICS = 32
 _LONGEST_NAME = 64
@@ -76,14 +87,28 @@ class Draft:
 
 
 class RunTarget:
-    """The ``SaveTarget`` of one save."""
+    """The ``SaveTarget`` of one save.
+
+    Attributes:
+        committed: Whether the snapshot is in the log for certain.
+    """
 
     def __init__(self, session: Session, draft: Draft) -> None:
         self._session = session
         self._draft = draft
+        self._tried = ""
+        self.committed = False
+
+    @property
+    def _operation(self) -> str:
+        return f"save step {self._draft.step}"
 
     def begin(self) -> NewSave:
         """See ``SaveTarget``."""
+        with raising_portable(self._operation, self._session.store.url):
+            return self._begin()
+
+    def _begin(self) -> NewSave:
         session, draft = self._session, self._draft
         session.log.refresh()
         existing = session.admit(draft.step, draft.trigger)
@@ -113,8 +138,39 @@ class RunTarget:
         def decide(run: Run) -> SnapshotCommitted | None:
             return decisions.commit(run, entry, overwrite=session.defaults.overwrite)
 
-        if session.log.append(decide) is None:
-            raise self._not_needed(session.store.url)
+        self._tried = save.snapshot
+        with raising_portable(self._operation, session.store.url):
+            if session.log.append(decide) is None:
+                raise self._not_needed(session.store.url)
+        self.committed = True
+        try:
+            self._after_commit(entry)
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the snapshot stands, whatever happens from here on
+            # Only torch's own reader does not see it until the operator repairs the pointer.
+            cause = str(error) if isinstance(error, CheckpointError) else described(error)
+            logger.warning("step %d is saved, but its stock .metadata is not published: %s", save.step, cause)
+
+    def settle(self, error: Exception) -> tuple[Exception | None, bool]:
+        """What a save that ended with an error has come to: the error to tell, if any, and whether it is committed.
+
+        An error after the commit was tried says nothing about the commit, whatever it is: the log does.
+        """
+        if self._tried and not self.committed and not isinstance(error, _REFUSALS):
+            try:
+                found = self._session.log.refresh().snapshots.get(self._tried)
+            except BaseException as unread:  # noqa: BLE001 - any of them means that nothing is known
+                cause = f"{error}; and whether it was committed cannot be read: {described(unread)}"
+                hint = "It may be committed; the next start finds it if it is."
+                return UnknownOutcomeError(self._operation, self._tried, cause, hint), False
+            self.committed = found is not None and found.state is not SnapshotState.REJECTED
+        if not self.committed:
+            return error, False
+        logger.warning("step %d is saved, although its save ended with an error: %s", self._draft.step, error)
+        return None, True
+
+    def _after_commit(self, entry: SnapshotCommitted) -> None:
         logger.info(
             "saved step %d as %s (%s): %s, training waited %.2f s",
             entry.step,
@@ -130,15 +186,11 @@ class RunTarget:
                 "blocked_seconds": entry.blocked_seconds,
             },
         )
-        try:
-            publish(session.store, session.log, save.step)
-        except CheckpointError as error:
-            # The snapshot stands; only torch's own reader does not see it until the operator repairs the pointer.
-            logger.warning("step %d is saved, but its stock .metadata is not published: %s", save.step, error)
+        publish(self._session.store, self._session.log, entry.step)
 
     def abandon(self, save: NewSave) -> None:
         """See ``SaveTarget``: the writer deletes the files, and there is nothing else to undo."""
         logger.warning("the save of step %d failed before its commit", save.step)
 
     def _not_needed(self, subject: str) -> SaveNotNeeded:
-        return SaveNotNeeded(f"save step {self._draft.step}", subject, "the step is saved already")
+        return SaveNotNeeded(self._operation, subject, "the step is saved already")

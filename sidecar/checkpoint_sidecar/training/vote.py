@@ -15,18 +15,23 @@ from checkpoint_sidecar.core.log import Trigger
 _TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 _NEVER = -(2**62)
 
+UNLIMITED = 1e9
+"""Seconds: as good as for ever, and still a number that is sent as an integer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Somebody was asked to terminate.
+    """A process was asked to stop.
 
     Attributes:
-        remaining_seconds: Until the first process is killed.
+        remaining_seconds: Until the first process is killed; ``UNLIMITED`` when none will be.
         repeated: The request came more than once: start nothing new.
+        save: The training code itself asked: save, whatever the policy says about SIGTERM.
     """
 
     remaining_seconds: float
     repeated: bool = False
+    save: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Vote:
             int(self.failed),
             _NEVER if self.stop is None else -round(1000 * self.stop.remaining_seconds),
             int(self.stop is not None and self.stop.repeated),
+            int(self.stop is not None and self.stop.save),
         ]
 
 
@@ -81,12 +87,12 @@ class Agreed:
     @classmethod
     def decode(cls, maximum: list[int]) -> Agreed:
         """Read the element-wise maximum of all encoded votes."""
-        last, first, trigger, saving, failed, spent, repeated = maximum
+        last, first, trigger, saving, failed, spent, repeated, save = maximum
         return cls(
             first=-first,
             last=last,
             trigger=_TRIGGERS[trigger - 1] if trigger else None,
             saving=bool(saving),
             failed=bool(failed),
-            stop=None if spent == _NEVER else Stop(-spent / 1000, bool(repeated)),
+            stop=None if spent == _NEVER else Stop(-spent / 1000, bool(repeated), bool(save)),
         )

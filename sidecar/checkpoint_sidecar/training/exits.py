@@ -1,0 +1,110 @@
+"""A process does not end as if all were well when something it was asked to save is not saved.
+
+Closing a ``Checkpointer`` raises what went wrong. This is for scripts that do not close it.
+
+What happens at the end of a process is, in this order: hooks of ``threading``, the threads that are no daemons,
+functions of ``atexit``, and the last flush of standard output and error. If that flush fails, the interpreter changes
+the exit code to 120 (see ``sys.exit``). It is the one place from which the code can still be changed after everything
+else was cleaned up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+EXIT_SECONDS = 5.0
+"""How long the end of the process waits for threads that were given up: those of a pool are no daemons."""
+
+
+class Unfinished(Protocol):
+    """Work that the end of the process waits for."""
+
+    def finish_at_exit(self) -> Exception | None:
+        """Wait until it is over, or given up, and return what went wrong and was not raised."""
+
+
+_unfinished: set[Unfinished] = set()
+_given_up: list[Callable[[], int]] = []
+
+
+def expect(work: Unfinished) -> None:
+    """Have the end of the process wait for this."""
+    _unfinished.add(work)
+
+
+def forget(work: Unfinished) -> None:
+    """It is over, and how it ended was told."""
+    _unfinished.discard(work)
+
+
+def give_up_threads(exit_code: Callable[[], int]) -> None:
+    """Threads hang in requests and may keep the process from its end: cut that short.
+
+    Args:
+        exit_code: Asked for at the end.
+    """
+    _given_up.append(exit_code)
+
+
+def leave_now(code: int) -> None:
+    """End this process whatever its threads do. What was logged and printed gets out."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+class _FailingAtTheEnd:
+    """Standard error whose last flush, by the interpreter, fails."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+        # The interpreter flushes without a Python frame around; a child of multiprocessing, which skips that, from one.
+        caller = sys._getframe(0).f_back
+        if caller is None or caller.f_globals.get("__name__") == "multiprocessing.util":
+            raise OSError("something that this process was asked to save is not saved: see the log")
+
+
+def _finish() -> None:
+    errors = [error for work in list(_unfinished) if (error := work.finish_at_exit()) is not None]
+    for error in errors:
+        logger.critical("this process fails, because not everything is saved: %s", error)
+    if errors:
+        sys.stderr = _FailingAtTheEnd(sys.stderr)
+    if _given_up:
+        threading.Thread(target=_cut_short, args=(_given_up[-1](),), daemon=True).start()
+
+
+def _cut_short(code: int) -> None:
+    # After SIGTERM the grace period is over already.
+    time.sleep(EXIT_SECONDS if code == 1 else 0.5)
+    logger.critical("threads that hang in requests to the store keep this process from its end: it exits with %d", code)
+    leave_now(code)
+
+
+def _forget_all() -> None:
+    _unfinished.clear()
+    _given_up.clear()
+
+
+# Private, but the only hook that runs while threads can still be started, which an upload needs: concurrent.futures,
+# which uses it too, refuses to start any from then on. Hooks run in reverse order, so this one runs before that one's.
+threading._register_atexit(_finish)  # type: ignore[attr-defined]
+# A forked child, such as a worker of a data loader, has saved nothing.
+os.register_at_fork(after_in_child=_forget_all)
