@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ from checkpoint_sidecar.store.pointer import publish
 _CONNECTIONS = 2
 """Requests side by side while a snapshot is read: slowly, and in little memory."""
 
+ROUND_SECONDS = 60.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -71,15 +74,20 @@ def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner)
     """Run store actions one after the other. One that fails does not keep the others from their turn.
 
     Except for what deletes data: after a surprise nothing more is deleted in this round. Grace periods are measured by
-    a clock that was read just before.
+    a clock that was read just before. After ``ROUND_SECONDS`` no other action begins; those that are left are planned
+    again by the next pass.
     """
     outcomes: list[Outcome] = []
     surprised = clock_read = False
+    until = time.monotonic() + ROUND_SECONDS
     for action in planned:
+        if time.monotonic() > until:
+            break
         after_grace = isinstance(action, Purge | CollectOrphans | CollectLast)
         deletes = after_grace or isinstance(action, Erase)
         if deletes and surprised:
             continue
+        session.begin_action()
         try:
             if after_grace and not clock_read:
                 session.read_clock()

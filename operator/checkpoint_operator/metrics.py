@@ -34,6 +34,11 @@ _OF_STORES = frozenset(
         Reason.BUCKET_NOT_FOUND,
         Reason.NO_CONDITIONAL_WRITE,
         Reason.STORE_UNAVAILABLE,
+        Reason.STORE_TOO_SLOW,
+        Reason.PASS_TIMED_OUT,
+        Reason.LISTING_TOO_LONG,
+        Reason.LOG_TOO_LONG,
+        Reason.OBJECT_TOO_LARGE,
         Reason.LOG_UNREADABLE,
     }
 )

@@ -185,11 +185,15 @@ class Fault:
 
     Attributes:
         stalled: Only a human can help; retrying is for the case that somebody did.
+        unreachable: Why the store could not be reached, without any names; empty when it answered, whatever it said.
+        retry_seconds: When to try again, or None for a back-off.
     """
 
     reason: Reason
     message: str
     stalled: bool = False
+    unreachable: str = ""
+    retry_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

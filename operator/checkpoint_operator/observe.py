@@ -9,7 +9,6 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -18,15 +17,21 @@ import msgspec
 
 from checkpoint_operator import deletion, erase
 from checkpoint_operator.bare_pods import BarePods, disruption_of
+from checkpoint_operator.breakers import Breakers, Permit
+from checkpoint_operator.budget import OBSERVE_SECONDS, Limits, MemoryPool, Meter
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress, Toleration
 from checkpoint_operator.nodes import Nodes
+from checkpoint_operator.places import connection_of
 from checkpoint_operator.prefixes import Prefixes, standing
+from checkpoint_operator.queue import NoRoomError
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.servers import check_servers
+from checkpoint_operator.slots import Slot
 from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
+from checkpoint_operator.store_threads import AbandonedError, run_in_thread
 from checkpoint_operator.translate import policy_of
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
 from checkpoint_sidecar.core.errors import CheckpointError
@@ -84,12 +89,23 @@ class Memory:
         return self.refusal if time.monotonic() - self.refused_at < REFUSED_SECONDS else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What was found in a store."""
+
+    run: Run | None = None
+    now: dt.datetime | None = None
+    fault: Fault | None = None
+    progress: Progress | None = None
+
+
 class Observer:
     """Reads; decides nothing and changes nothing but the probe's own objects.
 
     Args:
         cluster: UID that stands for this cluster in the owner of a run.
-        threads: Where the blocking calls to object stores run.
+        breakers: Whether stores may be asked.
+        memory: For large objects, over all passes.
         writer: Who this operator is in the logs' audit trail.
         deletions: Objects per second, over all Checkpoints; None for no limit.
     """
@@ -102,7 +118,8 @@ class Observer:
         rules: Rules,
         prefixes: Prefixes,
         redactor: Redactor,
-        threads: Executor,
+        breakers: Breakers,
+        memory: MemoryPool,
         writer: str,
         deletions: RateLimit | None,
         nodes: Nodes,
@@ -113,49 +130,51 @@ class Observer:
         self._rules = rules
         self._prefixes = prefixes
         self._redactor = redactor
-        self._threads = threads
+        self._breakers = breakers
+        self._memory = memory
         self._writer = writer
         self._deletions = deletions
         self._nodes = nodes
         self._bare_pods = bare_pods
 
-    async def observe(self, key: Key, memory: Memory) -> Observed | None:
+    async def observe(self, key: Key, memory: Memory, slot: Slot) -> Observed | None:
         """Everything about a Checkpoint, or None when it does not exist.
 
         Raises:
             KubeError: The API server did not answer completely.
+            NoRoomError: The store is busy with other Checkpoints.
         """
         body = await self._kube.checkpoint(key)
         if body is None:
             return None
         checkpoint, complaint = checkpoint_from(key, body)
-        snapshots, listed = await asyncio.gather(self._kube.snapshots(key), self._kube.pods(key))
-        pods = tuple(pod_from(each) for each in listed)
         policy, fault = _translate(checkpoint, complaint)
         self.note(checkpoint)
         rival = self._prefixes.rival(key)
-        run: Run | None = None
-        now: dt.datetime | None = None
+        settings: StoreSettings | None = None
+        permit: Permit | None = None
         if checkpoint.spec is not None and fault is None and rival is None:
             try:
                 settings = await self._settings(key, checkpoint.spec)
-                deleted = self._owner(key) if checkpoint.deleted_at is not None else None
-                run, now, fault = await self.in_thread(lambda: self._read(memory, settings, deleted))
+                permit = self._admit(key, settings, slot)
             except StorageFaultError as error:
                 fault = error.fault
-            except CheckpointError as error:
-                fault = fault_from(error)
-        if fault is not None and run is None:
-            # Whatever was wrong may be put right in a way that only a new connection notices.
-            memory.session = None
+                memory.session = None
+        snapshots, listed = await asyncio.gather(self._kube.snapshots(key), self._kube.pods(key))
+        pods = tuple(pod_from(each) for each in listed)
+        reading = _Reading()
+        if settings is not None and permit is not None:
+            deleted = self._owner(key) if checkpoint.deleted_at is not None else None
+            reading = await self._read_store(memory, settings, deleted, permit, slot)
+            fault = reading.fault
         return Observed(
             owner=self._owner(key),
             checkpoint=checkpoint,
             wall=dt.datetime.now(dt.UTC),
             policy=policy,
             fault=fault,
-            run=run,
-            now=now,
+            run=reading.run,
+            now=reading.now,
             rival=rival,
             namespace_deleted=await self._namespace_deleted(checkpoint, fault),
             mirrors=tuple(mirror_from(each) for each in snapshots),
@@ -181,22 +200,95 @@ class Observer:
                 uid=checkpoint.uid,
             )
 
-    async def log_grew(self, memory: Memory) -> bool:
+    async def log_grew(self, memory: Memory, slot: Slot) -> bool:
         """Whether there is something new in the log, at the price of one small read.
 
         Raises:
             CheckpointError: The log could not be read.
+            AbandonedError: The store did not return in time.
         """
         session = memory.session
         if session is None:
             return True
-        run = await self.in_thread(session.log.refresh)
-        await self.in_thread(lambda: _read_progress(session, memory))
+        session.meter.begin()
+        wanted = _progress_due(memory)
+
+        def look() -> tuple[Run, Progress | None]:
+            run = session.log.refresh()
+            return run, session.progress() if wanted else None
+
+        run, progress = await self.in_thread(look, memory, slot)
+        if wanted:
+            _remember_progress(memory, progress)
         return run.head != memory.head
 
-    async def in_thread(self, call: Callable[[], T]) -> T:
-        """The result of a blocking call."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+    async def in_thread(
+        self, call: Callable[[], T], memory: Memory, slot: Slot, *, seconds: float = OBSERVE_SECONDS
+    ) -> T:
+        """The result of a blocking call to the store of a Checkpoint.
+
+        Raises:
+            AbandonedError: It did not return in time; its session is given up with it.
+        """
+        try:
+            return await run_in_thread(call, seconds=seconds, slot=slot)
+        except AbandonedError:
+            if memory.session is not None:
+                memory.session.meter.close()
+                memory.session = None
+            raise
+
+    def _admit(self, key: Key, settings: StoreSettings, slot: Slot) -> Permit:
+        """Ask whether the store may be asked now.
+
+        Raises:
+            NoRoomError: It is busy.
+            StorageFaultError: It did not answer lately.
+        """
+        connection = connection_of(settings)
+        if not slot.move(connection):
+            raise NoRoomError(connection)
+        answer = self._breakers.ask(key.namespace, connection)
+        if isinstance(answer, Permit):
+            return answer
+        message = (
+            f"Nothing was sent to {settings.endpoint or settings.url}: {answer.cause}, several times in a row. "
+            "It is tried now and then, and as soon as it answers, here too."
+        )
+        raise StorageFaultError(Fault(Reason.STORE_UNAVAILABLE, message, retry_seconds=answer.seconds + 1))
+
+    async def _read_store(
+        self, memory: Memory, settings: StoreSettings, deleted: Owner | None, permit: Permit, slot: Slot
+    ) -> _Reading:
+        session = memory.session
+        if session is None or session.settings != settings:
+            memory.refusal = ""
+            meter, reading = (Meter(settings.url, limits=Limits(), memory=self._memory) for _ in range(2))
+            session = Session(settings, writer=self._writer, deletions=self._deletions, meter=meter, reading=reading)
+        memory.session = session
+        session.meter.begin()
+        wanted = _progress_due(memory)
+        try:
+            found = await self.in_thread(lambda: self._read(session, deleted, progress=wanted), memory, slot)
+        except AbandonedError:
+            message = f"A request to {settings.endpoint or settings.url} did not return within a minute."
+            found = _Reading(fault=Fault(Reason.PASS_TIMED_OUT, message, unreachable="a request did not return"))
+        except StorageFaultError as error:
+            found = _Reading(fault=error.fault)
+        except CheckpointError as error:
+            found = _Reading(fault=fault_from(error))
+        except Exception:
+            memory.session = None
+            self._breakers.report(permit, "the client of the store failed")
+            raise
+        fault = found.fault
+        self._breakers.report(permit, fault.unreachable if fault else "")
+        if fault is not None and found.run is None and not _worth_keeping(session, fault):
+            # Whatever was wrong may be put right in a way that only a new connection notices.
+            memory.session = None
+        if wanted:
+            _remember_progress(memory, found.progress)
+        return found
 
     async def _namespace_deleted(self, checkpoint: Checkpoint, fault: Fault | None) -> bool:
         """Asked only where it makes a difference."""
@@ -218,45 +310,49 @@ class Observer:
         self._redactor.remember(value for name, value in secret.items() if name not in PUBLIC_KEYS)
         return settings_for(key, spec.storage, secret, self._rules)
 
-    def _read(
-        self, memory: Memory, settings: StoreSettings, deleted: Owner | None
-    ) -> tuple[Run, dt.datetime | None, Fault | None]:
+    def _read(self, session: Session, deleted: Owner | None, *, progress: bool) -> _Reading:
         """The run, the store's clock, and what is wrong.
 
         Args:
             deleted: Whose run it is, if that may be under deletion.
+            progress: Whether to read that, too.
         """
-        session = memory.session
-        if session is None or session.settings != settings:
-            session = Session(settings, writer=self._writer, deletions=self._deletions)
-            memory.refusal = ""
         # Where nothing can be deleted, a probe leaves its objects behind.
         interval = REFUSED_SECONDS if session.refusal else REPROBE_SECONDS
         if session.probed_at is None or time.monotonic() - session.probed_at > interval:
-            check_servers(settings, self._rules)
+            check_servers(session.settings, self._rules)
             session.probe()
         run = session.log.refresh() if deleted is None else erase.remains(session, deleted)
-        memory.session = session
-        _read_progress(session, memory)
+        beat = session.progress() if progress else None
         if session.read_only:
-            return run, session.now() if run.head else None, Fault(Reason.READ_ONLY, session.read_only, stalled=True)
-        return run, session.now(), None
+            fault = Fault(Reason.READ_ONLY, session.read_only, stalled=True)
+            return _Reading(run, session.now() if run.head else None, fault, beat)
+        return _Reading(run, session.now(), None, beat)
 
 
-def _read_progress(session: Session, memory: Memory) -> None:
-    """Remember how far each attempt came: a new attempt overwrites the last word of the one before."""
+def _progress_due(memory: Memory) -> bool:
+    """Whether to read the progress of a run, and if so, that this is done now."""
     now = time.monotonic()
     silent = not memory.running and now - max(memory.beat_at, memory.heard_at) > SILENT_SECONDS
     if now - memory.progress_at < (SILENT_SECONDS if silent else PROGRESS_SECONDS):
-        return
+        return False
     memory.progress_at = now
-    progress = session.progress()
+    return True
+
+
+def _remember_progress(memory: Memory, progress: Progress | None) -> None:
+    """Remember how far each attempt came: a new attempt overwrites the last word of the one before."""
     if progress is None or progress == memory.progress.get(progress.attempt):
         return
-    memory.beat_at = now
+    memory.beat_at = time.monotonic()
     memory.progress[progress.attempt] = progress
     for attempt in sorted(memory.progress)[:-2]:
         del memory.progress[attempt]
+
+
+def _worth_keeping(session: Session, fault: Fault) -> bool:
+    """Whether the next pass can go on where this one ended: a long log at a store that is merely slow."""
+    return fault.reason is Reason.STORE_TOO_SLOW and session.proven
 
 
 def _translate(checkpoint: Checkpoint, complaint: str) -> tuple[Policy | None, Fault | None]:

@@ -25,18 +25,20 @@ from checkpoint_operator.bare_pods import BarePods
 from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.metrics import Metrics
-from checkpoint_operator.model import Key, Observed
+from checkpoint_operator.model import Checkpoint, Fault, Key, Observed
 from checkpoint_operator.nodes import Nodes
-from checkpoint_operator.observe import Memory, Observer
+from checkpoint_operator.observe import Memory, Observer, checkpoint_from
 from checkpoint_operator.prefixes import Prefixes
-from checkpoint_operator.queue import Retry
+from checkpoint_operator.queue import NoRoomError, Retry
 from checkpoint_operator.quota import Quotas, demand_of
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.scrubber import Scrubber
-from checkpoint_operator.status import status_of
+from checkpoint_operator.slots import Slot
+from checkpoint_operator.status import status_of, status_with
 from checkpoint_operator.storage import fault_from, refuses_deletion
+from checkpoint_operator.store_threads import AbandonedError
 from checkpoint_operator.story import Happening
-from checkpoint_sidecar.core.api import ConditionType
+from checkpoint_sidecar.core.api import ConditionType, Reason
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.log import StoredEntry
 
@@ -48,6 +50,17 @@ CONTINUE_SECONDS = 2.0
 
 PURGE_SECONDS = 30.0
 """Until the next pass if only purges are left: whoever sees the wrong snapshots go has time to stop it."""
+
+ACT_SECONDS = 600.0
+"""After which a round of actions is given up; one that takes longer than its own budget ends by itself before."""
+
+INVALID = 422
+
+REFUSED_STATUS = Fault(
+    Reason.STATUS_REFUSED,
+    "The API server refuses the status: the run log or the object store says something that the CRD does not allow, "
+    "or the CRDs are older than the operator. The rest of the status is as of before.",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +115,7 @@ class Reconciler:
         self._intervals = intervals or Intervals()
         self._memories: dict[Key, Memory] = {}
 
-    async def reconcile(self, key: Key, thorough: bool) -> float | None:
+    async def reconcile(self, key: Key, thorough: bool, slot: Slot) -> float | None:
         """One pass, or, if not ``thorough``, a look at the log that leads to one when it grew.
 
         Returns:
@@ -110,35 +123,37 @@ class Reconciler:
 
         Raises:
             Retry: The store or the API server cannot be used now.
+            NoRoomError: The store is busy with other Checkpoints.
         """
         try:
-            return await self._pass(key, thorough)
+            return await self._pass(key, thorough, slot)
         except KubeError as error:
             self._metrics.count_error(key)
             raise Retry(str(error)) from error
-        except Retry:
+        except (Retry, NoRoomError):
             raise  # a fault of the store or the spec: counted as such
-        except Exception:
+        except Exception as error:
             self._metrics.count_error(key)
+            await self._report_error(key, error)
             raise
 
-    async def _pass(self, key: Key, thorough: bool) -> float | None:
+    async def _pass(self, key: Key, thorough: bool, slot: Slot) -> float | None:
         memory = self._memories.setdefault(key, Memory())
-        if not thorough and not await self._something_new(memory):
+        if not thorough and not await self._something_new(memory, slot):
             return self._interval(memory)
         with self._metrics.reconcile_seconds.time():
-            observed = await self._observer.observe(key, memory)
+            observed = await self._observer.observe(key, memory, slot)
             if observed is None:
                 self._forget(key)
                 return None
             await self._hold(observed)
-            observed = await self._act(self._within_quota(self._with_findings(observed)), memory)
+            observed = await self._act(self._within_quota(self._with_findings(observed)), memory, slot)
             observed = self._within_quota(observed)
             if await self._release(observed):
                 self._forget(key)  # whoever comes under this name finds another run, or none
                 return self._intervals.idle
             self._read_back(observed, memory)
-            observed, entries = await self._news(observed, memory)
+            observed, entries = await self._news(observed, memory, slot)
             await self._report(observed, entries)
             await self._reschedule(observed)
             mirrors_wait = await self._mirror(observed)
@@ -147,8 +162,8 @@ class Reconciler:
         if fault is None:
             return self._interval(memory)
         if fault.stalled:
-            return self._intervals.idle
-        raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}")
+            return fault.retry_seconds or self._intervals.idle
+        raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}", seconds=fault.retry_seconds)
 
     async def _hold(self, observed: Observed) -> None:
         """Set our finalizer as soon as the spec asks for it, and remove it when it no longer does."""
@@ -189,27 +204,31 @@ class Reconciler:
             return
         key = observed.checkpoint.key
         self._scrubber.settle(key, observed.findings)
-        self._scrubber.want(key, plan.to_read_back(observed), memory.session.store)
+        self._scrubber.want(key, plan.to_read_back(observed), memory.session.readable)
 
-    async def _something_new(self, memory: Memory) -> bool:
+    async def _something_new(self, memory: Memory, slot: Slot) -> bool:
         if time.monotonic() >= memory.due_at:
             return True
         try:
-            return await self._observer.log_grew(memory)
-        except CheckpointError:
+            return await self._observer.log_grew(memory, slot)
+        except (CheckpointError, AbandonedError):
             return True  # the pass that follows finds out what is wrong and reports it
 
-    async def _act(self, observed: Observed, memory: Memory) -> Observed:
+    async def _act(self, observed: Observed, memory: Memory, slot: Slot) -> Observed:
         """Carry out plan after plan until nothing is left, and return what is true afterwards."""
+        until = time.monotonic() + execute.ROUND_SECONDS
         for _ in range(MAX_ROUNDS):
             planned = plan.store_actions(observed)
             session = memory.session
-            if not planned or session is None:
+            if not planned or session is None or time.monotonic() > until:
                 break
             logger.info("%s: %s", observed.checkpoint.key, ", ".join(type(action).__name__ for action in planned))
             logger.debug("%s: %s", observed.checkpoint.key, planned)
             work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
-            outcomes = await self._observer.in_thread(work)
+            try:
+                outcomes = await self._observer.in_thread(work, memory, slot, seconds=ACT_SECONDS)
+            except AbandonedError:
+                return replace(observed, fault=_timed_out(observed))
             run = session.log.run
             refused = [outcome for outcome in outcomes if outcome.refused]
             undeleted = next((outcome.error for outcome in refused if refuses_deletion(outcome.error)), None)
@@ -241,16 +260,19 @@ class Reconciler:
                 return replace(observed, fault=fault_from(errors[0]))
         return observed
 
-    async def _news(self, observed: Observed, memory: Memory) -> tuple[Observed, tuple[StoredEntry, ...]]:
+    async def _news(self, observed: Observed, memory: Memory, slot: Slot) -> tuple[Observed, tuple[StoredEntry, ...]]:
         """The log entries that the status does not reflect yet."""
         run, session = observed.run, memory.session
         if run is None or session is None or not observed.ours:
             return observed, ()
         numbers = story.untold(observed.checkpoint.status, run.head)
         try:
-            return observed, await self._observer.in_thread(lambda: session.entries(numbers))
+            session.meter.begin()
+            return observed, await self._observer.in_thread(lambda: session.entries(numbers), memory, slot)
         except CheckpointError as error:
             return replace(observed, fault=fault_from(error)), ()
+        except AbandonedError:
+            return replace(observed, fault=_timed_out(observed)), ()
 
     async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
         """Write the status if it changed, and after it the Events that tell why."""
@@ -260,7 +282,14 @@ class Reconciler:
         self._metrics.observe(observed, ready=ready.get("status") == "True")
         if status == checkpoint.status:
             return
-        if not await self._kube.write_checkpoint_status(checkpoint.key, checkpoint.uid, status):
+        try:
+            if not await self._kube.write_checkpoint_status(checkpoint.key, checkpoint.uid, status):
+                return
+        except KubeError as error:
+            if error.status != INVALID:
+                raise
+            logger.warning("%s: %s", checkpoint.key, error)
+            await self._report_only(checkpoint, REFUSED_STATUS)
             return
         self._metrics.count(checkpoint.key, entries)
         self._count_losses(checkpoint.key, status)
@@ -269,6 +298,23 @@ class Reconciler:
             happenings = (*happenings, *story.tell(entries, observed.run))
         for place, happening in enumerate(happenings):
             await self._tell(happening, observed, observed.wall + dt.timedelta(microseconds=place))
+
+    async def _report_error(self, key: Key, error: Exception) -> None:
+        """Say in the status that a pass failed in a way that nobody foresaw; the log says more."""
+        message = f"The operator failed at this Checkpoint ({type(error).__name__}); its log says more. It tries again."
+        try:
+            body = await self._kube.checkpoint(key)
+            if body is not None:
+                checkpoint, _ = checkpoint_from(key, body)
+                await self._report_only(checkpoint, Fault(Reason.INTERNAL_ERROR, message))
+        except KubeError as refused:
+            logger.warning("%s: %s", key, refused)
+
+    async def _report_only(self, checkpoint: Checkpoint, fault: Fault) -> None:
+        """Write a fault into the status, and leave everything else there as it is."""
+        status = status_with(checkpoint, fault, wall=dt.datetime.now(dt.UTC))
+        if status != checkpoint.status:
+            await self._kube.write_checkpoint_status(checkpoint.key, checkpoint.uid, status)
 
     async def _reschedule(self, observed: Observed) -> None:
         key, spec = observed.checkpoint.key, observed.checkpoint.spec
@@ -353,3 +399,9 @@ class Reconciler:
             self._scrubber.forget(key)
         for other in (*self._prefixes.forget(key), *self._quotas.forget(key)):
             self._wake(other)
+
+
+def _timed_out(observed: Observed) -> Fault:
+    spec = observed.checkpoint.spec
+    where = spec.storage.endpoint or spec.storage.url if spec is not None else "the store"
+    return Fault(Reason.PASS_TIMED_OUT, f"A request to {where} did not return in time. It is tried again.")

@@ -7,8 +7,7 @@ import contextlib
 import datetime as dt
 import logging
 import random
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +15,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from checkpoint_operator.bare_pods import BarePods
+from checkpoint_operator.breakers import Breakers
+from checkpoint_operator.budget import MemoryPool
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.metrics import Metrics
@@ -32,11 +33,7 @@ from checkpoint_operator.sightings import Sightings, Version
 from checkpoint_operator.storage import Rules
 from checkpoint_operator.web import serving
 
-WORKERS = 16
-STORE_THREADS = 16
 STOP_SECONDS = 20.0
-STUCK_SECONDS = 900.0
-"""A pass that takes this long hangs: every call in it has a deadline of its own that is far shorter."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,15 +95,15 @@ class Operator:
             probes = serving(parts.hostname or "", parts.port or 80, parts.path or "/", self._answer_probe)
             await self._opened.enter_async_context(probes)
         self._kube = await self._opened.enter_async_context(Kube())
-        threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
-        self._opened.callback(threads.shutdown, wait=False, cancel_futures=True)
+        breakers = Breakers(recovered=self._recovered)
         self._observer = Observer(
             self._kube,
             cluster=self.options.cluster_id or await self._kube.cluster_uid(),
             rules=self.options.rules,
             prefixes=self._prefixes,
             redactor=self._redactor,
-            threads=threads,
+            breakers=breakers,
+            memory=MemoryPool(),
             writer=self.options.writer,
             deletions=RateLimit(self.options.deletes_per_second) if self.options.deletes_per_second else None,
             nodes=self._nodes,
@@ -128,7 +125,7 @@ class Operator:
             wake=self.wake,
             intervals=self.options.intervals,
         )
-        self._queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, workers=WORKERS)
+        self._queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile)
         if self.options.metrics_address is not None:
             scrapes = serving(*self.options.metrics_address, "/{any:.*}", self._metrics.answer)
             await self._opened.enter_async_context(scrapes)
@@ -174,13 +171,14 @@ class Operator:
             self.wake(key)
 
     def complaint(self) -> str:
-        """Why this process should be restarted, or an empty string."""
+        """Why this process should be restarted, or an empty string.
+
+        Nothing that a tenant's store, Secret or log can bring about is a reason: it would stop the others' operator.
+        """
         if self._sightings.blind:
             return "listings show Checkpoints, or changes of them, that the watch never showed"
-        if self._resync is None or self._resync.done() or not self._queue.alive:
-            return "a worker has ended"
-        if self._queue.oldest() > STUCK_SECONDS:
-            return f"a pass has taken {self._queue.oldest():.0f} s"
+        if self._resync is None or self._resync.done():
+            return "Checkpoints are no longer listed"
         return ""
 
     async def _answer_probe(self, _: web.Request) -> web.Response:
@@ -188,6 +186,11 @@ class Operator:
         if complaint:
             logger.error("this process should be restarted: %s", complaint)
         return web.json_response({"healthy": complaint or "ok"}, status=500 if complaint else 200)
+
+    def _recovered(self, connection: Hashable) -> None:
+        """A store answers again: look at all that use it."""
+        for key in self._queue.at(connection):
+            self._queue.add(key)
 
     async def _list(self) -> dict[Key, Version]:
         listed: dict[Key, Version] = {}

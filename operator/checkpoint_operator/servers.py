@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import socket
 from collections.abc import Iterator
 
 from checkpoint_operator.endpoints import Address, Endpoint, refusal
 from checkpoint_operator.model import Fault
+from checkpoint_operator.places import GOOGLE_BASE_URL, google_base_url
 from checkpoint_operator.storage import Rules, StorageFaultError
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.location import parse_url
@@ -21,7 +21,6 @@ from checkpoint_sidecar.store.settings import (
 )
 
 _AZURE_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
-_GOOGLE_BASE_URL = "gcs_base_url"
 
 
 def check_servers(settings: StoreSettings, rules: Rules) -> None:
@@ -54,22 +53,14 @@ def _named(settings: StoreSettings) -> Iterator[tuple[str, str]]:
     if settings.endpoint:
         yield "spec.storage.endpoint", settings.endpoint
     if scheme == "gs":
-        base_url = _google_base_url(values.get(GOOGLE_APPLICATION_CREDENTIALS_JSON, ""))
+        base_url = google_base_url(values.get(GOOGLE_APPLICATION_CREDENTIALS_JSON, ""))
         if base_url:
-            yield f"{_GOOGLE_BASE_URL} in {GOOGLE_APPLICATION_CREDENTIALS_JSON}", base_url
+            yield f"{GOOGLE_BASE_URL} in {GOOGLE_APPLICATION_CREDENTIALS_JSON}", base_url
     account = values.get(AZURE_STORAGE_ACCOUNT_NAME)
     if scheme == "az" and account is not None and not _AZURE_ACCOUNT.fullmatch(account):
         # It becomes a part of the host's name.
         message = f"{AZURE_STORAGE_ACCOUNT_NAME} is no name of a storage account: 3 to 24 small letters and digits."
         raise StorageFaultError(Fault(Reason.INVALID_CREDENTIALS, message))
-
-
-def _google_base_url(key: str) -> str:
-    try:
-        parsed = json.loads(key)
-    except ValueError:
-        return ""  # the client says what is wrong with it
-    return str(parsed.get(_GOOGLE_BASE_URL) or "") if isinstance(parsed, dict) else ""
 
 
 def _hosts(endpoint: Endpoint, settings: StoreSettings) -> tuple[str, ...]:

@@ -7,14 +7,14 @@ import math
 from typing import Any
 
 from checkpoint_operator import conditions, entries
-from checkpoint_operator.conditions import timestamp
+from checkpoint_operator.conditions import Judgement, timestamp
 from checkpoint_operator.health import judge_conditions
 from checkpoint_operator.membership import members
-from checkpoint_operator.model import Observed
+from checkpoint_operator.model import Checkpoint, Fault, Observed
 from checkpoint_operator.plan import best_snapshot
 from checkpoint_operator.resources import encode_status, purge_after
 from checkpoint_sidecar.core import api
-from checkpoint_sidecar.core.api import MAX_LISTED
+from checkpoint_sidecar.core.api import MAX_LISTED, ConditionType
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
 from checkpoint_sidecar.core.retention import judge
@@ -41,6 +41,16 @@ def status_of(observed: Observed) -> dict[str, Any]:
     if not observed.ours:
         return {**head, **encode_status(api.CheckpointStatus(claimed_by=claimed_by))}
     return {**head, **encode_status(_facts(observed, observed.run, claimed_by))}
+
+
+def status_with(checkpoint: Checkpoint, fault: Fault, *, wall: dt.datetime) -> dict[str, Any]:
+    """The status as it is stored, but not Ready on account of a fault: where nothing else can be said or written."""
+    before = checkpoint.status.get("conditions", ())
+    judged = (Judgement(ConditionType.READY, "False", fault.reason, fault.message, quotes=True),)
+    ready = conditions.merge(before, judged, generation=checkpoint.generation, wall=wall)
+    others = [dict(condition) for condition in before if condition.get("type") != ConditionType.READY]
+    encoded = encode_status(api.CheckpointStatus(conditions=ready))
+    return {**checkpoint.status, "conditions": [*encoded["conditions"], *others]}
 
 
 def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.CheckpointStatus:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from checkpoint_operator.budget import ACTION_SECONDS, BudgetError, Meter, MeteredStore, metered
 from checkpoint_operator.endpoints import Pattern
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Fault, Key, Progress
@@ -26,10 +27,10 @@ from checkpoint_sidecar.core.errors import (
     NoConditionalWriteError,
     RequestRefusedError,
     StoreError,
+    UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.location import check_url
 from checkpoint_sidecar.core.log import StoredEntry
-from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Patience, batches
 from checkpoint_sidecar.store.entries import get_entries
 from checkpoint_sidecar.store.opening import open_store
@@ -45,9 +46,12 @@ KEYS_PER_BATCH = 500
 PROVEN_SECONDS = 3600.0
 """For so long a store that kept its contract is believed to keep it; a probe takes some twenty requests."""
 
+OVER_BUDGET_SECONDS = 600.0
+"""From finding that a run costs too much to the next look at it, which costs as much again."""
+
 PATIENCE_SECONDS = 30.0
 # A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
-PATIENCE = Patience(deadline_seconds=10.0, answer_seconds=15.0)
+PATIENCE = Patience(deadline_seconds=10.0, answer_seconds=10.0, body_seconds=60.0)
 
 _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
     (AccessDeniedError, Reason.ACCESS_DENIED, False),
@@ -58,6 +62,10 @@ _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
     (IncompatibleSnapshotError, Reason.UPGRADE_REQUIRED, True),
     (ConfigurationError, Reason.INVALID_CREDENTIALS, False),
 )
+
+
+_NO_ANSWER = (StoreError, UnknownOutcomeError)
+"""What escapes an adapter after a store kept silent or failed until the patience ended. Subclasses are answers."""
 
 
 class StorageFaultError(Exception):
@@ -96,9 +104,18 @@ class Rules:
 
 def fault_from(error: CheckpointError) -> Fault:
     """What an error of the library means for the Checkpoint."""
+    if isinstance(error, BudgetError):
+        too_slow = error.reason is Reason.STORE_TOO_SLOW
+        return Fault(
+            error.reason,
+            str(error),
+            stalled=not too_slow,
+            unreachable="it was too slow" if too_slow else "",
+            retry_seconds=None if too_slow else OVER_BUDGET_SECONDS,
+        )
     for kind, reason, stalled in _FAULTS:
         if isinstance(error, kind):
-            return Fault(reason, str(error), stalled)
+            return Fault(reason, str(error), stalled, unreachable=error.cause if type(error) in _NO_ANSWER else "")
     return Fault(Reason.STORE_UNAVAILABLE, str(error))
 
 
@@ -159,16 +176,31 @@ class Session:
         settings: A session serves one set of settings; others need another session.
         writer: Who appends, for the log's audit trail.
         deletions: Objects per second; None for no limit.
+        meter: What counts the calls; by default nothing limits them.
+        reading: The same for reading back in the background, which no pass waits for.
 
     Attributes:
+        readable: The store for reading back in the background.
         probed_at: When the store was probed last, on this process's steady clock.
         read_only: Why the store can be read and not written, or empty.
         refusal: Why the store does not let this operator delete, or empty.
     """
 
-    def __init__(self, settings: StoreSettings, *, writer: str, deletions: RateLimit | None = None) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        writer: str,
+        deletions: RateLimit | None = None,
+        meter: Meter | None = None,
+        reading: Meter | None = None,
+    ) -> None:
         self.settings = settings
-        self.store: Store = open_store(settings, patience=PATIENCE)
+        self.meter = meter or Meter(settings.url)
+        opened = open_store(settings, patience=PATIENCE, on_page=self.meter.listed)
+        self.store: MeteredStore = metered(opened, self.meter)
+        self.reading = reading or Meter(settings.url)
+        self.readable: MeteredStore = metered(opened, self.reading)
         self._writer = writer
         self.forget_log()
         self._deletions = deletions
@@ -210,6 +242,15 @@ class Session:
             self._discard_probes()
             self._tidied = True
 
+    @property
+    def proven(self) -> bool:
+        """Whether the store kept its contract when it was last asked."""
+        return self._proven_at is not None
+
+    def begin_action(self) -> None:
+        """Another action begins, with a budget of its own."""
+        self.meter.begin(ACTION_SECONDS)
+
     def forget_log(self) -> None:
         """What is read from here on is another log: that of a run that was deleted began and ended under these keys."""
         self.log = RunLog(self.store, writer=self._writer, patience_seconds=PATIENCE_SECONDS)
@@ -222,7 +263,9 @@ class Session:
         """
         for batch in batches(keys, KEYS_PER_BATCH):
             if self._deletions is not None:
-                time.sleep(self._deletions.reserve(len(batch)))
+                wait = self._deletions.reserve(len(batch))
+                self.meter.pause(wait)
+                time.sleep(wait)
             self.store.delete(batch)
 
     def _check_readable(self) -> None:

@@ -350,6 +350,13 @@ class Reason(StrEnum):
     BUCKET_NOT_FOUND = "BucketNotFound"
     NO_CONDITIONAL_WRITE = "NoConditionalWrite"
     STORE_UNAVAILABLE = "StoreUnavailable"
+    STORE_TOO_SLOW = "StoreTooSlow"
+    PASS_TIMED_OUT = "PassTimedOut"  # noqa: S105
+    LISTING_TOO_LONG = "ListingTooLong"
+    LOG_TOO_LONG = "LogTooLong"
+    OBJECT_TOO_LARGE = "ObjectTooLarge"
+    STATUS_REFUSED = "StatusRefused"
+    INTERNAL_ERROR = "InternalError"
     LOG_UNREADABLE = "LogUnreadable"
     UPGRADE_REQUIRED = "UpgradeRequired"
     # Protected

@@ -69,8 +69,15 @@ class _Clients:
 class FsspecStore:
     """A ``Store`` in S3, or in what speaks its protocol."""
 
-    def __init__(self, settings: StoreSettings, *, patience: Patience = PATIENT) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        patience: Patience = PATIENT,
+        on_page: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
+        self._on_page = on_page
         self._patience = patience
         self._location = parse_url(settings.url)
         self._prefix = self._location.prefix
@@ -162,6 +169,7 @@ class FsspecStore:
 
         while True:
             page = self._calls.run("list", prefix, request)
+            self._on_page(len(page.get("Contents", ())))
             yield page
             if not page.get("IsTruncated"):
                 return

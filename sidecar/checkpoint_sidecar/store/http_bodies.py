@@ -6,7 +6,7 @@ import contextlib
 import functools
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from crc32c import crc32c as checksum_of
@@ -40,7 +40,10 @@ class HttpBodies:
             given as much time as it needs, as long as it does something.
     """
 
-    def __init__(self, settings: StoreSettings, patience: Patience) -> None:
+    def __init__(
+        self, settings: StoreSettings, patience: Patience, on_page: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._on_page = on_page
         self.url = parse_url(settings.url).url
         self.prefix = parse_url(settings.url).prefix
         self.patience = patience
@@ -86,6 +89,7 @@ class HttpBodies:
             )
             if page is None:
                 return
+            self._on_page(len(page.uploads))
             for upload in page.uploads:
                 yield replace(upload, key=upload.key.removeprefix(self.prefix))
             if not page.query or page.query == query:

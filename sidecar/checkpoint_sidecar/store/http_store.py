@@ -7,7 +7,7 @@ request to another server.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -32,15 +32,22 @@ _DELETES_AT_ONCE = 8
 class HttpStore:
     """A ``Store`` in S3, Google Cloud Storage or Azure Blob Storage."""
 
-    def __init__(self, settings: StoreSettings, *, patience: Patience = PATIENT) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        patience: Patience = PATIENT,
+        on_page: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self._patience = patience
+        self._on_page = on_page
         self._location = parse_url(settings.url)
         self._prefix = self._location.prefix
         self._calls: Calls[HttpClient] = Calls(
             settings, connect=connecting(settings, patience), errors=ERRORS, explain=explain, patience=patience
         )
-        self._bodies = HttpBodies(settings, patience)
+        self._bodies = HttpBodies(settings, patience, on_page)
 
     def __reduce__(self) -> tuple[type[HttpStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -100,6 +107,7 @@ class HttpStore:
         token = ""
         while True:
             page = self._calls.run("list", prefix, functools.partial(self._page, self._prefix + prefix, offset, token))
+            self._on_page(len(page.objects))
             found += page.objects
             if not page.token:
                 break

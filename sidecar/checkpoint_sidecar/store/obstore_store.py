@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import obstore
@@ -49,8 +49,15 @@ _CLIENTS = SharedClients(open_clients)
 class ObstoreStore:
     """A ``Store`` in S3, Google Cloud Storage or Azure Blob Storage."""
 
-    def __init__(self, settings: StoreSettings, *, patience: Patience = PATIENT) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        patience: Patience = PATIENT,
+        on_page: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
+        self._on_page = on_page
         self._location = parse_url(settings.url)
         self._prefix = self._location.prefix
         connect = functools.partial(_CLIENTS.get, settings, patience)
@@ -117,8 +124,11 @@ class ObstoreStore:
         offset = self._prefix + start if start else None
 
         def request(clients: Clients) -> list[ObjectInfo]:
-            pages = obstore.list(clients.requests, folder or None, offset=offset, chunk_size=1000)
-            return [_info(meta["path"].removeprefix(self._prefix), meta) for page in pages for meta in page]
+            listed: list[ObjectInfo] = []
+            for page in obstore.list(clients.requests, folder or None, offset=offset, chunk_size=1000):
+                listed += [_info(meta["path"].removeprefix(self._prefix), meta) for meta in page]
+                self._on_page(len(page))
+            return listed
 
         found = self._calls.run("list", prefix, request)
         found = [info for info in found if info.key.startswith(prefix) and info.key > after]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from checkpoint_sidecar.core.errors import ConfigurationError
@@ -13,7 +14,13 @@ from checkpoint_sidecar.store.settings import StoreSettings
 Driver: TypeAlias = Literal["auto", "native", "fsspec", "obstore"]
 
 
-def open_store(settings: StoreSettings, *, driver: Driver = "auto", patience: Patience = PATIENT) -> Store:
+def open_store(
+    settings: StoreSettings,
+    *,
+    driver: Driver = "auto",
+    patience: Patience = PATIENT,
+    on_page: Callable[[int], None] = lambda _: None,
+) -> Store:
     """Open the store at ``settings.url``. No request is made: a wrong bucket or key shows at the first verb.
 
     Args:
@@ -21,6 +28,8 @@ def open_store(settings: StoreSettings, *, driver: Driver = "auto", patience: Pa
         driver: ``native`` speaks the cloud's own protocol, ``fsspec`` goes through s3fs; ``auto`` is native, and
             ``obstore`` is its former name. Local files are served by the adapter for them under every driver.
         patience: How long to wait for a store that does not answer.
+        on_page: Called with the number of objects in each page of a listing. It may raise, to end a listing that does
+            not end by itself.
 
     Raises:
         ConfigurationError: The URL, the credentials or the driver cannot work.
@@ -35,14 +44,14 @@ def open_store(settings: StoreSettings, *, driver: Driver = "auto", patience: Pa
         if scheme != "s3":
             from checkpoint_sidecar.store.obstore_store import ObstoreStore
 
-            return ObstoreStore(settings, patience=patience)
+            return ObstoreStore(settings, patience=patience, on_page=on_page)
         from checkpoint_sidecar.store.http_store import HttpStore
 
-        return HttpStore(settings, patience=patience)
+        return HttpStore(settings, patience=patience, on_page=on_page)
     if scheme == "s3":
         from checkpoint_sidecar.store.fsspec_store import FsspecStore
 
-        return FsspecStore(settings, patience=patience)
+        return FsspecStore(settings, patience=patience, on_page=on_page)
     raise ConfigurationError(
         "open the store", settings.url, f"the fsspec driver does not serve {scheme}", "Use the driver native."
     )

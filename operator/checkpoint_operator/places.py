@@ -1,0 +1,84 @@
+"""Which store a Checkpoint's settings lead to. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from checkpoint_operator.endpoints import Endpoint
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.s3_target import target_of
+from checkpoint_sidecar.store.settings import (
+    AZURE_STORAGE_ACCOUNT_NAME,
+    CA_CERTIFICATE,
+    GOOGLE_APPLICATION_CREDENTIALS_JSON,
+    StoreSettings,
+)
+
+GOOGLE_BASE_URL = "gcs_base_url"
+
+_CLOUDS = {"s3": (".amazonaws.com", ".amazonaws.com.cn"), "gs": ("storage.googleapis.com",), "az": ()}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What answers requests: a host and port, or a cloud's own service, and with Azure an account there."""
+
+    name: str
+    account: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What decides whether a connection succeeds; equal for all Checkpoints for which it does or does not."""
+
+    server: Server
+    bucket: str = ""
+    certificate: str = ""
+
+
+def server_of(settings: StoreSettings) -> Server:
+    """The server that settings lead to. Names are compared, not addresses: one server may have several."""
+    scheme = parse_url(settings.url).scheme
+    values = settings.credentials.read()
+    named = settings.endpoint
+    if scheme == "gs" and not named:
+        named = google_base_url(values.get(GOOGLE_APPLICATION_CREDENTIALS_JSON, ""))
+    account = values.get(AZURE_STORAGE_ACCOUNT_NAME, "") if scheme == "az" else ""
+    return Server(_server_name(scheme, named), account)
+
+
+def connection_of(settings: StoreSettings) -> Connection:
+    """What the settings' connections depend on."""
+    location = parse_url(settings.url)
+    style, region = settings.addressing_style, settings.region
+    target = target_of(location.bucket, style=style, region=region, endpoint=settings.endpoint)
+    in_host = location.scheme == "s3" and target.virtual_hosted
+    certificate = settings.credentials.read().get(CA_CERTIFICATE, "")
+    return Connection(
+        server_of(settings),
+        bucket=location.bucket if in_host else "",
+        certificate=hashlib.sha256(certificate.encode()).hexdigest() if certificate else "",
+    )
+
+
+def google_base_url(key: str) -> str:
+    """The server that a Google key names, or an empty string."""
+    try:
+        parsed = json.loads(key)
+    except (ValueError, RecursionError):
+        return ""  # the client says what is wrong with it
+    return str(parsed.get(GOOGLE_BASE_URL) or "") if isinstance(parsed, dict) else ""
+
+
+def _server_name(scheme: str, named: str) -> str:
+    if not named:
+        return scheme
+    try:
+        endpoint = Endpoint.parse(named)
+    except ValueError:
+        return named  # the check of the servers refuses it
+    if any(endpoint.host.endswith(suffix) for suffix in _CLOUDS.get(scheme, ())):
+        return scheme
+    return f"{endpoint.host}:{endpoint.port}"
