@@ -172,15 +172,17 @@ def _release(run: Run, action: actions.ReleaseQuarantine, _: dt.datetime) -> Bod
 
 
 def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
-    # A purge that began meanwhile deletes the very objects; their absence would look like evidence. And what somebody
-    # else found meanwhile must not count twice: two operators during a roll-out would quarantine a snapshot alone.
+    # A purge that began meanwhile deletes the very objects; their absence would look like evidence. What another reader
+    # found meanwhile must not count twice (two operators during a roll-out would quarantine a snapshot by themselves),
+    # and a look that began before it must not clear it.
     check = action.finding.check
     found = run.snapshots.get(check.snapshot)
     if found is None or not found.live:
         return None
-    if check.passed:
-        return None if found.verified_at_least(check.level) else check
-    return check if found.failures == action.finding.failures else None
+    if found.failures != action.finding.failures:
+        return None
+    clears = found.failures and check.level == "Checksums"
+    return check if not check.passed or clears or not found.verified_at_least(check.level) else None
 
 
 def unverified(snapshot: Snapshot) -> bool:

@@ -136,16 +136,16 @@ def silence(observed: Observed) -> float:
 
 
 def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
-    """Snapshots whose checksums nobody has compared yet and that stay, newest first.
+    """Snapshots that stay and whose checksums were not compared yet, newest first.
 
-    Before them those under suspicion: a second look decides whether a restore may still try them.
+    Before them those under suspicion, whatever was compared before: a second look clears or quarantines them.
     """
     run, now = observed.run, observed.now
     if run is None or now is None or not observed.ours:
         return ()
     keep = judge(run, now=now, spare_bytes=observed.spare_bytes).keep
-    unread = (s for s in run.snapshots.values() if s.live and s.id in keep and not s.verified_at_least("Checksums"))
-    newest_first = reversed([s for s in unread if not quarantined(run, s)])
+    kept = (s for s in run.snapshots.values() if s.live and s.id in keep and not quarantined(run, s))
+    newest_first = reversed([s for s in kept if s.failures or not s.verified_at_least("Checksums")])
     return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
 
 

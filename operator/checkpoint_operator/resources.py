@@ -72,7 +72,7 @@ def mirror_status(
         observed_generation=mirror.generation,
         conditions=conditions.merge(
             mirror.status.get("conditions", ()),
-            (_committed(snapshot), _verified(snapshot), _ready(run, snapshot, verdict, chain, mirror)),
+            (_committed(snapshot), _verified(run, snapshot), _ready(run, snapshot, verdict, chain, mirror)),
             generation=mirror.generation,
             wall=wall,
         ),
@@ -152,10 +152,14 @@ def _committed(snapshot: Snapshot) -> Judgement:
     return Judgement(ConditionType.COMMITTED, "True", SnapshotReason.COMMITTED, message)
 
 
-def _verified(snapshot: Snapshot) -> Judgement:
+def _verified(run: Run, snapshot: Snapshot) -> Judgement:
     if snapshot.failures:
         evidence = snapshot.evidence.partition(":")[0]
-        return Judgement(ConditionType.VERIFIED, "False", evidence or "Evidence", snapshot.evidence)
+        message = snapshot.evidence
+        if not quarantined(run, snapshot):
+            limit = run.policy.restore.max_failures_per_snapshot
+            message = f"Failure {snapshot.failures} of {limit}: it keeps its place and is read again. {message}"
+        return Judgement(ConditionType.VERIFIED, "False", evidence or "Evidence", message)
     status, reason, message = _VERIFIED[snapshot.verified]
     return Judgement(ConditionType.VERIFIED, status, reason, message)
 

@@ -39,6 +39,7 @@ class Bucket(MemoryStore):
         self.read: list[str] = []
         self.fails = False
         self.takes_seconds = 0.0
+        self.flips: list[int] = []
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         folder = key.rpartition("/")[0]
@@ -48,6 +49,8 @@ class Bucket(MemoryStore):
         if self.fails:
             raise StoreError("read", key, "the server is tired")
         super().read_into(key, start, buffers)
+        if self.flips:
+            buffers[0][0] ^= self.flips.pop()
 
     def damage(self, snapshot: Snapshot) -> None:
         """Another byte at the same size."""
@@ -214,6 +217,34 @@ def test_damage_is_looked_at_again_after_a_rest(store: Bucket, trainer: Trainer,
         assert store.read == [snapshot.commit.path]
 
     scrubbing(body, woken, rest_seconds=0.3)
+
+
+def test_a_bit_that_flips_on_the_way_is_no_damage(store: Bucket, trainer: Trainer, woken: Woken) -> None:
+    snapshot = trainer.commit(100)
+    store.flips = [1]
+
+    async def body(scrubber: Scrubber) -> None:
+        scrubber.want(KEY, (snapshot,), store)
+        await woken.times(1)
+        assert scrubber.findings(KEY) == (Finding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures=0),)
+
+    scrubbing(body, woken)
+    assert store.flips == []
+
+
+def test_bytes_that_differ_in_each_read_are_held_against_the_reader(
+    store: Bucket, trainer: Trainer, woken: Woken
+) -> None:
+    snapshot = trainer.commit(100)
+    store.flips = [1, 2, 4]
+
+    async def body(scrubber: Scrubber) -> None:
+        scrubber.want(KEY, (snapshot,), store)
+        await woken.times(1)
+        assert scrubber.findings(KEY) == ()
+
+    scrubbing(body, woken)
+    assert store.flips == []
 
 
 def test_a_checkpoint_that_is_gone_leaves_nothing(store: Bucket, trainer: Trainer, woken: Woken) -> None:

@@ -171,6 +171,13 @@ def test_evidence_counts_against_a_snapshot() -> None:
     assert not history.snapshot(100).proven
 
 
+def test_reading_all_of_it_without_a_difference_clears_a_suspect() -> None:
+    history = History().started().committed(100).found_damaged(100).verified(100, level="Sizes")
+    assert history.snapshot(100).failures == 1, "sizes say nothing about a checksum"
+    history.verified(100, level="Checksums")
+    assert (history.snapshot(100).failures, history.snapshot(100).evidence) == (0, "")
+
+
 def test_a_failure_without_evidence_says_nothing_about_the_snapshot() -> None:
     history = History().started().committed(100).verified(100).started().failed_to_restore(evidence="None")
     history.append(SnapshotVerified(history.id(100), "Checksums", passed=False, message="the store was down"))

@@ -101,13 +101,42 @@ GOLDEN: dict[str, tuple[Callable[[], History], dict[int | str, str], dict[int | 
     ),
     "one piece of evidence is a suspicion while the next restore would still try it": (
         lambda: run_of(100, 200, 300, 400).verified(300).found_damaged(400),
-        {400: "UnderSuspicion", 300: "Newest NewestVerified KeepLast", 200: "KeepLast"},
+        {400: "Newest UnderSuspicion KeepLast", 300: "Newest NewestVerified KeepLast", 200: "KeepLast"},
         {100: "NoRuleKeepsIt"},
     ),
-    "one piece of evidence against an old one is enough": (
+    "a suspect that no rule keeps goes for that and not for the evidence": (
         lambda: run_of(100, 200, 300).verified(300).found_damaged(100),
         {300: "Newest NewestVerified KeepLast", 200: "KeepLast"},
+        {100: "NoRuleKeepsIt"},
+    ),
+    "a suspect keeps its place in keepLast, and the one that would take it stays too": (
+        lambda: run_of(100, 200, 300, 400).verified(400).found_damaged(300),
+        {400: "Newest NewestVerified KeepLast", 300: "KeepLast", 200: "KeepLast"},
+        {100: "NoRuleKeepsIt"},
+    ),
+    "a suspect keeps its place in keepEverySteps, and the one that would take it stays too": (
+        lambda: (
+            run_of(100, 120, 180, 210, 290, retention=RetentionPolicy(keep_every_steps=100))
+            .verified(290)
+            .found_damaged(100)
+        ),
+        {290: "Newest NewestVerified", 100: "KeepEverySteps", 120: "KeepEverySteps", 210: "KeepEverySteps"},
+        {180: "NoRuleKeepsIt"},
+    ),
+    "a suspect keeps its place in keepBest, and the one that would take it stays too": (
+        lambda: measured("0.1", "0.2", "0.3", "0.9").found_damaged(100),
+        {100: "KeepBest:loss", 200: "KeepBest:loss", 300: "KeepBest:loss", 400: "Newest NewestVerified"},
+        {},
+    ),
+    "a quarantined one has lost its place": (
+        lambda: measured("0.1", "0.2", "0.3", "0.9").found_damaged(100, 100),
+        {200: "KeepBest:loss", 300: "KeepBest:loss", 400: "Newest NewestVerified"},
         {100: "Damaged"},
+    ),
+    "a suspect whose bytes prove whole is good again": (
+        lambda: run_of(100, 200, 300, 400).verified(400).found_damaged(300).verified(300, level="Checksums"),
+        {400: "Newest NewestVerified KeepLast", 300: "KeepLast"},
+        {200: "NoRuleKeepsIt", 100: "NoRuleKeepsIt"},
     ),
     "Hold": (
         lambda: run_of(100, 200, 300).verified(300).disposed(100, "Hold"),

@@ -34,6 +34,7 @@ Effect: TypeAlias = Literal[
     "be busy",  # answer late, and 503 to more than a few requests at once
     "lose the reply",
     "cut the reply",
+    "shorten the reply",  # by its last byte, and tell that length
     "flip a bit of the data",  # of what a PUT sends, else of the reply
     "answer as before",  # with the first answer to the same listing
     "answer in small pages",  # a listing
@@ -159,6 +160,8 @@ def _handler(control: FaultyServer) -> type[QuietHandler]:
                     status, headers, answer = first
             if effect == "flip a bit of the data" and self.command != "PUT":
                 answer = _flipped(answer)
+            if effect == "shorten the reply":
+                answer = answer[:-1]
             if effect == "lose the reply":
                 self.close_connection = True
                 return

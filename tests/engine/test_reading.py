@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 from crc32c import crc32c
@@ -10,7 +11,12 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.core.errors import CorruptSnapshotError, StoreError
+from checkpoint_sidecar.core.errors import (
+    CorruptSnapshotError,
+    StoreError,
+    TruncatedObjectError,
+    UnreliableReadError,
+)
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.read import Files, Want
@@ -137,3 +143,81 @@ def test_progress_counts_wanted_bytes() -> None:
     progress = Progress()
     stored(contents(3 * BLOCK)).read([want(10, 100)[0], want(2 * BLOCK, 7)[0]], progress=progress)
     assert progress.snapshot().done == 107
+
+
+class OnTheWay(MemoryStore):
+    """Objects are whole; what is read of them is changed on the way, as ``changes`` says of one read after the other.
+
+    Attributes:
+        events: Reads and reconnections, in order.
+    """
+
+    def __init__(self, *changes: int) -> None:
+        super().__init__()
+        self.changes = list(changes)
+        self.events: list[str] = []
+
+    def reconnect(self) -> None:
+        self.events.append("reconnect")
+
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        super().read_into(key, start, buffers)
+        self.events.append(f"read {sum(buffer.nbytes for buffer in buffers)}")
+        if self.changes:
+            buffers[0][0] ^= self.changes.pop(0)
+
+
+def test_a_bit_that_flips_on_the_way_is_read_again_over_a_fresh_connection() -> None:
+    content = contents(3 * BLOCK)
+    store = OnTheWay(1)
+    wanted, memory = want(0, 3 * BLOCK)
+    stored(content, store).read([wanted])
+    assert bytes(memory) == content
+    assert store.events == [f"read {3 * BLOCK}", "reconnect", f"read {BLOCK}"], "only the block that differed"
+
+
+def test_the_same_damage_in_each_read_is_evidence() -> None:
+    store = OnTheWay(1, 1, 1)
+    with pytest.raises(CorruptSnapshotError) as caught:
+        stored(contents(BLOCK), store).read([want(0, 10)[0]])
+    assert caught.value.evidence == "ChecksumMismatch"
+    assert store.events.count("reconnect") == 2
+
+
+def test_other_damage_in_each_read_says_nothing_about_the_object() -> None:
+    store = OnTheWay(1, 2, 4)
+    with pytest.raises(UnreliableReadError, match="memory of this machine"):
+        stored(contents(BLOCK), store).read([want(0, 10)[0]])
+
+
+def test_a_range_that_is_always_short_is_evidence_although_the_store_tells_the_full_size() -> None:
+    class Short(OnTheWay):
+        def read_into(self, key: str, *_: object) -> None:
+            self.events.append("read")
+            raise TruncatedObjectError("read a range of", key, "of 10 bytes at offset 0 not all exist")
+
+    store = Short()
+    with pytest.raises(CorruptSnapshotError) as caught:
+        stored(contents(BLOCK), store).read([want(0, 10)[0]])
+    assert caught.value.evidence == "SizeMismatch"
+    assert store.events == ["read", "reconnect", "read", "reconnect", "read"]
+
+
+@given(flips=st.sets(st.integers(0, 5 * BLOCK - 1), max_size=4), spans=st.lists(st.integers(0, 4 * BLOCK), max_size=4))
+@profile(max_examples=40, deadline=None)
+def test_what_flips_once_arrives_whole_wherever_it_lands(flips: set[int], spans: list[int]) -> None:
+    class Once(MemoryStore):
+        def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+            super().read_into(key, start, buffers)
+            position = start
+            for buffer in buffers:
+                for at in [at for at in flips if position <= at < position + buffer.nbytes]:
+                    flips.discard(at)
+                    buffer[at - position] ^= 1
+                position += buffer.nbytes
+
+    content = contents(5 * BLOCK)
+    wants = [want(start, BLOCK) for start in spans]
+    stored(content, Once()).read([each for each, _ in wants])
+    for start, (_, memory) in zip(spans, wants, strict=True):
+        assert bytes(memory) == content[start : start + BLOCK]

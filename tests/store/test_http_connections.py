@@ -105,6 +105,22 @@ def test_a_body_of_another_length_fills_nothing_and_its_connection_is_given_up(
         assert get(connections, f"http://{at}/", len(DATA))[0].filled
 
 
+def test_after_a_renewal_no_connection_is_used_that_was_open_before(connections: Connections) -> None:
+    """One server answers one connection after the other: a request over the first one would be answered `first`."""
+    first, second = (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + word for word in (b"first", b"other"))
+    served: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        served.append(b"a connection")
+        answering(*[first if len(served) == 1 else second] * 3)(connection)
+
+    with server(serve) as at:
+        assert [get(connections, f"http://{at}/", 5)[1] for _ in range(2)] == [b"first", b"first"]
+        connections.renew()
+        assert get(connections, f"http://{at}/", 5)[1] == b"other"
+        connections.renew()  # the server waits for the end of the connection that it serves
+
+
 @pytest.mark.timeout(30)
 def test_the_last_bytes_of_a_body_are_not_waited_for_longer_than_they_take() -> None:
     """The kernel wakes us once in a megabyte, which must not be more than what is left."""

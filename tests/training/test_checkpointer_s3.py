@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.errors import BucketNotFoundError, StoreError
+from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
 from localcluster.objectstore import ObjectStore
 from training.checkpointer_runs import Training
 
@@ -43,6 +45,51 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(injected: str, monkeypa
     resumed = train(5)
     monkeypatch.setenv("CHECKPOINT_URL", f"{injected}-undisturbed")
     assert resumed.fingerprint() == train(5).fingerprint()
+
+
+@pytest.fixture
+def flaky(object_store: ObjectStore, injected: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A proxy on the way to a store that holds steps 1 and 2."""
+    train(1)
+    train(2)
+    with faulty_server(object_store.endpoint) as server:
+        monkeypatch.setenv("CHECKPOINT_ENDPOINT", server.endpoint)
+        yield server
+
+
+def restored() -> tuple[int, int]:
+    """The step a start goes on from, and how many snapshots it passed over."""
+    with Checkpointer.from_env(Training().state) as checkpointer:
+        found = checkpointer.restore()
+    assert found is not None
+    return found.step, len(found.skipped)
+
+
+@pytest.mark.parametrize(
+    ("name", "effect"),
+    [
+        ("__0_0.distcp", "flip a bit of the data"),
+        (".metadata", "flip a bit of the data"),
+        ("manifest.json", "flip a bit of the data"),
+        ("__0_0.distcp", "shorten the reply"),
+        ("__0_0.distcp", (404, "NoSuchKey")),
+    ],
+    ids=str,
+)
+def test_one_bad_transfer_costs_a_restore_no_snapshot(
+    flaky: FaultyServer, name: str, effect: Effect | tuple[int, str]
+) -> None:
+    flaky.faults = [Fault("GET", f"/{name}", effect)]
+    assert restored() == (2, 0)
+    assert flaky.faults[0].times == 0, "the fault did befall a request"
+
+
+@pytest.mark.parametrize("effect", ["flip a bit of the data", "shorten the reply"])
+def test_what_is_wrong_in_each_transfer_is_passed_over_although_its_size_is_right(
+    flaky: FaultyServer, effect: Effect
+) -> None:
+    flaky.faults = [Fault("GET", "step-2/", effect, times=1000)]
+    assert restored() == (1, 1)
 
 
 def test_a_bucket_that_does_not_exist_is_named(injected: str, monkeypatch: pytest.MonkeyPatch) -> None:

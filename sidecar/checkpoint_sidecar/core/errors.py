@@ -7,6 +7,7 @@ named by the caller's next move, and never hold a secret: put keys, URLs without
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -75,11 +76,8 @@ class CorruptSnapshotError(CheckpointError):
         self.evidence: Evidence = evidence
 
     def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[str, ...]]:
-        return _corrupt, (self.operation, self.subject, self.cause, self.hint, self.evidence)
-
-
-def _corrupt(operation: str, subject: str, cause: str, hint: str, evidence: Evidence) -> CorruptSnapshotError:
-    return CorruptSnapshotError(operation, subject, cause, hint, evidence=evidence)
+        constructor = functools.partial(type(self), evidence=self.evidence)
+        return constructor, (self.operation, self.subject, self.cause, self.hint)
 
 
 class IncompatibleSnapshotError(CheckpointError):
@@ -118,6 +116,14 @@ class StoreError(CheckpointError):
     """
 
     retryable = True
+
+
+class UnreliableReadError(StoreError):
+    """Each read of the same bytes gave other ones, none of them what was committed.
+
+    That is no evidence against the stored object: what brings or holds the bytes may be at fault. A restore tries the
+    next snapshot, without counting a failure against this one.
+    """
 
 
 class ObjectNotFoundError(StoreError):

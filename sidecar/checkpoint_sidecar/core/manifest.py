@@ -128,9 +128,13 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
         IncompatibleSnapshotError: It is, but this version cannot use it.
     """
     operation = "read the manifest"
-    if digest(data) != expected_digest:
+    found = digest(data)
+    if found != expected_digest:
         raise CorruptSnapshotError(
-            operation, subject, "its SHA-256 differs from the one in the commit", evidence="ManifestMismatch"
+            operation,
+            subject,
+            f"its SHA-256 is {found[:16]}…, {expected_digest[:16]}… was committed",
+            evidence="ManifestMismatch",
         )
     try:
         manifest = decode_json(data, Manifest)

@@ -12,10 +12,14 @@ Order of precedence, highest first:
    nothing that was kept.
 6. ``maxTotalSize``, a limit on what the rules keep: floors first, then the newest that fit. After it the quota of the
    namespace, where the caller has one.
-7. Superseded snapshots (of a branch that was rolled back) and damaged ones go once the lineage has its ``keepLast``.
+7. Superseded snapshots (of a branch that was rolled back) and quarantined ones go once the lineage has its
+   ``keepLast``.
 
 Only snapshots in good standing count for ``keepLast`` and compete under the keep rules: those that no evidence was
 found against and that no later save replaces. A replaced one stays beside its replacement until that is verified.
+
+A suspect (some evidence, not enough for quarantine) is looked at again, and until then nothing depends on the answer:
+what would stay if it were good stays, and so does what would stay if it were bad.
 
 Snapshots that are already retired are judged too: one that the policy now wants back is reinstated.
 """
@@ -23,7 +27,7 @@ Snapshots that are already retired are judged too: one that the policy now wants
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
@@ -64,18 +68,22 @@ def judge(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> Verd
     if not any(s.live and s.proven for s in chain):
         return _keep_all(everything, "NothingVerified")
 
-    replacements = _replacements(run)
+    replacements = _replacements(run, lambda s: s.failures == 0)
+    hoped_for = _replacements(run, lambda s: not quarantined(run, s))
     standing = [s for s in chain if s.failures == 0 and s.id not in replacements]
-    keep = _floors(run, chain, standing, everything, policy)
+    # The two views differ only while there are suspects.
+    hopeful = [s for s in chain if not quarantined(run, s) and s.id not in hoped_for]
+    keep = _floors(run, chain, (standing, hopeful), everything, policy)
     floors = frozenset(keep)
     retire: Reasons = {}
     _mark(retire, [s for s in everything if s.disposition == "Retire"], "Disposition")
     if policy.max_age_seconds is not None:
         _mark(retire, [s for s in chain if (now - s.committed_at).total_seconds() > policy.max_age_seconds], "MaxAge")
-    ruled = _rules([s for s in standing if s.disposition != "Retire"], policy)
-    for identifier, reasons in ruled.items():
-        if identifier not in retire:
-            keep.setdefault(identifier, []).extend(reasons)
+    for view in (standing, hopeful):
+        ruled = _rules([s for s in view if s.disposition != "Retire"], policy)
+        for snapshot in view:
+            for reason in ruled.get(snapshot.id, ()) if snapshot.id not in retire else ():
+                _mark(keep, [snapshot], reason)
     spare = [s for s in chain if s.id in keep and s.id not in floors]
     if policy.max_total_bytes is not None:
         room = policy.max_total_bytes - sum(s.commit.bytes for s in everything if s.id in floors)
@@ -95,7 +103,7 @@ def judge(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> Verd
         if snapshot.failures and not enough and snapshot.id not in retire:
             _mark(keep, [snapshot], "TooFewGood")
         elif snapshot.id not in keep and snapshot.id not in retire:
-            _mark(retire, [snapshot], _why_unkept(snapshot, replacements))
+            _mark(retire, [snapshot], _why_unkept(run, snapshot, replacements))
     return Verdict(
         {identifier: tuple(reasons) for identifier, reasons in keep.items()},
         {identifier: tuple(reasons) for identifier, reasons in retire.items() if identifier not in keep},
@@ -125,33 +133,45 @@ def _keep_all(snapshots: Iterable[Snapshot], reason: str) -> Verdict:
 
 def _mark(reasons: Reasons, snapshots: Iterable[Snapshot], reason: str) -> None:
     for snapshot in snapshots:
-        reasons.setdefault(snapshot.id, []).append(reason)
+        given = reasons.setdefault(snapshot.id, [])
+        if reason not in given:
+            given.append(reason)
 
 
-def _replacements(run: Run) -> dict[str, Snapshot]:
-    """The sound snapshot that stands for each replaced one. A user who retires it wants the old one back."""
-    sound = [s for s in lineage(run) if s.failures == 0 and s.disposition != "Retire"]
+def _replacements(run: Run, good: Callable[[Snapshot], bool]) -> dict[str, Snapshot]:
+    """The good snapshot that stands for each replaced one. A user who retires it wants the old one back."""
+    sound = [s for s in lineage(run) if good(s) and s.disposition != "Retire"]
     return {s.commit.replaces: s for s in sound if s.commit.replaces}
 
 
 def _floors(
-    run: Run, chain: list[Snapshot], standing: list[Snapshot], everything: list[Snapshot], policy: RetentionPolicy
+    run: Run,
+    chain: list[Snapshot],
+    views: Iterable[list[Snapshot]],
+    everything: list[Snapshot],
+    policy: RetentionPolicy,
 ) -> Reasons:
+    """What stays in any case.
+
+    Args:
+        views: Snapshots in good standing, newest first: one answer for each way the suspects may turn out.
+    """
     keep: Reasons = {}
     _mark(keep, [s for s in everything if s.id == in_use(run)], "InUse")
     _mark(keep, [s for s in everything if s.id == rollback_target(run)], "RollbackTarget")
     _mark(keep, [s for s in everything if s.disposition == "Hold"], "Hold")
-    live = [s for s in standing if s.live]
-    _mark(keep, live[:1], "Newest")
+    for standing in views:
+        _mark(keep, [s for s in standing if s.live][:1], "Newest")
     # Also when it is replaced: its replacement may not be verified yet.
     verified = next(s for s in chain if s.live and s.proven)
     _mark(keep, [verified], "NewestVerified")
     newer = [s for s in chain if s.number > verified.number and s.live]
     _mark(keep, [s for s in newer if s.failures and not quarantined(run, s)], "UnderSuspicion")
     last = policy.keep_last or 0
-    # Counted over live ones as well: a retired one the policy wants back is not a candidate until it is reinstated.
-    wanted = {s.id for s in (*live[:last], *standing[:last])}
-    _mark(keep, [s for s in standing if s.id in wanted], "KeepLast")
+    for standing in views:
+        # Counted over live ones as well: a retired one the policy wants back is no candidate until it is reinstated.
+        wanted = {s.id for s in (*[s for s in standing if s.live][:last], *standing[:last])}
+        _mark(keep, [s for s in standing if s.id in wanted], "KeepLast")
     return keep
 
 
@@ -202,7 +222,7 @@ def _limit_size(
     return [snapshot for snapshot in kept_by_rules if snapshot.id in keep]
 
 
-def _why_unkept(snapshot: Snapshot, replacements: Mapping[str, Snapshot]) -> str:
-    if snapshot.failures:
+def _why_unkept(run: Run, snapshot: Snapshot, replacements: Mapping[str, Snapshot]) -> str:
+    if quarantined(run, snapshot):
         return "Damaged"
     return "Replaced" if snapshot.id in replacements else "NoRuleKeepsIt"

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError
+from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError, TruncatedObjectError
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.engine.checksums import block_checksums
+from checkpoint_sidecar.engine.confirm import confirmed
 from checkpoint_sidecar.engine.crew import Crew
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.requests import Landing, Request, Span, land, plan_requests
@@ -70,8 +71,9 @@ class Files:
     def read(self, wants: Iterable[Want], *, reserved_bytes: int = 0, progress: Progress | None = None) -> None:
         """Deliver every wanted byte.
 
-        Bytes that several wants share are read once. With a manifest, whole blocks are read and compared. The first
-        failure ends the reading: what has not begun is left, what has is waited for.
+        Bytes that several wants share are read once. With a manifest, whole blocks are read and compared, and one that
+        differs is read again over fresh connections. The first failure ends the reading: what has not begun is left,
+        what has is waited for.
 
         Args:
             reserved_bytes: Of the memory in ``settings``, what the caller holds itself.
@@ -138,12 +140,10 @@ class _Task:
 
     def run(self, bounce: _Bounce, progress: Progress | None) -> None:
         buffers = list(self._buffers(bounce.take(self.landing.bounced)))
-        try:
-            self.store.read_into(self.key, self.request.span.start, buffers)
-        except ObjectNotFoundError as error:
-            raise missing(self.key) from error
+        confirmed(self.store, lambda: self._fetch(self.request.span.start, buffers))
         if self.file is not None:
-            self._verify(self.file, buffers)
+            for block in self._damaged(self.file, buffers):
+                self._read_again(self.file, block, buffers)
         self._copy(buffers)
         if progress:
             progress.add(sum(piece.span.length for piece in self.request.pieces))
@@ -160,19 +160,45 @@ class _Task:
                 start = slot.span.start - want.span.start
                 yield want.into[start : start + slot.span.length]
 
-    def _verify(self, file: File, buffers: Sequence[memoryview]) -> None:
-        """Compare every block, whichever buffers it lies in."""
+    def _fetch(self, start: int, buffers: Sequence[memoryview]) -> None:
+        try:
+            self.store.read_into(self.key, start, buffers)
+        except ObjectNotFoundError as error:
+            raise missing(self.key) from error
+        except TruncatedObjectError as error:
+            raise CorruptSnapshotError("read a range", self.key, error.cause, evidence="SizeMismatch") from error
+
+    def _damaged(self, file: File, buffers: Sequence[memoryview]) -> list[int]:
+        """Blocks whose bytes are not what was committed, whichever buffers they lie in."""
         first = self.request.span.start // self.block_bytes
-        for block, checksum in enumerate(block_checksums(buffers, self.block_bytes), first):
+        checksums = enumerate(block_checksums(buffers, self.block_bytes), first)
+        return [block for block, checksum in checksums if checksum != file.block_checksum(block)]
+
+    def _read_again(self, file: File, block: int, buffers: Sequence[memoryview]) -> None:
+        """Put a block right that was damaged on its way here, or raise that it is damaged where it is stored."""
+        start = block * self.block_bytes
+        end = min(start + self.block_bytes, file.size)
+        window = list(_window(buffers, start - self.request.span.start, end - start))
+
+        def compare() -> None:
+            (checksum,) = block_checksums(window, self.block_bytes)
             if checksum != file.block_checksum(block):
-                start = block * self.block_bytes
-                end = min(start + self.block_bytes, file.size)
                 raise CorruptSnapshotError(
                     "read a range",
                     self.key,
-                    f"the CRC32C of bytes {start} to {end} is not what was committed",
+                    f"the CRC32C of bytes {start} to {end} is {checksum:08x}, {file.block_checksum(block):08x} was "
+                    "committed",
                     evidence="ChecksumMismatch",
                 )
+
+        def look() -> None:
+            self._fetch(start, window)
+            compare()
+
+        try:
+            compare()
+        except CorruptSnapshotError as error:
+            confirmed(self.store, look, found=error)
 
     def _copy(self, buffers: Sequence[memoryview]) -> None:
         """Hand out the pieces that landed in other memory than their own."""
@@ -191,6 +217,15 @@ class _Task:
                 else:
                     want.into.accept(offset, data)
                 position, number = stop, number + 1
+
+
+def _window(buffers: Sequence[memoryview], start: int, length: int) -> Iterator[memoryview]:
+    """The parts of the buffers, taken as one, that hold these bytes."""
+    for buffer in buffers:
+        part = buffer.cast("B")[max(start, 0) : max(start + length, 0)]
+        if part:
+            yield part
+        start -= buffer.nbytes
 
 
 def missing(key: str) -> CorruptSnapshotError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundE
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.engine.confirm import confirmed
 from checkpoint_sidecar.engine.read import Files, Want, missing
 from checkpoint_sidecar.engine.requests import REQUEST_BYTES, Span
 from checkpoint_sidecar.engine.settings import EngineSettings
@@ -28,14 +30,18 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
         StoreError: The store failed, which says nothing about the snapshot.
     """
     key = layout.parse_save_folder(commit.path).manifest
-    try:
-        data = store.get(key, max_bytes=manifests.MAX_MANIFEST_BYTES).data
-    except ObjectNotFoundError as error:
-        raise missing(key) from error
-    except ObjectTooLargeError as error:
-        # No manifest of that size was ever committed.
-        raise CorruptSnapshotError("read the manifest", key, error.cause, evidence="ManifestMismatch") from error
-    return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
+
+    def look() -> Manifest:
+        try:
+            data = store.get(key, max_bytes=manifests.MAX_MANIFEST_BYTES).data
+        except ObjectNotFoundError as error:
+            raise missing(key) from error
+        except ObjectTooLargeError as error:
+            # No manifest of that size was ever committed.
+            raise CorruptSnapshotError("read the manifest", key, error.cause, evidence="ManifestMismatch") from error
+        return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
+
+    return confirmed(store, look)
 
 
 def read_file(
@@ -101,7 +107,7 @@ def verify_snapshot(
 
 
 def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: VerifyLevel = "Sizes") -> None:
-    """Compare the sizes of some files of a save with the store's; one request each, no data is read.
+    """Compare the sizes of some files of a save with the store's; one request each where all is well, no data is read.
 
     Args:
         folder: ``SaveFolder.path``.
@@ -128,5 +134,5 @@ def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: Veri
             )
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="stat") as pool:
-        for _ in pool.map(check, files):
+        for _ in pool.map(lambda file: confirmed(store, functools.partial(check, file)), files):
             pass

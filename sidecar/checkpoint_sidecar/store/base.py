@@ -178,6 +178,17 @@ class Store(Protocol):
 
 
 @runtime_checkable
+class Reconnects(Protocol):
+    """A store that is reached over connections, which stay open between requests."""
+
+    def reconnect(self) -> None:
+        """Send what is requested from now on over connections that are not open yet.
+
+        Requests that are under way are not disturbed.
+        """
+
+
+@runtime_checkable
 class KeepsUnfinished(Protocol):
     """A store in which the parts of killed writers stay, unseen and paid for, until somebody discards them."""
 

@@ -129,6 +129,11 @@ class FsspecStore:
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         self._bodies.read_into(key, start, buffers)
 
+    def reconnect(self) -> None:
+        """See ``Reconnects``."""
+        self._calls.reconnect()
+        self._bodies.reconnect()
+
     def stat(self, key: str) -> ObjectInfo | None:
         async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
             answer = await fs._call_s3("head_object", **self._object(key))

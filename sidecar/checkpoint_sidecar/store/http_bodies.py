@@ -76,6 +76,10 @@ class HttpBodies:
                 f"only part of the {length} bytes at offset {start} exists",
             )
 
+    def reconnect(self) -> None:
+        """See ``Reconnects``."""
+        self.calls.with_client(HttpClient.reconnect)
+
     def upload(self, key: str, size: int) -> HttpUpload:
         """See ``Store``."""
         return HttpUpload(self, key, size)

@@ -54,6 +54,10 @@ class HttpClient:
         """Whether the server implements checksum headers, as far as is known."""
         return self._checksums
 
+    def reconnect(self) -> None:
+        """Send requests from now on over new connections."""
+        self._connections.renew()
+
     def send(
         self,
         message: Message,

@@ -136,6 +136,16 @@ class Connections:
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[_Link]] = defaultdict(list)
+        self._generation = 0
+
+    def renew(self) -> None:
+        """Use none of the connections that are open now for another request."""
+        with self._lock:
+            self._generation += 1
+            idle = [link for links in self._idle.values() for link in links]
+            self._idle.clear()
+        for link in idle:
+            link.close()
 
     def exchange(
         self,
@@ -159,6 +169,7 @@ class Connections:
             CancelledRequestError: See ``Cancellation``.
         """
         url = urlsplit(request.url)
+        generation = self._generation
         link = self._take(url)
         try:
             with (cancellation or Cancellation()).covering(link):
@@ -167,20 +178,22 @@ class Connections:
             link.close()
             raise
         if link.reusable:
-            self._keep(url, link)
+            self._keep(url, link, generation)
         else:
             link.close()
         return answer
 
-    def _keep(self, url: SplitResult, link: _Link) -> None:
+    def _keep(self, url: SplitResult, link: _Link, generation: int) -> None:
         """Keep a connection for the next request, and close those that were idle for too long."""
         link.idle_since = time.monotonic()
+        old = [link]
         with self._lock:
-            idle = self._idle[url.scheme, url.netloc]
-            idle.append(link)
-            # The latest is taken first, so the oldest stand at the beginning.
-            old = [each for each in idle if each.idle_since < link.idle_since - IDLE_SECONDS]
-            del idle[: len(old)]
+            if generation == self._generation:
+                idle = self._idle[url.scheme, url.netloc]
+                idle.append(link)
+                # The latest is taken first, so the oldest stand at the beginning.
+                old = [each for each in idle if each.idle_since < link.idle_since - IDLE_SECONDS]
+                del idle[: len(old)]
         for each in old:
             each.close()
 

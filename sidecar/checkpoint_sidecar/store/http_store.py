@@ -83,6 +83,11 @@ class HttpStore:
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         self._bodies.read_into(key, start, buffers)
 
+    def reconnect(self) -> None:
+        """See ``Reconnects``."""
+        self._calls.with_client(HttpClient.reconnect)
+        self._bodies.reconnect()
+
     def stat(self, key: str) -> ObjectInfo | None:
         def head(client: HttpClient) -> ObjectInfo:
             answer = client.send(client.dialect.head(self._prefix + key), self._patience.answer_seconds)

@@ -61,7 +61,8 @@ class ObstoreStore:
         self._location = parse_url(settings.url)
         self._prefix = self._location.prefix
         connect = functools.partial(_CLIENTS.get, settings, patience)
-        self._calls = Calls(settings, connect=connect, errors=_ERRORS, explain=_explain, patience=patience)
+        renew = functools.partial(open_clients, settings, patience)
+        self._calls = Calls(settings, connect=connect, errors=_ERRORS, explain=_explain, patience=patience, renew=renew)
         self._bodies = StreamedBodies(self, self._calls)
 
     def __reduce__(self) -> tuple[type[ObstoreStore], tuple[StoreSettings]]:
@@ -105,6 +106,10 @@ class ObstoreStore:
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
         self._bodies.read_into(key, start, buffers)
+
+    def reconnect(self) -> None:
+        """See ``Reconnects``."""
+        self._calls.reconnect()
 
     def stat(self, key: str) -> ObjectInfo | None:
         path = self._prefix + key

@@ -23,6 +23,7 @@ from checkpoint_sidecar.core.errors import (
     PrefixClaimedError,
     StoreError,
     UnknownOutcomeError,
+    UnreliableReadError,
 )
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -38,6 +39,7 @@ _MOST_TELLING_FIRST: tuple[type[CheckpointError], ...] = (
     CorruptSnapshotError,
     IncompatibleSnapshotError,
     ConfigurationError,
+    UnreliableReadError,
     UnknownOutcomeError,
     StoreError,
     CheckpointError,

@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.errors import (
     IncompatibleSnapshotError,
     RestoreError,
     RestoreInterrupted,
+    UnreliableReadError,
 )
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.log import (
@@ -178,7 +179,10 @@ class Session:
         )
 
     def failed(self, snapshot: str, error: Exception) -> None:
-        """Record why a candidate was not restored. Returns if there is evidence against it: the next may be tried.
+        """Record why a candidate was not restored. Returns if the next one may be tried.
+
+        That is so if there is evidence against it, or if each read of it gave other bytes, which counts against nothing
+        and may be the fault of this machine.
 
         Raises:
             RestoreInterrupted: The error says nothing about the snapshot.
@@ -191,7 +195,7 @@ class Session:
                     self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:MAX_TEXT]
                 )
             )
-        if evidence != "None":
+        if evidence != "None" or isinstance(error, UnreliableReadError):
             logger.warning("skipping snapshot %s: %s", snapshot, error)
             self.skipped.append(snapshot)
             return
