@@ -202,10 +202,15 @@ class History:
         return self.append(RestoreStarted(attempt or self.run.highest_attempt, self.id(which)))
 
     def restored(
-        self, which: int | str | None = None, *, attempt: int | None = None, verified: VerifyLevel = "Checksums"
+        self,
+        which: int | str | None = None,
+        *,
+        attempt: int | None = None,
+        verified: VerifyLevel = "Checksums",
+        **changes: Any,
     ) -> History:
-        """The attempt loaded a snapshot; by default the one it announced."""
-        return self.append(self._finished(which, attempt, restored=True, verified=verified))
+        """The attempt loaded all of a snapshot; by default the one it announced."""
+        return self.append(self._finished(which, attempt, restored=True, verified=verified, **changes))
 
     def failed_to_restore(
         self, which: int | str | None = None, *, attempt: int | None = None, evidence: Evidence = "ChecksumMismatch"
@@ -239,6 +244,9 @@ class History:
         number = attempt or self.run.highest_attempt
         snapshot = self.run.attempts[number].in_use if which is None else self.id(which)
         assert snapshot is not None, f"attempt {number} announced nothing to restore"
+        found = self.run.snapshots.get(snapshot)
+        if found is not None and outcome.get("verified", "None") != "None":
+            outcome = {"compared_bytes": found.commit.bytes} | outcome
         return RestoreFinished(number, snapshot, **outcome)
 
 

@@ -75,7 +75,15 @@ def _story() -> Iterator[Body]:
         yield AttemptStarted(attempt, world_size=64, candidate=parent, pods=PODS)
         if parent:
             yield RestoreStarted(attempt, parent)
-            yield RestoreFinished(attempt, parent, restored=True, verified="Checksums", seconds=12.5, bytes=100 * GIB)
+            yield RestoreFinished(
+                attempt,
+                parent,
+                restored=True,
+                verified="Checksums",
+                seconds=12.5,
+                bytes=100 * GIB,
+                compared_bytes=100 * GIB,
+            )
         for _ in range(SAVES_PER_ATTEMPT):
             step += 500
             commit = _commit(step, attempt, parent)

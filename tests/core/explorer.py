@@ -220,7 +220,8 @@ def _restore(world: World, number: int) -> Generator[None, None, bool]:
                 fenced = number != world.run.highest_attempt
                 world.require(fenced, "P6", f"{snapshot} vanished under attempt {number}, which was reading it")
         interrupted = world.random.random() < 0.1
-        outcome = RestoreFinished(number, snapshot, restored=True, verified="Checksums")
+        size = world.run.snapshots[snapshot].commit.bytes
+        outcome = RestoreFinished(number, snapshot, restored=True, verified="Checksums", compared_bytes=size)
         restored = whole and not interrupted
         if not restored:
             blamed = not interrupted or not world.rules.evidence_only

@@ -148,6 +148,7 @@ BODIES: dict[type, st.SearchStrategy[Any]] = {
         verified=LEVELS,
         seconds=DURATIONS,
         bytes=st.integers(0, 2**60),
+        compared_bytes=st.one_of(st.just(msgspec.UNSET), st.integers(0, 2**60)),
     ),
     SnapshotCommitted: commits(),
     SnapshotVerified: st.builds(SnapshotVerified, SNAPSHOTS, LEVELS, st.booleans(), EVIDENCE, TEXTS),

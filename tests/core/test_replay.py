@@ -6,7 +6,9 @@ import datetime as dt
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +178,21 @@ def test_reading_all_of_it_without_a_difference_clears_a_suspect() -> None:
     assert history.snapshot(100).failures == 1, "sizes say nothing about a checksum"
     history.verified(100, level="Checksums")
     assert (history.snapshot(100).failures, history.snapshot(100).evidence) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [pytest.param(999, id="a part of it"), pytest.param(msgspec.UNSET, id="by a version that did not count")],
+)
+def test_a_restore_that_does_not_say_that_it_compared_all_of_it_verifies_nothing(compared: Any) -> None:
+    history = History().started().committed(100).found_damaged(100).started().restored(compared_bytes=compared)
+    assert (history.snapshot(100).verified, history.snapshot(100).failures) == ("None", 1)
+    assert history.run.attempts[2].restored == history.id(100), "it was restored all the same"
+
+
+def test_a_restore_that_compared_all_of_it_verifies_it_and_clears_a_suspect() -> None:
+    history = History().started().committed(100).found_damaged(100).started().restored(compared_bytes=1000)
+    assert (history.snapshot(100).verified, history.snapshot(100).failures) == ("Checksums", 0)
 
 
 def test_a_failure_without_evidence_says_nothing_about_the_snapshot() -> None:

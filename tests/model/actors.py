@@ -32,6 +32,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.log import Owner, PodIdentity, Trigger
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
+from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.verify import verify_snapshot
 from checkpoint_sidecar.store.parts import write_object
 from checkpoint_sidecar.store.runlog import RunLog
@@ -157,10 +158,13 @@ def _restore(world: World, session: Session, outcome: Outcome) -> int:
         commit = session.log.run.snapshots[candidate.snapshot].commit
         try:
             verify_snapshot(session.store, commit, level=candidate.verify)
+            compared = Compared(candidate.manifest)
+            if candidate.verify == "Checksums":
+                compared.flags[:] = b"\1" * len(compared.flags)
         except CheckpointError as error:
             session.failed(candidate.snapshot, error)
             continue
-        session.restored(candidate, seconds=0.0)
+        session.restored(candidate, seconds=0.0, compared=compared)
         promises.restored(session.attempt, candidate.snapshot, candidate.verify)
         outcome.restored = candidate.snapshot
         return candidate.step

@@ -26,6 +26,7 @@ class Saved:
     path: str
     parent: str
     replaces: str
+    bytes: int = 0
     state: str = LIVE
     verified: bool = False
     failures: int = 0
@@ -200,7 +201,10 @@ class Ledger:
             return
         if body["restored"]:
             attempt.restored = attempt.in_use = found.id
-            found.verified = found.verified or body["verified"] != "None"
+            # Only a claim that says how much it read, and that this was all of it.
+            claimed = body["verified"] != "None" and body.get("comparedBytes", 0) >= found.bytes
+            found.verified = found.verified or claimed
+            found.failures = 0 if claimed and body["verified"] == "Checksums" else found.failures
         else:
             attempt.in_use = "" if attempt.in_use == found.id else attempt.in_use
             found.failures += body["evidence"] != "None"
@@ -210,7 +214,9 @@ class Ledger:
             self.rejected.add(body["snapshot"])
             return
         identifier, attempt = body["snapshot"], self.attempts[body["attempt"]]
-        self.saved[identifier] = Saved(identifier, body["step"], body["path"], body["parent"], body["replaces"])
+        self.saved[identifier] = Saved(
+            identifier, body["step"], body["path"], body["parent"], body["replaces"], body["bytes"]
+        )
         self.newest = attempt.last = identifier
         attempt.in_use, attempt.heard_at = "", stored_at
         if body["restoreRequest"]:
@@ -222,6 +228,7 @@ class Ledger:
         found = self.saved.get(body["snapshot"])
         if found and body["passed"]:
             found.verified = True
+            found.failures = 0 if body["level"] == "Checksums" else found.failures
         elif found:
             found.failures += body["evidence"] != "None"
 

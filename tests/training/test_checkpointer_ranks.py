@@ -107,6 +107,10 @@ def test_damage_seen_by_one_rank_moves_all_to_the_snapshot_before(storage: RunSt
     outcomes = run(Job(storage.url, 5, sharding="fsdp2"), tmp_path)
     assert [outcome.steps for outcome in outcomes] == [(3, 4, 5)] * 2
     failed, restored = storage.bodies(RestoreFinished)
+    whole = storage.snapshot(2).commit.bytes
+    assert (restored.verified, restored.compared_bytes) == ("Checksums", whole), (
+        "both ranks together compared all of it"
+    )
     assert (failed.restored, failed.evidence) == (False, "ChecksumMismatch")
     assert (restored.restored, restored.snapshot) == (True, storage.snapshot(2).id)
 

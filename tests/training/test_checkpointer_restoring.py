@@ -21,6 +21,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotRetired,
 )
 from checkpoint_sidecar.core.policy import RestorePolicy, SavePolicy
+from checkpoint_sidecar.engine import verify
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer
 from training.checkpointer_runs import RunStorage, Training, Watched
@@ -39,6 +40,39 @@ def test_a_damaged_snapshot_is_passed_over_with_evidence(storage: RunStorage, ca
     assert (failed.snapshot, failed.restored, failed.evidence) == (storage.snapshot(4).id, False, "ChecksumMismatch")
     assert (restored.snapshot, restored.restored, restored.verified) == (storage.snapshot(2).id, True, "Checksums")
     assert f"skipping snapshot {failed.snapshot}" in caplog.text
+
+
+def restored_model(storage: RunStorage) -> RestoreFinished:
+    """What a start says that has the model and no optimizer."""
+    with Checkpointer({"model": Training().model}, storage.url) as checkpointer:
+        assert checkpointer.restore() is not None
+    found: RestoreFinished = storage.bodies(RestoreFinished)[-1]
+    assert found.restored
+    return found
+
+
+def test_a_start_that_reads_a_part_of_a_snapshot_verifies_none_of_it(
+    storage: RunStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.train(2)
+    monkeypatch.setattr(verify, "_LITTLE_BYTES", 0)  # a real optimizer is never little
+    claim = restored_model(storage)
+    assert claim.verified == "None"
+    assert claim.compared_bytes < claim.bytes == storage.snapshot(2).commit.bytes
+    assert storage.snapshot(2).verified == "None"
+
+
+def test_what_a_start_left_out_is_read_for_the_claim_if_it_is_little(storage: RunStorage) -> None:
+    storage.train(2)
+    claim = restored_model(storage)
+    assert (claim.verified, claim.compared_bytes) == ("Checksums", storage.snapshot(2).commit.bytes)
+
+
+def test_damage_of_what_a_start_left_out_stops_nothing_and_verifies_nothing(storage: RunStorage) -> None:
+    storage.train(2)
+    storage.damage(2, "stock.metadata")
+    assert storage.restored_step() == 2
+    assert storage.snapshot(2).verified == "None"
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,11 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
     Attributes:
         restored: True when every rank loaded it.
         evidence: Why the stored bytes are bad. Only evidence counts towards quarantine; ``None`` is an interruption.
-        verified: How far the bytes were checked while loading.
-        seconds, bytes: Of the slowest rank, and of all ranks together.
+        verified: How far the whole snapshot was checked while loading.
+        seconds: Of the slowest rank.
+        bytes: Size of the snapshot.
+        compared_bytes: How many of them were compared with their checksums, by all ranks together. Absent in entries of
+            writers that did not count: those claimed the whole snapshot after reading a part, and verify nothing.
     """
 
     attempt: AttemptNumber
@@ -179,6 +182,7 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
     verified: VerifyLevel = "None"
     seconds: Seconds = 0.0
     bytes: Count = 0
+    compared_bytes: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import (
     AttemptFenced,
@@ -201,8 +203,14 @@ def _restore_finished(run: Run, working: _Working, _: StoredEntry, body: Restore
         working.change_attempt(body.attempt, in_use=body.snapshot, restored=body.snapshot)
     elif attempt.in_use == body.snapshot:
         working.change_attempt(body.attempt, in_use=None)
-    working.record_check(body, passed=body.restored, level=body.verified)
+    working.record_check(body, passed=body.restored, level=_claim(body, working.snapshots[body.snapshot]))
     return run
+
+
+def _claim(body: RestoreFinished, snapshot: Snapshot) -> VerifyLevel:
+    """How far a restore has verified a snapshot; what it read of a part of it says nothing about the rest."""
+    compared = 0 if isinstance(body.compared_bytes, msgspec.UnsetType) else body.compared_bytes
+    return body.verified if compared >= snapshot.commit.bytes else "None"
 
 
 def _committed(run: Run, working: _Working, entry: StoredEntry, body: SnapshotCommitted) -> Run:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError, TruncatedObjectError
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.engine.checksums import block_checksums
+from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.confirm import confirmed
 from checkpoint_sidecar.engine.crew import Crew
 from checkpoint_sidecar.engine.progress import Progress
@@ -59,9 +60,19 @@ class Files:
         folder: The snapshot's, relative to the root; empty for the root.
         manifest: The committed one; None reads without verifying.
         settings: How many requests run side by side, and what their buffers may hold.
+        compared: Where to mark what was verified.
     """
 
-    def __init__(self, store: Store, folder: str, manifest: Manifest | None, *, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        manifest: Manifest | None,
+        *,
+        settings: EngineSettings,
+        compared: Compared | None = None,
+    ) -> None:
+        self._compared = compared
         self._store = store
         self._folder = folder
         self._files = {file.name: file for file in manifest.files} if manifest else None
@@ -110,7 +121,7 @@ class Files:
         in_memory = [isinstance(want.into, memoryview) for want in wants]
         for request in requests:
             landing = land(request, in_memory.__getitem__)
-            yield _Task(self._store, key, file, self._block_bytes, wants, request, landing)
+            yield _Task(self._store, key, file, self._block_bytes, wants, request, landing, self._compared)
 
 
 class _Bounce(threading.local):
@@ -137,6 +148,7 @@ class _Task:
     wants: Sequence[Want]
     request: Request
     landing: Landing
+    compared: Compared | None
 
     def run(self, bounce: _Bounce, progress: Progress | None) -> None:
         buffers = list(self._buffers(bounce.take(self.landing.bounced)))
@@ -144,6 +156,8 @@ class _Task:
         if self.file is not None:
             for block in self._damaged(self.file, buffers):
                 self._read_again(self.file, block, buffers)
+            if self.compared is not None:
+                self.compared.mark(self.file.name, self.request.span)
         self._copy(buffers)
         if progress:
             progress.add(sum(piece.span.length for piece in self.request.pieces))

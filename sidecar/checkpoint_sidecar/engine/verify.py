@@ -12,6 +12,7 @@ from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundE
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.confirm import confirmed
 from checkpoint_sidecar.engine.read import Files, Want, missing
 from checkpoint_sidecar.engine.requests import REQUEST_BYTES, Span
@@ -19,6 +20,9 @@ from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store.base import Store
 
 _PARALLEL_REQUESTS = 8
+
+_LITTLE_BYTES = 16 * 1024 * 1024
+"""What a restore that needed all tensors may have left out, and rank 0 reads for the sake of the claim."""
 
 
 def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
@@ -45,13 +49,21 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
 
 
 def read_file(
-    store: Store, folder: str, manifest: Manifest, name: str, *, level: VerifyLevel, settings: EngineSettings
+    store: Store,
+    folder: str,
+    manifest: Manifest,
+    name: str,
+    *,
+    level: VerifyLevel,
+    settings: EngineSettings,
+    compared: Compared | None = None,
 ) -> bytes:
     """A whole file of a snapshot, for small ones like ``.metadata``.
 
     Args:
         folder: ``SaveFolder.path``.
         level: How far it is checked.
+        compared: Where to mark what was verified.
 
     Raises:
         CorruptSnapshotError: It is not what was committed, or the manifest does not have it.
@@ -64,9 +76,28 @@ def read_file(
         )
     check_sizes(store, folder, [file], level=level)
     data = bytearray(file.size)
-    contents = Files(store, folder, manifest if level == "Checksums" else None, settings=settings)
+    contents = Files(store, folder, manifest if level == "Checksums" else None, settings=settings, compared=compared)
     contents.read([Want(name, Span(0, file.size), memoryview(data))])
     return bytes(data)
+
+
+def compare_rest(
+    store: Store, folder: str, manifest: Manifest, compared: Compared, *, settings: EngineSettings
+) -> None:
+    """Compare what a restore has left out if that is little: ends of archives, and what only torch's reader needs.
+
+    Args:
+        folder: ``SaveFolder.path``.
+        compared: What was compared; complete afterwards, unless much was left out.
+
+    Raises:
+        CorruptSnapshotError: Some of it is not what was committed.
+        StoreError: The store failed, which says nothing about the snapshot.
+    """
+    left = list(compared.left())
+    if sum(span.length for _, span in left) <= _LITTLE_BYTES:
+        wants = [Want(name, span, memoryview(bytearray(span.length))) for name, span in left]
+        Files(store, folder, manifest, settings=settings, compared=compared).read(wants)
 
 
 def verify_snapshot(

@@ -80,6 +80,11 @@ class Agreement:
             dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def combine(self, flags: bytearray) -> None:
+        """Replace flags, one byte each and as many on every rank, by the largest of all ranks."""
+        if self.group is not None and flags:
+            dist.all_reduce(torch.frombuffer(flags, dtype=torch.uint8), op=dist.ReduceOp.MAX, group=self.group)
+
     def from_rank_0(self, operation: Callable[[], T]) -> T:
         """Run ``operation`` on rank 0 only; every rank returns its result, or raises its error."""
         outcome: _Returned | _Raised | None = None

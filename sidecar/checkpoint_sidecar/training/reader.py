@@ -30,6 +30,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import Span
@@ -65,6 +66,7 @@ class SnapshotReader(StorageReader):
         settings: Connections and memory; by default those of the environment.
         metadata: The bytes of ``.metadata``, verified, where one rank has read them for all.
         sharing: A gloo group of all ranks that load, over which each passes on what it reads for others too.
+        compared: Where to mark what this rank verified.
 
     Raises (from DCP, wrapped; see ``failures.raising_ours``):
         CorruptSnapshotError: Stored bytes are not what was committed; ``evidence`` says how.
@@ -84,8 +86,10 @@ class SnapshotReader(StorageReader):
         settings: EngineSettings | None = None,
         metadata: bytes | None = None,
         sharing: dist.ProcessGroup | None = None,
+        compared: Compared | None = None,
     ) -> None:
         super().__init__()
+        self._compared = compared
         self._store = store
         self._progress = progress
         self._settings = settings or EngineSettings.from_environment()
@@ -212,7 +216,13 @@ class SnapshotReader(StorageReader):
 
     def _contents(self) -> Files:
         verified = self._manifest and self._verify == "Checksums"
-        return Files(self._store, self._folder, self._manifest if verified else None, settings=self._settings)
+        return Files(
+            self._store,
+            self._folder,
+            self._manifest if verified else None,
+            settings=self._settings,
+            compared=self._compared,
+        )
 
     def _targets(self, plan: LoadPlan, planner: LoadPlanner) -> dict[ReadItem, torch.Tensor]:
         """Where each tensor goes; all of them are known to fit before anything is written into one."""

@@ -11,6 +11,7 @@ from typing import Any
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
@@ -83,12 +84,14 @@ def restore(
         if candidate is None:
             return None
         began = time.monotonic()
-        progress = Progress()
+        progress, compared = Progress(), Compared(candidate.manifest)
         with transfers.under_way("restore", candidate.step, progress):
-            outcomes = _load(state, candidate, store, agreement, trust, progress)
+            outcomes = _load(state, candidate, store, agreement, trust, progress, compared)
         errors = [error for error in outcomes if error is not None]
+        if not errors:
+            agreement.combine(compared.flags)
         seconds = time.monotonic() - began
-        skipped = agreement.from_rank_0(partial(_record, session, candidate, errors, seconds))
+        skipped = agreement.from_rank_0(partial(_record, session, candidate, errors, seconds, compared))
         if not errors:
             return Restored(candidate.snapshot, candidate.step, seconds, skipped)
 
@@ -100,6 +103,7 @@ def _load(
     agreement: Agreement,
     trust: Trust,
     progress: Progress,
+    compared: Compared,
 ) -> list[Exception | None]:
     """Every rank's error or None, by rank, on every rank."""
     # Ranks must not enter DCP's collectives unless all of them do.
@@ -116,6 +120,7 @@ def _load(
             metadata=candidate.metadata,
             # What is on a local disk is read faster than it is passed on.
             sharing=None if store.url.startswith("file:") else agreement.group,
+            compared=compared,
         )
     except Exception as caught:  # noqa: BLE001 - reported by rank 0, raised on all
         error = caught
@@ -131,11 +136,13 @@ def _load(
     return agreement.gather_errors(error)
 
 
-def _record(session: Session | None, candidate: Candidate, errors: list[Exception], seconds: float) -> tuple[str, ...]:
+def _record(
+    session: Session | None, candidate: Candidate, errors: list[Exception], seconds: float, compared: Compared
+) -> tuple[str, ...]:
     assert session is not None  # runs on rank 0
     if errors:
         # DCP raises the same error on every rank; they differ only where a load could not begin, or not be applied.
         session.failed(candidate.snapshot, errors[0])
     else:
-        session.restored(candidate, seconds=seconds)
+        session.restored(candidate, seconds=seconds, compared=compared)
     return tuple(session.skipped)

@@ -34,8 +34,10 @@ from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy, VerifyLevel
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.engine.compared import Compared
+from checkpoint_sidecar.engine.requests import Span
 from checkpoint_sidecar.engine.settings import EngineSettings
-from checkpoint_sidecar.engine.verify import read_file, read_manifest
+from checkpoint_sidecar.engine.verify import compare_rest, read_file, read_manifest
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.runlog import RunLog
@@ -156,19 +158,27 @@ class Session:
             except CheckpointError as error:
                 self.failed(snapshot.id, error)
 
-    def restored(self, candidate: Candidate, *, seconds: float) -> None:
-        """Every rank loaded it."""
+    def restored(self, candidate: Candidate, *, seconds: float, compared: Compared) -> None:
+        """Every rank loaded it.
+
+        Args:
+            compared: What all ranks together compared with checksums. Only all of it verifies the snapshot: a model
+                without its optimizer says nothing about the rest.
+        """
+        self._compare_rest(candidate, compared)
+        size = candidate.manifest.size
+        whole = candidate.verify == "Checksums" and not compared.bytes_left
         self._finish(
             RestoreFinished(
                 self.attempt,
                 candidate.snapshot,
                 restored=True,
-                verified=candidate.verify,
+                verified="Checksums" if whole else "None",
                 seconds=seconds,
-                bytes=candidate.manifest.size,
+                bytes=size,
+                compared_bytes=size - compared.bytes_left,
             )
         )
-        size = candidate.manifest.size
         logger.info(
             "restored step %d from %s/%s: %s",
             candidate.step,
@@ -207,6 +217,22 @@ class Session:
             f"{type(error).__name__}: {error}",
             "Nothing is known against the snapshot: start again, the next attempt tries it again.",
         ) from error
+
+    def _compare_rest(self, candidate: Candidate, compared: Compared) -> None:
+        """What fails here is no reason to doubt what was restored; the operator reads all of it in its own time."""
+        if candidate.verify != "Checksums":
+            return
+        settings = EngineSettings.from_environment()
+        # Rank 0 read and verified it for all.
+        metadata = candidate.manifest.file(METADATA_NAME)
+        if metadata is not None:
+            compared.mark(METADATA_NAME, Span(0, metadata.size))
+        try:
+            compare_rest(self.store, candidate.path, candidate.manifest, compared, settings=settings)
+        except CheckpointError as error:
+            logger.warning(
+                "snapshot %s: a part that was not needed could not be verified: %s", candidate.snapshot, error
+            )
 
     def _check_fallback(self) -> None:
         limit = self.log.run.policy.restore.max_fallback
