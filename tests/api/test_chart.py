@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,16 @@ from admission import Body, Namespace, checkpoint, eventually, pod
 from checkpoint_operator import __main__ as operator
 from checkpoint_operator.endpoints import Pattern
 from localcluster import controlplane, network, workspace
-from localcluster.client import ApiServer
+from localcluster.client import ApiServer, CommandError
 
 pytestmark = pytest.mark.api
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "checkpoint-operator"
 POLICIES = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
+
+KINDS_KNOWN = "v1/Pod"
+"""What Helm knows of any cluster that it talks to."""
 
 TIME = "2026-11-24T10:00:00Z"
 
@@ -33,21 +39,39 @@ class HelmError(Exception):
     """Helm refused; the message is what it said."""
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses what YAML parsers resolve in different ways: a key that stands twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key stands twice in {keys}"
+        return super().construct_mapping(node, deep)
+
+
+def rendered(
+    helm: Path,
+    scratch: Path,
+    *apis: str,
+    chart: Path = CHART,
+    release: str = "ckpt",
+    namespace: str = "operators",
+    kube_version: str = "",
+    **values: Any,
+) -> list[Body]:
+    """`helm template`: the objects from these values on a cluster that offers these APIs. Raises `HelmError`."""
+    file = scratch / "values.json"
+    file.write_text(json.dumps(values))
+    flags = [f"--api-versions={api}" for api in apis] + [f"--kube-version={kube_version}"] * bool(kube_version)
+    command = [str(helm), "template", release, str(chart), f"--namespace={namespace}", f"--values={file}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"HOME": str(scratch)})
+    if done.returncode != 0:
+        raise HelmError(done.stderr)
+    return [document for document in yaml.load_all(done.stdout, UniqueKeys) if document]
+
+
 @pytest.fixture
 def render(helm: Path, tmp_path: Path) -> Render:
-    """`helm template`: the objects from these values on a cluster that offers these APIs."""
-
-    def run(*apis: str, **values: Any) -> list[Body]:
-        file = tmp_path / "values.json"
-        file.write_text(json.dumps(values))
-        offered = [f"--api-versions={api}" for api in apis]
-        command = [str(helm), "template", "ckpt", str(CHART), "--namespace=operators", f"--values={file}", *offered]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={"HOME": str(tmp_path)})
-        if done.returncode != 0:
-            raise HelmError(done.stderr)
-        return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-    return run
+    return partial(rendered, helm, tmp_path)
 
 
 def of_kind(objects: list[Body], kind: str) -> list[Body]:
@@ -209,6 +233,18 @@ def test_by_default_the_operator_may_use_its_own_identity_nowhere(render: Render
     assert (parsed.ambient_allow, parsed.allow_file_urls, parsed.namespace) == ([], False, [])
 
 
+POD_FIELDS: dict[str, tuple[Any, str]] = {
+    "dnsConfig": ({"options": [{"name": "ndots", "value": "2"}]}, "dnsConfig"),
+    "hostAliases": ([{"ip": "10.0.0.7", "hostnames": ["s3.internal"]}], "hostAliases"),
+    "runtimeClassName": ("sandbox", "runtimeClassName"),
+    "topologySpreadConstraints": (
+        [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+        "topologySpreadConstraints",
+    ),
+}
+"""Values that are fields of the pod as they are."""
+
+
 def test_pods_can_be_shaped_for_any_cluster(render: Render) -> None:
     extra = {"name": "python", "hostPath": {"path": "/opt/python"}}
     mount = {"name": "python", "mountPath": "/opt/python"}
@@ -227,6 +263,9 @@ def test_pods_can_be_shaped_for_any_cluster(render: Render) -> None:
         serviceAccount={"annotations": {"cloud/role": "r"}},
         podLabels={"team": "ml"},
         podAnnotations={"scrape": "yes"},
+        deploymentAnnotations={"change": "7"},
+        revisionHistoryLimit=2,
+        **{name: value for name, (value, _) in POD_FIELDS.items()},
         metrics={"port": 9999, "service": {"enabled": True}},
     )
     shape, container = operator_pod(objects), operator_container(objects)
@@ -248,6 +287,10 @@ def test_pods_can_be_shaped_for_any_cluster(render: Render) -> None:
     (deployment,) = of_kind(objects, "Deployment")
     assert deployment["spec"]["template"]["metadata"]["labels"]["team"] == "ml"
     assert deployment["spec"]["template"]["metadata"]["annotations"] == {"scrape": "yes"}
+    assert (deployment["metadata"]["annotations"], deployment["spec"]["revisionHistoryLimit"]) == ({"change": "7"}, 2)
+    assert {name: shape[field] for name, (_, field) in POD_FIELDS.items()} == {
+        name: value for name, (value, _) in POD_FIELDS.items()
+    }
 
 
 def test_rights_are_per_namespace_where_namespaces_are_named(render: Render) -> None:
@@ -269,6 +312,20 @@ def test_rights_are_per_namespace_where_namespaces_are_named(render: Render) -> 
         assert subject == {"kind": "ServiceAccount", "name": "ckpt-checkpoint-operator", "namespace": "operators"}
 
 
+def test_somebody_with_rights_in_namespaces_only_can_install_it(render: Render) -> None:
+    off = {"mode": "Off"}
+    objects = render(
+        clusterId="c",
+        watchNamespaces=["team-a"],
+        crds={"enabled": False},
+        rbac={"aggregate": False},
+        nodeNotices={"enabled": False},
+        injection=off,
+        guardrails=off,
+    )
+    assert {one["metadata"].get("namespace") for one in objects} == {"operators", "team-a"}
+
+
 @pytest.mark.parametrize("namespaces", [[], ["team-a"]], ids=["everywhere", "per-namespace"])
 @pytest.mark.parametrize("enabled", [True, False])
 def test_nodes_are_watched_only_with_the_right_to_it(render: Render, enabled: bool, namespaces: list[str]) -> None:
@@ -278,7 +335,8 @@ def test_nodes_are_watched_only_with_the_right_to_it(render: Render, enabled: bo
         [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]
     ] * enabled
     bound = [each["roleRef"]["name"] for each in of_kind(objects, "ClusterRoleBinding")]
-    assert ("ckpt-checkpoint-operator-nodes" in bound) == enabled
+    named = "ckpt-checkpoint-operator-operators-nodes" if namespaces else "ckpt-checkpoint-operator-nodes"
+    assert (named in bound) == enabled
     (deployment,) = of_kind(objects, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert ("--watch-nodes" in container["args"]) == enabled
@@ -306,12 +364,17 @@ def test_the_operator_reads_the_cluster_id_where_helm_could_not(render: Render) 
     assert roles(clusterId="c") == []
 
 
+GUARDS = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
+
+
 @pytest.mark.parametrize(
     ("mode", "offered", "injects"),
     [("Auto", True, True), ("Auto", False, False), ("On", False, True), ("Off", True, False)],
 )
 def test_injection_follows_the_cluster_unless_told(render: Render, mode: str, offered: bool, injects: bool) -> None:
-    objects = render(*([POLICIES] if offered else []), injection={"mode": mode})
+    objects = render(
+        KINDS_KNOWN, *([POLICIES] if offered else []), injection={"mode": mode}, guardrails={"mode": "Off"}
+    )
     assert bool(of_kind(objects, "MutatingAdmissionPolicy")) == injects
     assert bool(of_kind(objects, "ValidatingAdmissionPolicyBinding")) == injects
 
@@ -321,13 +384,35 @@ def test_injection_follows_the_cluster_unless_told(render: Render, mode: str, of
     [("Auto", True, True), ("Auto", False, False), ("On", False, True), ("Off", True, False)],
 )
 def test_guardrails_follow_the_cluster_unless_told(render: Render, mode: str, offered: bool, guards: bool) -> None:
-    api = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
-    objects = render(*[api] * offered, guardrails={"mode": mode}, watchNamespaces=["team-a"])
+    values: Body = {"guardrails": {"mode": mode}, "injection": {"mode": "Off"}, "watchNamespaces": ["team-a"]}
+    objects = render(KINDS_KNOWN, *[GUARDS] * offered, **values)
     policies = of_kind(objects, "ValidatingAdmissionPolicy")
-    assert [policy["metadata"]["name"] for policy in policies] == ["ckpt-checkpoint-operator-guardrails"] * guards
+    assert [policy["metadata"]["name"] for policy in policies] == [
+        "ckpt-checkpoint-operator-operators-guardrails"
+    ] * guards
     for policy in policies:
         (chosen,) = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
         assert chosen["values"] == ["team-a"]
+
+
+def test_away_from_the_cluster_its_version_decides_and_never_in_silence(render: Render) -> None:
+    assert of_kind(render(kube_version="1.36.1"), "MutatingAdmissionPolicy") != []
+    assert of_kind(render(kube_version="1.36.1"), "ValidatingAdmissionPolicy") != []
+    with pytest.raises(HelmError, match=r"Set injection\.mode to On or Off, or pass the version of your cluster"):
+        render(kube_version="1.35.3")
+    assert of_kind(render(kube_version="1.35.3", injection={"mode": "Off"}), "MutatingAdmissionPolicy") == []
+    assert of_kind(render(kube_version="1.35.3", injection={"mode": "On"}), "MutatingAdmissionPolicy") != []
+
+
+def test_what_is_rendered_away_from_the_cluster_is_what_is_installed(chart: ApiServer, render: Render) -> None:
+    manifest = chart.helm("get", "manifest", "ckpt", "--namespace=operators")
+    installed = [one for one in yaml.load_all(manifest, UniqueKeys) if one]
+    tests = {one["metadata"]["name"] for one in render() if "helm.sh/hook" in one["metadata"].get("annotations", {})}
+    away = [one for one in render(clusterId=chart.uid) if one["metadata"]["name"] not in tests]
+    order = [(one["kind"], one["metadata"]["name"]) for one in away]
+    assert sorted(order) == sorted((one["kind"], one["metadata"]["name"]) for one in installed)
+    for one in installed:
+        assert one == away[order.index((one["kind"], one["metadata"]["name"]))]
 
 
 def test_injection_is_for_the_namespaces_that_are_served(render: Render) -> None:
@@ -357,15 +442,134 @@ def test_upgrading_changes_nothing_by_itself(chart: ApiServer) -> None:
 
 
 def test_uninstalling_keeps_the_resources_and_stops_injecting(served: Namespace) -> None:
-    """A second release beside the first one: CRDs are shared, everything else has its own name."""
+    """A second release beside the first one: the CRDs are those of the first, everything else has its own name."""
     served.create(checkpoint())
-    second = ("--namespace=second", "--create-namespace", "--take-ownership")
-    served.api.helm("install", "second", str(CHART), *second)
-    said = served.api.helm("uninstall", "second", "--namespace=second")
-    assert "[CustomResourceDefinition] checkpoints.checkpoint-operator.dev" in said
+    served.api.helm("install", "second", str(CHART), "--namespace=second", "--create-namespace")
+    served.api.helm("uninstall", "second", "--namespace=second")
     assert served.kubectl("get", "ckpt", "--output=name").split() == ["checkpoint.checkpoint-operator.dev/run"]
     left = served.api.kubectl("get", "mutatingadmissionpolicies", "--output=name")
     assert "second" not in left
+
+
+def test_releases_of_one_name_serve_parts_of_a_cluster_side_by_side(chart: ApiServer) -> None:
+    for part in ("part-a", "part-b"):
+        chart.kubectl("create", "namespace", f"{part}-team")
+        namespaces = ("--create-namespace", f"--set=watchNamespaces={{{part}-team}}")
+        chart.helm("install", "ckpt", str(CHART), f"--namespace={part}", *namespaces)
+    named = chart.kubectl("get", "clusterroles", "--output=name")
+    for part in ("part-a", "part-b"):
+        assert f"ckpt-checkpoint-operator-{part}-nodes" in named
+        chart.helm("uninstall", "ckpt", f"--namespace={part}")
+
+
+INSTALLER = [
+    {"apiGroups": [""], "resources": ["secrets", "serviceaccounts", "configmaps"], "verbs": ["*"]},
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
+    {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["*"], "verbs": ["*"]},
+    {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["*"]},
+    {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["*"], "verbs": ["*"]},
+    {"apiGroups": ["checkpoint-operator.dev"], "resources": ["checkpoints"], "verbs": ["get", "list"]},
+]
+
+
+def test_with_a_cluster_id_nobody_has_to_look_into_kube_system(chart: ApiServer) -> None:
+    metadata = {"name": "installer"}
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata}
+    chart.kubectl("apply", "--filename=-", stdin=json.dumps({**role, "rules": INSTALLER}))
+    chart.kubectl("create", "clusterrolebinding", "installer", "--clusterrole=installer", "--user=installer")
+    chart.kubectl("create", "namespace", "limited")
+    install = ("install", "limited", str(CHART), "--namespace=limited", "--kube-as-user=installer")
+    with pytest.raises(CommandError, match='namespaces "kube-system" is forbidden'):
+        chart.helm(*install)
+    chart.helm(*install, "--set=clusterId=8a-1")
+    chart.helm("uninstall", "limited", "--namespace=limited")
+
+
+LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+
+
+def all_labels(objects: list[Body]) -> Iterator[dict[str, str]]:
+    for one in objects:
+        template = one.get("spec", {}).get("template", {}).get("metadata", {})
+        yield from (one["metadata"].get("labels", {}), template.get("labels", {}))
+
+
+@pytest.mark.parametrize("version", ["0.1.0+build.7", "1.2.3-" + "a" * 80, "1.2.3-rc." + "x" * 40 + "-+" + "y" * 30])
+def test_any_version_makes_valid_labels_and_tags(helm: Path, tmp_path: Path, version: str) -> None:
+    copy = tmp_path / "chart"
+    shutil.copytree(CHART, copy)
+    described = yaml.safe_load((copy / "Chart.yaml").read_text())
+    (copy / "Chart.yaml").write_text(yaml.safe_dump({**described, "version": version, "appVersion": version}))
+    objects = rendered(helm, tmp_path, chart=copy)
+    for labels in all_labels(objects):
+        assert [value for value in labels.values() if not LABEL.fullmatch(value)] == []
+    _, _, tag = operator_container(objects)["image"].partition(":")
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", tag)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"nameOverride": "n" * 63},
+        {"fullnameOverride": "f" * 63},
+        {"release": "r" * 53},
+        {"release": "0123"},
+        {"commonLabels": {"team": "ml", "app.kubernetes.io/name": "other", "helm.sh/chart": "mine"}},
+        {"podLabels": {"team": "ml", "app.kubernetes.io/instance": "other", "app.kubernetes.io/version": "mine"}},
+        {
+            "metrics": {
+                name: {"enabled": True, "labels": {"app.kubernetes.io/name": "x"}} for name in ("podMonitor", "rules")
+            }
+        },
+    ],
+    ids="-".join,
+)
+def test_names_and_labels_of_a_users_choice_break_no_selector(render: Render, values: Body) -> None:
+    """The fixture refuses keys that stand twice."""
+    objects = render(**values)
+    for labels in all_labels(objects):
+        assert [value for value in labels.values() if not isinstance(value, str) or not LABEL.fullmatch(value)] == []
+    assert [one["metadata"]["name"] for one in objects if len(one["metadata"]["name"]) > 63] == []
+    (deployment,) = of_kind(objects, "Deployment")
+    pod_labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= pod_labels.items()
+    if "commonLabels" in values:
+        assert all(one["metadata"]["labels"]["team"] == "ml" for one in objects)
+        assert pod_labels["helm.sh/chart"] == "mine"
+
+
+def test_long_names_that_differ_at_their_ends_stay_different(render: Render) -> None:
+    names = {operator_role_names(render(release="r" * 52 + ending)) for ending in "ab"}
+    assert len(names) == 2
+
+
+def operator_role_names(objects: list[Body]) -> str:
+    return " ".join(one["metadata"]["name"] for one in of_kind(objects, "ClusterRole"))
+
+
+def test_a_platform_that_chooses_the_user_itself_may(render: Render) -> None:
+    """As OpenShift does, by namespace."""
+    values = {"podSecurityContext": {"runAsUser": None, "runAsGroup": None}}
+    assert operator_pod(render(**values))["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ({"image": {"registry": "mirror.example.com"}}, "mirror.example.com/checkpoint-operator:0.1.0"),
+        ({"global": {"imageRegistry": "mirror.example.com/hub/"}}, "mirror.example.com/hub/checkpoint-operator:0.1.0"),
+        ({"global": {"imageRegistry": "a"}, "image": {"registry": "b"}}, "a/checkpoint-operator:0.1.0"),
+        ({"image": {"repository": "docker.io/team/operator", "tag": "7"}}, "docker.io/team/operator:7"),
+    ],
+    ids=["registry", "global", "both", "neither"],
+)
+def test_the_image_comes_from_the_registry_of_choice(render: Render, values: Body, image: str) -> None:
+    objects = render(**values)
+    assert operator_container(objects)["image"] == image
+    assert of_kind(objects, "Pod")[0]["spec"]["containers"][0]["image"] == image
 
 
 @pytest.fixture
@@ -480,7 +684,8 @@ def test_helm_test_asks_for_the_rights_that_the_chart_gives(render: Render, valu
     roles = {(one["kind"], one["metadata"]["name"]): one for one in objects if one["kind"] in ("Role", "ClusterRole")}
     kind = "Role" if "watchNamespaces" in values else "ClusterRole"
     assert asked == [roles[kind, "ckpt-checkpoint-operator"]["rules"]]
-    nodes = roles.get(("ClusterRole", "ckpt-checkpoint-operator-nodes"), {"rules": None})["rules"]
+    part = "-operators" if "watchNamespaces" in values else ""
+    nodes = roles.get(("ClusterRole", f"ckpt-checkpoint-operator{part}-nodes"), {"rules": None})["rules"]
     assert [json.loads(one) for one in everywhere] == ([nodes] if nodes else [])
     namespaces = [one for one in arguments if one.startswith("--namespace=")]
     assert namespaces == [f"--namespace={name}" for name in values.get("watchNamespaces", [])]
@@ -526,4 +731,9 @@ def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(ear
         assert new != old
         assert namespace.patch("ckpt", "run", {"spec": {"suspend": True}})["metadata"]["uid"] == uid
         server.helm("uninstall", "ckpt", "--namespace=operators")
+        assert json.loads(namespace.kubectl("get", "ckpt", "run", "--output=json"))["metadata"]["uid"] == uid
+        # Under another name: the CRDs that were left are taken as they are.
+        server.helm("install", "other", str(CHART), "--namespace=elsewhere", "--create-namespace")
+        server.helm("upgrade", "other", str(CHART), "--namespace=elsewhere")
+        server.helm("uninstall", "other", "--namespace=elsewhere")
         assert json.loads(namespace.kubectl("get", "ckpt", "run", "--output=json"))["metadata"]["uid"] == uid

@@ -1,23 +1,51 @@
+{{- /* A text as the value of a label: at most 63 characters, no build metadata's "+", a letter or digit at the end. */}}
+{{- define "checkpoint-operator.labelValue" -}}
+{{- regexReplaceAll "[^A-Za-z0-9._-]" . "_" | trunc 63 | regexFind "^.*[A-Za-z0-9]" -}}
+{{- end }}
+
+{{- /* A name that leaves room for an ending. What is cut off counts all the same, so that no two become one. */}}
+{{- define "checkpoint-operator.shortened" -}}
+{{- if gt (len .) 50 -}}
+{{- printf "%s-%s" (trunc 43 . | trimSuffix "-") (sha256sum . | trunc 6) -}}
+{{- else -}}
+{{- . | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
 {{- define "checkpoint-operator.name" -}}
-{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 58 | trimSuffix "-" -}}
 {{- end }}
 
 {{- define "checkpoint-operator.fullname" -}}
 {{- $name := include "checkpoint-operator.name" . -}}
 {{- $default := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
-{{- .Values.fullnameOverride | default $default | trunc 50 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | default $default | include "checkpoint-operator.shortened" -}}
+{{- end }}
+
+{{- /* Of what belongs to no namespace. One release serves the whole cluster; of those that serve parts there may be many. */}}
+{{- define "checkpoint-operator.clusterName" -}}
+{{- include "checkpoint-operator.fullname" . -}}
+{{- if .Values.watchNamespaces }}-{{ .Release.Namespace }}{{ end -}}
 {{- end }}
 
 {{- define "checkpoint-operator.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "checkpoint-operator.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "checkpoint-operator.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "checkpoint-operator.labels" -}}
-{{ include "checkpoint-operator.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- include "checkpoint-operator.labelsWith" (list . dict) -}}
+{{- end }}
+
+{{- /* Those of every object and some more: what selects pods cannot be changed, the rest can. */}}
+{{- define "checkpoint-operator.labelsWith" -}}
+{{- $chart := index . 0 -}}
+{{- $labels := dict
+      "app.kubernetes.io/version" (include "checkpoint-operator.labelValue" $chart.Chart.AppVersion)
+      "app.kubernetes.io/managed-by" $chart.Release.Service
+      "helm.sh/chart" (printf "%s-%s" $chart.Chart.Name $chart.Chart.Version | include "checkpoint-operator.labelValue") -}}
+{{- $selector := include "checkpoint-operator.selectorLabels" $chart | fromYaml -}}
+{{- mergeOverwrite $labels ($chart.Values.commonLabels | default dict) (index . 1 | default dict) $selector | toYaml -}}
 {{- end }}
 
 {{- define "checkpoint-operator.serviceAccountName" -}}
@@ -25,23 +53,50 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "checkpoint-operator.image" -}}
-{{- $tag := printf ":%s" (.Values.image.tag | default .Chart.AppVersion) -}}
-{{- .Values.image.repository }}{{ .Values.image.digest | empty | ternary $tag (printf "@%s" .Values.image.digest) -}}
+{{- with dig "global" "imageRegistry" "" .Values.AsMap | default .Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{- .Values.image.repository -}}
+{{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else -}}
+:{{ .Values.image.tag | default (regexReplaceAll "[^A-Za-z0-9._-]" .Chart.AppVersion "_" | trunc 128) }}
+{{- end -}}
 {{- end }}
 
-{{- /* UID of the namespace kube-system, or empty where Helm cannot ask the cluster. */}}
+{{- /* UID of the namespace kube-system, or empty where Helm cannot ask the cluster. Who gives it needs no right to ask. */}}
 {{- define "checkpoint-operator.clusterId" -}}
-{{- .Values.clusterId | default (dig "metadata" "uid" "" (lookup "v1" "Namespace" "" "kube-system")) -}}
+{{- if .Values.clusterId -}}
+{{- .Values.clusterId -}}
+{{- else -}}
+{{- dig "metadata" "uid" "" (lookup "v1" "Namespace" "" "kube-system") -}}
+{{- end -}}
 {{- end }}
 
 {{- /* "true" when dangerous changes need a right or a confirmation. */}}
 {{- define "checkpoint-operator.guards" -}}
-{{- $offered := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" -}}
-{{- if or (eq .Values.guardrails.mode "On") (and (eq .Values.guardrails.mode "Auto") $offered) -}}true{{- end -}}
+{{- include "checkpoint-operator.applies" (list . "guardrails" "ValidatingAdmissionPolicy" "1.30.0") -}}
 {{- end }}
 
 {{- /* "true" when labelled pods are injected. */}}
 {{- define "checkpoint-operator.injects" -}}
-{{- $offered := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" -}}
-{{- if or (eq .Values.injection.mode "On") (and (eq .Values.injection.mode "Auto") $offered) -}}true{{- end -}}
+{{- include "checkpoint-operator.applies" (list . "injection" "MutatingAdmissionPolicy" "1.36.0") -}}
+{{- end }}
+
+{{- /* "true" when a value `<name>.mode` is On, or Auto where the cluster offers the kind, which came with that version.
+       Helm knows the kinds of a cluster that it talks to, or that --api-versions lists; else (helm template) only a version,
+       by default its own. */}}
+{{- define "checkpoint-operator.applies" -}}
+{{- $chart := index . 0 }}{{ $name := index . 1 }}{{ $kind := index . 2 }}{{ $since := index . 3 -}}
+{{- $mode := (index $chart.Values $name).mode -}}
+{{- $cluster := $chart.Capabilities -}}
+{{- if eq $mode "On" -}}
+true
+{{- else if eq $mode "Auto" -}}
+{{- if $cluster.APIVersions.Has (printf "admissionregistration.k8s.io/v1/%s" $kind) -}}
+true
+{{- else if not ($cluster.APIVersions.Has "v1/Pod") -}}
+{{- if semverCompare (printf ">=%s-0" $since) $cluster.KubeVersion.Version -}}
+true
+{{- else -}}
+{{- fail (printf "%s.mode is Auto, and Helm knows nothing of the cluster but its version, %s, which has no %s. Set %s.mode to On or Off, or pass the version of your cluster with --kube-version." $name $cluster.KubeVersion.Version $kind $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
