@@ -23,8 +23,8 @@ from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSetting
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.failures import INTERRUPTS, portable
 from checkpoint_sidecar.training.progress import ProgressReport
-from checkpoint_sidecar.training.reader import Trust
 from checkpoint_sidecar.training.restoring import Restored, restore
+from checkpoint_sidecar.training.restricted import Trust
 from checkpoint_sidecar.training.saver import Saver
 from checkpoint_sidecar.training.saving import BackgroundSave
 from checkpoint_sidecar.training.session import Defaults, Session

@@ -27,7 +27,8 @@ from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.storage_options import settings_of
 from checkpoint_sidecar.training.directory import WRITER, DirectorySave
-from checkpoint_sidecar.training.reader import SnapshotReader, Trust
+from checkpoint_sidecar.training.reader import SnapshotReader
+from checkpoint_sidecar.training.restricted import Trust
 from checkpoint_sidecar.training.saves import SaveTarget
 from checkpoint_sidecar.training.writer import SnapshotWriter
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import pickle
-import re
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -25,7 +23,6 @@ from checkpoint_sidecar.core.errors import (
     ConfigurationError,
     IncompatibleSnapshotError,
     ObjectNotFoundError,
-    UntrustedSnapshotError,
 )
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.manifest import Manifest
@@ -41,13 +38,10 @@ from checkpoint_sidecar.store.pointer import MAX_METADATA_BYTES
 from checkpoint_sidecar.training.failures import wrapped
 from checkpoint_sidecar.training.fit import check_complete
 from checkpoint_sidecar.training.landing import Item, Part, bring
+from checkpoint_sidecar.training.restricted import Trust, load_restricted
 from checkpoint_sidecar.training.sharing import Share, all_succeeded, pass_on, plan_shares
 from checkpoint_sidecar.training.slices import Slice
 from checkpoint_sidecar.training.unpickler import load_metadata
-
-Trust: TypeAlias = Literal["safe", "full"]
-
-_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 class SnapshotReader(StorageReader):
@@ -293,14 +287,9 @@ class SnapshotReader(StorageReader):
         return clean
 
     def _load(self, item: ReadItem, data: memoryview, map_location: str | None = "cpu") -> Any:
-        try:
-            return torch.load(io.BytesIO(data), map_location=map_location, weights_only=self._trust == "safe")
-        except pickle.UnpicklingError as error:
-            refused = _REFUSED_GLOBAL.search(str(error))
-            raise UntrustedSnapshotError(
-                "load an item",
-                f"{item.storage_index.fqn} of {self._subject}",
-                f"torch.load(weights_only=True) refuses {refused[1] if refused else 'its contents'}",
-                'Allow the class with torch.serialization.add_safe_globals, or load with trust="full" if you trust '
-                "whoever can write to this bucket.",
-            ) from error
+        return load_restricted(
+            io.BytesIO(data),
+            subject=f"{item.storage_index.fqn} of {self._subject}",
+            trust=self._trust,
+            map_location=map_location,
+        )

@@ -17,7 +17,8 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.failures import raising_ours
 from checkpoint_sidecar.training.planner import StrictLoadPlanner
-from checkpoint_sidecar.training.reader import SnapshotReader, Trust
+from checkpoint_sidecar.training.reader import SnapshotReader
+from checkpoint_sidecar.training.restricted import Trust
 from checkpoint_sidecar.training.session import Candidate, Session
 from checkpoint_sidecar.training.state import TrainingState
 from checkpoint_sidecar.training.transfers import Transfers

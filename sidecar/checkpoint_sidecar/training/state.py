@@ -29,7 +29,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.training.reader import Trust
+from checkpoint_sidecar.training.restricted import Trust, load_restricted
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,8 @@ class TrainingState:
 
     def _apply_own(self, name: str, value: Stateful, states: StateDict) -> None:
         if self._rank_key in states:
-            value.load_state_dict(_unpack(states[self._rank_key], self._trust))
+            packed = io.BytesIO(states[self._rank_key])
+            value.load_state_dict(load_restricted(packed, subject=f"{name}.{self._rank_key}", trust=self._trust))
         else:
             logger.warning("%s: the snapshot has no %s; it keeps its present state", name, self._rank_key)
 
@@ -184,7 +185,3 @@ def _pack(state: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
-
-
-def _unpack(data: bytes, trust: Trust) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=trust == "safe")

@@ -1,0 +1,54 @@
+"""Reading what ``torch.save`` has written without running what is in it: for values that DCP has pickled."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from checkpoint_sidecar.core.errors import CheckpointError, CorruptSnapshotError, UntrustedSnapshotError
+from checkpoint_sidecar.training.inspection import inspect
+from checkpoint_sidecar.training.pickles import MalformedError, RefusedError
+from checkpoint_sidecar.training.unpickler import TRUST_HINT
+
+Trust: TypeAlias = Literal["safe", "full"]
+
+_OPERATION = "load an item"
+_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+
+
+def load_restricted(stream: io.BytesIO, *, subject: str, trust: Trust, map_location: str | None = "cpu") -> Any:
+    """What ``torch.save`` has written, built from plain data and tensors only unless it is trusted.
+
+    Args:
+        subject: What to name in errors.
+
+    Raises:
+        UntrustedSnapshotError: It needs a class that ``trust="safe"`` refuses, or far more memory than its size.
+        CorruptSnapshotError: ``torch.save`` did not write it.
+        CheckpointError: torch cannot load it.
+    """
+    try:
+        if trust == "full":
+            return torch.load(stream, map_location=map_location, weights_only=False)
+        inspect(stream)
+        return torch.load(stream, map_location=map_location, weights_only=True)
+    except RefusedError as refused:
+        raise UntrustedSnapshotError(_OPERATION, subject, str(refused), TRUST_HINT) from None
+    except MalformedError as malformed:
+        raise CorruptSnapshotError(
+            _OPERATION, subject, f"torch.save did not write it: {malformed}", evidence="ManifestMismatch"
+        ) from None
+    except pickle.UnpicklingError as error:
+        refused_class = _REFUSED_GLOBAL.search(str(error))
+        raise UntrustedSnapshotError(
+            _OPERATION,
+            subject,
+            f"torch.load(weights_only=True) refuses {refused_class[1] if refused_class else 'its contents'}",
+            "Allow the class with torch.serialization.add_safe_globals. " + TRUST_HINT,
+        ) from error
+    except Exception as error:
+        raise CheckpointError(_OPERATION, subject, f"{type(error).__name__}: {str(error)[:500]}") from error
