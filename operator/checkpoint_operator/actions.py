@@ -10,6 +10,7 @@ from checkpoint_operator.model import Finding
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import Disposition, Policy
+from checkpoint_sidecar.core.retention import NO_TERMS, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +90,19 @@ class Retire:
     """Make a snapshot no candidate any more, if the policy still wants it.
 
     Attributes:
-        spare_bytes: What the quota left to the run when this was planned; see ``model.Quota``.
+        terms: What this operator added to the policy when this was planned.
     """
 
     snapshot: str
-    spare_bytes: int | None = None
+    terms: Terms = NO_TERMS
 
 
 @dataclass(frozen=True, slots=True)
 class Reinstate:
-    """The way back; ``spare_bytes`` as in ``Retire``."""
+    """The way back; ``terms`` as in ``Retire``."""
 
     snapshot: str
-    spare_bytes: int | None = None
+    terms: Terms = NO_TERMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +119,10 @@ class PublishPointer:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Delete a snapshot's data, or go on deleting it; ``spare_bytes`` as in ``Retire``."""
+    """Delete a snapshot's data, or go on deleting it; ``terms`` as in ``Retire``."""
 
     snapshot: str
-    spare_bytes: int | None = None
+    terms: Terms = NO_TERMS
 
 
 @dataclass(frozen=True, slots=True)

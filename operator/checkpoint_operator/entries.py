@@ -31,7 +31,8 @@ from checkpoint_sidecar.core.log import (
     SnapshotReinstated,
     SnapshotRetired,
 )
-from checkpoint_sidecar.core.retention import judge, purge_due
+from checkpoint_sidecar.core.purging import purge_due
+from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 _MAX_REASONS = 8
@@ -60,7 +61,7 @@ def start_purge(run: Run, action: actions.Purge, *, owner: Owner, now: dt.dateti
     found = run.snapshots.get(action.snapshot)
     if found is None or found.state is not SnapshotState.RETIRED or run.owner != owner:
         return None
-    due = action.snapshot in purge_due(run, now=now, spare_bytes=action.spare_bytes)
+    due = action.snapshot in purge_due(run, now=now, terms=action.terms)
     return PurgeStarted(action.snapshot) if due else None
 
 
@@ -195,7 +196,7 @@ def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> SnapshotRetir
     policy = run.policy.retention
     if found is None or not found.live or policy is None or policy.dry_run:
         return None
-    reasons = judge(run, now=now, spare_bytes=action.spare_bytes).retire.get(action.snapshot)
+    reasons = judge(run, now=now, terms=action.terms).retire.get(action.snapshot)
     return SnapshotRetired(action.snapshot, reasons[:_MAX_REASONS]) if reasons else None
 
 
@@ -203,7 +204,7 @@ def _reinstate(run: Run, action: actions.Reinstate, now: dt.datetime) -> Snapsho
     found = run.snapshots.get(action.snapshot)
     if found is None or found.state is not SnapshotState.RETIRED:
         return None
-    wanted = action.snapshot in judge(run, now=now, spare_bytes=action.spare_bytes).keep
+    wanted = action.snapshot in judge(run, now=now, terms=action.terms).keep
     return SnapshotReinstated(action.snapshot) if wanted else None
 
 

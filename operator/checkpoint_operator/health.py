@@ -16,6 +16,7 @@ from checkpoint_operator.plan import rollback_target
 from checkpoint_operator.story import size
 from checkpoint_sidecar.core.api import ConditionType, Reason
 from checkpoint_sidecar.core.lineage import lineage
+from checkpoint_sidecar.core.purging import waits_for_comparison
 from checkpoint_sidecar.core.run import Attempt, Run, SnapshotState
 
 REPORT_WITHIN = dt.timedelta(minutes=10)
@@ -157,8 +158,13 @@ def _restore_enforced(observed: Observed) -> Judgement:
 
 def _retention_enforced(observed: Observed) -> Judgement:
     kind, run, spec = ConditionType.RETENTION_ENFORCED, observed.run, observed.checkpoint.spec
+    if observed.fault is not None and observed.fault.reason is Reason.READ_ONLY:
+        message = "The credentials allow reading only: nothing is retired and nothing is deleted."
+        return Judgement(kind, "False", Reason.READ_ONLY, message)
     if run is None or spec is None or observed.fault or not observed.ours:
-        return Judgement(kind, "Unknown", Reason.NOT_KNOWN, "The store or the run log cannot be used.")
+        fault = fault_of(observed)
+        message = f"Nothing is retired or deleted, see condition Ready ({fault.reason})." if fault else "Not read yet."
+        return Judgement(kind, "Unknown", Reason.NOT_KNOWN, message)
     if observed.refusal:
         message = f"Nothing is deleted, the rest goes on: {observed.refusal}"
         return Judgement(kind, "False", Reason.DELETION_REFUSED, message, quotes=True)
@@ -174,6 +180,12 @@ def _retention_enforced(observed: Observed) -> Judgement:
     if policy.dry_run:
         message = "retention.dryRun: nothing is retired; status.pendingPurge lists what would be."
         return Judgement(kind, "False", Reason.DRY_RUN, message)
+    if observed.read_back is not None and observed.read_back.unreliable:
+        message = f"No snapshot loses its place for it, and it is read again: {observed.read_back.trouble}"
+        return Judgement(kind, "False", Reason.UNRELIABLE_READS, message, quotes=True)
+    waiting = _waits_for_comparison(observed, run)
+    if waiting:
+        return Judgement(kind, "False", Reason.VERIFICATION_PENDING, waiting, quotes=True)
     return Judgement(kind, "True", Reason.ENFORCED, "What the policy does not keep is retired, and later deleted.")
 
 
@@ -193,6 +205,20 @@ def _saves_failing(observed: Observed) -> Judgement:
 
 def _saves(count: int) -> str:
     return "a save" if count == 1 else f"{count} saves in a row"
+
+
+def _waits_for_comparison(observed: Observed, run: Run) -> str:
+    """Which deletions wait for which snapshot to be read back, or empty."""
+    read_back, now = observed.read_back, observed.now
+    waiting = waits_for_comparison(run, now=now, terms=observed.terms) if now is not None else ()
+    if read_back is None or not waiting:
+        return ""
+    message = (
+        f"The deletion of {len(waiting)} snapshots waits until one that stays is read back and its checksums match; "
+        f"now {'reading ' + read_back.reading if read_back.reading else 'none is being read'}. All Checkpoints share "
+        "the rate at which the operator reads (--verify-rate)."
+    )
+    return f"{message} The last try failed: {read_back.trouble}" if read_back.trouble else message
 
 
 def _over_quota(namespace: str, quota: Quota) -> str:

@@ -15,6 +15,7 @@ from checkpoint_sidecar.core.api import CheckpointSpec, Reason
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import Disposition, Policy
+from checkpoint_sidecar.core.retention import Terms
 from checkpoint_sidecar.core.run import Run
 
 
@@ -180,6 +181,21 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadBack:
+    """How reading the snapshots of a Checkpoint back goes.
+
+    Attributes:
+        reading: Id of the snapshot that is being read, or empty.
+        trouble: Why the last one could not be read to its end, or empty.
+        unreliable: Whether that was because each read gave other bytes.
+    """
+
+    reading: str = ""
+    trouble: str = ""
+    unreliable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Why the run's store or log cannot be used.
 
@@ -234,8 +250,8 @@ class Observed:
         shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
         collected: Attempt for which the leftovers of those before it were collected.
         swept: Attempt whose own leftovers were collected although no later one has started, with its last commit then.
-        purged: How many snapshots were purged in this pass.
         refusal: Why the store does not let the operator delete, or empty.
+        read_back: How reading snapshots back goes; None where none is read.
         findings: What reading snapshots back has found and the log does not say yet.
         compactions: What needs no compaction of the log any more.
         quota: That of the namespace, or None where there is none.
@@ -258,16 +274,20 @@ class Observed:
     shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     collected: int = 0
     swept: tuple[int, str] = (0, "")
-    purged: int = 0
     refusal: str = ""
+    read_back: ReadBack | None = None
     findings: tuple[Finding, ...] = ()
     compactions: frozenset[Span] = frozenset()
     quota: Quota | None = None
 
     @property
-    def spare_bytes(self) -> int | None:
-        """See ``Quota``."""
-        return self.quota.spare_bytes if self.quota else None
+    def terms(self) -> Terms:
+        """What this operator adds to the policy in the log."""
+        return Terms(
+            spare_bytes=self.quota.spare_bytes if self.quota else None,
+            reads_back=self.read_back is not None,
+            reading=self.read_back.reading if self.read_back else "",
+        )
 
     @property
     def ours(self) -> bool:

@@ -44,7 +44,8 @@ from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
-from checkpoint_sidecar.core.retention import Verdict, judge, metric_value, purge_due
+from checkpoint_sidecar.core.purging import next_purge_at, purge_due
+from checkpoint_sidecar.core.retention import Terms, Verdict, judge, metric_value
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 # Per round, so that one Checkpoint cannot keep the others waiting.
@@ -53,9 +54,6 @@ MAX_RETIREMENTS = 16
 MAX_NEW_MIRRORS = 64
 MAX_COMPACTIONS = 4
 MAX_POINTERS = 16
-
-MAX_PURGES = 8
-"""Per pass, so that a wrong policy deletes slowly."""
 
 
 def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
@@ -77,7 +75,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
         return ()
     wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
     requests = _due(wanted, run, observed, now)
-    retention = () if spec.suspend else (*_retention(run, now, observed.spare_bytes), *_deletions(run, observed, now))
+    retention = () if spec.suspend else (*_retention(run, now, observed.terms), *_deletions(run, observed, now))
     return (*requests, *_verifications(run), *_pointers(run, observed), *retention, *_compactions(run, observed))
 
 
@@ -87,7 +85,7 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     # While the Checkpoint is deleted its objects may go before it, and are not wanted back.
     if run is None or now is None or not observed.ours or observed.checkpoint.deleted_at is not None:
         return ()
-    verdict = judge(run, now=now, spare_bytes=observed.spare_bytes)
+    verdict = judge(run, now=now, terms=observed.terms)
     chain = {snapshot.id for snapshot in lineage(run)}
     existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
     planned: list[MirrorAction] = []
@@ -117,11 +115,11 @@ def next_look(observed: Observed) -> float | None:
         return deletion.next_look(observed)
     if run is None or now is None or not observed.ours:
         return None
-    moments = [_collection_due_at(run, observed), _last_collection_due_at(run, observed)]
-    if run.policy.retention is not None:
-        grace = dt.timedelta(seconds=run.policy.retention.grace_seconds)
-        retired = (s.retired_at for s in run.snapshots.values() if s.state is SnapshotState.RETIRED)
-        moments += [moment + grace for moment in retired if moment is not None]
+    moments = [
+        _collection_due_at(run, observed),
+        _last_collection_due_at(run, observed),
+        next_purge_at(run, now=now),
+    ]
     waits = [(moment - now).total_seconds() for moment in moments if moment is not None]
     return min((wait for wait in waits if wait > 0), default=None)
 
@@ -143,7 +141,7 @@ def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
     run, now = observed.run, observed.now
     if run is None or now is None or not observed.ours:
         return ()
-    keep = judge(run, now=now, spare_bytes=observed.spare_bytes).keep
+    keep = judge(run, now=now, terms=observed.terms).keep
     kept = (s for s in run.snapshots.values() if s.live and s.id in keep and not quarantined(run, s))
     newest_first = reversed([s for s in kept if s.failures or not s.verified_at_least("Checksums")])
     return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
@@ -228,26 +226,26 @@ def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
 
 
-def _retention(run: Run, now: dt.datetime, spare_bytes: int | None) -> tuple[StoreAction, ...]:
-    verdict = judge(run, now=now, spare_bytes=spare_bytes)
+def _retention(run: Run, now: dt.datetime, terms: Terms) -> tuple[StoreAction, ...]:
+    verdict = judge(run, now=now, terms=terms)
     wanted_back = _in_state(run, verdict, SnapshotState.RETIRED, keep=True)
     unwanted = _in_state(run, verdict, SnapshotState.LIVE, keep=False)
     if run.policy.retention is None or run.policy.retention.dry_run:
         unwanted = []
     return (
-        *(Reinstate(identifier, spare_bytes) for identifier in wanted_back),
-        *(Retire(identifier, spare_bytes) for identifier in unwanted[:MAX_RETIREMENTS]),
+        *(Reinstate(identifier, terms) for identifier in wanted_back),
+        *(Retire(identifier, terms) for identifier in unwanted[:MAX_RETIREMENTS]),
     )
 
 
 def _deletions(run: Run, observed: Observed, now: dt.datetime) -> tuple[StoreAction, ...]:
     if observed.refusal:
         return ()
-    spare_bytes = observed.spare_bytes
-    purges = [Purge(identifier, spare_bytes) for identifier in purge_due(run, now=now, spare_bytes=spare_bytes)]
+    terms = observed.terms
+    purges = [Purge(identifier, terms) for identifier in purge_due(run, now=now, terms=terms)]
     due = _collection_due_at(run, observed)
     orphaned = [CollectOrphans(run.highest_attempt)] if due is not None and due <= now else []
-    return (*purges[: MAX_PURGES - observed.purged], *orphaned, *_last_leftovers(run, observed, now))
+    return (*purges, *orphaned, *_last_leftovers(run, observed, now))
 
 
 def _last_leftovers(run: Run, observed: Observed, now: dt.datetime) -> tuple[CollectLast, ...]:

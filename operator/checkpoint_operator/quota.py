@@ -8,7 +8,7 @@ quota reaches, whichever Checkpoint they belong to.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from checkpoint_operator.model import Key, Observed, Quota
 from checkpoint_sidecar.core.retention import judge
@@ -42,7 +42,7 @@ def demand_of(observed: Observed) -> Demand | None:
     policy = run.policy.retention
     if policy is None or policy.dry_run or spec.suspend:
         return Demand(required=sum(s.commit.bytes for s in run.snapshots.values() if s.live))
-    verdict = judge(run, now=now)
+    verdict = judge(run, now=now, terms=replace(observed.terms, spare_bytes=None))
     kept = sum(run.snapshots[identifier].commit.bytes for identifier in verdict.keep)
     spare = tuple(
         (found.committed_at.timestamp(), found.commit.bytes)

@@ -18,7 +18,6 @@ from checkpoint_operator.actions import (
     CreateMirror,
     MirrorAction,
     PublishPointer,
-    Purge,
     ReportMirror,
 )
 from checkpoint_operator.bare_pods import BarePods
@@ -47,9 +46,6 @@ MAX_ROUNDS = 6
 
 CONTINUE_SECONDS = 2.0
 """Until that next pass, so that one large backlog does not keep the other Checkpoints waiting."""
-
-PURGE_SECONDS = 30.0
-"""Until the next pass if only purges are left: whoever sees the wrong snapshots go has time to stop it."""
 
 ACT_SECONDS = 600.0
 """After which a round of actions is given up; one that takes longer than its own budget ends by itself before."""
@@ -186,7 +182,8 @@ class Reconciler:
     def _with_findings(self, observed: Observed) -> Observed:
         if self._scrubber is None:
             return observed
-        return replace(observed, findings=self._scrubber.findings(observed.checkpoint.key))
+        key = observed.checkpoint.key
+        return replace(observed, findings=self._scrubber.findings(key), read_back=self._scrubber.state(key))
 
     def _within_quota(self, observed: Observed) -> Observed:
         """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
@@ -251,7 +248,6 @@ class Reconciler:
                 shown=MappingProxyType(memory.shown),
                 collected=memory.collected,
                 swept=memory.swept,
-                purged=observed.purged + sum(isinstance(action, Purge) for action in done),
                 refusal=memory.refused(),
                 compactions=session.log.compactions,
             )
@@ -380,8 +376,6 @@ class Reconciler:
         due = min((moment for moment in moments if moment is not None), default=None)
         if mirrors_wait or plan.store_actions(observed):
             due = CONTINUE_SECONDS
-        elif plan.store_actions(replace(observed, purged=0)):
-            due = PURGE_SECONDS
         memory.due_at = float("inf") if due is None else time.monotonic() + due
 
     def _interval(self, memory: Memory) -> float:

@@ -17,6 +17,7 @@ from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
 from checkpoint_sidecar.core.environment import POD_LABEL
 from checkpoint_sidecar.core.lineage import quarantined
+from checkpoint_sidecar.core.purging import purge_at
 from checkpoint_sidecar.core.retention import Verdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
@@ -93,10 +94,8 @@ def mirror_status(
 
 def purge_after(run: Run, snapshot: Snapshot) -> str | None:
     """When the data of a retired snapshot may go, or None while it is not due to go at all."""
-    policy = run.policy.retention
-    if snapshot.state is not SnapshotState.RETIRED or snapshot.retired_at is None or policy is None:
-        return None
-    return timestamp(snapshot.retired_at + dt.timedelta(seconds=policy.grace_seconds))
+    end = purge_at(run, snapshot)
+    return timestamp(end) if end is not None else None
 
 
 def encode_status(status: api.CheckpointStatus | api.CheckpointSnapshotStatus) -> dict[str, Any]:

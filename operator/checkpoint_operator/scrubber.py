@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from checkpoint_operator.execute import verify
 from checkpoint_operator.limits import RateLimit
-from checkpoint_operator.model import Finding, Key
-from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_operator.model import Finding, Key, ReadBack
+from checkpoint_sidecar.core.errors import CheckpointError, UnreliableReadError
 from checkpoint_sidecar.core.run import Snapshot
 from checkpoint_sidecar.store.base import Store
 
@@ -65,6 +65,7 @@ class Scrubber:
         self._findings: dict[Key, dict[str, Finding]] = {}
         self._readings: dict[Key, _Reading] = {}
         self._rests_until: dict[Key, float] = {}
+        self._troubles: dict[Key, ReadBack] = {}
         self._queued: set[Key] = set()
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,6 +109,11 @@ class Scrubber:
         """What was found and is not settled yet."""
         return tuple(self._findings.get(key, {}).values())
 
+    def state(self, key: Key) -> ReadBack:
+        """What is being read of a Checkpoint, and what is in the way."""
+        reading = self._readings.get(key)
+        return replace(self._troubles.get(key, ReadBack()), reading=reading.snapshot if reading else "")
+
     def settle(self, key: Key, findings: Sequence[Finding]) -> None:
         """The log has these findings, or needs them no more."""
         known = self._findings.get(key, {})
@@ -121,6 +127,7 @@ class Scrubber:
         self.want(key, (), None)
         self._findings.pop(key, None)
         self._rests_until.pop(key, None)
+        self._troubles.pop(key, None)
 
     async def _serve(self) -> None:
         while True:
@@ -149,8 +156,10 @@ class Scrubber:
         except Exception as error:
             bug = None if isinstance(error, CheckpointError) else error
             logger.warning("%s: reading %s back failed, next try later: %s", key, snapshot.id, error, exc_info=bug)
+            self._troubles[key] = ReadBack(trouble=str(error), unreliable=isinstance(error, UnreliableReadError))
             self._rest(key, RETRY_SECONDS)
         else:
+            self._troubles.pop(key, None)
             outcome = "matches" if finding.check.passed else f"is damaged ({finding.check.evidence})"
             logger.info("%s: %s %s, read in %.0f s", key, snapshot.id, outcome, time.monotonic() - began)
             if not finding.check.passed:

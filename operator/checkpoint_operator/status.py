@@ -184,7 +184,7 @@ def _pending_purge(observed: Observed, run: Run) -> tuple[api.PendingPurge, ...]
     pending.sort(key=lambda each: each.purge_after)
     policy = run.policy.retention
     if policy is not None and policy.dry_run and observed.now is not None:
-        verdict = judge(run, now=observed.now, spare_bytes=observed.spare_bytes)
+        verdict = judge(run, now=observed.now, terms=observed.terms)
         # A dry run retires nothing, so the wait has not begun: the earliest moment is a grace period after the commit.
         pending += [
             api.PendingPurge(s.id, s.commit.bytes, _earliest(s, policy.grace_seconds), verdict.retire[s.id])

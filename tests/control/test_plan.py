@@ -31,7 +31,6 @@ from checkpoint_operator.actions import (
 )
 from checkpoint_operator.model import Fault, Finding, Key, Observed
 from checkpoint_operator.plan import (
-    MAX_PURGES,
     MAX_RETIREMENTS,
     MAX_VERIFICATIONS,
     mirror_actions,
@@ -45,6 +44,7 @@ from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import PodIdentity, SnapshotVerified
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
+from checkpoint_sidecar.core.purging import PURGES_AT_ONCE
 from checkpoint_sidecar.core.run import Snapshot
 from observations import KEY, later, mirror, observed, pod
 
@@ -310,9 +310,29 @@ def test_a_wrong_policy_deletes_slowly() -> None:
     assert kinds(plan(seen)) == ["Retire"] * MAX_RETIREMENTS
     history.retired(*steps[:10])
     seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
-    assert kinds(plan(seen)).count("Purge") == MAX_PURGES
-    assert kinds(plan(replace(seen, purged=MAX_PURGES - 1))).count("Purge") == 1
-    assert "Purge" not in kinds(plan(replace(seen, purged=MAX_PURGES)))
+    assert kinds(plan(seen)).count("Purge") == PURGES_AT_ONCE
+
+
+def test_purges_keep_their_pace_however_often_something_wakes_the_pass() -> None:
+    steps = range(100, 2100, 100)
+    history = saved(*steps, retention=RetentionPolicy(keep_last=1, grace_seconds=0)).retired(*steps[:-1])
+    history.wait(hours=1)
+    for step in steps[:PURGES_AT_ONCE]:
+        history.wait(minutes=-1).purge_started(step).wait(minutes=-1).purged(step)
+    seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
+    for seconds in (0, 1, 29):
+        assert "Purge" not in kinds(plan(later(seen, seconds=seconds)))
+    assert next_look(later(seen, seconds=1)) == 29
+    assert kinds(plan(later(seen, seconds=30))).count("Purge") == PURGES_AT_ONCE
+
+
+def test_a_purge_that_has_begun_goes_on_whatever_the_pace() -> None:
+    steps = range(100, 2100, 100)
+    history = saved(*steps, retention=RetentionPolicy(keep_last=1, grace_seconds=0)).retired(*steps[:-1])
+    for step in steps[:PURGES_AT_ONCE]:
+        history.wait(minutes=-1).purge_started(step)
+    seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
+    assert [a.snapshot for a in plan(seen) if isinstance(a, Purge)] == [history.id(s) for s in steps[:PURGES_AT_ONCE]]
 
 
 # Compaction

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from builders import OTHER_OWNER, OWNER, POD, History
-from checkpoint_operator.model import Fault, Key, Observed, Progress
+from checkpoint_operator.model import Fault, Key, Observed, Progress, ReadBack
 from checkpoint_operator.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.log import PodIdentity
@@ -21,6 +21,11 @@ from observations import KEY, later, observed, pod
 def condition(seen: Observed, kind: str) -> tuple[str, str]:
     found = next(c for c in status_of(seen)["conditions"] if c["type"] == kind)
     return found["status"], found["reason"]
+
+
+def message_of(seen: Observed, kind: str) -> str:
+    (found,) = (c["message"] for c in status_of(seen)["conditions"] if c["type"] == kind)
+    return str(found)
 
 
 def training(*steps: int) -> History:
@@ -216,8 +221,15 @@ def test_a_rollback_that_names_nothing_says_what_an_id_is() -> None:
             RetentionPolicy(keep_last=1),
             {"fault": Fault(Reason.READ_ONLY, "no", stalled=True)},
             {},
-            ("Unknown", "NotKnown"),
+            ("False", "ReadOnly"),
             id="read only",
+        ),
+        pytest.param(
+            RetentionPolicy(keep_last=1),
+            {"fault": Fault(Reason.STORE_UNAVAILABLE, "no")},
+            {},
+            ("Unknown", "NotKnown"),
+            id="the store fails",
         ),
         pytest.param(RetentionPolicy(keep_last=1), {"owner": OTHER_OWNER}, {}, ("Unknown", "NotKnown"), id="not ours"),
     ],
@@ -227,6 +239,24 @@ def test_whether_retention_is_enforced_with(
 ) -> None:
     seen = replace(observed(History().configured(retention=retention), **spec), **changes)
     assert condition(seen, "RetentionEnforced") == expected
+
+
+def test_a_deletion_that_waits_for_a_read_back_says_for_which() -> None:
+    retention = RetentionPolicy(keep_last=1, grace_seconds=0)
+    history = History().configured(retention=retention).started().committed(100, 200).verified(100, 200).retired(100)
+    seen = replace(observed(history), read_back=ReadBack(reading=history.id(200)))
+    assert condition(seen, "RetentionEnforced") == ("False", "VerificationPending")
+    message = message_of(seen, "RetentionEnforced")
+    assert f"waits until one that stays is read back and its checksums match; now reading {history.id(200)}." in message
+    history.verified(200, level="Checksums")
+    assert condition(replace(seen, run=history.run), "RetentionEnforced") == ("True", "Enforced")
+
+
+def test_reads_that_differ_each_time_are_a_condition() -> None:
+    seen = observed(training(100).configured(retention=RetentionPolicy(keep_last=1)))
+    trouble = ReadBack(trouble="each of 3 reads found something else wrong", unreliable=True)
+    assert condition(replace(seen, read_back=trouble), "RetentionEnforced") == ("False", "UnreliableReads")
+    assert trouble.trouble in message_of(replace(seen, read_back=trouble), "RetentionEnforced")
 
 
 def test_failing_saves_are_a_condition_until_the_next_commit() -> None:

@@ -35,8 +35,9 @@ from checkpoint_sidecar.core.log import (
     encode,
 )
 from checkpoint_sidecar.core.policy import OverwritePolicy, Policy, RestoreMode, RestorePolicy, RetentionPolicy
+from checkpoint_sidecar.core.purging import purge_due
 from checkpoint_sidecar.core.replay import advance
-from checkpoint_sidecar.core.retention import judge, purge_due
+from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, SnapshotState
 
 FILES = ("__0_0.distcp", "__1_0.distcp", "manifest.json")

@@ -31,8 +31,9 @@ from checkpoint_sidecar.core.log import (
     encode,
 )
 from checkpoint_sidecar.core.policy import Policy, RestorePolicy, SavePolicy
+from checkpoint_sidecar.core.purging import purge_due
 from checkpoint_sidecar.core.replay import _FOLD, advance, replay
-from checkpoint_sidecar.core.retention import judge, purge_due
+from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import RestoreRequest, Run, SnapshotState
 from core.strategies import ANY_BODY, NOW, OWNERS
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from checkpoint_operator import entries, execute, plan, storage
-from checkpoint_sidecar.core import attempt, lineage, log, replay, retention
+from checkpoint_sidecar.core import attempt, lineage, log, purging, replay, retention
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.store import pointer
 from checkpoint_sidecar.store.runlog import RunLog
@@ -97,7 +97,7 @@ MUTANTS = (
         "a retirement is not judged again",
         2,
         entries._retire,
-        "judge(run, now=now, spare_bytes=action.spare_bytes).retire.get(action.snapshot)",
+        "judge(run, now=now, terms=action.terms).retire.get(action.snapshot)",
         '("Planned",)',
     ),
     # 2: an unknown outcome is settled
@@ -224,7 +224,7 @@ MUTANTS = (
         "after_grace and not clock_read",
         "False",
     ),
-    Mutant(9, "there is no grace", 1, retention.purge_due, ">= policy.grace_seconds", ">= 0"),
+    Mutant(9, "there is no grace", 1, purging.purge_at, "seconds=policy.grace_seconds", "seconds=0"),
     # 10: the stock pointer is derived and repaired
     Mutant(
         10,

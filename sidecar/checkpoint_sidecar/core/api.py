@@ -377,6 +377,8 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     DELETION_REFUSED = "DeletionRefused"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    VERIFICATION_PENDING = "VerificationPending"
+    UNRELIABLE_READS = "UnreliableReads"
     NOT_KNOWN = "NotKnown"
     # SavesFailing
     SAVE_FAILED = "SaveFailed"

@@ -40,6 +40,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.overwrite import rejection
 from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.core.purging import with_grace_of
 from checkpoint_sidecar.core.run import Attempt, RestoreRequest, Run, Snapshot, SnapshotState
 
 
@@ -155,9 +156,10 @@ def _adopted(run: Run, _: _Working, __: StoredEntry, body: RunAdopted) -> Run:
     )
 
 
-def _configured(run: Run, _: _Working, __: StoredEntry, body: RunConfigured) -> Run:
+def _configured(run: Run, _: _Working, entry: StoredEntry, body: RunConfigured) -> Run:
     if run.configured and run.configured[0] == body.uid and body.generation <= run.configured[1]:
         return run
+    run = with_grace_of(run, body.policy.retention, entry.stored_at)
     pending = run.pending
     was, now = run.policy.restore.mode, body.policy.restore.mode
     fresh = RestoreRequest(f"fresh-{body.uid[:8]}-{body.generation}", None)
@@ -298,9 +300,9 @@ def _reinstated(run: Run, working: _Working, _: StoredEntry, body: SnapshotReins
     return run
 
 
-def _purge_started(run: Run, working: _Working, _: StoredEntry, body: PurgeStarted) -> Run:
+def _purge_started(run: Run, working: _Working, entry: StoredEntry, body: PurgeStarted) -> Run:
     if working.state(body.snapshot) is SnapshotState.RETIRED:
-        working.change_snapshot(body.snapshot, state=SnapshotState.PURGING)
+        working.change_snapshot(body.snapshot, state=SnapshotState.PURGING, purge_started_at=entry.stored_at)
     return run
 
 

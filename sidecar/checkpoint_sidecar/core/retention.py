@@ -4,7 +4,8 @@ Order of precedence, highest first:
 
 1. No verified snapshot on the lineage: nothing is retired at all.
 2. Floors, never retired: the one in use, the target of a pending rollback, held ones, the newest, the newest verified
-   and anything under suspicion that is newer than that, the ``keepLast`` newest.
+   and anything under suspicion that is newer than that, the ``keepLast`` newest; where snapshots are read back, the
+   newest whose checksums were compared, and the one that is being read.
 3. ``disposition: Retire``, set by a user.
 4. ``maxAge``.
 5. Keep rules, kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval, which stays
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from checkpoint_sidecar.core.lineage import in_use, lineage, quarantined, rollback_target, superseded
+from checkpoint_sidecar.core.lineage import in_use, lineage, quarantined, rollback_target, superseded, walk
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
@@ -52,12 +53,31 @@ class Verdict:
     spare: tuple[str, ...] = ()
 
 
-def judge(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an operator adds to the policy in the log.
+
+    Attributes:
+        spare_bytes: What a quota leaves for ``Verdict.spare``; None for no quota.
+        reads_back: Whether it reads snapshots back. Then the newest one whose checksums were compared is kept as well:
+            right sizes alone do not make another one as good.
+        reading: Id of the snapshot that it reads now, or empty. It is kept until the answer is known, so that reading
+            comes to an end even where snapshots are made faster than they are read.
+    """
+
+    spare_bytes: int | None = None
+    reads_back: bool = False
+    reading: str = ""
+
+
+NO_TERMS = Terms()
+
+
+def judge(run: Run, *, now: dt.datetime, terms: Terms = NO_TERMS) -> Verdict:
     """Apply the policy in the log.
 
     Args:
         now: The *store's* clock, like every time inside ``run``.
-        spare_bytes: What a quota leaves for ``Verdict.spare``; None for no quota.
     """
     chain = [s for s in lineage(run) if s.state in (SnapshotState.LIVE, SnapshotState.RETIRED)]
     branches = superseded(run)
@@ -74,6 +94,9 @@ def judge(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> Verd
     # The two views differ only while there are suspects.
     hopeful = [s for s in chain if not quarantined(run, s) and s.id not in hoped_for]
     keep = _floors(run, chain, (standing, hopeful), everything, policy)
+    if terms.reads_back and (compared := newest_compared(run)) is not None:
+        _mark(keep, [compared], "NewestCompared")
+    _mark(keep, [s for s in everything if s.id == terms.reading and s.live], "BeingRead")
     floors = frozenset(keep)
     retire: Reasons = {}
     _mark(retire, [s for s in everything if s.disposition == "Retire"], "Disposition")
@@ -88,8 +111,8 @@ def judge(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> Verd
     if policy.max_total_bytes is not None:
         room = policy.max_total_bytes - sum(s.commit.bytes for s in everything if s.id in floors)
         spare = _limit_size(keep, retire, spare, room, "MaxTotalSize")
-    if spare_bytes is not None:
-        _limit_size(keep, retire, spare, spare_bytes, "Quota")
+    if terms.spare_bytes is not None:
+        _limit_size(keep, retire, spare, terms.spare_bytes, "Quota")
     for snapshot in chain:
         replacement = replacements.get(snapshot.id)
         if replacement and not replacement.proven and replacement.id in keep and snapshot.id not in retire:
@@ -111,20 +134,10 @@ def judge(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> Verd
     )
 
 
-def purge_due(run: Run, *, now: dt.datetime, spare_bytes: int | None = None) -> tuple[str, ...]:
-    """Snapshots whose data may be deleted, in order of commit.
-
-    Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period and
-    still be unwanted. The arguments are those of ``judge``.
-    """
-    due = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]
-    policy = run.policy.retention
-    if policy is None or policy.dry_run:
-        return tuple(due)
-    unwanted = judge(run, now=now, spare_bytes=spare_bytes).retire
-    retired = (s for s in run.snapshots.values() if s.state is SnapshotState.RETIRED and s.id in unwanted)
-    due.extend(s.id for s in retired if s.retired_at and (now - s.retired_at).total_seconds() >= policy.grace_seconds)
-    return tuple(due)
+def newest_compared(run: Run) -> Snapshot | None:
+    """The newest live snapshot of the lineage whose checksums were all compared, and match."""
+    good = (s for s in walk(run, run.newest) if s.live and not s.failures and s.verified_at_least("Checksums"))
+    return next(good, None)
 
 
 def _keep_all(snapshots: Iterable[Snapshot], reason: str) -> Verdict:

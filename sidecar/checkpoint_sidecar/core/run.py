@@ -44,6 +44,7 @@ class Snapshot:
         number: That entry's number; a later commit has a larger one.
         committed_at: The store's clock at the commit.
         retired_at: The store's clock at the latest SnapshotRetired, while it is retired.
+        purge_started_at: The store's clock at PurgeStarted.
         verified: How far its bytes were checked with success, since the last release from quarantine.
         failures: How often evidence was found against it since then.
         evidence: The latest such evidence, in words.
@@ -56,6 +57,7 @@ class Snapshot:
     committed_at: dt.datetime
     state: SnapshotState = SnapshotState.LIVE
     retired_at: dt.datetime | None = None
+    purge_started_at: dt.datetime | None = None
     verified: VerifyLevel = "None"
     failures: int = 0
     evidence: str = ""
@@ -140,6 +142,9 @@ class Run:
         fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands, or
             nobody trained any more).
         configured: ``(uid, generation)`` of the policy in force, or None before the first RunConfigured.
+        longer_grace_until, longer_grace_seconds: Edits have shortened the grace period: until then, by the store's
+            clock, nothing goes that would not go after so many seconds.
+        last_grace_seconds: That of the latest policy that had one.
         pending: The rollback or fresh start no commit has carried yet.
         rollbacks: Ids of all rollbacks requested so far, in order; each acts once.
         consumed: Request ids that a commit carried.
@@ -156,6 +161,9 @@ class Run:
     fenced_up_to: int = 0
     configured: tuple[str, int] | None = None
     policy: Policy = field(default_factory=Policy)
+    longer_grace_until: dt.datetime | None = None
+    longer_grace_seconds: float = 0.0
+    last_grace_seconds: float = 0.0
     pending: RestoreRequest | None = None
     rollbacks: tuple[str, ...] = ()
     consumed: frozenset[str] = frozenset()

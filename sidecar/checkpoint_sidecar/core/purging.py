@@ -1,0 +1,93 @@
+"""When the data of retired snapshots may be deleted: the last decision before there is no way back. Pure.
+
+Retirement is the policy's (``core.retention``); here is what deletion waits for besides:
+
+1. The grace period, by the store's clock. After an edit that shortens it the longer one goes on: an edit that also
+   tightens the policy must leave the time that was promised before to notice it.
+2. A snapshot whose checksums were compared, where snapshots are read back: right sizes are no proof to delete others
+   for.
+3. The purges before it: a few at a time, so that whoever sees the wrong snapshots go has time to stop it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+from checkpoint_sidecar.core.policy import RetentionPolicy
+from checkpoint_sidecar.core.retention import NO_TERMS, Terms, judge, newest_compared
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+
+PURGES_AT_ONCE = 8
+"""Purges that may begin within ``PURGE_PAUSE``, so that a wrong policy deletes slowly."""
+
+PURGE_PAUSE = dt.timedelta(seconds=30)
+
+
+def purge_due(run: Run, *, now: dt.datetime, terms: Terms = NO_TERMS) -> tuple[str, ...]:
+    """Snapshots whose data may be deleted now, in order of commit.
+
+    Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period and
+    still be unwanted. The arguments are those of ``judge``.
+    """
+    begun = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]
+    if waits_for_comparison(run, now=now, terms=terms):
+        return tuple(begun)
+    starts = (s.purge_started_at for s in run.snapshots.values() if s.purge_started_at is not None)
+    lately = sum(abs(now - start) < PURGE_PAUSE for start in starts)
+    return (*begun, *_unwanted(run, now=now, terms=terms)[: max(PURGES_AT_ONCE - lately, 0)])
+
+
+def waits_for_comparison(run: Run, *, now: dt.datetime, terms: Terms) -> tuple[str, ...]:
+    """Snapshots that would be deleted now if the checksums of one that stays had been compared."""
+    if not terms.reads_back or newest_compared(run) is not None:
+        return ()
+    return _unwanted(run, now=now, terms=terms)
+
+
+def purge_at(run: Run, snapshot: Snapshot) -> dt.datetime | None:
+    """The end of the grace period of a retired snapshot; None where there is none."""
+    policy, retired_at = run.policy.retention, snapshot.retired_at
+    if snapshot.state is not SnapshotState.RETIRED or retired_at is None or policy is None:
+        return None
+    end = retired_at + dt.timedelta(seconds=policy.grace_seconds)
+    if run.longer_grace_until is None:
+        return end
+    # What was retired before the edit waits as long as it would have without it, and no longer.
+    before = retired_at + dt.timedelta(seconds=run.longer_grace_seconds)
+    return max(end, min(before, run.longer_grace_until))
+
+
+def next_purge_at(run: Run, *, now: dt.datetime) -> dt.datetime | None:
+    """When the passing of time alone lets the next purge begin, or None."""
+    ends = [end for s in run.snapshots.values() if (end := purge_at(run, s)) is not None]
+    paused = [s.purge_started_at + PURGE_PAUSE for s in run.snapshots.values() if s.purge_started_at]
+    # Once for all that began in this pause, and only if something waits for its end.
+    pauses = [max(paused)] if paused and any(end <= now for end in ends) else []
+    return min((moment for moment in (*ends, *pauses) if moment > now), default=None)
+
+
+def with_grace_of(run: Run, retention: RetentionPolicy | None, now: dt.datetime) -> Run:
+    """The run as of an edit of its policy at ``now``: a grace period that the edit shortens goes on."""
+    if retention is None:
+        return run  # nothing goes; the next policy is compared with the one before this
+    longest, until = run.last_grace_seconds, run.longer_grace_until
+    run = replace(run, last_grace_seconds=retention.grace_seconds)
+    if retention.grace_seconds >= longest:
+        return run
+    end = now + dt.timedelta(seconds=longest)
+    if until is not None and until > now:
+        longest, end = max(longest, run.longer_grace_seconds), max(end, until)
+    return replace(run, longer_grace_until=end, longer_grace_seconds=longest)
+
+
+def _unwanted(run: Run, *, now: dt.datetime, terms: Terms) -> tuple[str, ...]:
+    """Retired snapshots whose grace period is over and that the policy still does not want."""
+    policy = run.policy.retention
+    if policy is None or policy.dry_run:
+        return ()
+    over = [s.id for s in run.snapshots.values() if (end := purge_at(run, s)) is not None and end <= now]
+    if not over:
+        return ()
+    retire = judge(run, now=now, terms=terms).retire
+    return tuple(identifier for identifier in over if identifier in retire)
