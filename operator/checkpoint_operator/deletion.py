@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from checkpoint_operator.actions import End, Erase, StoreAction
 from checkpoint_operator.model import Checkpoint, Observed
-from checkpoint_operator.story import Happening, size
+from checkpoint_operator.story import Happening
 from checkpoint_sidecar.core.api import GROUP, EventReason, Reason
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.units import size
 
 FINALIZER = f"{GROUP}/purge"
 

@@ -13,11 +13,11 @@ from checkpoint_operator.conditions import Judgement
 from checkpoint_operator.grace import too_short
 from checkpoint_operator.model import Fault, Observed, Quota
 from checkpoint_operator.plan import rollback_target
-from checkpoint_operator.story import size
 from checkpoint_sidecar.core.api import ConditionType, Reason
 from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.purging import waits_for_comparison
 from checkpoint_sidecar.core.run import Attempt, Run, SnapshotState
+from checkpoint_sidecar.core.units import size
 
 REPORT_WITHIN = dt.timedelta(minutes=10)
 """How long labelled pods may run before an AttemptStarted is missed: imports and process groups take minutes."""

@@ -20,6 +20,7 @@ from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.purging import purge_at
 from checkpoint_sidecar.core.retention import Verdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.units import quantity
 
 COMPONENT = "checkpoint-operator"
 
@@ -79,6 +80,7 @@ def mirror_status(
         ),
         committed_at=timestamp(snapshot.committed_at),
         bytes=commit.bytes,
+        size=quantity(commit.bytes),
         files=commit.files,
         world_size=commit.world_size,
         metrics=commit.metrics,

@@ -15,10 +15,12 @@ from checkpoint_operator.plan import best_snapshot
 from checkpoint_operator.resources import encode_status, purge_after
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import MAX_LISTED, ConditionType
+from checkpoint_sidecar.core.attempt import places
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.units import quantity
 from checkpoint_sidecar.core.wire import MAX_INT64
 
 
@@ -55,6 +57,7 @@ def status_with(checkpoint: Checkpoint, fault: Fault, *, wall: dt.datetime) -> d
 
 def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.CheckpointStatus:
     live = [s for s in run.snapshots.values() if s.live]
+    retained = min(sum(s.commit.bytes for s in live), MAX_INT64)
     pending = _pending_purge(observed, run)
     suspects = [s for s in reversed(tuple(run.snapshots.values())) if s.live and quarantined(run, s)]
     return api.CheckpointStatus(
@@ -64,7 +67,8 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         last_restore=_last_restore(observed, run),
         attempt=_attempt(observed, run),
         snapshots=len(live),
-        retained_bytes=min(sum(s.commit.bytes for s in live), MAX_INT64),
+        retained_bytes=retained,
+        retained_size=quantity(retained),
         pending_purge=pending[:MAX_LISTED],
         pending_purge_snapshots=len(pending),
         pending_purge_bytes=min(sum(each.bytes for each in pending), MAX_INT64),
@@ -121,7 +125,7 @@ def _notice(attempt: Attempt) -> str | None:
 
 def _pod_count(observed: Observed, attempt: Attempt) -> int:
     reported = observed.checkpoint.status.get("attempt", {})
-    counted = [len(attempt.started.pods), sum(1 for _ in members(attempt, observed.pods))]
+    counted = [places(attempt.started.pods), sum(1 for _ in members(attempt, observed.pods))]
     # Pods that are gone were still pods of the attempt.
     if reported.get("number") == attempt.number:
         counted.append(reported.get("podCount", 0))

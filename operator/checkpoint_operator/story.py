@@ -31,6 +31,7 @@ from checkpoint_sidecar.core.log import (
     StoredEntry,
 )
 from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.core.units import size
 
 MAX_TOLD = 50
 FIRST_TOLD = 16
@@ -203,13 +204,3 @@ _TELL: dict[type, Callable[[Any, Run], _Line]] = {
     SnapshotReinstated: _reinstated,
     SnapshotPurged: _purged,
 }
-
-
-def size(count: int) -> str:
-    """Bytes for a human: ``1.2 GiB``."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024 or unit == "TiB":
-            break
-        amount /= 1024
-    return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"

@@ -327,6 +327,7 @@ CHECKPOINT_STATUS = api.CheckpointStatus(
     attempt=api.AttemptStatus(7, TIME, 900, 2, ("trainer-0", "trainer-1"), "Node node-a is cordoned."),
     snapshots=3,
     retained_bytes=3 << 40,
+    retained_size="3.0Ti",
     pending_purge=(api.PendingPurge("100-1-abcdefg2", 1 << 40, TIME, ("NoRuleKeepsIt",)),),
     quarantined=(api.QuarantinedSnapshot("950-6-abcdefg3", 2, "ChecksumMismatch: block 7"),),
     quarantined_snapshots=1,
@@ -339,6 +340,7 @@ SNAPSHOT_STATUS = api.CheckpointSnapshotStatus(
     conditions=(CONDITION, api.Condition("Verified", "True", "ChecksumsMatch", "", TIME)),
     committed_at=TIME,
     bytes=1 << 40,
+    size="1.0Ti",
     files=17,
     world_size=16,
     metrics={"loss": "0.5"},
@@ -395,7 +397,7 @@ def test_columns_tell_the_state_of_a_run(namespace: Namespace) -> None:
     assert headers(namespace, "ckpt", "--output=wide") == [*short, "URL", "RESTORED-FROM", "QUARANTINED"]
     row = namespace.kubectl("get", "ckpt", "run", "--output=wide", "--no-headers").split()
     assert row[0:2] == ["run", "1000"]
-    assert row[3:7] == ["3", str(3 << 40), "7", "True"]
+    assert row[3:7] == ["3", "3.0Ti", "7", "True"]
     assert row[8:] == ["s3://bucket/run", "900-6-abcdefg2", "1"]
 
 

@@ -19,6 +19,7 @@ from checkpoint_sidecar.core.attempt import (
     commit,
     current,
     finish_restore,
+    places,
     plan_for,
     start,
     start_over,
@@ -32,6 +33,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreInterrupted,
 )
 from checkpoint_sidecar.core.log import (
+    PodIdentity,
     RestoreFinished,
     RestoreStarted,
     RunClaimed,
@@ -89,6 +91,19 @@ def test_a_start_that_lost_the_race_for_a_number_takes_the_next_and_the_newest_s
     after = start(history.run, world_size=2, pods=())
     assert (before.attempt, before.candidate) == (2, history.id(100))
     assert (after.attempt, after.candidate) == (3, history.id(200))
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        ((), 0),
+        (("trainer-0", "trainer-1"), 2),
+        (("gpu-1:4711", "gpu-1:4712"), 1),
+        (("gpu-1:4711", "gpu-2:4711", "gpu-2:4712"), 2),
+    ],
+)
+def test_processes_of_one_host_are_one_place(names: tuple[str, ...], count: int) -> None:
+    assert places([PodIdentity(name, f"uid-{number}") for number, name in enumerate(names)]) == count
 
 
 def test_a_start_names_at_most_sixteen_pods() -> None:

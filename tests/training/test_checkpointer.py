@@ -355,3 +355,4 @@ def test_the_story_of_an_attempt_can_be_read_in_the_log(storage: RunStorage, cap
         "save of step 3: begins",
         f"saved step 3 as {storage.snapshot(3).id}",
     ]
+    assert any(record.getMessage().endswith(": 1 rank on 1 host") for record in caplog.records)

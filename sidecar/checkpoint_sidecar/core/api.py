@@ -243,6 +243,7 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
     Attributes:
         claimed_by: ``<cluster>/<namespace>/<name>`` of the run that holds the prefix, perhaps not this one.
         snapshots, retained_bytes: Count and size of the snapshots that can be restored.
+        retained_size: The same size for people, such as ``1.2Ti``.
         pending_purge_snapshots, pending_purge_bytes: Of all whose data is about to go; ``pending_purge`` lists the
             next ``MAX_LISTED``.
         quarantined_snapshots: Count of all; ``quarantined`` lists the newest ``MAX_LISTED``.
@@ -260,6 +261,7 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
     attempt: AttemptStatus | None = None
     snapshots: int | None = None
     retained_bytes: int | None = None
+    retained_size: str | None = None
     pending_purge: tuple[PendingPurge, ...] = ()
     pending_purge_snapshots: int | None = None
     pending_purge_bytes: int | None = None
@@ -293,6 +295,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
 
     Attributes:
         committed_at: The commit itself; the object may be younger, as the operator re-creates it from the log.
+        size: ``bytes`` for people, such as ``1.2Ti``.
         metrics: Decimal strings by name.
         saved_in: From the start of staging to the last uploaded byte.
         purge_after: When the data of a retired snapshot may go.
@@ -303,6 +306,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
     conditions: tuple[Condition, ...] = ()
     committed_at: Timestamp | None = None
     bytes: int | None = None
+    size: str | None = None
     files: int | None = None
     world_size: int | None = None
     metrics: dict[str, str] = {}

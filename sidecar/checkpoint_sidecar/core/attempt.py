@@ -40,6 +40,11 @@ from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 AUTOMATIC: frozenset[Trigger] = frozenset({"Schedule", "Request", "Termination", "Eviction", "Final"})
 
 
+def places(pods: Collection[PodIdentity]) -> int:
+    """How many pods these are; of processes outside Kubernetes, how many hosts."""
+    return len({pod.name.partition(":")[0] for pod in pods})
+
+
 def claim(run: Run, owner: Owner, *, url: str) -> RunClaimed | None:
     """Entry 1, or None when the prefix is already ours.
 

@@ -119,12 +119,12 @@ class Session:
         assert isinstance(entry.body, AttemptStarted)
         self.attempt = entry.body.attempt
         logger.info(
-            "attempt %d of %s at %s: %d ranks in %d pods",
+            "attempt %d of %s at %s: %s %s",
             self.attempt,
             self._owner,
             self.store.url,
-            world_size,
-            len(pods),
+            _counted(world_size, "rank"),
+            _where(pods),
         )
         self._poll.start()
         return self.attempt
@@ -324,3 +324,13 @@ class Session:
             self.log.run, self.attempt, step, trigger=trigger, overwrite=self.defaults.overwrite
         )
         return admission.snapshot if isinstance(admission, decisions.AlreadySaved) else None
+
+
+def _where(pods: tuple[PodIdentity, ...]) -> str:
+    count = decisions.places(pods)
+    outside = any(":" in pod.name for pod in pods)
+    return f"on {_counted(count, 'host')}" if outside else f"in {_counted(count, 'pod')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

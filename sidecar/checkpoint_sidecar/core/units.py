@@ -1,0 +1,24 @@
+"""Sizes as people read them."""
+
+from __future__ import annotations
+
+_UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
+
+
+def size(count: int) -> str:
+    """Bytes in a sentence: ``1.2 GiB``."""
+    amount, unit = _scaled(count)
+    return f"{amount} {unit}B"
+
+
+def quantity(count: int) -> str:
+    """Bytes as a Kubernetes quantity, rounded for display: ``1.2Gi``."""
+    amount, unit = _scaled(count)
+    return f"{amount}{unit}"
+
+
+def _scaled(count: int) -> tuple[str, str]:
+    amount, power = float(count), 0
+    while round(amount, 1) >= 1024 and power < len(_UNITS) - 1:
+        amount, power = amount / 1024, power + 1
+    return (f"{amount:.1f}" if power else str(count)), _UNITS[power]
