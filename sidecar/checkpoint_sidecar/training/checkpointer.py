@@ -375,7 +375,8 @@ class Checkpointer:
         """Let go of everything, without collectives."""
         self._closed = True
         stop = self._watch.stop()
-        deadline = time.monotonic() + (_LEAVE_SECONDS if stop is None else min(_LEAVE_SECONDS, 1.0))
+        seconds = _LEAVE_SECONDS if stop is None else min(1.0, stop.remaining_seconds - 1.0)
+        deadline = time.monotonic() + seconds
         with self._watch.inside("close"):
             for part in (self._progress, self._saver, self._session):
                 if part is not None:

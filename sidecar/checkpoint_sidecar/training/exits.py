@@ -10,6 +10,7 @@ else was cleaned up.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -47,7 +48,9 @@ def forget(work: Unfinished) -> None:
 
 
 def give_up_threads(exit_code: Callable[[], int]) -> None:
-    """Threads hang in requests and may keep the process from its end: cut that short.
+    """Threads hang in requests or collectives: end the process without them, once the rest is cleaned up.
+
+    They may keep it from its end, as those of pools do, or crash it when the interpreter ends under them.
 
     Args:
         exit_code: Asked for at the end.
@@ -94,8 +97,12 @@ def _finish() -> None:
 def _cut_short(code: int) -> None:
     # After SIGTERM the grace period is over already.
     time.sleep(EXIT_SECONDS if code == 1 else 0.5)
-    logger.critical("threads that hang in requests to the store keep this process from its end: it exits with %d", code)
     leave_now(code)
+
+
+def _leave_threads() -> None:
+    if _given_up:
+        leave_now(_given_up[-1]())
 
 
 def _forget_all() -> None:
@@ -106,5 +113,6 @@ def _forget_all() -> None:
 # Private, but the only hook that runs while threads can still be started, which an upload needs: concurrent.futures,
 # which uses it too, refuses to start any from then on. Hooks run in reverse order, so this one runs before that one's.
 threading._register_atexit(_finish)  # type: ignore[attr-defined]
+atexit.register(_leave_threads)
 # A forked child, such as a worker of a data loader, has saved nothing.
 os.register_at_fork(after_in_child=_forget_all)

@@ -68,6 +68,7 @@ class Saver:
         self._step = step
         self._last = LastSave(step, time.monotonic())
         self._eviction_served = False
+        self._stopping = False
         self.last_staging_seconds: float | None = None
 
     def vote(self, step: int) -> Vote:
@@ -84,7 +85,11 @@ class Saver:
             CheckpointError: It cannot be started, or one before failed, and training may not go on.
         """
         began = time.monotonic()
-        self._bear(self._settle(), trigger)
+        error = self._settle()
+        if error is not None and self._stopping and trigger in _BORNE:
+            self._take_leave_of(error)
+            self.terminate(step, metrics)
+        self._bear(error, trigger)
         try:
             return self._begin(step, trigger, metrics, began)
         except CheckpointError as error:
@@ -134,10 +139,8 @@ class Saver:
                 if act is LastAct.SAVE:
                     self.save(step, "Termination", metrics)
                 self.wait()
-            except FencedError:
-                raise
             except Exception as error:  # noqa: BLE001 - whatever it is, this process ends
-                logger.error("the last save before the end failed: %s", error)  # noqa: TRY400 - it says all
+                self._take_leave_of(error)
                 failed = True
         self._saves.settled()
         saved = self._agreement.from_rank_0(self._saved_step)
@@ -193,8 +196,9 @@ class Saver:
         """Wait for the running save and agree on how it ended: the same error on all ranks, or None."""
         self._saves.finish()
         ended = self._saves.take()
-        said = self._agreement.gather((ended, self._fenced()))
-        outcomes, fenced = [outcome for outcome, _ in said], said[0][1]
+        said = self._agreement.gather((ended, self._fenced(), self._watch.stop() is not None))
+        outcomes, fenced = [outcome for outcome, _, _ in said], said[0][1]
+        self._stopping = any(stopping for _, _, stopping in said)
         if any(outcome.broken for outcome in outcomes):
             self._saves.regroup(Agreement.among_all())
         if fenced is not None:
@@ -219,6 +223,11 @@ class Saver:
             raise error
         logger.error("a save failed, training goes on: %s", error)
         self._saves.owe(error)
+
+    def _take_leave_of(self, error: Exception) -> None:
+        if isinstance(error, FencedError):
+            raise error
+        logger.error("the last save before the end failed: %s", error)
 
     def _note(self, error: Exception, trigger: Trigger | None) -> str:
         """Take a failure down. Returns why training should stop, or empty."""

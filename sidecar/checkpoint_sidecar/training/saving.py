@@ -164,7 +164,7 @@ class BackgroundSave:
                 stop = self._stop()
                 if stop and stop.remaining_seconds <= RESERVE_SECONDS:
                     self.give_up("the grace period is over", CLEANUP_SECONDS)
-                elif self.quiet_seconds >= self.stall_seconds:
+                elif self.quiet_seconds >= self.stall_seconds and not (stop and stop.limited):
                     self.give_up(f"the store took and gave nothing for {self.stall_seconds:g} s", CLEANUP_SECONDS)
         except KeyboardInterrupt:
             self.cancel()
@@ -179,9 +179,9 @@ class BackgroundSave:
         if self.wait(seconds):
             return
         assert self._save is not None
-        self._save.give_up(cause, self._store.url)
-        self._copy = HostCopy()
-        exits.give_up_threads(self._exit_code)
+        if self._save.give_up(cause, self._store.url):
+            self._copy = HostCopy()
+            exits.give_up_threads(self._exit_code)
 
     def cancel(self) -> None:
         """Call the running save off, on all ranks in the end.
@@ -297,17 +297,17 @@ class _Save:
             self._seen, self._moved_at = (counted.done, counted.total), now
         return now - self._moved_at
 
-    def give_up(self, cause: str, url: str) -> None:
-        """Count it as over although its thread hangs."""
-        error: Exception | None = SaveStalledError(
-            self._operation, url, f"it did not end in time: {cause}", "It may still be committed; the next start looks."
-        )
-        committed = self._target is not None and self._target.committed
-        if committed:
-            logger.warning("%s: it is committed, but what follows the commit does not end: %s", self._operation, cause)
-            error = None
-        self._outcome = Outcome(error, committed=committed, broken=True, step=self.step)
+    def give_up(self, cause: str, url: str) -> bool:
+        """Count it as over although its thread hangs. Returns whether it is lost; it may be committed already."""
         self._given_up = True
+        if self._outcome is not None:
+            logger.warning("%s: publishing it to torch's own reader was given up: %s", self._operation, cause)
+            return False
+        cause = f"it did not end in time: {cause}"
+        error = SaveStalledError(self._operation, url, cause, "It may still be committed; the next start looks.")
+        committed = self._target is not None and self._target.committed
+        self._outcome = Outcome(None if committed else error, committed=committed, broken=True, step=self.step)
+        return True
 
     @property
     def _operation(self) -> str:
@@ -327,9 +327,11 @@ class _Save:
         if error is not None and self._target is not None:
             error, committed = self._target.settle(error)
         self.seconds = time.monotonic() - self._began
+        self._staged = {}
         if not self._given_up:
             self._outcome = Outcome(error, committed=committed, broken=broken, step=self.step)
-        self._staged = {}
+        if self._target is not None:
+            self._target.publish()
 
     def _save(self) -> tuple[Exception | None, bool]:
         """Upload and commit. Returns why that failed, or None, and whether the exchange with other ranks broke."""

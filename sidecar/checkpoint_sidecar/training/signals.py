@@ -39,7 +39,7 @@ reaches a worker directly and once more through torchrun."""
 START_SECONDS = 5.0
 """How long a start has for leaving after SIGTERM: it has nothing to save."""
 
-_LAST_SECONDS = 0.7
+_LAST_SECONDS = 0.4
 """Before SIGKILL: the last resort must be quicker."""
 
 _GLANCE_SECONDS = 0.1

@@ -23,7 +23,7 @@ from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.training.display import moved
-from checkpoint_sidecar.training.failures import INTERRUPTS, described, raising_portable
+from checkpoint_sidecar.training.failures import described, raising_portable
 from checkpoint_sidecar.training.saves import NewSave
 from checkpoint_sidecar.training.session import Session
 
@@ -97,6 +97,7 @@ class RunTarget:
         self._session = session
         self._draft = draft
         self._tried = ""
+        self._entry: SnapshotCommitted | None = None
         self.committed = False
 
     @property
@@ -143,14 +144,21 @@ class RunTarget:
             if session.log.append(decide) is None:
                 raise self._not_needed(session.store.url)
         self.committed = True
+        self._entry = entry
+
+    def publish(self) -> None:
+        """Say that the snapshot is committed, if it is, and let torch's own reader see it. Raises nothing.
+
+        Not part of the commit, so that a store that keeps silent from here on holds no other rank up.
+        """
+        if not self.committed or self._entry is None:
+            return
         try:
-            self._after_commit(entry)
-        except INTERRUPTS:
-            raise
-        except BaseException as error:  # noqa: BLE001 - the snapshot stands, whatever happens from here on
+            self._after_commit(self._entry)
+        except BaseException as error:  # noqa: BLE001 - the snapshot stands, and nothing waits for this
             # Only torch's own reader does not see it until the operator repairs the pointer.
             cause = str(error) if isinstance(error, CheckpointError) else described(error)
-            logger.warning("step %d is saved, but its stock .metadata is not published: %s", save.step, cause)
+            logger.warning("step %d is saved, but its stock .metadata is not published: %s", self._draft.step, cause)
 
     def settle(self, error: Exception) -> tuple[Exception | None, bool]:
         """What a save that ended with an error has come to: the error to tell, if any, and whether it is committed.

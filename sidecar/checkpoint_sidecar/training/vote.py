@@ -33,6 +33,11 @@ class Stop:
     repeated: bool = False
     save: bool = False
 
+    @property
+    def limited(self) -> bool:
+        """Whether the process is killed at some time."""
+        return self.remaining_seconds < UNLIMITED / 2
+
 
 @dataclass(frozen=True, slots=True)
 class Vote:
