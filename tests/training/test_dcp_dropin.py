@@ -23,11 +23,13 @@ from checkpoint_sidecar.core.errors import (
     FencedError,
     PrefixClaimedError,
     RestoreError,
+    StoreError,
 )
 from checkpoint_sidecar.core.layout import SaveFolder, save_folder_of
 from checkpoint_sidecar.core.log import Owner, RunClaimed, SnapshotRetired
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.engine.verify import check_sizes
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
@@ -218,6 +220,40 @@ def test_a_checkpoint_whose_file_the_store_lost_is_not_reported_as_saved(tmp_pat
     assert second.failures == 1
 
 
+@pytest.mark.parametrize("fault", ["the store lost a file", "the store did not say"])
+@pytest.mark.parametrize("saves_before", [0, 1])
+def test_after_a_save_that_could_not_be_verified_both_readers_give_the_same_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, saves_before: int
+) -> None:
+    if saves_before:
+        save(tmp_path, 1)
+
+    def check(store: Any, folder: str, files: Any, **_: Any) -> None:
+        if fault == "the store did not say":
+            raise StoreError("stat", "an object", "503")
+        (file,) = tmp_path.glob(f"{folder}/*.distcp")
+        file.unlink()
+        check_sizes(store, folder, files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "check_sizes", check)
+        if fault == "the store did not say":
+            save(tmp_path, 2)
+            expected: float | None = 2
+        else:
+            with pytest.raises(CorruptSnapshotError, match="does not exist"):
+                save(tmp_path, 2)
+            expected = 1 if saves_before else None
+    if expected is None:
+        with pytest.raises(RestoreError):
+            load(tmp_path)
+        assert not (tmp_path / ".metadata").exists()
+    else:
+        assert load(tmp_path) == stock_load(tmp_path) == expected
+    save(tmp_path, 3)
+    assert load(tmp_path) == stock_load(tmp_path) == 3
+
+
 def test_reading_a_directory_where_everything_was_retired_says_so(tmp_path: Path) -> None:
     save(tmp_path, 1)
     log = RunLog(open_store(StoreSettings(f"file://{tmp_path}")), writer="test")
@@ -324,20 +360,60 @@ def test_installing_puts_these_classes_where_dcp_looks_and_takes_them_away_again
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def picked() -> list[type]:
-        return [type(_storage_setup(None, "memory://bucket/ckpt", reader=reader)) for reader in (False, True)]
+        return [type(_storage_setup(None, "s3://bucket/ckpt", reader=reader)) for reader in (False, True)]
 
-    monkeypatch.setattr("checkpoint_sidecar.training.dropin.settings_of", lambda *_: StoreSettings("s3://bucket/ckpt"))
     monkeypatch.setattr("checkpoint_sidecar.training.dropin.open_store", lambda s: MemoryStore(s.url))
     before = picked()
     with installed(trust="full"):
         writer, reader = picked()
-        assert writer is CheckpointWriter
+        assert issubclass(writer, CheckpointWriter)
         assert issubclass(reader, CheckpointReader)
         assert reader.default_trust == "full"
         with installed():
             pass
     assert picked() == before
     assert [each.__name__ for each in before] == ["FsspecWriter", "FsspecReader"]
+
+
+@pytest.mark.parametrize("url", ["memory://folder/ckpt", "simplecache::memory://folder/ckpt"])
+def test_urls_that_we_do_not_serve_stay_with_the_classes_that_were_replaced(url: str) -> None:
+    loaded = {"x": torch.zeros(4)}
+    with installed():
+        written_to = url.removeprefix("simplecache::")
+        dcp.save({"x": torch.ones(4)}, checkpoint_id=written_to)
+        dcp.save({"x": torch.ones(4)}, storage_writer=dcp.FsspecWriter(path=written_to, sync_files=False))
+        dcp.load(loaded, checkpoint_id=url)
+        assert type(dcp.FsspecReader(url)).__module__.startswith("torch.")
+    assert torch.equal(loaded["x"], torch.ones(4))
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b", "a%20b", "a?b", "ä", "a//b", "..", "$(X)"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "s3a"])
+def test_the_reason_why_a_url_is_refused_is_not_hidden(scheme: str, name: str) -> None:
+    with installed():
+        for start in (dcp.save, dcp.load):
+            with pytest.raises(ConfigurationError, match="the path contains") as refusal:
+                start({"x": torch.zeros(1)}, checkpoint_id=f"{scheme}://bucket/{name}/step-1")
+            assert "Use s3://" in str(refusal.value)
+
+
+def test_a_url_that_became_a_local_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    misdirected = (Path("s3://bucket/ckpt"), "gs:/bucket/ckpt", tmp_path / "abfs:" / "bucket", "hf:/me/it")
+    for path in misdirected:
+        for storage in (CheckpointWriter, CheckpointReader):
+            with pytest.raises(ConfigurationError, match="taken for a local path"):
+                storage(path)
+    with installed():
+        for path in (*misdirected, "s3://bucket/ckpt"):
+            for storage in (FileSystemWriter, FileSystemReader):
+                with pytest.raises(ConfigurationError, match="taken for a local path"):
+                    storage(path)
+            with pytest.raises(ConfigurationError, match="taken for a local path"):
+                Path(path).mkdir(parents=True)
+        dcp.save({"x": torch.ones(1)}, storage_writer=FileSystemWriter(tmp_path / "step:5" / "c:"))
+        assert [each.name for each in tmp_path.iterdir()] == ["step:5"]
+    FileSystemWriter("s3:/bucket/ckpt")
 
 
 def test_a_save_folder_of_a_directory_has_no_step() -> None:
@@ -361,6 +437,27 @@ def test_code_that_only_passes_a_url_is_served_once_installed(
     assert torch.equal(loaded["x"], state["x"])
     assert loaded["step"] == 6
     assert fsspec.filesystem("s3", **object_store.storage_options()).exists(f"{url}/_log")
+
+
+@pytest.mark.store
+def test_programs_that_look_through_fsspec_see_what_was_saved(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    root = f"s3://{object_store.bucket()}/run"
+    system = fsspec.filesystem("s3", **object_store.storage_options())
+    with installed():
+        for step in range(1, 4):
+            dcp.save({"x": torch.zeros(1)}, checkpoint_id=f"{root}/step-{step}")
+            seen = {path.rpartition("/")[2] for path in system.ls(root)}
+            assert seen == {f"step-{number}" for number in range(1, step + 1)}
+            assert system.ls(f"{root}/step-{step}")
+        # As torchtitan's keep_latest_k does.
+        system.rm(f"{root}/step-1", recursive=True)
+        dcp.save({"x": torch.zeros(1)}, checkpoint_id=f"{root}/step-2")
+        assert not list(open_store(settings_of(f"{root}/step-1", {})).list())
+        assert len(system.find(f"{root}/step-2")) == len(list(open_store(settings_of(f"{root}/step-2", {})).list()))
 
 
 @pytest.mark.store

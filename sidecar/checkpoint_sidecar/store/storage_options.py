@@ -10,7 +10,8 @@ from typing import Any
 
 from checkpoint_sidecar.core.environment import AddressingStyle
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.core.location import OBJECT_SCHEMES, parse_url
+from checkpoint_sidecar.store import misdirected
 from checkpoint_sidecar.store import settings as keys
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 
@@ -47,6 +48,8 @@ _TUNING = frozenset(
     }
 )
 _ALIASES = {"gcs://": "gs://", "s3a://": "s3://"}
+SCHEMES = frozenset({"file", *OBJECT_SCHEMES, *(alias.removesuffix("://") for alias in _ALIASES)})
+"""Of the URLs that are taken."""
 _STYLES: dict[str, AddressingStyle] = {"auto": "Auto", "path": "Path", "virtual": "Virtual"}
 
 
@@ -62,6 +65,8 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
     Raises:
         ConfigurationError: An option would be ignored although it matters, or the URL is not allowed.
     """
+    if "://" not in os.fspath(path):
+        misdirected.check(path, "open the store")
     url = _url(os.fspath(path))
     location = parse_url(url)
     rest = {name: value for name, value in options.items() if name not in _TUNING and value is not None}

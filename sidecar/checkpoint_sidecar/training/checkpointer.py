@@ -18,6 +18,7 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.store import misdirected
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.training.agreement import Agreement
@@ -141,6 +142,8 @@ class Checkpointer:
             ConfigurationError: The pod was not injected; the message says how to change that.
         """
         env = RunEnvironment.parse(os.environ)
+        # A trainer in this process may save by itself as well.
+        misdirected.refuse()
         settings = StoreSettings(
             env.url,
             endpoint=env.endpoint,

@@ -97,14 +97,15 @@ class DirectorySave:
         )
         policy: OverwritePolicy = "Replace" if self._overwrite else "Never"
         self._log.append(lambda run: attempts.commit(run, draft, overwrite=policy))
-        self._verify(save, manifest)
         try:
+            self._verify(save, manifest)
             publish(self._store, self._log, None)
             for other in self._log.run.snapshots.values():
                 if other.live and other.id != save.snapshot:
-                    self._retire(other.id)
+                    self._retire(other.id, "Replaced")
         except (StoreError, LogError) as error:
-            logger.warning("The checkpoint is committed, but torch's own reader may not find it: %s", error)
+            logger.warning("the checkpoint is committed, but torch's own reader may find the one before: %s", error)
+            self._publish_unchecked()
 
     def abandon(self, save: NewSave) -> None:
         """Nothing to do: the next save clears away what this one left."""
@@ -135,11 +136,20 @@ class DirectorySave:
                 save.snapshot, "Sizes", passed=False, evidence=error.evidence, message=str(error)[:1024]
             )
             self._log.append(lambda _: found)
+            # So that no reader chooses it, neither ours by the log nor torch's by the pointer, which was not moved.
+            self._retire(save.snapshot, "Damaged")
             raise
         self._log.append(lambda _: SnapshotVerified(save.snapshot, "Sizes", passed=True))
 
-    def _retire(self, replaced: str) -> None:
-        self._log.append(lambda run: SnapshotRetired(replaced, ("Replaced",)) if run.snapshots[replaced].live else None)
+    def _publish_unchecked(self) -> None:
+        """Let both readers choose alike, though it is unknown whether all files arrived; what was replaced stays."""
+        try:
+            publish(self._store, self._log, None)
+        except (StoreError, LogError) as error:
+            logger.warning("the pointer for torch's own reader is not up to date: %s", error)
+
+    def _retire(self, snapshot: str, reason: str) -> None:
+        self._log.append(lambda run: SnapshotRetired(snapshot, (reason,)) if run.snapshots[snapshot].live else None)
 
     def _clear(self, attempt: int) -> None:
         """Purge what earlier saves retired, and delete what they uploaded and never committed."""

@@ -6,6 +6,7 @@ run of its own, with a log inside (see ``training.directory``); torch's own read
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -15,17 +16,21 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, ClassVar
 
-from torch.distributed.checkpoint.metadata import StorageMeta
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from checkpoint_sidecar.core.errors import ConfigurationError, RestoreError, RestoreInterrupted
 from checkpoint_sidecar.core.pointers import published_for
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.store import listings, misdirected
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.storage_options import settings_of
+from checkpoint_sidecar.store.storage_options import SCHEMES, settings_of
 from checkpoint_sidecar.training.directory import WRITER, DirectorySave
 from checkpoint_sidecar.training.reader import SnapshotReader
 from checkpoint_sidecar.training.restricted import Trust
@@ -95,6 +100,19 @@ class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
         return _can_serve(checkpoint_id)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Upload this rank's items; see ``SnapshotWriter``."""
+        done = super().write_data(plan, planner)
+        listings.forget(self._store.url)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commit; see ``SnapshotWriter``."""
+        try:
+            super().finish(metadata, results)
+        finally:
+            listings.forget(self._store.url)
 
     def _target_for(self, world_size: int) -> SaveTarget:
         return DirectorySave(self._store, overwrite=self._overwrite, world_size=world_size)
@@ -173,15 +191,23 @@ class CheckpointReader(SnapshotReader):
 def install(*, trust: Trust = "safe") -> None:
     """Let DCP use these classes wherever it would use ``FsspecWriter`` and ``FsspecReader``, in this process.
 
-    For code that only passes a URL as ``checkpoint_id``, like torchtitan. Local paths stay with torch's own classes.
+    For code that only passes a URL as ``checkpoint_id``, like torchtitan. Local paths stay with torch's classes, and
+    so do URLs of other schemes than ours (``hf://``, ``hdfs://``, ``memory://`` ...) and chained ones. From then on it
+    is an error to make a folder, or one of torch's writers and readers of local files, of a URL that some program took
+    for a local path.
 
     Args:
         trust: For every load; see ``SnapshotReader``.
     """
-    reader = type("CheckpointReader", (CheckpointReader,), {"default_trust": trust})
     for module in _patched_modules():
-        _replaced.setdefault(module, (module.FsspecWriter, module.FsspecReader))
-        module.FsspecWriter, module.FsspecReader = CheckpointWriter, reader  # type: ignore[attr-defined]
+        writer, reader = _replaced.setdefault(module, (module.FsspecWriter, module.FsspecReader))
+        installed_reader = _in_place_of(reader, CheckpointReader, default_trust=trust)
+        module.FsspecWriter, module.FsspecReader = _in_place_of(writer, CheckpointWriter), installed_reader  # type: ignore[attr-defined]
+    for local in (FileSystemWriter, FileSystemReader):
+        if local not in _guarded:
+            _guarded[local] = local.__init__
+            local.__init__ = _checking(local.__init__)  # type: ignore[method-assign]
+    misdirected.refuse()
 
 
 def uninstall() -> None:
@@ -189,6 +215,10 @@ def uninstall() -> None:
     while _replaced:
         module, (writer, reader) = _replaced.popitem()
         module.FsspecWriter, module.FsspecReader = writer, reader  # type: ignore[attr-defined]
+    while _guarded:
+        local, original = _guarded.popitem()
+        local.__init__ = original  # type: ignore[misc]
+    misdirected.allow()
 
 
 @contextmanager
@@ -202,6 +232,41 @@ def installed(*, trust: Trust = "safe") -> Iterator[None]:
 
 
 _replaced: dict[ModuleType, tuple[type, type]] = {}
+_guarded: dict[type, Any] = {}
+
+
+def _in_place_of(stock: Any, ours: Any, **attributes: Any) -> type:
+    """A class that is ours for the URLs that we serve, and makes an instance of the stock one for all others."""
+
+    def new(cls: type, path: StrPath, *args: Any, **options: Any) -> Any:
+        return object.__new__(cls) if cls is not made or _is_ours(path) else stock(path, *args, **options)
+
+    def validate_checkpoint_id(cls: type, checkpoint_id: StrPath) -> bool:
+        del cls
+        # A URL that only we could serve is ours even if it is refused: the refusal says why.
+        return bool(_is_ours(checkpoint_id) or stock.validate_checkpoint_id(checkpoint_id))
+
+    members = {"__new__": new, "validate_checkpoint_id": classmethod(validate_checkpoint_id)} | attributes
+    made = type(ours.__name__, (ours,), members)
+    return made
+
+
+def _is_ours(path: StrPath) -> bool:
+    text = os.fspath(path)
+    scheme, separator, _ = text.partition("://")
+    return "::" not in text and (not separator or scheme in SCHEMES)
+
+
+def _checking(init: Any) -> Any:
+    """The constructor of one of torch's classes for local files, refusing what was a URL; it serves subclasses too."""
+
+    @functools.wraps(init)
+    def checked(self: Any, path: StrPath, *args: Any, **options: Any) -> None:
+        if not isinstance(self, tuple(kind for kinds in _replaced.values() for kind in kinds)):
+            misdirected.check(path, "open a checkpoint")
+        init(self, path, *args, **options)
+
+    return checked
 
 
 def _patched_modules() -> list[ModuleType]:

@@ -1,0 +1,70 @@
+"""URLs that a program takes for local paths.
+
+Trainers pass whatever output folder they were given to ``Path`` or ``os.makedirs``. A URL then becomes a folder named
+``s3:`` in the working directory: the save succeeds, the bucket stays empty, and the pod takes the checkpoint with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.location import OBJECT_SCHEMES
+
+_SCHEME = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):(?=/|$)")
+
+
+def refuse() -> None:
+    """From now on, let no folder of such a name be created in this process: an error says what to do instead."""
+    _refusing.add(True)
+    _watch()
+
+
+def allow() -> None:
+    """Undo ``refuse``."""
+    _refusing.clear()
+
+
+def check(path: Any, operation: str) -> None:
+    """Refuse a local path that was a URL once.
+
+    Raises:
+        ConfigurationError: It was.
+    """
+    text = os.fsdecode(path) if isinstance(path, str | bytes | PurePath) else ""
+    for scheme in _SCHEME.findall(text):
+        if scheme in _remote_schemes():
+            raise ConfigurationError(
+                operation,
+                text,
+                f"this is a {scheme}:// URL that was taken for a local path: what is saved there would never reach "
+                "the store",
+                "Save to a local folder and let Checkpointer save to the store, or pass the URL itself, as a string, "
+                "to dcp.save(checkpoint_id=...) or CheckpointWriter.",
+            )
+
+
+_refusing: set[bool] = set()
+
+
+@cache
+def _watch() -> None:
+    """Watch folders being created, from any library: the one place that all of them pass. Cannot be undone."""
+    sys.addaudithook(_on_event)
+
+
+def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "os.mkdir" and _refusing:
+        check(arguments[0], "create a folder")
+
+
+@cache
+def _remote_schemes() -> frozenset[str]:
+    from fsspec import available_protocols
+
+    return frozenset({*OBJECT_SCHEMES, *available_protocols()} - {"file", "local"})
