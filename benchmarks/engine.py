@@ -37,7 +37,7 @@ from summary import figures
 RESULT = Path("build/bench/engine.json")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 _BEGIN, _END = "<!-- figures: made by benchmarks/engine.py -->", "<!-- end of figures -->"
-_PACKAGES = ("torch", "s3fs", "aiobotocore", "obstore", "s3torchconnector", "crc32c", "checkpoint-operator")
+_PACKAGES = ("torch", "s3fs", "aiobotocore", "s3torchconnector", "crc32c", "checkpoint-operator")
 
 
 def main(

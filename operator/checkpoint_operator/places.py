@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 
 from checkpoint_operator.endpoints import Endpoint
 from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.google_identity import named_server
 from checkpoint_sidecar.store.s3_target import target_of
 from checkpoint_sidecar.store.settings import (
     AZURE_STORAGE_ACCOUNT_NAME,
@@ -66,10 +66,9 @@ def connection_of(settings: StoreSettings) -> Connection:
 def google_base_url(key: str) -> str:
     """The server that a Google key names, or an empty string."""
     try:
-        parsed = json.loads(key)
-    except (ValueError, RecursionError):
-        return ""  # the client says what is wrong with it
-    return str(parsed.get(GOOGLE_BASE_URL) or "") if isinstance(parsed, dict) else ""
+        return named_server(key)
+    except ValueError:
+        return ""  # the check of the servers refuses it
 
 
 def _server_name(scheme: str, named: str) -> str:

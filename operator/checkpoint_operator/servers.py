@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import socket
 from collections.abc import Iterator
 
 from checkpoint_operator.endpoints import Address, Endpoint, refusal
 from checkpoint_operator.model import Fault
-from checkpoint_operator.places import GOOGLE_BASE_URL, google_base_url
+from checkpoint_operator.places import GOOGLE_BASE_URL
 from checkpoint_operator.storage import Rules, StorageFaultError
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.azure_identity import ACCOUNT
+from checkpoint_sidecar.store.google_identity import named_server
 from checkpoint_sidecar.store.s3_target import target_of
 from checkpoint_sidecar.store.settings import (
     AZURE_STORAGE_ACCOUNT_NAME,
     GOOGLE_APPLICATION_CREDENTIALS_JSON,
     StoreSettings,
 )
-
-_AZURE_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 
 
 def check_servers(settings: StoreSettings, rules: Rules) -> None:
@@ -52,15 +51,25 @@ def _named(settings: StoreSettings) -> Iterator[tuple[str, str]]:
     values = settings.credentials.read()
     if settings.endpoint:
         yield "spec.storage.endpoint", settings.endpoint
-    if scheme == "gs":
-        base_url = google_base_url(values.get(GOOGLE_APPLICATION_CREDENTIALS_JSON, ""))
+    key = values.get(GOOGLE_APPLICATION_CREDENTIALS_JSON)
+    if scheme == "gs" and key is not None:
+        base_url = _server_of(key)
         if base_url:
             yield f"{GOOGLE_BASE_URL} in {GOOGLE_APPLICATION_CREDENTIALS_JSON}", base_url
     account = values.get(AZURE_STORAGE_ACCOUNT_NAME)
-    if scheme == "az" and account is not None and not _AZURE_ACCOUNT.fullmatch(account):
+    if scheme == "az" and account is not None and not ACCOUNT.fullmatch(account):
         # It becomes a part of the host's name.
         message = f"{AZURE_STORAGE_ACCOUNT_NAME} is no name of a storage account: 3 to 24 small letters and digits."
         raise StorageFaultError(Fault(Reason.INVALID_CREDENTIALS, message))
+
+
+def _server_of(key: str) -> str:
+    try:
+        return named_server(key)
+    except ValueError as error:
+        # What cannot be read here must not be read elsewhere: a client that reads more might connect to more.
+        message = f"{GOOGLE_APPLICATION_CREDENTIALS_JSON} cannot be used: {error}."
+        raise StorageFaultError(Fault(Reason.INVALID_CREDENTIALS, message)) from None
 
 
 def _hosts(endpoint: Endpoint, settings: StoreSettings) -> tuple[str, ...]:

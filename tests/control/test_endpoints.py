@@ -185,6 +185,15 @@ def test_leading_to_more_addresses_never_helps(
 
 KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
 GOOGLE = json.dumps({"private_key": "x", "gcs_base_url": "http://169.254.169.254"})
+UNREADABLE = {
+    "a key that is none": "no",
+    "a key that is a list": f"[{GOOGLE}]",
+    "a key with a number of 5,000 digits": GOOGLE.replace('"x"', "1" * 5000),
+    "a key that is nested deeply": GOOGLE.replace('"x"', "[" * 20_000 + "]" * 20_000),
+    "a key with a server twice": GOOGLE.replace("{", '{"gcs_base_url": "",'),
+    "a key with a server that is no text": json.dumps({"gcs_base_url": ["http://169.254.169.254"]}),
+    "a key that is long": json.dumps({"gcs_base_url": "http://169.254.169.254", "x": "y" * 100_000}),
+}
 
 
 @pytest.mark.parametrize(
@@ -205,6 +214,14 @@ GOOGLE = json.dumps({"private_key": "x", "gcs_base_url": "http://169.254.169.254
             "EndpointNotAllowed",
             id="a server in Google's key",
         ),
+        *(
+            pytest.param(
+                StoreSettings("gs://b/run", credentials=Credentials.of({"GOOGLE_APPLICATION_CREDENTIALS_JSON": key})),
+                "InvalidCredentials",
+                id=name,
+            )
+            for name, key in UNREADABLE.items()
+        ),
         pytest.param(
             StoreSettings("az://b/run", credentials=Credentials.of({"AZURE_STORAGE_ACCOUNT_NAME": "evil.com/x"})),
             "InvalidCredentials",
@@ -224,13 +241,12 @@ def test_settings_that_lead_astray_are_refused(settings: StoreSettings, reason: 
     [
         StoreSettings("s3://bucket/run", credentials=Credentials.of(KEYS)),
         StoreSettings("file:///data/run"),
-        StoreSettings("gs://bucket/run", credentials=Credentials.of({"GOOGLE_APPLICATION_CREDENTIALS_JSON": "no"})),
         StoreSettings("az://bucket/run", credentials=Credentials.of({"AZURE_STORAGE_ACCOUNT_NAME": "account1"})),
         StoreSettings("s3://bucket/run", f"https://{PUBLIC}", credentials=Credentials.of(KEYS)),
         # Where a proxy resolves names, this host cannot.
         StoreSettings("s3://bucket/run", "https://no-such-host.invalid", credentials=Credentials.of(KEYS)),
     ],
-    ids=["no endpoint", "no server", "a key that is none", "an account", "a public address", "an unknown name"],
+    ids=["no endpoint", "no server", "an account", "a public address", "an unknown name"],
 )
 def test_settings_that_lead_to_stores_pass(settings: StoreSettings) -> None:
     check_servers(settings, Rules())

@@ -35,7 +35,7 @@ Effect: TypeAlias = Literal[
     "lose the reply",
     "cut the reply",
     "shorten the reply",  # by its last byte, and tell that length
-    "flip a bit of the data",  # of what a PUT sends, else of the reply
+    "flip a bit of the data",  # of what is sent as an object, else of the reply
     "answer as before",  # with the first answer to the same listing
     "answer in small pages",  # a listing
     "drop the condition",
@@ -51,6 +51,7 @@ class Fault:
     Attributes:
         effect: One of the effects, or what to answer without asking the server.
         signed_by: Only requests signed with this key id.
+        after: How many such requests are left alone before.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Fault:
     effect: Effect | Answer
     times: int = 1
     signed_by: str = ""
+    after: int = 0
 
 
 @dataclass
@@ -65,11 +67,13 @@ class FaultyServer(Seen):
     """Where the proxy listens, what it shall do, and which requests it has seen.
 
     Attributes:
+        keeps_host: Whether requests go on with the name by which the proxy was asked, which S3 signs.
         at_once: How many requests were under way when each of those began, itself among them.
         tokens: The session tokens that came with them.
     """
 
     behind: str = ""
+    keeps_host: bool = True
     endpoint: str = ""
     faults: list[Fault] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
@@ -89,6 +93,9 @@ class FaultyServer(Seen):
                     and fault.containing in path
                     and (not fault.signed_by or f"Credential={fault.signed_by}" in signature)
                 ):
+                    if fault.after:
+                        fault.after -= 1
+                        continue
                     fault.times -= 1
                     return fault.effect
             return None
@@ -103,9 +110,9 @@ class FaultyServer(Seen):
 
 
 @contextlib.contextmanager
-def faulty_server(behind: str, *, tls: ssl.SSLContext | None = None) -> Iterator[FaultyServer]:
+def faulty_server(behind: str, *, tls: ssl.SSLContext | None = None, keeps_host: bool = True) -> Iterator[FaultyServer]:
     """Listen on loopback and forward to the server at ``behind``."""
-    control = FaultyServer(behind=behind)
+    control = FaultyServer(behind=behind, keeps_host=keeps_host)
     with listening(_handler(control), tls) as control.endpoint:
         try:
             yield control
@@ -150,7 +157,8 @@ def _handler(control: FaultyServer) -> type[QuietHandler]:
                 answer = f"<Error><Code>{code}</Code><Message>{key_id}</Message></Error>".encode()
                 self.reply(status, {"Content-Type": "application/xml"}, answer)
                 return
-            if effect == "flip a bit of the data" and self.command == "PUT":
+            sends = self.command == "PUT" or "uploadType=media" in self.path
+            if effect == "flip a bit of the data" and sends:
                 body = _flipped(body)
             status, headers, answer = self.forward(body, effect)
             if "list-type" in self.path:
@@ -158,7 +166,7 @@ def _handler(control: FaultyServer) -> type[QuietHandler]:
                     first = control.first_answers.setdefault(self.path, (status, headers, answer))
                 if effect == "answer as before":
                     status, headers, answer = first
-            if effect == "flip a bit of the data" and self.command != "PUT":
+            if effect == "flip a bit of the data" and not sends:
                 answer = _flipped(answer)
             if effect == "shorten the reply":
                 answer = answer[:-1]
@@ -182,6 +190,8 @@ def _handler(control: FaultyServer) -> type[QuietHandler]:
         def forward(self, body: bytes, effect: Effect | None) -> tuple[int, dict[str, str], bytes]:
             connection = http.client.HTTPConnection(urlsplit(control.behind).netloc, timeout=60)
             headers: dict[str, Any] = dict(self.headers.items())
+            if not control.keeps_host:
+                headers["Host"] = urlsplit(control.behind).netloc
             if effect == "drop the condition":
                 headers = {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
             path = f"{self.path}&max-keys=2" if effect == "answer in small pages" else self.path

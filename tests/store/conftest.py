@@ -23,6 +23,8 @@ from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.faulty_server import FaultyServer, faulty_server
 from doubles.memory import MemoryStore
+from emulators import build, servers
+from emulators.servers import Emulator
 from s3servers import LONG, SMALLEST_PART, Route, Server
 
 FURTHER_URLS = "CHECKPOINT_CONFORMANCE_URLS"
@@ -46,6 +48,22 @@ def moto() -> Iterator[Server]:
     host, port = server.get_host_and_port()
     yield Server("moto", f"http://{host}:{port}", "a-key-id", "a-secret-key")
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[Emulator]:
+    if problem := build.problem("go", build.google()):
+        pytest.skip(problem)
+    with servers.fake_gcs_server() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[Emulator]:
+    if problem := build.problem("node", build.azure()):
+        pytest.skip(problem)
+    with servers.azurite() as emulator:
+        yield emulator
 
 
 @pytest.fixture(scope="session", params=["moto", "seaweed"] if LONG else ["moto"])
@@ -122,6 +140,14 @@ def _s3(server: str, driver: Driver) -> Opener:
     return open_
 
 
+def _cloud(fixture: str) -> Opener:
+    def open_(request: pytest.FixtureRequest) -> Store:
+        running: Emulator = request.getfixturevalue(fixture)
+        return open_store(running.settings())
+
+    return open_
+
+
 def _at(url: str, driver: Driver) -> Opener:
     return lambda _: open_store(StoreSettings(f"{url.rstrip('/')}/{secrets.token_hex(6)}"), driver=driver)
 
@@ -142,6 +168,8 @@ STORES = [
     pytest.param(_memory, id="memory"),
     pytest.param(_local, id="local files"),
     *(pytest.param(_s3(*case.values[0]), id=case.id, marks=pytest.mark.store) for case in S3_STORES),
+    pytest.param(_cloud("google"), id="fake-gcs-server", marks=pytest.mark.store),
+    pytest.param(_cloud("azure"), id="azurite", marks=pytest.mark.store),
     *_further(),
 ]
 

@@ -31,6 +31,7 @@ from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.ranges import read_range
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
+from emulators.servers import service_account_key
 from localcluster.pki import Authority
 from s3servers import SMALLEST_PART, Route, Server
 
@@ -324,11 +325,35 @@ def test_keys_that_could_not_be_deleted_are_an_error(store: Store, server: Fault
     [
         (
             "az://bucket/run",
-            {"AZURE_STORAGE_ACCOUNT_NAME": "me", "AZURE_STORAGE_ACCOUNT_KEY": "!"},
-            "Invalid Access Key",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "tenant", "AZURE_STORAGE_ACCOUNT_KEY": "secret-of-mine!"},
+            "AZURE_STORAGE_ACCOUNT_KEY: it is not base64",
         ),
-        ("az://bucket/run", {"AZURE_STORAGE_ACCOUNT_NAME": "me", "AZURE_STORAGE_SAS_TOKEN": "sig"}, "SAS query pair"),
-        ("gs://bucket/run", {"GOOGLE_APPLICATION_CREDENTIALS_JSON": '"a secret-of-mine"'}, "Unable to decode"),
+        (
+            "az://bucket/run",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "tenant", "AZURE_STORAGE_SAS_TOKEN": "secret-of-mine"},
+            "it is not a shared access signature",
+        ),
+        (
+            "az://bucket/run",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "tenant", "AZURE_STORAGE_SAS_TOKEN": "sig=secret-of-mine&comp=list"},
+            "it is not a shared access signature",
+        ),
+        (
+            "az://bucket/run",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "evil.example/", "AZURE_STORAGE_SAS_TOKEN": "sig=secret-of-mine"},
+            "AZURE_STORAGE_ACCOUNT_NAME: it does not have 3 to 24",
+        ),
+        ("gs://bucket/run", {"GOOGLE_APPLICATION_CREDENTIALS_JSON": '"a secret-of-mine"'}, "it is not a JSON object"),
+        (
+            "gs://bucket/run",
+            {"GOOGLE_APPLICATION_CREDENTIALS_JSON": service_account_key(private_key="secret-of-mine")},
+            "its private_key is not an RSA key in PEM",
+        ),
+        (
+            "gs://bucket/run",
+            {"GOOGLE_APPLICATION_CREDENTIALS_JSON": service_account_key(type="external_account")},
+            'its type is not "service_account"',
+        ),
         (
             "s3://bucket/run",
             {
@@ -339,7 +364,10 @@ def test_keys_that_could_not_be_deleted_are_an_error(store: Store, server: Fault
             "the certificates cannot be read",
         ),
     ],
-    ids=["account key", "SAS token", "service account", "certificate"],
+    ids=[
+        *("account key", "SAS token", "SAS token with more", "account"),
+        *("service account", "private key", "another type", "certificate"),
+    ],
 )
 def test_credentials_that_make_no_client_are_explained_without_being_shown(
     url: str, credentials: dict[str, str], cause: str

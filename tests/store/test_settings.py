@@ -85,6 +85,14 @@ def test_complete_credentials_are_accepted(scheme: str, values: dict[str, str]) 
     assert Credentials.of(values).read_for(scheme) == values
 
 
+@pytest.mark.parametrize("key", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nX-Header: b", "a b", "a\x00b", "clé", "键", "", "a\x7f"], ids=ascii)
+def test_a_value_that_no_header_may_have_is_refused_without_being_shown(key: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{key}: it has characters that no HTTP header may have") as raised:
+        Credentials.of(KEYS | {key: text}).read_for("s3")
+    assert not text or text not in str(raised.value)
+
+
 def test_the_ambient_identity_needs_no_values() -> None:
     assert AMBIENT.ambient
     assert AMBIENT.read_for("s3") == {}
@@ -93,7 +101,7 @@ def test_the_ambient_identity_needs_no_values() -> None:
 @pytest.mark.parametrize("text", [repr, str, "{}".format, "{!r}".format])
 def test_no_secret_is_shown(text: object) -> None:
     settings = StoreSettings("s3://bucket/run", credentials=Credentials.of(KEYS))
-    stores: list[Store] = [open_store(settings, driver=driver) for driver in ("fsspec", "obstore")]
+    stores: list[Store] = [open_store(settings, driver=driver) for driver in ("fsspec", "native")]
 
     for shown in (settings, settings.credentials, *stores):
         assert "hunter2" not in text(shown)
@@ -135,8 +143,8 @@ def test_settings_survive_pickling() -> None:
         ("s3://bucket/run", "native", "HttpStore"),
         ("s3://bucket/run", "obstore", "HttpStore"),
         ("s3://bucket/run", "fsspec", "FsspecStore"),
-        ("gs://bucket/run", "auto", "ObstoreStore"),
-        ("az://bucket/run", "auto", "ObstoreStore"),
+        ("gs://bucket/run", "auto", "HttpStore"),
+        ("az://bucket/run", "auto", "HttpStore"),
         ("file:///mnt/run", "auto", "LocalStore"),
         ("/mnt/run", "fsspec", "LocalStore"),
     ],
@@ -164,6 +172,6 @@ def test_what_nobody_serves_is_a_configuration_error(url: str, driver: Driver, c
 def test_clients_are_imported_only_when_a_store_is_opened() -> None:
     program = (
         "import sys, checkpoint_sidecar.store.opening, checkpoint_sidecar.store.runlog, checkpoint_sidecar.store.probe;"
-        "print([name for name in ('s3fs', 'obstore', 'fsspec', 'botocore', 'aiohttp') if name in sys.modules])"
+        "print([name for name in ('s3fs', 'fsspec', 'botocore', 'aiohttp', 'cryptography') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,6 +1,6 @@
 """What this project needs of an object store, and nothing else.
 
-Two adapters implement it: fsspec (the default contract, every protocol) and obstore (s3, gs, az; the accelerator). One
+Two adapters implement it: the native one (s3, gs, az, over connections of its own) and fsspec (s3 through s3fs). One
 conformance suite in ``tests/store`` runs against both and against the in-memory double.
 
 Contract common to all verbs:

@@ -82,7 +82,6 @@ class Calls(Generic[Client]):
         errors: The exceptions of the client library.
         explain: What one of them means.
         patience: How long transient failures of one request are retried.
-        renew: Makes a client that shares nothing with others; by default ``connect``.
         last_success: When the store last did anything of the kind, by the monotonic clock; patience begins anew then.
     """
 
@@ -94,10 +93,8 @@ class Calls(Generic[Client]):
         errors: tuple[type[Exception], ...],
         explain: Callable[[Exception], Fault],
         patience: Patience,
-        renew: Callable[[Mapping[str, str]], Client] | None = None,
         last_success: Callable[[], float] = lambda: -math.inf,
     ) -> None:
-        self._renew = renew or connect
         self._settings = settings
         self._scheme = parse_url(settings.url).scheme
         self._connect = connect
@@ -154,7 +151,7 @@ class Calls(Generic[Client]):
         """Use another client from now on, which has no connections yet."""
         with self._lock:
             values = self._settings.credentials.read_for(self._scheme)
-            self._connected = self._renew(values), values
+            self._connected = self._connect(values), values
 
     def _until(
         self,

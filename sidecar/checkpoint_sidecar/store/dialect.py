@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import email.utils
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 
 from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
+from checkpoint_sidecar.store.certificates import certificate_file, delete_with
 from checkpoint_sidecar.store.http_connections import Answer
-from checkpoint_sidecar.store.settings import redacted
+from checkpoint_sidecar.store.settings import CA_CERTIFICATE, redacted
 
 MOST_PAGE_BYTES = 16 * 1024 * 1024
 """What a page of a listing may have: 5,000 keys of 1,024 bytes, each of them escaped."""
@@ -26,7 +29,7 @@ class Message:
     """A request before it is signed.
 
     Attributes:
-        path: Below the bucket's base URL, not yet escaped; empty for the bucket itself.
+        path: Below the base URL, escaped; empty for the base itself.
         body: Views in bytes.
         success: The statuses of an answer that is one; any other raises ``AnswerError``.
         checksum_headers: Headers that some servers do not implement, and that may be left out.
@@ -115,28 +118,32 @@ class UnreadableAnswerError(Exception):
         self.cause = cause
 
 
-class Dialect(Protocol):
+class Dialect(ABC):
     """The requests for one bucket, by one identity. Keys are whole: with the store's prefix.
 
     Attributes:
-        base: URL of the bucket.
-        secrets: What messages of the store are cleaned of.
+        base: What the paths of all requests stand below.
         ca_file: The authorities whose certificates are trusted; empty for the system's.
         keys_per_delete: How many keys one request deletes.
-        unescaped: Characters of a path that are not escaped.
     """
 
-    @property
-    def base(self) -> str: ...
-    @property
-    def secrets(self) -> Mapping[str, str]: ...
-    @property
-    def ca_file(self) -> str: ...
-    @property
-    def keys_per_delete(self) -> int: ...
-    @property
-    def unescaped(self) -> str: ...
+    base: str
+    ca_file: str
+    keys_per_delete = 1
 
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+        self.ca_file = ""
+        if certificate := values.get(CA_CERTIFICATE):
+            self.ca_file = certificate_file(certificate)
+            delete_with(self, self.ca_file)
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """What messages of the store are cleaned of."""
+        return self._values
+
+    @abstractmethod
     def signed(self, message: Message, url: str) -> tuple[str, Mapping[str, str]]:
         """The URL and the headers of a request, with the identity of the moment.
 
@@ -144,45 +151,69 @@ class Dialect(Protocol):
             StoreError: There is no identity.
         """
 
+    @abstractmethod
     def put(self, key: str, body: Sequence[memoryview], crc32c: int, *, create: bool) -> Message:
         """Write an object; with ``create`` only if the key is free."""
 
+    def check_written(self, answer: Answer, crc32c: int) -> None:  # noqa: B027 - most stores check it themselves
+        """Raise if the answer to ``put`` says that the store has other bytes."""
+
+    @abstractmethod
     def get(self, key: str, start: int | None = None, length: int = 0) -> Message:
         """Read an object, or ``length`` bytes of it from ``start``."""
 
+    @abstractmethod
     def head(self, key: str) -> Message:
         """Describe an object."""
 
-    def described(self, answer: Answer) -> ObjectInfo:
-        """The object that the answer to ``get`` or ``head`` is about, without its key."""
-
+    @abstractmethod
     def list(self, prefix: str, after: str, token: str) -> Message:
         """One page of the objects whose keys start with ``prefix``, perhaps only of those later than ``after``."""
 
+    @abstractmethod
     def listed(self, answer: Answer) -> Page:
-        """What such a page says; the objects with their whole keys."""
+        """What such a page says; the objects with their whole keys.
 
+        Raises:
+            UnreadableAnswerError: It is no page of a listing.
+        """
+
+    @abstractmethod
     def delete(self, keys: Sequence[str]) -> Message:
         """Delete at most ``keys_per_delete`` objects."""
 
-    def kept(self, answer: Answer) -> Sequence[KeptObject]:
-        """Those that were not deleted; a missing one is not among them."""
+    def kept(self, answer: Answer) -> Sequence[KeptObject]:  # noqa: ARG002
+        """Those that were not deleted, where one request deletes several; a missing one is not among them.
 
-    def failure(self, answer: Answer) -> tuple[str, str]:
+        Raises:
+            UnreadableAnswerError: It confirms no deletion.
+        """
+        raise UnreadableAnswerError
+
+    @abstractmethod
+    def failure(self, message: Message, answer: Answer) -> tuple[str, str]:
         """Code and explanation in an answer that is an error."""
+
+
+class PartsDialect(Dialect):
+    """Large objects are written in parts, in any order."""
 
     def begin_upload(self, key: str) -> Message | None:
         """Begin an object in parts, or None where nothing has to be begun."""
 
-    def upload_id(self, answer: Answer) -> str:
+    def upload_id(self, answer: Answer) -> str:  # noqa: ARG002
         """The upload that was begun."""
+        raise UnreadableAnswerError
 
+    @abstractmethod
     def part(self, key: str, upload_id: str, index: int, body: Sequence[memoryview], crc32c: int) -> Message:
         """Write one part."""
 
+    @abstractmethod
     def tag(self, answer: Answer) -> str:
         """What completing asks for of a part."""
 
+    @abstractmethod
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[StoredPart]) -> Message:
         """Publish the object."""
 
@@ -195,15 +226,47 @@ class Dialect(Protocol):
     def unfinished(self, prefix: str, query: Mapping[str, str]) -> Message | None:
         """One page of the uploads that were not finished, or None where the store discards them by itself."""
 
-    def listed_uploads(self, answer: Answer) -> UploadPage:
+    def listed_uploads(self, answer: Answer) -> UploadPage:  # noqa: ARG002
         """What such a page says."""
+        raise UnreadableAnswerError
 
 
-def url_of(base: str, message: Message, *, safe: str) -> str:
-    """The URL of a message; ``safe`` are the characters of a path that are not escaped."""
-    path = quote(message.path, safe=safe)
+class StreamDialect(Dialect):
+    """Large objects are written from the beginning to the end."""
+
+    @abstractmethod
+    def begin_stream(self, key: str) -> Message:
+        """Begin an upload."""
+
+    @abstractmethod
+    def stream_id(self, answer: Answer) -> str:
+        """The upload that was begun."""
+
+    @abstractmethod
+    def stream(self, key: str, stream_id: str, body: Sequence[memoryview], start: int, size: int) -> Message:
+        """Send bytes from ``start`` on, of an object of ``size``; none to ask how many are stored.
+
+        The last byte publishes the object.
+        """
+
+    @abstractmethod
+    def streamed(self, answer: Answer, size: int) -> int:
+        """How many bytes are stored."""
+
+    @abstractmethod
+    def abort_stream(self, key: str, stream_id: str) -> Message:
+        """Discard an upload."""
+
+
+def url_of(base: str, message: Message) -> str:
+    """The URL of a message."""
     query = urlencode(sorted(message.query.items()), quote_via=quote, safe="-_.~")
-    return f"{base}{'/' if path else ''}{path}{'?' if query else ''}{query}"
+    return f"{base}{'/' if message.path else ''}{message.path}{'?' if query else ''}{query}"
+
+
+def escaped(key: str, *, safe: str = "/-_.~") -> str:
+    """A key as a path."""
+    return quote(key, safe=safe)
 
 
 def explanation_of(text: str, secrets: Mapping[str, str]) -> str:
@@ -265,3 +328,17 @@ def required(element: ET.Element, name: str) -> str:
 def joined(views: Iterable[memoryview]) -> bytes:
     """The bytes of a small body."""
     return b"".join(views)
+
+
+def described_by_headers(answer: Answer) -> ObjectInfo:
+    """The object that an answer describes as HTTP does.
+
+    Raises:
+        UnreadableAnswerError: It describes none.
+    """
+    try:
+        size = int(answer.headers["content-length"])
+        modified = email.utils.parsedate_to_datetime(answer.headers["last-modified"])
+    except (KeyError, ValueError):
+        raise UnreadableAnswerError("the answer tells neither size nor time of an object") from None
+    return ObjectInfo("", size, modified.astimezone(dt.UTC))

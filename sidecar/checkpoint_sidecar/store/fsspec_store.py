@@ -36,9 +36,10 @@ from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, Unfi
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Fault, Patience, batches, name_keys
 from checkpoint_sidecar.store.certificates import certificate_bundle
 from checkpoint_sidecar.store.dialect import AnswerError, UnreadableAnswerError, explanation_of
-from checkpoint_sidecar.store.http_bodies import HttpBodies, HttpUpload
+from checkpoint_sidecar.store.http_bodies import HttpBodies
 from checkpoint_sidecar.store.http_client import SILENT, explain
 from checkpoint_sidecar.store.http_connections import CONNECT_SECONDS
+from checkpoint_sidecar.store.http_upload import HttpUpload
 from checkpoint_sidecar.store.listing import beginning
 from checkpoint_sidecar.store.proxies import proxy_for
 from checkpoint_sidecar.store.s3_faults import BOTO_ERRORS, explain_boto

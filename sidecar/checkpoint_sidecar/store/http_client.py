@@ -96,14 +96,15 @@ class HttpClient:
         limit: int,
         cancellation: Cancellation | None,
     ) -> Answer:
-        url, headers = self.dialect.signed(message, url_of(self.dialect.base, message, safe=self.dialect.unescaped))
+        url, headers = self.dialect.signed(message, url_of(self.dialect.base, message))
         request = Request(message.method, url, answer_seconds, headers, message.body)
         answer = self._connections.exchange(
             request, into=into, fill_on=message.success if into else (), limit=limit, cancellation=cancellation
         )
-        if answer.status in message.success:
+        # To Google, 308 says that more is expected, unless it names a place.
+        if answer.status in message.success and (answer.status < 300 or "location" not in answer.headers):
             return answer
-        code, explanation = self.dialect.failure(answer)
+        code, explanation = self.dialect.failure(message, answer)
         raise AnswerError(
             answer.status,
             code,
@@ -116,11 +117,20 @@ class HttpClient:
 
 def _dialect(settings: StoreSettings, values: Mapping[str, str]) -> Dialect:
     # Imported where they are opened: botocore takes longer to import than most commands to run.
-    if parse_url(settings.url).scheme == "s3":
-        from checkpoint_sidecar.store.s3_dialect import S3Dialect
+    match parse_url(settings.url).scheme:
+        case "s3":
+            from checkpoint_sidecar.store.s3_dialect import S3Dialect
 
-        return S3Dialect(settings, values)
-    raise NotImplementedError
+            return S3Dialect(settings, values)
+        case "gs":
+            from checkpoint_sidecar.store.google_dialect import GoogleDialect
+
+            return GoogleDialect(settings, values)
+        case scheme:
+            from checkpoint_sidecar.store.azure_dialect import AzureDialect
+
+            assert scheme == "az", scheme
+            return AzureDialect(settings, values)
 
 
 CLIENTS: SharedClients[HttpClient] = SharedClients(HttpClient)

@@ -128,9 +128,11 @@ class Connections:
     Args:
         trust: Made on the first ``https`` URL.
         silence_seconds: How long a server may take no more of a body, or give no more.
+        proxied: Whether the environment's proxies are used.
     """
 
-    def __init__(self, trust: Callable[[], ssl.SSLContext], *, silence_seconds: float) -> None:
+    def __init__(self, trust: Callable[[], ssl.SSLContext], *, silence_seconds: float, proxied: bool = True) -> None:
+        self._proxied = proxied
         self._trust = trust
         self._silence_seconds = silence_seconds
         self._context: ssl.SSLContext | None = None
@@ -210,7 +212,7 @@ class Connections:
 
     def _connect(self, url: SplitResult) -> _Link:
         host, port = url.hostname or "", url.port or _PORTS[url.scheme]
-        proxy = proxy_for(url.scheme, host, port)
+        proxy = proxy_for(url.scheme, host, port) if self._proxied else None
         at, at_port = (proxy.host, proxy.port) if proxy else (host, port)
         connection: http.client.HTTPConnection
         if url.scheme == "https":

@@ -18,7 +18,14 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.calls import LARGE_BODY, PATIENT, Calls, Patience, batches, name_keys
-from checkpoint_sidecar.store.dialect import MOST_PAGE_BYTES, AnswerError, Page, UnreadableAnswerError, explanation_of
+from checkpoint_sidecar.store.dialect import (
+    MOST_PAGE_BYTES,
+    AnswerError,
+    Page,
+    UnreadableAnswerError,
+    described_by_headers,
+    explanation_of,
+)
 from checkpoint_sidecar.store.http_bodies import HttpBodies
 from checkpoint_sidecar.store.http_client import ERRORS, HttpClient, connecting, explain
 from checkpoint_sidecar.store.listing import beginning
@@ -69,7 +76,7 @@ class HttpStore:
         def request(client: HttpClient) -> StoredObject:
             message = client.dialect.get(self._prefix + key)
             answer = client.send(message, self._patience.answer_seconds, limit=max_bytes)
-            info = replace(client.dialect.described(answer), key=key)
+            info = replace(described_by_headers(answer), key=key)
             if info.size > max_bytes:
                 raise ObjectTooLargeError(
                     "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
@@ -91,11 +98,11 @@ class HttpStore:
     def stat(self, key: str) -> ObjectInfo | None:
         def head(client: HttpClient) -> ObjectInfo:
             answer = client.send(client.dialect.head(self._prefix + key), self._patience.answer_seconds)
-            return client.dialect.described(answer)
+            return described_by_headers(answer)
 
         def get(client: HttpClient) -> ObjectInfo:
             answer = client.send(client.dialect.get(self._prefix + key), self._patience.answer_seconds, limit=0)
-            return client.dialect.described(answer)
+            return described_by_headers(answer)
 
         # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
         for request in (head, get):
@@ -137,9 +144,11 @@ class HttpStore:
         self._bodies.discard(upload)
 
     def _put(self, key: str, view: memoryview, client: HttpClient, *, create: bool) -> None:
-        message = client.dialect.put(self._prefix + key, [view] if view else [], crc32c(view), create=create)
+        checksum = crc32c(view)
+        message = client.dialect.put(self._prefix + key, [view] if view else [], checksum, create=create)
         large = view.nbytes > LARGE_BODY
-        client.send(message, self._patience.body_seconds if large else self._patience.answer_seconds)
+        answer = client.send(message, self._patience.body_seconds if large else self._patience.answer_seconds)
+        client.dialect.check_written(answer, checksum)
 
     def _page(self, prefix: str, after: str, token: str, client: HttpClient) -> Page:
         message = client.dialect.list(prefix, after, token)

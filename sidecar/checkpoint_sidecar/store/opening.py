@@ -41,10 +41,6 @@ def open_store(
 
         return LocalStore(settings)
     if driver != "fsspec":
-        if scheme != "s3":
-            from checkpoint_sidecar.store.obstore_store import ObstoreStore
-
-            return ObstoreStore(settings, patience=patience, on_page=on_page)
         from checkpoint_sidecar.store.http_store import HttpStore
 
         return HttpStore(settings, patience=patience, on_page=on_page)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import email.utils
 import hashlib
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote_plus, urlencode
@@ -22,9 +21,11 @@ from checkpoint_sidecar.store.dialect import (
     KeptObject,
     Message,
     Page,
+    PartsDialect,
     StoredPart,
     UnreadableAnswerError,
     UploadPage,
+    escaped,
     joined,
     parse_xml,
     required,
@@ -37,31 +38,25 @@ from checkpoint_sidecar.store.settings import StoreSettings
 KEYS_PER_DELETE = 1000
 """What S3 accepts in one request."""
 
-UNESCAPED = "/-_.~"
-
 _CHECKSUM = "x-amz-checksum-crc32c"
 _HASHED = Config(s3={"payload_signing_enabled": True})
 # Large bodies have a checksum of their own; hashing them would be a second pass over the data.
 _NOT_HASHED = Config(s3={"payload_signing_enabled": False})
 
 
-class S3Dialect:
+class S3Dialect(PartsDialect):
     """See ``Dialect``."""
 
     keys_per_delete = KEYS_PER_DELETE
-    unescaped = UNESCAPED
 
     def __init__(self, settings: StoreSettings, values: Mapping[str, str]) -> None:
+        super().__init__(values)
         self._identity = S3Identity(settings, values)
-        self.ca_file = self._identity.ca_file
-        self._values = values
+        self.base = self._identity.target.base
+        self.ca_file = self.ca_file or self._identity.ca_file
         self._used: ReadOnlyCredentials | None = None
         self._common = {"x-amz-request-payer": "requester"} if settings.requester_pays else {}
         self._written = _write_headers(settings)
-
-    @property
-    def base(self) -> str:
-        return self._identity.target.base
 
     @property
     def secrets(self) -> Mapping[str, str]:
@@ -93,24 +88,25 @@ class S3Dialect:
         """See ``Dialect``."""
         condition = {"If-None-Match": "*"} if create else {}
         return Message(
-            "PUT", key, {}, {**self._written, **condition}, body, checksum_headers={_CHECKSUM: _encoded(crc32c)}
+            "PUT",
+            escaped(key),
+            {},
+            {**self._written, **condition},
+            body,
+            checksum_headers={_CHECKSUM: _encoded(crc32c)},
         )
 
     def get(self, key: str, start: int | None = None, length: int = 0) -> Message:
         """See ``Dialect``."""
         if start is None:
-            return Message("GET", key)
+            return Message("GET", escaped(key))
         # A server that ignores the range answers 200.
         success = (206,) if start else (206, 200)
-        return Message("GET", key, headers={"Range": f"bytes={start}-{start + length - 1}"}, success=success)
+        return Message("GET", escaped(key), headers={"Range": f"bytes={start}-{start + length - 1}"}, success=success)
 
     def head(self, key: str) -> Message:
         """See ``Dialect``."""
-        return Message("HEAD", key)
-
-    def described(self, answer: Answer) -> ObjectInfo:
-        """See ``Dialect``."""
-        return described_by_headers(answer)
+        return Message("HEAD", escaped(key))
 
     def list(self, prefix: str, after: str, token: str) -> Message:
         """See ``Dialect``."""
@@ -125,7 +121,7 @@ class S3Dialect:
         """See ``Dialect``."""
         page = parse_xml(answer, "ListBucketResult")
         objects = [
-            ObjectInfo(_key(page, item), int(required(item, "Size")), _time(required(item, "LastModified")))
+            ObjectInfo(_key(page, item), _number(required(item, "Size")), _time(required(item, "LastModified")))
             for item in page.iter("Contents")
         ]
         return Page(objects, required(page, "NextContinuationToken") if _truncated(page) else "")
@@ -149,18 +145,22 @@ class S3Dialect:
             for item in result.iter("Error")
         ]
 
-    def failure(self, answer: Answer) -> tuple[str, str]:
+    def failure(self, message: Message, answer: Answer) -> tuple[str, str]:  # noqa: ARG002
         """See ``Dialect``."""
-        code, message = xml_error(answer.body)
+        code, explanation = xml_error(answer.body)
         region = answer.headers.get("x-amz-bucket-region", "")
-        if not message and region and answer.status in (301, 400):
-            message = f"the bucket is in {region}"
-        return code, message
+        if not explanation and region and answer.status in (301, 400):
+            explanation = f"the bucket is in {region}"
+        return code, explanation
 
     def begin_upload(self, key: str) -> Message:
         """See ``Dialect``."""
         return Message(
-            "POST", key, {"uploads": ""}, self._written, checksum_headers={"x-amz-checksum-algorithm": "CRC32C"}
+            "POST",
+            escaped(key),
+            {"uploads": ""},
+            self._written,
+            checksum_headers={"x-amz-checksum-algorithm": "CRC32C"},
         )
 
     def upload_id(self, answer: Answer) -> str:
@@ -170,7 +170,7 @@ class S3Dialect:
     def part(self, key: str, upload_id: str, index: int, body: Sequence[memoryview], crc32c: int) -> Message:
         """See ``Dialect``."""
         query = {"partNumber": str(index + 1), "uploadId": upload_id}
-        return Message("PUT", key, query, body=body, checksum_headers={_CHECKSUM: _encoded(crc32c)})
+        return Message("PUT", escaped(key), query, body=body, checksum_headers={_CHECKSUM: _encoded(crc32c)})
 
     def tag(self, answer: Answer) -> str:
         """See ``Dialect``."""
@@ -188,7 +188,7 @@ class S3Dialect:
             ET.SubElement(element, "ETag").text = part.tag
             if part.crc32c is not None:
                 ET.SubElement(element, "ChecksumCRC32C").text = _encoded(part.crc32c)
-        return Message("POST", key, {"uploadId": upload_id}, body=[memoryview(ET.tostring(root))])
+        return Message("POST", escaped(key), {"uploadId": upload_id}, body=[memoryview(ET.tostring(root))])
 
     def check_completed(self, answer: Answer) -> None:
         """See ``Dialect``."""
@@ -196,7 +196,7 @@ class S3Dialect:
 
     def abort_upload(self, key: str, upload_id: str) -> Message:
         """See ``Dialect``."""
-        return Message("DELETE", key, {"uploadId": upload_id}, success=(200, 204))
+        return Message("DELETE", escaped(key), {"uploadId": upload_id}, success=(200, 204))
 
     def unfinished(self, prefix: str, query: Mapping[str, str]) -> Message:
         """See ``Dialect``."""
@@ -213,20 +213,6 @@ class S3Dialect:
             return UploadPage(uploads)
         markers = {"key-marker": _decoded(page, required(page, "NextKeyMarker"))}
         return UploadPage(uploads, markers | {"upload-id-marker": required(page, "NextUploadIdMarker")})
-
-
-def described_by_headers(answer: Answer) -> ObjectInfo:
-    """The object that an answer describes as HTTP does.
-
-    Raises:
-        UnreadableAnswerError: It describes none.
-    """
-    try:
-        size = int(answer.headers["content-length"])
-        modified = email.utils.parsedate_to_datetime(answer.headers["last-modified"])
-    except (KeyError, ValueError):
-        raise UnreadableAnswerError("the answer tells neither size nor time of an object") from None
-    return ObjectInfo("", size, modified.astimezone(dt.UTC))
 
 
 def _write_headers(settings: StoreSettings) -> dict[str, str]:
@@ -257,4 +243,14 @@ def _decoded(page: ET.Element, text: str) -> str:
 
 
 def _time(text: str) -> dt.datetime:
-    return dt.datetime.fromisoformat(text.strip()).astimezone(dt.UTC)
+    try:
+        return dt.datetime.fromisoformat(text.strip()).astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        raise UnreadableAnswerError from None
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UnreadableAnswerError from None
