@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.training.planner import StrictLoadPlanner
     from checkpoint_sidecar.training.randomness import RandomState
     from checkpoint_sidecar.training.signals import Terminated
-    from checkpoint_sidecar.training.state import PerRank
+    from checkpoint_sidecar.training.state import Optional, PerRank
 
 _LAZY = {
     "BalancedSavePlanner": "training.balance",
@@ -41,6 +41,7 @@ _LAZY = {
     "CheckpointWriter": "training.dropin",
     "Checkpointer": "training.checkpointer",
     "Credentials": "store.settings",
+    "Optional": "training.state",
     "PerRank": "training.state",
     "RandomState": "training.randomness",
     "StoreSettings": "store.settings",
@@ -61,6 +62,7 @@ __all__ = [
     "Credentials",
     "FencedError",
     "IncompatibleSnapshotError",
+    "Optional",
     "Owner",
     "PerRank",
     "PrefixClaimedError",

@@ -149,6 +149,8 @@ BODIES: dict[type, st.SearchStrategy[Any]] = {
         seconds=DURATIONS,
         bytes=st.integers(0, 2**60),
         compared_bytes=st.one_of(st.just(msgspec.UNSET), st.integers(0, 2**60)),
+        missing=st.lists(TEXTS, max_size=2).map(tuple),
+        unused=st.lists(TEXTS, max_size=2).map(tuple),
     ),
     SnapshotCommitted: commits(),
     SnapshotVerified: st.builds(SnapshotVerified, SNAPSHOTS, LEVELS, st.booleans(), EVIDENCE, TEXTS),

@@ -155,7 +155,12 @@ def objects_that_differ(folder: Path) -> None:
 
 @check
 def a_tensor_here_and_an_object_there(folder: Path) -> None:
-    refused(folder, {"best": Kept({"value": mine(2) if dist.get_rank() else None})}, "best.value", "object", "tensor")
+    refused(
+        folder,
+        {"best": Kept({"value": mine(2) if dist.get_rank() else None})},
+        "best",
+        "ranks 0 and 1 hold different values",
+    )
 
 
 @check

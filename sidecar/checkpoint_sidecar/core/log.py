@@ -40,6 +40,7 @@ MAX_REQUEST = 128
 """Longest id of a request, in characters."""
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+Names = Annotated[tuple[Text, ...], msgspec.Meta(max_length=32)]
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 RequestId = Annotated[str, msgspec.Meta(max_length=MAX_REQUEST)]
 AttemptNumber = Positive
@@ -172,6 +173,8 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
         bytes: Size of the snapshot.
         compared_bytes: How many of them were compared with their checksums, by all ranks together. Absent in entries of
             writers that did not count: those claimed the whole snapshot after reading a part, and verify nothing.
+        missing: Names that the training state has and the snapshot lacks; of many the first ones and a count.
+        unused: Names that the snapshot has and nothing took; likewise.
     """
 
     attempt: AttemptNumber
@@ -183,6 +186,8 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
     seconds: Seconds = 0.0
     bytes: Count = 0
     compared_bytes: Count | msgspec.UnsetType = msgspec.UNSET
+    missing: Names = ()
+    unused: Names = ()
 
 
 class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):

@@ -66,6 +66,9 @@ class Checkpointer:
         overwrite: What saving an existing step means: an error, nothing, or a replacement; likewise.
         while_saving: What a scheduled save does while another one is still uploading: wait for it, or skip its turn.
         trust: ``full`` allows snapshots to execute any pickled class on restore; only for snapshots that are your own.
+        strict: Refuse to restore when the snapshot lacks a name that an object of the state wants (``Optional`` objects
+            may be absent), or holds one of an object that the object does not take. False restores what both have and
+            reports the rest. Objects that only the snapshot has are reported either way.
         grace_seconds: From SIGTERM to SIGKILL.
         takeover_seconds: How long a start waits for another attempt that is still training before it stops that one.
         stall_seconds: How long a save that is waited for may move no byte before it is given up.
@@ -85,6 +88,7 @@ class Checkpointer:
         overwrite: OverwritePolicy = "Never",
         while_saving: Literal["wait", "skip"] = "wait",
         trust: Trust = "safe",
+        strict: bool = True,
         grace_seconds: float = DEFAULT_GRACE_SECONDS,
         takeover_seconds: float = 120.0,
         stall_seconds: float = STALL_SECONDS,
@@ -126,6 +130,7 @@ class Checkpointer:
         )
         self._skip_while_saving = while_saving == "skip"
         self._trust = trust
+        self._strict = strict
         self._takeover_seconds = takeover_seconds
         self._pod = pod or PodIdentity(f"{socket.gethostname()}:{os.getpid()}", uuid.uuid4().hex)
         self._progress: ProgressReport | None = None
@@ -169,6 +174,8 @@ class Checkpointer:
         saver = self._restored("train")
         if self._step >= total:
             return
+        # What was drawn since the restore, by the iterator of a data loader perhaps, was drawn before the save too.
+        self._state.apply_again()
         for step in range(self._step + 1, total + 1):
             yield step
             self._step = step
@@ -291,6 +298,7 @@ class Checkpointer:
             store=self._store,
             agreement=self._agreement,
             trust=self._trust,
+            strict=self._strict,
             transfers=self._transfers,
         )
         self._step = restored.step if restored else 0

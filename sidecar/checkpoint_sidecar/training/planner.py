@@ -1,6 +1,9 @@
-"""DCP's load planner, with its checks made complete and its complaints made ours."""
+"""DCP's load planner, with stricter checks that raise our errors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_local_load_plan
 from torch.distributed.checkpoint.planner import LoadPlan
@@ -27,3 +30,20 @@ class StrictLoadPlanner(DefaultLoadPlanner):
             raise IncompatibleSnapshotError("load the checkpoint", subject, str(error)) from error
         check_types(self.state_dict, self.metadata, subject=subject)
         return plan
+
+
+class ItemPlanner(StrictLoadPlanner):
+    """Loads items by their flat names, without flattening anything.
+
+    Args:
+        items: By name: a tensor to fill, or None for an object to read.
+    """
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._items = items
+
+    @property
+    def loaded(self) -> dict[str, Any]:
+        """After a load: the tensors that were given, and the objects that were read."""
+        return {name: self.state_dict[name] if each is None else each for name, each in self._items.items()}

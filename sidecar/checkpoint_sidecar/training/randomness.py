@@ -18,6 +18,7 @@ class RandomState:
     """
 
     per_rank: ClassVar[bool] = True
+    at_first_step: ClassVar[bool] = True
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}

@@ -94,6 +94,7 @@ class SnapshotReader(StorageReader):
         self._trust: Trust = trust
         self._load_id = uuid.uuid4().hex
         self._metadata = Metadata({})
+        self._opened: Metadata | None = None
 
     def _open(self, folder_path: str, manifest: Manifest | None) -> None:
         self._folder = folder_path
@@ -126,6 +127,8 @@ class SnapshotReader(StorageReader):
         """
         rank = kwargs.get("rank")
         name = METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}"
+        if self._opened is not None:
+            return self._opened
         try:
             self._locate()
             metadata = load_metadata(
@@ -142,9 +145,46 @@ class SnapshotReader(StorageReader):
         metadata.storage_meta.load_id = self._load_id
         return metadata
 
+    def open(self) -> Metadata:
+        """The snapshot's metadata, checked; the load that follows does neither again."""
+        metadata = self.read_metadata()
+        self.set_up_storage_reader(metadata, is_coordinator=True)
+        self._opened = metadata
+        return metadata
+
+    def load_objects(self, names: Sequence[str]) -> dict[str, Any]:
+        """Items that are no tensors, by name, before anything is planned. Call ``open`` first.
+
+        Raises:
+            CorruptSnapshotError, StoreError: They could not be read.
+            UntrustedSnapshotError: One holds a class that ``trust="safe"`` refuses.
+        """
+        found: dict[str, Any] = {}
+
+        def item(name: str) -> Item:
+            place = self._place(MetadataIndex(name))
+
+            def unpack(data: memoryview) -> None:
+                found[name] = self._load(name, data, map_location="cpu")
+
+            return Item(place.relative_path, Span(place.offset, place.length), None, unpack)
+
+        if self._manifest:
+            needed = {self._place(MetadataIndex(name)).relative_path for name in names}
+            check_sizes(
+                self._store,
+                self._folder,
+                [file for file in self._manifest.files if file.name in needed],
+                level=self._verify,
+            )
+        bring(self._contents(), list(map(item, names)), staging_bytes=self._settings.memory_bytes // 2)
+        return found
+
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
         """Check, before anything is planned, that the checkpoint is all there."""
         del is_coordinator, kwargs
+        if self._opened is not None:
+            return
         sizes = {file.name: file.size for file in self._manifest.files} if self._manifest else None
         check_complete(metadata, sizes, subject=self._subject)
         self._metadata = metadata
@@ -275,21 +315,20 @@ class SnapshotReader(StorageReader):
         planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
 
     def _unpack_tensor(self, item: ReadItem, target: torch.Tensor, data: memoryview) -> None:
-        saved = narrow_tensor_by_index(self._load(item, data), item.storage_offsets, item.lengths)
+        saved = narrow_tensor_by_index(
+            self._load(item.storage_index.fqn, data, "cpu"), item.storage_offsets, item.lengths
+        )
         self._check_fit(item, target, saved.dtype, saved.shape)
         target.copy_(saved)
 
     def _sanitized(self, item: ReadItem, data: memoryview) -> io.BytesIO:
         """The item as our own pickle of what a restricted unpickler made of it: planners load without restriction."""
         clean = io.BytesIO()
-        torch.save(self._load(item, data, map_location=None), clean)
+        torch.save(self._load(item.storage_index.fqn, data, None), clean)
         clean.seek(0)
         return clean
 
-    def _load(self, item: ReadItem, data: memoryview, map_location: str | None = "cpu") -> Any:
+    def _load(self, name: str, data: memoryview, map_location: str | None) -> Any:
         return load_restricted(
-            io.BytesIO(data),
-            subject=f"{item.storage_index.fqn} of {self._subject}",
-            trust=self._trust,
-            map_location=map_location,
+            io.BytesIO(data), subject=f"{name} of {self._subject}", trust=self._trust, map_location=map_location
         )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
+from checkpoint_sidecar.training.contents import Contents
 from checkpoint_sidecar.training.failures import raising_ours
-from checkpoint_sidecar.training.planner import StrictLoadPlanner
+from checkpoint_sidecar.training.leftovers import Leftovers, refusal
+from checkpoint_sidecar.training.planner import ItemPlanner
 from checkpoint_sidecar.training.reader import SnapshotReader
 from checkpoint_sidecar.training.restricted import Trust
 from checkpoint_sidecar.training.session import Candidate, Session
@@ -30,33 +29,16 @@ class Restored:
 
     Attributes:
         skipped: Snapshots that were tried before and proved damaged.
+        missing: Names that the state has and the snapshot lacks, which keep the state they had; of many the first.
+        unused: Names that the snapshot has and the state does not take; likewise.
     """
 
     snapshot: str
     step: int
     seconds: float
     skipped: tuple[str, ...] = ()
-
-
-class _Planner(StrictLoadPlanner):
-    """Leaves out what a snapshot of fewer ranks cannot have.
-
-    Args:
-        optional: ``(name, key)`` of such values in the state dict.
-    """
-
-    def __init__(self, optional: Iterable[tuple[str, str]]) -> None:
-        super().__init__()
-        self._optional = tuple(optional)
-
-    def set_up_planner(
-        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
-    ) -> None:
-        stored = metadata.state_dict_metadata if metadata else {}
-        for name, key in self._optional:
-            if f"{name}.{key}" not in stored:
-                del state_dict[name][key]
-        super().set_up_planner(state_dict, metadata, is_coordinator)
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def restore(
@@ -66,12 +48,14 @@ def restore(
     store: Store,
     agreement: Agreement,
     trust: Trust,
+    strict: bool,
     transfers: Transfers,
 ) -> Restored | None:
     """Load the newest snapshot that proves good, the same one on every rank. None means a fresh start.
 
     Args:
         session: On rank 0.
+        strict: Whether names that only the snapshot or only the state has are fatal; see ``leftovers``.
         transfers: Where the running restore is to be seen.
 
     Raises:
@@ -87,14 +71,14 @@ def restore(
         began = time.monotonic()
         progress, compared = Progress(), Compared(candidate.manifest)
         with transfers.under_way("restore", candidate.step, progress):
-            outcomes = _load(state, candidate, store, agreement, trust, progress, compared)
-        errors = [error for error in outcomes if error is not None]
+            errors, leftovers = _load(state, candidate, store, agreement, trust, strict, progress, compared)
         if not errors:
             agreement.combine(compared.flags)
         seconds = time.monotonic() - began
-        skipped = agreement.from_rank_0(partial(_record, session, candidate, errors, seconds, compared))
+        skipped = agreement.from_rank_0(partial(_record, session, candidate, errors, leftovers, seconds, compared))
         if not errors:
-            return Restored(candidate.snapshot, candidate.step, seconds, skipped)
+            missing, unused = leftovers.not_restored, leftovers.not_used
+            return Restored(candidate.snapshot, candidate.step, seconds, skipped, missing, unused)
 
 
 def _load(
@@ -103,15 +87,44 @@ def _load(
     store: Store,
     agreement: Agreement,
     trust: Trust,
+    strict: bool,
     progress: Progress,
     compared: Compared,
-) -> list[Exception | None]:
-    """Every rank's error or None, by rank, on every rank."""
-    # Ranks must not enter DCP's collectives unless all of them do.
-    error: Exception | None = None
-    try:
-        template = state.capture()
-        reader = SnapshotReader(
+) -> tuple[list[Exception], Leftovers]:
+    """The errors of all ranks, and what did not match, the same on every rank."""
+    loading = _Loading(state, candidate, store, agreement, trust, strict, progress, compared)
+    # Ranks must not enter the collectives of a phase unless all of them do.
+    for phase in (loading.open, loading.describe, loading.allocate, loading.read):
+        error: Exception | None = None
+        try:
+            phase()
+        except Exception as caught:  # noqa: BLE001 - reported by rank 0, raised on all
+            error = caught
+        errors = [each for each in agreement.gather_errors(error) if each is not None]
+        if errors:
+            return errors, Leftovers()
+    return [], loading.leftovers
+
+
+class _Loading:
+    """The phases in which a snapshot is loaded."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        candidate: Candidate,
+        store: Store,
+        agreement: Agreement,
+        trust: Trust,
+        strict: bool,
+        progress: Progress,
+        compared: Compared,
+    ) -> None:
+        self._state = state
+        self._candidate = candidate
+        self._agreement = agreement
+        self._strict = strict
+        self._reader = SnapshotReader(
             store,
             candidate.path,
             candidate.manifest,
@@ -123,27 +136,60 @@ def _load(
             sharing=None if store.url.startswith("file:") else agreement.group,
             compared=compared,
         )
-    except Exception as caught:  # noqa: BLE001 - reported by rank 0, raised on all
-        error = caught
-    errors = agreement.gather_errors(error)
-    if any(errors):
-        return errors
-    try:
-        with raising_ours(f"restore step {candidate.step}"):
-            load(template, storage_reader=reader, planner=_Planner(state.optional), process_group=agreement.group)
-        state.apply(template)
-    except Exception as caught:  # noqa: BLE001 - reported by rank 0, raised on all
-        error = caught
-    return agreement.gather_errors(error)
+        self._subject = f"step {candidate.step} from {store.url}/{candidate.path}"
+        self._operation = f"restore step {candidate.step}"
+        self.leftovers = Leftovers()
+
+    def open(self) -> None:
+        """Read what the snapshot says of itself."""
+        with raising_ours(self._operation):
+            self._contents = Contents.of(self._reader.open())
+
+    def describe(self) -> None:
+        """Let rank 0 read, for all, what has to be known before anything is allocated."""
+        names = {name for names in self._agreement.gather(self._state.names) for name in names}
+        wanted = self._contents.shared_items(names)
+        self._contents.values.update(self._agreement.from_rank_0(partial(self._reader.load_objects, wanted)))
+
+    def allocate(self) -> None:
+        """Decide where everything goes, and whether it fits."""
+        error: Exception | None = None
+        own = Leftovers()
+        try:
+            self._destinations = self._state.destinations(self._contents)
+            own = self._destinations.leftovers
+        except Exception as caught:  # noqa: BLE001 - the other ranks wait for what does not match here
+            error = caught
+        together = self._agreement.gather(own)
+        if error is not None:
+            raise error
+        self.leftovers = Leftovers.of_all(together)
+        if refused := refusal(self.leftovers, self._subject, strict=self._strict):
+            raise refused
+
+    def read(self) -> None:
+        """Load everything and put it into the objects."""
+        items = self._destinations.items
+        planner = ItemPlanner(items)
+        with raising_ours(self._operation):
+            load(items, storage_reader=self._reader, planner=planner, process_group=self._agreement.group)
+        self._contents.values.update(self._destinations.loaded(planner.loaded))
+        self._state.apply(self._contents)
 
 
 def _record(
-    session: Session | None, candidate: Candidate, errors: list[Exception], seconds: float, compared: Compared
+    session: Session | None,
+    candidate: Candidate,
+    errors: list[Exception],
+    leftovers: Leftovers,
+    seconds: float,
+    compared: Compared,
 ) -> tuple[str, ...]:
     assert session is not None  # runs on rank 0
     if errors:
         # DCP raises the same error on every rank; they differ only where a load could not begin, or not be applied.
         session.failed(candidate.snapshot, errors[0])
     else:
-        session.restored(candidate, seconds=seconds, compared=compared)
+        missing, unused = leftovers.not_restored, leftovers.not_used
+        session.restored(candidate, seconds=seconds, compared=compared, missing=missing, unused=unused)
     return tuple(session.skipped)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import datetime as dt
+import decimal
+import fractions
+import importlib
 import io
+import pathlib
 import pickle
 import re
+import sys
+import uuid
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -35,7 +43,8 @@ def load_restricted(stream: io.BytesIO, *, subject: str, trust: Trust, map_locat
         if trust == "full":
             return torch.load(stream, map_location=map_location, weights_only=False)
         inspect(stream)
-        return torch.load(stream, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals(safe_classes()):
+            return torch.load(stream, map_location=map_location, weights_only=True)
     except RefusedError as refused:
         raise UntrustedSnapshotError(_OPERATION, subject, str(refused), TRUST_HINT) from None
     except MalformedError as malformed:
@@ -52,3 +61,50 @@ def load_restricted(stream: io.BytesIO, *, subject: str, trust: Trust, map_locat
         ) from error
     except Exception as error:
         raise CheckpointError(_OPERATION, subject, f"{type(error).__name__}: {str(error)[:500]}") from error
+
+
+def safe_classes() -> list[Any]:
+    """What ``torch.load(weights_only=True)`` may rebuild besides what torch allows: plain data and nothing that acts.
+
+    For values that DCP pickled, in snapshots of earlier versions and stock checkpoints.
+    """
+    found: list[Any] = [
+        collections.defaultdict,
+        collections.deque,
+        dt.date,
+        dt.datetime,
+        dt.time,
+        dt.timedelta,
+        dt.timezone,
+        decimal.Decimal,
+        fractions.Fraction,
+        uuid.UUID,
+        range,
+        slice,
+        frozenset,
+        int,
+        float,
+        str,
+        bool,
+        bytes,
+        list,
+        dict,
+        set,
+        tuple,
+        pathlib.PurePosixPath,
+        pathlib.PureWindowsPath,
+        type(pathlib.Path()),
+    ]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        multiarray = importlib.import_module(
+            "numpy._core.multiarray" if hasattr(numpy, "_core") else "numpy.core.multiarray"
+        )
+        kinds = {type(numpy.dtype(code)) for code in "?bhilqBHILQefdgFDGSUMm"}
+        found += [numpy.ndarray, numpy.dtype, multiarray.scalar, multiarray._reconstruct, *kinds]
+        # NumPy 1 pickles under the names of its old modules.
+        found += [
+            (multiarray.scalar, "numpy.core.multiarray.scalar"),
+            (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+        ]
+    return found

@@ -18,6 +18,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreError,
     RestoreInterrupted,
     UnreliableReadError,
+    UntrustedSnapshotError,
 )
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.log import (
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 3.0
 
 # Errors that name the caller's next move by themselves; anything else that stops a restore becomes RestoreInterrupted.
-_TELLING = (FencedError, IncompatibleSnapshotError, RestoreError, RestoreInterrupted)
+_TELLING = (FencedError, IncompatibleSnapshotError, UntrustedSnapshotError, RestoreError, RestoreInterrupted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +159,22 @@ class Session:
             except CheckpointError as error:
                 self.failed(snapshot.id, error)
 
-    def restored(self, candidate: Candidate, *, seconds: float, compared: Compared) -> None:
+    def restored(
+        self,
+        candidate: Candidate,
+        *,
+        seconds: float,
+        compared: Compared,
+        missing: tuple[str, ...] = (),
+        unused: tuple[str, ...] = (),
+    ) -> None:
         """Every rank loaded it.
 
         Args:
             compared: What all ranks together compared with checksums. Only all of it verifies the snapshot: a model
                 without its optimizer says nothing about the rest.
+            missing: Names that the snapshot lacks, which keep the state they had.
+            unused: Names that the snapshot has and nothing took.
         """
         self._compare_rest(candidate, compared)
         size = candidate.manifest.size
@@ -177,8 +188,14 @@ class Session:
                 seconds=seconds,
                 bytes=size,
                 compared_bytes=size - compared.bytes_left,
+                missing=_texts(missing),
+                unused=_texts(unused),
             )
         )
+        if missing:
+            logger.warning("not in snapshot %s, left as they are: %s", candidate.snapshot, ", ".join(missing))
+        if unused:
+            logger.warning("in snapshot %s, and not used: %s", candidate.snapshot, ", ".join(unused))
         logger.info(
             "restored step %d from %s/%s: %s",
             candidate.step,
@@ -334,3 +351,7 @@ def _where(pods: tuple[PodIdentity, ...]) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _texts(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name[:MAX_TEXT] for name in names)

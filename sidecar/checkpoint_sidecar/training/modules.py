@@ -1,0 +1,180 @@
+"""The state of modules under the names that survive wrapping, and how it is put back.
+
+Names are those of ``module.state_dict()`` without what DistributedDataParallel, FSDP1, ``torch.compile`` and activation
+checkpointing put in front, so that a run may change its wrappers from one start to the next.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import _get_fqns
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    ShardedOptimStateDictConfig,
+    ShardedStateDictConfig,
+    StateDictType,
+)
+from torch.nn import Module
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.training.forms import is_uninitialized
+
+_WRAPPERS = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod")
+
+
+def is_flat(module: Module) -> bool:
+    """Whether part of a module is wrapped by FSDP1, which keeps its parameters in flat ones."""
+    return bool(FullyShardedDataParallel.fsdp_modules(module))
+
+
+@contextmanager
+def sharded_state(module: Module) -> Iterator[None]:
+    """Let FSDP1 hand out and take sharded state; no other module is changed."""
+    if not is_flat(module):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        with FullyShardedDataParallel.state_dict_type(
+            module, StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig(), ShardedOptimStateDictConfig()
+        ):
+            yield
+
+
+def module_state(module: Module) -> dict[str, Any]:
+    """The module's state dict by clean names; tensors share its memory. Collective under FSDP1."""
+    return {clean: value for clean, (_, value) in _named_state(module).items()}
+
+
+def put_module_state(module: Module, state: Mapping[str, Any], *, strict: bool) -> None:
+    """Put back a state by clean names, through the module's own ``load_state_dict``. Collective under FSDP1.
+
+    Buffers that the module has as None, or in another shape, are replaced first: ``load_state_dict`` cannot.
+    """
+    buffers = _buffers(module)
+    for name, value in state.items():
+        if name in buffers and isinstance(value, torch.Tensor):
+            owner, leaf = buffers[name]
+            present = owner._buffers[leaf]
+            if present is None or not (is_uninitialized(present) or _takes(present, value)):
+                owner._buffers[leaf] = value if present is None else value.to(present.device)
+    raw = {clean: key for clean, (key, _) in _named_state(module).items()}
+    with torch.no_grad(), sharded_state(module):
+        module.load_state_dict({raw.get(name, name): value for name, value in state.items()}, strict=strict)
+
+
+def replaceable(module: Module) -> set[str]:
+    """Clean names of what may come back with another shape than it has now: buffers, and what is not initialized."""
+    lazy = (clean_name(module, key) for key, tensor in module.named_parameters() if is_uninitialized(tensor))
+    return {*_buffers(module), *lazy}
+
+
+def parameter_names(module: Module) -> dict[int, tuple[str, ...]]:
+    """The clean names of each parameter, by ``id``: several where weights are tied."""
+    names: dict[int, tuple[str, ...]] = {}
+    for key, parameter in module.named_parameters(remove_duplicate=False):
+        clean = clean_name(module, key)
+        known = names.get(id(parameter), ())
+        names[id(parameter)] = known if clean in known else (*known, clean)
+    return names
+
+
+def tied_names(module: Module) -> list[tuple[str, ...]]:
+    """Groups of names that stand for one parameter."""
+    return sorted(names for names in parameter_names(module).values() if len(names) > 1)
+
+
+def frozen_names(module: Module) -> list[str]:
+    """Parameters that require no gradient."""
+    return sorted(
+        {
+            clean_name(module, key)
+            for key, parameter in module.named_parameters(remove_duplicate=False)
+            if not parameter.requires_grad
+        }
+    )
+
+
+def thaw(module: Module, frozen: Iterable[str], saved: Iterable[str]) -> list[str]:
+    """Let parameters require gradients as they did when they were saved. Returns the names of those that did not.
+
+    Args:
+        frozen: Names of those that required none.
+        saved: Names of all that were saved.
+    """
+    without, known, changed = set(frozen), set(saved), []
+    for key, parameter in module.named_parameters():
+        name = clean_name(module, key)
+        if name in known and parameter.requires_grad == (name in without):
+            parameter.requires_grad_(name not in without)
+            changed.append(name)
+    return changed
+
+
+def unsaved_buffers(module: Module) -> list[str]:
+    """Non-persistent buffers: no state dict has them; the module's constructor makes them again."""
+    return [
+        f"{prefix}.{leaf}" if prefix else leaf
+        for prefix, part in module.named_modules()
+        for leaf in sorted(part._non_persistent_buffers_set)
+        if part._buffers.get(leaf) is not None
+    ]
+
+
+def check_module(name: str, module: Module) -> None:
+    """Refuse a module whose elements are nowhere.
+
+    Raises:
+        ConfigurationError: It is on the meta device.
+    """
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not is_uninitialized(tensor) and tensor.is_meta:
+            raise ConfigurationError(
+                "describe the training state",
+                f"{name}.{key}",
+                "it is on the meta device and has no elements to load into",
+                "Move the module to its device first: module.to_empty(device=...), then reset its parameters.",
+            )
+
+
+def clean_name(module: Module, key: str) -> str:
+    """A key of ``module.state_dict()`` without the parts that wrappers added."""
+    if "." not in key:
+        return key
+    try:
+        (clean,) = _get_fqns(module, key)
+    except (AttributeError, AssertionError, RuntimeError, ValueError):
+        # A hook of the module has renamed it, so that it leads nowhere.
+        return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+    return clean
+
+
+def _named_state(module: Module) -> dict[str, tuple[str, Any]]:
+    with torch.no_grad(), sharded_state(module):
+        state = module.state_dict()
+    named: dict[str, tuple[str, Any]] = {}
+    for key, value in state.items():
+        clean = clean_name(module, key)
+        named[key if clean in named else clean] = (key, value)
+    return named
+
+
+def _buffers(module: Module) -> dict[str, tuple[Module, str]]:
+    """Where each persistent buffer is, also one that is None, by clean name."""
+    return {
+        clean_name(module, f"{prefix}.{leaf}" if prefix else leaf): (part, leaf)
+        for prefix, part in module.named_modules()
+        for leaf in part._buffers
+        if leaf not in part._non_persistent_buffers_set
+    }
+
+
+def _takes(present: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether ``copy_`` can put the value where the present one is."""
+    overlaps = any(stride == 0 and size > 1 for stride, size in zip(present.stride(), present.shape, strict=True))
+    return present.shape == value.shape and not overlaps

@@ -1,0 +1,39 @@
+"""What earlier versions saved restores, also into optimizers that were never stepped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import flattened
+from training.resuming import Job, attempt, differences, seeded
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def make() -> Job:
+    state = flattened.job()
+    return Job(state, lambda step: flattened.train(state, step), options={"run": "flattened"})
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    shutil.copytree(Path(flattened.__file__).with_name("flattened_run"), tmp_path / "run")
+    expected = seeded(make)
+    for step in (1, 2):
+        expected.step(step)
+    expected.step(3)
+    found = seeded(make)
+    restored = attempt(lambda: found, f"file://{tmp_path}/run", 2)
+    restored.step(3)
+    assert not list(differences(expected.fingerprint(), restored.fingerprint()))
+
+
+def test_it_saves_and_restores_in_the_new_form(tmp_path: Path) -> None:
+    shutil.copytree(Path(flattened.__file__).with_name("flattened_run"), tmp_path / "run")
+    saved = attempt(make, f"file://{tmp_path}/run", 4).fingerprint()
+    torch.manual_seed(7)
+    again = attempt(make, f"file://{tmp_path}/run", 4).fingerprint()
+    assert not list(differences(saved, again))
