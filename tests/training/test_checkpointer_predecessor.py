@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.progress import MAX_PROGRESS_BYTES, Progress, encod
 from checkpoint_sidecar.store.progress import read_beat
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
+from checkpoint_sidecar.training.progress import ProgressReport
 from doubles.faulty import FaultyStore, fails_with
 from doubles.memory import MemoryStore
 
@@ -137,3 +138,44 @@ def test_reading_the_stores_clock_leaves_nothing_behind() -> None:
     world.beat()
     world.wait()
     assert not [info.key for info in world.store.list("_probe/")]
+
+
+# Whose beat it is
+
+
+class Reports:
+    """The heartbeat of attempt 1, as it wakes up beside whatever has happened since."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.log = RunLog(world.store, writer="attempt 1")
+        self.log.refresh()
+        self.report = ProgressReport(
+            world.store,
+            attempt=1,
+            pods=(POD,),
+            fenced=lambda: not self.log.run.may_commit(1),
+            refresh=self.log.refresh,
+        )
+
+    def write(self) -> int:
+        """Write a beat; returns whose beat is there then."""
+        self.report._write()
+        beat = read_beat(self.world.store)
+        assert beat is not None
+        return beat.progress.attempt
+
+
+def test_a_gang_that_wakes_up_leaves_the_heartbeat_of_its_successor_alone() -> None:
+    reports = Reports(world := World())
+    assert reports.write() == 1
+    world.log.append(lambda run: decisions.start(run, world_size=1, pods=NEWCOMER))
+    world.store.put(PROGRESS_KEY, encode(Progress(2, 7, "", NEWCOMER)))
+    assert reports.log.run.may_commit(1), "the process has not read the log since it was stopped"
+    assert reports.write() == 2
+
+
+def test_a_damaged_heartbeat_of_an_attempt_that_never_was_is_overwritten() -> None:
+    reports = Reports(world := World())
+    world.store.put(PROGRESS_KEY, encode(Progress(99, 7, "", NEWCOMER)))
+    assert reports.write() == 1

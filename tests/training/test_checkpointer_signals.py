@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -141,6 +142,67 @@ def test_a_forked_child_dies_of_its_own_sigterm_and_does_not_tell_its_parent(wat
     assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
     time.sleep(0.1)
     assert watch.stop() is None
+
+
+def test_sigterm_is_noticed_although_asyncio_has_taken_the_descriptor(watch: TerminationWatch) -> None:
+    async def end() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        assert watch.stop() is not None
+
+    asyncio.run(end())
+
+
+def test_sigterm_is_noticed_although_another_handler_was_installed_since(watch: TerminationWatch) -> None:
+    heard: list[int] = []
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    signal.set_wakeup_fd(mouth.fileno())
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    watch.keep()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert eventually(lambda: watch.stop() is not None)
+    assert heard == [signal.SIGTERM]
+    signal.set_wakeup_fd(-1)
+    ear.close()
+    mouth.close()
+
+
+def test_a_start_leaves_at_once_and_the_former_handler_is_called() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    watch = TerminationWatch(30.0)
+    watch.install(starting=True)
+    try:
+        with pytest.raises(Terminated) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (caught.value.saved_step, heard) == (None, [signal.SIGTERM])
+    finally:
+        watch.remove()
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_watches_that_are_removed_in_any_order_leave_nothing_behind(first: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    watches = [TerminationWatch(30.0), TerminationWatch(30.0)]
+    for watch in watches:
+        watch.install()
+    watches[first].remove()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert eventually(lambda: watches[1 - first].stop() is not None)
+    watches[1 - first].remove()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_asked_for_has_no_deadline_of_its_own_and_keeps_that_of_sigterm(watch: TerminationWatch) -> None:
+    watch.ask()
+    stop = watch.stop()
+    assert stop is not None
+    assert (stop.save, stop.limited) == (True, False)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert eventually(lambda: bool((stop := watch.stop()) and stop.limited and stop.save))
 
 
 def test_outside_the_main_thread_sigterm_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -171,6 +171,11 @@ class RunLog:
                 if not sent:
                     raise
                 occupant, cause = None, error.cause
+            except LogError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the request may have been sent before
+                sent = True
+                occupant, cause = None, f"{type(error).__name__}: {error}"
             if occupant is None:
                 raise UnknownOutcomeError(
                     "append to the run log", f"{self.store.url}/{key}", f"it may have been written: {cause}"

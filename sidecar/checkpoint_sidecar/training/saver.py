@@ -74,6 +74,8 @@ class Saver:
     def vote(self, step: int) -> Vote:
         """This rank's word after a step. No collective."""
         self._step = step
+        if self._saves.failed:
+            self._unserve()
         failed = self._saves.failed or self._fenced() is not None or self._overdue()
         trigger, running = self._trigger(), self._saves.running
         return Vote(step, trigger=trigger, saving=running, failed=failed, stop=self._watch.stop())
@@ -229,11 +231,14 @@ class Saver:
             raise error
         logger.error("the last save before the end failed: %s", error)
 
-    def _note(self, error: Exception, trigger: Trigger | None) -> str:
-        """Take a failure down. Returns why training should stop, or empty."""
-        # What was to be served by the save that failed is not.
+    def _unserve(self) -> None:
+        """What was to be served by a save that failed is due again."""
         self._last = replace(self._last, request="")
         self._eviction_served = False
+
+    def _note(self, error: Exception, trigger: Trigger | None) -> str:
+        """Take a failure down. Returns why training should stop, or empty."""
+        self._unserve()
         if isinstance(error, FencedError):
             return "a later attempt has started"
         return self._agreement.from_rank_0(lambda: self._counted.note(error, self._step, trigger))

@@ -140,9 +140,13 @@ class TerminationWatch:
         installed: Any = signal.getsignal(signal.SIGTERM)
         if isinstance(installed, _Handler) and installed is self._handler:
             signal.signal(signal.SIGTERM, installed.before())
-        current = signal.set_wakeup_fd(self._previous_wakeup)
-        if current != writing.fileno():
-            signal.set_wakeup_fd(current)  # another library has taken it since
+        current = signal.set_wakeup_fd(-1)
+        wanted = self._previous_wakeup if current == writing.fileno() else current  # another library's since
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile, without a word
+            signal.set_wakeup_fd(wanted)
+        for other in _installed:
+            if other._previous_wakeup == writing.fileno():
+                other._previous_wakeup = self._previous_wakeup
         # The reader sees the end of the stream; it closes its own end.
         writing.close()
 
