@@ -68,4 +68,5 @@ def mirror(
 ) -> Mirror:
     """The CheckpointSnapshot object of a snapshot."""
     snapshot = history.id(which)
-    return Mirror(resources.mirror_name(KEY.name, snapshot), snapshot, 1, disposition, status or {})
+    name = resources.mirror_name(KEY.name, snapshot)
+    return Mirror(name, snapshot, 1, disposition, status or {}, uid=f"uid of {name}", controller=OBJECT_UID)

@@ -179,7 +179,10 @@ class ReportMirror:
 
 @dataclass(frozen=True, slots=True)
 class DeleteMirror:
+    """Delete a CheckpointSnapshot, if it is still the object with this UID."""
+
     name: str
+    uid: str
 
 
 @dataclass(frozen=True, slots=True)

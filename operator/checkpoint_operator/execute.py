@@ -38,8 +38,10 @@ from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CheckpointError,
     CorruptSnapshotError,
+    IncompatibleSnapshotError,
     ObjectNotFoundError,
     RequestRefusedError,
+    UnreliableReadError,
 )
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
@@ -68,6 +70,12 @@ class Outcome:
         """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked."""
         locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
         return refuses_deletion(self.error) or (locked and isinstance(self.action, PublishPointer))
+
+    @property
+    def unverifiable(self) -> str:
+        """Why a snapshot could not be compared with its manifest, for a reason that concerns no other one; or empty."""
+        own = isinstance(self.error, (IncompatibleSnapshotError, UnreliableReadError))
+        return str(self.error) if own and isinstance(self.action, Verify) else ""
 
 
 def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner) -> tuple[Outcome, ...]:
@@ -115,7 +123,7 @@ async def mirror(planned: Iterable[MirrorAction], kube: Kube, *, namespace: str)
         elif isinstance(action, ReportMirror):
             await kube.write_snapshot_status(namespace, action.name, action.status)
         else:
-            await kube.delete_snapshot(namespace, action.name)
+            await kube.delete_snapshot(namespace, action.name, action.uid)
 
 
 def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:

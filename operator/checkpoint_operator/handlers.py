@@ -57,23 +57,32 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
     @kopf.on.event(GROUP, CHECKPOINT_PLURAL, registry=registry)
     async def checkpoint(namespace: str | None, name: str | None, event: Mapping[str, Any], **_: Any) -> None:
         key = Key(namespace or "", name or "")
+        body = event["object"]
         if event["type"] == "DELETED":
             generations.pop(key, None)
+            operator.gone(CHECKPOINT_PLURAL, key)
             operator.wake(key)
-        elif _is_news(generations, key, event["object"]["metadata"]):
-            operator.watched(key, event["object"]["metadata"])
+        elif _is_news(generations, key, body["metadata"]):
+            operator.watched(key, body["metadata"])
+        elif operator.changed_by_others(CHECKPOINT_PLURAL, body):
+            operator.wake(key)
 
     @kopf.on.event(GROUP, SNAPSHOT_PLURAL, registry=registry)
     async def snapshot(namespace: str | None, spec: Mapping[str, Any], event: Mapping[str, Any], **_: Any) -> None:
         owner = Key(namespace or "", spec["checkpointRef"]["name"])
-        metadata = event["object"]["metadata"]
+        body = event["object"]
+        metadata = body["metadata"]
         key = Key(namespace or "", metadata["name"])
         # One that appears was created by the operator, which knows; anything else is what a user wants.
         appears = key not in generations and spec["disposition"] == "Auto"
         if event["type"] == "DELETED":
             generations.pop(key, None)
+            operator.gone(SNAPSHOT_PLURAL, key)
             operator.wake(owner)
-        elif _is_news(generations, key, metadata) and not appears:
+        elif _is_news(generations, key, metadata):
+            if not appears:
+                operator.wake(owner)
+        elif operator.changed_by_others(SNAPSHOT_PLURAL, body):
             operator.wake(owner)
 
     @kopf.on.event("pods", labels={POD_LABEL: kopf.PRESENT}, registry=registry)

@@ -15,6 +15,7 @@ from checkpoint_operator.model import Fault, Observed, Quota
 from checkpoint_operator.plan import rollback_target
 from checkpoint_sidecar.core.api import ConditionType, Reason
 from checkpoint_sidecar.core.lineage import lineage
+from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.purging import waits_for_comparison
 from checkpoint_sidecar.core.run import Attempt, Run, SnapshotState
 from checkpoint_sidecar.core.units import size
@@ -50,12 +51,27 @@ def fault_of(observed: Observed) -> Fault | None:
             message += " To have the rest deleted, delete this Checkpoint with deletionPolicy: Delete."
         return Fault(Reason.PREFIX_CLAIMED, message, stalled=True)
     if run.owner is not None and run.owner != observed.owner:
-        message = (
-            f"The prefix is claimed by {run.owner}. Choose another prefix, or take this one over with "
-            f"spec.storage.takeOverFrom: {run.owner}."
-        )
-        return Fault(Reason.PREFIX_CLAIMED, message, stalled=True)
+        return Fault(Reason.PREFIX_CLAIMED, _claimed_by_another(observed, run, run.owner), stalled=True)
     return None
+
+
+def _claimed_by_another(observed: Observed, run: Run, owner: Owner) -> str:
+    spec = observed.checkpoint.spec
+    asked = spec.storage.take_over_from if spec is not None else ""
+    if asked and asked != str(owner):
+        return (
+            f"spec.storage.takeOverFrom is {asked}, but the prefix is claimed by {owner}, so nothing is taken over. "
+            "Correct takeOverFrom, or choose another prefix."
+        )
+    if asked and owner in run.adopted_from:
+        return (
+            f"The prefix was taken over from {owner}, which has taken it back; one takeOverFrom acts once. Find out "
+            "which of the two should have it, and choose another prefix for the other one."
+        )
+    return (
+        f"The prefix is claimed by {owner}. Choose another prefix, or take this one over with "
+        f"spec.storage.takeOverFrom: {owner}."
+    )
 
 
 def judge_conditions(observed: Observed) -> tuple[Judgement, ...]:

@@ -15,6 +15,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from checkpoint_operator.installation import Right
 from checkpoint_operator.model import Key
 from checkpoint_operator.resources import COMPONENT
+from checkpoint_operator.statuses import Statuses
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.environment import POD_LABEL
 
@@ -52,7 +53,14 @@ _persistently = tenacity.retry(
 
 
 class Kube:
-    """A connection; use it as an asynchronous context manager."""
+    """A connection; use it as an asynchronous context manager.
+
+    Attributes:
+        statuses: Where it notes each status that it writes.
+    """
+
+    def __init__(self) -> None:
+        self.statuses = Statuses()
 
     async def __aenter__(self) -> Kube:
         configuration = client.Configuration()
@@ -225,12 +233,18 @@ class Kube:
         )
         return await _done("create CheckpointSnapshot", metadata["name"], call, unless=(_CONFLICT,))
 
-    async def delete_snapshot(self, namespace: str, name: str) -> None:
-        """Delete a CheckpointSnapshot, if it is there."""
+    async def delete_snapshot(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a CheckpointSnapshot, if it is there and still the one with this UID."""
         call = self._custom.delete_namespaced_custom_object(
-            api.GROUP, api.VERSION, namespace, api.SNAPSHOT_PLURAL, name, _request_timeout=REQUEST_SECONDS
+            api.GROUP,
+            api.VERSION,
+            namespace,
+            api.SNAPSHOT_PLURAL,
+            name,
+            body=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid)),
+            _request_timeout=REQUEST_SECONDS,
         )
-        await _done("delete CheckpointSnapshot", name, call, unless=(_NOT_FOUND,))
+        await _done("delete CheckpointSnapshot", name, call, unless=(_NOT_FOUND, _CONFLICT))
 
     @_persistently
     async def create_event(self, body: Mapping[str, Any]) -> bool:
@@ -280,6 +294,7 @@ class Kube:
         # A JSON patch replaces the whole status as one value. Merge patches and server-side apply merge lists and
         # nested objects, and what comes back would not equal what was sent: every pass would write again.
         patch: list[Body] = [{"op": "add", "path": "/status", "value": dict(status)}]
+        self.statuses.note((plural, namespace, name), status)
         if uid is not None:
             patch.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})
         call = self._custom.patch_namespaced_custom_object_status(

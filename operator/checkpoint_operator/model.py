@@ -140,6 +140,9 @@ class Mirror:
     """A CheckpointSnapshot object.
 
     Attributes:
+        uid: Of this object, so that no other one of the same name is deleted for it.
+        controller: UID of the object that controls it, or empty: after ``kubectl delete --cascade=orphan`` or a
+            restore from a backup there is none, or one that is gone.
         release_request: A user's request to release the snapshot from quarantine, or empty.
     """
 
@@ -150,6 +153,12 @@ class Mirror:
     status: Mapping[str, Any] = field(default_factory=dict)
     deleting: bool = False
     release_request: str = ""
+    uid: str = ""
+    controller: str = ""
+
+    def belongs_to(self, checkpoint: Checkpoint, run: Run) -> bool:
+        """Whether it is an object of this Checkpoint, and shows a snapshot of its log."""
+        return self.controller == checkpoint.uid and self.snapshot in run.snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +260,7 @@ class Observed:
         collected: Attempt for which the leftovers of those before it were collected.
         swept: Attempt whose own leftovers were collected although no later one has started, with its last commit then.
         refusal: Why the store does not let the operator delete, or empty.
+        unverifiable: Why snapshots cannot be compared with their manifests for now, by id.
         read_back: How reading snapshots back goes; None where none is read.
         findings: What reading snapshots back has found and the log does not say yet.
         compactions: What needs no compaction of the log any more.
@@ -275,6 +285,7 @@ class Observed:
     collected: int = 0
     swept: tuple[int, str] = (0, "")
     refusal: str = ""
+    unverifiable: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     read_back: ReadBack | None = None
     findings: tuple[Finding, ...] = ()
     compactions: frozenset[Span] = frozenset()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from checkpoint_operator.bare_pods import BarePods, disruption_of
 from checkpoint_operator.breakers import Breakers, Permit
 from checkpoint_operator.budget import OBSERVE_SECONDS, Limits, MemoryPool, Meter
 from checkpoint_operator.conditions import parse_timestamp
-from checkpoint_operator.kube import Kube
+from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress, Toleration
 from checkpoint_operator.nodes import Nodes
@@ -48,10 +49,18 @@ SILENT_SECONDS = 120.0
 """Between looks at the progress of a run that has not reported for so long and has no pods."""
 
 REPROBE_SECONDS = 300.0
+QUIET_SECRET_SECONDS = 60.0
+"""Between looks at the Secret of a run that has not reported for ``SILENT_SECONDS`` and has no pods."""
+
+UNVERIFIABLE_SECONDS = 600.0
+"""From a snapshot that could not be verified to the next try."""
+
 REFUSED_SECONDS = 3600.0
 """From a refused deletion to the next try: a lock on objects or a missing right lasts longer than a failure."""
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,6 +75,9 @@ class Memory:
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
         refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
+        secret: Name and values of the Secret as last read, if the spec names one; never shown.
+        secret_at: When that was, on the same clock.
+        unverifiable: Why snapshots could not be verified, by id, and when that was found, on the same clock.
     """
 
     session: Session | None = None
@@ -81,6 +93,26 @@ class Memory:
     running: bool = False
     refusal: str = ""
     refused_at: float = float("-inf")
+    unverifiable: dict[str, tuple[str, float]] = field(default_factory=dict)
+    secret: tuple[str, Mapping[str, str] | None] | None = field(default=None, repr=False)
+    secret_at: float = float("-inf")
+
+    def note_unverifiable(self, reasons: Mapping[str, str]) -> None:
+        """Some snapshots could not be compared with their manifests, for reasons of their own."""
+        now = time.monotonic()
+        self.unverifiable = {
+            **{
+                snapshot: found
+                for snapshot, found in self.unverifiable.items()
+                if now - found[1] < UNVERIFIABLE_SECONDS
+            },
+            **{snapshot: (why, now) for snapshot, why in reasons.items()},
+        }
+
+    def unverified(self) -> Mapping[str, str]:
+        """Why some snapshots are not verified for now."""
+        since = time.monotonic() - UNVERIFIABLE_SECONDS
+        return MappingProxyType({snapshot: why for snapshot, (why, at) in self.unverifiable.items() if at > since})
 
     def refused(self) -> str:
         """Why nothing is deleted for now, or empty."""
@@ -155,7 +187,7 @@ class Observer:
         permit: Permit | None = None
         if checkpoint.spec is not None and fault is None and rival is None:
             try:
-                settings = await self._settings(key, checkpoint.spec)
+                settings = await self._settings(key, checkpoint.spec, memory)
                 permit = self._admit(key, settings, slot)
             except StorageFaultError as error:
                 fault = error.fault
@@ -186,6 +218,7 @@ class Observer:
             collected=memory.collected,
             swept=memory.swept,
             refusal=memory.refused(),
+            unverifiable=memory.unverified(),
             compactions=memory.session.log.compactions if memory.session else frozenset(),
         )
 
@@ -199,6 +232,23 @@ class Observer:
                 created_at=checkpoint.created_at,
                 uid=checkpoint.uid,
             )
+
+    async def secret_changed(self, key: Key, memory: Memory) -> bool:
+        """Whether the Secret is another one than the last pass read, or gone.
+
+        Looked at as often as the log while pods run or training was heard of lately, else more rarely.
+        """
+        now = time.monotonic()
+        quiet = not memory.running and now - memory.heard_at > SILENT_SECONDS
+        if memory.secret is None or (quiet and now - memory.secret_at < QUIET_SECRET_SECONDS):
+            return False
+        name, known = memory.secret
+        memory.secret_at = now
+        try:
+            return await self._kube.secret(key.namespace, name) != known
+        except KubeError as error:
+            logger.debug("%s: Secret %s was not looked at: %s", key, name, error)
+            return False
 
     async def log_grew(self, memory: Memory, slot: Slot) -> bool:
         """Whether there is something new in the log, at the price of one small read.
@@ -299,11 +349,13 @@ class Observer:
     def _owner(self, key: Key) -> Owner:
         return Owner(self._cluster, key.namespace, key.name)
 
-    async def _settings(self, key: Key, spec: CheckpointSpec) -> StoreSettings:
+    async def _settings(self, key: Key, spec: CheckpointSpec, memory: Memory) -> StoreSettings:
+        memory.secret = None
         reference = spec.storage.credentials_secret
         if reference is None:
             return settings_for(key, spec.storage, None, self._rules)
         secret = await self._kube.secret(key.namespace, reference.name)
+        memory.secret, memory.secret_at = (reference.name, secret), time.monotonic()
         if secret is None:
             message = f"Secret {reference.name} does not exist in namespace {key.namespace}. Create it."
             raise StorageFaultError(Fault(Reason.SECRET_NOT_FOUND, message))
@@ -390,6 +442,7 @@ def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]
 def mirror_from(body: Mapping[str, Any]) -> Mirror:
     """A CheckpointSnapshot as read. Its snapshot's id is the last three parts of its name."""
     metadata = body["metadata"]
+    owners = metadata.get("ownerReferences") or ()
     return Mirror(
         name=metadata["name"],
         snapshot="-".join(metadata["name"].split("-")[-3:]),
@@ -398,6 +451,8 @@ def mirror_from(body: Mapping[str, Any]) -> Mirror:
         status=body.get("status") or {},
         deleting="deletionTimestamp" in metadata,
         release_request=(metadata.get("annotations") or {}).get(RELEASE_ANNOTATION, "")[:MAX_REQUEST],
+        uid=metadata.get("uid", ""),
+        controller=next((owner["uid"] for owner in owners if owner.get("controller")), ""),
     )
 
 

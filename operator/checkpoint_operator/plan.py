@@ -76,7 +76,13 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
     wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
     requests = _due(wanted, run, observed, now)
     retention = () if spec.suspend else (*_retention(run, now, observed.terms), *_deletions(run, observed, now))
-    return (*requests, *_verifications(run), *_pointers(run, observed), *retention, *_compactions(run, observed))
+    return (
+        *requests,
+        *_verifications(run, observed),
+        *_pointers(run, observed),
+        *retention,
+        *_compactions(run, observed),
+    )
 
 
 def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
@@ -88,21 +94,26 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     verdict = judge(run, now=now, terms=observed.terms)
     chain = {snapshot.id for snapshot in lineage(run)}
     existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
-    planned: list[MirrorAction] = []
+    # What another object of this name has left, or a backup brought back: its name is needed, its word is not.
+    foreign = [mirror for mirror in observed.mirrors if not mirror.belongs_to(observed.checkpoint, run)]
+    planned: list[MirrorAction] = [DeleteMirror(m.name, m.uid) for m in foreign[:MAX_NEW_MIRRORS] if not m.deleting]
+    strangers = {mirror.name for mirror in foreign}
     created = 0
     for snapshot in reversed(tuple(run.snapshots.values())):
         mirror = existing.get(snapshot.id)
+        if mirror is not None and mirror.name in strangers:
+            continue  # created when the name is free
         if not _mirrored(snapshot):
             if mirror is not None and not mirror.deleting:
-                planned.append(DeleteMirror(mirror.name))
+                planned.append(DeleteMirror(mirror.name, mirror.uid))
         elif mirror is None and created < MAX_NEW_MIRRORS:
             created += 1
             body = resources.mirror(observed.checkpoint, snapshot)
             fresh = Mirror(body["metadata"]["name"], snapshot.id, 1, snapshot.disposition)
-            status = resources.mirror_status(run, snapshot, verdict, chain=chain, mirror=fresh, wall=observed.wall)
+            status = resources.mirror_status(observed, run, snapshot, verdict, chain=chain, mirror=fresh)
             planned.append(CreateMirror(body, status))
         elif mirror is not None and not mirror.deleting:
-            status = resources.mirror_status(run, snapshot, verdict, chain=chain, mirror=mirror, wall=observed.wall)
+            status = resources.mirror_status(observed, run, snapshot, verdict, chain=chain, mirror=mirror)
             if status != mirror.status:
                 planned.append(ReportMirror(mirror.name, status))
     return tuple(planned)
@@ -143,7 +154,8 @@ def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
         return ()
     keep = judge(run, now=now, terms=observed.terms).keep
     kept = (s for s in run.snapshots.values() if s.live and s.id in keep and not quarantined(run, s))
-    newest_first = reversed([s for s in kept if s.failures or not s.verified_at_least("Checksums")])
+    unread = [s for s in kept if s.failures or not s.verified_at_least("Checksums")]
+    newest_first = [s for s in reversed(unread) if s.id not in observed.unverifiable]
     return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
 
 
@@ -203,14 +215,15 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
         yield RequestSave(spec.save.request)
     yield from requested_saves(run, observed.pods, observed.nodes)
     for mirror in observed.mirrors:
-        if not mirror.deleting:
+        if not mirror.deleting and mirror.belongs_to(observed.checkpoint, run):
             yield SetDisposition(mirror.snapshot, mirror.disposition)
             if mirror.release_request:
                 yield ReleaseQuarantine(mirror.snapshot, mirror.release_request)
 
 
-def _verifications(run: Run) -> tuple[Verify, ...]:
-    waiting = [s for s in reversed(tuple(run.snapshots.values())) if entries.unverified(s)]
+def _verifications(run: Run, observed: Observed) -> tuple[Verify, ...]:
+    newest_first = reversed(tuple(run.snapshots.values()))
+    waiting = [s for s in newest_first if entries.unverified(s) and s.id not in observed.unverifiable]
     return tuple(Verify(snapshot.id) for snapshot in waiting[:MAX_VERIFICATIONS])
 
 

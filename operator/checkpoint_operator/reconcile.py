@@ -19,6 +19,7 @@ from checkpoint_operator.actions import (
     MirrorAction,
     PublishPointer,
     ReportMirror,
+    Verify,
 )
 from checkpoint_operator.bare_pods import BarePods
 from checkpoint_operator.health import fault_of
@@ -135,7 +136,7 @@ class Reconciler:
 
     async def _pass(self, key: Key, thorough: bool, slot: Slot) -> float | None:
         memory = self._memories.setdefault(key, Memory())
-        if not thorough and not await self._something_new(memory, slot):
+        if not thorough and not await self._something_new(key, memory, slot):
             return self._interval(memory)
         with self._metrics.reconcile_seconds.time():
             observed = await self._observer.observe(key, memory, slot)
@@ -203,11 +204,11 @@ class Reconciler:
         self._scrubber.settle(key, observed.findings)
         self._scrubber.want(key, plan.to_read_back(observed), memory.session.readable)
 
-    async def _something_new(self, memory: Memory, slot: Slot) -> bool:
+    async def _something_new(self, key: Key, memory: Memory, slot: Slot) -> bool:
         if time.monotonic() >= memory.due_at:
             return True
         try:
-            return await self._observer.log_grew(memory, slot)
+            return await self._observer.secret_changed(key, memory) or await self._observer.log_grew(memory, slot)
         except (CheckpointError, AbandonedError):
             return True  # the pass that follows finds out what is wrong and reports it
 
@@ -231,7 +232,9 @@ class Reconciler:
             undeleted = next((outcome.error for outcome in refused if refuses_deletion(outcome.error)), None)
             if undeleted is not None:
                 memory.refusal, memory.refused_at = str(undeleted), time.monotonic()
-            errors = [outcome.error for outcome in outcomes if outcome.error is not None and not outcome.refused]
+            unverifiable = {o.action.snapshot: o.unverifiable for o in outcomes if isinstance(o.action, Verify)}
+            memory.note_unverifiable({snapshot: why for snapshot, why in unverifiable.items() if why})
+            errors = [o.error for o in outcomes if o.error is not None and not (o.refused or o.unverifiable)]
             done = [outcome.action for outcome in outcomes if outcome.error is None]
             # A pointer that is locked counts as shown: it is not tried again until it should show something else.
             settled = [*done, *(outcome.action for outcome in refused)]
@@ -249,6 +252,7 @@ class Reconciler:
                 collected=memory.collected,
                 swept=memory.swept,
                 refusal=memory.refused(),
+                unverifiable=memory.unverified(),
                 compactions=session.log.compactions,
             )
             if errors:

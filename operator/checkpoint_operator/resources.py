@@ -12,7 +12,7 @@ import msgspec
 from checkpoint_operator import conditions
 from checkpoint_operator.conditions import Judgement, timestamp
 from checkpoint_operator.entries import why_not_retired
-from checkpoint_operator.model import Checkpoint, Mirror
+from checkpoint_operator.model import Checkpoint, Mirror, Observed
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
 from checkpoint_sidecar.core.environment import POD_LABEL
@@ -62,7 +62,7 @@ def mirror(checkpoint: Checkpoint, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def mirror_status(
-    run: Run, snapshot: Snapshot, verdict: Verdict, *, chain: Set[str], mirror: Mirror, wall: dt.datetime
+    observed: Observed, run: Run, snapshot: Snapshot, verdict: Verdict, *, chain: Set[str], mirror: Mirror
 ) -> dict[str, Any]:
     """``CheckpointSnapshot.status`` for a snapshot as the log has it.
 
@@ -74,9 +74,9 @@ def mirror_status(
         observed_generation=mirror.generation,
         conditions=conditions.merge(
             mirror.status.get("conditions", ()),
-            (_committed(snapshot), _verified(run, snapshot), _ready(run, snapshot, verdict, chain, mirror)),
+            (_committed(snapshot), _verified(observed, run, snapshot), _ready(run, snapshot, verdict, chain, mirror)),
             generation=mirror.generation,
-            wall=wall,
+            wall=observed.wall,
         ),
         committed_at=timestamp(snapshot.committed_at),
         bytes=commit.bytes,
@@ -153,7 +153,7 @@ def _committed(snapshot: Snapshot) -> Judgement:
     return Judgement(ConditionType.COMMITTED, "True", SnapshotReason.COMMITTED, message)
 
 
-def _verified(run: Run, snapshot: Snapshot) -> Judgement:
+def _verified(observed: Observed, run: Run, snapshot: Snapshot) -> Judgement:
     if snapshot.failures:
         evidence = snapshot.evidence.partition(":")[0]
         message = snapshot.evidence
@@ -161,6 +161,9 @@ def _verified(run: Run, snapshot: Snapshot) -> Judgement:
             limit = run.policy.restore.max_failures_per_snapshot
             message = f"Failure {snapshot.failures} of {limit}: it keeps its place and is read again. {message}"
         return Judgement(ConditionType.VERIFIED, "False", evidence or "Evidence", message)
+    obstacle = observed.unverifiable.get(snapshot.id, "")
+    if obstacle and snapshot.verified == "None":
+        return Judgement(ConditionType.VERIFIED, "Unknown", SnapshotReason.NOT_VERIFIED, obstacle, quotes=True)
     status, reason, message = _VERIFIED[snapshot.verified]
     return Judgement(ConditionType.VERIFIED, status, reason, message)
 

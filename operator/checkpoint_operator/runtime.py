@@ -147,6 +147,15 @@ class Operator:
         await self._opened.aclose()
         logger.info("stopped")
 
+    def changed_by_others(self, plural: str, body: Mapping[str, Any]) -> bool:
+        """Whether the watch showed an object with another status than this process wrote last."""
+        metadata = body["metadata"]
+        return self._kube.statuses.changed((plural, metadata["namespace"], metadata["name"]), body.get("status"))
+
+    def gone(self, plural: str, key: Key) -> None:
+        """The watch showed that an object is deleted."""
+        self._kube.statuses.forget((plural, key.namespace, key.name))
+
     def wake(self, key: Key) -> None:
         """Something about this Checkpoint changed."""
         self._queue.add(key)

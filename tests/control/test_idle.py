@@ -37,7 +37,14 @@ def test_a_status_that_was_written_with_its_object_needs_no_second_write() -> No
     created = [action for action in mirror_actions(seen) if isinstance(action, CreateMirror)]
     assert len(created) == 2
     there = tuple(
-        Mirror(name := each.body["metadata"]["name"], "-".join(name.split("-")[-3:]), 1, "Auto", each.status)
+        Mirror(
+            name := each.body["metadata"]["name"],
+            "-".join(name.split("-")[-3:]),
+            1,
+            "Auto",
+            each.status,
+            controller=seen.checkpoint.uid,
+        )
         for each in created
     )
     assert mirror_actions(replace(later(seen, minutes=5), mirrors=there)) == ()

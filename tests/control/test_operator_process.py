@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.request
 from collections.abc import Callable
@@ -457,3 +458,57 @@ def test_what_is_damaged_is_found_in_the_background_and_told(
     run.eventually(lambda _: verified(bad) == ("False", "ChecksumMismatch"))
     run.eventually(lambda it: "SnapshotQuarantined" in it.events())
     assert trainer.run.snapshots[good.id].state is SnapshotState.LIVE
+
+
+def test_a_wiped_status_is_written_again_at_once(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES, UNREAD)
+    run = create(namespace, url)
+    name = f"run-{trainer.start().commit(100).id}"
+    run.eventually(lambda it: "SizesMatch" in str(it.snapshots().get(name)) and it.status.get("latest"))
+    wipe = '--patch=[{"op": "remove", "path": "/status"}]'
+    for kind, each in (("ckpt", "run"), ("ckptsnap", name)):
+        namespace.kubectl("patch", kind, each, "--subresource=status", "--type=json", wipe)
+    run.eventually(lambda it: it.status.get("latest") and it.condition("Ready"), within=15)
+    run.eventually(lambda it: "SizesMatch" in str(it.snapshots().get(name)), within=15)
+
+
+@pytest.mark.store
+def test_a_deleted_secret_is_noticed_while_the_connections_made_with_it_still_work(
+    namespace: Namespace, start_operator: StartOperator, object_store: ObjectStore, bucket: str, secret: str
+) -> None:
+    start_operator(UNREAD)
+    storage = {"endpoint": object_store.endpoint, "region": "us-east-1", "credentialsSecret": {"name": secret}}
+    run = create(namespace, f"s3://{bucket}/run", storage=storage)
+    run.becomes("Ready", "True", "Configured")
+    kept = namespace.kubectl("get", "secret", secret, "--output=json")
+    namespace.kubectl("delete", "secret", secret)
+    run.becomes("Ready", "False", "SecretNotFound", within=20)
+    namespace.create(json.loads(kept) | {"metadata": {"name": secret}})
+    run.becomes("Ready", "True", "Configured", within=90)
+
+
+def test_what_an_earlier_checkpoint_of_the_name_has_left_is_replaced(
+    namespace: Namespace, start_operator: StartOperator, url: str, trainer: Trainer
+) -> None:
+    start_operator(FILES, UNREAD)
+    run = create(namespace, url)
+    name = f"run-{trainer.start().commit(100).id}"
+    run.eventually(lambda it: name in it.snapshots())
+    # What `kubectl delete --cascade=orphan` does, and a backup that brings objects back without their owner.
+    namespace.kubectl("delete", "ckpt", "run")
+    orphan = '--patch=[{"op": "remove", "path": "/metadata/ownerReferences"}]'
+    namespace.kubectl("patch", "ckptsnap", name, "--type=json", orphan)
+    create(namespace, url)
+    uid = run.body["metadata"]["uid"]
+    run.eventually(
+        lambda it: (
+            [o["uid"] for o in it.snapshots().get(name, {}).get("metadata", {}).get("ownerReferences", ())] == [uid]
+        )
+    )
+    namespace.kubectl("delete", "ckpt", "run")  # here nothing collects what it owned
+    create(namespace, f"{url}-elsewhere")
+    run.becomes("Ready", "True", "Configured")
+    run.eventually(lambda it: it.snapshots() == {})
+    assert trainer.run.snapshots, "the other run's log and data are as they were"

@@ -496,7 +496,42 @@ def test_the_object_of_a_purged_snapshot_is_removed_and_not_created_again() -> N
     )
     gone = mirror(history, 100)
     seen = replace(observed(history), mirrors=(gone,))
-    assert DeleteMirror(gone.name) in mirror_actions(seen)
+    assert DeleteMirror(gone.name, gone.uid) in mirror_actions(seen)
+
+
+@pytest.mark.parametrize("controller", ["", "a Checkpoint of this name that is gone"], ids=["orphaned", "of another"])
+def test_an_object_that_another_checkpoint_has_left_is_replaced_and_its_word_is_not_heard(controller: str) -> None:
+    history = saved(100)
+    left = replace(mirror(history, 100, disposition="Hold"), controller=controller)
+    seen = quiet(replace(observed(history), mirrors=(left,)))
+    assert plan(seen) == (), "its disposition is not copied to the log"
+    assert mirror_actions(seen) == (DeleteMirror(left.name, left.uid),), "first its name has to be free"
+    (created,) = mirror_actions(replace(seen, mirrors=()))
+    assert isinstance(created, CreateMirror)
+    assert created.body["metadata"]["name"] == left.name
+
+
+def test_an_object_of_a_snapshot_that_the_log_does_not_know_is_deleted() -> None:
+    history, other = saved(100), saved(100, 300)
+    stray = mirror(other, 300)
+    seen = replace(observed(history), mirrors=(mirror(history, 100), stray))
+    assert DeleteMirror(stray.name, stray.uid) in mirror_actions(seen)
+    assert mirror_actions(replace(seen, run=None)) == (), "without a log nothing is known of it"
+
+
+def test_a_snapshot_that_cannot_be_verified_for_a_reason_of_its_own_keeps_no_other_one_waiting() -> None:
+    history = History().configured().started().committed(*range(100, 700, 100))
+    seen = quiet(observed(history))
+    new = history.ids(600, 500, 400, 300)
+    assert [action.snapshot for action in plan(seen)] == list(new)
+    why = dict.fromkeys(new, "it has format 2, this version reads 1")
+    seen = replace(seen, unverifiable=why)
+    assert [action.snapshot for action in plan(seen)] == list(history.ids(200, 100))
+    assert not {s.id for s in to_read_back(seen)} & set(new)
+    created = {a.body["metadata"]["name"]: a.status for a in mirror_actions(seen) if isinstance(a, CreateMirror)}
+    verified = next(c for c in created[f"llama-{new[0]}"]["conditions"] if c["type"] == "Verified")
+    assert (verified["status"], verified["reason"]) == ("Unknown", "NotVerified")
+    assert verified["message"] == why[new[0]]
 
 
 def test_the_status_of_an_object_is_written_only_when_it_differs() -> None:

@@ -166,6 +166,14 @@ def test_a_cadence_in_steps_alone_cannot_be_missed() -> None:
     assert protected(history.verified(10), hours=99) == ("True", "RecentSnapshot")
 
 
+def test_a_take_over_from_another_than_the_holder_is_called_wrong() -> None:
+    history = History(OTHER_OWNER)
+    seen = observed(history, storage={"url": "s3://bucket/run", "takeOverFrom": "cluster-x/training/llama"})
+    assert condition(seen, "Ready") == ("False", "PrefixClaimed")
+    message = message_of(seen, "Ready")
+    assert f"takeOverFrom is cluster-x/training/llama, but the prefix is claimed by {OTHER_OWNER}" in message
+
+
 # RestoreEnforced
 
 

@@ -297,6 +297,7 @@ def _observe(user: User, session: OperatorSession) -> Observed:
                 1,
                 dispositions.get(identifier, "Auto"),  # type: ignore[arg-type]
                 release_request=user.releases.get(identifier, ""),
+                controller=UID[user.owner],
             )
             for identifier in dict.fromkeys((*dispositions, *user.releases))
         ),

@@ -1,0 +1,38 @@
+"""What this operator wrote as the status of each object, so that a watch can tell what another hand has changed.
+
+A wiped status would otherwise stay so until the next complete pass: the generation, by which a watch tells news, counts
+changes of the spec only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+Object: TypeAlias = tuple[str, str, str]
+"""Plural, namespace and name."""
+
+
+class Statuses:
+    """A digest for each object: an operator has tens of thousands of them."""
+
+    def __init__(self) -> None:
+        self._written: dict[Object, int] = {}
+
+    def note(self, which: Object, status: Mapping[str, Any]) -> None:
+        """This status is about to be written; noted before, because the watch may be faster than the answer."""
+        self._written[which] = _digest(status)
+
+    def forget(self, which: Object) -> None:
+        """The object is gone."""
+        self._written.pop(which, None)
+
+    def changed(self, which: Object, status: Mapping[str, Any] | None) -> bool:
+        """Whether an object's status is another one than this process wrote last. False if it never wrote any."""
+        written = self._written.get(which)
+        return written is not None and written != _digest(status or {})
+
+
+def _digest(status: Mapping[str, Any]) -> int:
+    return hash(json.dumps(status, sort_keys=True))
