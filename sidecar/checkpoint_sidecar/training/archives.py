@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,9 +13,13 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
+from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError
 from checkpoint_sidecar.engine.files import Bytes, FilePlan, Segment
 from checkpoint_sidecar.training.frames import frame
-from checkpoint_sidecar.training.memory import as_buffer, is_plain, lies_in_order
+from checkpoint_sidecar.training.memory import as_buffer, has_memory, is_plain, lies_in_order
+from checkpoint_sidecar.training.restricted import Trust, load_restricted
+
+logger = logging.getLogger(__name__)
 
 FILE_BYTES = 4 * 1024**3
 """A file that has reached this size is followed by another one."""
@@ -32,8 +38,18 @@ class Layout:
     results: list[WriteResult] = field(default_factory=list)
 
 
-def lay_out(items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, rank: int) -> Layout:
-    """Place items and their data in a rank's files, in this order. Nothing of a plain tensor is copied."""
+def lay_out(
+    items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, rank: int, trust: Trust = "full"
+) -> Layout:
+    """Place items and their data in a rank's files, in this order. Nothing of a plain tensor is copied.
+
+    Args:
+        trust: Of the loads to come. ``safe`` makes sure that tensors which are not plain can be loaded, and warns of
+            objects that cannot.
+
+    Raises:
+        ConfigurationError: A tensor cannot be saved, or not be loaded again.
+    """
     layout = Layout()
     segments: list[Segment] = []
     position = 0
@@ -41,7 +57,7 @@ def lay_out(items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, ran
         if position >= FILE_BYTES:
             layout.files.append(FilePlan(_name(rank, len(layout.files)), tuple(segments)))
             segments, position = [], 0
-        archive = _archive(data)
+        archive = _archive(item.index.fqn, data, trust)
         length = sum(segment.size for segment in archive)
         place = _StorageInfo(_name(rank, len(layout.files)), position, length)
         layout.results.append(WriteResult(item.index, length, place))
@@ -87,24 +103,68 @@ class TensorBytes:
         return as_buffer(copied)[start - first * item : stop - first * item]
 
 
-def _archive(data: torch.Tensor | io.BytesIO) -> list[Segment]:
+def _archive(name: str, data: torch.Tensor | io.BytesIO, trust: Trust) -> list[Segment]:
     if isinstance(data, io.BytesIO):
+        if trust == "safe" and name not in _REPORTED:
+            _report(name, data)
         return [Bytes(data.getbuffer())]
     tensor = data.detach()
+    if tensor.is_meta:
+        raise _unsavable(name, "it is on the meta device and has no elements", "Move its module with to_empty() first.")
     if not is_plain(tensor):
-        return [Bytes(_saved(tensor))]
+        return [Bytes(_saved(name, tensor, trust))]
     around = frame(tensor.dtype, tensor.shape)
     return [Bytes(around.head), TensorBytes(tensor), Bytes(around.tail)]
 
 
-def _saved(tensor: torch.Tensor) -> memoryview:
-    tensor = tensor.cpu()
-    if tensor.layout is torch.strided and tensor.untyped_storage().size() != tensor.nbytes:
-        # Of a view of a larger storage torch saves all of it.
-        tensor = tensor.clone()
+def _saved(name: str, tensor: torch.Tensor, trust: Trust) -> memoryview:
     stream = io.BytesIO()
-    torch.save(tensor, stream)
+    try:
+        tensor = tensor.cpu()
+        if tensor.layout is torch.strided and has_memory(tensor) and tensor.untyped_storage().size() != tensor.nbytes:
+            # Of a view of a larger storage torch saves all of it.
+            tensor = tensor.clone()
+        torch.save(tensor, stream)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, pickle.PicklingError) as error:
+        raise _unsavable(name, f"torch.save cannot save this {_kind(tensor)}: {error}") from error
+    kind = (type(tensor), tensor.layout, tensor.dtype)
+    if trust == "safe" and kind not in _LOADABLE:
+        stream.seek(0)
+        try:
+            load_restricted(stream, subject=name, trust="safe")
+        except CheckpointError as error:
+            raise _unsavable(
+                name,
+                f"this {_kind(tensor)} could not be loaded again: {error.cause}",
+                "Allow its class with torch.serialization.add_safe_globals, convert it to a plain tensor, or save and "
+                'load with trust="full".',
+            ) from error
+        _LOADABLE.add(kind)
     return stream.getbuffer()
+
+
+def _report(name: str, data: io.BytesIO) -> None:
+    """Say once of an object that it cannot be loaded again by default."""
+    _REPORTED.add(name)
+    try:
+        load_restricted(io.BytesIO(data.getbuffer()), subject=name, trust="safe")
+    except CheckpointError as error:
+        logger.warning('%s is saved, but only a load with trust="full" will take it: %s', name, error.cause)
+
+
+def _unsavable(name: str, cause: str, hint: str = "Convert it to a plain tensor first.") -> ConfigurationError:
+    return ConfigurationError("save a tensor", name, cause, hint)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    layout = "" if tensor.layout is torch.strided else f" of layout {tensor.layout}"
+    return f"{type(tensor).__module__}.{type(tensor).__qualname__}{layout}"
+
+
+_LOADABLE: set[tuple[type, torch.layout, torch.dtype]] = set()
+"""Kinds of tensors that were saved and could be loaded, in this process."""
+_REPORTED: set[str] = set()
+"""Names of objects that were looked at."""
 
 
 def _copy_range(source: torch.Tensor, start: int, target: torch.Tensor) -> None:

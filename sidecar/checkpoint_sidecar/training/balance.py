@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
+from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.engine.spread import Chunk, Share, spread
 from checkpoint_sidecar.training import digests
 from checkpoint_sidecar.training.archives import payload_bytes
@@ -80,7 +81,10 @@ class BalancedSavePlanner(DefaultSavePlanner):
         self._saves_before = 0
 
     def create_local_plan(self) -> SavePlan:
-        plan = super().create_local_plan()
+        try:
+            plan = super().create_local_plan()
+        except Exception as error:
+            raise _unplannable(self.state_dict, error) from error
         self._saves_before = self._history.saves
         self._history.saves += 1
         self._held = defaultdict(list)
@@ -108,6 +112,8 @@ class BalancedSavePlanner(DefaultSavePlanner):
 
     def _holding(self, item: WriteItem) -> Holding:
         value = self.state_dict[item.index.fqn]
+        if getattr(value, "is_nested", False):
+            raise _unsavable(item.index.fqn, value, "its rows have different lengths")
         several = dist.is_initialized() and dist.get_world_size() > 1
         seed = self._saves_before
         if item.type is WriteItemType.SHARD:
@@ -152,6 +158,26 @@ def balanced(plans: list[SavePlan], compared: Compared | None = None, **options:
         for share in shares:
             written[share.rank].append(replica.item if len(shares) == 1 else _cut(replica.item, share))
     return [SavePlan(**_fields(plan) | {"items": own}) for plan, own in zip(plans, written, strict=True)]
+
+
+def _unplannable(state: dict[str, Any], failure: Exception) -> ConfigurationError:
+    """The error of a state dict that torch can make no plan for, by the name of what it fails for."""
+    for name, value in state.items():
+        try:
+            create_default_local_save_plan({name: value}, is_coordinator=True)
+        except Exception as error:  # noqa: BLE001 - of anybody's tensor class
+            return _unsavable(name, value, str(error).partition("\n")[0])
+    return _unsavable("the state dict", state, str(failure).partition("\n")[0])
+
+
+def _unsavable(name: str, value: Any, cause: str) -> ConfigurationError:
+    kind = type(value).__name__
+    return ConfigurationError(
+        "save the checkpoint",
+        name,
+        f"torch.distributed.checkpoint cannot save this {kind}: {cause}",
+        "Convert it to a plain tensor first.",
+    )
 
 
 def _fields(plan: SavePlan) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
         single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead: Accepted for compatibility. There is
             always one file per rank, and nothing is ever reported as saved that the store has not confirmed.
         cache_staged_state_dict: See ``BlockingAsyncStager``.
+        trust: Of the loads to come: what ``safe`` could not load is refused, or an object reported, when it is saved.
         overwrite: Replace an existing checkpoint; the old one stays whole until the new one is committed and checked.
             False raises ``CheckpointExistsError`` inside DCP's ``CheckpointException``.
         storage_options: fsspec's, see ``store.storage_options``.
@@ -56,6 +57,8 @@ class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
         ConfigurationError: The path or an option cannot work, or something was asked for that stock ``.distcp`` files
             without extensions cannot hold.
     """
+
+    default_trust: ClassVar[Trust] = "safe"
 
     def __init__(
         self,
@@ -68,6 +71,8 @@ class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
         overwrite: bool = True,
         _extensions: Any = None,
         serialization_format: Any = None,
+        *,
+        trust: Trust | None = None,
         **storage_options: Any,
     ) -> None:
         del single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead
@@ -78,7 +83,8 @@ class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
                 "stream extensions and the safetensors format are not supported",
                 "Leave _extensions and serialization_format out.",
             )
-        SnapshotWriter.__init__(self, open_store(settings_of(path, storage_options)), None)
+        store = open_store(settings_of(path, storage_options))
+        SnapshotWriter.__init__(self, store, None, trust=trust or self.default_trust)
         BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
         self._path = path
         self._options = storage_options
@@ -197,12 +203,15 @@ def install(*, trust: Trust = "safe") -> None:
     for a local path.
 
     Args:
-        trust: For every load; see ``SnapshotReader``.
+        trust: For every load, and for what a save may hold; see ``SnapshotReader``.
     """
     for module in _patched_modules():
         writer, reader = _replaced.setdefault(module, (module.FsspecWriter, module.FsspecReader))
-        installed_reader = _in_place_of(reader, CheckpointReader, default_trust=trust)
-        module.FsspecWriter, module.FsspecReader = _in_place_of(writer, CheckpointWriter), installed_reader  # type: ignore[attr-defined]
+        ours = (
+            _in_place_of(writer, CheckpointWriter, default_trust=trust),
+            _in_place_of(reader, CheckpointReader, default_trust=trust),
+        )
+        module.FsspecWriter, module.FsspecReader = ours  # type: ignore[attr-defined]
     for local in (FileSystemWriter, FileSystemReader):
         if local not in _guarded:
             _guarded[local] = local.__init__

@@ -183,8 +183,8 @@ def _read(
 
 
 def _frame_of(item: Item) -> Frame | None:
-    """The frame the item's archive has if this version of torch made it; None if that has another length."""
-    if item.part is None:
+    """The frame the item's archive has if this version of torch made it; None if it cannot have that."""
+    if item.part is None or not is_plain(item.part.target):
         return None
     expected = frame(item.part.target.dtype, torch.Size(item.part.box.sizes))
     return expected if expected.size == item.span.length else None
@@ -198,7 +198,7 @@ def _sharing_memory(items: Iterable[Item]) -> set[int]:
     occupied = sorted(
         (str(part.target.device), part.target.data_ptr(), part.target.data_ptr() + part.target.nbytes, number)
         for number, item in enumerate(items)
-        if (part := item.part) and part.box.count
+        if (part := item.part) and part.box.count and is_plain(part.target)
     )
     shared: set[int] = set()
     reach_device, reach, holder = "", 0, -1

@@ -10,6 +10,14 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_quantized
 
 
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a memory of its own; one that wraps others has none."""
+    try:
+        return tensor.data_ptr() != 0
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
 def lies_in_order(tensor: torch.Tensor) -> bool:
     """Whether the memory of a plain tensor holds its elements as they are, in row-major order."""
     return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()

@@ -38,10 +38,14 @@ from checkpoint_sidecar.store.pointer import MAX_METADATA_BYTES
 from checkpoint_sidecar.training.failures import wrapped
 from checkpoint_sidecar.training.fit import check_complete
 from checkpoint_sidecar.training.landing import Item, Part, bring
+from checkpoint_sidecar.training.memory import is_plain
 from checkpoint_sidecar.training.restricted import Trust, load_restricted
 from checkpoint_sidecar.training.sharing import Share, all_succeeded, pass_on, plan_shares
 from checkpoint_sidecar.training.slices import Slice
 from checkpoint_sidecar.training.unpickler import load_metadata
+
+_MOST_FRAME_BYTES = 64 * 1024
+"""What ``torch.save`` may add to a plain tensor, in any version."""
 
 
 class SnapshotReader(StorageReader):
@@ -264,7 +268,9 @@ class SnapshotReader(StorageReader):
         for item in plan.items:
             if item.type is LoadItemType.BYTE_IO:
                 continue
-            target = planner.resolve_tensor(item).detach()
+            target = planner.resolve_tensor(item)
+            # A detached tensor that is more than its elements may get elements of its own when it is written to.
+            target = target.detach() if is_plain(target.detach()) else target
             self._check_fit(item, target, self._stored(item).properties.dtype, item.lengths)
             targets[item] = target
         return targets
@@ -309,7 +315,10 @@ class SnapshotReader(StorageReader):
         return next(chunk.sizes for chunk in chunks if chunk.offsets == index.offset)
 
     def _size_of(self, item: ReadItem) -> int:
-        return item.lengths.numel() * self._stored(item).properties.dtype.itemsize
+        """Bytes of a tensor's item that one rank can pass on to another; 0 if it is more than its elements."""
+        itemsize = self._stored(item).properties.dtype.itemsize
+        around = self._place(item.storage_index).length - self._stored_sizes(item).numel() * itemsize
+        return item.lengths.numel() * itemsize if 0 <= around <= _MOST_FRAME_BYTES else 0
 
     def _unpack_object(self, item: ReadItem, planner: LoadPlanner, data: memoryview) -> None:
         planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
@@ -319,7 +328,8 @@ class SnapshotReader(StorageReader):
             self._load(item.storage_index.fqn, data, "cpu"), item.storage_offsets, item.lengths
         )
         self._check_fit(item, target, saved.dtype, saved.shape)
-        target.copy_(saved)
+        with torch.no_grad():
+            target.copy_(saved)
 
     def _sanitized(self, item: ReadItem, data: memoryview) -> io.BytesIO:
         """The item as our own pickle of what a restricted unpickler made of it: planners load without restriction."""

@@ -42,6 +42,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.parts import write_object
 from checkpoint_sidecar.training.archives import lay_out, payload_bytes
 from checkpoint_sidecar.training.failures import never_reached_commit, upload_failed
+from checkpoint_sidecar.training.restricted import Trust
 from checkpoint_sidecar.training.saves import NewSave, SaveTarget
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class SnapshotWriter(StorageWriter):
         target: Admits and commits the save; needed on the coordinator rank only.
         progress: Told of this rank's bytes.
         settings: Connections and memory; by default those of the environment.
+        trust: Of the loads to come: what ``safe`` could not load is refused, or an object reported, when it is saved.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class SnapshotWriter(StorageWriter):
         *,
         progress: Progress | None = None,
         settings: EngineSettings | None = None,
+        trust: Trust = "full",
     ) -> None:
         super().__init__()
         self._store = store
         self._target = target
         self._progress = progress
         self._settings = settings or EngineSettings.from_environment()
+        self._trust = trust
         self._running: tuple[SaveTarget, NewSave] | None = None
         self._written: list[str] = []
         self._block_bytes = manifests.BLOCK_BYTES
@@ -149,6 +153,7 @@ class SnapshotWriter(StorageWriter):
             layout = lay_out(
                 ((item, planner.resolve_data(item)) for item in _bytes_first(plan.items)),
                 rank=share.rank,
+                trust=self._trust,
             )
             self._written = [f"{share.folder.path}/{file.name}" for file in layout.files]
             files = upload_files(
