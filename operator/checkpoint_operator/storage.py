@@ -145,6 +145,10 @@ def settings_for(key: Key, storage: Storage, secret: Mapping[str, str] | None, r
         region=storage.region,
         addressing_style=storage.addressing_style,
         credentials=AMBIENT if secret is None else Credentials.of(secret),
+        server_side_encryption=storage.server_side_encryption or "",
+        kms_key_id=storage.kms_key_id or "",
+        requester_pays=bool(storage.requester_pays),
+        tags=tuple(sorted(storage.tags.items())),
     )
 
 

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         region=options.region,
         addressing_style=options.addressing_style,
         credentials=Credentials.in_folder(options.credentials_folder) if options.credentials_folder else AMBIENT,
+        server_side_encryption=options.server_side_encryption,
+        kms_key_id=options.kms_key_id,
+        requester_pays=options.requester_pays,
     )
     findings: list[Finding] = []
     try:
@@ -72,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(AddressingStyle),
         help="whether the bucket stands in the path or in the host name; Auto: in the path with an endpoint",
     )
+    parser.add_argument(
+        "--server-side-encryption", default="", help="as in spec.storage: AES256, aws:kms, aws:kms:dsse"
+    )
+    parser.add_argument("--kms-key-id", default="", help="the key for aws:kms")
+    parser.add_argument("--requester-pays", action="store_true", help="agree to pay for requests")
     parser.add_argument(
         "--credentials-folder",
         default="",

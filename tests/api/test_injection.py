@@ -63,6 +63,10 @@ def test_the_library_reads_what_is_injected(served: Namespace) -> None:
         "region": "eu-west-1",
         "addressingStyle": "Path",
         "credentialsSecret": {"name": "keys"},
+        "serverSideEncryption": "aws:kms",
+        "kmsKeyId": "alias/training",
+        "requesterPays": True,
+        "tags": {"team": "a b", "cost": "x=1"},
     }
     served.create(checkpoint(storage=storage))
     (container,) = served.admitted(pod())["containers"]
@@ -74,6 +78,10 @@ def test_the_library_reads_what_is_injected(served: Namespace) -> None:
         region="eu-west-1",
         addressing_style="Path",
         credentials_folder=environment.CREDENTIALS_MOUNT,
+        server_side_encryption="aws:kms",
+        kms_key_id="alias/training",
+        requester_pays=True,
+        tags=(("cost", "x=1"), ("team", "a b")),
         pod=environment.PodIdentity("trainer", "8a1"),
         grace_seconds=30.0,
     )

@@ -61,13 +61,24 @@ class LocalReference(msgspec.Struct, frozen=True, rename="camel"):
     name: str
 
 
+ServerSideEncryption: TypeAlias = Literal["AES256", "aws:kms", "aws:kms:dsse"]
+
+
 class Storage(msgspec.Struct, frozen=True, rename="camel"):
-    """Where the run lives. Only ``url`` is immutable."""
+    """Where the run lives. Only ``url`` is immutable.
+
+    Attributes:
+        server_side_encryption, kms_key_id, requester_pays, tags: What S3 is asked for with each request (s3 only).
+    """
 
     url: str
     endpoint: str = ""
     region: str = ""
     addressing_style: AddressingStyle = "Auto"
+    server_side_encryption: ServerSideEncryption | None = None
+    kms_key_id: str | None = None
+    requester_pays: bool | None = None
+    tags: dict[str, str] = msgspec.field(default_factory=dict)
     credentials_secret: LocalReference | None = None
     take_over_from: str = ""
 

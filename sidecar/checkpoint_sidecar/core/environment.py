@@ -24,6 +24,10 @@ ENDPOINT = "CHECKPOINT_ENDPOINT"
 REGION = "CHECKPOINT_REGION"
 ADDRESSING_STYLE = "CHECKPOINT_ADDRESSING_STYLE"
 CREDENTIALS_FOLDER = "CHECKPOINT_CREDENTIALS_FOLDER"
+SERVER_SIDE_ENCRYPTION = "CHECKPOINT_SERVER_SIDE_ENCRYPTION"
+KMS_KEY_ID = "CHECKPOINT_KMS_KEY_ID"
+REQUESTER_PAYS = "CHECKPOINT_REQUESTER_PAYS"
+TAGS = "CHECKPOINT_TAGS"
 POD_NAME = "CHECKPOINT_POD_NAME"
 POD_UID = "CHECKPOINT_POD_UID"
 GRACE_SECONDS = "CHECKPOINT_GRACE_SECONDS"
@@ -36,6 +40,11 @@ DEFAULT_GRACE_SECONDS = 30.0  # of Kubernetes, when a pod does not say otherwise
 AddressingStyle: TypeAlias = Literal["Auto", "Path", "Virtual"]
 _ADDRESSING_STYLES: dict[str, AddressingStyle] = {"": "Auto", "Auto": "Auto", "Path": "Path", "Virtual": "Virtual"}
 
+_ENCRYPTIONS = ("", "AES256", "aws:kms", "aws:kms:dsse")
+_KMS_KEY_ID = re.compile(r"[A-Za-z0-9:/_.-]{0,512}")
+_TAG = re.compile(r"([A-Za-z0-9 ._:/@+-]{1,128})=([A-Za-z0-9 ._:/@+=-]{0,256})")
+_BOOLEANS = {"": False, "false": False, "true": True}
+
 _OPERATION = "read the pod's checkpoint environment"
 
 
@@ -47,6 +56,7 @@ class RunEnvironment:
         owner: The Checkpoint this pod trains under.
         url: The run's root in the object store.
         endpoint, region: Empty for the provider's own.
+        server_side_encryption, kms_key_id, requester_pays, tags: What S3 is asked for with each request.
         credentials_folder: Where the Secret is mounted; empty for ambient identity.
         pod: This pod, or None outside Kubernetes.
         grace_seconds: From SIGTERM to SIGKILL: the pod's, or torchrun's when it kills its workers before that.
@@ -58,6 +68,10 @@ class RunEnvironment:
     region: str = ""
     addressing_style: AddressingStyle = "Auto"
     credentials_folder: str = ""
+    server_side_encryption: str = ""
+    kms_key_id: str = ""
+    requester_pays: bool = False
+    tags: tuple[tuple[str, str], ...] = ()
     pod: PodIdentity | None = None
     grace_seconds: float = DEFAULT_GRACE_SECONDS
 
@@ -90,6 +104,10 @@ class RunEnvironment:
             region=environ.get(REGION, ""),
             addressing_style=_addressing_style(environ.get(ADDRESSING_STYLE, "")),
             credentials_folder=environ.get(CREDENTIALS_FOLDER, ""),
+            server_side_encryption=_encryption(environ.get(SERVER_SIDE_ENCRYPTION, "")),
+            kms_key_id=_kms_key_id(environ.get(KMS_KEY_ID, "")),
+            requester_pays=_boolean(REQUESTER_PAYS, environ.get(REQUESTER_PAYS, "")),
+            tags=_tags(environ.get(TAGS, "")),
             pod=_pod(environ),
             grace_seconds=_grace_seconds(environ),
         )
@@ -113,6 +131,40 @@ def _addressing_style(text: str) -> AddressingStyle:
         raise ConfigurationError(
             _OPERATION, ADDRESSING_STYLE, f"{text!r} is no addressing style", "Use Auto, Path or Virtual."
         ) from None
+
+
+def _encryption(text: str) -> str:
+    if text not in _ENCRYPTIONS:
+        raise ConfigurationError(
+            _OPERATION, SERVER_SIDE_ENCRYPTION, f"{text!r} is not supported", "Use AES256, aws:kms or aws:kms:dsse."
+        )
+    return text
+
+
+def _kms_key_id(text: str) -> str:
+    if not _KMS_KEY_ID.fullmatch(text):
+        raise ConfigurationError(
+            _OPERATION, KMS_KEY_ID, f"{text!r} does not name a key", "Use the key's id, alias or ARN."
+        )
+    return text
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text not in _BOOLEANS:
+        raise ConfigurationError(_OPERATION, name, f"{text!r} is neither true nor false", "Use true or false.")
+    return _BOOLEANS[text]
+
+
+def _tags(text: str) -> tuple[tuple[str, str], ...]:
+    tags = []
+    for part in filter(None, text.split("&")):
+        match = _TAG.fullmatch(part)
+        if match is None:
+            raise ConfigurationError(
+                _OPERATION, TAGS, f"{part!r} is not a tag", "Write tags as <name>=<value>, joined by &."
+            )
+        tags.append((match[1], match[2]))
+    return tuple(sorted(tags))
 
 
 def _pod(environ: Mapping[str, str]) -> PodIdentity | None:

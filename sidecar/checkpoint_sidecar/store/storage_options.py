@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from checkpoint_sidecar.core.environment import AddressingStyle
 from checkpoint_sidecar.core.errors import ConfigurationError
@@ -59,7 +60,8 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
     Args:
         path: A URL, or a local path.
         options: For S3: ``key``, ``secret``, ``token``, ``endpoint_url``, ``client_kwargs`` (``endpoint_url``,
-            ``region_name``), ``config_kwargs`` (``s3.addressing_style``); for Google Cloud Storage ``token`` (a service
+            ``region_name``), ``config_kwargs`` (``s3.addressing_style``), ``requester_pays``, ``s3_additional_kwargs``
+            (``ServerSideEncryption``, ``SSEKMSKeyId``, ``Tagging``); for Google Cloud Storage ``token`` (a service
             account, as a dictionary or a file); for Azure ``account_name``, ``account_key``, ``sas_token``.
 
     Raises:
@@ -73,8 +75,13 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
     credentials = _take_credentials(rest, _CREDENTIALS.get(location.scheme, {}))
     client = dict(rest.pop("client_kwargs", {}))
     endpoint = rest.pop("endpoint_url", "") or client.pop("endpoint_url", "") or _ambient_endpoint(location.scheme)
-    region = client.pop("region_name", "")
+    region = client.pop("region_name", "") or _ambient_region(location.scheme)
     style = dict(dict(rest.pop("config_kwargs", {})).get("s3", {})).get("addressing_style", "auto")
+    requester_pays = bool(rest.pop("requester_pays", False))
+    written = dict(rest.pop("s3_additional_kwargs", {})) if location.scheme == "s3" else {}
+    encryption, key = str(written.pop("ServerSideEncryption", "")), str(written.pop("SSEKMSKeyId", ""))
+    tags = tuple(sorted(parse_qsl(str(written.pop("Tagging", "")), keep_blank_values=True)))
+    rest |= {f"s3_additional_kwargs.{name}": value for name, value in written.items()}
     unknown = [*rest, *(f"client_kwargs.{name}" for name in client)]
     if unknown or style not in _STYLES:
         raise ConfigurationError(
@@ -83,7 +90,9 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
             f"the storage option {unknown[0] if unknown else 'config_kwargs.s3.addressing_style'} is not supported",
             "Leave it out, or set it where the store's client finds it by itself (environment, configuration file).",
         )
-    return StoreSettings(location.url, endpoint, region, _STYLES[style], credentials)
+    return StoreSettings(
+        location.url, endpoint, region, _STYLES[style], credentials, encryption, key, requester_pays, tags
+    )
 
 
 def _url(path: str) -> str:
@@ -98,6 +107,12 @@ def _url(path: str) -> str:
 def _ambient_endpoint(scheme: str) -> str:
     """What botocore, and with it s3fs, falls back to."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if scheme == "s3" else ()
+    return next((value for name in names if (value := os.environ.get(name))), "")
+
+
+def _ambient_region(scheme: str) -> str:
+    """The same for the region: this process's own program passed the options, and s3fs would read it too."""
+    names = ("AWS_REGION", "AWS_DEFAULT_REGION") if scheme == "s3" else ()
     return next((value for name in names if (value := os.environ.get(name))), "")
 
 

@@ -155,6 +155,10 @@ class Checkpointer:
             region=env.region,
             addressing_style=env.addressing_style,
             credentials=Credentials.in_folder(env.credentials_folder) if env.credentials_folder else AMBIENT,
+            server_side_encryption=env.server_side_encryption,
+            kms_key_id=env.kms_key_id,
+            requester_pays=env.requester_pays,
+            tags=env.tags,
         )
         given = {"run": env.owner, "pod": env.pod, "grace_seconds": env.grace_seconds}
         return cls(state, settings, **(given | options))
