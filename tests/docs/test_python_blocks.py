@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -29,15 +30,9 @@ scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
 dataset = [torch.full((4,), float(item)) for item in range(64)]
 loader = StatefulDataLoader(dataset, batch_size=4, shuffle=True)
 total_steps = 4
-batches = iter(())
 
 
-def train_step(step):
-    global batches
-    batch = next(batches, None)
-    if batch is None:
-        batches = iter(loader)
-        batch = next(batches)
+def train_on(batch):
     optimizer.zero_grad()
     loss = model(batch).square().mean()
     loss.backward()
@@ -45,6 +40,11 @@ def train_step(step):
     return loss.item()
 
 
+def train_step(step):
+    return train_on(dataset[step].unsqueeze(0))
+
+
+rank, world_size = 0, 1
 state = {"model": model, "optimizer": optimizer}
 url = "s3://training/saved/step-100"
 dcp.save(state, storage_writer=CheckpointWriter(url))
@@ -55,20 +55,21 @@ BLOCKS = blocks("python")
 
 
 FORK_FOR_EACH = """
-import os, runpy, sys
+import json, os, runpy, sys
 import torch._dynamo, torch.distributed.checkpoint, torchdata.stateful_dataloader
 import checkpoint_sidecar.training.checkpointer, checkpoint_sidecar.training.dropin
 
 failed = []
-for page in sys.argv[1:]:
+for path, url, steps in json.loads(sys.argv[1]):
     if os.fork() == 0:
-        os.environ["CHECKPOINT_URL"] = f"file://{page}.injected"
-        runpy.run_path(page)
+        os.environ["CHECKPOINT_URL"] = url
+        os.environ["STEPS"] = str(steps)
+        runpy.run_path(path)
         sys.exit(0)
-    failed += [page] * bool(os.wait()[1])
+    failed += [path] * bool(os.wait()[1])
 sys.exit(f"failed: {failed}" if failed else 0)
 """
-"""Pages run in processes of their own, because they change torch; it is imported only once."""
+"""Programs run in processes of their own, because they change torch; it is imported only once."""
 
 
 def program(page: str, bucket: Path) -> str:
@@ -77,18 +78,56 @@ def program(page: str, bucket: Path) -> str:
     for block in BLOCKS:
         if block.page == page and not block.noted("not run"):
             text += f"\n# {block.name}\n{block.text}"
+    return in_folder(text, bucket)
+
+
+def in_folder(text: str, bucket: Path) -> str:
+    text = text.replace('fsspec.filesystem("s3")', 'fsspec.filesystem("file")')
     return re.sub(r"\b(s3|gs|az)://(?=\w)", f"{bucket.as_uri()}/", text)
 
 
-def test_the_python_of_every_page_runs_as_it_stands(tmp_path: Path) -> None:
-    programs = []
-    for number, page in enumerate(sorted({block.page for block in BLOCKS})):
-        programs.append(tmp_path / f"{Path(page).stem}.py")
-        programs[-1].write_text(program(page, tmp_path / f"bucket-{number}"))
+EXACT = """
+import os
+
+losses = {}
+train = train_on
+train_on = lambda batch: losses.setdefault(len(losses), train(batch))
+model[1].p = 0.5  # much dropout
+total_steps = int(os.environ["STEPS"])
+{recipe}
+print([*losses.values()], [*map(float, next(model.parameters()).flatten())], sep=", ")
+"""
+UNTIL = (5, 16, 17, 20)
+"""Steps at which a run ends and starts anew: in the middle of an epoch of 16 steps, at its end and right after."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """All pages, then the recipe for an exact resume: as one run, and as one that is interrupted."""
+    folder = tmp_path_factory.mktemp("pages")
+    jobs = []
+    for page in sorted({block.page for block in BLOCKS}):
+        name = Path(page).stem
+        (folder / f"{name}.py").write_text(program(page, folder / f"bucket-{name}"))
+        jobs.append((f"{folder}/{name}.py", f"file://{folder}/injected-{name}", 0))
+    recipe = next(block.text for block in BLOCKS if block.page == "docs/recipes.md")
+    exact = folder / "exact.py"
+    exact.write_text(in_folder(PRELUDE + EXACT.replace("{recipe}", recipe), folder / "bucket-exact"))
+    jobs += [(str(exact), f"file://{folder}/undisturbed", UNTIL[-1])]
+    jobs += [(str(exact), f"file://{folder}/interrupted", steps) for steps in UNTIL]
     environment = {**os.environ, "CHECKPOINT_RUN": "cluster/namespace/run"}
-    command = [sys.executable, "-W", "ignore", "-c", FORK_FOR_EACH, *map(str, programs)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=240)
-    assert done.returncode == 0, done.stderr[-5000:]
+    command = [sys.executable, "-W", "ignore", "-c", FORK_FOR_EACH, json.dumps(jobs)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=280)
+
+
+def test_the_python_of_every_page_runs_as_it_stands(finished: subprocess.CompletedProcess[str]) -> None:
+    assert finished.returncode == 0, finished.stderr[-5000:]
+
+
+def test_the_recipe_for_an_exact_resume_is_exact(finished: subprocess.CompletedProcess[str]) -> None:
+    undisturbed, *parts = (json.loads(f"[{line}]") for line in finished.stdout.splitlines()[-1 - len(UNTIL) :])
+    assert [loss for losses, _ in parts for loss in losses] == undisturbed[0]
+    assert parts[-1][1] == undisturbed[1]
 
 
 def test_a_block_that_does_not_run_says_why_and_is_python_at_least() -> None:
