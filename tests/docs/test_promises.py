@@ -45,3 +45,10 @@ def test_every_file_that_is_linked_exists(page: str) -> None:
     folder = (REPOSITORY / page).parent
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (REPOSITORY / page).read_text())
     assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_every_threat_says_what_stops_it_and_which_test_shows_that() -> None:
+    table = (REPOSITORY / "docs" / "security.md").read_text().partition("\n## Threats\n")[2]
+    found = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(found) > 20
+    assert [row[0] for row in found if len(row) != 3 or not row[1].strip() or not _LINKED_TEST.search(row[2])] == []
