@@ -231,6 +231,24 @@ def refuse(rank: int, key: str, *, who: int) -> None:
         raise StoreError("upload", key, "the disk is full")
 
 
+class Panic(BaseException):
+    """As pyo3 raises it when Rust panics: no ``Exception``, and not to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle a panic")
+
+
+class Panicking(Watched):
+    """A store whose client panics when it reads data."""
+
+    def read_into(self, *_: Any) -> None:
+        raise Panic("called Option::unwrap() on a None value")
+
+
+def panic_on_reading(rank: int, store: Store, *, who: int) -> Store:
+    return Panicking(store, lambda _: None) if rank == who else store
+
+
 def dawdle(rank: int, step: int) -> None:
     """Gives the test time to interfere."""
     time.sleep(0.2)

@@ -19,6 +19,7 @@ from training.checkpointer_ranks import (
     dawdle,
     dawdle_in_upload,
     die,
+    panic_on_reading,
     refuse,
     run,
     same,
@@ -62,6 +63,17 @@ def test_sigterm_at_one_rank_saves_and_stops_all_of_them(storage: RunStorage, tm
     assert (commit.step, commit.trigger) == (stopped, "Termination")
     replaced = run(Job(storage.url, 9, every_steps=None), tmp_path)
     assert [outcome.steps for outcome in replaced] == [tuple(range(stopped + 1, 10))] * 2
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_native_client_that_panics_on_one_rank_of_a_restore_is_an_error_on_all(
+    storage: RunStorage, tmp_path: Path, who: int
+) -> None:
+    run(Job(storage.url, 2), tmp_path)
+    outcomes = run(Job(storage.url, 3, wrap_store=partial(panic_on_reading, who=who)), tmp_path)
+    assert codes(outcomes) == [1, 1], outcomes
+    assert all("Panic: called Option::unwrap()" in str(outcome.error) for outcome in outcomes)
+    assert [outcome.steps for outcome in run(Job(storage.url, 3), tmp_path)] == [(3,)] * 2
 
 
 def test_a_save_that_cannot_commit_in_time_is_called_off_by_all_ranks_and_leaves_nothing(

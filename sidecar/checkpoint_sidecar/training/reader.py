@@ -35,7 +35,7 @@ from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.engine.verify import check_sizes, read_file
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.pointer import MAX_METADATA_BYTES
-from checkpoint_sidecar.training.failures import wrapped
+from checkpoint_sidecar.training.failures import raising_portable, wrapped
 from checkpoint_sidecar.training.fit import check_complete
 from checkpoint_sidecar.training.landing import Item, Part, bring
 from checkpoint_sidecar.training.memory import is_plain
@@ -210,6 +210,11 @@ class SnapshotReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read, verify and deliver this rank's items."""
+        # DCP sends what is raised here to the other ranks; what cannot be sent would leave them waiting.
+        with raising_portable("read a snapshot", self._store.url):
+            return self._read_data(plan, planner)
+
+    def _read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         done: Future[None] = Future()
         done.set_result(None)
         share, group = plan.storage_data, self._sharing

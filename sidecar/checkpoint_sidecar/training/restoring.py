@@ -13,7 +13,7 @@ from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.contents import Contents
-from checkpoint_sidecar.training.failures import raising_ours
+from checkpoint_sidecar.training.failures import INTERRUPTS, portable, raising_ours
 from checkpoint_sidecar.training.leftovers import Leftovers, refusal
 from checkpoint_sidecar.training.planner import ItemPlanner
 from checkpoint_sidecar.training.reader import SnapshotReader
@@ -98,8 +98,10 @@ def _load(
         error: Exception | None = None
         try:
             phase()
-        except Exception as caught:  # noqa: BLE001 - reported by rank 0, raised on all
-            error = caught
+        except INTERRUPTS:
+            raise
+        except BaseException as caught:  # noqa: BLE001 - reported by rank 0, raised on all
+            error = portable(caught, operation="restore", subject=f"rank {agreement.rank}")
         errors = [each for each in agreement.gather_errors(error) if each is not None]
         if errors:
             return errors, Leftovers()
