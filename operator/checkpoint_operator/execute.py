@@ -165,7 +165,12 @@ def verify(
     try:
         verify_snapshot(store, snapshot.commit, level=level, connections=_CONNECTIONS, before_read=before_read)
     except CorruptSnapshotError as error:
-        message = str(error)[:MAX_TEXT]
+        message = str(error)
+        if snapshot.failures and f"{error.subject}: {error.cause}" not in snapshot.evidence:
+            message = (
+                f"something else than the last time, so suspect the network or memory of the reader too: {message}"
+            )
+        message = message[:MAX_TEXT]
         found = SnapshotVerified(snapshot.id, level, passed=False, evidence=error.evidence, message=message)
         return Finding(found, snapshot.failures)
     return Finding(SnapshotVerified(snapshot.id, level, passed=True), snapshot.failures)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from checkpoint_sidecar.core.errors import (
     CorruptSnapshotError,
+    CutOffError,
     StoreError,
     TruncatedObjectError,
     UnreliableReadError,
@@ -201,6 +202,15 @@ def test_a_range_that_is_always_short_is_evidence_although_the_store_tells_the_f
         stored(contents(BLOCK), store).read([want(0, 10)[0]])
     assert caught.value.evidence == "SizeMismatch"
     assert store.events == ["read", "reconnect", "read", "reconnect", "read"]
+
+
+def test_an_answer_that_always_breaks_off_is_held_against_the_way_and_not_the_object() -> None:
+    class BreaksOff(MemoryStore):
+        def read_into(self, key: str, *_: object) -> None:
+            raise CutOffError("read a range of", key, "the store broke off in the middle of its answer")
+
+    with pytest.raises(UnreliableReadError, match="in each of several tries"):
+        stored(contents(BLOCK), BreaksOff()).read([want(0, 10)[0]])
 
 
 @given(flips=st.sets(st.integers(0, 5 * BLOCK - 1), max_size=4), spans=st.lists(st.integers(0, 4 * BLOCK), max_size=4))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -173,6 +175,27 @@ def test_a_snapshot_of_another_model_touches_nothing_and_is_not_blamed(storage: 
     assert all(torch.equal(a, b) for a, b in zip(before, other.model.parameters(), strict=True))
     assert storage.bodies(RestoreFinished)[-1].evidence == "None"
     assert storage.snapshot(2).failures == 0
+
+
+def test_reads_that_cannot_be_relied_on_interrupt_a_start_and_then_cost_it_a_snapshot_without_blame(
+    storage: RunStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.train(4)
+    newest, noise = storage.snapshot(4).commit.path, itertools.count(1)
+
+    class Noisy(Watched):
+        def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+            self._store.read_into(key, start, buffers)
+            if key == f"{newest}/__0_0.distcp":
+                buffers[0][0] ^= next(noise) % 256
+
+    monkeypatch.setattr(checkpointer, "open_store", lambda s: Noisy(open_store(s), lambda _: None))
+    with pytest.raises(RestoreInterrupted, match="memory of this machine"):
+        storage.restored_step()
+    assert storage.restored_step() == 2, "as many starts as evidence would need"
+    assert storage.snapshot(4).failures == 0
+    monkeypatch.undo()
+    assert storage.restored_step() == 4, "a machine that reads it well restores it"
 
 
 def test_a_store_that_fails_interrupts_the_restore_and_blames_no_snapshot(

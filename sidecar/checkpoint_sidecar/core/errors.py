@@ -121,9 +121,13 @@ class StoreError(CheckpointError):
 class UnreliableReadError(StoreError):
     """Each read of the same bytes gave other ones, none of them what was committed.
 
-    That is no evidence against the stored object: what brings or holds the bytes may be at fault. A restore tries the
-    next snapshot, without counting a failure against this one.
+    That is no evidence against the stored object: what brings or holds the bytes may be at fault. A start is
+    interrupted by it, and where that happens again and again it goes on from the snapshot before.
     """
+
+
+class CutOffError(StoreError):
+    """The store broke off in the middle of an answer, in the last of several tries."""
 
 
 class ObjectNotFoundError(StoreError):

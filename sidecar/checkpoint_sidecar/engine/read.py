@@ -9,7 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError, TruncatedObjectError
+from checkpoint_sidecar.core.errors import (
+    CorruptSnapshotError,
+    CutOffError,
+    ObjectNotFoundError,
+    TruncatedObjectError,
+    UnreliableReadError,
+)
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.engine.checksums import block_checksums
 from checkpoint_sidecar.engine.compared import Compared
@@ -181,6 +187,10 @@ class _Task:
             raise missing(self.key) from error
         except TruncatedObjectError as error:
             raise CorruptSnapshotError("read a range", self.key, error.cause, evidence="SizeMismatch") from error
+        except CutOffError as error:
+            # The adapter has tried for long, while the manifest could be read.
+            cause, hint = f"{error.cause}, in each of several tries", "Look at gateways in front of the store."
+            raise UnreliableReadError("read a range", self.key, cause, hint) from error
 
     def _damaged(self, file: File, buffers: Sequence[memoryview]) -> list[int]:
         """Blocks whose bytes are not what was committed, whichever buffers they lie in."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import http.client
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from checkpoint_sidecar.core.errors import RequestRefusedError, StoreError
+from checkpoint_sidecar.core.errors import CutOffError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.answers import explain_answer
 from checkpoint_sidecar.store.calls import Fault, Patience
@@ -164,6 +165,8 @@ def explain(error: Exception) -> Fault:
             return Fault(StoreError, f"no connection to {error}", CHECK_CONNECTION)
         case TimeoutError():
             return SILENT
+        case http.client.IncompleteRead():
+            return Fault(CutOffError, "the store broke off in the middle of its answer", sent=True)
         case _:
             return Fault(StoreError, f"the connection broke off ({type(error).__name__})", sent=True)
 

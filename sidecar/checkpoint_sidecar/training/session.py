@@ -208,8 +208,9 @@ class Session:
     def failed(self, snapshot: str, error: Exception) -> None:
         """Record why a candidate was not restored. Returns if the next one may be tried.
 
-        That is so if there is evidence against it, or if each read of it gave other bytes, which counts against nothing
-        and may be the fault of this machine.
+        That is so if there is evidence against it. Reads that cannot be relied on may be the fault of this machine, so
+        they interrupt the start; another one may have a better machine. Only when as many starts as evidence would need
+        have failed by it, training goes on from the snapshot before; this one is not blamed.
 
         Raises:
             RestoreInterrupted: The error says nothing about the snapshot.
@@ -222,7 +223,7 @@ class Session:
                     self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:MAX_TEXT]
                 )
             )
-        if evidence != "None" or isinstance(error, UnreliableReadError):
+        if evidence != "None" or (isinstance(error, UnreliableReadError) and self._often_interrupted(snapshot)):
             logger.warning("skipping snapshot %s: %s", snapshot, error)
             self.skipped.append(snapshot)
             return
@@ -234,6 +235,14 @@ class Session:
             f"{type(error).__name__}: {error}",
             "Nothing is known against the snapshot: start again, the next attempt tries it again.",
         ) from error
+
+    def _often_interrupted(self, snapshot: str) -> bool:
+        run = self.log.run
+        outcomes = (outcome for attempt in run.attempts.values() for outcome in attempt.restores)
+        mine = [outcome for outcome in outcomes if outcome.snapshot == snapshot]
+        last_success = max((place for place, outcome in enumerate(mine) if outcome.restored), default=-1)
+        unexplained = sum(outcome.evidence == "None" for outcome in mine[last_success + 1 :])
+        return unexplained >= run.policy.restore.max_failures_per_snapshot
 
     def _compare_rest(self, candidate: Candidate, compared: Compared) -> None:
         """What fails here is no reason to doubt what was restored; the operator reads all of it in its own time."""
