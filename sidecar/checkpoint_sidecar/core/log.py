@@ -18,7 +18,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import uuid
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -346,30 +346,7 @@ Body: TypeAlias = (
     | SnapshotPurged
 )
 
-KINDS: dict[str, type[Body]] = {
-    kind.__name__: kind
-    for kind in (
-        RunClaimed,
-        RunAdopted,
-        RunConfigured,
-        RollbackRequested,
-        AttemptStarted,
-        RestoreStarted,
-        RestoreFinished,
-        SnapshotCommitted,
-        SnapshotVerified,
-        SaveRequested,
-        SaveFailed,
-        EvictionNoticed,
-        AttemptFenced,
-        DispositionSet,
-        QuarantineReleased,
-        SnapshotRetired,
-        SnapshotReinstated,
-        PurgeStarted,
-        SnapshotPurged,
-    )
-}
+KINDS: dict[str, type[Body]] = {kind.__name__: kind for kind in get_args(Body)}
 
 
 Format = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}\Z")]
