@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -32,6 +33,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.core.progress import decode
+from checkpoint_sidecar.store import misdirected
 from checkpoint_sidecar.store.progress import read_beat
 from checkpoint_sidecar.training.session import Session
 from training.checkpointer_runs import EVERY_STEP, RunStorage, Training, started, train_until
@@ -308,6 +310,11 @@ def test_an_injected_pod_needs_no_arguments(storage: RunStorage, monkeypatch: py
         checkpointer.restore()
     assert storage.run.owner == Owner("c1", "team", "llama")
     assert storage.bodies(AttemptStarted)[0].pods == (PodIdentity("llama-0", "u1"),)
+    try:
+        with pytest.raises(ConfigurationError, match="taken for a local path"):
+            os.makedirs("s3://bucket/run/beside-the-checkpointer")
+    finally:
+        misdirected.allow()
 
 
 @pytest.mark.parametrize("call", [lambda c: c.step(1), lambda c: c.save(1)], ids=["step", "save"])

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint_sidecar.training import digests
+from checkpoint_sidecar.training.values import Packer
 from training.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("replica_ranks.py")
@@ -73,6 +74,18 @@ def test_values_of_other_pickles_have_other_digests(one: Any, other: Any) -> Non
 def test_other_values_have_other_digests(one: Any, other: Any) -> None:
     assert digests.of_object(one) is not None
     assert digests.of_object(pickle.loads(pickle.dumps(one))) == digests.of_object(one) != digests.of_object(other)
+
+
+def test_packed_values_are_compared_as_values() -> None:
+    def packed(value: Any) -> bytes:
+        return Packer(lambda *_: None).pack(value)
+
+    one, other = {"a": 1, "b": {"x"}}, {"b": {"x"}, "a": 1}
+    assert packed(one) != packed(other)
+    assert digests.of_object(packed(one)) == digests.of_object(packed(other))
+    assert digests.of_object(packed(one)) != digests.of_object(packed({"a": 2, "b": {"x"}}))
+    large = packed(list(range(100_000)))
+    assert digests.of_object(large) == digests.of_object(bytes(large)) is not None
 
 
 def test_what_cannot_be_taken_apart_has_no_digest() -> None:

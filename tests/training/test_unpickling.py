@@ -257,6 +257,17 @@ ITEM_ATTACKS = {
     ),
     "a compressed pickle": archive(b"\x80\x02X\x00\x00\x00\x04" + bytes(64 << 20) + b".", compression=8),
     "a compressed storage": archive(b"\x80\x02N.", compression=zipfile.ZIP_DEFLATED, **{"0": bytes(64 << 20)}),
+    "an array of many gigabytes": archive(b"\x80\x02" + of("numpy", "ndarray") + HUGE + b"\x85\x85R."),
+    "a list of a range": archive(
+        b"\x80\x02" + of("builtins", "list") + of("builtins", "range") + HUGE + b"\x85R\x85R."
+    ),
+    "zeros by the billion": archive(b"\x80\x02" + of("builtins", "bytes") + HUGE + b"\x85R."),
+    "a number of a billion digits": archive(
+        b"\x80\x02" + of("fractions", "Fraction") + text("1e1000000000") + b"\x85R."
+    ),
+    "a number made of another": archive(
+        b"\x80\x02" + of("builtins", "int") + of("decimal", "Decimal") + text("1e1000000000") + b"\x85R\x85R."
+    ),
     "no archive": pickle.dumps(0),
     "the old format": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
     "nothing": b"",

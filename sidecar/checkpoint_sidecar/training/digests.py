@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from checkpoint_sidecar.training.memory import as_buffer, as_bytes, is_plain, lies_in_order
+from checkpoint_sidecar.training.values import MAGIC, unpack
 
 WHOLE_BYTES = 64 * 1024
 """Values up to this size are read whole; larger ones are sampled."""
@@ -113,6 +114,8 @@ class _Walk:
             return _hash(type(value).__qualname__, repr(value))
         if isinstance(value, int):
             return _hash(type(value).__qualname__, hex(value))
+        if isinstance(value, bytes) and value.startswith(MAGIC):
+            return self._packed(value)
         if isinstance(value, bytes | bytearray | memoryview):
             return self._memory("bytes", memoryview(value).cast("B"))
         if isinstance(value, _NAMED):
@@ -166,6 +169,13 @@ class _Walk:
         if isinstance(tensor, torch.nn.Parameter):
             return self.of(tensor.detach())
         raise TypeError(f"the memory of a {kind} is unknown")
+
+    def _packed(self, data: bytes) -> bytes:
+        """The digest of a packed value, whose bytes depend on the order of its dicts; of its bytes if it is large."""
+        if len(data) <= _MOST_PARTS:
+            walk = _Walk(self._seed)
+            return walk.of(unpack(data, lambda name, form: (name, repr(form)), subject="a value", trusted=True))
+        return self._memory("packed", memoryview(data))
 
     def _memory(self, kind: str, memory: memoryview) -> bytes:
         ranges = _samples(len(memory), self._seed)

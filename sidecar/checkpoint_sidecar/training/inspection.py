@@ -15,8 +15,8 @@ from typing import Any
 
 from checkpoint_sidecar.training.pickles import MalformedError, RefusedError, read
 
-_ALLOCATING = re.compile(r"torch\.(\w+\.)*\w*(Tensor|Storage)")
-"""Classes that take the number of elements to allocate."""
+_ALLOCATING = re.compile(r"torch\.(\w+\.)*\w*(Tensor|Storage)|numpy\.ndarray")
+"""Classes that take the number of elements to allocate; pickles name them, and do not call them."""
 _OF_ATOMS = re.compile(r"(builtins|__builtin__)\.(int|float|bool|str|bytes|bytearray)|fractions\.Fraction")
 """What is made of numbers and strings; of anything else it may take long to make."""
 _COPIES_PER_BYTE = 64
