@@ -72,6 +72,8 @@ def expected(crash: Crash) -> tuple[int, int]:
     settled = mode == "exception" and point.when == "after" and point.entry
     if point in PUBLISHED or settled:
         return NEW, NEW
+    if mode == "exception" and point in COMMITTED:
+        return NEW, NEW  # the pointer is tried once more
     if mode == "exception" and point in CLEARING:
         return NEW, NEW  # what is replaced may stay until the next save
     if mode == "kill rank 1" and point in (*DESCRIBING, *COMMITTED):
