@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -373,6 +374,17 @@ def test_installing_puts_these_classes_where_dcp_looks_and_takes_them_away_again
             pass
     assert picked() == before
     assert [each.__name__ for each in before] == ["FsspecWriter", "FsspecReader"]
+
+
+def test_what_was_installed_can_be_sent_to_a_process_that_saves(tmp_path: Path) -> None:
+    with installed(trust="full"):
+        writer, reader = dcp.FsspecWriter(f"file://{tmp_path}"), dcp.FsspecReader(f"file://{tmp_path}")
+        sent = [pickle.loads(pickle.dumps(each)) for each in (writer, reader)]
+    dcp.save({"x": torch.full((4,), 7.0), "path": tmp_path}, storage_writer=sent[0])
+    state = {"x": torch.zeros(4), "path": None}
+    dcp.load(state, storage_reader=sent[1])
+    assert torch.equal(state["x"], torch.full((4,), 7.0))
+    assert state["path"] == tmp_path
 
 
 @pytest.mark.parametrize("url", ["memory://folder/ckpt", "simplecache::memory://folder/ckpt"])

@@ -255,8 +255,13 @@ def _in_place_of(stock: Any, ours: Any, **attributes: Any) -> type:
         # A URL that only we could serve is ours even if it is refused: the refusal says why.
         return bool(_is_ours(checkpoint_id) or stock.validate_checkpoint_id(checkpoint_id))
 
-    members = {"__new__": new, "validate_checkpoint_id": classmethod(validate_checkpoint_id)} | attributes
-    made = type(ours.__name__, (ours,), members)
+    def reduce(self: Any, protocol: Any) -> Any:
+        # As one of ours: the class made here cannot be found by its name, for example by a process that saves.
+        del protocol
+        return object.__new__, (ours,), self.__dict__
+
+    members = {"__new__": new, "validate_checkpoint_id": classmethod(validate_checkpoint_id), "__reduce_ex__": reduce}
+    made = type(ours.__name__, (ours,), members | attributes)
     return made
 
 
