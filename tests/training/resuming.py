@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +112,7 @@ def differences(expected: Any, found: Any, path: str = "state") -> Iterator[str]
             return
         for key, value in expected.items():
             yield from differences(value, found[key], f"{path}.{key}")
-    elif isinstance(expected, list | tuple):
+    elif isinstance(expected, list | tuple | deque):
         if len(found) != len(expected):
             yield f"{path}: {len(found)} entries instead of {len(expected)}"
             return
@@ -129,15 +131,26 @@ def differences(expected: Any, found: Any, path: str = "state") -> Iterator[str]
         yield f"{path}: {found!r} instead of {expected!r}"
 
 
-def frozen(value: Any) -> Any:
-    """A copy of a state; of distributed tensors what this rank holds."""
+def frozen(value: Any, *, whole: bool = False) -> Any:
+    """A copy of a state.
+
+    Args:
+        whole: Of distributed tensors copy all, which is collective, instead of what this rank holds.
+    """
     if isinstance(value, torch.Tensor):
-        local = getattr(value, "_local_tensor", value).detach()
-        return local.clone() if type(local) in (torch.Tensor, nn.Parameter) else local
+        if hasattr(value, "_local_tensor"):
+            value = value.detach().full_tensor() if whole else value._local_tensor.detach()
+        if type(value) is nn.Parameter:
+            return nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+        return value.clone() if type(value) is torch.Tensor and value.layout is torch.strided else value
     if type(value) in (list, tuple):
-        return type(value)(map(frozen, value))
-    if type(value) is dict:
-        return {key: frozen(each) for key, each in value.items()}
+        return type(value)(frozen(each, whole=whole) for each in value)
+    if isinstance(value, deque):
+        return deque((frozen(each, whole=whole) for each in value), value.maxlen)
+    if isinstance(value, dict) and not isinstance(value, Counter):
+        copied = copy.copy(value)
+        copied.update({key: frozen(each, whole=whole) for key, each in value.items()})
+        return copied
     return value
 
 

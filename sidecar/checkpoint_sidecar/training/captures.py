@@ -6,7 +6,7 @@ See ``contents`` for the items this makes of an object.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError
 from checkpoint_sidecar.training import modules
 from checkpoint_sidecar.training.contents import FORM, PACKED, is_extra, is_tensor
 from checkpoint_sidecar.training.forms import Form, Opaque, describe, elements, is_like
-from checkpoint_sidecar.training.optimizers import NamedOptimizer
+from checkpoint_sidecar.training.optimizers import NamedOptimizer, OptimizerState
 from checkpoint_sidecar.training.values import Packer, Path, Place, Unsupported, unpack
 
 T = TypeVar("T")
@@ -42,10 +42,9 @@ class Capture:
         self._pickles = pickles
         self._proven = proven
 
-    def module(self, name: str, module: Module) -> dict[str, Any]:
-        """A module's state dict: tensors under clean names, and what describes them."""
+    def module(self, name: str, module: Module, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A module's state: tensors under clean names, and what describes them."""
         modules.check_module(name, module)
-        state = _guarded(name, lambda: modules.module_state(module))
         items = _Items(self._rank)
 
         def place(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
@@ -66,9 +65,8 @@ class Capture:
         }
         return items.tree | extras | {FORM: {_digest(data): data}}
 
-    def optimizer(self, name: str, optimizer: NamedOptimizer) -> dict[str, Any]:
-        """An optimizer's state dict: tensors under the names of parameters, and what describes them."""
-        captured = _guarded(name, optimizer.capture)
+    def optimizer(self, name: str, optimizer: NamedOptimizer, captured: OptimizerState) -> dict[str, Any]:
+        """An optimizer's state: tensors under the names of parameters, and what describes them."""
         parameters = optimizer.parameters()
         items = _Items(self._rank)
 
@@ -94,7 +92,7 @@ class Capture:
 
     def shared(self, name: str, value: Stateful) -> dict[str, Any]:
         """The state of an object that all ranks hold alike."""
-        state = _guarded(name, value.state_dict)
+        state = guarded(name, value.state_dict)
         items = _Items(self._rank)
         data = self._pack(
             name, state, lambda path, tensor, form: items.put(path, tensor, form) if _stands_alone(form) else None
@@ -107,7 +105,7 @@ class Capture:
         Args:
             key: Of this rank.
         """
-        state = _guarded(name, value.state_dict)
+        state = guarded(name, value.state_dict)
         items = _Items(self._rank)
 
         def place(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
@@ -218,7 +216,7 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def _guarded(name: str, read: Callable[[], T]) -> T:
+def guarded(name: str, read: Callable[[], T]) -> T:
     """What an object says of itself, or an error that names it."""
     try:
         return read()

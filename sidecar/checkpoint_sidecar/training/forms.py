@@ -105,7 +105,9 @@ def describe(tensor: Any, *, like: Any = None) -> Form:
     """
     if is_uninitialized(tensor):
         raise ValueError("is not initialized yet: run the module once before the first save")
-    if getattr(tensor, "is_meta", False):
+    sharded = isinstance(tensor, ShardedTensor)
+    # One of which this rank holds nothing cannot even be asked.
+    if not sharded and tensor.is_meta:
         raise ValueError("is on the meta device and has no elements: move the module with to_empty(device=...)")
     names: tuple[str, ...] | None = None
     placements: tuple[str, ...] | None = None
@@ -114,13 +116,12 @@ def describe(tensor: Any, *, like: Any = None) -> Form:
             raise ValueError("is a DTensor of partial sums, which have no value yet: redistribute it")
         placements = tuple(map(_encode, tensor.placements))
         names = tensor.device_mesh.mesh_dim_names
-    sharded = isinstance(tensor, ShardedTensor)
     return Form(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.size()),
         device="cpu" if sharded else tensor.device.type,
         parameter=isinstance(tensor, Parameter),
-        grad=bool(tensor.requires_grad and (isinstance(tensor, Parameter) or tensor.is_leaf)),
+        grad=not sharded and bool(tensor.requires_grad and (isinstance(tensor, Parameter) or tensor.is_leaf)),
         like=like is not None and is_like(tensor, like),
         placements=placements,
         mesh_names=names,

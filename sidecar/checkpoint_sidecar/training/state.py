@@ -18,6 +18,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator, MutableMapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from torch.optim import Optimizer
 
 from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError, IncompatibleSnapshotError
 from checkpoint_sidecar.training import modules
-from checkpoint_sidecar.training.captures import Capture
+from checkpoint_sidecar.training.captures import Capture, guarded
 from checkpoint_sidecar.training.contents import PACKED, Contents, Leaf, Ref, retyped
 from checkpoint_sidecar.training.destinations import Destinations
 from checkpoint_sidecar.training.forms import Form, Opaque
@@ -125,11 +126,14 @@ class TrainingState:
         first = not self._proven
         capture = Capture(rank=self._rank, pickles=self._trust == "full", proven=self._proven)
         captured: StateDict = {}
+        # First what may be collective: no rank must be missing there because of something that it refuses.
+        state_of = {name: guarded(name, partial(modules.module_state, each)) for name, each in self.modules.items()}
+        held = {name: guarded(name, each.capture) for name, each in self._optimizers.items()}
         for name, value in self._items():
             if isinstance(value, Module):
-                captured[name] = capture.module(name, value)
+                captured[name] = capture.module(name, value, state_of[name])
             elif name in self._optimizers:
-                captured[name] = capture.optimizer(name, self._optimizers[name])
+                captured[name] = capture.optimizer(name, self._optimizers[name], held[name])
             elif _per_rank(value):
                 captured[name] = capture.own(name, value, self._rank_key)
             elif isinstance(value, Stateful):
