@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKERS := 2
 export PYTHONPATH := tests
 
-.PHONY: help demo test test-unit test-faults test-evictions check format verify bench bench-log bench-operator down clean
+.PHONY: help demo test test-unit test-faults test-tenants test-evictions check format verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -26,6 +26,10 @@ test-faults: ## The long profile of fault injection: store faults, crash matrix,
 	@.ci/bootstrap
 	CHECKPOINT_FAULTS=long $(BIN)/pytest tests/store/test_faults.py tests/store/test_large_bodies.py tests/model tests/crashes
 	$(BIN)/python docs/faults.py
+
+test-tenants: ## One operator with a thousand Checkpoints at a black hole and every kind of hostile store (ten minutes)
+	@.ci/bootstrap
+	CHECKPOINT_FAULTS=long $(BIN)/pytest --timeout=1800 tests/control/test_tenants.py
 
 test-evictions: ## Every kind of interruption and workload on the two-node cluster (the long tail of the cluster tests)
 	@.ci/bootstrap --cluster

@@ -15,7 +15,10 @@ LONGEST_SECONDS = 300.0
 """From opening a breaker to the first probe, and the longest time between probes; both are jittered."""
 
 TRUSTED_SECONDS = 600.0
-"""A namespace that reached a store within this time keeps asking, whatever others report of that store."""
+"""A tenant that reached its bucket within this time keeps asking, whatever others report of that server."""
+
+ALIVE_SECONDS = 120.0
+"""A server that anybody reached within this time is not down, however many fail to reach their buckets there."""
 
 PROBE_SECONDS = 120.0
 """A probe that has not reported within this time counts as failed."""
@@ -79,18 +82,19 @@ class _Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """A pass may ask. ``probes`` names the breakers that were half open."""
+    """A tenant may ask a server. ``probes`` names the breakers that were half open."""
 
-    namespace: str
-    target: Hashable
+    tenant: Hashable
+    server: Hashable
     probes: frozenset[Hashable] = frozenset()
 
 
 class Breakers:
-    """One breaker for each store's server, and one for each namespace at it.
+    """One breaker for each server, and one for each tenant of it: a namespace and a bucket.
 
-    A namespace trips its own. That of the server holds only for namespaces that have not reached it lately: so a
-    thousand new Checkpoints at a dead server cost a few requests, and nobody can talk a working store down for others.
+    A tenant trips its own. That of the server trips when nobody reaches it, and holds for tenants that have not
+    reached it lately: so a thousand new Checkpoints at a dead server cost a few requests, and nobody can talk a working
+    store down for others.
 
     Args:
         clock: Seconds, monotonic.
@@ -104,36 +108,38 @@ class Breakers:
         recovered: Callable[[Hashable], None] = lambda _: None,
     ) -> None:
         self._clock = clock
-        self.recovered = recovered
+        self._recovered = recovered
         self._breakers: dict[Hashable, _Breaker] = {}
 
-    def ask(self, namespace: str, target: Hashable) -> Permit | Open:
-        """Whether a pass may use a store now. One that may must ``report``."""
-        own, shared = self._of((namespace, target)), self._of(target)
-        trusted = self._clock() - own.succeeded_at < TRUSTED_SECONDS
-        judged = [own] if trusted else [own, shared]
-        for breaker in judged:
+    def ask(self, server: Hashable, tenant: Hashable) -> Permit | Open:
+        """Whether a tenant's pass may use its store now. One that may must ``report``."""
+        own = self._of((server, tenant))
+        judged: dict[Hashable, _Breaker] = {(server, tenant): own}
+        if self._clock() - own.succeeded_at >= TRUSTED_SECONDS:
+            judged[server] = self._of(server)
+        for breaker in judged.values():
             refusal = breaker.judge()
             if refusal is not None:
                 return refusal
-        names = ((namespace, target),) if trusted else ((namespace, target), target)
-        probes = frozenset(name for name, breaker in zip(names, judged, strict=True) if breaker.tripped)
-        for breaker in judged:
+        probes = frozenset(name for name, breaker in judged.items() if breaker.tripped)
+        for breaker in judged.values():
             breaker.probe()
-        return Permit(namespace, target, probes)
+        return Permit(tenant, server, probes)
 
     def report(self, permit: Permit, cause: str) -> None:
         """How it went: empty when the store answered, whatever it said, else why it could not be reached."""
-        was_open = False
-        for name in ((permit.namespace, permit.target), permit.target):
-            breaker = self._of(name)
-            if cause:
-                breaker.failed(cause, probe=name in permit.probes)
-            else:
-                was_open = was_open or breaker.tripped
-                breaker.succeeded()
-        if was_open:
-            self.recovered(permit.target)
+        own, shared = (permit.server, permit.tenant), permit.server
+        if cause:
+            self._of(own).failed(cause, probe=own in permit.probes)
+            alive = self._clock() - self._of(shared).succeeded_at < ALIVE_SECONDS
+            if not alive:
+                self._of(shared).failed(cause, probe=shared in permit.probes)
+            return
+        was_open = [breaker.tripped for breaker in (self._of(own), self._of(shared))]
+        self._of(own).succeeded()
+        self._of(shared).succeeded()
+        if any(was_open):
+            self._recovered(permit.server)
 
     def _of(self, name: Hashable) -> _Breaker:
         breaker = self._breakers.get(name)

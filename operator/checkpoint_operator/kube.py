@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
@@ -22,6 +23,7 @@ from checkpoint_sidecar.core.environment import POD_LABEL
 FIELD_MANAGER = COMPONENT
 REQUEST_SECONDS = 30.0
 _PAGE = 500
+_REQUESTS_AT_ONCE = 16
 _READ_RETRIES = 3
 _NOT_FOUND, _CONFLICT, _TOO_MANY, _SERVER_ERROR = 404, 409, 429, 500
 
@@ -52,6 +54,18 @@ _persistently = tenacity.retry(
 )
 
 
+class _ModestClient(client.ApiClient):
+    """Has so many requests under way at a time, and no more: the API server serves others, too."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        super().__init__(configuration)
+        self._turns = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+
+    async def call_api(self, *arguments: Any, **options: Any) -> Any:
+        async with self._turns:
+            return await super().call_api(*arguments, **options)
+
+
 class Kube:
     """A connection; use it as an asynchronous context manager.
 
@@ -66,7 +80,7 @@ class Kube:
         configuration = client.Configuration()
         await _load(configuration)
         configuration.retries = _READ_RETRIES
-        self._client = client.ApiClient(configuration)
+        self._client = _ModestClient(configuration)
         self._core = client.CoreV1Api(self._client)
         self._custom = client.CustomObjectsApi(self._client)
         return self

@@ -36,6 +36,7 @@ from checkpoint_operator.store_threads import AbandonedError, run_in_thread
 from checkpoint_operator.translate import policy_of
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
 from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_REQUEST, Owner
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import Run
@@ -298,7 +299,7 @@ class Observer:
         connection = connection_of(settings)
         if not slot.move(connection):
             raise NoRoomError(connection)
-        answer = self._breakers.ask(key.namespace, connection)
+        answer = self._breakers.ask(connection, (key.namespace, parse_url(settings.url).bucket))
         if isinstance(answer, Permit):
             return answer
         message = (

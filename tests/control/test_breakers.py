@@ -10,30 +10,30 @@ STORE = "store"
 
 
 class World:
-    """Breakers with a clock, and the requests that namespaces make."""
+    """Breakers with a clock, and the requests that tenants make."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.recovered: list[object] = []
         self.breakers = Breakers(clock=lambda: self.now, recovered=self.recovered.append)
 
-    def asks(self, namespace: str, *, fails: bool) -> bool:
+    def asks(self, tenant: str, *, fails: bool) -> bool:
         """Whether the store was asked at all."""
-        answer = self.breakers.ask(namespace, STORE)
+        answer = self.breakers.ask(STORE, tenant)
         if isinstance(answer, Open):
             return False
         self.breakers.report(answer, "silence" if fails else "")
         return True
 
-    def fail(self, namespace: str, times: int = FAILURES) -> None:
+    def fail(self, tenant: str, times: int = FAILURES) -> None:
         for _ in range(times):
-            assert self.asks(namespace, fails=True)
+            assert self.asks(tenant, fails=True)
 
 
 def test_after_some_failures_in_a_row_nothing_is_asked_until_a_probe() -> None:
     world = World()
     world.fail("team")
-    answer = world.breakers.ask("team", STORE)
+    answer = world.breakers.ask(STORE, "team")
     assert isinstance(answer, Open)
     assert answer.cause == "silence"
     assert FIRST_SECONDS / 2 <= answer.seconds <= FIRST_SECONDS
@@ -62,18 +62,18 @@ def test_one_probe_at_a_time_and_ever_more_seldom() -> None:
     assert max(gaps) <= LONGEST_SECONDS + 1
     assert len(probes) < 60
     world.now += LONGEST_SECONDS
-    first = world.breakers.ask("team", STORE)
+    first = world.breakers.ask(STORE, "team")
     assert isinstance(first, Permit)
-    assert isinstance(world.breakers.ask("team", STORE), Open), "another one asks already"
+    assert isinstance(world.breakers.ask(STORE, "team"), Open), "another one asks already"
 
 
 def test_a_probe_that_is_never_heard_of_again_is_followed_by_another() -> None:
     world = World()
     world.fail("team")
     world.now += LONGEST_SECONDS
-    assert isinstance(world.breakers.ask("team", STORE), Permit)
+    assert isinstance(world.breakers.ask(STORE, "team"), Permit)
     world.now += LONGEST_SECONDS
-    assert isinstance(world.breakers.ask("team", STORE), Permit)
+    assert isinstance(world.breakers.ask(STORE, "team"), Permit)
 
 
 def test_newcomers_learn_from_the_failures_of_others() -> None:
@@ -82,7 +82,7 @@ def test_newcomers_learn_from_the_failures_of_others() -> None:
     assert not world.asks("newcomer", fails=True)
 
 
-def test_a_namespace_that_reached_a_store_lately_goes_on_whatever_others_report() -> None:
+def test_a_tenant_that_reached_a_store_lately_goes_on_whatever_others_report() -> None:
     world = World()
     assert world.asks("sound", fails=False)
     world.fail("hostile")
@@ -93,9 +93,17 @@ def test_a_namespace_that_reached_a_store_lately_goes_on_whatever_others_report(
 
 def test_failures_that_began_before_it_opened_do_not_lengthen_the_wait() -> None:
     world = World()
-    permits = [world.breakers.ask("team", STORE) for _ in range(30)]
+    permits = [world.breakers.ask(STORE, "team") for _ in range(30)]
     for permit in permits:
         assert isinstance(permit, Permit)
         world.breakers.report(permit, "silence")
     world.now += FIRST_SECONDS
-    assert isinstance(world.breakers.ask("team", STORE), Permit)
+    assert isinstance(world.breakers.ask(STORE, "team"), Permit)
+
+
+def test_a_server_that_others_reach_is_not_down_for_newcomers() -> None:
+    world = World()
+    assert world.asks("sound", fails=False)
+    world.fail("hostile")
+    assert not world.asks("hostile", fails=True)
+    assert world.asks("newcomer", fails=True)
