@@ -79,7 +79,7 @@ def release(observed: Observed) -> Release | None:
     if spec is not None and spec.deletion_policy == "Retain":
         return _retain(observed, "spec.deletionPolicy is Retain")
     if observed.rival is not None:
-        return _retain(observed, f"the prefix overlaps that of Checkpoint {observed.rival}")
+        return _retain(observed, f"the prefix overlaps that of {observed.rival_named}")
     if run is not None and not observed.fault and run.owner is None:
         return Release()
     if run is not None and run.owner not in (None, observed.owner, observed.owner.deleted):

@@ -28,12 +28,14 @@ from checkpoint_operator.actions import (
     StoreAction,
     Verify,
 )
+from checkpoint_operator.budget import BudgetError
 from checkpoint_operator.entries import entry_for, fence, finish_purge, start_purge
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.model import Finding
 from checkpoint_operator.storage import Session, refuses_deletion
 from checkpoint_operator.unfinished import discard, unfinished
 from checkpoint_sidecar.core import layout, orphans
+from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CheckpointError,
@@ -67,9 +69,13 @@ class Outcome:
 
     @property
     def refused(self) -> bool:
-        """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked."""
+        """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked.
+
+        Nor is a pointer that is too large to be copied here a fault: the library has published it.
+        """
         locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
-        return refuses_deletion(self.error) or (locked and isinstance(self.action, PublishPointer))
+        too_large = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
+        return refuses_deletion(self.error) or (isinstance(self.action, PublishPointer) and (locked or too_large))
 
     @property
     def unverifiable(self) -> str:

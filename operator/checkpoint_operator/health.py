@@ -33,7 +33,7 @@ CADENCES = 3
 def fault_of(observed: Observed) -> Fault | None:
     """The first thing that keeps this Checkpoint from working, or None."""
     if observed.rival is not None:
-        message = f"The prefix overlaps that of Checkpoint {observed.rival}, which came first. Choose another prefix."
+        message = f"The prefix overlaps that of {observed.rival_named}, which came first. Choose another prefix."
         return Fault(Reason.PREFIX_CLAIMED, message, stalled=True)
     if observed.fault is not None:
         return observed.fault

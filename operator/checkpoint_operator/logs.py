@@ -1,4 +1,4 @@
-"""Logging: one handler on standard error, as text or JSON, with every line redacted."""
+"""Logging: one handler on standard error, as text or JSON, with every message redacted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LogFormat(StrEnum):
 
 
 class _Redacting(logging.Formatter):
-    """Cleans the finished line, so that arguments and tracebacks are covered too."""
+    """Cleans message and traceback, whoever wrote them; a message is one line, whatever it quotes."""
 
     def __init__(self, inner: logging.Formatter, redactor: Redactor) -> None:
         super().__init__()
@@ -27,7 +27,13 @@ class _Redacting(logging.Formatter):
         self._redactor = redactor
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redactor.clean(self._inner.format(record))
+        cleaned = logging.makeLogRecord(record.__dict__)
+        cleaned.msg = self._redactor.clean(record.getMessage()).replace("\r", "\\r").replace("\n", "\\n")
+        cleaned.args = None
+        if record.exc_info:
+            cleaned.exc_text = self._redactor.clean(self._inner.formatException(record.exc_info))
+            cleaned.exc_info = None
+        return self._inner.format(cleaned)
 
 
 def configure(log_format: LogFormat, *, redactor: Redactor, verbose: bool = False) -> None:

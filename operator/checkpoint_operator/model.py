@@ -301,6 +301,13 @@ class Observed:
         )
 
     @property
+    def rival_named(self) -> str:
+        """The rival in words that name nothing of other namespaces."""
+        if self.rival is not None and self.rival.namespace == self.checkpoint.key.namespace:
+            return f"Checkpoint {self.rival.name}"
+        return "a Checkpoint in another namespace"
+
+    @property
     def ours(self) -> bool:
         """Whether the log is read and belongs to this Checkpoint."""
         return self.run is not None and self.run.owner == self.owner and self.rival is None

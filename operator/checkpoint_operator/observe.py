@@ -25,7 +25,7 @@ from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress, Toleration
 from checkpoint_operator.nodes import Nodes
-from checkpoint_operator.places import connection_of
+from checkpoint_operator.places import Server, connection_of, nowhere, server_of, server_without_secret
 from checkpoint_operator.prefixes import Prefixes, standing
 from checkpoint_operator.queue import NoRoomError
 from checkpoint_operator.redaction import Redactor
@@ -40,10 +40,7 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_REQUEST, Owner
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.store.settings import AZURE_STORAGE_ACCOUNT_NAME, CA_CERTIFICATE, StoreSettings
-
-PUBLIC_KEYS = frozenset({CA_CERTIFICATE, AZURE_STORAGE_ACCOUNT_NAME})
-"""Of a Secret: what stands in URLs and certificates anyway, and would make messages unreadable."""
+from checkpoint_sidecar.store.settings import StoreSettings
 
 PROGRESS_SECONDS = 10.0
 SILENT_SECONDS = 120.0
@@ -183,16 +180,24 @@ class Observer:
         checkpoint, complaint = checkpoint_from(key, body)
         policy, fault = _translate(checkpoint, complaint)
         self.note(checkpoint)
-        rival = self._prefixes.rival(key)
         settings: StoreSettings | None = None
         permit: Permit | None = None
-        if checkpoint.spec is not None and fault is None and rival is None:
+        if checkpoint.spec is not None and fault is None:
             try:
                 settings = await self._settings(key, checkpoint.spec, memory)
+                self._prefixes.locate(key, server_of(settings))
+            except StorageFaultError as error:
+                fault = error.fault
+        for other in self._prefixes.to_locate(key):
+            self._prefixes.locate(other, await self._server(other))
+        rival = self._prefixes.rival(key)
+        if settings is not None and rival is None:
+            try:
                 permit = self._admit(key, settings, slot)
             except StorageFaultError as error:
                 fault = error.fault
-                memory.session = None
+        if permit is None:
+            memory.session = None
         snapshots, listed = await asyncio.gather(self._kube.snapshots(key), self._kube.pods(key))
         pods = tuple(pod_from(each) for each in listed)
         reading = _Reading()
@@ -229,6 +234,7 @@ class Observer:
             self._prefixes.note(
                 checkpoint.key,
                 url=checkpoint.spec.storage.url,
+                server=server_without_secret(checkpoint.spec.storage),
                 standing=standing(checkpoint.status, self._owner(checkpoint.key)),
                 created_at=checkpoint.created_at,
                 uid=checkpoint.uid,
@@ -350,6 +356,17 @@ class Observer:
     def _owner(self, key: Key) -> Owner:
         return Owner(self._cluster, key.namespace, key.name)
 
+    async def _server(self, key: Key) -> Server:
+        """The server of another Checkpoint, whose Secret names it."""
+        body = await self._kube.checkpoint(key)
+        spec = checkpoint_from(key, body)[0].spec if body is not None else None
+        if spec is None:
+            return nowhere(f"{key} does not exist")
+        try:
+            return server_of(await self._settings(key, spec, Memory()))
+        except StorageFaultError as error:
+            return nowhere(f"{key}: {error.fault.reason}")
+
     async def _settings(self, key: Key, spec: CheckpointSpec, memory: Memory) -> StoreSettings:
         memory.secret = None
         reference = spec.storage.credentials_secret
@@ -360,7 +377,7 @@ class Observer:
         if secret is None:
             message = f"Secret {reference.name} does not exist in namespace {key.namespace}. Create it."
             raise StorageFaultError(Fault(Reason.SECRET_NOT_FOUND, message))
-        self._redactor.remember(value for name, value in secret.items() if name not in PUBLIC_KEYS)
+        self._redactor.remember(key, secret)
         return settings_for(key, spec.storage, secret, self._rules)
 
     def _read(self, session: Session, deleted: Owner | None, *, progress: bool) -> _Reading:

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 
 from checkpoint_operator.endpoints import Endpoint
+from checkpoint_sidecar.core.api import Storage
+from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.google_identity import named_server
 from checkpoint_sidecar.store.s3_target import target_of
@@ -47,6 +49,22 @@ def server_of(settings: StoreSettings) -> Server:
         named = google_base_url(values.get(GOOGLE_APPLICATION_CREDENTIALS_JSON, ""))
     account = values.get(AZURE_STORAGE_ACCOUNT_NAME, "") if scheme == "az" else ""
     return Server(_server_name(scheme, named), account)
+
+
+def server_without_secret(storage: Storage) -> Server | None:
+    """The server that a spec leads to, or None if that is up to its Secret."""
+    try:
+        scheme = parse_url(storage.url).scheme
+    except ConfigurationError:
+        return None
+    if scheme in ("az", "gs") and storage.credentials_secret is not None:
+        return None
+    return server_of(StoreSettings(storage.url, storage.endpoint))
+
+
+def nowhere(reason: str) -> Server:
+    """Stands for the server of a Checkpoint that leads to none."""
+    return Server("", reason)
 
 
 def connection_of(settings: StoreSettings) -> Connection:

@@ -1,16 +1,19 @@
 """Which Checkpoint may have a prefix when several want overlapping ones: the one that holds it, else the oldest.
 
 The run log settles two claims on the *same* prefix; of a prefix inside another the logs know nothing.
+
+Prefixes overlap only at one server: anybody can run a store of one's own and name its buckets like other people's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
 from checkpoint_operator.model import Key
+from checkpoint_operator.places import Server
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url, overlaps
 from checkpoint_sidecar.core.log import Owner
@@ -37,6 +40,7 @@ def standing(status: Mapping[str, Any], owner: Owner) -> Standing:
 @dataclass(frozen=True, slots=True)
 class _Wish:
     url: str
+    server: Server | None
     standing: Standing
     created_at: str
     uid: str
@@ -53,10 +57,17 @@ class Prefixes:
     def __init__(self) -> None:
         self._wishes: dict[Key, _Wish] = {}
 
-    def note(self, key: Key, *, url: str, standing: Standing, created_at: str, uid: str) -> None:
-        """A Checkpoint exists. URLs that name no place are forgotten: they overlap nothing."""
+    def note(self, key: Key, *, url: str, server: Server | None, standing: Standing, created_at: str, uid: str) -> None:
+        """A Checkpoint exists. URLs that name no place are forgotten: they overlap nothing.
+
+        Args:
+            server: None while it is not known, as that takes the Secret; what was known before stays.
+        """
+        known = self._wishes.get(key)
+        if server is None and known is not None and known.url == url.rstrip("/"):
+            server = known.server
         try:
-            self._wishes[key] = _Wish(check_url(url), standing, created_at, uid)
+            self._wishes[key] = _Wish(check_url(url), server, standing, created_at, uid)
         except ConfigurationError:
             self._wishes.pop(key, None)
 
@@ -67,15 +78,31 @@ class Prefixes:
             return ()
         return tuple(other for other, wish in self._wishes.items() if overlaps(wish.url, gone.url))
 
+    def locate(self, key: Key, server: Server) -> None:
+        """The server of a Checkpoint is known now."""
+        if key in self._wishes:
+            self._wishes[key] = replace(self._wishes[key], server=server)
+
+    def to_locate(self, key: Key) -> tuple[Key, ...]:
+        """Checkpoints that would be this one's rivals if they were at its server, which is not known of them."""
+        return tuple(other for _, other in self._before(key) if self._wishes[other].server is None)
+
     def rival(self, key: Key) -> Key | None:
         """The Checkpoint to which this one must leave an overlapping prefix, or None.
 
         An *equal* prefix is no matter of precedence: who is in the log has it.
         """
         mine = self._wishes.get(key)
-        if mine is None:
+        if mine is None or mine.server is None:
             return None
-        first = [
+        return next((other for _, other in self._before(key) if self._wishes[other].server == mine.server), None)
+
+    def _before(self, key: Key) -> list[tuple[tuple[Standing, str, str], Key]]:
+        """Those with an overlapping prefix, at whatever server, that come first."""
+        mine = self._wishes.get(key)
+        if mine is None:
+            return []
+        return sorted(
             (wish.precedence, other)
             for other, wish in self._wishes.items()
             if other != key
@@ -83,5 +110,4 @@ class Prefixes:
             and wish.url != mine.url
             and wish.precedence < mine.precedence
             and overlaps(wish.url, mine.url)
-        ]
-        return min(first)[1] if first else None
+        )

@@ -31,7 +31,7 @@ from checkpoint_operator.observe import Memory, Observer, checkpoint_from
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import NoRoomError, Retry
 from checkpoint_operator.quota import Quotas, demand_of
-from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.redaction import Redactor, working_on
 from checkpoint_operator.scrubber import Scrubber
 from checkpoint_operator.slots import Slot
 from checkpoint_operator.status import status_of, status_with
@@ -122,17 +122,19 @@ class Reconciler:
             Retry: The store or the API server cannot be used now.
             NoRoomError: The store is busy with other Checkpoints.
         """
-        try:
-            return await self._pass(key, thorough, slot)
-        except KubeError as error:
-            self._metrics.count_error(key)
-            raise Retry(str(error)) from error
-        except (Retry, NoRoomError):
-            raise  # a fault of the store or the spec: counted as such
-        except Exception as error:
-            self._metrics.count_error(key)
-            await self._report_error(key, error)
-            raise
+        with working_on(key):
+            try:
+                return await self._pass(key, thorough, slot)
+            except KubeError as error:
+                self._metrics.count_error(key)
+                raise Retry(str(error)) from error
+            except (Retry, NoRoomError):
+                raise  # a fault of the store or the spec: counted as such
+            except Exception as error:
+                self._metrics.count_error(key)
+                logger.exception("%s: the pass failed", key)
+                await self._report_error(key, error)
+                raise Retry(f"the pass failed: {type(error).__name__}") from error
 
     async def _pass(self, key: Key, thorough: bool, slot: Slot) -> float | None:
         memory = self._memories.setdefault(key, Memory())
@@ -277,7 +279,7 @@ class Reconciler:
     async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
         """Write the status if it changed, and after it the Events that tell why."""
         checkpoint = observed.checkpoint
-        status = self._redactor.clean_all(status_of(observed))
+        status = self._redactor.clean_messages(status_of(observed))
         ready = resources.conditions_of(status).get(ConditionType.READY, {})
         self._metrics.observe(observed, ready=ready.get("status") == "True")
         if status == checkpoint.status:
@@ -349,11 +351,11 @@ class Reconciler:
         planned: list[MirrorAction] = []
         for action in plan.mirror_actions(observed):
             if isinstance(action, ReportMirror):
-                cleaned = self._redactor.clean_all(action.status)
+                cleaned = self._redactor.clean_messages(action.status)
                 if cleaned != stored[action.name]:
                     planned.append(replace(action, status=cleaned))
             elif isinstance(action, CreateMirror):
-                planned.append(replace(action, status=self._redactor.clean_all(action.status)))
+                planned.append(replace(action, status=self._redactor.clean_messages(action.status)))
             else:
                 planned.append(action)
         await execute.mirror(planned, self._kube, namespace=observed.checkpoint.key.namespace)
@@ -391,6 +393,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._memories.pop(key, None)
         self._metrics.forget(key)
+        self._redactor.forget(key)
         self._nodes.forget(key)
         self._bare_pods.forget(key)
         if self._scrubber is not None:

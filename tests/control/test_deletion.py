@@ -178,7 +178,9 @@ def test_what_can_be_deleted_is_deleted_however_long_it_takes() -> None:
     ("history", "changes", "why"),
     [
         pytest.param(SAVED, {"owner": OTHER_OWNER}, f"belongs to {OWNER}", id="the run is somebody else's"),
-        pytest.param(None, {"rival": Key("team", "outer")}, "team/outer", id="the prefix overlaps another one"),
+        pytest.param(
+            None, {"rival": Key("team", "outer")}, "in another namespace", id="the prefix overlaps another one"
+        ),
         pytest.param(None, {"fault": NO_SECRET, "namespace_deleted": True}, "s3-keys", id="namespace and Secret go"),
         pytest.param(SAVED, {"policy": "Retain"}, "Retain", id="the user changes their mind"),
     ],

@@ -19,9 +19,11 @@ from checkpoint_operator.actions import (
     Retire,
     Verify,
 )
-from checkpoint_operator.execute import carry_out, verify
+from checkpoint_operator.budget import BudgetError
+from checkpoint_operator.execute import Outcome, carry_out, verify
 from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.lineage import quarantined
@@ -366,3 +368,9 @@ def test_a_pointer_to_something_else_whose_bytes_are_missing_is_removed_and_hold
     outcomes = carry_out([PublishPointer(100, snapshot.id), Verify(snapshot.id)], session, owner=OWNER)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert store.stat("step-100/.metadata") is None
+
+
+def test_a_pointer_too_large_to_be_copied_is_no_fault() -> None:
+    error = BudgetError("read", "s3://bucket/run/.metadata", "700 MiB", reason=Reason.OBJECT_TOO_LARGE)
+    assert Outcome(PublishPointer(100, "100-1-abcdefgh"), error).refused
+    assert not Outcome(Verify("100-1-abcdefgh"), error).refused

@@ -14,9 +14,9 @@ from checkpoint_operator import logs, story
 from checkpoint_operator.__main__ import main
 from checkpoint_operator.logs import LogFormat
 from checkpoint_operator.metrics import Metrics
-from checkpoint_operator.model import Fault
+from checkpoint_operator.model import Fault, Key
 from checkpoint_operator.observe import checkpoint_from, mirror_from, pod_from
-from checkpoint_operator.redaction import Redactor
+from checkpoint_operator.redaction import KEPT_BYTES, Redactor, working_on
 from checkpoint_operator.resources import event
 from checkpoint_operator.status import status_of
 from checkpoint_sidecar.core.api import Reason
@@ -119,6 +119,13 @@ def test_two_operators_that_tell_the_same_entry_create_the_same_event() -> None:
 # Redaction
 
 SECRETS = ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "AKIAIOSFODNN7EXAMPLE")
+SECRET = dict(zip(("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"), SECRETS, strict=True))
+
+
+def knowing(secret: dict[str, str], key: Key = KEY) -> Redactor:
+    redactor = Redactor()
+    redactor.remember(key, secret)
+    return redactor
 
 
 @pytest.mark.parametrize(
@@ -143,33 +150,73 @@ SECRETS = ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "AKIAIOSFODNN7EXAMPLE")
     ],
 )
 def test_redaction_hides(text: str, hidden: str) -> None:
-    redactor = Redactor()
-    redactor.remember(SECRETS)
-    assert hidden not in redactor.clean(text)
+    with working_on(KEY):
+        assert hidden not in knowing(SECRET).clean(text)
 
 
 def test_redaction_leaves_ordinary_messages_alone() -> None:
-    redactor = Redactor()
-    redactor.remember(["", "s3", *SECRETS])
     message = "read the run log: s3://bucket/run/_log/00000000000000000001.json: it has format 2.0. Upgrade here."
-    assert redactor.clean(message) == message
+    with working_on(KEY):
+        redactor = knowing(
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SESSION_TOKEN": "s3", "other": "run log", "ca.crt": "s3://bucket"}
+        )
+        assert redactor.clean(message) == message
 
 
 def test_redaction_leaves_nothing_of_a_secret_that_holds_another_one() -> None:
+    redactor = knowing({"AWS_ACCESS_KEY_ID": "hunter22", "AWS_SECRET_ACCESS_KEY": "hunter22-and-a-tail"})
+    with working_on(KEY):
+        assert redactor.clean("hunter22-and-a-tail, hunter22") == "[redacted], [redacted]"
+
+
+def test_secrets_of_one_checkpoint_change_no_text_about_another() -> None:
+    hostile = Key("hostile", "run")
+    redactor = knowing({"AWS_SECRET_ACCESS_KEY": "StorageAvailable", "AWS_ACCESS_KEY_ID": "AccessDenied"}, hostile)
+    message = "StorageAvailable is False: AccessDenied"
+    assert redactor.clean(message) == message
+    with working_on(KEY):
+        assert redactor.clean(message) == message
+    with working_on(hostile):
+        assert redactor.clean(message) == "[redacted] is False: [redacted]"
+    redactor.forget(hostile)
+    with working_on(hostile):
+        assert redactor.clean(message) == message
+
+
+def test_secrets_change_messages_of_a_status_and_nothing_that_means_something() -> None:
+    history = History().configured().started().committed(100)
+    seen = replace(observed(history), fault=Fault(Reason.ACCESS_DENIED, "the key hunter22 is refused"))
+    status = status_of(seen)
+    words = ["AccessDenied", "StorageAvailable", OWNER.cluster, str(OWNER), history.snapshot(100).id, "False   "]
+    for word in [*words, "hunter22"]:
+        with working_on(KEY):
+            cleaned = knowing({"AWS_SECRET_ACCESS_KEY": word}).clean_messages(status)
+
+        def without_messages(value: dict[str, Any]) -> dict[str, Any]:
+            return {**value, "conditions": [{**each, "message": ""} for each in value["conditions"]]}
+
+        assert without_messages(cleaned) == without_messages(status)
+    assert "hunter22" not in json.dumps(cleaned)
+
+
+def test_values_are_kept_after_a_rotation_within_bounds() -> None:
     redactor = Redactor()
-    redactor.remember(["hunter22", "hunter22-and-a-tail"])
-    assert redactor.clean("hunter22-and-a-tail, hunter22") == "[redacted], [redacted]"
+    for number in range(5000):
+        redactor.remember(
+            KEY, {"AWS_SESSION_TOKEN": f"token-{number:04}-" + "x" * 1000, "AWS_ACCESS_KEY_ID": "y" * 10**6}
+        )
+    with working_on(KEY):
+        assert redactor.clean("token-4998-" + "x" * 1000) == "[redacted]"
+        assert redactor.clean("token-0000-" + "x" * 1000) != "[redacted]"
+    assert sum(map(len, redactor._known[KEY])) <= KEPT_BYTES
 
 
-def test_secrets_that_rotated_away_are_forgotten_after_a_day_and_those_in_use_never() -> None:
-    hour = 0.0
-    redactor = Redactor(clock=lambda: hour * 3600)
-    for _ in range(48):
-        redactor.remember(["key-in-use", f"token-of-hour-{hour:g}"])
-        hour += 1
-    cleaned = redactor.clean(" ".join(["key-in-use", *(f"token-of-hour-{n}" for n in range(48))]))
-    assert "key-in-use" not in cleaned
-    assert [word for word in cleaned.split() if word != "[redacted]"] == [f"token-of-hour-{n}" for n in range(24)]
+def test_the_secret_fields_of_a_google_key_are_hidden_by_themselves() -> None:
+    key = {"type": "service_account", "private_key": "MIIEvQIBADANBg", "client_email": "robot@example.com"}
+    redactor = knowing({"GOOGLE_APPLICATION_CREDENTIALS_JSON": json.dumps(key)})
+    redactor.remember(Key("team", "deep"), {"GOOGLE_APPLICATION_CREDENTIALS_JSON": "[" * 30_000})
+    with working_on(KEY):
+        assert redactor.clean("robot@example.com with MIIEvQIBADANBg") == "robot@example.com with [redacted]"
 
 
 @pytest.mark.parametrize("log_format", list(LogFormat))
@@ -178,14 +225,14 @@ def test_no_log_line_shows_a_secret_not_even_in_a_traceback(
 ) -> None:
     root = logging.getLogger()
     before = (root.handlers[:], root.level)
-    redactor = Redactor()
-    redactor.remember(SECRETS)
-    logs.configure(log_format, redactor=redactor)
+    # A Secret may as well hold what structured lines consist of.
+    logs.configure(log_format, redactor=knowing({**SECRET, "AWS_SESSION_TOKEN": "levelname"}))
     try:
         try:
             raise ValueError(f"cannot sign with {SECRETS[0]}")  # noqa: TRY301
         except ValueError:
-            logging.getLogger("test").exception("failed for %s", SECRETS[1])
+            with working_on(KEY):
+                logging.getLogger("test").exception("failed for %s", f"{SECRETS[1]}\nERROR forged")
     finally:
         root.handlers[:], level = before[0], before[1]
         root.setLevel(level)
@@ -193,7 +240,9 @@ def test_no_log_line_shows_a_secret_not_even_in_a_traceback(
     assert "cannot sign with [redacted]" in written
     assert not any(secret in written for secret in SECRETS)
     if log_format is LogFormat.JSON:
-        assert json.loads(written)["message"] == "failed for [redacted]"
+        assert json.loads(written)["message"] == r"failed for [redacted]\nERROR forged"
+        assert json.loads(written)["levelname"] == "ERROR"
+    assert "\nERROR forged" not in written
 
 
 # Metrics

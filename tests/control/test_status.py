@@ -438,3 +438,10 @@ def test_the_status_names_the_log_entry_it_reflects_and_the_owner() -> None:
     status = status_of(observed(history))
     assert (status["logSequence"], status["claimedBy"]) == (history.run.head, str(OWNER))
     assert status["attempt"]["pods"] == [POD.name]
+
+
+@pytest.mark.parametrize(("namespace", "named"), [(KEY.namespace, True), ("elsewhere", False)])
+def test_a_rival_is_named_within_its_own_namespace_only(namespace: str, named: bool) -> None:
+    status = status_of(replace(observed(None), rival=Key(namespace, "the-older-one"), run=None))
+    assert ("the-older-one" in str(status)) is named
+    assert ("elsewhere" in str(status)) is False

@@ -8,6 +8,7 @@ import pytest
 
 from builders import OWNER
 from checkpoint_operator.model import Key
+from checkpoint_operator.places import Server, server_of
 from checkpoint_operator.prefixes import Prefixes, Standing, standing
 from checkpoint_operator.storage import Rules, StorageFaultError, fault_from, settings_for
 from checkpoint_sidecar.core import errors
@@ -115,14 +116,29 @@ def test_errors_are_told_apart_by_who_must_act(kind: type[errors.CheckpointError
 OLD, YOUNG, OTHER = Key("a", "old"), Key("b", "young"), Key("c", "other")
 
 
+HERE, THERE = Server("s3.internal:9000"), Server("evil.example:80")
+
+
 def wishes(
-    old: str, young: str, *, old_stands: Standing = Standing.NEW, young_stands: Standing = Standing.NEW
+    old: str,
+    young: str,
+    *,
+    old_stands: Standing = Standing.NEW,
+    young_stands: Standing = Standing.NEW,
+    old_server: Server | None = HERE,
 ) -> Prefixes:
     prefixes = Prefixes()
     # In the order in which they are seen, which is not that of their ages.
-    prefixes.note(YOUNG, url=young, standing=young_stands, created_at="2026-01-01T00:00:02Z", uid="1")
-    prefixes.note(OLD, url=old, standing=old_stands, created_at="2026-01-01T00:00:01Z", uid="2")
-    prefixes.note(OTHER, url="s3://elsewhere/run", standing=Standing.HOLDER, created_at="2026-01-01T00:00:00Z", uid="3")
+    prefixes.note(YOUNG, url=young, server=HERE, standing=young_stands, created_at="2026-01-01T00:00:02Z", uid="1")
+    prefixes.note(OLD, url=old, server=old_server, standing=old_stands, created_at="2026-01-01T00:00:01Z", uid="2")
+    prefixes.note(
+        OTHER,
+        url="s3://elsewhere/run",
+        server=HERE,
+        standing=Standing.HOLDER,
+        created_at="2026-01-01T00:00:00Z",
+        uid="3",
+    )
     return prefixes
 
 
@@ -170,3 +186,49 @@ def test_when_the_older_one_goes_the_others_are_woken() -> None:
     assert prefixes.forget(OLD) == (YOUNG,)
     assert prefixes.rival(YOUNG) is None
     assert prefixes.forget(OLD) == ()
+
+
+def test_a_store_of_ones_own_takes_no_prefix_from_others() -> None:
+    for stands in Standing:
+        prefixes = wishes("s3://b", "s3://b/run", old_stands=stands, old_server=THERE)
+        assert prefixes.rival(YOUNG) is None
+        assert prefixes.to_locate(YOUNG) == ()
+
+
+def test_a_server_that_only_a_secret_names_is_found_out_before_it_counts() -> None:
+    prefixes = wishes("gs://b", "gs://b/run", old_stands=Standing.HOLDER, old_server=None)
+    assert prefixes.rival(YOUNG) is None
+    assert prefixes.to_locate(YOUNG) == (OLD,)
+    prefixes.locate(OLD, HERE)
+    assert prefixes.rival(YOUNG) == OLD
+    prefixes.note(OLD, url="gs://b", server=None, standing=Standing.HOLDER, created_at="2026-01-01T00:00:01Z", uid="2")
+    assert prefixes.rival(YOUNG) == OLD, "what was known stays known"
+
+
+GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS_JSON"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"url": "s3://b"}, {"url": "s3://b", "endpoint": "https://s3.eu-west-1.amazonaws.com"}, True),
+        ({"url": "s3://b"}, {"url": "s3://b", "endpoint": "https://s3.amazonaws.com.evil.example"}, False),
+        ({"endpoint": "http://S3.internal:80/"}, {"endpoint": "http://s3.internal"}, True),
+        ({"endpoint": "http://s3.internal"}, {"endpoint": "http://s3.internal:9000"}, False),
+        ({"url": "gs://b"}, {"url": "gs://b", GOOGLE: '{"gcs_base_url": "http://evil.example"}'}, False),
+        ({"url": "gs://b"}, {"url": "gs://b", GOOGLE: '{"type": "service_account"}'}, True),
+        (
+            {"url": "az://b", "AZURE_STORAGE_ACCOUNT_NAME": "one"},
+            {"url": "az://b", "AZURE_STORAGE_ACCOUNT_NAME": "two"},
+            False,
+        ),
+    ],
+    ids=["an alias of Amazon", "not one", "one host", "another port", "a server of one's own", "Google", "accounts"],
+)
+def test_which_server_settings_lead_to(one: dict[str, str], other: dict[str, str], same: bool) -> None:
+    def server(options: dict[str, str]) -> Server:
+        secret = {name: value for name, value in options.items() if name.isupper()}
+        url, endpoint = options.get("url", "s3://b"), options.get("endpoint", "")
+        return server_of(StoreSettings(url, endpoint, credentials=Credentials.of(secret)))
+
+    assert (server(one) == server(other)) is same
