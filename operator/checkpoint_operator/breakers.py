@@ -14,6 +14,10 @@ FIRST_SECONDS = 10.0
 LONGEST_SECONDS = 300.0
 """From opening a breaker to the first probe, and the longest time between probes; both are jittered."""
 
+TURN_SECONDS = 0.5
+MOST_SECONDS = 900.0
+"""Between those that come back to an open breaker, and the longest that one of them waits."""
+
 TRUSTED_SECONDS = 600.0
 """A tenant that reached its bucket within this time keeps asking, whatever others report of that server."""
 
@@ -32,7 +36,7 @@ class Open:
 
     Attributes:
         cause: What failed last.
-        seconds: Until the next probe.
+        seconds: Until whoever asked may ask again: after the next probe, one after the other.
     """
 
     cause: str
@@ -47,6 +51,7 @@ class _Breaker:
         self._failures = 0
         self._wait = 0.0
         self._opens_at = float("-inf")
+        self._last_turn = float("-inf")
         self._cause = ""
         self.succeeded_at = float("-inf")
 
@@ -56,9 +61,16 @@ class _Breaker:
         return bool(self._wait)
 
     def judge(self) -> Open | None:
-        """What keeps a pass from asking now, or None. Changes nothing."""
-        rest = self._opens_at - self._clock()
-        return Open(self._cause, rest) if self.tripped and rest > 0 else None
+        """What keeps a pass from asking now, or None."""
+        return Open(self._cause, self._turn()) if self.tripped and self._clock() < self._opens_at else None
+
+    def _turn(self) -> float:
+        """Seconds until the next turn: a thousand Checkpoints do not all come back with the next probe."""
+        now = self._clock()
+        self._last_turn = max(self._opens_at, self._last_turn + TURN_SECONDS)
+        if self._last_turn - now > MOST_SECONDS:
+            return random.uniform(MOST_SECONDS / 2, MOST_SECONDS)  # noqa: S311 - spreads load
+        return self._last_turn - now
 
     def probe(self) -> None:
         """A pass asks: while half open, no other one does until it has reported."""
@@ -68,6 +80,7 @@ class _Breaker:
     def succeeded(self) -> None:
         self._failures = 0
         self._wait = 0.0
+        self._last_turn = float("-inf")
         self.succeeded_at = self._clock()
 
     def failed(self, cause: str, *, probe: bool) -> None:

@@ -75,6 +75,10 @@ class Limits:
     data: int = 2048 * MIB
 
 
+READING = Limits(requests=2**62, data=2**62)
+"""For reading back in the background: that has a rate, and may take days."""
+
+
 class MemoryPool:
     """Bytes that large objects may take at a time, over all passes. Safe from several threads."""
 
@@ -217,7 +221,9 @@ class Meter:
             cause = f"it takes {amount // MIB} MiB of memory, more than {self._memory.total // MIB} MiB"
             hint = "No snapshot of a real model has such an object: look at what wrote it."
             raise BudgetError(operation, subject, cause, hint, reason=Reason.OBJECT_TOO_LARGE)
-        if not self._memory.reserve(amount, seconds=self._seconds - (self._clock() - self._began)):
+        if not self._memory.reserve(
+            amount, seconds=min(OBSERVE_SECONDS, self._seconds - (self._clock() - self._began))
+        ):
             cause = f"the operator had no {amount // MIB} MiB of memory for it in time"
             raise BudgetError(operation, subject, cause, "It is tried again.", reason=Reason.OBJECT_TOO_LARGE)
         with self._lock:

@@ -19,7 +19,7 @@ import msgspec
 from checkpoint_operator import deletion, erase
 from checkpoint_operator.bare_pods import BarePods, disruption_of
 from checkpoint_operator.breakers import Breakers, Permit
-from checkpoint_operator.budget import OBSERVE_SECONDS, Limits, MemoryPool, Meter
+from checkpoint_operator.budget import OBSERVE_SECONDS, READING, Limits, MemoryPool, Meter
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.limits import RateLimit
@@ -320,7 +320,8 @@ class Observer:
         session = memory.session
         if session is None or session.settings != settings:
             memory.refusal = ""
-            meter, reading = (Meter(settings.url, limits=Limits(), memory=self._memory) for _ in range(2))
+            meter = Meter(settings.url, limits=Limits(), memory=self._memory)
+            reading = Meter(settings.url, limits=READING, memory=self._memory)
             session = Session(settings, writer=self._writer, deletions=self._deletions, meter=meter, reading=reading)
         memory.session = session
         session.meter.begin()

@@ -204,7 +204,8 @@ class Reconciler:
             return
         key = observed.checkpoint.key
         self._scrubber.settle(key, observed.findings)
-        self._scrubber.want(key, plan.to_read_back(observed), memory.session.readable)
+        session = memory.session
+        self._scrubber.want(key, plan.to_read_back(observed), session.readable, release=session.reading.free)
 
     async def _something_new(self, key: Key, memory: Memory, slot: Slot) -> bool:
         if time.monotonic() >= memory.due_at:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from checkpoint_operator.execute import verify
+from checkpoint_operator.fair_queue import FairQueue
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Finding, Key, ReadBack
+from checkpoint_operator.redaction import working_on
+from checkpoint_operator.store_threads import run_in_thread
 from checkpoint_sidecar.core.errors import CheckpointError, UnreliableReadError
 from checkpoint_sidecar.core.run import Snapshot
 from checkpoint_sidecar.store.base import Store
@@ -30,6 +33,12 @@ REST_SECONDS = 60.0
 RETRY_SECONDS = 600.0
 """From a failure of the store to the next try, which begins with the first byte."""
 
+SLOWEST = 512 * 1024
+"""Bytes per second that a store must send, after the first minute: one that drips would keep a place for weeks."""
+
+STUCK_SECONDS = 600.0
+"""After so long without a further piece a reading is given up."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,20 +46,49 @@ class _StoppedError(Exception):
     """Nobody wants to know any more."""
 
 
+class _TooSlowError(Exception):
+    """The store sends less than ``SLOWEST``, or nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Wish:
     snapshots: tuple[Snapshot, ...]
     store: Store
+    release: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reading:
+    """What is being read, and how fast, not counting the waits for the rate limit.
+
+    Attributes:
+        moved_at: When the last piece was asked for.
+    """
+
     snapshot: str
-    stop: threading.Event
+    stop: threading.Event = field(default_factory=threading.Event)
+    moved_at: float = field(default_factory=time.monotonic)
+    amount: int = 0
+    seconds: float = 0.0
+
+    def wait_for(self, amount: int, limit: RateLimit) -> None:
+        """Before the next piece is read.
+
+        Raises:
+            _StoppedError, _TooSlowError: It is not to be read.
+        """
+        self.seconds += time.monotonic() - self.moved_at
+        if self.seconds > 60 and self.amount / self.seconds < SLOWEST:
+            raise _TooSlowError(f"the store sent {self.amount} bytes in {self.seconds:.0f} s")
+        self.moved_at = math.inf  # not stuck, but waiting for its turn
+        if self.stop.wait(limit.reserve(amount)):
+            raise _StoppedError
+        self.amount += amount
+        self.moved_at = time.monotonic()
 
 
 class Scrubber:
-    """Reads back what Checkpoints want read, one snapshot of each at a time, those that waited longest first.
+    """Reads back what Checkpoints want read, one snapshot of each at a time. Namespaces take turns.
 
     Args:
         limit: Bytes per second, over all Checkpoints.
@@ -67,30 +105,37 @@ class Scrubber:
         self._rests_until: dict[Key, float] = {}
         self._troubles: dict[Key, ReadBack] = {}
         self._queued: set[Key] = set()
-        self._queue: asyncio.Queue[Key] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="scrub")
+        self._queue: FairQueue[Key] = FairQueue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = False
 
     def start(self) -> None:
         """Start reading, in the running event loop."""
-        self._tasks = [asyncio.create_task(self._serve(), name=f"scrub-{n}") for n in range(READERS)]
+        self._running = True
+        self._start_more()
 
     async def stop(self) -> None:
         """Stop reading at the next piece; what was read of an unfinished snapshot is forgotten."""
+        self._running = False
         for reading in self._readings.values():
             reading.stop.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def alive(self) -> bool:
-        """Whether nothing has gone wrong with the reading itself."""
-        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+    def want(
+        self,
+        key: Key,
+        snapshots: Sequence[Snapshot],
+        store: Store | None,
+        *,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Read back these snapshots of a Checkpoint, the first one first, and no other ones any more.
 
-    def want(self, key: Key, snapshots: Sequence[Snapshot], store: Store | None) -> None:
-        """Read back these snapshots of a Checkpoint, the first one first, and no other ones any more."""
+        Args:
+            release: Called when one of them is read, or is not.
+        """
         reading = self._readings.get(key)
         if reading is not None and reading.snapshot not in {snapshot.id for snapshot in snapshots}:
             reading.stop.set()
@@ -99,11 +144,12 @@ class Scrubber:
         if not unknown or store is None:
             self._wishes.pop(key, None)
             return
-        self._wishes[key] = _Wish(unknown, store)
+        self._wishes[key] = _Wish(unknown, store, release)
         rests = time.monotonic() < self._rests_until.get(key, float("-inf"))
         if reading is None and not rests and key not in self._queued:
             self._queued.add(key)
-            self._queue.put_nowait(key)
+            self._queue.put(key, key.namespace, None)
+            self._start_more()
 
     def findings(self, key: Key) -> tuple[Finding, ...]:
         """What was found and is not settled yet."""
@@ -129,32 +175,45 @@ class Scrubber:
         self._rests_until.pop(key, None)
         self._troubles.pop(key, None)
 
-    async def _serve(self) -> None:
-        while True:
-            key = await self._queue.get()
+    def _start_more(self) -> None:
+        while self._running and len(self._tasks) < READERS:
+            key = self._queue.take(lambda *_: True)
+            if key is None:
+                return
             self._queued.discard(key)
             wish = self._wishes.get(key)
             if wish is not None and key not in self._readings:
-                await self._read(key, wish)
+                task = asyncio.create_task(self._serve(key, wish), name=f"scrub {key}")
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._start_more()
+
+    async def _serve(self, key: Key, wish: _Wish) -> None:
+        with working_on(key):
+            await self._read(key, wish)
 
     async def _read(self, key: Key, wish: _Wish) -> None:
         snapshot = wish.snapshots[0]
-        reading = self._readings[key] = _Reading(snapshot.id, threading.Event())
+        reading = self._readings[key] = _Reading(snapshot.id)
         began = time.monotonic()
 
-        def wait_for(amount: int) -> None:
-            if reading.stop.wait(self._limit.reserve(amount)):
-                raise _StoppedError
-
         def read() -> Finding:
-            return verify(wish.store, snapshot, level="Checksums", before_read=wait_for)
+            return verify(
+                wish.store,
+                snapshot,
+                level="Checksums",
+                before_read=lambda amount: reading.wait_for(amount, self._limit),
+            )
 
         try:
-            finding = await asyncio.get_running_loop().run_in_executor(self._threads, read)
+            finding = await _while_it_moves(read, reading)
         except _StoppedError:
             logger.info("%s: stopped reading %s back: it is not needed any more", key, snapshot.id)
         except Exception as error:
-            bug = None if isinstance(error, CheckpointError) else error
+            bug = None if isinstance(error, CheckpointError | _TooSlowError) else error
             logger.warning("%s: reading %s back failed, next try later: %s", key, snapshot.id, error, exc_info=bug)
             self._troubles[key] = ReadBack(trouble=str(error), unreliable=isinstance(error, UnreliableReadError))
             self._rest(key, RETRY_SECONDS)
@@ -168,9 +227,24 @@ class Scrubber:
                 self._findings.setdefault(key, {})[snapshot.id] = finding
         finally:
             del self._readings[key]
+            wish.release()
         self._wake(key)
 
     def _rest(self, key: Key, seconds: float) -> None:
         """Read nothing of a Checkpoint for a while, and then ask for a pass, which says again what it wants."""
         self._rests_until[key] = time.monotonic() + seconds
         asyncio.get_running_loop().call_later(seconds, self._wake, key)
+
+
+async def _while_it_moves(read: Callable[[], Finding], reading: _Reading) -> Finding:
+    """What a reading finds, unless it does not move on."""
+    task = asyncio.create_task(run_in_thread(read, seconds=math.inf))
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=STUCK_SECONDS / 10)
+            if not task.done() and time.monotonic() - reading.moved_at > STUCK_SECONDS:
+                raise _TooSlowError(f"a request has not returned for {STUCK_SECONDS:.0f} s")
+        return task.result()
+    finally:
+        reading.stop.set()
+        task.cancel()

@@ -29,9 +29,9 @@ class Caps:
     """
 
     total: int = 128
-    namespace: int = 24
+    namespace: int = 16
     target: int = 48
-    tenant: int = 16
+    tenant: int = 12
 
 
 class Slots:

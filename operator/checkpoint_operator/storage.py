@@ -6,6 +6,7 @@ Everything here blocks and runs in threads.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -204,6 +205,7 @@ class Session:
         opened = open_store(settings, patience=PATIENCE, on_page=self.meter.listed)
         self.store: MeteredStore = metered(opened, self.meter)
         self.reading = reading or Meter(settings.url)
+        self.reading.begin(math.inf)
         self.readable: MeteredStore = metered(opened, self.reading)
         self._writer = writer
         self.forget_log()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from checkpoint_operator.breakers import FAILURES, FIRST_SECONDS, LONGEST_SECONDS, Breakers, Open, Permit
+from checkpoint_operator.breakers import FAILURES, FIRST_SECONDS, LONGEST_SECONDS, MOST_SECONDS, Breakers, Open, Permit
 
 STORE = "store"
 
@@ -107,3 +107,16 @@ def test_a_server_that_others_reach_is_not_down_for_newcomers() -> None:
     world.fail("hostile")
     assert not world.asks("hostile", fails=True)
     assert world.asks("newcomer", fails=True)
+
+
+def test_a_crowd_comes_back_one_after_the_other_and_nobody_waits_for_long() -> None:
+    world = World()
+    world.fail("team")
+    waits = []
+    for _ in range(10_000):
+        answer = world.breakers.ask(STORE, "team")
+        assert isinstance(answer, Open)
+        waits.append(answer.seconds)
+    assert waits[:1000] == sorted(waits[:1000])
+    assert waits[999] - waits[0] > 400
+    assert max(waits) <= MOST_SECONDS

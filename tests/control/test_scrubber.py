@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,17 +12,19 @@ import pytest
 
 from builders import OWNER, History
 from checkpoint_operator import plan
+from checkpoint_operator import scrubber as scrubber_module
 from checkpoint_operator.actions import Verify
 from checkpoint_operator.execute import carry_out
 from checkpoint_operator.limits import RateLimit
 from checkpoint_operator.model import Finding, Key
-from checkpoint_operator.scrubber import Scrubber
+from checkpoint_operator.scrubber import READERS, Scrubber, _Reading
 from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import SnapshotVerified
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.store.base import StoredObject
 from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.memory import MemoryStore
 from observations import KEY, observed
@@ -302,3 +305,56 @@ def test_two_looks_quarantine_a_damaged_snapshot_and_the_one_before_it_is_kept(
         assert plan.to_read_back(replace(base, run=run, now=session.now())) == ()
 
     scrubbing(body, woken)
+
+
+def test_namespaces_take_turns_however_much_one_of_them_wants_read(
+    store: Bucket, trainer: Trainer, woken: Woken
+) -> None:
+    snapshot = trainer.commit(100)
+    store.takes_seconds = 0.01
+
+    async def body(scrubber: Scrubber) -> None:
+        for number in range(20):
+            scrubber.want(Key("greedy", f"run-{number}"), [snapshot], store)
+        scrubber.want(KEY, [snapshot], store)
+        await woken.times(1)
+
+    scrubbing(body, woken)
+    assert woken.keys.index(KEY) < 6
+
+
+def test_a_store_that_drips_or_keeps_silent_gives_its_place_to_others(
+    monkeypatch: pytest.MonkeyPatch, trainer: Trainer, woken: Woken, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scrubber_module, "STUCK_SECONDS", 0.2)
+    snapshot = trainer.commit(100)
+    released: list[Key] = []
+    silence = threading.Event()
+
+    class Silent(MemoryStore):
+        def get(self, key: str, *, max_bytes: int) -> StoredObject:  # noqa: ARG002
+            silence.wait(30)
+            raise StoreError("read", key, "it kept silent")
+
+    async def body(scrubber: Scrubber) -> None:
+        for number in range(READERS):
+            key = Key("hostile", f"run-{number}")
+            scrubber.want(key, [snapshot], Silent(), release=lambda key=key: released.append(key))
+        scrubber.want(KEY, [snapshot], trainer.store)
+        await woken.times(1)
+        assert scrubber.findings(KEY)
+
+    scrubbing(body, woken)
+    silence.set()
+    assert len(released) == READERS
+    assert "a request has not returned" in caplog.text
+
+
+def test_reading_slower_than_the_least_rate_ends_and_waiting_for_the_rate_limit_is_not_slow() -> None:
+    reading = _Reading("100-1-abcdefgh")
+    reading.wait_for(1000, RateLimit(FAST))
+    reading.moved_at -= 30
+    reading.wait_for(1000, RateLimit(FAST))
+    reading.moved_at -= 31
+    with pytest.raises(Exception, match="2000 bytes in 61 s"):
+        reading.wait_for(1000, RateLimit(FAST))
