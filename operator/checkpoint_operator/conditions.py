@@ -54,6 +54,14 @@ def _message(previous: Mapping[str, Any] | None, judged: Judgement, generation: 
     return judged.message
 
 
+def cut(text: str, most_bytes: int) -> str:
+    """As much of a text as fits: the API server counts the bytes of an Event's message, not its characters."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= most_bytes:
+        return encoded.decode()
+    return encoded[: most_bytes - 3].decode(errors="ignore") + "..."
+
+
 def timestamp(time: dt.datetime) -> str:
     """RFC 3339 in UTC, in whole seconds, as the API server writes its own times."""
     return time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -21,6 +22,8 @@ from checkpoint_sidecar.core.log import (
     StoredEntry,
 )
 from checkpoint_sidecar.core.run import SnapshotState
+
+Metric = TypeVar("Metric", Gauge, Counter, Histogram)
 
 _PREFIX = "checkpoint_operator"
 _RUN = ("namespace", "checkpoint")
@@ -50,6 +53,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._of_runs: list[Gauge | Counter | Histogram] = []
+        self._seen: set[Key] = set()
         self._latest_time = self._gauge("latest_snapshot_timestamp_seconds", "When the newest snapshot was committed.")
         self._latest_step = self._gauge("latest_snapshot_step", "Step of the newest snapshot.")
         self._snapshots = self._gauge("snapshots", "Snapshots that can be restored.")
@@ -77,6 +82,7 @@ class Metrics:
         self._store_errors = self._counter("store_errors", "Passes that the object store made fail.", "reason")
         self._save_seconds = self._histogram("save_seconds", "From staging to the last uploaded byte.", *_RUN)
         self._restore_seconds = self._histogram("restore_seconds", "Duration of restores.", *_RUN)
+        self._others = self._counter("other_operator_entries", "Log entries that another operator wrote meanwhile.")
         self._reconcile_errors = self._counter("reconcile_errors", "Passes that ended with an error of the operator.")
         self.reconcile_seconds = self._histogram("reconcile_seconds", "Duration of passes over one Checkpoint.")
         self._told_losses: dict[Key, int] = {}
@@ -90,6 +96,7 @@ class Metrics:
     def observe(self, observed: Observed, *, ready: bool) -> None:
         """Set what is true now."""
         key, run = observed.checkpoint.key, observed.run
+        self._seen.add(key)
         self._ready.labels(*_labels(key)).set(ready)
         self._running.labels(*_labels(key)).set(sum(pod.active for pod in observed.pods))
         if observed.fault is not None and observed.fault.reason in _OF_STORES:
@@ -148,38 +155,36 @@ class Metrics:
             self._lost_steps.labels(*_labels(key)).inc(steps)
             self._lost_seconds.labels(*_labels(key)).inc(seconds)
 
+    def count_other_operator(self, key: Key, entries: int) -> None:
+        """Count entries that another operator appended to the log while this one works on it, too."""
+        self._others.labels(*_labels(key)).inc(entries)
+
     def count_error(self, key: Key) -> None:
         """Count a pass that ended early: the API server did not answer as it should, or the operator is wrong."""
         self._reconcile_errors.labels(*_labels(key)).inc()
 
     def forget(self, key: Key) -> None:
-        """The Checkpoint is gone: so are its gauges. Counters stay, as they would after a scrape."""
+        """The Checkpoint is gone, and so is all that has its name; a namespace's quota goes with its last one."""
         self._told_losses.pop(key, None)
-        for gauge in (
-            self._latest_time,
-            self._latest_step,
-            self._snapshots,
-            self._retained,
-            self._quarantined,
-            self._saves_failing,
-            self._attempt,
-            self._started,
-            self._running,
-            self._interval,
-            self._ready,
-            self._refused,
-            self._over_quota,
-        ):
-            gauge.remove_by_labels(_named(key))
+        for metric in self._of_runs:
+            metric.remove_by_labels(_named(key))
+        self._seen.discard(key)
+        if not any(other.namespace == key.namespace for other in self._seen):
+            self._quota.remove_by_labels({"namespace": key.namespace})
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{_PREFIX}_{name}", text, _RUN, registry=self.registry)
+        return self._of_run(Gauge(f"{_PREFIX}_{name}", text, _RUN, registry=self.registry))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"{_PREFIX}_{name}", text, (*_RUN, *labels), registry=self.registry)
+        return self._of_run(Counter(f"{_PREFIX}_{name}", text, (*_RUN, *labels), registry=self.registry))
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+        made = Histogram(f"{_PREFIX}_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+        return self._of_run(made) if labels else made
+
+    def _of_run(self, metric: Metric) -> Metric:
+        self._of_runs.append(metric)
+        return metric
 
 
 def _labels(key: Key) -> tuple[str, str]:

@@ -162,7 +162,7 @@ class Observer:
         self._redactor = redactor
         self._breakers = breakers
         self._memory = memory
-        self._writer = writer
+        self.writer = writer
         self._deletions = deletions
         self._nodes = nodes
         self._bare_pods = bare_pods
@@ -322,7 +322,7 @@ class Observer:
             memory.refusal = ""
             meter = Meter(settings.url, limits=Limits(), memory=self._memory)
             reading = Meter(settings.url, limits=READING, memory=self._memory)
-            session = Session(settings, writer=self._writer, deletions=self._deletions, meter=meter, reading=reading)
+            session = Session(settings, writer=self.writer, deletions=self._deletions, meter=meter, reading=reading)
         memory.session = session
         session.meter.begin()
         wanted = _progress_due(memory)

@@ -269,13 +269,21 @@ class Reconciler:
         if run is None or session is None or not observed.ours:
             return observed, ()
         numbers = story.untold(observed.checkpoint.status, run.head)
+        # Those of them that are in the status already were reported by another operator.
+        appended = range(max(memory.head, run.head - story.MAX_TOLD) + 1, run.head + 1) if memory.head > 0 else range(0)
+        wanted = sorted({*numbers, *appended})
         try:
             session.meter.begin()
-            return observed, await self._observer.in_thread(lambda: session.entries(numbers), memory, slot)
+            entries = await self._observer.in_thread(lambda: session.entries(wanted), memory, slot)
         except CheckpointError as error:
             return replace(observed, fault=fault_from(error)), ()
         except AbandonedError:
             return replace(observed, fault=_timed_out(observed)), ()
+        others = story.tell_other_operators((e for e in entries if e.number in appended), self._observer.writer)
+        for happening in others:
+            self._metrics.count_other_operator(observed.checkpoint.key, 1)
+            await self._tell(happening, observed, observed.wall)
+        return observed, tuple(entry for entry in entries if entry.number in numbers)
 
     async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
         """Write the status if it changed, and after it the Events that tell why."""

@@ -23,6 +23,7 @@ from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.units import quantity
 
 COMPONENT = "checkpoint-operator"
+MAX_EVENT_BYTES = 1024
 
 
 def mirror_name(checkpoint: str, snapshot: str) -> str:
@@ -133,7 +134,7 @@ def event(
         },
         "type": "Warning" if warning else "Normal",
         "reason": reason,
-        "message": message[: conditions.MAX_MESSAGE],
+        "message": conditions.cut(message, MAX_EVENT_BYTES),
         "firstTimestamp": moment,
         "lastTimestamp": moment,
         "eventTime": time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),

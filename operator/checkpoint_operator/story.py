@@ -6,6 +6,7 @@ whether or not the operator was there when it happened.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.core.units import size
+
+OPERATOR = "operator"
+"""How the signatures of operators begin, in ``StoredEntry.writer``; libraries have other ones."""
 
 MAX_TOLD = 50
 FIRST_TOLD = 16
@@ -98,6 +102,25 @@ def tell_conditions(before: Mapping[str, Any], after: Mapping[str, Any]) -> tupl
         if now.get("reason") == reason and not told_before:
             told.append(Happening(event, now["message"], f"{word}-{after['observedGeneration']}", warning=True))
     return tuple(told)
+
+
+def tell_other_operators(entries: Iterable[StoredEntry], writer: str) -> tuple[Happening, ...]:
+    """Events about other operators that write to a log, too.
+
+    Args:
+        entries: Those that were appended while this operator, whose signature is ``writer``, worked on the log.
+    """
+    others = {entry.writer for entry in entries if entry.writer.startswith(OPERATOR) and entry.writer != writer}
+    return tuple(
+        Happening(
+            EventReason.SECOND_OPERATOR,
+            f"{other} works on this run, too, as {writer} does. Nothing is lost, but two of different configuration "
+            "undo each other's work: run one replica, or give each operator namespaces of its own.",
+            f"operator-{hashlib.sha256(other.encode()).hexdigest()[:10]}",
+            warning=True,
+        )
+        for other in sorted(others)
+    )
 
 
 _Line = tuple[EventReason, str, bool] | None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MOST_CONNECTIONS = 64
+"""At a time; a further one takes the place of the oldest, so that a probe gets through a crowd."""
 
 CONNECTION_SECONDS = 30.0
 """A connection is closed after this time, whatever its client does."""
@@ -30,11 +34,15 @@ async def serving(host: str, port: int, path: str, answer: Answer) -> AsyncItera
     runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     loop = asyncio.get_running_loop()
+    accepted: deque[web.RequestHandler] = deque()
 
     def accept() -> asyncio.Protocol:
         assert runner.server is not None
         connection = runner.server()
         loop.call_later(CONNECTION_SECONDS, connection.force_close)
+        accepted.append(connection)
+        if len(accepted) > MOST_CONNECTIONS:
+            accepted.popleft().force_close()
         return connection
 
     try:

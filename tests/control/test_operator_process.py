@@ -174,6 +174,7 @@ def test_two_operators_at_once_do_everything_once(
         "SnapshotRetired": 2,
         "SnapshotPurged": 2,
     }
+    run.eventually(lambda it: "SecondOperator" in it.events())
     assert [operator.stop() for operator in both] == [0, 0]
 
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from builders import OTHER_OWNER, OWNER, POD, History
@@ -114,6 +115,25 @@ def test_two_operators_that_tell_the_same_entry_create_the_same_event() -> None:
         for h in (*story.tell(history.entries, history.run), *story.tell(history.entries, history.run))
     }
     assert len(names) == 3
+
+
+def test_an_event_of_any_alphabet_fits_into_what_the_api_server_takes() -> None:
+    checkpoint = observed(None).checkpoint
+    for message in ("x" * 5000, "\u00e4" * 1024, "\U0001f4be" * 300, "a" + "\U0001f4be" * 255 + "bcd", "\ud800"):
+        body = event(checkpoint, reason="R", message=message, warning=True, identifier="1", time=History().now)
+        assert len(body["message"].encode()) <= 1024
+        assert body["message"][:200] in message or message == "\ud800"
+
+
+def test_another_operator_is_told_of_and_libraries_are_not() -> None:
+    entries = History().configured().started().committed(100).entries
+    written = [msgspec.structs.replace(entry, writer=f"library {number}") for number, entry in enumerate(entries)]
+    assert story.tell_other_operators(written, "operator 1 pod-a") == ()
+    written[1] = msgspec.structs.replace(written[1], writer="operator 1 pod-b")
+    written[2] = msgspec.structs.replace(written[2], writer="operator 1 pod-a")
+    (told_once,) = story.tell_other_operators([*written, written[1]], "operator 1 pod-a")
+    assert (told_once.reason, told_once.warning) == ("SecondOperator", True)
+    assert "pod-b" in told_once.message
 
 
 # Redaction
@@ -277,6 +297,7 @@ def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     assert value("reconcile_errors_total") == 1
     metrics.forget(KEY)
     assert value("latest_snapshot_step") is None
+    assert KEY.name not in str(list(metrics.registry.collect())), "no series of any kind stays"
 
 
 def test_metrics_say_when_the_next_snapshot_is_due() -> None:

@@ -54,3 +54,19 @@ def test_a_client_that_stays_is_sent_away(monkeypatch: pytest.MonkeyPatch, sent:
             writer.close()
 
     asyncio.run(stay())
+
+
+def test_a_crowd_of_clients_that_stay_keeps_no_probe_out() -> None:
+    port = next(network.free_ports())
+
+    async def crowd() -> str:
+        async with served.serving("127.0.0.1", port, "/healthz", answer), ClientSession() as client:
+            staying = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3 * served.MOST_CONNECTIONS)]
+            text = await (await client.get(f"http://127.0.0.1:{port}/healthz")).text()
+            reader, _ = staying[0]
+            assert await asyncio.wait_for(reader.read(-1), timeout=20) == b"", "the oldest made room"
+            for _, writer in staying:
+                writer.close()
+            return text
+
+    assert asyncio.run(crowd()) == "well"

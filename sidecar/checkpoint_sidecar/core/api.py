@@ -452,3 +452,4 @@ class EventReason(StrEnum):
     DELETION_REFUSED = "DeletionRefused"
     RUN_DELETED = "RunDeleted"
     DATA_RETAINED = "DataRetained"
+    SECOND_OPERATOR = "SecondOperator"
