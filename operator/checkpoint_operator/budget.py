@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ SMALL_BYTES = MIB
 MEMORY_BYTES = 144 * MIB
 """Of large objects in memory and of what they decode to, over all passes."""
 
-LOG_BYTES = 32 * MIB
-"""Of the run log of one Checkpoint: some 60,000 entries."""
+LOG_BYTES = 16 * MIB
+ALL_LOG_BYTES = 96 * MIB
+"""Of the run log of one Checkpoint, some 30,000 entries, and of all those that are longer than a megabyte."""
 
 LEAST_PAGE = 100
 """As so many objects each page of a listing counts, if it has fewer: a listing of empty pages ends, too."""
@@ -80,12 +82,25 @@ READING = Limits(requests=2**62, data=2**62)
 
 
 class MemoryPool:
-    """Bytes that large objects may take at a time, over all passes. Safe from several threads."""
+    """Bytes that large objects may take at a time, over all passes, and long logs. Safe from several threads."""
 
     def __init__(self, total: int = MEMORY_BYTES) -> None:
         self.total = total
         self._free = total
         self._changed = threading.Condition()
+        self._logs: weakref.WeakKeyDictionary[Meter, int] = weakref.WeakKeyDictionary()
+
+    def note_log(self, meter: Meter, size: int) -> Meter | None:
+        """How long the log is that a meter counts. Returns the one with the longest if all are too long together."""
+        if size <= SMALL_BYTES:
+            return None
+        with self._changed:
+            self._logs[meter] = size
+            if sum(self._logs.values()) <= ALL_LOG_BYTES:
+                return None
+            longest = max(self._logs, key=lambda each: self._logs[each])
+            del self._logs[longest]
+            return longest
 
     def reserve(self, amount: int, *, seconds: float) -> bool:
         """Take ``amount``, waiting for others to release theirs; False when that took longer than ``seconds``."""
@@ -126,7 +141,7 @@ class Meter:
         self._lock = threading.Lock()
         self._reserved = 0
         self._log_bytes = 0
-        self._closed = False
+        self._closed = self._revoked = False
         self.begin()
 
     def begin(self, seconds: float = OBSERVE_SECONDS) -> None:
@@ -147,6 +162,10 @@ class Meter:
         with self._lock:
             self._closed = True
         self.free()
+
+    def revoke(self) -> None:
+        """Let nothing through any more: the log that was read is too long to be kept beside the others."""
+        self._revoked = True
 
     def free(self) -> None:
         """Large objects that were read are no longer in use."""
@@ -198,14 +217,10 @@ class Meter:
             if limits is None:
                 return
             if self._log_bytes > LOG_BYTES:
-                raise BudgetError(
-                    "read the run log",
-                    self._subject,
-                    f"it is longer than {LOG_BYTES // MIB} MiB",
-                    "Go on with a new Checkpoint at another prefix; if there are not that many snapshots, the store "
-                    "makes entries up.",
-                    reason=Reason.LOG_TOO_LONG,
-                )
+                self._revoked = True
+            longest = self._memory.note_log(self, self._log_bytes)
+            if longest is not None:
+                longest.revoke()
             self._check()
 
     def reserve(self, key: str, amount: int) -> None:
@@ -233,6 +248,16 @@ class Meter:
         limits, elapsed = self._limits, self._clock() - self._began
         if limits is None:
             return
+        if self._revoked:
+            raise BudgetError(
+                "read the run log",
+                self._subject,
+                f"it has {self._log_bytes // MIB} MiB; the operator keeps {LOG_BYTES // MIB} MiB of one, and "
+                f"{ALL_LOG_BYTES // MIB} MiB of all long ones",
+                "Go on with a new Checkpoint at another prefix; if there are not that many snapshots, the store makes "
+                "entries up.",
+                reason=Reason.LOG_TOO_LONG,
+            )
         cause = ""
         if self._closed or elapsed > self._seconds:
             cause = f"{self._requests:,} requests took more than {self._seconds:.0f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import functools
 import logging
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from checkpoint_operator import deletion, execute, plan, reschedule, rescheduler, resources, story
 from checkpoint_operator.actions import (
@@ -52,6 +53,10 @@ ACT_SECONDS = 600.0
 """After which a round of actions is given up; one that takes longer than its own budget ends by itself before."""
 
 INVALID = 422
+
+MANY_SNAPSHOTS = 500
+
+T = TypeVar("T")
 
 REFUSED_STATUS = Fault(
     Reason.STATUS_REFUSED,
@@ -146,17 +151,17 @@ class Reconciler:
                 self._forget(key)
                 return None
             await self._hold(observed)
-            observed = await self._act(self._within_quota(self._with_findings(observed)), memory, slot)
-            observed = self._within_quota(observed)
+            observed = await self._act(await self._within_quota(self._with_findings(observed)), memory, slot)
+            observed = await self._within_quota(observed)
             if await self._release(observed):
                 self._forget(key)  # whoever comes under this name finds another run, or none
                 return self._intervals.idle
-            self._read_back(observed, memory)
+            await self._read_back(observed, memory)
             observed, entries = await self._news(observed, memory, slot)
             await self._report(observed, entries)
             await self._reschedule(observed)
             mirrors_wait = await self._mirror(observed)
-        self._remember(observed, memory, mirrors_wait=mirrors_wait)
+        await self._remember(observed, memory, mirrors_wait=mirrors_wait)
         fault = fault_of(observed)
         if fault is None:
             return self._interval(memory)
@@ -188,24 +193,25 @@ class Reconciler:
         key = observed.checkpoint.key
         return replace(observed, findings=self._scrubber.findings(key), read_back=self._scrubber.state(key))
 
-    def _within_quota(self, observed: Observed) -> Observed:
+    async def _within_quota(self, observed: Observed) -> Observed:
         """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
         key = observed.checkpoint.key
         if not self._quotas.limit(key.namespace):
             return observed
-        demand = demand_of(observed)
+        demand = await _decided(demand_of, observed)
         for other in self._quotas.note(key, demand) if demand is not None else ():
             self._wake(other)
         return replace(observed, quota=self._quotas.of(key))
 
-    def _read_back(self, observed: Observed, memory: Memory) -> None:
+    async def _read_back(self, observed: Observed, memory: Memory) -> None:
         """After a fault nothing is known: what is being read is read on, and what was found is kept."""
         if self._scrubber is None or memory.session is None or observed.fault is not None:
             return
         key = observed.checkpoint.key
         self._scrubber.settle(key, observed.findings)
         session = memory.session
-        self._scrubber.want(key, plan.to_read_back(observed), session.readable, release=session.reading.free)
+        wanted = await _decided(plan.to_read_back, observed)
+        self._scrubber.want(key, wanted, session.readable, release=session.reading.free)
 
     async def _something_new(self, key: Key, memory: Memory, slot: Slot) -> bool:
         if time.monotonic() >= memory.due_at:
@@ -219,7 +225,7 @@ class Reconciler:
         """Carry out plan after plan until nothing is left, and return what is true afterwards."""
         until = time.monotonic() + execute.ROUND_SECONDS
         for _ in range(MAX_ROUNDS):
-            planned = plan.store_actions(observed)
+            planned = await _decided(plan.store_actions, observed)
             session = memory.session
             if not planned or session is None or time.monotonic() > until:
                 break
@@ -288,7 +294,7 @@ class Reconciler:
     async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
         """Write the status if it changed, and after it the Events that tell why."""
         checkpoint = observed.checkpoint
-        status = self._redactor.clean_messages(status_of(observed))
+        status = self._redactor.clean_messages(await _decided(status_of, observed))
         ready = resources.conditions_of(status).get(ConditionType.READY, {})
         self._metrics.observe(observed, ready=ready.get("status") == "True")
         if status == checkpoint.status:
@@ -358,7 +364,7 @@ class Reconciler:
         """Bring the CheckpointSnapshot objects in line with the log; returns whether some are left to create."""
         stored = {mirror.name: mirror.status for mirror in observed.mirrors}
         planned: list[MirrorAction] = []
-        for action in plan.mirror_actions(observed):
+        for action in await _decided(plan.mirror_actions, observed):
             if isinstance(action, ReportMirror):
                 cleaned = self._redactor.clean_messages(action.status)
                 if cleaned != stored[action.name]:
@@ -380,7 +386,7 @@ class Reconciler:
                 seconds=restore.get("lostSeconds") or 0,
             )
 
-    def _remember(self, observed: Observed, memory: Memory, *, mirrors_wait: bool) -> None:
+    async def _remember(self, observed: Observed, memory: Memory, *, mirrors_wait: bool) -> None:
         memory.running = any(pod.active for pod in observed.pods)
         head = observed.run.head if observed.run else -1
         if head != memory.head:
@@ -389,7 +395,8 @@ class Reconciler:
 
         moments = (plan.next_look(observed), reschedule.next_look(observed))
         due = min((moment for moment in moments if moment is not None), default=None)
-        if mirrors_wait or plan.store_actions(observed):
+        left = await _decided(plan.store_actions, observed)
+        if mirrors_wait or left:
             due = CONTINUE_SECONDS
         memory.due_at = float("inf") if due is None else time.monotonic() + due
 
@@ -409,6 +416,13 @@ class Reconciler:
             self._scrubber.forget(key)
         for other in (*self._prefixes.forget(key), *self._quotas.forget(key)):
             self._wake(other)
+
+
+async def _decided(decide: Callable[[Observed], T], observed: Observed) -> T:
+    """A decision; about a run of many snapshots it takes its time, which is not the event loop's."""
+    if observed.run is None or len(observed.run.snapshots) < MANY_SNAPSHOTS:
+        return decide(observed)
+    return await asyncio.to_thread(decide, observed)
 
 
 def _timed_out(observed: Observed) -> Fault:

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -42,11 +43,17 @@ def namespace(served: ApiServer) -> Namespace:
 
 @pytest.fixture
 def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
-    """Starts an operator that serves the fresh namespace (or all of them); it is stopped after the test."""
+    """Starts an operator that serves the fresh namespace (or all of them); it is stopped after the test.
+
+    ``identity`` holds more variables of its environment: who it is to clouds.
+    """
     started: list[OperatorProcess] = []
 
     def start(
-        *arguments: str, kubeconfig: Path = namespace.api.kubeconfig, everywhere: bool = False
+        *arguments: str,
+        kubeconfig: Path = namespace.api.kubeconfig,
+        everywhere: bool = False,
+        identity: Mapping[str, str] = MappingProxyType({}),
     ) -> OperatorProcess:
         log = tmp_path / f"operator-{len(started)}.log"
         command = [sys.executable, "-m", "checkpoint_operator", *arguments]
@@ -57,6 +64,7 @@ def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..
         # Without the credentials of whoever runs the tests: an operator must not find an identity by accident.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
         environment["KUBECONFIG"] = str(kubeconfig)
+        environment |= identity
         with log.open("w") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         started.append(OperatorProcess(process, log))

@@ -113,3 +113,18 @@ def test_a_metered_store_keeps_unfinished_uploads_if_the_store_does(tmp_path: ob
     local = LocalStore(StoreSettings(f"file://{tmp_path}"))
     for inner in (local, MemoryStore("s3://bucket/run")):
         assert isinstance(metered(inner, Meter("x")), KeepsUnfinished) == isinstance(inner, KeepsUnfinished)
+
+
+def test_of_all_long_logs_the_longest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "SMALL_BYTES", 100)
+    monkeypatch.setattr(budget, "ALL_LOG_BYTES", 10_000)
+    pool = MemoryPool()
+    short, long, longest = (Meter(f"s3://bucket/{n}", limits=Limits(), memory=pool) for n in range(3))
+    long.read("_log/1.json", 4000)
+    longest.read("_log/1.json", 5500)
+    short.read("_log/1.json", 400)
+    short.read("_log/2.json", 400)
+    assert fault(longest.request).reason == "LogTooLong"
+    for meter in (short, long):
+        meter.request()
+    short.read("_log/3.json", 5000)

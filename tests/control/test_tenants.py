@@ -37,6 +37,16 @@ PROMISED_BYTES = 400 * 1024 * 1024
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAHOSTILETENANT000", "AWS_SECRET_ACCESS_KEY": "a-secret-key-of-a-hostile-tenant"}
 
+IDENTITY = {
+    "AWS_ACCESS_KEY_ID": "AKIAOPERATORSOWNKEY0",
+    "AWS_SECRET_ACCESS_KEY": "operators-own-secret",
+    "AWS_SESSION_TOKEN": "operators-own-session",
+    "AZURE_STORAGE_ACCOUNT_NAME": "operatorsownaccount",
+    "AZURE_STORAGE_ACCOUNT_KEY": "b3BlcmF0b3JzLW93bi1henVyZS1rZXk=",
+    "AZURE_STORAGE_TOKEN": "operators-own-bearer-token",
+}
+"""What the operator finds in its environment, and shows to nobody whose Checkpoint names a Secret."""
+
 HOSTILE: Mapping[str, set[str]] = {
     "silent": {"StoreUnavailable"},
     "slow": {"StoreTooSlow", "StoreUnavailable"},
@@ -49,6 +59,15 @@ HOSTILE: Mapping[str, set[str]] = {
     "garbage": {"LogUnreadable"},
 }
 """Buckets of the hostile server, and the reasons that name what is wrong with them."""
+
+EXPECTED: Mapping[str, set[str]] = {
+    **HOSTILE,
+    "words": {""},
+    "lines": {"InvalidCredentials", "AccessDenied", "StoreUnavailable"},
+    "huge": {"InvalidCredentials", "AccessDenied", "StoreUnavailable", ""},
+    "squatter": {""},
+}
+"""Why each Checkpoint is not Ready; empty where it is."""
 
 SHORT = HOSTILE.keys() - {"slow", "lying"}
 """What is found out within half a minute."""
@@ -178,12 +197,24 @@ def test_a_healthy_tenant_notices_nothing_of_hostile_ones(
     others = [at(servers.hostile.endpoint, kind, kind) for kind in (HOSTILE if LONG else SHORT) if kind != "silent"]
     create_all(hostile[0], crowd[::2])
     create_all(hostile[1], crowd[1::2] + others)
+    # Secrets that hold what statuses consist of, what no header may have, and as much as fits.
+    words = {"AWS_ACCESS_KEY_ID": "StorageAvailable", "AWS_SECRET_ACCESS_KEY": namespace.api.uid}
+    words["AWS_SESSION_TOKEN"] = "Configured"
+    create_secret(hostile[0], "words", words)
+    create_secret(hostile[0], "lines", {**KEYS, "AWS_SESSION_TOKEN": "one line\r\nX-Another: header"})
+    create_secret(hostile[0], "huge", {**KEYS, "AWS_SESSION_TOKEN": "x" * 1_000_000})
+    create_all(hostile[0], [at(servers.hostile.endpoint, "plain", name, name) for name in ("words", "lines", "huge")])
+    # A bucket of the healthy tenant's name, at a server of one's own.
+    squatter = at(servers.hostile.endpoint, bucket, "squatter")
+    squatter["spec"]["storage"]["url"] = f"s3://{bucket}"
+    create_all(hostile[0], [squatter])
 
     probes, metrics = (f"127.0.0.1:{port}" for port, _ in zip(network.free_ports(), range(2), strict=False))
     operator = start_operator(
         f"--liveness=http://{probes}/healthz",
         f"--metrics={metrics}",
         *(f"--namespace={place.name}" for place in hostile),
+        identity=IDENTITY,
     )
     sampler = Sampler(operator, f"http://{probes}/healthz")
     while "started: " not in operator.logged:
@@ -203,9 +234,7 @@ def test_a_healthy_tenant_notices_nothing_of_hostile_ones(
         wrong = None
         while wrong != [] and time.monotonic() < deadline:
             found = {name: why for place in hostile for name, why in reasons(place).items()}
-            wrong = [
-                (name, why) for name, why in found.items() if why not in HOSTILE[name.rstrip("0123456789").rstrip("-")]
-            ]
+            wrong = [(name, why) for name, why in found.items() if why not in EXPECTED[name.rstrip("-0123456789")]]
             time.sleep(1)
         ready.append(healthy.new("last")[2])
     finally:
@@ -217,3 +246,8 @@ def test_a_healthy_tenant_notices_nothing_of_hostile_ones(
     assert sampler.failures == []
     assert sampler.most_bytes < PROMISED_BYTES
     assert operator.process.poll() is None
+    sent = "".join(str(request) for server in vars(servers).values() for request in server.requests)
+    assert len(sent) > 10_000
+    assert [value for value in IDENTITY.values() if value in sent] == []
+    assert [name for name in ("test-", "silent") if name in run.condition("Ready")["message"]] == []
+    assert run.status["claimedBy"] == f"{namespace.api.uid}/{namespace.name}/first"

@@ -187,7 +187,9 @@ def hostile_server() -> Iterator[HostileServer]:
     ending = asyncio.Event()
 
     async def serve() -> None:
-        listening = await asyncio.start_server(lambda r, w: _connection(server, r, w), "127.0.0.1", 0, backlog=1024)
+        listening = await asyncio.start_server(
+            lambda r, w: _connection(server, r, w), "127.0.0.1", 0, backlog=1024, limit=4 << 20
+        )
         server.endpoint = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         started.set()
         await ending.wait()
