@@ -60,11 +60,15 @@ HOSTILE: Mapping[str, set[str]] = {
 }
 """Buckets of the hostile server, and the reasons that name what is wrong with them."""
 
+NOT_READY = {"StoreUnavailable", "InvalidCredentials", "AccessDenied", "BucketNotFound", "NoConditionalWrite"}
+
 EXPECTED: Mapping[str, set[str]] = {
     **HOSTILE,
     "words": {""},
     "lines": {"InvalidCredentials", "AccessDenied", "StoreUnavailable"},
     "huge": {"InvalidCredentials", "AccessDenied", "StoreUnavailable", ""},
+    "cloud-az": NOT_READY,
+    "cloud-gs": NOT_READY,
     "squatter": {""},
 }
 """Why each Checkpoint is not Ready; empty where it is."""
@@ -139,6 +143,12 @@ def at(endpoint: str, bucket: str, name: str, secret: str = "keys", **spec: Any)
     return checkpoint(name, storage=storage, **spec)
 
 
+def in_cloud(endpoint: str, scheme: str, secret: str) -> dict[str, Any]:
+    """A Checkpoint in another cloud than Amazon's, at a server of one's own."""
+    storage = {"url": f"{scheme}://cloud/run", "endpoint": endpoint, "credentialsSecret": {"name": secret}}
+    return checkpoint(f"cloud-{scheme}", storage=storage)
+
+
 def reasons(namespace: Namespace) -> dict[str, str]:
     """Why each Checkpoint of a namespace is not Ready, by name."""
     listed = json.loads(namespace.kubectl("get", "ckpt", "--output=json"))["items"]
@@ -204,6 +214,11 @@ def test_a_healthy_tenant_notices_nothing_of_hostile_ones(
     create_secret(hostile[0], "lines", {**KEYS, "AWS_SESSION_TOKEN": "one line\r\nX-Another: header"})
     create_secret(hostile[0], "huge", {**KEYS, "AWS_SESSION_TOKEN": "x" * 1_000_000})
     create_all(hostile[0], [at(servers.hostile.endpoint, "plain", name, name) for name in ("words", "lines", "huge")])
+    account = {"AZURE_STORAGE_ACCOUNT_NAME": "hostile", "AZURE_STORAGE_SAS_TOKEN": "sv=2026-01-01&sig=abc"}
+    create_secret(hostile[0], "azure", account)
+    create_secret(hostile[0], "google", {"GOOGLE_APPLICATION_CREDENTIALS_JSON": "{}"})
+    clouds = [in_cloud(servers.hostile.endpoint, *each) for each in (("az", "azure"), ("gs", "google"))]
+    create_all(hostile[0], clouds)
     # A bucket of the healthy tenant's name, at a server of one's own.
     squatter = at(servers.hostile.endpoint, bucket, "squatter")
     squatter["spec"]["storage"]["url"] = f"s3://{bucket}"
