@@ -317,17 +317,17 @@ class Observer:
     async def _read_store(
         self, memory: Memory, settings: StoreSettings, deleted: Owner | None, permit: Permit, slot: Slot
     ) -> _Reading:
-        session = memory.session
-        if session is None or session.settings != settings:
-            memory.refusal = ""
-            meter = Meter(settings.url, limits=Limits(), memory=self._memory)
-            reading = Meter(settings.url, limits=READING, memory=self._memory)
-            session = Session(settings, writer=self.writer, deletions=self._deletions, meter=meter, reading=reading)
-        memory.session = session
-        session.meter.begin()
         wanted = _progress_due(memory)
         try:
-            found = await self.in_thread(lambda: self._read(session, deleted, progress=wanted), memory, slot)
+            session = memory.session
+            if session is None or session.settings != settings:
+                memory.refusal = ""
+                session = memory.session = await run_in_thread(
+                    lambda: self._open(settings), seconds=OBSERVE_SECONDS, slot=slot
+                )
+            session.meter.begin()
+            opened = session
+            found = await self.in_thread(lambda: self._read(opened, deleted, progress=wanted), memory, slot)
         except AbandonedError:
             message = f"A request to {settings.endpoint or settings.url} did not return within a minute."
             found = _Reading(fault=Fault(Reason.PASS_TIMED_OUT, message, unreachable="a request did not return"))
@@ -341,7 +341,7 @@ class Observer:
             raise
         fault = found.fault
         self._breakers.report(permit, fault.unreachable if fault else "")
-        if fault is not None and found.run is None and not _worth_keeping(session, fault):
+        if fault is not None and found.run is None and not _worth_keeping(memory.session, fault):
             # Whatever was wrong may be put right in a way that only a new connection notices.
             memory.session = None
         if wanted:
@@ -380,6 +380,11 @@ class Observer:
             raise StorageFaultError(Fault(Reason.SECRET_NOT_FOUND, message))
         self._redactor.remember(key, secret)
         return settings_for(key, spec.storage, secret, self._rules)
+
+    def _open(self, settings: StoreSettings) -> Session:
+        meter = Meter(settings.url, limits=Limits(), memory=self._memory)
+        reading = Meter(settings.url, limits=READING, memory=self._memory)
+        return Session(settings, writer=self.writer, deletions=self._deletions, meter=meter, reading=reading)
 
     def _read(self, session: Session, deleted: Owner | None, *, progress: bool) -> _Reading:
         """The run, the store's clock, and what is wrong.
@@ -421,9 +426,9 @@ def _remember_progress(memory: Memory, progress: Progress | None) -> None:
         del memory.progress[attempt]
 
 
-def _worth_keeping(session: Session, fault: Fault) -> bool:
+def _worth_keeping(session: Session | None, fault: Fault) -> bool:
     """Whether the next pass can go on where this one ended: a long log at a store that is merely slow."""
-    return fault.reason is Reason.STORE_TOO_SLOW and session.proven
+    return session is not None and fault.reason is Reason.STORE_TOO_SLOW and session.proven
 
 
 def _translate(checkpoint: Checkpoint, complaint: str) -> tuple[Policy | None, Fault | None]:

@@ -135,7 +135,9 @@ class Reconciler:
                 raise Retry(str(error)) from error
             except (Retry, NoRoomError):
                 raise  # a fault of the store or the spec: counted as such
-            except Exception as error:
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a client's panic is no Exception
                 self._metrics.count_error(key)
                 logger.exception("%s: the pass failed", key)
                 await self._report_error(key, error)
@@ -316,7 +318,7 @@ class Reconciler:
         for place, happening in enumerate(happenings):
             await self._tell(happening, observed, observed.wall + dt.timedelta(microseconds=place))
 
-    async def _report_error(self, key: Key, error: Exception) -> None:
+    async def _report_error(self, key: Key, error: BaseException) -> None:
         """Say in the status that a pass failed in a way that nobody foresaw; the log says more."""
         message = f"The operator failed at this Checkpoint ({type(error).__name__}); its log says more. It tries again."
         try:
