@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -40,11 +42,13 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_REQUEST, Owner
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.settings import KNOWN_KEYS, StoreSettings
 
 PROGRESS_SECONDS = 10.0
 SILENT_SECONDS = 120.0
 """Between looks at the progress of a run that has not reported for so long and has no pods."""
+
+MAX_SECRET_BYTES = 64 * 1024
 
 REPROBE_SECONDS = 300.0
 QUIET_SECRET_SECONDS = 60.0
@@ -73,7 +77,7 @@ class Memory:
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
         refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
-        secret: Name and values of the Secret as last read, if the spec names one; never shown.
+        secret: Name of the Secret as last read, and a digest of its values, if the spec names one.
         secret_at: When that was, on the same clock.
         unverifiable: Why snapshots could not be verified, by id, and when that was found, on the same clock.
     """
@@ -92,7 +96,7 @@ class Memory:
     refusal: str = ""
     refused_at: float = float("-inf")
     unverifiable: dict[str, tuple[str, float]] = field(default_factory=dict)
-    secret: tuple[str, Mapping[str, str] | None] | None = field(default=None, repr=False)
+    secret: tuple[str, str] | None = None
     secret_at: float = float("-inf")
 
     def note_unverifiable(self, reasons: Mapping[str, str]) -> None:
@@ -252,7 +256,7 @@ class Observer:
         name, known = memory.secret
         memory.secret_at = now
         try:
-            return await self._kube.secret(key.namespace, name) != known
+            return _digest(await self._kube.secret(key.namespace, name)) != known
         except KubeError as error:
             logger.debug("%s: Secret %s was not looked at: %s", key, name, error)
             return False
@@ -374,10 +378,15 @@ class Observer:
         if reference is None:
             return settings_for(key, spec.storage, None, self._rules)
         secret = await self._kube.secret(key.namespace, reference.name)
-        memory.secret, memory.secret_at = (reference.name, secret), time.monotonic()
+        memory.secret, memory.secret_at = (reference.name, _digest(secret)), time.monotonic()
         if secret is None:
             message = f"Secret {reference.name} does not exist in namespace {key.namespace}. Create it."
             raise StorageFaultError(Fault(Reason.SECRET_NOT_FOUND, message))
+        if any(len(secret.get(name, "")) > MAX_SECRET_BYTES for name in KNOWN_KEYS):
+            message = (
+                f"A value in Secret {reference.name} is longer than {MAX_SECRET_BYTES} bytes. No store has such keys."
+            )
+            raise StorageFaultError(Fault(Reason.INVALID_CREDENTIALS, message))
         self._redactor.remember(key, secret)
         return settings_for(key, spec.storage, secret, self._rules)
 
@@ -424,6 +433,11 @@ def _remember_progress(memory: Memory, progress: Progress | None) -> None:
     memory.progress[progress.attempt] = progress
     for attempt in sorted(memory.progress)[:-2]:
         del memory.progress[attempt]
+
+
+def _digest(secret: Mapping[str, str] | None) -> str:
+    """What tells one content of a Secret from another, without keeping it."""
+    return hashlib.sha256(json.dumps(secret, sort_keys=True).encode()).hexdigest()
 
 
 def _worth_keeping(session: Session | None, fault: Fault) -> bool:
