@@ -66,7 +66,7 @@ EXPECTED: Mapping[str, set[str]] = {
     **HOSTILE,
     "words": {""},
     "lines": {"InvalidCredentials", "AccessDenied", "StoreUnavailable"},
-    "huge": {"InvalidCredentials", "AccessDenied", "StoreUnavailable", ""},
+    "huge": {"InvalidCredentials"},
     "cloud-az": NOT_READY,
     "cloud-gs": NOT_READY,
     "squatter": {""},
