@@ -645,7 +645,7 @@ def test_a_snapshot_is_due_only_after_its_grace_period_and_while_it_is_unwanted(
         if snapshot.state is not SnapshotState.PURGING:
             assert snapshot.state is SnapshotState.RETIRED
             assert snapshot.retired_at is not None
-            assert (now - snapshot.retired_at).total_seconds() >= run.policy.retention.grace_seconds
+            assert now - snapshot.retired_at >= dt.timedelta(seconds=run.policy.retention.grace_seconds)
             assert identifier in unwanted
 
 
