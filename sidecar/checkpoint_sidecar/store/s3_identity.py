@@ -35,8 +35,9 @@ GIVE_CREDENTIALS = "Give credentials, or run where the platform provides an iden
 
 _STYLES: dict[str, AddressingStyle] = {"path": "Path", "virtual": "Virtual"}
 
-# It says "Found credentials" once for each client.
-logging.getLogger("botocore.credentials").setLevel(logging.WARNING)
+# They say "Found credentials" once for each client.
+for _name in ("botocore.credentials", "aiobotocore.credentials"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @functools.cache
