@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import ssl
 import tempfile
 import weakref
+from pathlib import Path
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 
@@ -14,13 +16,14 @@ from checkpoint_sidecar.core.errors import ConfigurationError
 def trust(ca_file: str, url: str) -> ssl.SSLContext:
     """The authorities in a file, or those of the system, or botocore's own where the system has none.
 
+    One context for all who trust the same: it takes most of a megabyte, and an operator has a thousand clients.
+
     Raises:
         ConfigurationError: The file cannot be read, or holds no certificate.
     """
     try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-        if not ca_file and not _system_has_any():
-            context.load_verify_locations(cafile=_botocores_own())
+        certificates = Path(ca_file).read_text() if ca_file else ""
+        return _context(certificates, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             "open the store",
@@ -28,6 +31,16 @@ def trust(ca_file: str, url: str) -> ssl.SSLContext:
             f"the certificates cannot be read ({type(error).__name__})",
             "Check ca.crt and AWS_CA_BUNDLE, or install the package ca-certificates in the image.",
         ) from None
+
+
+@functools.lru_cache(maxsize=32)
+def _context(certificates: str, *_system: str | None) -> ssl.SSLContext:
+    """A context for certificates in PEM; without any, for the system's, which the environment names."""
+    if certificates:
+        return ssl.create_default_context(cadata=certificates)
+    context = ssl.create_default_context()
+    if not _system_has_any():
+        context.load_verify_locations(cafile=_botocores_own())
     return context
 
 
