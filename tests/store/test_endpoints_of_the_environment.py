@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from checkpoint_sidecar import conformance
-from checkpoint_sidecar.core.errors import RequestRefusedError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import ConfigurationError, RequestRefusedError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.store.calls import Calls, Patience
+from checkpoint_sidecar.store.certificates import trust
 from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
@@ -80,6 +81,12 @@ def test_an_answer_of_a_proxy_is_not_told_as_the_stores(driver: Driver, monkeypa
             if driver == "native":
                 assert told in str(raised.value)
                 assert scheme == "http" or f"store.invalid:9000 through the proxy {proxy}" in str(raised.value)
+
+
+def test_clients_that_trust_the_same_share_what_that_takes(tmp_path: Path) -> None:
+    assert trust("", "s3://one") is trust("", "s3://two")
+    with pytest.raises(ConfigurationError, match="the certificates cannot be read"):
+        trust(str(tmp_path / "missing"), "s3://one")
 
 
 class PanicException(BaseException):
