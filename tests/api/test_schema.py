@@ -243,7 +243,7 @@ def test_defaults_are_visible_and_are_those_of_the_library(namespace: Namespace)
             "addressingStyle": "Auto",
             "takeOverFrom": "",
         },
-        "save": {"every": "15m", "onTermination": True, "request": ""},
+        "save": {"every": "15m", "onTermination": True, "onFailure": "Continue", "maxFailures": 5, "request": ""},
         "overwritePolicy": "Never",
         "restore": {
             "mode": "Latest",
