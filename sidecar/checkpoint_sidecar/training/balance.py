@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
@@ -112,7 +113,8 @@ class BalancedSavePlanner(DefaultSavePlanner):
 
     def _holding(self, item: WriteItem) -> Holding:
         value = self.state_dict[item.index.fqn]
-        if getattr(value, "is_nested", False):
+        # A ShardedTensor that holds nothing here, or several parts, cannot even be asked.
+        if isinstance(value, torch.Tensor) and not isinstance(value, ShardedTensor) and value.is_nested:
             raise _unsavable(item.index.fqn, value, "its rows have different lengths")
         several = dist.is_initialized() and dist.get_world_size() > 1
         seed = self._saves_before
