@@ -194,6 +194,7 @@ def _save(world: World, session: Session, draft: Draft, outcome: Outcome) -> Non
     world.promises.acknowledged(new.snapshot, world)
     outcome.saved.append(new.snapshot)
     world.tell(f"    {new.snapshot} is acknowledged")
+    target.publish()
 
 
 def _upload(session: Session, new: NewSave, written: list[str]) -> tuple[manifest.Manifest, str]:

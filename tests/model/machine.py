@@ -256,8 +256,8 @@ class Protocol(RuleBasedStateMachine):
 
     def _raise(self, actor: Actor) -> None:
         with self._judging():
-            if actor.error is not None:
-                raise actor.error
+            if error := self.world.broken or actor.error:
+                raise error
 
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:

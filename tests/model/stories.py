@@ -74,8 +74,8 @@ class Stage:
             if actor.ended:
                 break
             actor.go()
-        if actor.error is not None:
-            raise actor.error
+        if error := self.world.broken or actor.error:
+            raise error
         self.world.promises.check(self.world)
 
     def up_to(self, actor: Actor, call: str) -> Actor:

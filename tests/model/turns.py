@@ -26,6 +26,7 @@ class Actor:
         next_call: What it will do at its next turn, for the story.
         fate: What happens to its next call; see ``world.Connection``. Taken by that call.
         error: What ended it, if not its own end.
+        blocked: Whether it waits for another actor, so that a turn would be lost on it.
         speaks_for: The owner in whose name an operator acts; empty for trainers.
         head: Number of the newest log entry it has read.
         jumps: How far the store's clock had been set in all, back and forth, when it read that clock last.
@@ -36,6 +37,8 @@ class Actor:
         self.next_call = ""
         self.fate = ""
         self.calls = 0
+        self.has_the_turn = False
+        self.blocked: Callable[[], bool] = lambda: False
         self.speaks_for = ""
         self.head = 0
         self.jumps = 0.0
@@ -77,9 +80,20 @@ class Actor:
         fate, self.fate = self.fate, ""
         return fate
 
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Called by the actor: lose turns until something holds that another actor brings about."""
+        self.blocked = lambda: not holds()
+        try:
+            while not holds():
+                self.stop_before(f"wait for {what}")
+        finally:
+            self.blocked = lambda: False
+
     def _wait(self) -> None:
+        self.has_the_turn = True
         if not self._stopped.acquire(timeout=PATIENCE_SECONDS):
             raise RuntimeError(f"{self.name} hangs after {self.next_call}")
+        self.has_the_turn = False
 
     def _run(self) -> None:
         try:

@@ -25,7 +25,7 @@ from checkpoint_sidecar.store import entries, runlog
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.training import session
 from doubles.memory import MemoryStore
-from model.promises import Promises
+from model.promises import BrokenPromiseError, Promises
 from model.turns import Actor
 
 T = TypeVar("T")
@@ -67,6 +67,7 @@ class World:
     actors: dict[threading.Thread, Actor] = field(default_factory=dict)
     names: int = 0
     lost_races: int = 0
+    broken: BrokenPromiseError | None = None
 
     def __post_init__(self) -> None:
         self.store = MemoryStore(clock=self.stamp)
@@ -106,15 +107,27 @@ class World:
     def create(self, key: str, data: bytes) -> None:
         self.lost_races += self.store.stat(key) is not None and layout.log_number(key) is not None
         self.store.put_if_absent(key, data)
-        self.promises.created(key, data, self)
+        with self._judging():
+            self.promises.created(key, data, self)
 
     def write(self, key: str, data: bytes) -> None:
-        self.promises.written(key, self)
+        with self._judging():
+            self.promises.written(key, self)
         self.store.put(key, data)
 
     def delete(self, key: str) -> None:
-        self.promises.deleted(key, self.actors.get(threading.current_thread()), self)
+        with self._judging():
+            self.promises.deleted(key, self.actors.get(threading.current_thread()), self)
         self.store.delete([key])
+
+    @contextlib.contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Code under test that goes on after any exception must not swallow this one."""
+        try:
+            yield
+        except BrokenPromiseError as error:
+            self.broken = self.broken or error
+            raise
 
     def damage(self, key: str, data: bytes | None) -> None:
         """Change or lose an object behind everybody's back."""
@@ -224,14 +237,14 @@ class _AtOnce:
         return map(call, *arguments)
 
 
-class _Unasked:
+class Unasked:
     """A background task that never runs by itself: in the model, looking at the log is a step like any other."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
     def start(self) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self, **_: object) -> None: ...
 
 
 def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
@@ -239,6 +252,7 @@ def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: world.seconds, time=time.time)
     calendar = SimpleNamespace(datetime=SimpleNamespace(now=lambda _: world.wall()), UTC=dt.UTC)
     patch.setattr(compaction, "SPANS", (5, 20, 80))
+    patch.setenv("CHECKPOINT_CONNECTIONS", "1")
     patch.setattr(layout, "new_nonce", world.fresh)
     patch.setattr(runlog, "new_entry_id", lambda: f"entry-{world.fresh()}")
     patch.setattr(runlog, "dt", calendar)
@@ -247,7 +261,7 @@ def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tenacity.nap, "time", clock)
     for module in (entries, verify):
         patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
-    patch.setattr(session, "Periodic", _Unasked)
+    patch.setattr(session, "Periodic", Unasked)
     patch.setattr(storage, "open_store", lambda *_, **__: connect(world))
 
 

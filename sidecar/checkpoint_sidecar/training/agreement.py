@@ -54,7 +54,8 @@ class Agreement:
         """A new group of all ranks. Collective: every rank calls it at the same point."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls(None)
-        return cls(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE)))
+        with exchange(dist.get_rank(), dist.get_world_size()):
+            return cls(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE)))
 
     @property
     def leads(self) -> bool:
@@ -67,7 +68,7 @@ class Agreement:
         if self.group is None:
             return Agreed.decode(ballot)
         tally = torch.tensor(ballot, dtype=torch.int64)
-        with self._exchange():
+        with exchange(self.rank, self.world_size):
             dist.all_reduce(tally, op=dist.ReduceOp.MAX, group=self.group)
         return Agreed.decode(tally.tolist())
 
@@ -76,7 +77,7 @@ class Agreement:
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with self._exchange():
+        with exchange(self.rank, self.world_size):
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -99,7 +100,7 @@ class Agreement:
                     raise
         if self.group is not None:
             box: list[Any] = [outcome]
-            with self._exchange():
+            with exchange(self.rank, self.world_size):
                 dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
             outcome = box[0]
         if isinstance(outcome, _Raised):
@@ -133,12 +134,14 @@ class Agreement:
             self.close()
             gc.collect()
 
-    @contextmanager
-    def _exchange(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise rank_lost(error, rank=self.rank, world_size=self.world_size) from error
+
+@contextmanager
+def exchange(rank: int, world_size: int) -> Iterator[None]:
+    """A collective; one that fails says which rank noticed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise rank_lost(error, rank=rank, world_size=world_size) from error
 
 
 def rank_lost(error: RuntimeError, *, rank: int, world_size: int) -> RankLostError:

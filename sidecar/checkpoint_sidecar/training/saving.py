@@ -29,7 +29,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement, rank_lost
 from checkpoint_sidecar.training.balance import BalancedSavePlanner, History
-from checkpoint_sidecar.training.failures import portable, unwrap
+from checkpoint_sidecar.training.failures import described, portable, unwrap
 from checkpoint_sidecar.training.replicas import buffers_among
 from checkpoint_sidecar.training.staging import HostCopy
 from checkpoint_sidecar.training.target import RunTarget, SaveNotNeeded
@@ -359,6 +359,8 @@ class _Save:
         rank, world_size = self._agreement.rank, self._agreement.world_size
         if isinstance(failure, RuntimeError) and "gloo" in str(failure):
             return rank_lost(failure, rank=rank, world_size=world_size)
-        error = portable(failure, operation=self._operation, subject=f"rank {rank}")
+        error: Exception = CheckpointError(self._operation, f"rank {rank}", described(failure))
+        if isinstance(failure, CheckpointError):
+            error = portable(failure, operation=self._operation, subject=f"rank {rank}")
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
