@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import logging
 import pathlib
@@ -170,10 +171,10 @@ def test_an_object_that_only_a_trusting_load_takes_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     archives._REPORTED.clear()
-    state = {"folder": pathlib.PosixPath("/data"), "plain": [1, "a"]}
+    state = {"options": argparse.Namespace(depth=2), "plain": [1, "a"]}
     with caplog.at_level(logging.WARNING, "checkpoint_sidecar"):
         for _ in range(2):
             dcp.save(state, storage_writer=CheckpointWriter(tmp_path))
     messages = [record.getMessage() for record in caplog.records if 'trust="full"' in record.getMessage()]
     assert len(messages) == 1
-    assert messages[0].startswith("folder is saved")
+    assert messages[0].startswith("options is saved")
