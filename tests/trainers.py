@@ -10,6 +10,7 @@ import crc32c
 from builders import OWNER
 from checkpoint_sidecar.core import attempt, layout, manifest, progress
 from checkpoint_sidecar.core.log import Owner, PodIdentity, RestoreFinished, SnapshotCommitted
+from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.parts import write_object
@@ -56,13 +57,14 @@ class Trainer:
 
     def commit(self, step: int, **changes: Any) -> Snapshot:
         """A save from its first file to its stock pointer."""
-        folder = layout.SaveFolder(step, self.number, layout.new_nonce())
+        self.log.append(attempt.identify)
+        folder = layout.SaveFolder(step, self.number, layout.new_nonce(), self.log.run.short_identity)
         identifier = layout.snapshot_id(step, self.number, folder.nonce)
         files = {
             "__0_0.distcp": bytes(700),
             "__1_0.distcp": bytes(300),
             layout.METADATA_NAME: b"metadata",
-            layout.STOCK_METADATA_NAME: f"pointer to {identifier}".encode(),
+            layout.STOCK_METADATA_NAME: f"pointer to {identifier}".encode() + Origin(folder.run, identifier).encode(),
         }
         for name, data in files.items():
             write_object(self.store, f"{folder.path}/{name}", data)

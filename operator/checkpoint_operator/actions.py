@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from checkpoint_operator.model import Finding
@@ -20,9 +20,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Take the run over from ``previous``, in the form of ``status.claimedBy``."""
+    """Take the run over from ``previous``, in the form of ``status.claimedBy``.
+
+    Attributes:
+        request: Of the Checkpoint object, ``<uid>/<generation>``.
+        renewed: Whether that generation is known to have set the field anew.
+    """
 
     previous: str
+    request: str = field(default="", compare=False)
+    renewed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,11 @@ class Compact:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAround:
+    """Look through the prefix for what the run did not write, and for stock pointers."""
+
+
+@dataclass(frozen=True, slots=True)
 class CollectOrphans:
     """Delete what the attempts before this one left of saves that were never committed."""
 
@@ -231,7 +243,9 @@ LogAction: TypeAlias = (
     | Reinstate
     | End
 )
-StoreAction: TypeAlias = LogAction | Verify | PublishPointer | Purge | Compact | CollectOrphans | CollectLast | Erase
+StoreAction: TypeAlias = (
+    LogAction | Verify | PublishPointer | Purge | Compact | LookAround | CollectOrphans | CollectLast | Erase
+)
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 PodAction: TypeAlias = CreatePod | DeletePod | EvictPod
 Action: TypeAlias = StoreAction | MirrorAction | PodAction

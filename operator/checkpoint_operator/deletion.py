@@ -4,8 +4,8 @@ With ``deletionPolicy: Delete`` a finalizer keeps the Checkpoint until its run i
 
 1. The run log says that the run belongs to nobody (``Owner.deleted``): no attempt may start or commit from here on,
    neither one that runs on somewhere nor one of a new Checkpoint at the same prefix.
-2. When its pods are gone, its data is deleted, and after everything else its log, whose last entry goes last: until
-   then it says whose the rest is.
+2. When its pods are gone, its data is deleted, and after everything else its log. The last entry stays: the tombstone
+   of the run, after which the next one at the prefix goes on counting.
 3. The finalizer goes, and with it the Checkpoint.
 
 The finalizer must not block a namespace for ever: what is in the way for ``PATIENCE`` leaves the data where it is.
@@ -20,6 +20,7 @@ from checkpoint_operator.actions import End, Erase, StoreAction
 from checkpoint_operator.model import Checkpoint, Observed
 from checkpoint_operator.story import Happening
 from checkpoint_sidecar.core.api import GROUP, EventReason, Reason
+from checkpoint_sidecar.core.belongings import describe
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.core.units import size
 
@@ -38,9 +39,11 @@ class Release:
 
     Attributes:
         retained: Why data stays in the bucket, and what; empty when nothing of the run is left.
+        foreign: What else lies there that the run did not write.
     """
 
     retained: str = ""
+    foreign: str = ""
 
 
 def finalizers(checkpoint: Checkpoint) -> tuple[str, ...] | None:
@@ -68,7 +71,8 @@ def actions(observed: Observed) -> tuple[StoreAction, ...]:
         return ()
     if run.owner == observed.owner:
         return (End(),)
-    return (Erase(),) if run.owner == observed.owner.deleted and not _too_early(observed) else ()
+    done = run.erased and not run.remnants
+    return (Erase(),) if run.owner == observed.owner.deleted and not done and not _too_early(observed) else ()
 
 
 def release(observed: Observed) -> Release | None:
@@ -80,8 +84,8 @@ def release(observed: Observed) -> Release | None:
         return _retain(observed, "spec.deletionPolicy is Retain")
     if observed.rival is not None:
         return _retain(observed, f"the prefix overlaps that of {observed.rival_named}")
-    if run is not None and not observed.fault and run.owner is None:
-        return Release()
+    if run is not None and not observed.fault and run.free and not run.remnants:
+        return Release(foreign=describe(observed.survey.foreign) if observed.survey else "")
     if run is not None and run.owner not in (None, observed.owner, observed.owner.deleted):
         return _retain(observed, f"the run belongs to {run.owner}")
     obstacle = in_the_way(observed)
@@ -94,7 +98,10 @@ def last_word(released: Release) -> Happening:
     """The Event that tells why the finalizer goes."""
     if released.retained:
         return Happening(EventReason.DATA_RETAINED, released.retained, "retained", warning=True)
-    return Happening(EventReason.RUN_DELETED, "Nothing of the run is left in the bucket.", "deleted")
+    message = "Nothing of the run is left in the bucket but the last entry of its log, which marks that it was deleted."
+    if released.foreign:
+        message += f" Left alone, because the run did not write it: {released.foreign}."
+    return Happening(EventReason.RUN_DELETED, message, "deleted")
 
 
 def in_the_way(observed: Observed) -> str:

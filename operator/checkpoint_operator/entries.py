@@ -46,11 +46,11 @@ def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) ->
         now: The store's clock.
     """
     if isinstance(action, actions.Claim):
-        return RunClaimed(owner) if run.owner is None else None
+        return RunClaimed(owner) if run.free else None
     if isinstance(action, actions.End):
         return RunAdopted(owner.deleted, owner) if run.owner == owner else None
     if isinstance(action, actions.Adopt):
-        return _adopt(run, owner, action.previous)
+        return _adopt(run, owner, action)
     if run.owner != owner:
         return None
     return _ENTRY[type(action)](run, action, now)
@@ -93,11 +93,19 @@ def why_not_retired(run: Run, snapshot: str) -> str:
     return "it is the newest verified snapshot" if snapshot == newest_verified else ""
 
 
-def _adopt(run: Run, owner: Owner, previous: str) -> RunAdopted | None:
-    if run.owner is None or run.owner == owner or run.owner.is_deleted or str(run.owner) != previous:
+def _adopt(run: Run, owner: Owner, action: actions.Adopt) -> RunAdopted | None:
+    if run.owner is None or run.owner == owner or run.owner.is_deleted or str(run.owner) != action.previous:
         return None
-    # One value of takeOverFrom acts once: if the other side took the run back, a human must decide again.
-    return None if run.owner in run.adopted_from else RunAdopted(owner, run.owner)
+    # One value of takeOverFrom acts once for each Checkpoint object: if the other side took the run back, a human must
+    # decide again. Entries of version 0.1.0 do not say which object asked.
+    uid = action.request.partition("/")[0]
+    before = {
+        each.request
+        for each in run.adoptions
+        if (each.owner, each.previous_owner) == (owner, run.owner) and each.request.partition("/")[0] in ("", uid)
+    }
+    may = not before or (action.renewed and action.request not in before)
+    return RunAdopted(owner, run.owner, action.request) if may else None
 
 
 def _configure(run: Run, action: actions.Configure, _: dt.datetime) -> Body | None:

@@ -9,13 +9,16 @@ from collections.abc import Iterable
 from checkpoint_operator.storage import Session
 from checkpoint_operator.unfinished import discard, unfinished
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError, LogError
-from checkpoint_sidecar.core.log import Owner, RunAdopted
+from checkpoint_sidecar.core.belongings import Survey, belongings, describe, survey
+from checkpoint_sidecar.core.compaction import span_of
+from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError, LogError, LogReplacedError
+from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.deletion import delete_save
-from checkpoint_sidecar.store.entries import get_entry
+from checkpoint_sidecar.store.marker import is_marker
+from checkpoint_sidecar.store.pointer import is_own_pointer
 
 BUDGET_SECONDS = 60.0
 """After which a call ends with the snapshot it is at, so that a pass never looks as if it hung."""
@@ -37,79 +40,85 @@ def delete_data(session: Session, snapshot: Snapshot) -> None:
     delete_save(session.store, folder, manifest, delete=session.delete)
 
 
-def remains(session: Session, owner: Owner) -> Run:
-    """The run, also when part of its log is deleted already: nothing but whose it is is known of it then.
-
-    Args:
-        owner: Whose run is being deleted.
-
-    Raises:
-        LogError: The log is broken, and not by a deletion.
-        StoreError: The store failed.
-    """
-    try:
-        return session.log.refresh()
-    except LogError:
-        last = max(_numbers(session.store), default=0)
-        if not _ends(session.store, last, owner):
-            raise
-        return Run(head=last, owner=owner.deleted)
-
-
-def erase(session: Session, owner: Owner) -> None:
-    """Delete a run that belongs to nobody any more: as much as the budget allows, so call until the log is empty.
+def erase(session: Session, owner: Owner) -> Survey | None:
+    """Delete a run that was given up, as much as the budget allows; call until only its tombstone is left.
 
     Stock pointers go first, so that torch never reads half a checkpoint; then the snapshots, what was never committed,
-    and the log. Objects that no run of ours writes are left alone. Killed anywhere, the next call goes on.
+    and the log up to its last entry. What the run did not write stays. Killed anywhere, the next call goes on.
 
     Args:
         owner: Whose run it was.
+
+    Returns:
+        What is left under the prefix that is not the run's, or None if there is more to delete.
 
     Raises:
         LogError, StoreError: Something was not deleted; call again.
     """
     until = time.monotonic() + BUDGET_SECONDS
-    run = remains(session, owner)
+    run, store = session.log.refresh(), session.store
     if run.owner != owner.deleted:
-        return
-    store = session.store
-    listed = [info.key for info in store.list(layout.STEP_PREFIX)]
-    snapshots = {snapshot.commit.path: snapshot for snapshot in run.snapshots.values()}
-    folders = {folder.path: folder for key in listed if (folder := layout.save_folder_of(key)) is not None}
-    session.delete(filter(layout.is_pointer, listed))
-    for path in folders:
-        if path in snapshots:
-            delete_data(session, snapshots[path])
+        return None
+    listed = [info.key for info in store.list()]
+    ours = belongings(run, listed)
+    foreign = _withdraw_pointers(session, run, listed)
+    for snapshot in run.snapshots.values():
+        if snapshot.commit.path in ours.held:
+            delete_data(session, snapshot)
             if time.monotonic() > until:
-                return
-    session.delete(key for key in listed if (folder := layout.save_folder_of(key)) and folder.path not in snapshots)
-    for upload in unfinished(store):
-        if layout.save_folder_of(upload.key) is not None:
-            discard(store, upload)
-    _delete_log(session, owner)
-    left = sum(1 for _ in store.list())
-    logger.info("%s: the run is deleted; %d objects that are not the run's are left there", store.url, left)
+                return None
+    session.delete(key for key in listed if (save := ours.save_of(key)) and save.path not in ours.held)
+    for upload in unfinished(store, ours):
+        discard(store, upload)
+    try:
+        _delete_log(session, run)
+    except LogReplacedError:
+        logger.info("%s: another operator has deleted the run, and the next one has begun", store.url)
+        session.forget_log()
+        return None
+    left = survey(run, [info.key for info in store.list()]).with_pointers(foreign)
+    logger.info(
+        "%s: the run is deleted; not the run's and left alone: %s", store.url, describe(left.foreign) or "nothing"
+    )
+    return left
 
 
-def _delete_log(session: Session, owner: Owner) -> None:
-    """Without its first entry a log is refused by every reader, so what is left of it is nobody's run."""
+def _withdraw_pointers(session: Session, run: Run, listed: Iterable[str]) -> list[int]:
+    """Delete the run's stock pointers. Returns the steps whose pointers are not the run's."""
+    foreign = []
+    for step in {step for key in listed if (step := layout.pointer_step(key)) is not None}:
+        # Asked of each one just before it goes: another operator may have come to the end, and the next run have begun.
+        if is_own_pointer(session.store, run, step):
+            session.delete([layout.pointer_key(step)])
+        else:
+            foreign.append(step)
+    return foreign
+
+
+def _delete_log(session: Session, run: Run) -> None:
+    """All but the last entry, which says that the run was deleted and goes on counting.
+
+    No number is ever used again, so that neither a writer nor an operator that was stopped for long can meet the next
+    run's entries when it goes on.
+    """
     store = session.store
     numbers = sorted(_numbers(store))
-    if numbers and not _ends(store, numbers[-1], owner):
+    if not numbers or numbers[-1] != run.head:
+        session.log.refresh()
+        session.log.prove()
         raise LogError("delete the run log", store.url, "it goes on after the run was given up")
     # Compactions first: entries that are gone would look like a loss beside them.
-    session.delete(_keys(store, layout.COMPACTION_FOLDER))
-    session.delete([layout.PROGRESS_KEY, *_keys(store, layout.PROBE_FOLDER)])
-    session.delete(map(layout.log_key, numbers[:-1]))
-    session.delete(map(layout.log_key, numbers[-1:]))
+    session.delete(key for key in _keys(store, layout.COMPACTION_FOLDER) if _of_run(key, run))
+    marker = [layout.MARKER_KEY] if is_marker(store, run.identity) else []
+    session.delete([layout.PROGRESS_KEY, *marker, *filter(layout.is_probe, _keys(store, layout.PROBE_FOLDER))])
+    session.delete(layout.log_key(number) for number in numbers if number < run.head)
     session.forget_log()
 
 
-def _ends(store: Store, number: int, owner: Owner) -> bool:
-    """Whether this entry gives the run up."""
-    entry = get_entry(store, number) if number else None
-    body = entry.decode().body if entry is not None else None
-    return isinstance(body, RunAdopted) and body.owner == owner.deleted
+def _of_run(key: str, run: Run) -> bool:
+    """Whether this is a compaction of the deleted run; those of the next one begin after its tombstone."""
+    span = span_of(key)
+    return span is not None and span.first <= run.head
 
 
 def _numbers(store: Store) -> Iterable[int]:

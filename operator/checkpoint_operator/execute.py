@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import time
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from checkpoint_operator import erase
 from checkpoint_operator.actions import (
     Action,
+    Claim,
     CollectLast,
     CollectOrphans,
     Compact,
     CreateMirror,
     Erase,
+    LookAround,
     MirrorAction,
     PublishPointer,
     Purge,
@@ -36,10 +39,12 @@ from checkpoint_operator.storage import Session, refuses_deletion
 from checkpoint_operator.unfinished import discard, unfinished
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.belongings import Survey, belongings, survey
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CheckpointError,
     CorruptSnapshotError,
+    ForeignObjectError,
     IncompatibleSnapshotError,
     ObjectNotFoundError,
     RequestRefusedError,
@@ -50,7 +55,8 @@ from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.verify import verify_snapshot
 from checkpoint_sidecar.store.base import Store, UnfinishedUpload
-from checkpoint_sidecar.store.pointer import publish
+from checkpoint_sidecar.store.marker import leave_marker
+from checkpoint_sidecar.store.pointer import publish, withdraw
 
 _CONNECTIONS = 2
 """Requests side by side while a snapshot is read: slowly, and in little memory."""
@@ -62,10 +68,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one action ended; ``error`` is None when it is done or had become needless."""
+    """How one action ended; ``error`` is None when it is done or had become needless.
+
+    Attributes:
+        survey: What else lies under the prefix, if the action had to look.
+    """
 
     action: Action
     error: CheckpointError | None = None
+    survey: Survey | None = None
+
+    @property
+    def harmless(self) -> bool:
+        """Whether nothing but a report depends on it."""
+        return isinstance(self.action, LookAround)
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether the object to be changed is not the run's."""
+        return isinstance(self.error, ForeignObjectError)
 
     @property
     def refused(self) -> bool:
@@ -106,13 +127,13 @@ def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner)
             if after_grace and not clock_read:
                 session.read_clock()
                 clock_read = True
-            _carry_out(action, session, owner)
+            found = _carry_out(action, session, owner)
         except CheckpointError as error:
             logger.warning("%s: %s", type(action).__name__, error)
             outcomes.append(Outcome(action, error))
             surprised = surprised or deletes
         else:
-            outcomes.append(Outcome(action))
+            outcomes.append(Outcome(action, survey=found))
     return tuple(outcomes)
 
 
@@ -132,7 +153,7 @@ async def mirror(planned: Iterable[MirrorAction], kube: Kube, *, namespace: str)
             await kube.delete_snapshot(namespace, action.name, action.uid)
 
 
-def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
+def _carry_out(action: StoreAction, session: Session, owner: Owner) -> Survey | None:
     if isinstance(action, Purge):
         _purge(action, session, owner)
     elif isinstance(action, PublishPointer):
@@ -141,8 +162,10 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
         _collect_orphans(session, owner)
     elif isinstance(action, CollectLast):
         _collect_last(action, session, owner)
+    elif isinstance(action, LookAround):
+        return _look_around(session, owner)
     elif isinstance(action, Erase):
-        erase.erase(session, owner)
+        return erase.erase(session, owner)
     elif isinstance(action, Compact):
         session.log.compact(action.span)
     elif isinstance(action, Verify):
@@ -150,6 +173,9 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> None:
         session.log.append(lambda run: entry_for(record, run, owner=owner, now=session.now()))
     else:
         session.log.append(lambda run: entry_for(action, run, owner=owner, now=session.now()))
+        if isinstance(action, Claim) and session.log.run.owner == owner:
+            leave_marker(session.store, session.log.run)
+    return None
 
 
 def verify(
@@ -188,7 +214,7 @@ def _publish(session: Session, step: int | None) -> None:
     except ObjectNotFoundError as error:
         # Damage of the snapshot itself, which its verification reports; a pointer to nowhere helps nobody.
         logger.warning("removing the stock pointer of step %s: %s", step, error)
-        session.store.delete([layout.pointer_key(step)])
+        withdraw(session.store, session.log.run, step)
 
 
 def _purge(action: Purge, session: Session, owner: Owner) -> None:
@@ -199,25 +225,36 @@ def _purge(action: Purge, session: Session, owner: Owner) -> None:
     if snapshot is None or snapshot.state is not SnapshotState.PURGING or run.owner != owner:
         return
     folder = layout.parse_save_folder(snapshot.commit.path)
-    _publish(session, folder.step)
+    with contextlib.suppress(ForeignObjectError):
+        _publish(session, folder.step)
     erase.delete_data(session, snapshot)
     session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
 
 
+def _look_around(session: Session, owner: Owner) -> Survey | None:
+    keys = session.keys()
+    run = session.log.refresh()
+    if run.owner != owner:
+        return None
+    leave_marker(session.store, run)
+    return survey(run, keys)
+
+
 def _collect_orphans(session: Session, owner: Owner) -> None:
-    """Delete what is left of saves that were never committed and never can be."""
+    """Delete what is left of saves that are no snapshots and never can be."""
     modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
     # Read again after the listing: what an attempt committed before it was fenced is in the log by now.
     run, now = session.log.refresh(), session.now()
     due = orphans.collection_due_at(run)
     if run.owner == owner and not run.unknown_critical and due is not None and due <= now:
-        _delete_orphans(session, run, modified, unfinished(session.store))
+        _delete_orphans(session, run, modified, unfinished(session.store, belongings(run, modified)))
+        _delete_remnants(session, run)
 
 
 def _collect_last(action: CollectLast, session: Session, owner: Owner) -> None:
     """Fence the last attempt if it left anything, and then delete that."""
     modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
-    uploads = unfinished(session.store)
+    uploads = unfinished(session.store, belongings(session.log.run, modified))
     written = {**{upload.key: upload.begun for upload in uploads}, **modified}
     if not orphans.left_by_last(session.log.run, written, now=session.now()):
         return
@@ -235,8 +272,16 @@ def _delete_orphans(
     keys = orphans.orphaned(run, modified, now=now)
     session.delete(keys)
     if keys:
-        logger.info("%s: deleted %d objects of saves that were never committed", session.store.url, len(keys))
+        logger.info("%s: deleted %d objects of saves that are no snapshots", session.store.url, len(keys))
+    ours = belongings(run, modified)
     for upload in uploads:
-        folder = layout.save_folder_of(upload.key)
+        folder = ours.save_of(upload.key)
         if folder is not None and orphans.abandoned(run, folder, upload.begun, now=now):
             discard(session.store, upload)
+
+
+def _delete_remnants(session: Session, run: Run) -> None:
+    """Delete what an interrupted deletion left of the log of a run before this one."""
+    if run.remnants:
+        keys = (info.key for info in session.store.list(layout.LOG_FOLDER))
+        session.delete([key for key in keys if 0 < (layout.log_number(key) or 0) < run.first - 1])

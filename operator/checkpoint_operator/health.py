@@ -14,6 +14,7 @@ from checkpoint_operator.grace import too_short
 from checkpoint_operator.model import Fault, Observed, Quota
 from checkpoint_operator.plan import rollback_target
 from checkpoint_sidecar.core.api import ConditionType, Reason
+from checkpoint_sidecar.core.belongings import describe
 from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.purging import waits_for_comparison
@@ -45,7 +46,7 @@ def fault_of(observed: Observed) -> Fault | None:
         return Fault(Reason.UPGRADE_REQUIRED, message, stalled=True)
     if deletion.ending(observed) and run.owner == observed.owner.deleted:
         return None
-    if run.owner is not None and run.owner.is_deleted:
+    if run.owner is not None and run.owner.is_deleted and not run.erased:
         message = "The prefix holds what is left of a run that was deleted. Choose another prefix."
         if run.owner == observed.owner.deleted:
             message += " To have the rest deleted, delete this Checkpoint with deletionPolicy: Delete."
@@ -63,10 +64,10 @@ def _claimed_by_another(observed: Observed, run: Run, owner: Owner) -> str:
             f"spec.storage.takeOverFrom is {asked}, but the prefix is claimed by {owner}, so nothing is taken over. "
             "Correct takeOverFrom, or choose another prefix."
         )
-    if asked and owner in run.adopted_from:
+    if asked and any((each.owner, each.previous_owner) == (observed.owner, owner) for each in run.adoptions):
         return (
-            f"The prefix was taken over from {owner}, which has taken it back; one takeOverFrom acts once. Find out "
-            "which of the two should have it, and choose another prefix for the other one."
+            f"The prefix was taken over from {owner}, which has taken it back; one takeOverFrom acts once. To take it "
+            "over again, clear spec.storage.takeOverFrom, wait for status.observedGeneration, and set it again."
         )
     return (
         f"The prefix is claimed by {owner}. Choose another prefix, or take this one over with "
@@ -83,6 +84,7 @@ def judge_conditions(observed: Observed) -> tuple[Judgement, ...]:
         _restore_enforced(observed),
         _retention_enforced(observed),
         _saves_failing(observed),
+        _foreign_data(observed),
         _stalled(observed),
     )
 
@@ -235,6 +237,16 @@ def _waits_for_comparison(observed: Observed, run: Run) -> str:
         "the rate at which the operator reads (--verify-rate)."
     )
     return f"{message} The last try failed: {read_back.trouble}" if read_back.trouble else message
+
+
+def _foreign_data(observed: Observed) -> Judgement:
+    kind, found = ConditionType.FOREIGN_DATA, observed.survey
+    if found is None or not observed.ours or observed.fault is not None:
+        return Judgement(kind, "Unknown", Reason.NOT_KNOWN, "The prefix was not looked through yet.")
+    if not found.foreign:
+        return Judgement(kind, "False", Reason.ONLY_THE_RUN, "Everything under the prefix is the run's own.")
+    message = f"Never collected or deleted, because this run did not write it: {describe(found.foreign)}."
+    return Judgement(kind, "True", Reason.LEFT_ALONE, message)
 
 
 def _over_quota(namespace: str, quota: Quota) -> str:

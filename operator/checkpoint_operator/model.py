@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from checkpoint_sidecar.core.api import CheckpointSpec, Reason
+from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.log import Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import Disposition, Policy
@@ -242,6 +243,19 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Since when the Checkpoint asks to take another one's run over.
+
+    Attributes:
+        generation: At which the present value was first seen; 0 if not known.
+        renewed: Whether another value was seen before it.
+    """
+
+    generation: int = 0
+    renewed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
 
@@ -258,6 +272,10 @@ class Observed:
         progress: The last known progress by attempt.
         shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
         collected: Attempt for which the leftovers of those before it were collected.
+        collected_at: When that was, by the store's clock.
+        survey_due: Whether the prefix should be looked through for that.
+        survey: What lies under the prefix besides the run's own objects; None while that is not known.
+        take_over: What ``spec.storage.takeOverFrom`` asks for, see ``TakeOver``.
         swept: Attempt whose own leftovers were collected although no later one has started, with its last commit then.
         refusal: Why the store does not let the operator delete, or empty.
         unverifiable: Why snapshots cannot be compared with their manifests for now, by id.
@@ -283,6 +301,10 @@ class Observed:
     progress: Mapping[int, Progress] = field(default_factory=lambda: MappingProxyType({}))
     shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     collected: int = 0
+    collected_at: dt.datetime | None = None
+    survey: Survey | None = None
+    survey_due: bool = False
+    take_over: TakeOver = field(default_factory=TakeOver)
     swept: tuple[int, str] = (0, "")
     refusal: str = ""
     unverifiable: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -12,19 +12,20 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
 
-from checkpoint_operator import deletion, erase
+from checkpoint_operator import deletion
 from checkpoint_operator.bare_pods import BarePods, disruption_of
 from checkpoint_operator.breakers import Breakers, Permit
 from checkpoint_operator.budget import OBSERVE_SECONDS, READING, Limits, MemoryPool, Meter
 from checkpoint_operator.conditions import parse_timestamp
 from checkpoint_operator.kube import Kube, KubeError
 from checkpoint_operator.limits import RateLimit
+from checkpoint_operator.memory import REFUSED_SECONDS, Memory
 from checkpoint_operator.model import Checkpoint, Fault, Key, Mirror, Observed, Pod, Progress, Toleration
 from checkpoint_operator.nodes import Nodes
 from checkpoint_operator.places import Server, connection_of, nowhere, server_of, server_without_secret
@@ -37,11 +38,14 @@ from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault
 from checkpoint_operator.store_threads import AbandonedError, run_in_thread
 from checkpoint_operator.translate import policy_of
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
-from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.attempt import check_log
+from checkpoint_sidecar.core.belongings import traces
+from checkpoint_sidecar.core.errors import CheckpointError, LogMissingError, LogReplacedError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_REQUEST, Owner
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.store.marker import telling_keys
 from checkpoint_sidecar.store.settings import KNOWN_KEYS, StoreSettings
 
 PROGRESS_SECONDS = 10.0
@@ -54,73 +58,8 @@ REPROBE_SECONDS = 300.0
 QUIET_SECRET_SECONDS = 60.0
 """Between looks at the Secret of a run that has not reported for ``SILENT_SECONDS`` and has no pods."""
 
-UNVERIFIABLE_SECONDS = 600.0
-"""From a snapshot that could not be verified to the next try."""
-
-REFUSED_SECONDS = 3600.0
-"""From a refused deletion to the next try: a lock on objects or a missing right lasts longer than a failure."""
-
 T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Memory:
-    """What one Checkpoint's passes hand on to the next. All of it can be lost without harm.
-
-    Attributes:
-        head: The log number the last pass ended with.
-        heard_at: When training last wrote to the log, on this process's steady clock.
-        shown, collected, swept: See ``Observed``.
-        beat_at: When a new word about progress was last found, on the same clock.
-        due_at: When the passing of time alone makes something due, on the same clock.
-        running: Whether the last pass saw active pods.
-        refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
-        secret: Name of the Secret as last read, and a digest of its values, if the spec names one.
-        secret_at: When that was, on the same clock.
-        unverifiable: Why snapshots could not be verified, by id, and when that was found, on the same clock.
-    """
-
-    session: Session | None = None
-    head: int = -1
-    heard_at: float = field(default_factory=time.monotonic)
-    progress: dict[int, Progress] = field(default_factory=dict)
-    progress_at: float = float("-inf")
-    beat_at: float = float("-inf")
-    shown: dict[int, str] = field(default_factory=dict)
-    collected: int = 0
-    swept: tuple[int, str] = (0, "")
-    due_at: float = float("inf")
-    running: bool = False
-    refusal: str = ""
-    refused_at: float = float("-inf")
-    unverifiable: dict[str, tuple[str, float]] = field(default_factory=dict)
-    secret: tuple[str, str] | None = None
-    secret_at: float = float("-inf")
-
-    def note_unverifiable(self, reasons: Mapping[str, str]) -> None:
-        """Some snapshots could not be compared with their manifests, for reasons of their own."""
-        now = time.monotonic()
-        self.unverifiable = {
-            **{
-                snapshot: found
-                for snapshot, found in self.unverifiable.items()
-                if now - found[1] < UNVERIFIABLE_SECONDS
-            },
-            **{snapshot: (why, now) for snapshot, why in reasons.items()},
-        }
-
-    def unverified(self) -> Mapping[str, str]:
-        """Why some snapshots are not verified for now."""
-        since = time.monotonic() - UNVERIFIABLE_SECONDS
-        return MappingProxyType({snapshot: why for snapshot, (why, at) in self.unverifiable.items() if at > since})
-
-    def refused(self) -> str:
-        """Why nothing is deleted for now, or empty."""
-        if self.session is not None and self.session.refusal:
-            return self.session.refusal
-        return self.refusal if time.monotonic() - self.refused_at < REFUSED_SECONDS else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +127,7 @@ class Observer:
         permit: Permit | None = None
         if checkpoint.spec is not None and fault is None:
             try:
+                memory.note_spec(checkpoint.spec, checkpoint.generation)
                 settings = await self._settings(key, checkpoint.spec, memory)
                 self._prefixes.locate(key, server_of(settings))
             except StorageFaultError as error:
@@ -206,8 +146,7 @@ class Observer:
         pods = tuple(pod_from(each) for each in listed)
         reading = _Reading()
         if settings is not None and permit is not None:
-            deleted = self._owner(key) if checkpoint.deleted_at is not None else None
-            reading = await self._read_store(memory, settings, deleted, permit, slot)
+            reading = await self._read_store(memory, settings, checkpoint, permit, slot)
             fault = reading.fault
         return Observed(
             owner=self._owner(key),
@@ -226,6 +165,10 @@ class Observer:
             progress=MappingProxyType(dict(memory.progress)),
             shown=MappingProxyType(memory.shown),
             collected=memory.collected,
+            collected_at=memory.collected_at,
+            survey=memory.seen(),
+            survey_due=memory.survey_due(),
+            take_over=memory.take_over,
             swept=memory.swept,
             refusal=memory.refused(),
             unverifiable=memory.unverified(),
@@ -275,7 +218,7 @@ class Observer:
         wanted = _progress_due(memory)
 
         def look() -> tuple[Run, Progress | None]:
-            run = session.log.refresh()
+            run = session.log.poll()
             return run, session.progress() if wanted else None
 
         run, progress = await self.in_thread(look, memory, slot)
@@ -319,7 +262,7 @@ class Observer:
         raise StorageFaultError(Fault(Reason.STORE_UNAVAILABLE, message, retry_seconds=answer.seconds + 1))
 
     async def _read_store(
-        self, memory: Memory, settings: StoreSettings, deleted: Owner | None, permit: Permit, slot: Slot
+        self, memory: Memory, settings: StoreSettings, checkpoint: Checkpoint, permit: Permit, slot: Slot
     ) -> _Reading:
         wanted = _progress_due(memory)
         try:
@@ -331,7 +274,7 @@ class Observer:
                 )
             session.meter.begin()
             opened = session
-            found = await self.in_thread(lambda: self._read(opened, deleted, progress=wanted), memory, slot)
+            found = await self.in_thread(lambda: self._read(opened, checkpoint, progress=wanted), memory, slot)
         except AbandonedError:
             message = f"A request to {settings.endpoint or settings.url} did not return within a minute."
             found = _Reading(fault=Fault(Reason.PASS_TIMED_OUT, message, unreachable="a request did not return"))
@@ -343,6 +286,8 @@ class Observer:
             memory.session = None
             self._breakers.report(permit, "the client of the store failed")
             raise
+        if found.run is not None:
+            memory.note_run(found.run)
         fault = found.fault
         self._breakers.report(permit, fault.unreachable if fault else "")
         if fault is not None and found.run is None and not _worth_keeping(memory.session, fault):
@@ -395,11 +340,10 @@ class Observer:
         reading = Meter(settings.url, limits=READING, memory=self._memory)
         return Session(settings, writer=self.writer, deletions=self._deletions, meter=meter, reading=reading)
 
-    def _read(self, session: Session, deleted: Owner | None, *, progress: bool) -> _Reading:
+    def _read(self, session: Session, checkpoint: Checkpoint, *, progress: bool) -> _Reading:
         """The run, the store's clock, and what is wrong.
 
         Args:
-            deleted: Whose run it is, if that may be under deletion.
             progress: Whether to read that, too.
         """
         # Where nothing can be deleted, a probe leaves its objects behind.
@@ -407,12 +351,37 @@ class Observer:
         if session.probed_at is None or time.monotonic() - session.probed_at > interval:
             check_servers(session.settings, self._rules)
             session.probe()
-        run = session.log.refresh() if deleted is None else erase.remains(session, deleted)
+        try:
+            run = session.log.refresh()
+            session.log.prove()
+        except LogReplacedError as error:
+            logger.warning("%s: %s", checkpoint.key, error)
+            session.forget_log()
+            run = session.log.refresh()
+        missing = _missing_log(session, run, checkpoint)
+        if missing is not None:
+            return _Reading(fault=missing)
         beat = session.progress() if progress else None
         if session.read_only:
             fault = Fault(Reason.READ_ONLY, session.read_only, stalled=True)
             return _Reading(run, session.now() if run.head else None, fault, beat)
         return _Reading(run, session.now(), None, beat)
+
+
+def _missing_log(session: Session, run: Run, checkpoint: Checkpoint) -> Fault | None:
+    """Whether there was a run here whose log is gone, or shorter than the Checkpoint's status has seen it.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    if checkpoint.spec is None or checkpoint.spec.restore.on_missing == "StartFresh":
+        return None
+    found = traces(telling_keys(session.store)) if run.head == 0 else ()
+    try:
+        check_log(run, url=session.store.url, floor=checkpoint.status.get("logSequence") or 0, traces=found)
+    except LogMissingError as error:
+        return fault_from(error)
+    return None
 
 
 def _progress_due(memory: Memory) -> bool:

@@ -20,6 +20,7 @@ from checkpoint_operator.actions import (
     CreateMirror,
     DeleteMirror,
     LogAction,
+    LookAround,
     MirrorAction,
     NoticeEviction,
     PublishPointer,
@@ -40,6 +41,7 @@ from checkpoint_operator.model import Mirror, Observed
 from checkpoint_operator.notices import requested_saves
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
+from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.pointers import published_steps
@@ -54,6 +56,8 @@ MAX_RETIREMENTS = 16
 MAX_NEW_MIRRORS = 64
 MAX_COMPACTIONS = 4
 MAX_POINTERS = 16
+
+UNKNOWN = "?"  # what a stock pointer shows that another process wrote
 
 
 def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
@@ -73,6 +77,8 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
             return planned
     if not observed.ours:
         return ()
+    if observed.survey_due:
+        return (LookAround(),)
     wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
     requests = _due(wanted, run, observed, now)
     retention = () if spec.suspend else (*_retention(run, now, observed.terms), *_deletions(run, observed, now))
@@ -190,9 +196,10 @@ def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.dat
     return tuple(action for action in planned if entries.entry_for(action, run, owner=observed.owner, now=now))
 
 
-def _ownership(_: Observed, spec: CheckpointSpec, __: Policy) -> tuple[LogAction, ...]:
-    adopt = (Adopt(spec.storage.take_over_from),) if spec.storage.take_over_from else ()
-    return (Claim(), *adopt)
+def _ownership(observed: Observed, spec: CheckpointSpec, __: Policy) -> tuple[LogAction, ...]:
+    previous, asked = spec.storage.take_over_from, observed.take_over
+    request = f"{observed.checkpoint.uid}/{asked.generation or observed.checkpoint.generation}"
+    return (Claim(), *((Adopt(previous, request, asked.renewed),) if previous else ()))
 
 
 def _configuration(observed: Observed, _: CheckpointSpec, policy: Policy) -> tuple[LogAction, ...]:
@@ -230,6 +237,11 @@ def _verifications(run: Run, observed: Observed) -> tuple[Verify, ...]:
 def shown_after(shown: Mapping[int, str], done: Iterable[PublishPointer]) -> dict[int, str]:
     """What the stock pointers show once these are published."""
     return {step: shows for step, shows in {**shown, **{a.step: a.snapshot for a in done}}.items() if shows}
+
+
+def seeded(shown: Mapping[int, str], survey: Survey) -> dict[int, str]:
+    """What the stock pointers show that are there; those that this process did not publish may be wrong."""
+    return {step: shown.get(step, UNKNOWN) for step in sorted(survey.pointers)}
 
 
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
@@ -279,11 +291,13 @@ def _last_collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
 
 
 def _collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
-    return orphans.collection_due_at(run) if run.highest_attempt > observed.collected else None
+    if run.highest_attempt > observed.collected:
+        return orphans.collection_due_at(run)
+    return orphans.collection_due_at(run, last=observed.collected_at) if observed.collected_at else None
 
 
 def _compactions(run: Run, observed: Observed) -> tuple[Compact, ...]:
-    return tuple(Compact(span) for span in due(run.head, observed.compactions)[:MAX_COMPACTIONS])
+    return tuple(Compact(span) for span in due(run.head, observed.compactions, first=run.first)[:MAX_COMPACTIONS])
 
 
 def _in_state(run: Run, verdict: Verdict, state: SnapshotState, *, keep: bool) -> list[str]:

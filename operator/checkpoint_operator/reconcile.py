@@ -25,10 +25,11 @@ from checkpoint_operator.actions import (
 from checkpoint_operator.bare_pods import BarePods
 from checkpoint_operator.health import fault_of
 from checkpoint_operator.kube import Kube, KubeError
+from checkpoint_operator.memory import Memory
 from checkpoint_operator.metrics import Metrics
 from checkpoint_operator.model import Checkpoint, Fault, Key, Observed
 from checkpoint_operator.nodes import Nodes
-from checkpoint_operator.observe import Memory, Observer, checkpoint_from
+from checkpoint_operator.observe import Observer, checkpoint_from
 from checkpoint_operator.prefixes import Prefixes
 from checkpoint_operator.queue import NoRoomError, Retry
 from checkpoint_operator.quota import Quotas, demand_of
@@ -240,19 +241,22 @@ class Reconciler:
                 return replace(observed, fault=_timed_out(observed))
             run = session.log.run
             refused = [outcome for outcome in outcomes if outcome.refused]
+            foreign = [outcome.action for outcome in outcomes if outcome.left_alone]
+            memory.note_outcomes(outcomes)
             undeleted = next((outcome.error for outcome in refused if refuses_deletion(outcome.error)), None)
             if undeleted is not None:
                 memory.refusal, memory.refused_at = str(undeleted), time.monotonic()
             unverifiable = {o.action.snapshot: o.unverifiable for o in outcomes if isinstance(o.action, Verify)}
             memory.note_unverifiable({snapshot: why for snapshot, why in unverifiable.items() if why})
-            errors = [o.error for o in outcomes if o.error is not None and not (o.refused or o.unverifiable)]
+            told = [o for o in outcomes if o.refused or o.left_alone or o.harmless or o.unverifiable]
+            errors = [o.error for o in outcomes if o.error is not None and o not in told]
             done = [outcome.action for outcome in outcomes if outcome.error is None]
             # A pointer that is locked counts as shown: it is not tried again until it should show something else.
-            settled = [*done, *(outcome.action for outcome in refused)]
+            settled = [*done, *foreign, *(outcome.action for outcome in refused)]
             memory.shown = plan.shown_after(memory.shown, (a for a in settled if isinstance(a, PublishPointer)))
             if not errors and not refused:
                 collected = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
-                memory.collected = max(collected, default=memory.collected)
+                memory.note_collected(collected, session.now())
                 swept = ((action.attempt, action.commit) for action in done if isinstance(action, CollectLast))
                 memory.swept = max(swept, default=memory.swept)
             observed = replace(
@@ -261,6 +265,9 @@ class Reconciler:
                 now=session.now(),
                 shown=MappingProxyType(memory.shown),
                 collected=memory.collected,
+                collected_at=memory.collected_at,
+                survey=memory.seen(),
+                survey_due=memory.survey_due(),
                 swept=memory.swept,
                 refusal=memory.refused(),
                 unverifiable=memory.unverified(),

@@ -25,6 +25,7 @@ from checkpoint_sidecar.core.errors import (
     ConfigurationError,
     IncompatibleSnapshotError,
     LogError,
+    LogMissingError,
     NoConditionalWriteError,
     RequestRefusedError,
     StoreError,
@@ -60,6 +61,7 @@ _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
     (NoConditionalWriteError, Reason.NO_CONDITIONAL_WRITE, True),
     (StoreError, Reason.STORE_UNAVAILABLE, False),
     (LogError, Reason.LOG_UNREADABLE, True),
+    (LogMissingError, Reason.LOG_MISSING, True),
     (IncompatibleSnapshotError, Reason.UPGRADE_REQUIRED, True),
     (ConfigurationError, Reason.INVALID_CREDENTIALS, False),
 )
@@ -256,6 +258,14 @@ class Session:
     def begin_action(self) -> None:
         """Another action begins, with a budget of its own."""
         self.meter.begin(ACTION_SECONDS)
+
+    def keys(self) -> list[str]:
+        """All keys under the prefix.
+
+        Raises:
+            StoreError: It could not be listed completely.
+        """
+        return [info.key for info in self.store.list()]
 
     def forget_log(self) -> None:
         """What is read from here on is another log: that of a run that was deleted began and ended under these keys."""

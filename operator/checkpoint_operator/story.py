@@ -83,6 +83,8 @@ def tell(entries: Iterable[StoredEntry], run: Run) -> tuple[Happening, ...]:
 
 _CONDITIONS: tuple[tuple[ConditionType, Reason, EventReason, str], ...] = (
     (ConditionType.READY, Reason.PREFIX_CLAIMED, EventReason.PREFIX_CLAIMED, "claimed"),
+    (ConditionType.READY, Reason.LOG_MISSING, EventReason.LOG_MISSING, "missing"),
+    (ConditionType.FOREIGN_DATA, Reason.LEFT_ALONE, EventReason.FOREIGN_DATA, "foreign"),
     (ConditionType.RESTORE_ENFORCED, Reason.ROLLBACK_NOT_FOUND, EventReason.ROLLBACK_NOT_FOUND, "rollback"),
     (ConditionType.RETENTION_ENFORCED, Reason.DELETION_REFUSED, EventReason.DELETION_REFUSED, "refused"),
 )

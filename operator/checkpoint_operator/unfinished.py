@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.store.base import KeepsUnfinished, Store, UnfinishedUpload
 
 logger = logging.getLogger(__name__)
 
 
-def unfinished(store: Store) -> tuple[UnfinishedUpload, ...]:
-    """Not everybody may list them and not every server can; a lifecycle rule of the bucket serves as well."""
+def unfinished(store: Store, ours: Belongings) -> tuple[UnfinishedUpload, ...]:
+    """Those of the run's own saves.
+
+    Not everybody may list them and not every server can; a lifecycle rule of the bucket serves as well.
+    """
     try:
-        return tuple(store.unfinished(layout.STEP_PREFIX)) if isinstance(store, KeepsUnfinished) else ()
+        listed = tuple(store.unfinished(layout.STEP_PREFIX)) if isinstance(store, KeepsUnfinished) else ()
     except StoreError as error:
         logger.warning("unfinished uploads of killed attempts may stay: %s", error)
         return ()
+    return tuple(upload for upload in listed if ours.save_of(upload.key) is not None)
 
 
 def discard(store: Store, upload: UnfinishedUpload) -> None:

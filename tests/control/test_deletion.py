@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from builders import OTHER_OWNER, OWNER, History
-from checkpoint_operator import deletion, erase, health, plan
+from checkpoint_operator import deletion, health, plan
 from checkpoint_operator.actions import Adopt, End, Erase
 from checkpoint_operator.deletion import FINALIZER, Release, finalizers, in_the_way, release
 from checkpoint_operator.entries import entry_for
@@ -19,7 +20,6 @@ from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import attempt, layout
 from checkpoint_sidecar.core.api import EventReason, Reason
 from checkpoint_sidecar.core.errors import FencedError, LogError, PrefixClaimedError
-from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import StoreSettings
@@ -207,15 +207,31 @@ def store() -> MemoryStore:
     trainer.start()
     trainer.commit(200)
     trainer.report(230)
-    store.put("step-300/0002-aaaaaaaa/__0_0.distcp", b"half")
-    store.put("_probe/0123/old", b"")
+    store.put(f"{layout.SaveFolder(300, 2, 'aaaaaaaa', trainer.run.short_identity).path}/__0_0.distcp", b"half")
+    store.put("_probe/0123456789abcdef/old", b"")
     store.put("_log-compacted/00000000000000000001-00000000000000000200.gz", b"derived")
-    store.put("notes.txt", b"somebody else's")
-    store.put("step-100/evaluation/results.json", b"somebody else's")
+    for key in OTHERS:
+        store.put(key, b"somebody else's")
     return store
 
 
-OTHERS = {"notes.txt", "step-100/evaluation/results.json"}
+OTHERS = {
+    "notes.txt",
+    "_probe/notes.txt",
+    "step-100/evaluation/results.json",
+    "step-7/.metadata",
+    "step-7/__0_0.distcp",
+    "step-400/_log/00000000000000000001.json",
+    "step-400/0001-aaaaaaaa/__0_0.distcp",
+    "step-400/.metadata",
+    "step-500/0001-aaaaaaaa/__0_0.distcp",
+    "nested/_log/00000000000000000001.json",
+    "nested/step-100/0001-aaaaaaaa/__0_0.distcp",
+}
+
+
+def without_tombstone(store: Store) -> set[str]:
+    return {key for key in keys(store) if layout.log_number(key) is None}
 
 
 def keys(store: Store) -> set[str]:
@@ -225,7 +241,7 @@ def keys(store: Store) -> set[str]:
 def delete(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
     """What the passes of one operator process do."""
     session = session_on_any(store, monkeypatch)
-    given_up_before = erase.remains(session, OWNER).owner == OWNER.deleted
+    given_up_before = session.log.refresh().owner == OWNER.deleted
     for action in (Erase(),) if given_up_before else (End(), Erase()):
         assert [outcome.error for outcome in carry_out([action], session, owner=OWNER)] == [None]
     return session
@@ -238,11 +254,76 @@ def session_on_any(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
     return session
 
 
-def test_all_of_the_run_is_deleted_and_nothing_of_others(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_the_run_is_deleted_but_a_tombstone_and_nothing_of_others(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = RunLog(store, writer="reader").refresh().head
     session = delete(store, monkeypatch)
-    assert keys(store) == OTHERS
-    assert session.log.run == Run()
-    assert Trainer(store).start().run.highest_attempt == 1, "the prefix is as good as new"
+    assert keys(store) - {layout.log_key(head + 1)} == OTHERS
+    run = session.log.refresh()
+    assert (run.erased, run.remnants, run.owner) == (True, False, OWNER.deleted)
+    again = Trainer(store).start().run
+    assert again.highest_attempt == 1, "the prefix is as good as new"
+    assert (again.first, again.snapshots) == (head + 2, {}), "and its numbers go on"
+
+
+def test_what_stays_is_listed_in_the_last_event(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = session_on_any(store, monkeypatch)
+    _, erased = carry_out([End(), Erase()], session, owner=OWNER)
+    assert erased.survey is not None
+    run = session.log.refresh()
+    seen = replace(deleted(History(owner=None)), run=run, survey=erased.survey.with_pointers([7]))
+    assert plan.store_actions(seen) == ()
+    released = release(seen)
+    assert released is not None
+    message = deletion.last_word(released).message
+    for named in ("nested/ (has a run log", "step-400/ (has a run log", "step-7/.metadata (", "and "):
+        assert named in message
+    assert len(message) < 1024
+
+
+def test_two_operators_delete_one_run_and_the_slow_one_leaves_the_next_run_alone(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow one is stopped before each of its deletions in turn."""
+    for at in range(1, 40):
+        copy = MemoryStore()
+        for info in store.list():
+            copy.put(info.key, store.get(info.key, max_bytes=1 << 20).data)
+        slow = Stopped(copy, at)
+        slow.meanwhile = lambda copy=copy: next_run(copy, monkeypatch)
+        delete(slow, monkeypatch)
+        if slow.stopped:
+            trainer = Trainer(copy)
+            assert {s.step for s in trainer.run.snapshots.values() if s.live} == {100, 900}
+            assert {key for key in keys(copy) if key.startswith("step-900/")} >= {"step-900/.metadata"}
+            assert keys(copy) >= OTHERS
+            trainer.start().commit(901)
+    assert not slow.stopped, "all were tried"
+
+
+def next_run(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete(store, monkeypatch)
+    trainer = Trainer(store).start()
+    trainer.commit(100)
+    trainer.commit(900)
+
+
+class Stopped(DyingStore):
+    """Something happens before one of its deletions, those of its probes left aside."""
+
+    def __init__(self, store: Store, at: int) -> None:
+        super().__init__(store, at=10_000, after=False)
+        self.until, self.stopped = at, False
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def delete(self, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        self.until -= not keys or not keys[0].startswith(layout.PROBE_FOLDER)
+        if self.until == 0 and not self.stopped:
+            self.stopped = True
+            self.meanwhile()
+        self._inner.delete(keys)
 
 
 def test_a_run_that_belongs_to_somebody_else_is_not_touched(
@@ -258,7 +339,7 @@ def test_a_run_that_belongs_to_somebody_else_is_not_touched(
 def deaths() -> list[Any]:
     return [
         pytest.param(at, after, id=f"{'after' if after else 'before'} request {at}")
-        for at in range(1, 45)
+        for at in range(1, 70)
         for after in (False, True)
     ]
 
@@ -277,7 +358,8 @@ def test_killed_at_any_request_nobody_sees_half_a_run_and_the_next_operator_goes
         pytest.skip(f"a deletion makes fewer than {at} requests")
     check_nobody_sees_half_a_run(store, whole)
     delete(store, monkeypatch)
-    assert keys(store) == OTHERS
+    assert without_tombstone(store) == OTHERS
+    assert RunLog(store, writer="reader").refresh().erased
 
 
 def check_nobody_sees_half_a_run(store: MemoryStore, whole: set[str]) -> None:
@@ -289,10 +371,9 @@ def check_nobody_sees_half_a_run(store: MemoryStore, whole: set[str]) -> None:
         return
     if run.owner == OWNER:
         assert whole <= keys(store)
-    elif run.owner is None:
-        assert keys(store) == OTHERS
     else:
         assert run.owner == OWNER.deleted
+        assert not run.erased or keys(store) & whole <= OTHERS, "the log goes last"
 
 
 def test_a_deletion_makes_no_more_requests_than_are_tried_above(
@@ -325,7 +406,7 @@ def test_a_compaction_does_not_make_a_half_deleted_log_readable(
     carry_out([Erase()], session, owner=OWNER)
     log = [key for key in deleted_first if key.startswith("_log")]
     assert log[0].startswith("_log-compacted/")
-    assert log[-1] == layout.log_key(session.log.run.head or len(log) - 1)
+    assert log[1:] == [layout.log_key(number) for number in range(1, session.log.refresh().head)]
 
 
 def test_names_of_nobody_fit_and_are_no_checkpoints() -> None:

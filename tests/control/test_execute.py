@@ -28,6 +28,7 @@ from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import PurgeStarted, RestoreStarted
+from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 from checkpoint_sidecar.store.base import Store
@@ -353,17 +354,12 @@ def test_a_damaged_snapshot_is_purged_by_what_lies_in_its_folder(
     assert {key.split("/")[0] for key in contents(store)} == {"step-200"}
 
 
-def test_a_pointer_to_something_else_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
+    trainer: Trainer, session: Session, store: MemoryStore
 ) -> None:
-    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    store = MemoryStore(clock=lambda: now)
-    session = session_on(store, monkeypatch)
-    snapshot = Trainer(store).start().commit(100)
+    snapshot = trainer.commit(100)
     session.log.refresh()
-    now -= dt.timedelta(days=1)
-    store.put("step-100/.metadata", b"from before the run")
-    now += dt.timedelta(days=1)
+    store.put("step-100/.metadata", b"old" + Origin(trainer.run.short_identity, "100-1-aaaaaaaa").encode())
     store.delete([f"{snapshot.commit.path}/{layout.STOCK_METADATA_NAME}"])
     outcomes = carry_out([PublishPointer(100, snapshot.id), Verify(snapshot.id)], session, owner=OWNER)
     assert [outcome.error for outcome in outcomes] == [None, None]
@@ -374,3 +370,15 @@ def test_a_pointer_too_large_to_be_copied_is_no_fault() -> None:
     error = BudgetError("read", "s3://bucket/run/.metadata", "700 MiB", reason=Reason.OBJECT_TOO_LARGE)
     assert Outcome(PublishPointer(100, "100-1-abcdefgh"), error).refused
     assert not Outcome(Verify("100-1-abcdefgh"), error).refused
+
+
+def test_the_checkpoint_of_somebody_else_at_a_step_is_left_alone_and_told_of(
+    trainer: Trainer, session: Session, store: MemoryStore
+) -> None:
+    snapshot = trainer.commit(500)
+    store.put("step-500/.metadata", b"torch's own")
+    session.log.refresh()
+    for action in (PublishPointer(500, snapshot.id), PublishPointer(500, "")):
+        (outcome,) = carry_out([action], session, owner=OWNER)
+        assert outcome.left_alone
+    assert store.get("step-500/.metadata", max_bytes=100).data == b"torch's own"

@@ -19,7 +19,7 @@ from checkpoint_sidecar.core.errors import AccessDeniedError, FencedError, Store
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import AttemptFenced, RunAdopted, RunConfigured
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
-from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
 from checkpoint_sidecar.store.entries import get_entries
 from checkpoint_sidecar.store.settings import StoreSettings
@@ -27,8 +27,12 @@ from doubles.memory import MemoryStore
 from observations import later, observed, pod
 from trainers import Trainer
 
-LEFTOVER = SaveFolder(200, 1, "aaaaaaaa").path
 HOUR = dt.timedelta(hours=1)
+
+
+def left(step: int, attempt: int, run: Run, nonce: str = "aaaaaaaa") -> str:
+    """A file of a save that was not finished."""
+    return f"{SaveFolder(step, attempt, nonce, run.short_identity).path}/__0_0.distcp"
 
 
 class Store(MemoryStore):
@@ -62,7 +66,7 @@ def trainer(store: Store) -> Trainer:
     """A second attempt, after a first one that committed step 100 and was killed in the save of step 200."""
     trainer = Trainer(store).start()
     trainer.commit(100)
-    store.put(f"{LEFTOVER}/__0_0.distcp", b"half")
+    store.put(left(200, 1, trainer.run), b"half")
     return trainer.start()
 
 
@@ -90,16 +94,20 @@ def steps(store: Store) -> set[str]:
     return {info.key for info in MemoryStore.list(store, "step-")}
 
 
-def test_the_leftovers_go_and_every_snapshot_stays(store: Store, collect: Callable[[], Outcome]) -> None:
+def test_the_leftovers_go_and_every_snapshot_stays(
+    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+) -> None:
     before = steps(store)
     assert collect().error is None
-    assert before - steps(store) == {f"{LEFTOVER}/__0_0.distcp"}
+    assert before - steps(store) == {left(200, 1, trainer.run)}
 
 
-def test_what_the_running_attempt_is_uploading_stays(store: Store, collect: Callable[[], Outcome]) -> None:
-    store.put("step-300/0002-aaaaaaaa/__0_0.distcp", b"half")
+def test_what_the_running_attempt_is_uploading_stays(
+    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+) -> None:
+    store.put(left(300, 2, trainer.run), b"half")
     collect()
-    assert "step-300/0002-aaaaaaaa/__0_0.distcp" in steps(store)
+    assert left(300, 2, trainer.run) in steps(store)
 
 
 def test_a_save_that_is_committed_and_fenced_while_objects_are_listed_stays(
@@ -121,12 +129,13 @@ def test_a_save_that_is_committed_and_fenced_while_objects_are_listed_stays(
 def test_a_save_that_appears_while_a_new_attempt_starts_is_collected_in_its_time(
     store: Store, trainer: Trainer, collect: Callable[[], Outcome]
 ) -> None:
-    store.while_listing = lambda: store.put("step-300/0001-bbbbbbbb/__0_0.distcp", b"of a process that did not notice")
+    late = left(300, 1, trainer.run, "bbbbbbbb")
+    store.while_listing = lambda: store.put(late, b"of a process that did not notice")
     collect()
-    assert "step-300/0001-bbbbbbbb/__0_0.distcp" in steps(store)
+    assert late in steps(store)
     store.while_listing = lambda: None
     collect()
-    assert "step-300/0001-bbbbbbbb/__0_0.distcp" not in steps(store)
+    assert late not in steps(store)
 
 
 def test_the_commit_of_a_fenced_process_whose_data_was_collected_is_refused(
@@ -167,16 +176,17 @@ def test_nothing_goes_in_a_dry_run(store: Store, trainer: Trainer, collect: Call
 
 
 def test_uploads_of_fenced_attempts_are_discarded_and_others_are_not(
-    store: Store, collect: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
 ) -> None:
     old, new = store.now, store.now + 2 * HOUR
-    abandoned = UnfinishedUpload(f"{LEFTOVER}/__1_0.distcp", "1", old)
-    young = UnfinishedUpload(f"{LEFTOVER}/__2_0.distcp", "2", new)
-    running = UnfinishedUpload("step-300/0002-aaaaaaaa/__0_0.distcp", "3", old)
+    abandoned = UnfinishedUpload(left(200, 1, trainer.run), "1", old)
+    young = UnfinishedUpload(left(200, 1, trainer.run), "2", new)
+    running = UnfinishedUpload(left(300, 2, trainer.run), "3", old)
     stranger = UnfinishedUpload("step-300/notes.txt", "4", old)
-    store.uploads = [abandoned, young, running, stranger]
+    drop_in = UnfinishedUpload("step-300/0001-aaaaaaaa/__0_0.distcp", "5", old)
+    store.uploads = [abandoned, young, running, stranger, drop_in]
     assert collect().error is None
-    assert store.uploads == [young, running, stranger]
+    assert store.uploads == [young, running, stranger, drop_in]
 
 
 def test_a_store_that_does_not_tell_its_unfinished_uploads_is_no_fault(
@@ -187,7 +197,7 @@ def test_a_store_that_does_not_tell_its_unfinished_uploads_is_no_fault(
 
     monkeypatch.setattr(store, "unfinished", refuse)
     assert collect().error is None
-    assert f"{LEFTOVER}/__0_0.distcp" not in steps(store)
+    assert left(200, 1, Trainer(store).run) not in steps(store)
 
 
 def test_a_deletion_that_failed_is_reported_and_tried_again(
@@ -205,7 +215,7 @@ def test_a_deletion_that_failed_is_reported_and_tried_again(
         patch.setattr(store, "delete", refuse)
         assert isinstance(collect().error, StoreError)
     assert collect().error is None
-    assert f"{LEFTOVER}/__0_0.distcp" not in steps(store)
+    assert left(200, 1, Trainer(store).run) not in steps(store)
 
 
 # What the last attempt left
@@ -214,7 +224,7 @@ def test_a_deletion_that_failed_is_reported_and_tried_again(
 @pytest.fixture
 def collect_last(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
     """A collection of what the second attempt left, two hours later."""
-    store.put("step-300/0002-aaaaaaaa/__0_0.distcp", b"half")
+    store.put(left(300, 2, trainer.run), b"half")
     return collection(store, CollectLast(2, ""), monkeypatch)
 
 
@@ -223,7 +233,7 @@ def test_the_last_attempt_is_fenced_before_what_it_left_is_deleted(
 ) -> None:
     before = steps(store)
     assert collect_last().error is None
-    assert before - steps(store) == {"step-300/0002-aaaaaaaa/__0_0.distcp", f"{LEFTOVER}/__0_0.distcp"}
+    assert before - steps(store) == {left(300, 2, trainer.run), left(200, 1, Trainer(store).run)}
     with pytest.raises(FencedError):
         trainer.commit(300)
     assert trainer.start().commit(400).id == trainer.run.newest
@@ -232,8 +242,8 @@ def test_the_last_attempt_is_fenced_before_what_it_left_is_deleted(
 def test_unfinished_uploads_of_the_last_attempt_are_discarded(
     store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
 ) -> None:
-    store.delete(["step-300/0002-aaaaaaaa/__0_0.distcp"])
-    store.uploads = [UnfinishedUpload("step-300/0002-aaaaaaaa/__0_0.distcp", "1", store.now)]
+    store.delete([left(300, 2, trainer.run)])
+    store.uploads = [UnfinishedUpload(left(300, 2, trainer.run), "1", store.now)]
     assert collect_last().error is None
     assert store.uploads == []
 
@@ -241,7 +251,7 @@ def test_unfinished_uploads_of_the_last_attempt_are_discarded(
 def test_a_last_attempt_that_left_nothing_is_not_fenced(
     store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
 ) -> None:
-    store.delete(["step-300/0002-aaaaaaaa/__0_0.distcp", f"{LEFTOVER}/__0_0.distcp"])
+    store.delete([left(300, 2, trainer.run), left(200, 1, Trainer(store).run)])
     head = trainer.run.head
     assert collect_last().error is None
     assert trainer.run.head == head

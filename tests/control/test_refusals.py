@@ -11,7 +11,7 @@ from builders import OBJECT_UID, OWNER
 from checkpoint_operator.actions import CollectOrphans, Configure, PublishPointer, Purge, Retire, StoreAction, Verify
 from checkpoint_operator.execute import Outcome, carry_out
 from checkpoint_operator.limits import RateLimit
-from checkpoint_operator.observe import REFUSED_SECONDS, Memory
+from checkpoint_operator.memory import REFUSED_SECONDS, Memory
 from checkpoint_operator.storage import KEYS_PER_BATCH, Session, refuses_deletion
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy

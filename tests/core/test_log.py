@@ -34,6 +34,7 @@ from checkpoint_sidecar.core.log import (
     RunConfigured,
     SaveFailed,
     SaveRequested,
+    SavesIdentified,
     SnapshotCommitted,
     SnapshotPurged,
     SnapshotReinstated,
@@ -56,6 +57,7 @@ EXAMPLES: dict[str, Body] = {
     for body in (
         RunClaimed(OWNER),
         RunAdopted(Owner("cluster-b", "training", "llama"), OWNER),
+        SavesIdentified("0123abcd"),
         RunConfigured(
             "uid-1",
             3,

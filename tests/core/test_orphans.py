@@ -7,7 +7,7 @@ import datetime as dt
 import pytest
 
 from builders import BEGINNING, OTHER_OWNER, History, nonce_of
-from checkpoint_sidecar.core.layout import SaveFolder
+from checkpoint_sidecar.core.layout import SaveFolder, parse_save_folder
 from checkpoint_sidecar.core.orphans import (
     abandoned,
     collection_due_at,
@@ -20,11 +20,13 @@ from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.run import SnapshotState
 
 HOUR = dt.timedelta(hours=1)
+IDENTITY = History().run.short_identity
 KEEP = RetentionPolicy(keep_last=1, grace_seconds=3600)
 
 
 def folder(step: int | None, attempt: int) -> SaveFolder:
-    return SaveFolder(step, attempt, nonce_of(99))
+    """Of a save of this history's run: entry 1 is the same in all of them."""
+    return SaveFolder(step, attempt, nonce_of(99), History().run.short_identity)
 
 
 def found(history: History, *folders: SaveFolder | str, age: dt.timedelta = HOUR) -> tuple[str, ...]:
@@ -48,19 +50,33 @@ def test_a_save_of_the_running_attempt_or_a_later_one_is_none(history: History) 
     assert found(history, folder(200, 2), folder(200, 3)) == ()
 
 
-def test_a_committed_save_is_none_whatever_became_of_it(history: History) -> None:
+def test_a_snapshot_that_holds_data_is_none(history: History) -> None:
     history.committed(300).verified(300)
     path = history.snapshot(100).commit.path
-    for tell in (lambda: history.retired(100), lambda: history.purge_started(100), lambda: history.purged(100)):
+    for tell in (lambda: history.retired(100), lambda: history.purge_started(100), lambda: None):
         assert found(history.started(), path) == ()
         tell()
-    assert found(history, path) == ()
 
 
-def test_a_rejected_commit_keeps_its_data_for_a_human_to_judge(history: History) -> None:
+def test_what_a_late_writer_adds_to_a_purged_snapshot_is_one(history: History) -> None:
+    history.committed(300).verified(300).retired(100).purge_started(100).purged(100)
+    path = history.snapshot(100).commit.path
+    assert found(history.started().wait(hours=1), path) == (path,)
+
+
+def test_what_a_rejected_commit_names_goes_after_its_grace(history: History) -> None:
     history.committed(200, attempt=1)
-    assert history.snapshot(200).state is SnapshotState.REJECTED
-    assert found(history, history.snapshot(200).commit.path) == ()
+    rejected = history.snapshot(200)
+    assert rejected.state is SnapshotState.REJECTED
+    assert found(history, rejected.commit.path, age=2 * HOUR) == (), "the grace begins with the commit"
+    history.wait(hours=1)
+    assert found(history, rejected.commit.path) == (rejected.commit.path,)
+
+
+def test_nothing_is_deleted_on_account_of_a_commit_that_names_what_is_not_in_its_place(history: History) -> None:
+    history.committed(200, attempt=1, path="step-300/0001-aaaaaaaa")
+    history.wait(hours=1)
+    assert found(history, "step-300/0001-aaaaaaaa") == ()
 
 
 def test_a_commit_keeps_the_folder_that_its_path_names(history: History) -> None:
@@ -69,11 +85,11 @@ def test_a_commit_keeps_the_folder_that_its_path_names(history: History) -> None
 
 
 def test_a_save_is_spared_until_its_newest_object_has_had_its_grace(history: History) -> None:
-    path = folder(200, 1).path
+    one, two = f"{folder(200, 1).path}/__0_0.distcp", f"{folder(200, 1).path}/__1_0.distcp"
     old, new = history.now - 2 * HOUR, history.now - HOUR + dt.timedelta(seconds=1)
-    assert orphaned(history.run, {f"{path}/a": old, f"{path}/b": new}, now=history.now) == ()
+    assert orphaned(history.run, {one: old, two: new}, now=history.now) == ()
     later = history.now + dt.timedelta(seconds=1)
-    assert orphaned(history.run, {f"{path}/a": old, f"{path}/b": new}, now=later) == (f"{path}/a", f"{path}/b")
+    assert orphaned(history.run, {one: old, two: new}, now=later) == (one, two)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +101,9 @@ def test_a_save_is_spared_until_its_newest_object_has_had_its_grace(history: His
         "step-200/0001-aaaaaaaa/deeper/__0_0.distcp",
         "step-0200/0001-aaaaaaaa/__0_0.distcp",
         "0001-aaaaaaaa/__0_0.distcp",
+        pytest.param("step-200/0001-aaaaaaaa/__0_0.distcp", id="a folder that says not whose it is"),
+        pytest.param("step-200/0001-aaaaaaaa-01234567/__0_0.distcp", id="a save of another run"),
+        pytest.param(f"{SaveFolder(200, 1, 'aaaaaaaa', IDENTITY).path}/notes.txt", id="a note beside our files"),
         "_log/00000000000000000001.json",
         "_progress.json",
     ],
@@ -132,16 +151,18 @@ def test_the_last_attempt_is_never_fenced_before_there_is_one_or_in_a_dry_run() 
 
 
 def test_an_attempt_that_still_writes_has_left_nothing(history: History) -> None:
-    old, young = {f"{folder(300, 2).path}/a": history.now - HOUR}, {f"{folder(400, 2).path}/a": history.now}
+    old = {f"{folder(300, 2).path}/__0_0.distcp": history.now - HOUR}
+    young = {f"{folder(400, 2).path}/__0_0.distcp": history.now}
     assert left_by_last(history.run, old, now=history.now)
     assert not left_by_last(history.run, old | young, now=history.now)
-    assert not left_by_last(history.run, {f"{folder(300, 1).path}/a": history.now}, now=history.now)
+    assert not left_by_last(history.run, {f"{folder(300, 1).path}/__0_0.distcp": history.now}, now=history.now)
 
 
 def test_of_the_probes_folder_only_what_is_old_is_deleted() -> None:
     now = BEGINNING + 2 * HOUR
-    modified = {"_probe/1/created": BEGINNING, "_probe/2/created": now, "step-1/0001-aaaaaaaa/x": BEGINNING}
-    assert old_probes(modified, now=now) == ("_probe/1/created",)
+    mine = "_probe/0123456789abcdef"
+    modified = {f"{mine}/created": BEGINNING, f"{mine}/listed": now, "_probe/notes.txt": BEGINNING}
+    assert old_probes(modified, now=now) == (f"{mine}/created",)
 
 
 def test_the_collection_is_due_when_the_running_attempt_is_older_than_the_grace(history: History) -> None:
@@ -165,6 +186,21 @@ def test_without_a_retention_policy_leftovers_are_kept_for_an_hour() -> None:
 
 
 def test_an_upload_is_abandoned_even_in_a_folder_that_was_committed(history: History) -> None:
-    committed = SaveFolder(100, 1, history.snapshot(100).id.rpartition("-")[2])
+    committed = parse_save_folder(history.snapshot(100).commit.path)
     assert abandoned(history.run, committed, history.now - HOUR, now=history.now)
     assert not abandoned(history.run, folder(100, 2), history.now - HOUR, now=history.now)
+
+
+def test_below_a_folder_with_a_log_of_its_own_only_snapshots_are_ours(history: History) -> None:
+    """A checkpoint that the drop-in saved into step-200, and what a killed attempt of ours left there."""
+    left = f"{folder(200, 1).path}/__0_0.distcp"
+    modified = {left: history.now - 2 * HOUR}
+    assert orphaned(history.run, modified, now=history.now) == (left,)
+    modified["step-200/_log/00000000000000000001.json"] = history.now
+    assert orphaned(history.run, modified, now=history.now) == ()
+
+
+def test_leftovers_are_looked_for_again_because_a_late_writer_may_add_some(history: History) -> None:
+    first = collection_due_at(history.run)
+    assert first is not None
+    assert collection_due_at(history.run, last=first) == first + HOUR

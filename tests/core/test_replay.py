@@ -83,7 +83,7 @@ def test_a_run_belongs_to_whoever_claimed_it_first() -> None:
 def test_adoption_changes_the_owner_and_remembers_the_former_one() -> None:
     run = History().adopted(OTHER_OWNER).run
     assert run.owner == OTHER_OWNER
-    assert run.adopted_from == (OWNER,)
+    assert [each.previous_owner for each in run.adoptions] == [OWNER]
 
 
 def test_adoption_leaves_the_policy_in_force_until_the_new_owner_writes_its_own() -> None:

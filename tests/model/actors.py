@@ -31,6 +31,7 @@ from checkpoint_sidecar.core.errors import (
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.log import Owner, PodIdentity, Trigger
+from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.verify import verify_snapshot
@@ -201,6 +202,8 @@ def _upload(session: Session, new: NewSave, written: list[str]) -> tuple[manifes
     files = []
     for name in ("__0_0.distcp", layout.METADATA_NAME, layout.STOCK_METADATA_NAME):
         data = f"{name} of {new.snapshot}".encode()
+        if name == layout.STOCK_METADATA_NAME:
+            data += Origin(new.folder.run, new.snapshot).encode()
         written.append(f"{new.folder.path}/{name}")
         write_object(session.store, written[-1], data)
         checksum = crc32c.crc32c(data)

@@ -157,6 +157,9 @@ class Ledger:
     def _RunClaimed(self, body: Json, _: float) -> None:  # noqa: N802 - named like the kind of entry
         self.owner = self.owner or "/".join(body["owner"][part] for part in ("cluster", "namespace", "name"))
 
+    def _SavesIdentified(self, body: Json, _: float) -> None:  # noqa: N802
+        """Says nothing of the state."""
+
     def _RunAdopted(self, body: Json, _: float) -> None:  # noqa: N802
         former, owner = ("/".join(body[who].values()) for who in ("previousOwner", "owner"))
         if self.owner == former:

@@ -532,4 +532,4 @@ class Protocol(RuleBasedStateMachine):
         """The snapshot that a stock pointer shows, or empty."""
         if self.world.store.stat(key) is None:
             return ""
-        return self.world.store.get(key, max_bytes=1 << 20).data.decode().rpartition(" ")[2]
+        return self.world.store.get(key, max_bytes=1 << 20).data.decode().split()[-1]

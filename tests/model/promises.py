@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from model.world import World
 
 LOG_KEY = re.compile(r"_log/(\d{20})\.json")
-SAVE_KEY = re.compile(r"step-(\d+)/(\d+)-(\w{8})/.+")
+SAVE_KEY = re.compile(r"step-(\d+)/(\d+)-(\w{8})(?:-[0-9a-f]{8})?/.+")
 
 FENCED_AFTER_SECONDS = 86400.0
 """How long nothing may be heard of an attempt before an operator takes it for dead."""

@@ -41,7 +41,7 @@ class Stage:
 
     def shown(self, step: int) -> str:
         """The snapshot that the stock pointer of a step shows."""
-        return self.world.store.get(layout.pointer_key(step), max_bytes=1 << 20).data.decode().rpartition(" ")[2]
+        return self.world.store.get(layout.pointer_key(step), max_bytes=1 << 20).data.decode().split()[-1]
 
     def trainer(
         self, saves: int | Sequence[Save] = 0, *, owner: Owner = OWNER, overwrite: OverwritePolicy = "Never"
@@ -167,7 +167,7 @@ def a_replaced_snapshot_stays_until_its_replacement_is_verified(stage: Stage) ->
 
 def of_two_publishers_the_one_that_writes_last_corrects_itself(stage: Stage) -> None:
     stage.wants(overwritePolicy="Replace")
-    slow = stage.up_to(stage.trainer(1), "put step-100/.metadata")
+    slow = stage.up_to(stage.trainer(1), "create step-100/.metadata")
     stage.train([Save(0, "Manual")])
     assert stage.shown(100) == stage.saved(100).id
     stage.go(slow)

@@ -17,7 +17,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def test_a_writer_that_outlived_its_eviction_publishes_nothing_and_leaves_nothing(stage: Stage) -> None:
-    zombie = stage.up_to(stage.trainer(1), "create _log/00000000000000000003")  # its commit, after claim and start
+    zombie = stage.up_to(stage.trainer(1), "create _log/00000000000000000004")  # its commit, the first after its start
     folder = next(info.key for info in stage.world.store.list("step-")).rpartition("/")[0]
     successor = stage.train(1)
     outcome = stage.outcome(zombie)
@@ -28,7 +28,7 @@ def test_a_writer_that_outlived_its_eviction_publishes_nothing_and_leaves_nothin
 
 
 def test_a_zombie_whose_commit_is_still_under_way_when_its_successor_starts_loses_the_race(stage: Stage) -> None:
-    zombie = stage.up_to(stage.trainer(1), "create _log/00000000000000000003")
+    zombie = stage.up_to(stage.trainer(1), "create _log/00000000000000000004")
     stage.fail(zombie, "the request is late")
     successor = stage.train(1)
     (late,) = stage.world.late

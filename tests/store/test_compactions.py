@@ -11,7 +11,7 @@ import pytest
 
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.compaction import RawEntry, Span, unpack
-from checkpoint_sidecar.core.errors import LogError, ObjectExistsError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import LogError, LogMissingError, ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.log import AttemptStarted
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
@@ -270,9 +270,12 @@ def test_a_log_whose_entries_are_lost_is_refused_although_compactions_still_hold
     store.delete([layout.log_key(number) for number in range(1, LENGTH + 1)])
 
     log = RunLog(store, writer="test")
-    with pytest.raises(LogError, match="it is missing although a compaction holds it"):
+    with pytest.raises(LogMissingError, match="only compactions are left"):
         log.append(lambda run: AttemptStarted(attempt=run.highest_attempt + 1, world_size=1))
     assert not list(store.list(layout.LOG_FOLDER))
+    store.put(layout.log_key(LENGTH + 1), b"{}")
+    with pytest.raises(LogError, match="it is missing although a compaction holds it"):
+        log.refresh()
 
 
 def test_a_gap_after_the_compactions_is_refused(store: MemoryStore) -> None:

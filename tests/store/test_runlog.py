@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     FencedError,
     LogError,
+    LogReplacedError,
     ObjectNotFoundError,
     StoreError,
     UnknownOutcomeError,
 )
-from checkpoint_sidecar.core.log import AttemptStarted, Body, Owner, RunClaimed, SaveRequested, decode
+from checkpoint_sidecar.core.log import AttemptStarted, Body, Owner, RunAdopted, RunClaimed, SaveRequested, decode
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.store.base import Store, StoredObject
+from checkpoint_sidecar.store.runlog import POLLS_PER_PROOF, RunLog
+from doubles.counting import CountingStore
 from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply, loses_the_request, passes
 from doubles.memory import MemoryStore
 
@@ -206,11 +210,11 @@ def test_a_failure_before_anything_was_sent_is_raised_as_it_is(error: StoreError
 
 @pytest.mark.parametrize("error", [DENIED, DOWN], ids=["access is denied", "the store is down"])
 def test_a_failure_while_reading_back_is_waited_out(error: StoreError) -> None:
-    # The first request looks for entry 2, the others read it back.
+    # The first request looks for entry 2, the second one whether entry 1 is still there; the others read 2 back.
     store = FaultyStore(claimed(MemoryStore()))
     log = RunLog(store, writer="test")
     log.refresh()
-    store.gets.extend([passes, fails_with(error), fails_with(error)])
+    store.gets.extend([passes, passes, fails_with(error), fails_with(error)])
 
     entry = log.append(start)
 
@@ -232,7 +236,7 @@ def test_a_key_that_is_taken_but_cannot_be_read_is_an_unknown_outcome() -> None:
     store = FaultyStore(claimed(MemoryStore()))
     log = RunLog(store, writer="test", patience_seconds=0)
     log.refresh()
-    store.gets.extend([passes, fails_with(ObjectNotFoundError("read", "entry 2", "no such object"))])
+    store.gets.extend([passes, passes, fails_with(ObjectNotFoundError("read", "entry 2", "no such object"))])
 
     with pytest.raises(UnknownOutcomeError, match="taken"):
         log.append(start)
@@ -328,3 +332,154 @@ def test_an_open_log_sees_what_others_append() -> None:
     RunLog(store, writer="other").append(start)
 
     assert log.refresh().highest_attempt == 1
+
+
+# A log that is emptied, or deleted and begun anew, under a process that goes on
+
+
+def emptied(store: MemoryStore) -> None:
+    store.delete([info.key for info in store.list()])
+
+
+def deleted(store: MemoryStore) -> None:
+    """As an operator leaves it: the tombstone alone."""
+    log = RunLog(store, writer="operator")
+    log.append(lambda _: RunAdopted(OWNER.deleted, OWNER))
+    store.delete([layout.log_key(number) for number in range(1, log.run.head)])
+
+
+def begun_anew(store: MemoryStore, entries: int = 4) -> None:
+    log = RunLog(store, writer="another run")
+    log.append(claim)
+    for _ in range(entries - 1):
+        log.append(start)
+
+
+WAYS_TO_GO = [
+    pytest.param(emptied, id="emptied"),
+    pytest.param(lambda store: (emptied(store), begun_anew(store, 1)), id="emptied, and begun anew, shorter"),
+    pytest.param(lambda store: (emptied(store), begun_anew(store, 4)), id="emptied, and begun anew, as long"),
+    pytest.param(lambda store: (emptied(store), begun_anew(store, 5)), id="emptied, and begun anew, longer"),
+    pytest.param(lambda store: (deleted(store), begun_anew(store)), id="deleted, and the next run has begun"),
+]
+
+
+@pytest.mark.parametrize("goes", WAYS_TO_GO)
+def test_nothing_is_appended_to_a_log_that_is_no_more(goes: Callable[[MemoryStore], object]) -> None:
+    store = log_of_four()
+    stale = RunLog(store, writer="stale")
+    stale.refresh()
+    goes(store)
+    there = {info.key for info in store.list()}
+
+    for _ in range(2):
+        with pytest.raises(LogReplacedError):
+            stale.append(start)
+    assert {info.key for info in store.list()} == there
+    assert stale.replaced is not None
+    RunLog(store, writer="new").refresh()
+
+
+@pytest.mark.parametrize("goes", WAYS_TO_GO)
+def test_a_poll_notices_soon_that_the_log_is_no_more(goes: Callable[[MemoryStore], object]) -> None:
+    store = log_of_four()
+    stale = RunLog(store, writer="stale")
+    stale.poll()
+    goes(store)
+
+    with pytest.raises(LogReplacedError):
+        [stale.poll() for _ in range(POLLS_PER_PROOF)]
+
+
+def test_looking_for_something_new_costs_little_more_than_one_request() -> None:
+    store = CountingStore(log_of_four())
+    log = RunLog(store, writer="test")
+    log.refresh()
+    store.requests.clear()
+
+    for _ in range(2 * POLLS_PER_PROOF):
+        log.poll()
+    assert store.requests == {"get": 2 * POLLS_PER_PROOF + 2}
+
+
+def test_an_entry_that_lands_while_the_log_is_emptied_is_not_told_to_count() -> None:
+    store = log_of_four()
+
+    def emptied_meanwhile(put: Callable[[], None]) -> None:
+        emptied(store)
+        put()
+
+    log = RunLog(FaultyStore(store, puts=[emptied_meanwhile]), writer="test")
+    with pytest.raises(LogError, match="does not count"):
+        log.append(start)
+
+
+def test_a_deletion_leaves_a_number_behind_and_the_next_run_goes_on_counting() -> None:
+    store = log_of_four()
+    first = RunLog(store, writer="test").refresh().identity
+    deleted(store)
+    left = RunLog(store, writer="test").refresh()
+    assert (left.head, left.erased, left.free, left.owner) == (5, True, True, OWNER.deleted)
+
+    begun_anew(store)
+    run = RunLog(store, writer="test").refresh()
+    assert (run.first, run.head, run.highest_attempt, run.owner) == (6, 9, 3, OWNER)
+    assert run.identity not in ("", first)
+    assert not run.free
+
+
+@pytest.mark.parametrize("number", [1, 3, 4], ids=["first", "in the middle", "right below the tombstone"])
+def test_what_a_stale_writer_of_version_0_1_0_adds_below_a_tombstone_means_nothing(number: int) -> None:
+    store = log_of_four()
+    stray = store.get(layout.log_key(number), max_bytes=10**6).data
+    deleted(store)
+    store.put(layout.log_key(number), stray)
+    if number == 1:
+        # It claims the prefix, as far as version 0.1.0 can see; numbers in between are missing.
+        with pytest.raises(LogError, match="entry 2 is missing"):
+            RunLog(store, writer="test").refresh()
+        return
+    run = RunLog(store, writer="test").refresh()
+    assert (run.erased, run.remnants) == (True, True)
+    begun_anew(store)
+    run = RunLog(store, writer="test").refresh()
+    assert (run.first, run.remnants) == (6, True)
+
+
+def test_a_log_that_lost_its_beginning_and_has_no_tombstone_is_refused() -> None:
+    store = log_of_four()
+    store.delete([layout.log_key(1)])
+    with pytest.raises(LogError, match="entry 1 is missing"):
+        RunLog(store, writer="test").refresh()
+
+
+def test_the_next_run_at_a_prefix_is_compacted_and_read_like_any_other() -> None:
+    store = log_of_four()
+    deleted(store)
+    begun_anew(store, 430)
+    log = RunLog(store, writer="operator")
+    run = log.refresh()
+    spans = due(run.head, log.compactions, first=run.first)
+    assert [(span.first, span.last) for span in spans] == [(201, 400)]
+    log.compact(spans[0])
+
+    counting = CountingStore(store)
+    assert RunLog(counting, writer="test").refresh() == run
+    assert counting.requests["get"] < 250, "those before the first compaction and after the last"
+
+
+# A store that contradicts itself
+
+
+def test_a_number_that_is_taken_by_nothing_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checkpoint_sidecar.store.runlog.UNREADABLE_SECONDS", 0.05)
+
+    class Contradicting(MemoryStore):
+        def get(self, key: str, *, max_bytes: int) -> StoredObject:
+            if layout.log_number(key):
+                raise ObjectNotFoundError("read", key, "the store answered 404")
+            return super().get(key, max_bytes=max_bytes)
+
+    log = RunLog(Contradicting(), writer="training waits for outcomes for ever")
+    with pytest.raises(LogError, match="says that the key is taken and answers that there is nothing under it"):
+        log.append(claim)

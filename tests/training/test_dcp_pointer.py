@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import ObjectNotFoundError
+from checkpoint_sidecar.core.errors import ForeignObjectError, ObjectNotFoundError
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotCommitted,
     SnapshotRetired,
 )
+from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.store.base import Buffer, Store
 from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.store.runlog import RunLog
@@ -37,10 +38,13 @@ class Run:
         self.log.append(lambda _: AttemptStarted(1, 1))
         self._newest = ""
 
-    def commit(self, label: str, *, step: int = STEP) -> str:
-        folder = SaveFolder(step, 1, layout.new_nonce())
-        self.store.put(folder.stock_metadata, label.encode())
+    def commit(self, label: str, *, step: int = STEP, signed: bool = False) -> str:
+        """A save, as this version writes it (signed) or as version 0.1.0 did."""
+        short = self.log.run.short_identity
+        folder = SaveFolder(step, 1, layout.new_nonce(), short if signed else "")
         parent, self._newest = self._newest, layout.snapshot_id(step, 1, folder.nonce)
+        origin = Origin(short, self._newest).encode() if signed else b""
+        self.store.put(folder.stock_metadata, label.encode() + origin)
         replaces = parent if parent.startswith(f"{step}-") else ""
         commit = SnapshotCommitted(
             self._newest, step, 1, folder.path, "0" * 64, 1, 1, 1, parent=parent, replaces=replaces
@@ -55,7 +59,7 @@ class Run:
     def shown(self) -> str | None:
         if self.store.stat(POINTER) is None:
             return None
-        return self.store.get(POINTER, max_bytes=100).data.decode()
+        return self.store.get(POINTER, max_bytes=1 << 20).data.decode()
 
 
 class Interfering(MemoryStore):
@@ -64,10 +68,17 @@ class Interfering(MemoryStore):
     before_pointer: Callable[[], object] | None = None
 
     def put(self, key: str, data: Buffer) -> None:
+        self._interfere(key)
+        super().put(key, data)
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        self._interfere(key)
+        super().put_if_absent(key, data)
+
+    def _interfere(self, key: str) -> None:
         if key == POINTER and self.before_pointer:
             act, self.before_pointer = self.before_pointer, None
             act()
-        super().put(key, data)
 
 
 def test_it_shows_the_newest_snapshot_of_its_step() -> None:
@@ -107,25 +118,60 @@ def test_a_pointer_that_is_right_is_not_written_again() -> None:
     assert run.store.stat(POINTER) == written
 
 
-def test_the_metadata_of_a_step_with_one_snapshot_is_read_once_when_it_is_published_and_then_no_more() -> None:
+def test_a_pointer_that_says_what_it_shows_is_not_read_again() -> None:
     store = CountingStore(MemoryStore())
     run = Run(store)
-    run.commit("first")
+    run.commit("first", signed=True)
     publish(store, run.log, STEP)
     before = Counter(store.requests)
     publish(store, run.log, STEP)
-    assert run.shown == "first"
     asked = Counter(store.requests) - before
-    assert asked == {"get": 2 + 1, "stat": 1 + 1}, "two looks at the log, one at the pointer, and the test's own"
+    assert asked == {"get": 3, "stat": 1}, "two looks at the log, one at the pointer, and one at its end"
 
 
-def test_a_pointer_that_is_older_than_the_only_snapshot_of_its_step_is_replaced() -> None:
+@pytest.mark.parametrize("signed", [True, False], ids=["of today", "of version 0.1.0"])
+def test_somebody_elses_checkpoint_is_neither_replaced_nor_removed(signed: bool) -> None:
     store = MemoryStore()
-    store.put(POINTER, b"other")
+    store.put(POINTER, b"torch's own, of another training")
     run = Run(store)
-    run.commit("first")
+    only = run.commit("first", signed=signed)
+    for act in (lambda: None, lambda: run.retire(only)):
+        act()
+        with pytest.raises(ForeignObjectError, match="left alone"):
+            publish(store, run.log, STEP)
+        assert run.shown == "torch's own, of another training"
+
+
+def test_the_pointer_of_another_run_is_told_by_its_origin() -> None:
+    store = MemoryStore()
+    run = Run(store)
+    run.commit("first", signed=True)
+    theirs = b"pickle" + Origin("0123abcd", "100-1-aaaaaaaa").encode()
+    store.put(POINTER, theirs)
+    with pytest.raises(ForeignObjectError):
+        publish(store, run.log, STEP)
+    assert store.get(POINTER, max_bytes=1000).data == theirs
+
+
+def test_a_pointer_of_version_0_1_0_is_replaced_when_it_shows_a_save_that_the_log_names() -> None:
+    store = MemoryStore()
+    run = Run(store)
+    first = run.commit("first")
+    folder = layout.parse_save_folder(run.log.run.snapshots[first].commit.path)
+    store.put(POINTER, bytes(3 << 20) + f"{folder.path.partition('/')[2]}/__0_0.distcp".encode())
+    run.commit("second", signed=True)
     publish(store, run.log, STEP)
-    assert run.shown == "first"
+    assert (run.shown or "").startswith("second")
+
+
+def test_what_appears_between_the_look_and_the_creation_is_somebody_elses() -> None:
+    store = Interfering()
+    run = Run(store)
+    run.commit("first", signed=True)
+    store.before_pointer = lambda: store.put(POINTER, b"torch's own")
+    with pytest.raises(ForeignObjectError):
+        publish(store, run.log, STEP)
+    assert run.shown == "torch's own"
 
 
 def test_a_publisher_that_was_overtaken_corrects_itself() -> None:

@@ -330,7 +330,10 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
 
 
 class ConditionType(StrEnum):
-    """Types of conditions, of a Checkpoint unless said otherwise. True is good, but for SavesFailing and Stalled."""
+    """Types of conditions, of a Checkpoint unless said otherwise.
+
+    True is good, but for SavesFailing, ForeignData and Stalled.
+    """
 
     READY = "Ready"  # both kinds
     STORAGE_AVAILABLE = "StorageAvailable"
@@ -338,6 +341,7 @@ class ConditionType(StrEnum):
     RESTORE_ENFORCED = "RestoreEnforced"
     RETENTION_ENFORCED = "RetentionEnforced"
     SAVES_FAILING = "SavesFailing"
+    FOREIGN_DATA = "ForeignData"
     STALLED = "Stalled"
     COMMITTED = "Committed"  # CheckpointSnapshot
     VERIFIED = "Verified"  # CheckpointSnapshot
@@ -373,6 +377,7 @@ class Reason(StrEnum):
     STATUS_REFUSED = "StatusRefused"
     INTERNAL_ERROR = "InternalError"
     LOG_UNREADABLE = "LogUnreadable"
+    LOG_MISSING = "LogMissing"
     UPGRADE_REQUIRED = "UpgradeRequired"
     # Protected
     RECENT_SNAPSHOT = "RecentSnapshot"
@@ -398,6 +403,9 @@ class Reason(StrEnum):
     # SavesFailing
     SAVE_FAILED = "SaveFailed"
     NOT_FAILING = "NotFailing"
+    # ForeignData
+    ONLY_THE_RUN = "OnlyTheRun"
+    LEFT_ALONE = "LeftAlone"
     # Protected and RestoreEnforced when Unknown
     NOT_RUNNING = "NotRunning"
 
@@ -430,6 +438,8 @@ class EventReason(StrEnum):
     RUN_CLAIMED = "RunClaimed"
     RUN_ADOPTED = "RunAdopted"
     PREFIX_CLAIMED = "PrefixClaimed"
+    LOG_MISSING = "LogMissing"
+    FOREIGN_DATA = "ForeignData"
     ATTEMPT_STARTED = "AttemptStarted"
     SNAPSHOT_COMMITTED = "SnapshotCommitted"
     SAVE_REQUESTED = "SaveRequested"

@@ -7,7 +7,7 @@ never carried over from a state that is no longer true.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from checkpoint_sidecar.core.errors import (
     CheckpointExistsError,
     FencedError,
+    LogMissingError,
     PrefixClaimedError,
     RestoreError,
     RestoreInterrupted,
@@ -29,6 +30,7 @@ from checkpoint_sidecar.core.log import (
     RestoreStarted,
     RunClaimed,
     SaveFailed,
+    SavesIdentified,
     SnapshotCommitted,
     SnapshotReinstated,
     Trigger,
@@ -37,7 +39,36 @@ from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_
 from checkpoint_sidecar.core.policy import OverwritePolicy
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 
+LOG_MISSING_HINT = (
+    "Restore the objects of _log/ from the bucket's versions or a backup. To start over on purpose, set "
+    "spec.restore.onMissing: StartFresh on the Checkpoint, use another prefix, or delete what is left under this one."
+)
+_MAX_TRACES = 5
+
 AUTOMATIC: frozenset[Trigger] = frozenset({"Schedule", "Request", "Termination", "Eviction", "Final"})
+
+
+def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ()) -> None:
+    """Raise unless the log may be that of a new run, or is as long as it was seen to be.
+
+    Args:
+        floor: Number of an entry that somebody has seen in this log; 0 if nobody has.
+        traces: What was found of a run, see ``core.belongings.traces``; looked for only where there is no log.
+
+    Raises:
+        LogMissingError: There was a run here, and its log is gone or was cut.
+    """
+    if run.policy.restore.on_missing == "StartFresh":
+        return
+    if run.head < floor:
+        there = f"the run log ends with entry {run.head}" if run.head else "there is no run log"
+        cause = f"{there}, but entry {floor} was seen"
+    elif run.head == 0 and traces:
+        more = f" and {len(traces) - _MAX_TRACES} more" if len(traces) > _MAX_TRACES else ""
+        cause = f"there is no run log, but what a run leaves: {', '.join(traces[:_MAX_TRACES])}{more}"
+    else:
+        return
+    raise LogMissingError("start", url, cause, LOG_MISSING_HINT)
 
 
 def places(pods: Collection[PodIdentity]) -> int:
@@ -46,15 +77,20 @@ def places(pods: Collection[PodIdentity]) -> int:
 
 
 def claim(run: Run, owner: Owner, *, url: str) -> RunClaimed | None:
-    """Entry 1, or None when the prefix is already ours.
+    """The run's first entry, or None when the prefix is already ours.
 
     Raises:
         PrefixClaimedError: It belongs to somebody else.
     """
-    if run.owner is None:
+    if run.free:
         return RunClaimed(owner)
     check_owner(run, owner, url=url)
     return None
+
+
+def identify(run: Run) -> SavesIdentified | None:
+    """What must be in the log before the first save whose folder carries the run's identity, or None if it is."""
+    return None if run.identified else SavesIdentified(run.short_identity)
 
 
 def check_owner(run: Run, owner: Owner, *, url: str) -> None:
@@ -68,7 +104,8 @@ def check_owner(run: Run, owner: Owner, *, url: str) -> None:
     cause = f"it is claimed by {run.owner}"
     hint = f"Choose another prefix, or take this one over with spec.storage.takeOverFrom: {run.owner}."
     if run.owner is not None and run.owner.is_deleted:
-        cause, hint = "its run was deleted, and what is left of it belongs to nobody", "Choose another prefix."
+        cause = "its run was deleted, and not all of its data is removed yet"
+        hint = "Wait until it is, or choose another prefix."
     raise PrefixClaimedError(f"use the prefix as {owner}", url, cause, hint)
 
 

@@ -109,12 +109,18 @@ def longest_from(first: int, existing: Collection[Span]) -> Span | None:
     return max((span for span in existing if span.first == first), default=None)
 
 
-def due(head: int, existing: Collection[Span]) -> tuple[Span, ...]:
+def uncompacted(first: int) -> int:
+    """Up to which entry a log that begins with entry ``first`` is never compacted: 0 for one that begins with 1."""
+    return -(-(first - 1) // SPANS[0]) * SPANS[0]
+
+
+def due(head: int, existing: Collection[Span], *, first: int = 1) -> tuple[Span, ...]:
     """The compactions to write now, mergers first.
 
     Args:
         head: Number of the log's last entry.
         existing: What is written already, or was found to be impossible.
+        first: Number of the entry with which the log begins.
     """
     mergers = [
         span
@@ -122,7 +128,7 @@ def due(head: int, existing: Collection[Span]) -> tuple[Span, ...]:
         for last in range(size, head + 1, size)
         if (span := Span(last - size + 1, last)) not in existing and all(part in existing for part in span.parts)
     ]
-    end = 0
+    end = uncompacted(max(first, 1))
     while (covering := longest_from(end + 1, existing)) is not None:
         end = covering.last
     size = SPANS[0]

@@ -31,6 +31,7 @@ TAGS = "CHECKPOINT_TAGS"
 POD_NAME = "CHECKPOINT_POD_NAME"
 POD_UID = "CHECKPOINT_POD_UID"
 GRACE_SECONDS = "CHECKPOINT_GRACE_SECONDS"
+LOG_FLOOR = "CHECKPOINT_LOG_FLOOR"
 ELASTIC_RUN_ID = "TORCHELASTIC_RUN_ID"
 ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
@@ -60,6 +61,7 @@ class RunEnvironment:
         credentials_folder: Where the Secret is mounted; empty for ambient identity.
         pod: This pod, or None outside Kubernetes.
         grace_seconds: From SIGTERM to SIGKILL: the pod's, or torchrun's when it kills its workers before that.
+        log_floor: Number of the newest log entry that the operator had seen when the pod was created; 0 for none.
     """
 
     owner: Owner
@@ -74,6 +76,7 @@ class RunEnvironment:
     tags: tuple[tuple[str, str], ...] = ()
     pod: PodIdentity | None = None
     grace_seconds: float = DEFAULT_GRACE_SECONDS
+    log_floor: int = 0
 
     @classmethod
     def parse(cls, environ: Mapping[str, str]) -> RunEnvironment:
@@ -110,6 +113,7 @@ class RunEnvironment:
             tags=_tags(environ.get(TAGS, "")),
             pod=_pod(environ),
             grace_seconds=_grace_seconds(environ),
+            log_floor=_log_floor(environ.get(LOG_FLOOR, "")),
         )
 
 
@@ -178,6 +182,17 @@ def _pod(environ: Mapping[str, str]) -> PodIdentity | None:
             "Take both from the downward API (metadata.name, metadata.uid), or neither.",
         )
     return PodIdentity(name, uid) if name else None
+
+
+def _log_floor(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{0,19}", text):
+        raise ConfigurationError(
+            _OPERATION,
+            LOG_FLOOR,
+            f"{text!r} is not the number of a log entry",
+            "The operator's injection policy sets it.",
+        )
+    return int(text or 0)
 
 
 def _grace_seconds(environ: Mapping[str, str]) -> float:

@@ -56,12 +56,24 @@ class FencedError(CheckpointError):
     """A newer attempt of this run has started: stop saving and exit, do not retry in this process."""
 
 
+class LogReplacedError(FencedError):
+    """The run's log was emptied or replaced while this process used it; nothing was written into what is there now."""
+
+
 class RestoreError(CheckpointError):
     """No snapshot could be restored although some were committed; training must not start at step 0."""
 
 
+class LogMissingError(RestoreError):
+    """There was a run here and its log is gone, or shorter than it was; that is not the beginning of a new run."""
+
+
 class RestoreInterrupted(CheckpointError):  # noqa: N818 - it is an interruption, tried again at the next start
     """The restore stopped for a reason that says nothing about the snapshot; the next start tries it again."""
+
+
+class ForeignObjectError(CheckpointError):
+    """The object was not written by this run, and is left alone."""
 
 
 class CorruptSnapshotError(CheckpointError):

@@ -16,14 +16,17 @@ PROBE_FOLDER = "_probe/"
 CONFORMANCE_FOLDER = "_conformance/"
 STEP_PREFIX = "step-"
 PROGRESS_KEY = "_progress.json"
+MARKER_KEY = "_run.json"
 METADATA_NAME = ".metadata"
 STOCK_METADATA_NAME = "stock.metadata"
 MANIFEST_NAME = "manifest.json"
 
 _LOG_KEY = re.compile(r"_log/([0-9]{20})\.json")
 _COMPACTION_KEY = re.compile(r"_log-compacted/([0-9]{20})-([0-9]{20})\.gz")
-_SAVE_FOLDER = re.compile(r"(?:step-(0|[1-9][0-9]{0,18})/)?([0-9]{4,19})-([a-z2-7]{8})")
-_POINTER = re.compile(r"step-(?:0|[1-9][0-9]{0,18})/\.metadata")
+_SAVE_FOLDER = re.compile(r"(?:step-(0|[1-9][0-9]{0,18})/)?([0-9]{4,19})-([a-z2-7]{8})(?:-([0-9a-f]{8}))?")
+_SAVE_FILE = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp|(?:stock)?\.metadata|manifest\.json")
+_POINTER = re.compile(r"step-(0|[1-9][0-9]{0,18})/\.metadata")
+_PROBE_KEY = re.compile(r"(?:_probe|_conformance)/(?:[0-9a-f]{16}/.+|[a-z2-7]{8})")
 _SNAPSHOT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})-([a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
 _NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -69,16 +72,19 @@ class SaveFolder:
         step: None for a DCP drop-in directory, which is one checkpoint without a step of its own.
         attempt: Number of the attempt that wrote it.
         nonce: See ``new_nonce``.
+        run: Short identity of the run that wrote it (``short_identity``); empty in folders of version 0.1.0 and before,
+            whose names prove nothing.
     """
 
     step: int | None
     attempt: int
     nonce: str
+    run: str = ""
 
     @property
     def path(self) -> str:
         """Relative to the run's root, without a trailing slash."""
-        name = f"{self.attempt:04d}-{self.nonce}"
+        name = f"{self.attempt:04d}-{self.nonce}" + (f"-{self.run}" if self.run else "")
         return name if self.step is None else f"step-{self.step}/{name}"
 
     @property
@@ -105,9 +111,25 @@ def pointer_key(step: int | None) -> str:
     return METADATA_NAME if step is None else f"step-{step}/{METADATA_NAME}"
 
 
-def is_pointer(key: str) -> bool:
-    """Whether this is the key of a step's stock ``.metadata``."""
-    return _POINTER.fullmatch(key) is not None
+def pointer_step(key: str) -> int | None:
+    """The step of the key of a stock ``.metadata``, or None for other keys."""
+    match = _POINTER.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def short_identity(identity: str) -> str:
+    """The part of a run's identity that names of folders carry: the first 8 hex digits of the digest of log entry 1."""
+    return identity[:8]
+
+
+def is_probe(key: str) -> bool:
+    """Whether this is the key of a trial object of ours."""
+    return _PROBE_KEY.fullmatch(key) is not None
+
+
+def is_save_file(name: str) -> bool:
+    """Whether the writer of saves gives a file this name; anything else in a save's folder was put there by others."""
+    return _SAVE_FILE.fullmatch(name) is not None
 
 
 def parse_save_folder(path: str) -> SaveFolder:
@@ -117,7 +139,7 @@ def parse_save_folder(path: str) -> SaveFolder:
         ValueError: The path was not made by this module; nothing may be read from or deleted under it.
     """
     match = _SAVE_FOLDER.fullmatch(path)
-    folder = match and SaveFolder(int(match[1]) if match[1] else None, int(match[2]), match[3])
+    folder = match and SaveFolder(int(match[1]) if match[1] else None, int(match[2]), match[3], match[4] or "")
     # Two spellings of one number would be two folders in the store.
     if not folder or folder.attempt < 1 or folder.path != path:
         raise ValueError(f"{path!r} is not the folder of a save")

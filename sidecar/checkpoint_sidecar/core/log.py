@@ -24,6 +24,8 @@ import msgspec
 
 from checkpoint_sidecar.core.errors import Evidence as Evidence
 from checkpoint_sidecar.core.errors import LogError
+from checkpoint_sidecar.core.owner import Owner as Owner
+from checkpoint_sidecar.core.owner import PodIdentity as PodIdentity
 from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
 from checkpoint_sidecar.core.wire import Count, Positive, Seconds, SmallPositive, UndecodableError, decode_json
 
@@ -45,73 +47,38 @@ Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 RequestId = Annotated[str, msgspec.Meta(max_length=MAX_REQUEST)]
 AttemptNumber = Positive
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-OwnerPart = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^/\s]+\Z")]
-OwnerName = Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[^/\s]+\Z")]
-
-_DELETED = ":deleted"
 
 Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"]
 
 
-class Owner(msgspec.Struct, frozen=True, rename="camel"):
-    """Who a prefix belongs to. ``str(owner)`` is the form shown in ``status.claimedBy``.
-
-    Attributes:
-        cluster: UID of the namespace kube-system, or ``local`` outside Kubernetes.
-        namespace: Namespace of the Checkpoint, or ``local``.
-        name: Name of the Checkpoint, or of the run outside Kubernetes.
-    """
-
-    cluster: OwnerPart
-    namespace: OwnerPart
-    name: OwnerName
-
-    def __str__(self) -> str:
-        return f"{self.cluster}/{self.namespace}/{self.name}"
-
-    @property
-    def deleted(self) -> Owner:
-        """Nobody, who adopts a run of this owner when its deletion begins. No Checkpoint can have such a name."""
-        return Owner(self.cluster, self.namespace, f"{self.name}{_DELETED}")
-
-    @property
-    def is_deleted(self) -> bool:
-        return self.name.endswith(_DELETED)
-
-    @classmethod
-    def parse(cls, text: str) -> Owner:
-        """Inverse of ``str``.
-
-        Raises:
-            ValueError: Not three non-empty parts.
-        """
-        parts = text.split("/")
-        if len(parts) != 3 or not all(parts):
-            raise ValueError(f"{text!r} is not <cluster>/<namespace>/<name>")
-        return cls(*parts)
-
-
-class PodIdentity(msgspec.Struct, frozen=True, rename="camel"):
-    """One pod of an attempt; outside Kubernetes ``name`` is ``<host>:<pid>`` and ``uid`` is random per process."""
-
-    name: Annotated[str, msgspec.Meta(max_length=253)]
-    uid: Annotated[str, msgspec.Meta(max_length=64)]
-
-
 class RunClaimed(msgspec.Struct, frozen=True, rename="camel"):
-    """Always entry 1. The loser of the race compares owners."""
+    """The first entry of a run: number 1, or the one after the tombstone of a run that was deleted.
+
+    The loser of the race compares owners. The digest of its bytes is the run's identity.
+    """
 
     owner: Owner
 
 
-class RunAdopted(msgspec.Struct, frozen=True, rename="camel"):
+class RunAdopted(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The run changes hands. Fences every attempt before it, and the former owner's operator.
 
-    One that is to be deleted goes to ``Owner.deleted``: from there on it is nobody's, and nobody may take it over.
+    A run that is to be deleted goes to ``Owner.deleted``, from which none takes it over. That entry stays as the run's
+    tombstone, so that no number is ever used again.
+
+    Attributes:
+        request: The adopting Checkpoint object's request, ``<uid>/<generation>``. Each acts once.
     """
 
     owner: Owner
     previous_owner: Owner
+    request: RequestId = ""
+
+
+class SavesIdentified(msgspec.Struct, frozen=True, rename="camel"):
+    """From here on, folders of saves carry the run's short identity. Critical: versions that cannot read them stop."""
+
+    run: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}\Z")]
 
 
 class RunConfigured(msgspec.Struct, frozen=True, rename="camel"):
@@ -327,6 +294,7 @@ class Unknown(msgspec.Struct, frozen=True):
 Body: TypeAlias = (
     RunClaimed
     | RunAdopted
+    | SavesIdentified
     | RunConfigured
     | RollbackRequested
     | AttemptStarted
@@ -414,6 +382,7 @@ def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writ
         writer=writer,
         kind=kind,
         body=msgspec.Raw(msgspec.json.encode(body)),
+        critical=isinstance(body, SavesIdentified),
     )
     data = msgspec.json.encode(envelope)
     if len(data) > MAX_ENTRY_BYTES:

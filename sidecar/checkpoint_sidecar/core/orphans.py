@@ -1,8 +1,9 @@
-"""Leftovers of saves that were never committed and never can be: what a killed attempt leaves behind.
+"""Leftovers of saves that are no snapshots and never can be: what a killed attempt leaves behind.
 
 An attempt that is fenced cannot commit any more. So if the log is read *after* the objects were listed, a save of a
-fenced attempt that it does not name is nobody's: not even a process that still runs can make a snapshot of it. What any
-commit ever named, a rejected one too, is no orphan.
+fenced attempt that no snapshot holds is left over: not even a process that still runs can make a snapshot of it. That
+includes what a rejected commit names, and files that a late writer adds to a snapshot that was purged. Which objects
+are the run's at all is decided in ``core.belongings``.
 
 Saves of the highest attempt are its own to clean up. If no later one starts, and nothing is heard of it for long, it is
 fenced by an entry of its own before what it left is deleted.
@@ -14,24 +15,31 @@ import datetime as dt
 from collections.abc import Mapping
 from dataclasses import replace
 
-from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.layout import SaveFolder
+from checkpoint_sidecar.core.belongings import belongings
+from checkpoint_sidecar.core.layout import SaveFolder, is_probe
 from checkpoint_sidecar.core.run import Run
 
 DEFAULT_GRACE_SECONDS = 3600.0
 """How long leftovers are kept, for somebody who wants to look at them, where no retention policy says."""
 
+AGAIN_SECONDS = 3600.0
+"""From one collection to the next: a writer that was stopped for hours may still add files."""
 
 SILENCE_SECONDS = 86400.0
 """After how long an attempt of which nothing is heard is taken for dead; one that trains reports all the time."""
 
 
-def collection_due_at(run: Run) -> dt.datetime | None:
-    """When the leftovers of the attempts before the running one are old enough, or None while there can be none."""
+def collection_due_at(run: Run, *, last: dt.datetime | None = None) -> dt.datetime | None:
+    """When the leftovers of the attempts before the running one are old enough, or None while there can be none.
+
+    Args:
+        last: When they were collected last.
+    """
     attempt, policy = run.attempt, run.policy.retention
     if attempt is None or attempt.number == 1 or (policy is not None and policy.dry_run):
         return None
-    return attempt.started_at + _grace(run)
+    due = attempt.started_at + _grace(run)
+    return due if last is None or last < due else last + max(_grace(run), dt.timedelta(seconds=AGAIN_SECONDS))
 
 
 def last_collection_due_at(run: Run, *, heard: dt.datetime | None, ended: bool) -> dt.datetime | None:
@@ -56,7 +64,8 @@ def left_by_last(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datet
     Args:
         run, modified, now: See ``orphaned``.
     """
-    folders = ((layout.save_folder_of(key), written) for key, written in modified.items())
+    ours = belongings(run, modified)
+    folders = ((ours.save_of(key), written) for key, written in modified.items())
     mine = [written for folder, written in folders if folder is not None and folder.attempt == run.highest_attempt]
     if any(now - written < _grace(run) for written in mine):
         return False
@@ -68,18 +77,18 @@ def orphaned(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datetime)
 
     Args:
         run: Read after the listing, or a commit in between would be missed.
-        modified: A listing: when each key was written, by the store's clock.
+        modified: A complete listing of all saves: when each key was written, by the store's clock.
         now: The store's clock.
     """
-    named = {snapshot.commit.path for snapshot in run.snapshots.values()}
-    folders = {key: folder for key in modified if (folder := layout.save_folder_of(key)) is not None}
-    newest: dict[SaveFolder, dt.datetime] = {}
+    ours = belongings(run, modified)
+    folders = {key: folder for key in modified if (folder := ours.save_of(key)) is not None}
+    newest = {s.commit.path: s.committed_at for s in run.snapshots.values()}
     for key, folder in folders.items():
-        newest[folder] = max(modified[key], newest.get(folder, modified[key]))
+        newest[folder.path] = max(modified[key], newest.get(folder.path, modified[key]))
     doomed = {
         folder
-        for folder, written in newest.items()
-        if folder.path not in named and abandoned(run, folder, written, now=now)
+        for folder in set(folders.values())
+        if folder.path not in ours.held and abandoned(run, folder, newest[folder.path], now=now)
     }
     return tuple(key for key, folder in folders.items() if folder in doomed)
 
@@ -97,7 +106,7 @@ def old_probes(modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> tupl
         modified: A listing of ``PROBE_FOLDER``, which each probe leaves as it found it unless it is killed.
     """
     grace = dt.timedelta(seconds=DEFAULT_GRACE_SECONDS)
-    return tuple(key for key in modified if key.startswith(layout.PROBE_FOLDER) and now - modified[key] >= grace)
+    return tuple(key for key in modified if is_probe(key) and now - modified[key] >= grace)
 
 
 def _grace(run: Run) -> dt.timedelta:

@@ -38,7 +38,7 @@ def existing_save(run: Run, base: str, step: int) -> Snapshot | None:
 
 def rejection(run: Run, commit: SnapshotCommitted) -> str:
     """Why replay must not accept a commit, or empty: how the rules hold even against a library that ignores them."""
-    if not _in_place(commit):
+    if not _in_place(run, commit):
         return "InvalidPath"
     if not run.may_commit(commit.attempt):
         return "Fenced"
@@ -61,11 +61,13 @@ def rejection(run: Run, commit: SnapshotCommitted) -> str:
     return ""
 
 
-def _in_place(commit: SnapshotCommitted) -> bool:
+def _in_place(run: Run, commit: SnapshotCommitted) -> bool:
     """A path that this version did not make is never read from and, above all, never deleted under."""
     try:
         folder = layout.parse_save_folder(commit.path)
     except ValueError:
+        return False
+    if folder.run not in ("", run.short_identity):
         return False
     identifier = layout.snapshot_id(commit.step, commit.attempt, folder.nonce)
     return folder.attempt == commit.attempt and folder.step in (None, commit.step) and identifier == commit.snapshot

@@ -30,6 +30,7 @@ from checkpoint_sidecar.core.log import (
     RunConfigured,
     SaveFailed,
     SaveRequested,
+    SavesIdentified,
     SnapshotCommitted,
     SnapshotPurged,
     SnapshotReinstated,
@@ -61,7 +62,7 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
     run = replace(run, attempts=attempts, snapshots=snapshots, first_commits=first_commits)
     head, head_digest = run.head, run.head_digest
     for entry in entries:
-        _check_chain(head, head_digest, entry)
+        _check_chain(run, head, head_digest, entry)
         head, head_digest = entry.number, entry.digest
         if isinstance(entry.body, Unknown):
             if entry.critical:
@@ -117,7 +118,20 @@ class _Working:
             self.change_snapshot(check.snapshot, failures=found.failures + 1, evidence=evidence)
 
 
-def _check_chain(head: int, head_digest: str, entry: StoredEntry) -> None:
+def resume(entry: StoredEntry) -> Run | None:
+    """The state before an entry whose predecessors are gone, or None if a log cannot begin with it.
+
+    A deletion removes all entries of a run but the last one, its tombstone; the next run's claim follows it.
+    """
+    body = entry.body
+    if isinstance(body, RunClaimed):
+        return Run(head=entry.number - 1, head_digest=entry.previous)
+    if isinstance(body, RunAdopted) and body.owner.is_deleted:
+        return Run(head=entry.number - 1, head_digest=entry.previous, owner=body.previous_owner)
+    return None
+
+
+def _check_chain(run: Run, head: int, head_digest: str, entry: StoredEntry) -> None:
     if entry.number != head + 1:
         raise LogError(
             "read the run log",
@@ -132,17 +146,30 @@ def _check_chain(head: int, head_digest: str, entry: StoredEntry) -> None:
             f"it does not continue entry {head}: the digests differ",
             "An entry was altered or two runs were mixed; restore the object from the bucket's versions.",
         )
-    if entry.number == 1 and not isinstance(entry.body, RunClaimed):
+    if run.owner is None and not isinstance(entry.body, RunClaimed):
         raise LogError(
             "read the run log",
-            "entry 1",
+            f"entry {entry.number}",
             "it does not claim the run",
             "The prefix holds the log of something else; use another one.",
         )
 
 
-def _claimed(run: Run, _: _Working, entry: StoredEntry, body: RunClaimed) -> Run:
-    return replace(run, owner=body.owner) if entry.number == 1 else run
+def _claimed(run: Run, working: _Working, entry: StoredEntry, body: RunClaimed) -> Run:
+    if run.owner is not None and not run.owner.is_deleted:
+        return run
+    # A new run, which has nothing in common with the one that was deleted but the counting of its entries.
+    for table in (working.attempts, working.snapshots, working.first_commits):
+        table.clear()
+    return Run(
+        first=entry.number,
+        identity=entry.digest,
+        remnants=run.remnants,
+        owner=body.owner,
+        attempts=working.attempts,
+        snapshots=working.snapshots,
+        first_commits=working.first_commits,
+    )
 
 
 def _adopted(run: Run, _: _Working, __: StoredEntry, body: RunAdopted) -> Run:
@@ -151,9 +178,13 @@ def _adopted(run: Run, _: _Working, __: StoredEntry, body: RunAdopted) -> Run:
     return replace(
         run,
         owner=body.owner,
-        adopted_from=(*run.adopted_from, body.previous_owner),
+        adoptions=(*run.adoptions, body),
         fenced_up_to=run.highest_attempt,
     )
+
+
+def _saves_identified(run: Run, _: _Working, __: StoredEntry, body: SavesIdentified) -> Run:
+    return replace(run, identified=True) if body.run == run.short_identity else run
 
 
 def _configured(run: Run, _: _Working, entry: StoredEntry, body: RunConfigured) -> Run:
@@ -315,6 +346,7 @@ def _purged(run: Run, working: _Working, _: StoredEntry, body: SnapshotPurged) -
 _FOLD: dict[type, Callable[[Run, _Working, StoredEntry, Any], Run]] = {
     RunClaimed: _claimed,
     RunAdopted: _adopted,
+    SavesIdentified: _saves_identified,
     RunConfigured: _configured,
     RollbackRequested: _rollback,
     AttemptStarted: _attempt_started,

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
     EvictionNoticed,
     Owner,
     RestoreFinished,
+    RunAdopted,
     SaveFailed,
     SaveRequested,
     SnapshotCommitted,
@@ -139,6 +141,11 @@ class Run:
     Attributes:
         head: Number of the last entry, 0 for an empty log.
         head_digest: SHA-256 of its bytes; the next entry carries it.
+        first: Number of the entry that claimed the run.
+        identity: SHA-256 of that entry's bytes; empty while nobody has claimed the prefix, and of a deleted run.
+        identified: Whether folders of saves carry the identity, so that versions that cannot read them stay away.
+        erased: Whether all that is left of a run is its tombstone: the prefix is free again.
+        remnants: Whether there are log entries of no meaning below the first one.
         fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands, or
             nobody trained any more).
         configured: ``(uid, generation)`` of the policy in force, or None before the first RunConfigured.
@@ -148,7 +155,7 @@ class Run:
         pending: The rollback or fresh start no commit has carried yet.
         rollbacks: Ids of all rollbacks requested so far, in order; each acts once.
         consumed: Request ids that a commit carried.
-        adopted_from: Former owners, so that one ``takeOverFrom`` acts once.
+        adoptions: How the run changed hands, in order, so that each request to take it over acts once.
         first_commits: By step, the number of the log entry that first committed it.
         newest: Id of the newest valid commit.
         unknown_critical: Kind of an entry that forbids this version to append or delete, or empty.
@@ -156,8 +163,13 @@ class Run:
 
     head: int = 0
     head_digest: str = ""
+    first: int = 0
+    identity: str = ""
+    identified: bool = False
+    erased: bool = False
+    remnants: bool = False
     owner: Owner | None = None
-    adopted_from: tuple[Owner, ...] = ()
+    adoptions: tuple[RunAdopted, ...] = ()
     fenced_up_to: int = 0
     configured: tuple[str, int] | None = None
     policy: Policy = field(default_factory=Policy)
@@ -185,6 +197,16 @@ class Run:
     @property
     def ever_committed(self) -> bool:
         return self.newest is not None
+
+    @property
+    def short_identity(self) -> str:
+        """As in the names of folders."""
+        return layout.short_identity(self.identity)
+
+    @property
+    def free(self) -> bool:
+        """Whether the prefix may be claimed."""
+        return self.owner is None or self.erased
 
     def may_commit(self, attempt: int) -> bool:
         """Whether no later attempt and no change of owner fences this one."""

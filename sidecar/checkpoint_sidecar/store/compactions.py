@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.attempt import LOG_MISSING_HINT
 from checkpoint_sidecar.core.compaction import (
     MAX_COMPACTION_BYTES,
     RawEntry,
@@ -18,7 +19,13 @@ from checkpoint_sidecar.core.compaction import (
     span_of,
     unpack,
 )
-from checkpoint_sidecar.core.errors import LogError, ObjectExistsError, ObjectNotFoundError, ObjectTooLargeError
+from checkpoint_sidecar.core.errors import (
+    LogError,
+    LogMissingError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+)
 from checkpoint_sidecar.core.replay import advance
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.base import Store
@@ -28,29 +35,37 @@ _UNUSABLE = (LogError, ObjectNotFoundError, ObjectTooLargeError)
 logger = logging.getLogger(__name__)
 
 
-def replay_compactions(store: Store) -> tuple[Run, frozenset[Span]]:
-    """The state after as many entries as compactions can tell, and the spans of all compactions there are.
+def list_compactions(store: Store) -> frozenset[Span]:
+    """The spans of all compactions there are.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    return frozenset(span for info in store.list(layout.COMPACTION_FOLDER) if (span := span_of(info.key)))
+
+
+def replay_compactions(store: Store, run: Run, found: frozenset[Span]) -> Run:
+    """The state after as many entries beyond ``run`` as compactions can tell.
 
     Entries are chained, each with the digest of the one before. So if the last one read is what the log itself holds
     under that number, all of them are, whoever wrote the compactions.
 
     Raises:
+        LogMissingError: There are compactions, and no log.
         LogError: The log lacks an entry that a compaction holds: it has lost objects.
         StoreError: The store failed.
     """
-    found = frozenset(span for info in store.list(layout.COMPACTION_FOLDER) if (span := span_of(info.key)))
-    usable = set(found)
-    run = Run()
+    usable, began = set(found), run
     while (span := longest_from(run.head + 1, usable)) is not None:
         try:
             run = advance(run, (entry.decode() for entry in _read(store, span)))
         except _UNUSABLE as error:
             logger.warning("Ignoring %s/%s, reading the log without it: %s", store.url, span.key, error)
             usable.discard(span)
-    if run.head and _digest(_last_entry(store, run.head)) != run.head_digest:
+    if run.head > began.head and _digest(_last_entry(store, run.head)) != run.head_digest:
         logger.error("Ignoring all compactions of %s: they end in an entry that the log does not hold", store.url)
-        return Run(), found
-    return run, found
+        return began
+    return run
 
 
 def write_compaction(store: Store, span: Span) -> None:
@@ -103,6 +118,13 @@ def _read(store: Store, span: Span) -> Iterator[RawEntry]:
 
 def _last_entry(store: Store, number: int) -> RawEntry:
     entry = get_entry(store, number)
+    if entry is None and next(iter(store.list(layout.LOG_FOLDER)), None) is None:
+        raise LogMissingError(
+            "read the run log",
+            f"{store.url}/{layout.LOG_FOLDER}",
+            "it is gone: only compactions are left of it",
+            LOG_MISSING_HINT,
+        )
     if entry is None:
         raise LogError(
             "read the run log",

@@ -24,7 +24,7 @@ def delete_save(
 
     Args:
         manifest: None when it is gone (an earlier call was nearly done) or cannot be used. A save's folder is never
-            shared, so then what lies directly in it is the snapshot's.
+            shared by two saves, so then what a writer of saves has put into it is the snapshot's.
         delete: How to delete keys; by default as fast as the store can.
 
     Raises:
@@ -34,7 +34,8 @@ def delete_save(
         keys = [f"{folder.path}/{file.name}" for file in manifest.files]
     else:
         listed = [info.key for info in store.list(f"{folder.path}/")]
-        keys = [key for key in listed if key != folder.manifest and layout.save_folder_of(key) is not None]
+        names = (key.removeprefix(f"{folder.path}/") for key in listed)
+        keys = [f"{folder.path}/{name}" for name in names if layout.is_save_file(name) and name != layout.MANIFEST_NAME]
     delete = delete or store.delete
     delete(keys)
     delete([folder.manifest])

@@ -4,34 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import tenacity
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.compaction import Span
+from checkpoint_sidecar.core.compaction import Span, uncompacted
 from checkpoint_sidecar.core.errors import (
     LogError,
+    LogReplacedError,
     ObjectExistsError,
     StoreError,
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.log import Body, StoredEntry, encode, new_entry_id
-from checkpoint_sidecar.core.replay import advance
+from checkpoint_sidecar.core.replay import advance, resume
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.compactions import replay_compactions, write_compaction
+from checkpoint_sidecar.store.compactions import list_compactions, replay_compactions, write_compaction
 from checkpoint_sidecar.store.entries import get_entries, get_entry
+
+UNREADABLE_SECONDS = 60.0
+"""How long a number that is taken may hold an entry that cannot be read, before that is taken for lasting."""
+
+POLLS_PER_PROOF = 4
+_AHEAD = 8
 
 _logger = logging.getLogger(__name__)
 
 
 class RunLog:
     """One run's log, cached up to the last entry read. Safe from several threads.
+
+    It serves one run. If the log is emptied, or another run begins in its place, every call raises LogReplacedError
+    from then on; to go on with what is there now takes another RunLog.
 
     Args:
         store: Opened at the run's root.
@@ -48,6 +60,8 @@ class RunLog:
         self._run = Run()
         self._compactions: frozenset[Span] = frozenset()
         self._opened = False
+        self._polls = 0
+        self._replaced: LogReplacedError | None = None
         self._polite = patience_seconds is not None
         stop = tenacity.stop_never if patience_seconds is None else tenacity.stop_after_delay(patience_seconds)
         self._settle = tenacity.Retrying(
@@ -62,6 +76,11 @@ class RunLog:
     def run(self) -> Run:
         """The state as of the last read; may be old."""
         return self._run
+
+    @property
+    def replaced(self) -> LogReplacedError | None:
+        """The error that every call raises, if this log is no more."""
+        return self._replaced
 
     @property
     def compactions(self) -> frozenset[Span]:
@@ -85,15 +104,43 @@ class RunLog:
         stale, a read of a key that was created is not.
 
         Raises:
+            LogReplacedError: The log was emptied or replaced since it was read.
             LogError: The log has a gap, a broken chain or an unreadable entry.
             StoreError: The store failed; the cached state is unchanged.
         """
         with self._lock:
+            self._check_replaced()
             if not self._opened:
                 self._open()
             while (entry := self._read(self._run.head + 1)) is not None:
-                self._run = advance(self._run, [entry])
+                self._advance(entry)
             return self._run
+
+    def poll(self) -> Run:
+        """``refresh`` for those who call it all the time; now and then it also notices that the log is gone.
+
+        Raises:
+            LogReplacedError, LogError, StoreError: See ``refresh``.
+        """
+        with self._lock:
+            run = self.refresh()
+            self._polls += 1
+            if self._polls % POLLS_PER_PROOF == 0:
+                self.prove()
+            return run
+
+    def prove(self) -> None:
+        """Check that the last entry read is still there, which takes one request.
+
+        Raises:
+            LogReplacedError: It is not.
+            LogError, StoreError: It cannot be read.
+        """
+        with self._lock:
+            self._check_replaced()
+            run = self._run
+            if run.head and not self._holds(run.head, run.head_digest):
+                raise self._replace(f"entry {run.head} is gone, or is another one")
 
     def append(self, compute: Callable[[Run], Body | None]) -> StoredEntry | None:
         """Append what ``compute`` says for the current state.
@@ -106,9 +153,11 @@ class RunLog:
             The entry as stored, or None.
 
         Raises:
+            LogReplacedError: The log was emptied or replaced since it was read. Nothing was written.
             UnknownOutcomeError: The patience ran out before the store told whether the entry was written. It may have
                 been, or may be later: delete nothing on account of this.
-            LogError: See ``refresh``; or the log holds a critical entry that this version does not know.
+            LogError: See ``refresh``; or the log holds a critical entry that this version does not know; or it was
+                emptied while the entry was written, or says that the number is taken and never shows by what.
             StoreError: The store failed before the entry can have reached it.
         """
         with self._lock:
@@ -120,8 +169,10 @@ class RunLog:
                 body = compute(run)
                 if body is None:
                     return None
+                # A number after an entry that is gone would begin a history of its own, or break another one.
+                self.prove()
                 occupant = self._occupy(run, entry_id, body)
-                run = self._run = advance(run, [occupant])
+                run = self._advance(occupant)
                 if occupant.id == entry_id:
                     return occupant
                 lost += 1
@@ -155,14 +206,19 @@ class RunLog:
             body=body,
         )
         sent = False
+        unreadable_since: float | None = None
 
         def put_and_look() -> StoredEntry:
-            nonlocal sent
+            nonlocal sent, unreadable_since
             try:
                 with contextlib.suppress(ObjectExistsError):
                     self.store.put_if_absent(key, data)
                 sent = True
                 occupant = self._read(number)
+                if occupant is not None and occupant.id == entry_id and run.head:
+                    self._check_kept(run)
+                if occupant is None and unreadable_since is None:
+                    unreadable_since = time.monotonic()
                 cause = "the store says that the key is taken, and that there is nothing under it"
             except UnknownOutcomeError:
                 sent = True
@@ -176,6 +232,8 @@ class RunLog:
             except Exception as error:  # noqa: BLE001 - whatever it is, the request may have been sent before
                 sent = True
                 occupant, cause = None, f"{type(error).__name__}: {error}"
+            if occupant is None and unreadable_since is not None:
+                _check_readable(f"{self.store.url}/{key}", time.monotonic() - unreadable_since)
             if occupant is None:
                 raise UnknownOutcomeError(
                     "append to the run log", f"{self.store.url}/{key}", f"it may have been written: {cause}"
@@ -193,14 +251,105 @@ class RunLog:
         entry = get_entry(self.store, number)
         return entry.decode() if entry else None
 
+    def _holds(self, number: int, digest: str) -> bool:
+        entry = get_entry(self.store, number)
+        return entry is not None and hashlib.sha256(entry.data).hexdigest() == digest
+
+    def _check_kept(self, run: Run) -> None:
+        """Raise unless the entry before the one just written is still there: else that one belongs to no log."""
+        if not self._holds(run.head, run.head_digest):
+            self._replace(f"entry {run.head} is gone, or is another one")
+            raise LogError(
+                "append to the run log",
+                self.store.url,
+                f"entry {run.head} vanished while entry {run.head + 1} was written: the log was emptied or replaced",
+                "What was written does not count. Let this process exit.",
+            )
+
+    def _advance(self, entry: StoredEntry) -> Run:
+        """Fold the next entry in.
+
+        Raises:
+            LogReplacedError: It belongs to another run.
+            LogError: It does not continue the log.
+        """
+        known = self._run
+        try:
+            run = advance(known, [entry])
+        except LogError:
+            if known.head and not self._holds(known.head, known.head_digest):
+                raise self._replace(f"entry {known.head} is gone, or is another one") from None
+            raise
+        if known.identity and run.identity != known.identity:
+            raise self._replace(f"the run was deleted, and another one begins with entry {run.first}")
+        self._run = run
+        return run
+
+    def _replace(self, cause: str) -> LogReplacedError:
+        self._replaced = LogReplacedError(
+            "use the run log", self.store.url, cause, "The run of this process is no more: let it exit."
+        )
+        return self._replaced
+
+    def _check_replaced(self) -> None:
+        if self._replaced is not None:
+            raise self._replaced
+
     def _open(self) -> None:
         """Replay the compactions, then what is listed after them; a gap among the entries surfaces in the fold."""
-        run, self._compactions = replay_compactions(self.store)
+        self._compactions = list_compactions(self.store)
+        run = replay_compactions(self.store, Run(), self._compactions)
         listed = self.store.list(layout.LOG_FOLDER, after=layout.log_key(run.head) if run.head else "")
-        highest = max((layout.log_number(info.key) or 0 for info in listed), default=0)
-        later = get_entries(self.store, range(run.head + 1, highest + 1))
-        self._run = advance(run, (entry.decode() for entry in later))
+        numbers = sorted(number for info in listed if (number := layout.log_number(info.key)))
+        highest = max(numbers, default=0)
+        if not run.head and numbers and numbers[0] > 1:
+            run = self._after_deletion(numbers)
+            run = self._read_up_to(run, min(uncompacted(run.head + 1), highest))
+            run = replay_compactions(self.store, run, self._compactions)
+        self._run = self._read_up_to(run, highest)
         self._opened = True
+
+    def _read_up_to(self, run: Run, last: int) -> Run:
+        return advance(run, (entry.decode() for entry in get_entries(self.store, range(run.head + 1, last + 1))))
+
+    def _after_deletion(self, numbers: Sequence[int]) -> Run:
+        """The state with which the newest run begins, where the entries of one that was deleted are missing.
+
+        The log of a run is deleted after all its data. Below the tombstone may be what that has not come to, or what a
+        stale writer added: it means nothing.
+        """
+        first, last = _start_of_last_stretch(numbers), numbers[-1]
+        # Mostly the first one is it, so not many are read ahead.
+        batches = (range(start, min(start + _AHEAD, last + 1)) for start in range(first, last + 1, _AHEAD))
+        for entry in (entry for batch in batches for entry in get_entries(self.store, batch)):
+            run = resume(entry.decode())
+            if run is None:
+                continue
+            run = advance(run, [entry.decode()])
+            deleted = run.owner is not None and run.owner.is_deleted
+            return replace(run, erased=deleted, remnants=numbers[0] < entry.number)
+        return Run()
+
+
+def _start_of_last_stretch(numbers: Sequence[int]) -> int:
+    """The first of those numbers that lead up to the last one without a gap."""
+    start = numbers[-1]
+    for number in reversed(numbers):
+        if start - number > 1:
+            break
+        start = number
+    return start
+
+
+def _check_readable(subject: str, seconds: float) -> None:
+    if seconds >= UNREADABLE_SECONDS:
+        raise LogError(
+            "append to the run log",
+            subject,
+            f"for {seconds:.0f} s the store says that the key is taken and answers that there is nothing under it",
+            "Look at the object: may these credentials read it, and is there a proxy, a replication or a delete marker "
+            "between? Whether the entry was written is not known.",
+        )
 
 
 def _warn(state: tenacity.RetryCallState) -> None:

@@ -73,6 +73,7 @@ class Checkpointer:
         takeover_seconds: How long a start waits for another attempt that is still training before it stops that one.
         stall_seconds: How long a save that is waited for may move no byte before it is given up.
         pod: This process's pod; made up from host and process id by default.
+        log_floor: Number of a log entry that is known to exist, so that a log that was lost is not taken for a new run.
 
     Raises:
         ConfigurationError: The URL, or an object of the state, cannot work.
@@ -93,6 +94,7 @@ class Checkpointer:
         takeover_seconds: float = 120.0,
         stall_seconds: float = STALL_SECONDS,
         pod: PodIdentity | None = None,
+        log_floor: int = 0,
     ) -> None:
         self._pid = os.getpid()
         self._saver: Saver | None = None
@@ -126,7 +128,9 @@ class Checkpointer:
             self._watch.remove()
             raise
         self._session = (
-            Session(self._store, owner, Defaults(save or SavePolicy(), overwrite)) if self._agreement.leads else None
+            Session(self._store, owner, Defaults(save or SavePolicy(), overwrite), log_floor=log_floor)
+            if self._agreement.leads
+            else None
         )
         self._skip_while_saving = while_saving == "skip"
         self._trust = trust
@@ -160,7 +164,12 @@ class Checkpointer:
             requester_pays=env.requester_pays,
             tags=env.tags,
         )
-        given = {"run": env.owner, "pod": env.pod, "grace_seconds": env.grace_seconds}
+        given = {
+            "run": env.owner,
+            "pod": env.pod,
+            "grace_seconds": env.grace_seconds,
+            "log_floor": env.log_floor,
+        }
         return cls(state, settings, **(given | options))
 
     # The training loop

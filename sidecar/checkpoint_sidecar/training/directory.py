@@ -7,17 +7,26 @@ each save also deletes what the one before it replaced: between saves there are 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from checkpoint_sidecar.core import attempt as attempts
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import CheckpointExistsError, CorruptSnapshotError, LogError, StoreError
+from checkpoint_sidecar.core.belongings import Belongings, belongings
+from checkpoint_sidecar.core.errors import (
+    CheckpointExistsError,
+    CorruptSnapshotError,
+    ForeignObjectError,
+    LogError,
+    StoreError,
+)
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
     Owner,
     PurgeStarted,
     RunClaimed,
+    SavesIdentified,
     SnapshotCommitted,
     SnapshotPurged,
     SnapshotRetired,
@@ -39,7 +48,6 @@ logger = logging.getLogger(__name__)
 STEP = 0
 """A directory has no steps; every save of it is a save of this one."""
 WRITER = "checkpoint_sidecar drop-in"
-_HOLDS_DATA = (SnapshotState.LIVE, SnapshotState.RETIRED, SnapshotState.PURGING)
 
 
 class DirectorySave:
@@ -68,6 +76,7 @@ class DirectorySave:
         if not self._overwrite and not self._log.refresh().ever_committed and self._stock_checkpoint_exists():
             raise self._exists("a checkpoint that torch wrote")
         self._log.append(self._claim)
+        self._log.append(self._identify)
         started = self._log.append(self._start)
         assert started is not None
         assert isinstance(started.body, AttemptStarted)
@@ -76,7 +85,7 @@ class DirectorySave:
             self._clear(number)
         except (StoreError, LogError) as error:
             logger.warning("Replaced checkpoints stay until the next save: %s", error)
-        return NewSave(SaveFolder(None, number, layout.new_nonce()), STEP)
+        return NewSave(SaveFolder(None, number, layout.new_nonce(), self._log.run.short_identity), STEP)
 
     def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
         """Commit, check the sizes of what was stored, then let torch's reader see it and retire what it replaced.
@@ -99,11 +108,11 @@ class DirectorySave:
         self._log.append(lambda run: attempts.commit(run, draft, overwrite=policy))
         try:
             self._verify(save, manifest)
-            publish(self._store, self._log, None)
+            self._publish()
             for other in self._log.run.snapshots.values():
                 if other.live and other.id != save.snapshot:
                     self._retire(other.id, "Replaced")
-        except (StoreError, LogError) as error:
+        except (StoreError, LogError, ForeignObjectError) as error:
             logger.warning("the checkpoint is committed, but torch's own reader may find the one before: %s", error)
             self._publish_unchecked()
 
@@ -120,6 +129,13 @@ class DirectorySave:
 
     def _claim(self, run: Run) -> RunClaimed | None:
         return attempts.claim(run, self._owner, url=self._store.url)
+
+    def _identify(self, run: Run) -> SavesIdentified | None:
+        attempts.check_owner(run, self._owner, url=self._store.url)
+        return attempts.identify(run)
+
+    def _publish(self) -> None:
+        publish(self._store, self._log, None, replace_foreign=self._overwrite)
 
     def _start(self, run: Run) -> AttemptStarted:
         attempts.check_owner(run, self._owner, url=self._store.url)
@@ -144,7 +160,7 @@ class DirectorySave:
     def _publish_unchecked(self) -> None:
         """Let both readers choose alike, though it is unknown whether all files arrived; what was replaced stays."""
         try:
-            publish(self._store, self._log, None)
+            self._publish()
         except (StoreError, LogError) as error:
             logger.warning("the pointer for torch's own reader is not up to date: %s", error)
 
@@ -157,10 +173,9 @@ class DirectorySave:
         for snapshot in run.snapshots.values():
             if snapshot.state in (SnapshotState.RETIRED, SnapshotState.PURGING):
                 self._purge(snapshot)
-        held = {snapshot.id for snapshot in run.snapshots.values() if snapshot.state in _HOLDS_DATA}
-        self._store.delete(
-            [info.key for info in self._store.list() if _is_leftover(info.key, held, below_attempt=attempt)]
-        )
+        keys = [info.key for info in self._store.list()]
+        ours = belongings(self._log.refresh(), keys)
+        self._store.delete([key for key in keys if _is_leftover(key, ours, below_attempt=attempt)])
 
     def _purge(self, snapshot: Snapshot) -> None:
         manifest: Manifest | None = None
@@ -174,14 +189,15 @@ class DirectorySave:
         self._log.append(
             lambda run: PurgeStarted(snapshot.id) if run.snapshots[snapshot.id].state is SnapshotState.RETIRED else None
         )
-        publish(self._store, self._log, None)
+        with contextlib.suppress(ForeignObjectError):
+            self._publish()
         delete_save(self._store, layout.parse_save_folder(snapshot.commit.path), manifest)
         self._log.append(lambda _: SnapshotPurged(snapshot.id, manifest.size if manifest else 0))
 
 
-def _is_leftover(key: str, held: set[str], *, below_attempt: int) -> bool:
+def _is_leftover(key: str, ours: Belongings, *, below_attempt: int) -> bool:
     """Whether an object belongs to a save that an earlier attempt left unfinished and can no longer commit."""
-    folder = layout.save_folder_of(key)
+    folder = ours.save_of(key)
     if folder is None or folder.step is not None or folder.attempt >= below_attempt:
         return False
-    return layout.snapshot_id(STEP, folder.attempt, folder.nonce) not in held
+    return folder.path not in ours.held

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core.belongings import traces
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CorruptSnapshotError,
@@ -28,6 +29,7 @@ from checkpoint_sidecar.core.log import (
     PodIdentity,
     RestoreFinished,
     RestoreStarted,
+    SavesIdentified,
     SnapshotReinstated,
     Trigger,
 )
@@ -40,6 +42,7 @@ from checkpoint_sidecar.engine.requests import Span
 from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.engine.verify import compare_rest, read_file, read_manifest
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.marker import leave_marker, telling_keys
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.display import moved
@@ -86,16 +89,18 @@ class Session:
     Args:
         store: Opened at the run's root.
         owner: Who the run belongs to.
+        log_floor: Number of a log entry that was seen in this run, from the environment; 0 if none is known.
     """
 
-    def __init__(self, store: Store, owner: Owner, defaults: Defaults) -> None:
+    def __init__(self, store: Store, owner: Owner, defaults: Defaults, *, log_floor: int = 0) -> None:
         self.store = store
         self.log = RunLog(store, writer=f"library {version('checkpoint-operator')}")
         self.defaults = defaults
         self.attempt = 0
         self.skipped: list[str] = []
         self._owner = owner
-        self._poll = Periodic(self.log.refresh, seconds=POLL_SECONDS, name="watch the run log")
+        self._log_floor = log_floor
+        self._poll = Periodic(self.log.poll, seconds=POLL_SECONDS, name="watch the run log")
 
     # Starting
 
@@ -103,12 +108,18 @@ class Session:
         """Claim the prefix if it is free, wait for an attempt that still trains, and take the next number.
 
         Raises:
+            LogMissingError: There was a run here, and its log is gone or was cut.
             PrefixClaimedError: The prefix belongs to another run.
             StoreError, LogError: The store failed or does not keep what commits rest on.
         """
-        if self.log.refresh().owner is None:
+        run = self.log.refresh()
+        found = traces(telling_keys(self.store)) if run.head == 0 else ()
+        decisions.check_log(run, url=self.store.url, floor=self._log_floor, traces=found)
+        if run.free:
             probe(self.store)
         self.log.append(lambda run: decisions.claim(run, self._owner, url=self.store.url))
+        leave_marker(self.store, self.log.run)
+        self.log.append(self._identify)
         wait_for_predecessor(self.log, pods=pods, patience_seconds=patience_seconds)
 
         def next_attempt(run: Run) -> AttemptStarted:
@@ -129,6 +140,10 @@ class Session:
         )
         self._poll.start()
         return self.attempt
+
+    def _identify(self, run: Run) -> SavesIdentified | None:
+        decisions.check_owner(run, self._owner, url=self.store.url)
+        return decisions.identify(run)
 
     def stop(self, *, timeout_seconds: float) -> None:
         """Stop looking at the log."""
@@ -320,7 +335,9 @@ class Session:
 
     @property
     def fenced(self) -> FencedError | None:
-        """The error to raise if a later attempt started or the run changed hands."""
+        """The error to raise if a later attempt started, the run changed hands, or its log is no more."""
+        if self.log.replaced is not None:
+            return self.log.replaced
         try:
             decisions.current(self.log.run, self.attempt)
         except FencedError as error:

@@ -115,7 +115,8 @@ class RunTarget:
         existing = session.admit(draft.step, draft.trigger)
         if existing is not None:
             raise self._not_needed(existing.id)
-        return NewSave(layout.SaveFolder(draft.step, session.attempt, layout.new_nonce()), draft.step)
+        run = session.log.run.short_identity
+        return NewSave(layout.SaveFolder(draft.step, session.attempt, layout.new_nonce(), run), draft.step)
 
     def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
         """See ``SaveTarget``."""

@@ -35,6 +35,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
@@ -242,7 +243,7 @@ class SnapshotWriter(StorageWriter):
         prefix = save.folder.path.rpartition("/")[2]
         for name, data in (
             (METADATA_NAME, metadata_bytes(metadata)),
-            (STOCK_METADATA_NAME, metadata_bytes(metadata, prefix=prefix)),
+            (STOCK_METADATA_NAME, metadata_bytes(metadata, prefix=prefix) + _origin_of(save)),
         ):
             self._written.append(f"{save.folder.path}/{name}")
             files.append(upload_bytes(self._store, self._written[-1], data, block_bytes=self._block_bytes))
@@ -268,6 +269,11 @@ class _Share:
     folder: SaveFolder
     rank: int
     block_bytes: int
+
+
+def _origin_of(save: NewSave) -> bytes:
+    """What torch's reader does not come to: it stops at the end of the pickle."""
+    return Origin(save.folder.run, save.snapshot).encode() if save.folder.run else b""
 
 
 def metadata_bytes(metadata: Metadata, *, prefix: str = "") -> bytes:

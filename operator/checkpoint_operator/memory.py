@@ -1,0 +1,141 @@
+"""What one Checkpoint's passes hand on to the next."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from checkpoint_operator.actions import LookAround, PublishPointer
+from checkpoint_operator.execute import Outcome
+from checkpoint_operator.model import Progress, TakeOver
+from checkpoint_operator.plan import seeded
+from checkpoint_operator.storage import Session
+from checkpoint_sidecar.core.api import CheckpointSpec
+from checkpoint_sidecar.core.belongings import Survey
+from checkpoint_sidecar.core.run import Run
+
+SURVEY_SECONDS = 3600.0
+"""Between two looks at everything that lies under a prefix."""
+
+UNVERIFIABLE_SECONDS = 600.0
+"""From a snapshot that could not be verified to the next try."""
+
+REFUSED_SECONDS = 3600.0
+"""From a refused deletion to the next try: a lock on objects or a missing right lasts longer than a failure."""
+
+
+@dataclass
+class Memory:
+    """All of it can be lost without harm.
+
+    Attributes:
+        head: The log number the last pass ended with.
+        identity: Of the run that all this is about; empty before it was read.
+        heard_at: When training last wrote to the log, on this process's steady clock.
+        shown, collected, collected_at, swept, take_over: See ``Observed``.
+        survey: What was found under the prefix, or None.
+        surveyed_at: When it was looked through last, on the same clock.
+        foreign_pointers: Steps whose stock pointer proved to be somebody else's.
+        wanted: The last ``spec.storage.takeOverFrom`` that was seen, or None.
+        beat_at: When a new word about progress was last found, on the same clock.
+        due_at: When the passing of time alone makes something due, on the same clock.
+        running: Whether the last pass saw active pods.
+        refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
+        secret: Name of the Secret as last read, and a digest of its values, if the spec names one.
+        secret_at: When that was, on the same clock.
+        unverifiable: Why snapshots could not be verified, by id, and when that was found, on the same clock.
+    """
+
+    session: Session | None = None
+    head: int = -1
+    identity: str = ""
+    heard_at: float = field(default_factory=time.monotonic)
+    progress: dict[int, Progress] = field(default_factory=dict)
+    progress_at: float = float("-inf")
+    beat_at: float = float("-inf")
+    shown: dict[int, str] = field(default_factory=dict)
+    collected: int = 0
+    collected_at: dt.datetime | None = None
+    swept: tuple[int, str] = (0, "")
+    survey: Survey | None = None
+    surveyed_at: float = float("-inf")
+    foreign_pointers: set[int] = field(default_factory=set)
+    wanted: str | None = None
+    take_over: TakeOver = field(default_factory=TakeOver)
+    due_at: float = float("inf")
+    running: bool = False
+    refusal: str = ""
+    refused_at: float = float("-inf")
+    unverifiable: dict[str, tuple[str, float]] = field(default_factory=dict)
+    secret: tuple[str, str] | None = None
+    secret_at: float = float("-inf")
+
+    def note_unverifiable(self, reasons: Mapping[str, str]) -> None:
+        """Some snapshots could not be compared with their manifests, for reasons of their own."""
+        now = time.monotonic()
+        self.unverifiable = {
+            **{
+                snapshot: found
+                for snapshot, found in self.unverifiable.items()
+                if now - found[1] < UNVERIFIABLE_SECONDS
+            },
+            **{snapshot: (why, now) for snapshot, why in reasons.items()},
+        }
+
+    def unverified(self) -> Mapping[str, str]:
+        """Why some snapshots are not verified for now."""
+        since = time.monotonic() - UNVERIFIABLE_SECONDS
+        return MappingProxyType({snapshot: why for snapshot, (why, at) in self.unverifiable.items() if at > since})
+
+    def refused(self) -> str:
+        """Why nothing is deleted for now, or empty."""
+        if self.session is not None and self.session.refusal:
+            return self.session.refusal
+        return self.refusal if time.monotonic() - self.refused_at < REFUSED_SECONDS else ""
+
+    def seen(self) -> Survey | None:
+        """What is known of the prefix."""
+        return self.survey.with_pointers(self.foreign_pointers) if self.survey else None
+
+    def survey_due(self) -> bool:
+        """Whether the prefix should be looked through now."""
+        return time.monotonic() - self.surveyed_at > SURVEY_SECONDS
+
+    def note_run(self, run: Run) -> None:
+        """The log was read. What is remembered of another run at this prefix says nothing about this one."""
+        if not run.identity:
+            return
+        if self.identity not in ("", run.identity):
+            self.progress, self.shown, self.foreign_pointers = {}, {}, set()
+            self.collected, self.collected_at, self.swept = 0, None, (0, "")
+            self.survey, self.surveyed_at = None, float("-inf")
+        self.identity = run.identity
+
+    def note_spec(self, spec: CheckpointSpec, generation: int) -> None:
+        """The spec as it is now: a value that is set anew is another request."""
+        value = spec.storage.take_over_from
+        if self.wanted is None or self.wanted != value:
+            self.take_over = TakeOver(generation, renewed=self.wanted is not None)
+        self.wanted = value
+
+    def note_outcomes(self, outcomes: Iterable[Outcome]) -> None:
+        """What was carried out has told something about what lies under the prefix."""
+        for outcome in outcomes:
+            action = outcome.action
+            if isinstance(action, LookAround):
+                # A prefix that cannot be looked through is not tried again at once.
+                self.surveyed_at = time.monotonic()
+            if outcome.survey is not None:
+                self.survey = outcome.survey
+                self.shown = seeded(self.shown, outcome.survey)
+                self.foreign_pointers &= outcome.survey.pointers
+            if isinstance(action, PublishPointer):
+                (self.foreign_pointers.add if outcome.left_alone else self.foreign_pointers.discard)(action.step)
+
+    def note_collected(self, attempts: Iterable[int], now: dt.datetime) -> None:
+        """Leftovers were collected while these were the highest attempts."""
+        for attempt in attempts:
+            self.collected, self.collected_at = attempt, now

@@ -1,0 +1,36 @@
+"""``_run.json``: says, outside the log, that there is a run here. Whoever finds it beside no log knows what is lost."""
+
+from __future__ import annotations
+
+import msgspec
+
+from checkpoint_sidecar.core.log import FORMAT, Digest, Format, Owner
+from checkpoint_sidecar.core.run import Run
+
+MAX_MARKER_BYTES = 64 * 1024
+
+
+class Marker(msgspec.Struct, frozen=True, rename="camel"):
+    """What it says.
+
+    Attributes:
+        identity: SHA-256 of the bytes of the run's first log entry.
+    """
+
+    format: Format
+    identity: Digest
+    owner: Owner
+
+
+def encode(run: Run) -> bytes:
+    """The marker of a claimed run."""
+    assert run.owner is not None
+    return msgspec.json.encode(Marker(FORMAT, run.identity, run.owner))
+
+
+def decode(data: bytes) -> Marker | None:
+    """Read a marker, or None for the object of somebody else."""
+    try:
+        return msgspec.json.decode(data, type=Marker)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
