@@ -34,18 +34,15 @@ from checkpoint_operator.queue import NoRoomError
 from checkpoint_operator.redaction import Redactor
 from checkpoint_operator.servers import check_servers
 from checkpoint_operator.slots import Slot
-from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, settings_for
+from checkpoint_operator.storage import Rules, Session, StorageFaultError, fault_from, missing_log, settings_for
 from checkpoint_operator.store_threads import AbandonedError, run_in_thread
 from checkpoint_operator.translate import policy_of
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
-from checkpoint_sidecar.core.attempt import check_log
-from checkpoint_sidecar.core.belongings import traces
-from checkpoint_sidecar.core.errors import CheckpointError, LogMissingError, LogReplacedError
+from checkpoint_sidecar.core.errors import CheckpointError, LogReplacedError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_REQUEST, Owner
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.store.marker import telling_keys
 from checkpoint_sidecar.store.settings import KNOWN_KEYS, StoreSettings
 
 PROGRESS_SECONDS = 10.0
@@ -358,7 +355,7 @@ class Observer:
             logger.warning("%s: %s", checkpoint.key, error)
             session.forget_log()
             run = session.log.refresh()
-        missing = _missing_log(session, run, checkpoint)
+        missing = missing_log(session, run, checkpoint)
         if missing is not None:
             return _Reading(fault=missing)
         beat = session.progress() if progress else None
@@ -366,22 +363,6 @@ class Observer:
             fault = Fault(Reason.READ_ONLY, session.read_only, stalled=True)
             return _Reading(run, session.now() if run.head else None, fault, beat)
         return _Reading(run, session.now(), None, beat)
-
-
-def _missing_log(session: Session, run: Run, checkpoint: Checkpoint) -> Fault | None:
-    """Whether there was a run here whose log is gone, or shorter than the Checkpoint's status has seen it.
-
-    Raises:
-        StoreError: The store failed.
-    """
-    if checkpoint.spec is None or checkpoint.spec.restore.on_missing == "StartFresh":
-        return None
-    found = traces(telling_keys(session.store)) if run.head == 0 else ()
-    try:
-        check_log(run, url=session.store.url, floor=checkpoint.status.get("logSequence") or 0, traces=found)
-    except LogMissingError as error:
-        return fault_from(error)
-    return None
 
 
 def _progress_due(memory: Memory) -> bool:

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from checkpoint_operator.budget import ACTION_SECONDS, BudgetError, Meter, MeteredStore, metered
 from checkpoint_operator.endpoints import Pattern
 from checkpoint_operator.limits import RateLimit
-from checkpoint_operator.model import Fault, Key, Progress
+from checkpoint_operator.model import Checkpoint, Fault, Key, Progress
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.api import Reason, Storage
+from checkpoint_sidecar.core.attempt import check_log
+from checkpoint_sidecar.core.belongings import traces
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -33,8 +35,10 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.location import check_url
 from checkpoint_sidecar.core.log import StoredEntry
+from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.calls import Patience, batches
 from checkpoint_sidecar.store.entries import get_entries
+from checkpoint_sidecar.store.marker import telling_keys
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.probe import probe
 from checkpoint_sidecar.store.progress import read_beat
@@ -344,3 +348,19 @@ class Session:
         """The last word of the running attempt, or None."""
         beat = read_beat(self.store)
         return Progress(beat.progress.attempt, beat.progress.step, beat.at, beat.progress.ended) if beat else None
+
+
+def missing_log(session: Session, run: Run, checkpoint: Checkpoint) -> Fault | None:
+    """Whether there was a run here whose log is gone, or shorter than the Checkpoint's status has seen it.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    if checkpoint.spec is None or checkpoint.spec.restore.on_missing == "StartFresh":
+        return None
+    found = traces(telling_keys(session.store)) if run.head == 0 else ()
+    try:
+        check_log(run, url=session.store.url, floor=checkpoint.status.get("logSequence") or 0, traces=found)
+    except LogMissingError as error:
+        return fault_from(error)
+    return None

@@ -296,7 +296,7 @@ def test_no_save_is_called_failed_that_is_committed(
 def test_what_fails_after_the_commit_is_no_failure_of_the_save(
     storage: RunStorage, monkeypatch: pytest.MonkeyPatch, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = LosesTheReply(storage.store, error, verb="put", part="step-7/.metadata")
+    store = LosesTheReply(storage.store, error, verb="put_if_absent", part="step-7/.metadata")
     monkeypatch.setattr(module, "open_store", lambda _: store)
     with started(storage) as checkpointer:
         store.armed = True
