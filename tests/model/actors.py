@@ -14,6 +14,7 @@ import msgspec
 from builders import OTHER_OWNER, OWNER
 from checkpoint_operator import execute, plan, status
 from checkpoint_operator.actions import CollectLast, CollectOrphans, PublishPointer
+from checkpoint_operator.memory import Memory
 from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed, Quota
 from checkpoint_operator.resources import mirror_name
 from checkpoint_operator.storage import Session as OperatorSession
@@ -232,14 +233,14 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
     def body(actor: Actor) -> None:
         actor.speaks_for = str(user.owner)
         session: OperatorSession | None = None
-        shown: dict[int, str] = {}
+        memory = Memory()
         collected, swept = 0, (0, "")
         for _ in range(passes):
             world.promises.begins()
             try:
                 if session is None:
                     session = _session(user, actor, patient)
-                seen = replace(_observe(user, session), shown=shown, collected=collected, swept=swept)
+                seen = replace(_observe(user, session), collected=collected, swept=swept, **_remembered(memory))
                 for _ in range(ROUNDS):
                     planned = plan.store_actions(seen)
                     if not planned:
@@ -249,8 +250,9 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {errors[0]}")
                         session = None
                         break
+                    memory.note_outcomes(outcomes)
                     pointers = (done.action for done in outcomes if isinstance(done.action, PublishPointer))
-                    shown = plan.shown_after(shown, pointers)
+                    memory.shown = plan.shown_after(memory.shown, pointers)
                     done = [outcome.action for outcome in outcomes]
                     collected = max((it.attempt for it in done if isinstance(it, CollectOrphans)), default=collected)
                     swept = max(((it.attempt, it.commit) for it in done if isinstance(it, CollectLast)), default=swept)
@@ -259,10 +261,10 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         seen,
                         run=log.run,
                         now=session.now(),
-                        shown=shown,
                         collected=collected,
                         swept=swept,
                         compactions=log.compactions,
+                        **_remembered(memory),
                     )
                 user.status = status.status_of(seen)
                 user.left = plan.store_actions(seen)
@@ -271,6 +273,10 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                 session = None
 
     return body
+
+
+def _remembered(memory: Memory) -> dict[str, Any]:
+    return {"shown": memory.shown, "survey": memory.seen(), "survey_due": memory.survey_due()}
 
 
 def _session(user: User, actor: Actor, patient: bool) -> OperatorSession:

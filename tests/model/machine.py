@@ -517,16 +517,14 @@ class Protocol(RuleBasedStateMachine):
         self._alone(self._operator(6, patient=True))
         require(not user.left, "P6", f"an operator never comes to rest: {user.left}")
         ledger = self.world.promises.ledger
-        for info in self.world.store.list("step-"):
-            if info.key.count("/") == 1:
-                state = ledger.saved[self._shown(info.key)].state
-                require(state in HELD, "pointer", f"{info.key} shows {self._shown(info.key)}, which is {state}")
-        seen = set[int]()
+        wanted: dict[str, str] = {}
         for saved in ledger.lineage():
-            if saved.state == LIVE and not ledger.quarantined(saved) and saved.step not in seen:
-                seen.add(saved.step)
-                shown = self._shown(layout.pointer_key(saved.step))
-                require(shown == saved.id, "pointer", f"step {saved.step} shows {shown!r}, not {saved.id}")
+            if saved.state == LIVE and not ledger.quarantined(saved):
+                wanted.setdefault(layout.pointer_key(saved.step), saved.id)
+        there = {info.key for info in self.world.store.list("step-") if info.key.count("/") == 1}
+        for key in sorted(there | wanted.keys()):
+            shown, right = self._shown(key), wanted.get(key, "")
+            require(shown == right, "pointer", f"{key} shows {shown or 'nothing'!r}, not {right or 'nothing'!r}")
 
     def _shown(self, key: str) -> str:
         """The snapshot that a stock pointer shows, or empty."""

@@ -17,7 +17,7 @@ import pytest
 import tenacity
 
 from builders import BEGINNING, nonce_of
-from checkpoint_operator import storage
+from checkpoint_operator import memory, storage
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.errors import ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.engine import verify
@@ -257,6 +257,7 @@ def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runlog, "new_entry_id", lambda: f"entry-{world.fresh()}")
     patch.setattr(runlog, "dt", calendar)
     patch.setattr(runlog, "time", clock)
+    patch.setattr(memory, "time", clock)
     patch.setattr(storage, "time", clock)
     patch.setattr(tenacity.nap, "time", clock)
     for module in (entries, verify):
