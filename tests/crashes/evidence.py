@@ -86,6 +86,10 @@ def _published_bytes(store: Store, snapshot: Snapshot) -> bytes | None:
 def _is_known(key: str) -> bool:
     if key.startswith(layout.LOG_FOLDER):
         return layout.log_number(key) is not None
-    if key == layout.PROGRESS_KEY or key.startswith(layout.PROBE_FOLDER) or _POINTER.fullmatch(key):
+    if (
+        key in (layout.PROGRESS_KEY, layout.MARKER_KEY)
+        or key.startswith(layout.PROBE_FOLDER)
+        or _POINTER.fullmatch(key)
+    ):
         return True
     return layout.save_folder_of(key) is not None and bool(_FILE.fullmatch(key.rpartition("/")[2]))

@@ -216,14 +216,6 @@ MUTANTS = (
         "seconds=time.monotonic() - then",
         "seconds=time.monotonic() - then + 5.0",
     ),
-    Mutant(
-        9,
-        "a clock that was set is not read again",
-        1,
-        execute.carry_out,
-        "after_grace and not clock_read",
-        "False",
-    ),
     Mutant(9, "there is no grace", 1, purging.purge_at, "seconds=policy.grace_seconds", "seconds=0"),
     # 10: the stock pointer is derived and repaired
     Mutant(

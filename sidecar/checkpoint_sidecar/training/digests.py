@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -173,8 +174,10 @@ class _Walk:
     def _packed(self, data: bytes) -> bytes:
         """The digest of a packed value, whose bytes depend on the order of its dicts; of its bytes if it is large."""
         if len(data) <= _MOST_PARTS:
-            walk = _Walk(self._seed)
-            return walk.of(unpack(data, lambda name, form: (name, repr(form)), subject="a value", trusted=True))
+            # Bytes of another origin may begin like a packed value.
+            with suppress(Exception):
+                walk = _Walk(self._seed)
+                return walk.of(unpack(data, lambda name, form: (name, repr(form)), subject="a value", trusted=True))
         return self._memory("packed", memoryview(data))
 
     def _memory(self, kind: str, memory: memoryview) -> bytes:
