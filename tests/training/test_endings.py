@@ -24,7 +24,8 @@ SECONDS = 60.0
 """From the signal, or the start, to the end, on a machine that is busy with other things: what hangs takes for ever."""
 
 DATA = ("upload", ".distcp")
-LOG = ("put_if_absent", "_log/")
+COMMIT = ("put_if_absent", "_log/00000000000000000004")
+"""The first snapshot's: the run, the attempt and the identity of its saves are recorded before it."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ TABLE: dict[str, tuple[Case, Expected]] = {
     # The store keeps silent, and no signal comes
     "returns, upload hangs": (Case(hang=DATA), Expected(1, SILENT, data=True)),
     "returns, commit hangs": (
-        Case(hang=("put_if_absent", "_log/00000000000000000003")),
+        Case(hang=COMMIT),
         Expected(1, SILENT, data=True),
     ),
     "returns, commit hangs, not closed": (
-        Case(hang=("put_if_absent", "_log/00000000000000000003"), close=False),
+        Case(hang=COMMIT, close=False),
         Expected(1, SILENT, data=True),
     ),
     "returns, publishing hangs": (Case(hang=("put", "step-5/.metadata")), Expected(0, commits=(5,))),
@@ -115,7 +116,7 @@ TABLE: dict[str, tuple[Case, Expected]] = {
         Expected(143, r"terminated after step \d+: " + TOO_LATE, data=True),
     ),
     "SIGTERM, commit hangs": (
-        Case(end="train on", hang=("put_if_absent", "_log/00000000000000000003"), signals=sigterm("hanging")),
+        Case(end="train on", hang=COMMIT, signals=sigterm("hanging")),
         Expected(143, r"terminated after step \d+: " + TOO_LATE, data=True),
     ),
     "SIGTERM, publishing hangs": (
@@ -158,7 +159,7 @@ TABLE: dict[str, tuple[Case, Expected]] = {
         Expected(1, "CHECKPOINT_MEMORY: '512MB' cannot work"),
     ),
     "2 ranks return, commit hangs": (
-        Case(ranks=2, hang=("put_if_absent", "_log/00000000000000000003")),
+        Case(ranks=2, hang=COMMIT),
         Expected(1, SILENT, data=True),
     ),
     "2 ranks return, upload of one hangs": (Case(ranks=2, hang=DATA, hang_rank=1), Expected(1, SILENT, data=True)),
@@ -178,7 +179,7 @@ TABLE: dict[str, tuple[Case, Expected]] = {
         Case(
             ranks=2,
             end="train on",
-            hang=("put_if_absent", "_log/00000000000000000003"),
+            hang=COMMIT,
             signals=(("TERM", 1, "training"),),
         ),
         Expected(143, r"terminated after step \d+: " + TOO_LATE, data=True),
