@@ -91,7 +91,8 @@ class BalancedSavePlanner(DefaultSavePlanner):
         self._held = defaultdict(list)
         for item in plan.items:
             self._held[item.index.fqn].append(item)
-        holdings = tuple(map(self._holding, plan.items))
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        holdings = tuple(self._holding(item, several=several) for item in plan.items)
         return DescribedPlan(**_fields(plan), holdings=holdings, seed=self._saves_before)
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
@@ -111,12 +112,11 @@ class BalancedSavePlanner(DefaultSavePlanner):
                 data = data.narrow(dimension, start, length)
         return data
 
-    def _holding(self, item: WriteItem) -> Holding:
+    def _holding(self, item: WriteItem, *, several: bool) -> Holding:
         value = self.state_dict[item.index.fqn]
         # A ShardedTensor that holds nothing here, or several parts, cannot even be asked.
         if isinstance(value, torch.Tensor) and not isinstance(value, ShardedTensor) and value.is_nested:
             raise _unsavable(item.index.fqn, value, "its rows have different lengths")
-        several = dist.is_initialized() and dist.get_world_size() > 1
         seed = self._saves_before
         if item.type is WriteItemType.SHARD:
             part = value.to_local() if isinstance(value, DTensor) else self.lookup_object(item.index)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
@@ -33,9 +34,8 @@ class Kind(StrEnum):
     OBJECT = "an object"
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What a rank says of an item of its plan.
+class Holding(NamedTuple):
+    """What a rank says of an item of its plan; a tuple, as each rank sends one for each of its items.
 
     Attributes:
         digest: Of its value; None if it was not taken.
@@ -49,6 +49,10 @@ class Holding:
     divisible: bool = False
     buffers_of: str = ""
     mesh: int = 0
+
+
+Holder: TypeAlias = tuple[int, WriteItem, Holding]
+"""A rank, an item of its plan, and what it says of it."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,11 @@ def compare(plans: Sequence[SavePlan]) -> Compared:
     Raises:
         ConfigurationError: Ranks hold different things under one name, and none of them is right.
     """
-    held: dict[MetadataIndex, list[tuple[int, WriteItem, Holding]]] = defaultdict(list)
+    held: dict[MetadataIndex, list[Holder]] = defaultdict(list)
     for rank, plan in enumerate(plans):
         holdings = plan.holdings if isinstance(plan, DescribedPlan) else ()
-        for number, item in enumerate(plan.items):
-            held[item.index].append((rank, item, holdings[number] if holdings else _undescribed(item)))
+        for item, holding in zip(plan.items, holdings or map(_undescribed, plan.items), strict=True):
+            held[item.index].append((rank, item, holding))
     _check_forms(held)
     comparable = len({plan.seed for plan in plans if isinstance(plan, DescribedPlan)}) == 1
     result = Compared()
@@ -110,11 +114,14 @@ def compare(plans: Sequence[SavePlan]) -> Compared:
     differing: dict[MetadataIndex, list[int]] = {}
     for index, holders in held.items():
         rank, item, first = holders[0]
+        if len(holders) == 1:
+            result.replicas.append(Replica(item, (rank,), divisible=first.divisible and not first.buffers_of))
+            continue
         buffers_of = first.buffers_of if all(holding.buffers_of for _, _, holding in holders) else ""
         ranks = (rank,) if buffers_of else tuple(rank for rank, _, _ in holders)
         divisible = not buffers_of and all(holding.divisible for _, _, holding in holders)
         result.replicas.append(Replica(item, ranks, divisible))
-        if len(holders) == 1 or not comparable or (other := _first_other(holders)) is None:
+        if not comparable or (other := _first_other(holders)) is None:
             continue
         if buffers_of:
             result.differing.setdefault(buffers_of, []).append(index.fqn)
@@ -137,38 +144,57 @@ def _undescribed(item: WriteItem) -> Holding:
     return Holding(Kind.TENSOR if item.tensor_data else Kind.OBJECT, divisible=item.tensor_data is not None)
 
 
-def _first_other(holders: Sequence[tuple[int, WriteItem, Holding]]) -> int | None:
+def _first_other(holders: Sequence[Holder]) -> int | None:
     """The first rank whose value is not that of the lowest one; None if all values that can be compared are equal."""
-    known = [(rank, holding.digest) for rank, _, holding in holders if holding.digest is not None]
-    return next((rank for rank, digest in known if digest != known[0][1]), None)
+    lowest: int | None = None
+    for rank, _, holding in holders:
+        if lowest is None:
+            lowest = holding.digest
+        elif holding.digest is not None and holding.digest != lowest:
+            return rank
+    return None
 
 
-def _check_forms(held: dict[MetadataIndex, list[tuple[int, WriteItem, Holding]]]) -> None:
+def _check_forms(held: dict[MetadataIndex, list[Holder]]) -> None:
     """Check that everything of one name has one kind, dtype and shape, and is divided in one way."""
-    names: dict[str, tuple[int, str]] = {}
-    meshes: dict[str, set[int]] = defaultdict(set)
+    names: dict[str, Holder] = {}
+    meshes: dict[str, list[set[int]]] = defaultdict(list)
     for index, holders in held.items():
-        meshes[index.fqn].update(holding.mesh for _, _, holding in holders)
-        part = ""
-        for rank, item, holding in holders:
-            form = _form(item, holding)
-            known, expected = names.setdefault(index.fqn, (rank, form))
-            size = str(item.tensor_data.chunk.sizes) if item.tensor_data else ""
-            part = part or size
-            if form != expected or size != part:
-                detail = (expected, form) if form != expected else (f"a part of {part}", f"a part of {size}")
+        known = names.setdefault(index.fqn, holders[0])
+        for holder in holders:
+            if holder is not known and (detail := _difference(known, holder, holders[0])):
                 raise ConfigurationError(
                     _OPERATION,
                     index.fqn,
-                    f"rank {known} holds {detail[0]} under this name, rank {rank} {detail[1]}",
+                    f"rank {known[0]} holds {detail[0]} under this name, rank {holder[0]} {detail[1]}",
                     _CURE,
                 )
-    for index, holders in held.items():
-        here = {holding.mesh for _, _, holding in holders}
-        if here != meshes[index.fqn]:
+        if known[2].kind is Kind.SHARD:
+            meshes[index.fqn].append({holding.mesh for _, _, holding in holders})
+    for name, each in meshes.items():
+        if any(here != each[0] for here in each):
             raise ConfigurationError(
-                _OPERATION, index.fqn, "groups of ranks each hold a tensor of this name, divided differently", _CURE
+                _OPERATION, name, "groups of ranks each hold a tensor of this name, divided differently", _CURE
             )
+
+
+def _difference(known: Holder, holder: Holder, beside: Holder) -> tuple[str, str] | None:
+    """How what two ranks hold under one name differs, in words; None if it does not.
+
+    Args:
+        beside: What the lowest rank holds of the same part.
+    """
+    (_, one, first), (_, other, second) = known, holder
+    whole, item = one.tensor_data, other.tensor_data
+    alike = first.kind is second.kind
+    if whole is not None and item is not None:
+        alike = alike and whole.properties.dtype == item.properties.dtype and whole.size == item.size
+    if not alike:
+        return _form(one, first), _form(other, second)
+    part = beside[1].tensor_data
+    if part is not None and item is not None and part.chunk.sizes != item.chunk.sizes:
+        return f"a part of {part.chunk.sizes}", f"a part of {item.chunk.sizes}"
+    return None
 
 
 def _form(item: WriteItem, holding: Holding) -> str:
