@@ -99,6 +99,12 @@ class Outcome:
         return refuses_deletion(self.error) or (isinstance(self.action, PublishPointer) and (locked or too_large))
 
     @property
+    def failed(self) -> bool:
+        """Whether the store failed, so that nothing more is worth trying for now."""
+        told = self.refused or self.left_alone or self.harmless or self.unverifiable
+        return self.error is not None and not told
+
+    @property
     def unverifiable(self) -> str:
         """Why a snapshot could not be compared with its manifest, for a reason that concerns no other one; or empty."""
         own = isinstance(self.error, (IncompatibleSnapshotError, UnreliableReadError))

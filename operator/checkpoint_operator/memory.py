@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
-from checkpoint_operator.actions import LookAround, PublishPointer
+from checkpoint_operator.actions import Action, CollectLast, CollectOrphans, LookAround, PublishPointer, Verify
 from checkpoint_operator.execute import Outcome
 from checkpoint_operator.model import Progress, TakeOver
-from checkpoint_operator.plan import seeded
-from checkpoint_operator.storage import Session
+from checkpoint_operator.plan import seeded, shown_after
+from checkpoint_operator.storage import Session, refuses_deletion
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.run import Run
@@ -73,19 +74,7 @@ class Memory:
     secret: tuple[str, str] | None = None
     secret_at: float = float("-inf")
 
-    def note_unverifiable(self, reasons: Mapping[str, str]) -> None:
-        """Some snapshots could not be compared with their manifests, for reasons of their own."""
-        now = time.monotonic()
-        self.unverifiable = {
-            **{
-                snapshot: found
-                for snapshot, found in self.unverifiable.items()
-                if now - found[1] < UNVERIFIABLE_SECONDS
-            },
-            **{snapshot: (why, now) for snapshot, why in reasons.items()},
-        }
-
-    def unverified(self) -> Mapping[str, str]:
+    def _unverified(self) -> Mapping[str, str]:
         """Why some snapshots are not verified for now."""
         since = time.monotonic() - UNVERIFIABLE_SECONDS
         return MappingProxyType({snapshot: why for snapshot, (why, at) in self.unverifiable.items() if at > since})
@@ -95,14 +84,6 @@ class Memory:
         if self.session is not None and self.session.refusal:
             return self.session.refusal
         return self.refusal if time.monotonic() - self.refused_at < REFUSED_SECONDS else ""
-
-    def seen(self) -> Survey | None:
-        """What is known of the prefix."""
-        return self.survey.with_pointers(self.foreign_pointers) if self.survey else None
-
-    def survey_due(self) -> bool:
-        """Whether the prefix should be looked through now."""
-        return time.monotonic() - self.surveyed_at > SURVEY_SECONDS
 
     def note_run(self, run: Run) -> None:
         """The log was read. What is remembered of another run at this prefix says nothing about this one."""
@@ -121,8 +102,12 @@ class Memory:
             self.take_over = TakeOver(generation, renewed=self.wanted is not None)
         self.wanted = value
 
-    def note_outcomes(self, outcomes: Iterable[Outcome]) -> None:
-        """What was carried out has told something about what lies under the prefix."""
+    def note_outcomes(self, outcomes: Sequence[Outcome], now: dt.datetime) -> None:
+        """What was carried out has told something about the store and about what lies under the prefix.
+
+        Args:
+            now: The store's clock.
+        """
         for outcome in outcomes:
             action = outcome.action
             if isinstance(action, LookAround):
@@ -134,8 +119,41 @@ class Memory:
                 self.foreign_pointers &= outcome.survey.pointers
             if isinstance(action, PublishPointer):
                 (self.foreign_pointers.add if outcome.left_alone else self.foreign_pointers.discard)(action.step)
+        self._note_unverifiable({o.action.snapshot: o.unverifiable for o in outcomes if isinstance(o.action, Verify)})
+        undeleted = next((o.error for o in outcomes if o.refused and refuses_deletion(o.error)), None)
+        if undeleted is not None:
+            self.refusal, self.refused_at = str(undeleted), time.monotonic()
+        # A pointer that is locked counts as shown: it is not tried again until it should show something else.
+        settled = [o.action for o in outcomes if o.error is None or o.left_alone or o.refused]
+        self.shown = shown_after(self.shown, (action for action in settled if isinstance(action, PublishPointer)))
+        if not any(outcome.failed or outcome.refused for outcome in outcomes):
+            self._note_collections([outcome.action for outcome in outcomes if outcome.error is None], now)
 
-    def note_collected(self, attempts: Iterable[int], now: dt.datetime) -> None:
-        """Leftovers were collected while these were the highest attempts."""
-        for attempt in attempts:
-            self.collected, self.collected_at = attempt, now
+    def _note_unverifiable(self, reasons: Mapping[str, str]) -> None:
+        """Some snapshots could not be compared with their manifests, for reasons of their own; the others say nothing."""
+        now = time.monotonic()
+        recent = {
+            snapshot: found for snapshot, found in self.unverifiable.items() if now - found[1] < UNVERIFIABLE_SECONDS
+        }
+        self.unverifiable = recent | {snapshot: (why, now) for snapshot, why in reasons.items() if why}
+
+    def _note_collections(self, done: Iterable[Action], now: dt.datetime) -> None:
+        for action in done:
+            if isinstance(action, CollectOrphans):
+                self.collected, self.collected_at = action.attempt, now
+            elif isinstance(action, CollectLast):
+                self.swept = max(self.swept, (action.attempt, action.commit))
+
+    def known(self) -> dict[str, Any]:
+        """What ``Observed`` has from here, by its names."""
+        return {
+            "shown": MappingProxyType(self.shown),
+            "collected": self.collected,
+            "collected_at": self.collected_at,
+            "survey": self.survey.with_pointers(self.foreign_pointers) if self.survey else None,
+            "survey_due": time.monotonic() - self.surveyed_at > SURVEY_SECONDS,
+            "swept": self.swept,
+            "refusal": self.refused(),
+            "unverifiable": self._unverified(),
+            "compactions": self.session.log.compactions if self.session else frozenset(),
+        }

@@ -160,16 +160,8 @@ class Observer:
             nodes=self._nodes.place(key, (pod.node for pod in pods)),
             disrupted=self._bare_pods.of(key),
             progress=MappingProxyType(dict(memory.progress)),
-            shown=MappingProxyType(memory.shown),
-            collected=memory.collected,
-            collected_at=memory.collected_at,
-            survey=memory.seen(),
-            survey_due=memory.survey_due(),
             take_over=memory.take_over,
-            swept=memory.swept,
-            refusal=memory.refused(),
-            unverifiable=memory.unverified(),
-            compactions=memory.session.log.compactions if memory.session else frozenset(),
+            **memory.known(),
         )
 
     def note(self, checkpoint: Checkpoint) -> None:

@@ -9,18 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from checkpoint_operator import deletion, execute, plan, reschedule, rescheduler, resources, story
 from checkpoint_operator.actions import (
-    CollectLast,
-    CollectOrphans,
     CreateMirror,
     MirrorAction,
-    PublishPointer,
     ReportMirror,
-    Verify,
 )
 from checkpoint_operator.bare_pods import BarePods
 from checkpoint_operator.health import fault_of
@@ -37,7 +32,7 @@ from checkpoint_operator.redaction import Redactor, working_on
 from checkpoint_operator.scrubber import Scrubber
 from checkpoint_operator.slots import Slot
 from checkpoint_operator.status import status_of, status_with
-from checkpoint_operator.storage import fault_from, refuses_deletion
+from checkpoint_operator.storage import fault_from
 from checkpoint_operator.store_threads import AbandonedError
 from checkpoint_operator.story import Happening
 from checkpoint_sidecar.core.api import ConditionType, Reason
@@ -239,43 +234,13 @@ class Reconciler:
                 outcomes = await self._observer.in_thread(work, memory, slot, seconds=ACT_SECONDS)
             except AbandonedError:
                 return replace(observed, fault=_timed_out(observed))
-            run = session.log.run
-            refused = [outcome for outcome in outcomes if outcome.refused]
-            foreign = [outcome.action for outcome in outcomes if outcome.left_alone]
-            memory.note_outcomes(outcomes)
-            undeleted = next((outcome.error for outcome in refused if refuses_deletion(outcome.error)), None)
-            if undeleted is not None:
-                memory.refusal, memory.refused_at = str(undeleted), time.monotonic()
-            unverifiable = {o.action.snapshot: o.unverifiable for o in outcomes if isinstance(o.action, Verify)}
-            memory.note_unverifiable({snapshot: why for snapshot, why in unverifiable.items() if why})
-            told = [o for o in outcomes if o.refused or o.left_alone or o.harmless or o.unverifiable]
-            errors = [o.error for o in outcomes if o.error is not None and o not in told]
-            done = [outcome.action for outcome in outcomes if outcome.error is None]
-            # A pointer that is locked counts as shown: it is not tried again until it should show something else.
-            settled = [*done, *foreign, *(outcome.action for outcome in refused)]
-            memory.shown = plan.shown_after(memory.shown, (a for a in settled if isinstance(a, PublishPointer)))
-            if not errors and not refused:
-                collected = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
-                memory.note_collected(collected, session.now())
-                swept = ((action.attempt, action.commit) for action in done if isinstance(action, CollectLast))
-                memory.swept = max(swept, default=memory.swept)
-            observed = replace(
-                observed,
-                run=run,
-                now=session.now(),
-                shown=MappingProxyType(memory.shown),
-                collected=memory.collected,
-                collected_at=memory.collected_at,
-                survey=memory.seen(),
-                survey_due=memory.survey_due(),
-                swept=memory.swept,
-                refusal=memory.refused(),
-                unverifiable=memory.unverified(),
-                compactions=session.log.compactions,
-            )
-            if errors:
+            now = session.now()
+            memory.note_outcomes(outcomes, now)
+            observed = replace(observed, run=session.log.run, now=now, **memory.known())
+            failed = next((outcome.error for outcome in outcomes if outcome.failed), None)
+            if failed is not None:
                 memory.session = None
-                return replace(observed, fault=fault_from(errors[0]))
+                return replace(observed, fault=fault_from(failed))
         return observed
 
     async def _news(self, observed: Observed, memory: Memory, slot: Slot) -> tuple[Observed, tuple[StoredEntry, ...]]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from builders import OBJECT_UID
 from checkpoint_operator import plan, storage
-from checkpoint_operator.actions import CollectOrphans, PublishPointer
 from checkpoint_operator.deletion import FINALIZER
-from checkpoint_operator.erase import remains
 from checkpoint_operator.execute import carry_out
+from checkpoint_operator.memory import Memory
 from checkpoint_operator.model import Checkpoint, Observed
 from checkpoint_operator.storage import Session
 from checkpoint_operator.translate import policy_of
@@ -49,7 +48,7 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
         storage.open_store = lambda settings, **options: crash.wrap(0, open_store(settings, **options))
     session = Session(settings, writer="operator test")
     session.probe()
-    run = remains(session, OWNER)
+    memory = Memory(session)
     wanted, now = spec_of(**spec), dt.datetime.now(dt.UTC)
     checkpoint = Checkpoint(KEY, OBJECT_UID, 1, CREATED, wanted)
     if wanted.deletion_policy == "Delete":
@@ -60,8 +59,9 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
         wall=now,
         policy=policy_of(wanted),
     )
+    run = session.log.refresh()
     for _ in range(_ROUNDS):
-        seen = replace(seen, run=run, now=session.now(), compactions=session.log.compactions)
+        seen = replace(seen, run=run, now=session.now(), **memory.known())
         planned = plan.store_actions(seen)
         if not planned:
             due = plan.next_look(seen)
@@ -69,12 +69,9 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
                 return
             time.sleep(due)
         outcomes = carry_out(planned, session, owner=OWNER)
+        memory.note_outcomes(outcomes, session.now())
         run = session.log.run
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error
-        published = (done.action for done in outcomes if isinstance(done.action, PublishPointer))
-        seen = replace(seen, shown=plan.shown_after(seen.shown, published))
-        swept = (done.action.attempt for done in outcomes if isinstance(done.action, CollectOrphans))
-        seen = replace(seen, collected=max(swept, default=seen.collected))
     raise AssertionError("the operator does not come to an end")

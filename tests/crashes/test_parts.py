@@ -59,7 +59,8 @@ def test_a_crash_between_the_parts_of_a_file_leaves_parts_that_the_operator_disc
     ready = partial(two_parts_are_stored, seaweed)
     crash = replace(crash_at(POINT, mode), min_bytes=2 * PART_BYTES, ready=ready)
     job = replace(WIDE, url=settings, every_steps=1)
-    crashed = run(replace(job, total=CRASHED, wrap_store=partial(wrap, crash, settings, driver)), tmp_path)
+    wrapped = partial(wrap, crash, settings, driver)
+    crashed = run(replace(job, total=CRASHED, wrap_store=wrapped, on_failure="Raise"), tmp_path)
     assert crash.reached
     if mode.startswith("kill"):
         assert crashed[int(mode[-1])].code == -signal.SIGKILL

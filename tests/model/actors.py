@@ -13,7 +13,6 @@ import msgspec
 
 from builders import OTHER_OWNER, OWNER
 from checkpoint_operator import execute, plan, status
-from checkpoint_operator.actions import CollectLast, CollectOrphans, PublishPointer
 from checkpoint_operator.memory import Memory
 from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed, Quota
 from checkpoint_operator.resources import mirror_name
@@ -234,13 +233,12 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
         actor.speaks_for = str(user.owner)
         session: OperatorSession | None = None
         memory = Memory()
-        collected, swept = 0, (0, "")
         for _ in range(passes):
             world.promises.begins()
             try:
                 if session is None:
-                    session = _session(user, actor, patient)
-                seen = replace(_observe(user, session), collected=collected, swept=swept, **_remembered(memory))
+                    session = memory.session = _session(user, actor, patient)
+                seen = _observe(user, session, memory)
                 for _ in range(ROUNDS):
                     planned = plan.store_actions(seen)
                     if not planned:
@@ -250,22 +248,9 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
                         require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {errors[0]}")
                         session = None
                         break
-                    memory.note_outcomes(outcomes)
-                    pointers = (done.action for done in outcomes if isinstance(done.action, PublishPointer))
-                    memory.shown = plan.shown_after(memory.shown, pointers)
-                    done = [outcome.action for outcome in outcomes]
-                    collected = max((it.attempt for it in done if isinstance(it, CollectOrphans)), default=collected)
-                    swept = max(((it.attempt, it.commit) for it in done if isinstance(it, CollectLast)), default=swept)
-                    log = session.log
-                    seen = replace(
-                        seen,
-                        run=log.run,
-                        now=session.now(),
-                        collected=collected,
-                        swept=swept,
-                        compactions=log.compactions,
-                        **_remembered(memory),
-                    )
+                    now = session.now()
+                    memory.note_outcomes(outcomes, now)
+                    seen = replace(seen, run=session.log.run, now=now, **memory.known())
                 user.status = status.status_of(seen)
                 user.left = plan.store_actions(seen)
             except StoreError as error:
@@ -275,10 +260,6 @@ def operator(world: World, user: User, passes: int, *, patient: bool) -> Callabl
     return body
 
 
-def _remembered(memory: Memory) -> dict[str, Any]:
-    return {"shown": memory.shown, "survey": memory.seen(), "survey_due": memory.survey_due()}
-
-
 def _session(user: User, actor: Actor, patient: bool) -> OperatorSession:
     session = OperatorSession(StoreSettings("s3://bucket/run"), writer=actor.name)
     session.log = RunLog(session.store, writer=actor.name, patience_seconds=1e9 if patient else 0.0)
@@ -286,7 +267,7 @@ def _session(user: User, actor: Actor, patient: bool) -> OperatorSession:
     return session
 
 
-def _observe(user: User, session: OperatorSession) -> Observed:
+def _observe(user: User, session: OperatorSession, memory: Memory) -> Observed:
     spec = msgspec.convert(user.spec, CheckpointSpec)
     generation, dispositions = user.generation, dict(user.dispositions)
     run = session.log.refresh()
@@ -311,5 +292,5 @@ def _observe(user: User, session: OperatorSession) -> Observed:
             )
             for identifier in dict.fromkeys((*dispositions, *user.releases))
         ),
-        compactions=session.log.compactions,
+        **memory.known(),
     )

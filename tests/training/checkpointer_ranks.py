@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from checkpoint_sidecar import Checkpointer, RandomState
 from checkpoint_sidecar.core.errors import CheckpointError, StoreError
-from checkpoint_sidecar.core.policy import SavePolicy
+from checkpoint_sidecar.core.policy import OnFailure, SavePolicy
 from checkpoint_sidecar.store import parts
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
@@ -74,6 +74,7 @@ class Job:
     wrap_store: Callable[[int, Store], Store] | None = None
     width: int = 32
     part_bytes: int | None = None
+    on_failure: OnFailure = "Continue"
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -180,7 +181,7 @@ def _train(rank: int, job: Job, done: list[int]) -> Final:
         "seen": {"samples": 0},
     }
     torch.manual_seed(1000 + rank)
-    save = SavePolicy(every_steps=job.every_steps, every_seconds=None)
+    save = SavePolicy(every_steps=job.every_steps, every_seconds=None, on_failure=job.on_failure)
     with Checkpointer(state, job.url, save=save, grace_seconds=job.grace_seconds, **job.options) as saver:
         for step in saver.steps(job.total):
             loss = model(torch.randn(4, 8)).square().mean()
