@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 WORKERS := 2
+# What a test's timeout cannot interrupt tells where every thread stands, and ends its worker instead of the whole run.
+HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=1
 export PYTHONPATH := tests
 
 .PHONY: help demo test test-unit test-faults test-tenants test-evictions check format verify bench bench-log bench-operator down clean
@@ -16,7 +18,7 @@ demo: ## Watch a training job survive `kubectl drain` on a real two-node cluster
 
 test: ## All tests: unit, store, distributed, API server, cluster (WORKERS=0 runs them in one process)
 	@.ci/bootstrap
-	$(BIN)/pytest --numprocesses=$(WORKERS) --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses=$(WORKERS) --no-loadscope-reorder --durations=15 --durations-min=10 $(HANGS)
 
 test-unit: ## The tests that need no server, no process group and no cluster: seconds
 	@.ci/bootstrap
