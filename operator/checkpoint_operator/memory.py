@@ -130,7 +130,7 @@ class Memory:
             self._note_collections([outcome.action for outcome in outcomes if outcome.error is None], now)
 
     def _note_unverifiable(self, reasons: Mapping[str, str]) -> None:
-        """Some snapshots could not be compared with their manifests, for reasons of their own; the others say nothing."""
+        """Some snapshots could not be compared with their manifests, each for a reason of its own."""
         now = time.monotonic()
         recent = {
             snapshot: found for snapshot, found in self.unverifiable.items() if now - found[1] < UNVERIFIABLE_SECONDS
