@@ -16,7 +16,7 @@ from torch.nn import Module
 from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError
 from checkpoint_sidecar.training import modules
 from checkpoint_sidecar.training.contents import FORM, PACKED, is_extra, is_tensor
-from checkpoint_sidecar.training.forms import Form, Opaque, describe, elements, is_like
+from checkpoint_sidecar.training.forms import Form, Opaque, elements, is_like
 from checkpoint_sidecar.training.optimizers import NamedOptimizer, OptimizerState
 from checkpoint_sidecar.training.values import Packer, Path, Place, Unsupported, unpack
 
@@ -75,7 +75,7 @@ class Capture:
                 return items.put(path, tensor, form) if _stands_alone(form) else None
             parameter = parameters.get(path[1])
             if parameter is not None and is_like(tensor, parameter):
-                form = describe(tensor, like=parameter)
+                form = form._replace(like=True)
             return items.put(path, tensor, form)
 
         data = self._pack(name, captured.described(), place)
@@ -170,11 +170,11 @@ class _Items:
     def put(self, path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form]:
         """Store a tensor under its path, or under one like it if that is taken; the name and form to record."""
         parts = [str(part) for part in path] or ["value"]
-        while ".".join(parts) in self.flat or parts[0] in (PACKED, FORM):
+        while (name := ".".join(parts)) in self.flat or parts[0] in (PACKED, FORM):
             parts[-1] += "~"
         if not self._has_room(parts):
-            parts = ["".join((".".join(parts), "~"))]
-        name = ".".join(parts)
+            name = f"{name}~"
+            parts = [name]
         value: Any = tensor
         if form.opaque:
             value = Opaque(elements(tensor))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed._shard.sharded_tensor import Shard as LocalShard  # type: ignore[attr-defined]
@@ -19,9 +18,8 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from checkpoint_sidecar.training.memory import is_plain
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A tensor without its elements.
+class Form(NamedTuple):
+    """A tensor without its elements. A tuple, because each save makes one for each tensor.
 
     Attributes:
         dtype: Its name in torch.
@@ -64,13 +62,12 @@ class Form:
 
     def encode(self) -> dict[str, Any]:
         """As MessagePack can hold it; what has its default is left out."""
-        plain = Form("", ())
-        return {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) != getattr(plain, name)}
+        return {name: value for value, (name, default) in zip(self, _DEFAULTS, strict=True) if value != default}
 
     @classmethod
     def decode(cls, data: dict[str, Any]) -> Form:
         """The form again; fields of later versions are left out."""
-        known = {name: value for name, value in data.items() if name in cls.__slots__}
+        known = {name: value for name, value in data.items() if name in cls._fields}
         for name in ("shape", "placements", "mesh_names"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
@@ -92,6 +89,9 @@ class Form:
         if self.parameter:
             return Parameter(tensor, requires_grad=self.grad)
         return tensor.requires_grad_() if self.grad else tensor
+
+
+_DEFAULTS = tuple(zip(Form._fields, Form("", ()), strict=True))
 
 
 def describe(tensor: Any, *, like: Any = None) -> Form:
@@ -116,12 +116,13 @@ def describe(tensor: Any, *, like: Any = None) -> Form:
             raise ValueError("is a DTensor of partial sums, which have no value yet: redistribute it")
         placements = tuple(map(_encode, tensor.placements))
         names = tensor.device_mesh.mesh_dim_names
+    parameter = isinstance(tensor, Parameter)
     return Form(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.size()),
         device="cpu" if sharded else tensor.device.type,
-        parameter=isinstance(tensor, Parameter),
-        grad=not sharded and bool(tensor.requires_grad and (isinstance(tensor, Parameter) or tensor.is_leaf)),
+        parameter=parameter,
+        grad=not sharded and bool(tensor.requires_grad and (parameter or tensor.is_leaf)),
         like=like is not None and is_like(tensor, like),
         placements=placements,
         mesh_names=names,

@@ -7,8 +7,9 @@ checkpointing put in front, so that a run may change its wrappers from one start
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.training.forms import is_uninitialized
@@ -70,17 +72,19 @@ def put_module_state(module: Module, state: Mapping[str, Any], *, strict: bool) 
 
 def replaceable(module: Module) -> set[str]:
     """Clean names of what may come back with another shape than it has now: buffers, and what is not initialized."""
-    lazy = (clean_name(module, key) for key, tensor in module.named_parameters() if is_uninitialized(tensor))
+    clean = cleaner(module)
+    lazy = (clean(key) for key, tensor in module.named_parameters() if is_uninitialized(tensor))
     return {*_buffers(module), *lazy}
 
 
 def parameter_names(module: Module) -> dict[int, tuple[str, ...]]:
     """The clean names of each parameter, by ``id``: several where weights are tied."""
+    clean = cleaner(module)
     names: dict[int, tuple[str, ...]] = {}
     for key, parameter in module.named_parameters(remove_duplicate=False):
-        clean = clean_name(module, key)
+        name = clean(key)
         known = names.get(id(parameter), ())
-        names[id(parameter)] = known if clean in known else (*known, clean)
+        names[id(parameter)] = known if name in known else (*known, name)
     return names
 
 
@@ -91,9 +95,10 @@ def tied_names(module: Module) -> list[tuple[str, ...]]:
 
 def frozen_names(module: Module) -> list[str]:
     """Parameters that require no gradient."""
+    clean = cleaner(module)
     return sorted(
         {
-            clean_name(module, key)
+            clean(key)
             for key, parameter in module.named_parameters(remove_duplicate=False)
             if not parameter.requires_grad
         }
@@ -107,9 +112,10 @@ def thaw(module: Module, frozen: Iterable[str], saved: Iterable[str]) -> list[st
         frozen: Names of those that required none.
         saved: Names of all that were saved.
     """
+    clean = cleaner(module)
     without, known, changed = set(frozen), set(saved), []
     for key, parameter in module.named_parameters():
-        name = clean_name(module, key)
+        name = clean(key)
         if name in known and parameter.requires_grad == (name in without):
             parameter.requires_grad_(name not in without)
             changed.append(name)
@@ -142,32 +148,53 @@ def check_module(name: str, module: Module) -> None:
             )
 
 
-def clean_name(module: Module, key: str) -> str:
-    """A key of ``module.state_dict()`` without the parts that wrappers added."""
+def cleaner(module: Module) -> Callable[[str], str]:
+    """Returns what turns a key of ``module.state_dict()`` into one without the parts that wrappers added."""
+    # Walking the whole path of each key, as torch does, takes as long as everything else that a capture does.
+    return partial(_found_name, module) if any(map(_is_wrapper, module.modules())) else _without_wrappers
+
+
+def _is_wrapper(module: Module) -> bool:
+    return (
+        isinstance(module, DistributedDataParallel)
+        or hasattr(module, "_fqn_modifiers")
+        or any(wrapper in module._modules for wrapper in _WRAPPERS)
+    )
+
+
+def _found_name(module: Module, key: str) -> str:
     if "." not in key:
         return key
     try:
         (clean,) = _get_fqns(module, key)
     except (AttributeError, AssertionError, RuntimeError, ValueError):
         # A hook of the module has renamed it, so that it leads nowhere.
-        return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        return _without_wrappers(key)
     return clean
+
+
+def _without_wrappers(key: str) -> str:
+    if not any(wrapper in key for wrapper in _WRAPPERS):
+        return key
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
 def _named_state(module: Module) -> dict[str, tuple[str, Any]]:
     with torch.no_grad(), sharded_state(module):
         state = module.state_dict()
+    clean = cleaner(module)
     named: dict[str, tuple[str, Any]] = {}
     for key, value in state.items():
-        clean = clean_name(module, key)
-        named[key if clean in named else clean] = (key, value)
+        name = clean(key)
+        named[key if name in named else name] = (key, value)
     return named
 
 
 def _buffers(module: Module) -> dict[str, tuple[Module, str]]:
     """Where each persistent buffer is, also one that is None, by clean name."""
+    clean = cleaner(module)
     return {
-        clean_name(module, f"{prefix}.{leaf}" if prefix else leaf): (part, leaf)
+        clean(f"{prefix}.{leaf}" if prefix else leaf): (part, leaf)
         for prefix, part in module.named_modules()
         for leaf in part._buffers
         if leaf not in part._non_persistent_buffers_set

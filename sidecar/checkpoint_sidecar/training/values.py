@@ -21,7 +21,6 @@ import sys
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeAlias, TypeVar
 
@@ -163,7 +162,7 @@ class Packer:
 
     def _tensor(self, value: Any, path: Path, *, raw: bool = False) -> list[Any]:
         try:
-            form = replace(describe(value), raw=raw)
+            form = describe(value)._replace(raw=True) if raw else describe(value)
         except ValueError as error:
             raise Unsupported(path, str(error)) from error
         placed = self._place(path, value, form)
