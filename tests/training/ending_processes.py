@@ -8,7 +8,9 @@ Run as a script this is the host. It reads cases from standard input, one line o
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -42,7 +44,9 @@ class Case:
         init: Whether the process is PID 1 of its container.
         environment: Per rank.
         on: What happens in the middle: ``fork`` has a child leave by ``sys.exit(0)``, ``panic`` has the last
-            rank's client raise what is no ``Exception``, ``die`` has a background thread end before it did anything.
+            rank's client raise what is no ``Exception``, ``die`` has a background thread end before it did anything,
+            ``generator`` has it train in a generator that is left after step 5, ``thread`` in another thread than the
+            main one, ``loop`` in an event loop that handles SIGTERM itself.
     """
 
     ranks: int = 1
@@ -233,6 +237,20 @@ def train(case: Case, folder: Path, rank: int) -> None:
     url = f"file://{folder}/run"
     checkpointer = Checkpointer(state, url, save=policy, grace_seconds=case.grace, stall_seconds=case.stall)
     mark("constructed")
+    if case.on == "generator":
+        trainer = steps_of(checkpointer)
+        for _ in range(5):
+            next(trainer)
+        trainer.close()
+        return
+    if case.on == "thread":
+        thread = threading.Thread(target=lambda: [*itertools.islice(steps_of(checkpointer, total=5), 6)])
+        thread.start()
+        thread.join()
+        mark("stoppable")
+        time.sleep(60)
+    if case.on == "loop":
+        asyncio.run(train_in_a_loop(checkpointer, mark))
     with checkpointer if case.close else nullcontext():
         checkpointer.restore()
         mark("training")
@@ -255,6 +273,24 @@ def train(case: Case, folder: Path, rank: int) -> None:
             raise ZeroDivisionError
         if case.end.startswith("exit"):
             sys.exit(int(case.end[-1]))
+
+
+def steps_of(checkpointer: Any, total: int = 100) -> Iterator[int]:
+    with checkpointer:
+        checkpointer.restore()
+        for step in range(1, total + 1):
+            checkpointer.step(step)
+            yield step
+
+
+async def train_in_a_loop(checkpointer: Any, mark: Any) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    with checkpointer:
+        checkpointer.restore()
+        mark("training")
+        for step in range(1, 1000):
+            await asyncio.sleep(0.5 if step == 1 else 0.05)
+            checkpointer.step(step)
 
 
 class HangingState:

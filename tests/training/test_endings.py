@@ -77,6 +77,16 @@ TABLE: dict[str, tuple[Case, Expected]] = {
         Case(environment={"0": {"CHECKPOINT_MEMORY": "512MB"}}),
         Expected(1, "CHECKPOINT_MEMORY: '512MB' cannot work"),
     ),
+    "the generator that trains is left": (Case(on="generator"), Expected(0, commits=(5,))),
+    "the generator that trains is left, save fails": (Case(on="generator", fail=DATA), Expected(120, FULL)),
+    "SIGTERM, after training in another thread": (
+        Case(on="thread", signals=sigterm("stoppable")),
+        Expected(-15, commits=(5,)),
+    ),
+    "SIGTERM, the event loop has taken it": (
+        Case(on="loop", every_steps=None, signals=sigterm("training")),
+        Expected(143, r"terminated after step \d+, which is saved"),
+    ),
     "a forked child leaves by itself": (Case(on="fork", every_steps=5), Expected(0, commits=(5,))),
     # The store keeps silent, and no signal comes
     "returns, upload hangs": (Case(hang=DATA), Expected(1, SILENT, data=True)),

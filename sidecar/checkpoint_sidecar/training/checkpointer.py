@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -21,6 +22,7 @@ from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.store import misdirected
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.failures import INTERRUPTS, portable
 from checkpoint_sidecar.training.progress import ProgressReport
@@ -42,6 +44,8 @@ STALL_SECONDS = 180.0
 """Longer than a store may keep silent before a request is tried again."""
 
 _LEAVE_SECONDS = 5.0
+# They end a generator or a task, and are reported nowhere.
+_UNSEEN = (GeneratorExit, asyncio.CancelledError)
 
 
 class Checkpointer:
@@ -288,6 +292,7 @@ class Checkpointer:
                 "Each start of the process restores once; after a failure, start it again.",
             )
         with self._watch.inside("start"):
+            self._watch.keep()
             restored = self._restore()
         self._watch.training()
         return restored
@@ -357,6 +362,8 @@ class Checkpointer:
         if isinstance(error, SystemExit) and error.code in (None, 0):
             raise failure from error
         logger.critical("left by %s while a save had failed: %s", type(error).__name__, failure)
+        if isinstance(error, _UNSEEN):
+            exits.fail(failure)
 
     # On rank 0
 

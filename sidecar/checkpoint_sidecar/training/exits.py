@@ -34,6 +34,7 @@ class Unfinished(Protocol):
 
 
 _unfinished: set[Unfinished] = set()
+_untold: list[Exception] = []
 _given_up: list[Callable[[], int]] = []
 
 
@@ -45,6 +46,11 @@ def expect(work: Unfinished) -> None:
 def forget(work: Unfinished) -> None:
     """It is over, and how it ended was told."""
     _unfinished.discard(work)
+
+
+def fail(error: Exception) -> None:
+    """Let this process end as a failure: the error could not be raised where anything would notice it."""
+    _untold.append(error)
 
 
 def give_up_threads(exit_code: Callable[[], int]) -> None:
@@ -86,6 +92,7 @@ class _FailingAtTheEnd:
 
 def _finish() -> None:
     errors = [error for work in list(_unfinished) if (error := work.finish_at_exit()) is not None]
+    errors += _untold
     for error in errors:
         logger.critical("this process fails, because not everything is saved: %s", error)
     if errors:
@@ -107,6 +114,7 @@ def _leave_threads() -> None:
 
 def _forget_all() -> None:
     _unfinished.clear()
+    _untold.clear()
     _given_up.clear()
 
 

@@ -93,6 +93,7 @@ class TerminationWatch:
         self._inside: list[str] = []
         self._handler: _Handler | None = None
         self._writing: socket.socket | None = None
+        self._left: socket.socket | None = None
         self._previous_wakeup = -1
 
     def install(self, *, starting: bool = False) -> None:
@@ -131,12 +132,19 @@ class TerminationWatch:
             signal.signal(signal.SIGTERM, self._handler)
 
     def remove(self) -> None:
-        """Give SIGTERM back. Idempotent."""
+        """Give SIGTERM back. Idempotent.
+
+        Only the main thread may take the descriptor away. In another one it stays open, or the interpreter would write
+        to whatever has its number next, and the handler gives SIGTERM back when the first one comes.
+        """
         writing, self._writing = self._writing, None
         if writing is None:
             return
         _installed.discard(self)
         self._starting = False
+        if threading.current_thread() is not threading.main_thread():
+            self._left = writing
+            return
         installed: Any = signal.getsignal(signal.SIGTERM)
         if isinstance(installed, _Handler) and installed is self._handler:
             signal.signal(signal.SIGTERM, installed.before())
@@ -211,7 +219,8 @@ class TerminationWatch:
                     if not numbers:
                         return
                     self._pass_on(numbers.translate(None, _AFTER_HANDLER + _ASKED))
-                    self._note(numbers)
+                    if self.installed:
+                        self._note(numbers)
                 if not announced and (self._first is not None or self._asked or self._joined):
                     announced = True
                     self._announce()
@@ -266,6 +275,10 @@ class _Handler:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self._watch.wake()
         previous = self.before()
+        if not self._watch.installed and signal.getsignal(number) is self:
+            signal.signal(number, previous)
+            signal.raise_signal(number)
+            return
         if callable(previous):
             previous(number, frame)
         if self._watch.starting:
