@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from checkpoint_operator.endpoints import Endpoint
@@ -20,7 +21,11 @@ from checkpoint_sidecar.store.settings import (
 
 GOOGLE_BASE_URL = "gcs_base_url"
 
-_CLOUDS = {"s3": (".amazonaws.com", ".amazonaws.com.cn"), "gs": ("storage.googleapis.com",), "az": ()}
+# Not all hosts below amazonaws.com are the cloud's: its customers' machines and load balancers have names there, too.
+_CLOUDS = {
+    "s3": re.compile(r"(.+\.)?s3[a-z0-9-]*(\.dualstack)?(\.[a-z]+(-[a-z]+)+-[0-9])?(\.vpce)?\.amazonaws\.com(\.cn)?"),
+    "gs": re.compile(r"(.+\.)?storage\.googleapis\.com"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ def _server_name(scheme: str, named: str) -> str:
         endpoint = Endpoint.parse(named)
     except ValueError:
         return named  # the check of the servers refuses it
-    if any(endpoint.host.endswith(suffix) for suffix in _CLOUDS.get(scheme, ())):
+    cloud = _CLOUDS.get(scheme)
+    if cloud is not None and cloud.fullmatch(endpoint.host):
         return scheme
     return f"{endpoint.host}:{endpoint.port}"

@@ -213,6 +213,9 @@ GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS_JSON"
     [
         ({"url": "s3://b"}, {"url": "s3://b", "endpoint": "https://s3.eu-west-1.amazonaws.com"}, True),
         ({"url": "s3://b"}, {"url": "s3://b", "endpoint": "https://s3.amazonaws.com.evil.example"}, False),
+        ({"url": "s3://b"}, {"url": "s3://b", "endpoint": "https://b.vpce-1a.s3.eu-west-1.vpce.amazonaws.com"}, True),
+        ({"url": "s3://b"}, {"url": "s3://b", "endpoint": "http://ec2-1-2-3-4.compute-1.amazonaws.com"}, False),
+        ({"url": "s3://b"}, {"url": "s3://b", "endpoint": "https://s3-1.eu-west-1.elb.amazonaws.com"}, False),
         ({"endpoint": "http://S3.internal:80/"}, {"endpoint": "http://s3.internal"}, True),
         ({"endpoint": "http://s3.internal"}, {"endpoint": "http://s3.internal:9000"}, False),
         ({"url": "gs://b"}, {"url": "gs://b", GOOGLE: '{"gcs_base_url": "http://evil.example"}'}, False),
@@ -223,7 +226,18 @@ GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS_JSON"
             False,
         ),
     ],
-    ids=["an alias of Amazon", "not one", "one host", "another port", "a server of one's own", "Google", "accounts"],
+    ids=[
+        "an alias of Amazon",
+        "not one",
+        "a gateway",
+        "a machine",
+        "a load balancer",
+        "one host",
+        "another port",
+        "a server of one's own",
+        "Google",
+        "accounts",
+    ],
 )
 def test_which_server_settings_lead_to(one: dict[str, str], other: dict[str, str], same: bool) -> None:
     def server(options: dict[str, str]) -> Server:

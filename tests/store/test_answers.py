@@ -7,11 +7,19 @@ from contextlib import contextmanager
 
 import pytest
 
-from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    CutOffError,
+    RequestRefusedError,
+    StoreError,
+    TruncatedObjectError,
+    UnknownOutcomeError,
+)
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.calls import Patience
 from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.parts import write_object
+from checkpoint_sidecar.store.ranges import read_range
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.proxies import QuietHandler, listening
 from s3servers import SMALLEST_PART
@@ -28,7 +36,7 @@ SLOW_DOWN = "<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Mes
 
 
 @contextmanager
-def answering(driver: Driver, answers: dict[str, str]) -> Iterator[Store]:
+def answering(driver: Driver, answers: dict[str, str], content_range: str = "") -> Iterator[Store]:
     """A store that answers 200 with the text whose key is in method and path; the longest such key counts."""
 
     class Handler(QuietHandler):
@@ -36,7 +44,9 @@ def answering(driver: Driver, answers: dict[str, str]) -> Iterator[Store]:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             asked = f"{self.command} {self.path}"
             body = answers[max((key for key in answers if key in asked), key=len)].encode()
-            self.send_response(200)
+            self.send_response(206 if content_range else 200)
+            if content_range:
+                self.send_header("Content-Range", content_range)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", '"tag"')
             self.end_headers()
@@ -142,3 +152,21 @@ def test_what_the_store_says_is_in_the_error_without_the_signature_in_it(driver:
             store.put("key", b"data")
     for secret in ("an-id", "abcdef0123456789", "a-key"):
         assert secret not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "content_range", "body", "error"),
+    [
+        (4, "bytes 0-3/100", "0123", CutOffError),
+        (4, "bytes 4-11/100", "45678901", CutOffError),
+        (0, "", "0123456789", CutOffError),
+        (4, "bytes 4-4/5", "4", TruncatedObjectError),
+    ],
+    ids=["of the beginning", "of more", "of the whole object", "of less"],
+)
+def test_only_an_answer_that_is_too_short_is_evidence_against_an_object(
+    start: int, content_range: str, body: str, error: type[StoreError]
+) -> None:
+    """Caches that do not look at the range give another part, and servers that know no ranges the whole object."""
+    with answering("native", {"GET": body}, content_range) as store, pytest.raises(error):
+        read_range(store, "key", start, 4)

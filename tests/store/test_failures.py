@@ -220,7 +220,7 @@ def private_server(moto: Server, authority: Authority) -> Iterator[FaultyServer]
 def test_a_private_authority_is_trusted_when_its_certificate_is_among_the_credentials(
     adapter: type[FsspecStore | HttpStore], moto: Server, authority: Authority, private_server: FaultyServer
 ) -> None:
-    trusting = Credentials.of(moto.credentials | {"ca.crt": authority.certificate.read_text()})
+    trusting = Credentials.of(moto.credentials | {"ca.crt": "# Főtanúsítvány\n" + authority.certificate.read_text()})
 
     store = adapter(moto.settings(endpoint=private_server.endpoint, credentials=trusting))
     probe(store)

@@ -43,6 +43,19 @@ def test_objects_are_plain_files_under_the_root(store: Store, root: Path) -> Non
     assert (root / "_log/1.json").read_bytes() == b"data"
 
 
+def test_links_and_what_is_no_file_are_no_keys(store: Store, root: Path) -> None:
+    store.put("step-1/data", b"data")
+    (root / "step-1/up").symlink_to("..")
+    (root / "latest").symlink_to("step-1")
+    (root / "round").symlink_to("round")
+    (root / "gone").symlink_to("nowhere")
+    (root / "file").symlink_to("step-1/data")
+    os.mkfifo(root / "pipe")
+
+    assert [info.key for info in store.list()] == ["file", "step-1/data"]
+    assert [info.key for info in store.list("step-1/")] == ["step-1/data"]
+
+
 def test_a_writer_killed_in_the_middle_leaves_nothing_visible(store: Store, root: Path) -> None:
     program = (
         "import sys, os, signal\n"

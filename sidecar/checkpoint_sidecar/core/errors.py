@@ -139,7 +139,7 @@ class UnreliableReadError(StoreError):
 
 
 class CutOffError(StoreError):
-    """The store broke off in the middle of an answer, in the last of several tries."""
+    """The store broke off in the middle of an answer, or gave another part, in the last of several tries."""
 
 
 class ObjectNotFoundError(StoreError):

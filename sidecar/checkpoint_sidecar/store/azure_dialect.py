@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import email.utils
 import ipaddress
 import os
@@ -21,6 +20,7 @@ from checkpoint_sidecar.store.dialect import (
     StoredPart,
     UnreadableAnswerError,
     escaped,
+    in_utc,
     parse_xml,
     required,
     xml_error,
@@ -140,11 +140,11 @@ def _info(item: ET.Element) -> ObjectInfo:
         raise UnreadableAnswerError
     key = name.text or ""
     try:
-        modified = email.utils.parsedate_to_datetime(required(properties, "Last-Modified"))
+        modified = in_utc(email.utils.parsedate_to_datetime(required(properties, "Last-Modified")))
         size = int(required(properties, "Content-Length"))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UnreadableAnswerError from None
-    return ObjectInfo(unquote(key) if name.get("Encoded") == "true" else key, size, modified.astimezone(dt.UTC))
+    return ObjectInfo(unquote(key) if name.get("Encoded") == "true" else key, size, modified)
 
 
 def _block_id(upload_id: str, index: int) -> str:

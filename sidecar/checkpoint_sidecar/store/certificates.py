@@ -22,7 +22,7 @@ def trust(ca_file: str, url: str) -> ssl.SSLContext:
         ConfigurationError: The file cannot be read, or holds no certificate.
     """
     try:
-        certificates = Path(ca_file).read_text() if ca_file else ""
+        certificates = _certificates_in(Path(ca_file).read_bytes()) if ca_file else ""
         return _context(certificates, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(
@@ -31,6 +31,18 @@ def trust(ca_file: str, url: str) -> ssl.SSLContext:
             f"the certificates cannot be read ({type(error).__name__})",
             "Check ca.crt and AWS_CA_BUNDLE, or install the package ca-certificates in the image.",
         ) from None
+
+
+def _certificates_in(bundle: bytes) -> str:
+    """A bundle without the text between its certificates, which may be in any encoding: ``ssl`` reads ASCII only.
+
+    Raises:
+        ValueError: Nothing is left of it. Taken for "none given", that would trust the system's authorities.
+    """
+    text = bundle.decode("ascii", errors="ignore")
+    if not text.strip():
+        raise ValueError
+    return text
 
 
 @functools.lru_cache(maxsize=32)
@@ -58,7 +70,7 @@ def _system_has_any() -> bool:
 def certificate_file(pem: str) -> str:
     """A file with these certificates: botocore takes them from files only."""
     descriptor, path = tempfile.mkstemp(suffix=".crt")
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(pem)
     return path
 

@@ -338,7 +338,16 @@ def described_by_headers(answer: Answer) -> ObjectInfo:
     """
     try:
         size = int(answer.headers["content-length"])
-        modified = email.utils.parsedate_to_datetime(answer.headers["last-modified"])
-    except (KeyError, ValueError):
+        modified = in_utc(email.utils.parsedate_to_datetime(answer.headers["last-modified"]))
+    except (KeyError, ValueError, OverflowError):
         raise UnreadableAnswerError("the answer tells neither size nor time of an object") from None
-    return ObjectInfo("", size, modified.astimezone(dt.UTC))
+    return ObjectInfo("", size, modified)
+
+
+def in_utc(time: dt.datetime) -> dt.datetime:
+    """A time that a store told. One without a time zone is UTC, whatever the time zone of this machine.
+
+    Raises:
+        OverflowError: It is beyond the calendar.
+    """
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)

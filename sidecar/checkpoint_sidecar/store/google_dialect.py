@@ -17,6 +17,7 @@ from checkpoint_sidecar.store.dialect import (
     StreamDialect,
     UnreadableAnswerError,
     escaped,
+    in_utc,
     xml_error,
 )
 from checkpoint_sidecar.store.google_identity import GoogleIdentity, key_of
@@ -163,4 +164,4 @@ def _encoded(crc32c: int) -> str:
 
 def _time(text: str) -> dt.datetime:
     # Headers have whole seconds, and an object has one time.
-    return dt.datetime.fromisoformat(text).astimezone(dt.UTC).replace(microsecond=0)
+    return in_utc(dt.datetime.fromisoformat(text)).replace(microsecond=0)

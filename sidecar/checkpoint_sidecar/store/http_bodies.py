@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -22,12 +23,13 @@ from checkpoint_sidecar.store.dialect import (
     UploadPage,
     described_by_headers,
 )
-from checkpoint_sidecar.store.http_client import ERRORS, HttpClient, connecting, explain
+from checkpoint_sidecar.store.http_client import ERRORS, HttpClient, WrongRangeError, connecting, explain
 from checkpoint_sidecar.store.http_connections import Answer, Cancellation
 from checkpoint_sidecar.store.http_upload import HttpUpload, PartsUpload, StreamedUpload
 from checkpoint_sidecar.store.pace import Pacer
 from checkpoint_sidecar.store.settings import StoreSettings
 
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/.*")
 _OVERLOADED = frozenset({429, 503})
 
 
@@ -68,7 +70,9 @@ class HttpBodies:
         def request(client: HttpClient) -> Answer:
             message = client.dialect.get(self.prefix + key, start, length)
             with self._pacer.permit(lambda: False):
-                return client.send(message, self.patience.answer_seconds, into=views)
+                answer = client.send(message, self.patience.answer_seconds, into=views)
+                _check_range(answer, start, length)
+                return answer
 
         if not self.calls.run("read a range of", key, request).filled:
             raise TruncatedObjectError(
@@ -137,6 +141,21 @@ class HttpBodies:
         if message is None:
             return None
         return client.dialect.listed_uploads(client.send(message, self.patience.answer_seconds, limit=MOST_PAGE_BYTES))
+
+
+def _check_range(answer: Answer, start: int, length: int) -> None:
+    """Raise if an answer has other bytes than were asked for, or more: it says nothing about the object.
+
+    Gateways and caches answer so.
+    """
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+    whole = answer.headers.get("content-length", "") if answer.status == 200 else ""
+    if match is not None:
+        first, end = int(match[1]), int(match[2]) + 1
+    else:
+        first, end = 0 if whole else start, int(whole) if whole.isdecimal() else 0
+    if first != start or end > start + length:
+        raise WrongRangeError(f"bytes {start} to {start + length}")
 
 
 def _is_overload(error: BaseException) -> bool:

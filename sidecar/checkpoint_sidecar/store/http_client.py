@@ -34,7 +34,12 @@ from checkpoint_sidecar.store.http_connections import (
 from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.store.shared import SharedClients
 
-ERRORS = (*FAILURES, AnswerError, UnreadableAnswerError, CancelledRequestError)
+
+class WrongRangeError(Exception):
+    """The answer has another part of the object than the one that was asked for, which the message names."""
+
+
+ERRORS = (*FAILURES, AnswerError, UnreadableAnswerError, CancelledRequestError, WrongRangeError)
 """What ``HttpClient.send`` raises, for ``explain``."""
 
 _NOT_IMPLEMENTED = frozenset({"NotImplemented"})
@@ -159,6 +164,10 @@ def explain(error: Exception) -> Fault:
             return Fault(RequestRefusedError, cause, _NO_STORE, sent=True)
         case UnreadableAnswerError():
             return Fault(StoreError, "the store's answer cannot be read", _NO_STORE, sent=True)
+        case WrongRangeError():
+            return Fault(
+                CutOffError, f"the store did not answer with {error}, but with another part of the object", sent=True
+            )
         case CancelledRequestError():
             return Fault(RequestRefusedError, "the upload was aborted")
         case NoConnectionError():

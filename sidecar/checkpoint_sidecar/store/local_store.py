@@ -14,6 +14,7 @@ import datetime as dt
 import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -146,14 +147,14 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
                 key = os.path.relpath(entry.path, self._root)
-                if entry.is_dir():
+                # A link to a folder leads to what has keys of its own, or around in a circle.
+                if entry.is_dir(follow_symlinks=False):
                     # Folders are entered that can hold the prefix, or lie below it.
                     inside = f"{key}/"
                     if key != PARTIAL_FOLDER and (inside.startswith(prefix) or prefix.startswith(inside)):
                         yield from self._walk(Path(entry.path), prefix, after)
-                elif key.startswith(prefix) and key > after:
-                    with contextlib.suppress(FileNotFoundError):
-                        yield _info(key, entry.stat())
+                elif key.startswith(prefix) and key > after and (status := _file(entry)) is not None:
+                    yield _info(key, status)
 
     def _open_partial(self) -> BinaryIO:
         folder = self._root / PARTIAL_FOLDER
@@ -247,6 +248,17 @@ def _throw_away(partial: BinaryIO) -> None:
         os.unlink(partial.name)
     with contextlib.suppress(OSError):
         partial.close()
+
+
+def _file(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What a name in a folder stands for, if that is a file, or a link to one; not if it leads nowhere."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

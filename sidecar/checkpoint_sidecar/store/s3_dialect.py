@@ -26,6 +26,7 @@ from checkpoint_sidecar.store.dialect import (
     UnreadableAnswerError,
     UploadPage,
     escaped,
+    in_utc,
     joined,
     parse_xml,
     required,
@@ -244,7 +245,7 @@ def _decoded(page: ET.Element, text: str) -> str:
 
 def _time(text: str) -> dt.datetime:
     try:
-        return dt.datetime.fromisoformat(text.strip()).astimezone(dt.UTC)
+        return in_utc(dt.datetime.fromisoformat(text.strip()))
     except (ValueError, OverflowError):
         raise UnreadableAnswerError from None
 
