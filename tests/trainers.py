@@ -12,9 +12,9 @@ from checkpoint_sidecar.core import attempt, layout, manifest, progress
 from checkpoint_sidecar.core.log import Owner, PodIdentity, RestoreFinished, SnapshotCommitted
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.engine.pointer import publish
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.store.runlog import RunLog
 
 

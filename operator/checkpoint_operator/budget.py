@@ -24,6 +24,7 @@ from checkpoint_sidecar.store.base import (
     UnfinishedUpload,
     Upload,
 )
+from checkpoint_sidecar.store.parts import part_bytes_for
 
 MIB = 1024 * 1024
 
@@ -329,6 +330,9 @@ class MeteredStore:
         return self._inner.list(prefix, after=after)
 
     def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
+        if size > SMALL_BYTES:
+            # A part that is sent, and the buffer through which the next one comes.
+            self._meter.reserve(key, 2 * min(size, part_bytes_for(size)))
         self._meter.request()
         return self._inner.upload(key, size)
 

@@ -14,11 +14,11 @@ from checkpoint_sidecar.core.compaction import span_of
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError, LogError, LogReplacedError
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.engine.pointer import is_own_pointer
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.deletion import delete_save
 from checkpoint_sidecar.store.marker import is_marker
-from checkpoint_sidecar.store.pointer import is_own_pointer
 
 BUDGET_SECONDS = 60.0
 """After which a call ends with the snapshot it is at, so that a pass never looks as if it hung."""

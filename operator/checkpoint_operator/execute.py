@@ -46,17 +46,17 @@ from checkpoint_sidecar.core.errors import (
     CorruptSnapshotError,
     ForeignObjectError,
     IncompatibleSnapshotError,
-    ObjectNotFoundError,
+    ObjectTooLargeError,
     RequestRefusedError,
     UnreliableReadError,
 )
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.engine.pointer import repair
 from checkpoint_sidecar.engine.verify import verify_snapshot
 from checkpoint_sidecar.store.base import Store, UnfinishedUpload
 from checkpoint_sidecar.store.marker import leave_marker
-from checkpoint_sidecar.store.pointer import publish, withdraw
 
 _CONNECTIONS = 2
 """Requests side by side while a snapshot is read: slowly, and in little memory."""
@@ -92,10 +92,11 @@ class Outcome:
     def refused(self) -> bool:
         """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked.
 
-        Nor is a pointer that is too large to be copied here a fault: the library has published it.
+        Nor is a pointer a fault that cannot be checked because it, or the manifest, is larger than any of a real model.
         """
         locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
-        too_large = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
+        beyond_memory = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
+        too_large = beyond_memory or isinstance(self.error, ObjectTooLargeError)
         return refuses_deletion(self.error) or (isinstance(self.action, PublishPointer) and (locked or too_large))
 
     @property
@@ -163,7 +164,7 @@ def _carry_out(action: StoreAction, session: Session, owner: Owner) -> Survey | 
     if isinstance(action, Purge):
         _purge(action, session, owner)
     elif isinstance(action, PublishPointer):
-        _publish(session, action.step)
+        repair(session.store, session.log, action.step)
     elif isinstance(action, CollectOrphans):
         _collect_orphans(session, owner)
     elif isinstance(action, CollectLast):
@@ -214,15 +215,6 @@ def verify(
     return Finding(SnapshotVerified(snapshot.id, level, passed=True), snapshot.failures)
 
 
-def _publish(session: Session, step: int | None) -> None:
-    try:
-        publish(session.store, session.log, step)
-    except ObjectNotFoundError as error:
-        # Damage of the snapshot itself, which its verification reports; a pointer to nowhere helps nobody.
-        logger.warning("removing the stock pointer of step %s: %s", step, error)
-        withdraw(session.store, session.log.run, step)
-
-
 def _purge(action: Purge, session: Session, owner: Owner) -> None:
     """Delete a snapshot's data: announce, fix the pointer, delete, and write it down."""
     session.log.append(lambda run: start_purge(run, action, owner=owner, now=session.now()))
@@ -232,7 +224,7 @@ def _purge(action: Purge, session: Session, owner: Owner) -> None:
         return
     folder = layout.parse_save_folder(snapshot.commit.path)
     with contextlib.suppress(ForeignObjectError):
-        _publish(session, folder.step)
+        repair(session.store, session.log, folder.step)
     erase.delete_data(session, snapshot)
     session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
 

@@ -25,7 +25,7 @@ from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import Span
-from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import ObjectTooLargeError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import PurgeStarted, RestoreStarted
 from checkpoint_sidecar.core.pointers import Origin
@@ -366,8 +366,28 @@ def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
     assert store.stat("step-100/.metadata") is None
 
 
-def test_a_pointer_too_large_to_be_copied_is_no_fault() -> None:
-    error = BudgetError("read", "s3://bucket/run/.metadata", "700 MiB", reason=Reason.OBJECT_TOO_LARGE)
+@pytest.mark.parametrize("name", [layout.STOCK_METADATA_NAME, layout.MANIFEST_NAME])
+def test_a_pointer_whose_bytes_are_not_what_was_committed_is_removed_and_holds_up_nothing(
+    trainer: Trainer, session: Session, store: MemoryStore, name: str
+) -> None:
+    snapshot = trainer.commit(100)
+    session.log.refresh()
+    store.put("step-100/.metadata", b"old" + Origin(trainer.run.short_identity, "100-1-aaaaaaaa").encode())
+    store.put(f"{snapshot.commit.path}/{name}", b"an answer of the metadata service")
+    outcomes = carry_out([PublishPointer(100, snapshot.id)], session, owner=OWNER)
+    assert [outcome.error for outcome in outcomes] == [None]
+    assert store.stat("step-100/.metadata") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BudgetError("read", "s3://bucket/run/manifest.json", "80 MiB", reason=Reason.OBJECT_TOO_LARGE),
+        ObjectTooLargeError("publish", "s3://bucket/run/.metadata", "2 GiB"),
+    ],
+    ids=["manifest", "pointer"],
+)
+def test_a_pointer_that_is_too_large_to_be_checked_is_no_fault(error: StoreError) -> None:
     assert Outcome(PublishPointer(100, "100-1-abcdefgh"), error).refused
     assert not Outcome(Verify("100-1-abcdefgh"), error).refused
 

@@ -26,9 +26,10 @@ from checkpoint_sidecar.core.belongings import survey
 from checkpoint_sidecar.core.errors import CheckpointError, ForeignObjectError
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import RunAdopted
-from checkpoint_sidecar.core.manifest import Manifest, digest, encode
+from checkpoint_sidecar.core.manifest import BLOCK_BYTES, Manifest, digest, encode
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.engine.upload import upload_bytes
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.parts import write_object
 from checkpoint_sidecar.store.settings import StoreSettings
@@ -82,9 +83,11 @@ def drop_in(store: Store, folder: str) -> None:
     place = Below(store, folder)
     target = DirectorySave(place, overwrite=True, world_size=1)  # type: ignore[arg-type]
     save = target.begin()
-    for name in ("__0_0.distcp", ".metadata", "stock.metadata"):
-        write_object(place, f"{save.folder.path}/{name}", f"{name} of {save.snapshot}".encode())  # type: ignore[arg-type]
-    manifest = Manifest(save.snapshot, save.step, save.folder.attempt, world_size=1, files=())
+    files = []
+    for name in (".metadata", "__0_0.distcp", "stock.metadata"):
+        key, data = f"{save.folder.path}/{name}", f"{name} of {save.snapshot}".encode()
+        files.append(upload_bytes(place, key, data, block_bytes=BLOCK_BYTES))  # type: ignore[arg-type]
+    manifest = Manifest(save.snapshot, save.step, save.folder.attempt, world_size=1, files=tuple(files))
     write_object(place, save.folder.manifest, encode(manifest))  # type: ignore[arg-type]
     target.commit(save, manifest, digest(encode(manifest)))
 
@@ -129,7 +132,6 @@ class World:
         self.now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
         self.store = MemoryStore(clock=lambda: self.now)
         patch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: self.store)
-        patch.setattr("checkpoint_sidecar.store.pointer.MAX_METADATA_BYTES", 1 << 20)
         self.foreign: dict[str, bytes] = {}
         self.trainer = Trainer(self.store).start()
         policy = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=GRACE))

@@ -14,7 +14,7 @@ import pytest
 from checkpoint_operator import entries, execute, plan, storage
 from checkpoint_sidecar.core import attempt, lineage, log, purging, replay, retention
 from checkpoint_sidecar.core.run import Run, Snapshot
-from checkpoint_sidecar.store import pointer
+from checkpoint_sidecar.engine import pointer
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.session import Session
 from model import stories
@@ -226,7 +226,9 @@ MUTANTS = (
         "if _identifier(published_for(run, step)) == _identifier(wanted):\n            return",
         "return",
     ),
-    Mutant(10, "a purge leaves the pointer", 13, execute._purge, "_publish(session, folder.step)", "pass"),
+    Mutant(
+        10, "a purge leaves the pointer", 13, execute._purge, "repair(session.store, session.log, folder.step)", "pass"
+    ),
     Mutant(10, "only the newest pointer is repaired", 12, plan._pointers, "(*wanted, *shown)", "[*wanted][:1]"),
     Mutant(
         10,

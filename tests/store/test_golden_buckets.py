@@ -16,9 +16,9 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.belongings import Foreign, survey
 from checkpoint_sidecar.core.log import SnapshotRetired
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.engine.pointer import publish
 from checkpoint_sidecar.engine.verify import verify_snapshot
 from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.training.directory import DirectorySave

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import msgspec
 import pytest
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.errors import ForeignObjectError, ObjectNotFoundError
+from checkpoint_sidecar.core import manifest as manifests
+from checkpoint_sidecar.core.errors import (
+    CorruptSnapshotError,
+    ForeignObjectError,
+    IncompatibleSnapshotError,
+    ObjectTooLargeError,
+)
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
@@ -17,19 +24,25 @@ from checkpoint_sidecar.core.log import (
     SnapshotCommitted,
     SnapshotRetired,
 )
+from checkpoint_sidecar.core.manifest import BLOCK_BYTES, MAX_BLOCK_BYTES, File, Manifest
 from checkpoint_sidecar.core.pointers import Origin
-from checkpoint_sidecar.store.base import Buffer, Store
-from checkpoint_sidecar.store.pointer import publish
+from checkpoint_sidecar.engine import pointer
+from checkpoint_sidecar.engine.pointer import publish
+from checkpoint_sidecar.engine.upload import upload_bytes
+from checkpoint_sidecar.store.base import Buffer, Store, StoredObject
+from checkpoint_sidecar.store.parts import PART_BYTES
 from checkpoint_sidecar.store.runlog import RunLog
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 
 STEP = 100
 POINTER = layout.pointer_key(STEP)
+LARGE = PART_BYTES + 1000
+"""A size that is copied in parts."""
 
 
 class Run:
-    """A run of one attempt whose saves are nothing but the bytes to publish."""
+    """A run of one attempt whose saves are nothing but the bytes to publish, and a manifest."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -38,19 +51,37 @@ class Run:
         self.log.append(lambda _: AttemptStarted(1, 1))
         self._newest = ""
 
-    def commit(self, label: str, *, step: int = STEP, signed: bool = False) -> str:
-        """A save, as this version writes it (signed) or as version 0.1.0 did."""
+    def commit(
+        self,
+        label: str | bytes,
+        *,
+        step: int = STEP,
+        signed: bool = False,
+        described: Callable[[Manifest], bytes] = manifests.encode,
+    ) -> str:
+        """A save, as this version writes it (signed) or as version 0.1.0 did.
+
+        Args:
+            described: What is committed as the manifest.
+        """
         short = self.log.run.short_identity
         folder = SaveFolder(step, 1, layout.new_nonce(), short if signed else "")
         parent, self._newest = self._newest, layout.snapshot_id(step, 1, folder.nonce)
         origin = Origin(short, self._newest).encode() if signed else b""
-        self.store.put(folder.stock_metadata, label.encode() + origin)
+        data = (label if isinstance(label, bytes) else label.encode()) + origin
+        file = upload_bytes(self.store, folder.stock_metadata, data, block_bytes=BLOCK_BYTES)
+        manifest = described(Manifest(self._newest, step, 1, 1, (file,), block_bytes=BLOCK_BYTES))
+        self.store.put(folder.manifest, manifest)
         replaces = parent if parent.startswith(f"{step}-") else ""
+        digest = manifests.digest(manifest)
         commit = SnapshotCommitted(
-            self._newest, step, 1, folder.path, "0" * 64, 1, 1, 1, parent=parent, replaces=replaces
+            self._newest, step, 1, folder.path, digest, 1, 1, 1, parent=parent, replaces=replaces
         )
         self.log.append(lambda _: commit)
         return self._newest
+
+    def folder(self, snapshot: str) -> SaveFolder:
+        return layout.parse_save_folder(self.log.run.snapshots[snapshot].commit.path)
 
     def retire(self, snapshot: str) -> None:
         self.log.append(lambda _: SnapshotRetired(snapshot, ("Test",)))
@@ -188,9 +219,135 @@ def test_a_publisher_that_was_overtaken_corrects_itself() -> None:
     assert run.shown == "second"
 
 
-def test_bytes_that_were_never_stored_are_an_error() -> None:
+# What is published
+
+
+def gone(run: Run, folder: SaveFolder) -> None:
+    run.store.delete([folder.stock_metadata])
+
+
+def changed(run: Run, folder: SaveFolder) -> None:
+    run.store.put(folder.stock_metadata, b"whole instead")
+
+
+def longer(run: Run, folder: SaveFolder) -> None:
+    run.store.put(folder.stock_metadata, b"the token of the operator's machine" * 1000)
+
+
+def shorter(run: Run, folder: SaveFolder) -> None:
+    run.store.put(folder.stock_metadata, b"")
+
+
+def changed_with_its_manifest(run: Run, folder: SaveFolder) -> None:
+    file = upload_bytes(run.store, folder.stock_metadata, b"another one", block_bytes=BLOCK_BYTES)
+    run.store.put(folder.manifest, manifests.encode(Manifest("100-1-aaaaaaaa", 100, 1, 1, (file,))))
+
+
+def manifest_gone(run: Run, folder: SaveFolder) -> None:
+    run.store.delete([folder.manifest])
+
+
+@pytest.mark.parametrize("size", [13, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("damage", [gone, changed, longer, shorter, changed_with_its_manifest, manifest_gone])
+def test_bytes_that_are_not_what_was_committed_are_never_published(
+    damage: Callable[[Run, SaveFolder], None], size: int
+) -> None:
     run = Run(MemoryStore())
-    snapshot = run.commit("first")
-    run.store.delete([layout.parse_save_folder(run.log.run.snapshots[snapshot].commit.path).stock_metadata])
-    with pytest.raises(ObjectNotFoundError):
+    damage(run, run.folder(run.commit(bytes(size), signed=True)))
+    with pytest.raises(CorruptSnapshotError):
         publish(run.store, run.log, STEP)
+    assert run.store.stat(POINTER) is None
+
+
+@pytest.mark.parametrize("place", [0, LARGE // 2, LARGE - 1])
+def test_one_flipped_bit_in_a_large_pointer_keeps_all_of_it_from_being_seen(place: int) -> None:
+    store = MemoryStore()
+    run = Run(store)
+    folder = run.folder(run.commit(bytes(LARGE)))
+    data = bytearray(LARGE)
+    data[place] = 1
+    store.put(folder.stock_metadata, data)
+    with pytest.raises(CorruptSnapshotError, match="CRC32C"):
+        publish(store, run.log, STEP)
+    assert store.stat(POINTER) is None
+
+
+def test_a_manifest_that_cannot_be_used_or_lists_no_pointer_publishes_nothing() -> None:
+    for manifest in (
+        lambda _: b"{" * 5000,
+        lambda whole: manifests.encode(msgspec.structs.replace(whole, files=())),
+        lambda whole: msgspec.json.encode(msgspec.structs.replace(whole, block_bytes=1)),
+    ):
+        run = Run(MemoryStore())
+        run.commit("bytes", described=manifest)
+        with pytest.raises((CorruptSnapshotError, IncompatibleSnapshotError)):
+            publish(run.store, run.log, STEP)
+        assert run.store.stat(POINTER) is None
+
+
+def test_a_pointer_beyond_what_any_reader_takes_is_not_begun() -> None:
+    size = pointer.MAX_METADATA_BYTES + 1
+    blocks = -(-size // MAX_BLOCK_BYTES)
+
+    def described(whole: Manifest) -> bytes:
+        huge = File(layout.STOCK_METADATA_NAME, size, 0, bytes(4 * blocks))
+        return manifests.encode(msgspec.structs.replace(whole, files=(huge,), block_bytes=MAX_BLOCK_BYTES))
+
+    store = CountingStore(MemoryStore())
+    run = Run(store)
+    run.commit("bytes", described=described)
+    with pytest.raises(ObjectTooLargeError):
+        publish(store, run.log, STEP)
+    assert store.stat(POINTER) is None
+
+
+class Weighing(MemoryStore):
+    """Notes the largest amount that is asked for at a time."""
+
+    largest = 0
+
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        found = super().get(key, max_bytes=max_bytes)
+        self.largest = max(self.largest, len(found.data))
+        return found
+
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        self.largest = max(self.largest, sum(buffer.nbytes for buffer in buffers))
+        super().read_into(key, start, buffers)
+
+
+def test_a_large_pointer_is_copied_and_replaced_in_parts() -> None:
+    store = Weighing()
+    run = Run(store)
+    for content in (b"\x00", b"\x07"):
+        committed = run.folder(run.commit(content * LARGE, signed=True)).stock_metadata
+        store.largest = 0
+        publish(store, run.log, STEP)
+        assert 0 < store.largest <= PART_BYTES
+        shown, wanted = (store.get(key, max_bytes=2 * LARGE).data for key in (POINTER, committed))
+        assert shown == wanted
+
+
+def test_a_large_pointer_of_version_0_1_0_that_is_right_is_not_written_again() -> None:
+    store = Weighing()
+    run = Run(store)
+    run.commit(bytes(LARGE))
+    publish(store, run.log, STEP)
+    written, store.largest = store.stat(POINTER), 0
+    publish(store, run.log, STEP)
+    assert store.stat(POINTER) == written
+    assert store.largest <= PART_BYTES
+
+
+def test_somebody_elses_checkpoint_that_appears_while_a_large_pointer_is_copied_stays() -> None:
+    class Appearing(MemoryStore):
+        def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+            super().read_into(key, start, buffers)
+            if key.endswith(layout.STOCK_METADATA_NAME):
+                self.put(POINTER, b"torch's own")
+
+    run = Run(Appearing())
+    run.commit(bytes(LARGE), signed=True)
+    with pytest.raises(ForeignObjectError):
+        publish(run.store, run.log, STEP)
+    assert run.shown == "torch's own"

@@ -36,10 +36,10 @@ from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.overwrite import existing_save
 from checkpoint_sidecar.core.policy import OverwritePolicy
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.engine.pointer import publish, repair
 from checkpoint_sidecar.engine.verify import check_sizes, read_manifest
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.deletion import delete_save
-from checkpoint_sidecar.store.pointer import publish
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.saves import NewSave
 
@@ -161,7 +161,7 @@ class DirectorySave:
         """Let both readers choose alike, though it is unknown whether all files arrived; what was replaced stays."""
         try:
             self._publish()
-        except (StoreError, LogError) as error:
+        except (CorruptSnapshotError, StoreError, LogError) as error:
             logger.warning("the pointer for torch's own reader is not up to date: %s", error)
 
     def _retire(self, snapshot: str, reason: str) -> None:
@@ -190,7 +190,7 @@ class DirectorySave:
             lambda run: PurgeStarted(snapshot.id) if run.snapshots[snapshot.id].state is SnapshotState.RETIRED else None
         )
         with contextlib.suppress(ForeignObjectError):
-            self._publish()
+            repair(self._store, self._log, None)
         delete_save(self._store, layout.parse_save_folder(snapshot.commit.path), manifest)
         self._log.append(lambda _: SnapshotPurged(snapshot.id, manifest.size if manifest else 0))
 

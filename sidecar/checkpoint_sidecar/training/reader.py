@@ -28,13 +28,13 @@ from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.compared import Compared
+from checkpoint_sidecar.engine.pointer import MAX_METADATA_BYTES
 from checkpoint_sidecar.engine.progress import Progress
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import Span
 from checkpoint_sidecar.engine.settings import EngineSettings
 from checkpoint_sidecar.engine.verify import check_sizes, read_file
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.pointer import MAX_METADATA_BYTES
 from checkpoint_sidecar.training.failures import raising_portable, wrapped
 from checkpoint_sidecar.training.fit import check_complete
 from checkpoint_sidecar.training.landing import Item, Part, bring

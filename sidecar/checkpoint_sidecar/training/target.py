@@ -21,7 +21,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.run import Run, SnapshotState
-from checkpoint_sidecar.store.pointer import publish
+from checkpoint_sidecar.engine.pointer import publish
 from checkpoint_sidecar.training.display import moved
 from checkpoint_sidecar.training.failures import described, raising_portable
 from checkpoint_sidecar.training.saves import NewSave

@@ -1,0 +1,244 @@
+"""The stock pointer: the ``.metadata`` that lets torch's own reader load a step.
+
+It is derived from the log and may be wrong or missing at any time; library and operator both repair it. Nothing of ours
+reads it. One that this run did not write stays as it is: somebody else's checkpoint would be lost with it.
+
+Only bytes that match the snapshot's manifest are published, and the manifest only if it is the one that was committed.
+Large pointers are copied part by part, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from crc32c import crc32c
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import (
+    CorruptSnapshotError,
+    ForeignObjectError,
+    IncompatibleSnapshotError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+)
+from checkpoint_sidecar.core.layout import STOCK_METADATA_NAME, SaveFolder
+from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.core.pointers import MAX_ORIGIN_BYTES, Origin, published_for, saves_of
+from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.engine.confirm import confirmed
+from checkpoint_sidecar.engine.read import Files, Want, missing
+from checkpoint_sidecar.engine.requests import Span
+from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.store.base import ObjectInfo, Store
+from checkpoint_sidecar.store.parts import PART_BYTES
+from checkpoint_sidecar.store.runlog import RunLog
+
+MAX_METADATA_BYTES = 1024 * 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
+_SETTINGS = EngineSettings(connections=1)
+"""One request at a time: its buffer and one part are all the memory that a copy takes."""
+
+logger = logging.getLogger(__name__)
+
+
+def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: bool = False) -> None:
+    """Make the pointer of a step show the snapshot the log says it should, or remove it when there is none.
+
+    The log is read again after writing: of two publishers that race, the one that wrote last also sees last, and
+    corrects itself. Costs a few small reads when nothing has to change.
+
+    Args:
+        store: Opened at the run's root, like ``log``.
+        step: None for a DCP drop-in directory.
+        replace_foreign: Whether the user has asked to overwrite what others saved there.
+
+    Raises:
+        ForeignObjectError: The pointer is not this run's, and was left alone.
+        CorruptSnapshotError: The bytes to publish are missing or not what was committed; nothing was published.
+        IncompatibleSnapshotError: A newer version wrote the manifest; likewise.
+        StoreError, LogError: The store failed; the pointer may be old.
+    """
+    run = log.refresh()
+    while True:
+        wanted = published_for(run, step)
+        try:
+            _show(store, run, wanted, step, replace_foreign=replace_foreign)
+        except ForeignObjectError:
+            # Perhaps it is that of a commit which came meanwhile.
+            if log.refresh().head == run.head:
+                raise
+        except (CorruptSnapshotError, ObjectNotFoundError):
+            # Purged between the read of the log and now, or damaged; only the log can tell.
+            if _identifier(published_for(log.refresh(), step)) == _identifier(wanted):
+                raise
+        run = log.refresh()
+        if _identifier(published_for(run, step)) == _identifier(wanted):
+            return
+
+
+def repair(store: Store, log: RunLog, step: int | None) -> None:
+    """Publish like ``publish``, or remove the pointer if the bytes to publish are damaged.
+
+    The verification of the snapshot itself reports the damage.
+
+    Raises:
+        ForeignObjectError, StoreError, LogError: See ``publish``.
+    """
+    try:
+        publish(store, log, step)
+    except (CorruptSnapshotError, IncompatibleSnapshotError) as error:
+        logger.warning("removing %s/%s: %s", store.url, layout.pointer_key(step), error)
+        _show(store, log.run, None, step, replace_foreign=False)
+
+
+def is_own_pointer(store: Store, run: Run, step: int | None) -> bool:
+    """Whether there is a pointer of this step, and this run wrote it.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    shown = store.stat(layout.pointer_key(step))
+    return shown is not None and _is_own(store, run, step, shown, _origin(store, shown))
+
+
+def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *, replace_foreign: bool) -> None:
+    key = layout.pointer_key(step)
+    shown = store.stat(key)
+    if shown is None:
+        if snapshot is not None and not _Source(store, snapshot).create(key):
+            _show(store, run, snapshot, step, replace_foreign=replace_foreign)
+        return
+    origin = _origin(store, shown)
+    if snapshot is not None and origin == Origin(run.short_identity, snapshot.id):
+        return
+    foreign = not _is_own(store, run, step, shown, origin)
+    if foreign and not (replace_foreign and snapshot is not None):
+        raise ForeignObjectError(
+            "publish a checkpoint for torch's own reader",
+            f"{store.url}/{key}",
+            "there is one that this run did not write",
+            "It is left alone; this run's own reader does not need it. Move it away if it is of no use.",
+        )
+    if snapshot is None:
+        store.delete([key])
+        return
+    if not _shows(store, shown, layout.parse_save_folder(snapshot.commit.path)):
+        _Source(store, snapshot).write(key)
+
+
+class _Source:
+    """The bytes that a snapshot has for its pointer, as its manifest describes them."""
+
+    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+        self._store = store
+        self._folder = layout.parse_save_folder(snapshot.commit.path)
+        self._manifest: Manifest = read_manifest(store, snapshot.commit)
+        self._file = self._described()
+
+    def create(self, key: str) -> bool:
+        """Publish them at a key that is free. Returns False if it no longer is."""
+        try:
+            if self._file.size > PART_BYTES:
+                self._copy(key, create=True)
+            else:
+                self._store.put_if_absent(key, confirmed(self._store, self._read))
+        except ObjectExistsError:
+            return False
+        return True
+
+    def write(self, key: str) -> None:
+        """Publish them in place of what is there."""
+        if self._file.size > PART_BYTES:
+            self._copy(key, create=False)
+        else:
+            self._store.put(key, confirmed(self._store, self._read))
+
+    def _described(self) -> File:
+        subject = f"{self._store.url}/{self._folder.stock_metadata}"
+        operation = "publish a checkpoint for torch's own reader"
+        file = self._manifest.file(STOCK_METADATA_NAME)
+        if file is None:
+            raise CorruptSnapshotError(operation, subject, "the manifest has none", evidence="ManifestMismatch")
+        if file.size > MAX_METADATA_BYTES:
+            cause = f"it has {file.size} bytes, more than {MAX_METADATA_BYTES}"
+            raise ObjectTooLargeError(operation, subject, cause, "This run's own reader does not need it.")
+        return file
+
+    def _read(self) -> bytes:
+        key, file = self._folder.stock_metadata, self._file
+        try:
+            data = self._store.get(key, max_bytes=file.size).data
+        except ObjectNotFoundError as error:
+            raise missing(key) from error
+        except ObjectTooLargeError as error:
+            raise CorruptSnapshotError(error.operation, key, error.cause, evidence="SizeMismatch") from error
+        if len(data) != file.size:
+            cause = f"it has {len(data)} bytes, {file.size} were committed"
+            raise CorruptSnapshotError("read a file of the snapshot", key, cause, evidence="SizeMismatch")
+        checksum = crc32c(data)
+        if checksum != file.crc32c:
+            cause = f"its CRC32C is {checksum:08x}, {file.crc32c:08x} was committed"
+            raise CorruptSnapshotError("read a file of the snapshot", key, cause, evidence="ChecksumMismatch")
+        return data
+
+    def _copy(self, key: str, *, create: bool) -> None:
+        """Copy them in parts, each compared before it is sent; they become visible when all of them match."""
+        files = Files(self._store, self._folder.path, self._manifest, settings=_SETTINGS)
+        with self._store.upload(key, self._file.size) as upload:
+            for index, start in enumerate(range(0, self._file.size, upload.part_bytes)):
+                # A new buffer each time: a store may still hold the one before.
+                part = memoryview(bytearray(min(upload.part_bytes, self._file.size - start)))
+                files.read([Want(self._file.name, Span(start, part.nbytes), part)])
+                upload.write_part(index, [part])
+            if create and self._store.stat(key) is not None:
+                # Not every store publishes an object of several parts only if its key is free.
+                raise ObjectExistsError("create", f"{self._store.url}/{key}", "it appeared meanwhile")
+
+
+def _origin(store: Store, shown: ObjectInfo) -> Origin | None:
+    tail = bytearray(min(shown.size, MAX_ORIGIN_BYTES))
+    store.read_into(shown.key, shown.size - len(tail), [memoryview(tail)])
+    return Origin.find(bytes(tail))
+
+
+def _is_own(store: Store, run: Run, step: int | None, shown: ObjectInfo, origin: Origin | None) -> bool:
+    if origin is not None:
+        return origin.run == run.short_identity
+    mine = saves_of(run, step)
+    marks = tuple(f"{folder.path.rpartition('/')[2]}/".encode() for folder in mine)
+    return bool(mine) and (_contains(store, shown, marks) or any(_shows(store, shown, folder) for folder in mine))
+
+
+def _shows(store: Store, shown: ObjectInfo, folder: SaveFolder) -> bool:
+    """Whether the object is what this save has to be published."""
+    stored = store.stat(folder.stock_metadata)
+    if stored is None or stored.size != shown.size:
+        return False
+    pairs = zip(_pieces(store, stored), _pieces(store, shown), strict=True)
+    return all(mine == theirs for mine, theirs in pairs)
+
+
+def _contains(store: Store, shown: ObjectInfo, marks: tuple[bytes, ...]) -> bool:
+    """Whether any of the marks is in the object."""
+    overlap = max(map(len, marks)) - 1
+    before = b""
+    for piece in _pieces(store, shown):
+        before = before[-overlap:] + piece
+        if any(mark in before for mark in marks):
+            return True
+    return False
+
+
+def _pieces(store: Store, info: ObjectInfo) -> Iterator[bytes]:
+    """An object's bytes, in bounded memory."""
+    for start in range(0, info.size, _CHUNK_BYTES):
+        piece = bytearray(min(_CHUNK_BYTES, info.size - start))
+        store.read_into(info.key, start, [memoryview(piece)])
+        yield bytes(piece)
+
+
+def _identifier(snapshot: Snapshot | None) -> str | None:
+    return snapshot.id if snapshot else None
