@@ -176,7 +176,7 @@ def test_a_store_that_refuses_holds_the_object_until_the_user_lets_the_data_stay
 ) -> None:
     trainer = place.trained()
     with faulty_server(object_store.endpoint) as server:
-        server.faults.append(Fault("POST", "delete", (403, "AccessDenied"), times=1_000_000))
+        server.faults.append(Fault("POST", "delete", "refuse each key", times=1_000_000))
         operator = start_operator(UNREAD)
         run = place.create(storage={"endpoint": server.endpoint})
         run.becomes("RetentionEnforced", "False", "DeletionRefused", within=PATIENCE)

@@ -6,6 +6,7 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -379,12 +380,22 @@ def test_a_missing_secret_a_missing_bucket_and_a_foreign_identity_have_reasons_o
 @pytest.mark.parametrize(
     ("refused", "condition", "ready"),
     [
-        pytest.param(("POST", "delete"), ("RetentionEnforced", "False", "DeletionRefused"), "True", id="deleting"),
-        pytest.param(("PUT", ""), ("StorageAvailable", "False", "ReadOnly"), "False", id="writing"),
+        pytest.param(
+            Fault("POST", "delete", "refuse each key", times=1_000_000),
+            ("RetentionEnforced", "False", "DeletionRefused"),
+            "True",
+            id="deleting",
+        ),
+        pytest.param(
+            Fault("PUT", "", (403, "AccessDenied"), times=1_000_000),
+            ("StorageAvailable", "False", "ReadOnly"),
+            "False",
+            id="writing",
+        ),
     ],
 )
 def test_what_a_store_refuses_is_a_condition_and_no_hot_loop(
-    refused: tuple[str, str],
+    refused: Fault,
     condition: tuple[str, str, str],
     ready: str,
     namespace: Namespace,
@@ -400,11 +411,12 @@ def test_what_a_store_refuses_is_a_condition_and_no_hot_loop(
     trainer = Trainer(open_store(settings), Owner(namespace.api.uid, namespace.name, "run")).start()
     first, second = trainer.commit(100), trainer.commit(200)
     with faulty_server(object_store.endpoint) as server:
-        server.faults.append(Fault(*refused, (403, "AccessDenied"), times=1_000_000))
+        server.faults.append(replace(refused))
         start_operator(UNREAD)
         storage = {"endpoint": server.endpoint, **region, "credentialsSecret": {"name": secret}}
         run = create(namespace, url, storage=storage, retention={"keepLast": 1, "gracePeriod": "0s"})
         run.becomes(*condition)
+        assert run.condition(condition[0])["message"].count("AccessDenied") == 1
         assert run.condition("Ready")["status"] == ready
         run.eventually(lambda it: it.status.get("latest", {}).get("snapshot") == second.id)
         run.eventually(lambda it: set(it.snapshots()) == {f"run-{first.id}", f"run-{second.id}"})

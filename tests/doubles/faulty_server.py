@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import socket
 import ssl
 import struct
@@ -39,6 +40,7 @@ Effect: TypeAlias = Literal[
     "answer as before",  # with the first answer to the same listing
     "answer in small pages",  # a listing
     "drop the condition",
+    "refuse each key",  # of a deletion: as S3 does without the right, or under object lock, in an answer that is 200
 ]
 Answer: TypeAlias = tuple[int, str]
 """A status and an error code."""
@@ -157,6 +159,9 @@ def _handler(control: FaultyServer) -> type[QuietHandler]:
                 answer = f"<Error><Code>{code}</Code><Message>{key_id}</Message></Error>".encode()
                 self.reply(status, {"Content-Type": "application/xml"}, answer)
                 return
+            if effect == "refuse each key":
+                self.reply(200, {"Content-Type": "application/xml"}, _refused(body))
+                return
             sends = self.command == "PUT" or "uploadType=media" in self.path
             if effect == "flip a bit of the data" and sends:
                 body = _flipped(body)
@@ -216,6 +221,14 @@ def _handler(control: FaultyServer) -> type[QuietHandler]:
                 self.wfile.write(data)
 
     return Handler
+
+
+def _refused(deletion: bytes) -> bytes:
+    errors = (
+        b"<Error><Key>%b</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" % key
+        for key in re.findall(rb"<Key>(.*?)</Key>", deletion)
+    )
+    return b"<DeleteResult>%b</DeleteResult>" % b"".join(errors)
 
 
 def _flipped(data: bytes) -> bytes:
