@@ -50,8 +50,7 @@ class Watched:
 
     @property
     def body(self) -> Body:
-        found: Body = json.loads(self.namespace.kubectl("get", "ckpt", self.name, "--output=json"))
-        return found
+        return self.namespace.read("checkpoints", self.name)
 
     @property
     def status(self) -> Body:
@@ -64,13 +63,13 @@ class Watched:
 
     def snapshots(self) -> dict[str, Body]:
         """CheckpointSnapshot objects by name."""
-        listed = json.loads(self.namespace.kubectl("get", "ckptsnap", "--output=json"))
-        return {item["metadata"]["name"]: item for item in listed["items"]}
+        listed = self.namespace.read("checkpointsnapshots")["items"]
+        return {item["metadata"]["name"]: item for item in listed}
 
     def events(self) -> list[str]:
         """Reasons of the Events about it, oldest first."""
-        listed = json.loads(self.namespace.kubectl("get", "events", "--output=json"))
-        mine = [e for e in listed["items"] if e["involvedObject"]["name"] == self.name]
+        listed = self.namespace.read("events")["items"]
+        mine = [e for e in listed if e["involvedObject"]["name"] == self.name]
         mine.sort(key=lambda event: event["eventTime"])
         return [event["reason"] for event in mine]
 

@@ -78,7 +78,7 @@ class Place:
     def gone(self, *, within: float = PATIENCE) -> None:
         """Wait until the object is."""
         deadline = time.monotonic() + within
-        while "run" in self.namespace.kubectl("get", "ckpt", "--output=name"):
+        while any(item["metadata"]["name"] == "run" for item in self.namespace.read("checkpoints")["items"]):
             assert time.monotonic() < deadline, self.namespace.kubectl("get", "ckpt", "run", "--output=yaml")
             time.sleep(0.3)
 

@@ -63,13 +63,11 @@ def end(namespace: Namespace, name: str) -> None:
 
 
 def pods(namespace: Namespace) -> dict[str, dict[str, Any]]:
-    listed = json.loads(namespace.kubectl("get", "pods", "--output=json"))["items"]
-    return {item["metadata"]["name"]: item for item in listed}
+    return {item["metadata"]["name"]: item for item in namespace.read("pods")["items"]}
 
 
 def messages(namespace: Namespace, reason: str) -> list[str]:
-    listed = json.loads(namespace.kubectl("get", "events", f"--field-selector=reason={reason}", "--output=json"))
-    return [event["message"] for event in listed["items"]]
+    return [event["message"] for event in namespace.read("events")["items"] if event["reason"] == reason]
 
 
 def cordon(namespace: Namespace, node: str, since: str) -> None:

@@ -151,7 +151,7 @@ def in_cloud(endpoint: str, scheme: str, secret: str) -> dict[str, Any]:
 
 def reasons(namespace: Namespace) -> dict[str, str]:
     """Why each Checkpoint of a namespace is not Ready, by name."""
-    listed = json.loads(namespace.kubectl("get", "ckpt", "--output=json"))["items"]
+    listed = namespace.read("checkpoints")["items"]
     conditions = {item["metadata"]["name"]: item.get("status", {}).get("conditions", []) for item in listed}
     return {
         name: next((c["reason"] for c in found if c["type"] == "Ready" and c["status"] == "False"), "")
