@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import msgspec
 from kubernetes.utils.duration import parse_duration
 from kubernetes.utils.quantity import parse_quantity
@@ -68,6 +70,7 @@ def _bytes(field: str, quantity: api.Quantity | None) -> int | None:
     if quantity is None:
         return None
     try:
-        return min(int(parse_quantity(quantity)), MAX_INT64)  # type: ignore[no-untyped-call]
-    except ValueError as error:
+        # Limited before it becomes an integer: 1e99999999 is a quantity, and has as many digits.
+        return int(min(parse_quantity(quantity), Decimal(MAX_INT64)))  # type: ignore[no-untyped-call]
+    except (ValueError, ArithmeticError) as error:
         raise ValueError(f"spec.{field}: {quantity!r} is not a quantity such as 500Gi or 2Ti") from error
