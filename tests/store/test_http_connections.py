@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from checkpoint_sidecar.store.http_connections import (
+    FAILURES,
     MOST_ANSWER_BYTES,
     Answer,
     Connections,
@@ -103,6 +104,40 @@ def test_a_body_of_another_length_fills_nothing_and_its_connection_is_given_up(
     with server(answering(answer)) as at:
         assert not get(connections, f"http://{at}/", size)[0].filled
         assert get(connections, f"http://{at}/", len(DATA))[0].filled
+
+
+def trickling(beginning: bytes, again: bytes, seconds: float) -> Serve:
+    """Gives one piece after the other, as long as the client stays."""
+
+    def serve(connection: socket.socket) -> None:
+        head_of(connection)
+        connection.sendall(beginning)
+        while True:
+            connection.sendall(again)
+            time.sleep(seconds)
+
+    return serve
+
+
+NEVER = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("serve", "size"),
+    [
+        (trickling(b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.05), 0),
+        (trickling(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", b"x", 0.05), 0),
+        (trickling(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", b"x", 0.05), 9000),
+        (trickling(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000, 0), 0),
+        (trickling(NEVER + b"5\r\nwhole\r\n0\r\n", b"X: x\r\n" * 10_000, 0), 5),
+    ],
+    ids=["a header", "a small body", "data", "go on", "trailers"],
+)
+def test_an_answer_without_an_end_ends(serve: Serve, size: int, connections: Connections) -> None:
+    into, fill_on = ([memoryview(bytearray(size))], (200,)) if size else ([], ())
+    with server(serve) as at, pytest.raises(FAILURES):
+        connections.exchange(Request("GET", f"http://{at}/", SILENCE_SECONDS), into=into, fill_on=fill_on)
 
 
 def test_after_a_renewal_no_connection_is_used_that_was_open_before(connections: Connections) -> None:

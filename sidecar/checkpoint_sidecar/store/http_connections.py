@@ -3,13 +3,14 @@
 No redirect is followed: an answer with status 3xx is returned like any other. Python runs once per body and not once
 per packet: a plain socket is left to block in the kernel until all bytes are through, without the interpreter's lock,
 which the training loop wants. Timeouts are therefore the kernel's, and measure silence: a slow body may take as long as
-it likes. Through TLS, Python sees every slice.
+it likes, as long as it does not trickle. Through TLS, Python sees every slice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import select
 import socket
 import ssl
@@ -19,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from checkpoint_sidecar.store.proxies import Proxy, proxy_for
@@ -31,6 +32,14 @@ IDLE_SECONDS = 45.0
 
 MOST_ANSWER_BYTES = 64 * 1024
 """What is read of an answer that is no data; the rest is dropped with its connection."""
+
+SLOWEST_BYTES = 1024
+"""Per second: an answer that comes in more slowly, on average, ends as if there were none. A byte now and then is not
+silence, and would keep its thread for ever."""
+
+_MOST_HEAD_BYTES = 1024 * 1024
+_MOST_OVERHEAD = 8
+"""Times the size of a body: what chunks and their ends may add to it."""
 
 _READ_AT_ONCE = 1024 * 1024
 
@@ -89,6 +98,40 @@ class Answer:
     body: bytes
     whole: bool
     proxy: str = ""
+
+
+class _Incoming(io.RawIOBase):
+    """What comes over a socket as an answer. Ends one that trickles, or that has no end.
+
+    Args:
+        most_bytes: That are read through this; what is received into the caller's memory is only counted.
+    """
+
+    def __init__(self, raw: io.RawIOBase, seconds: float, most_bytes: int) -> None:
+        self._raw = raw
+        self._until = time.monotonic() + seconds
+        self._room = most_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        received = self._raw.readinto(buffer)
+        self._room -= received or 0
+        if self._room < 0:
+            raise http.client.HTTPException("an answer without an end")
+        self.count(received or 0)
+        return received
+
+    def count(self, received: int) -> None:
+        """So many bytes have come."""
+        self._until += received / SLOWEST_BYTES
+        if time.monotonic() > self._until:
+            raise TimeoutError("the answer trickles")
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class Cancellation:
@@ -314,13 +357,26 @@ class _Link:
 
     def _receive(self, request: Request, into: Sequence[memoryview], fill_on: Container[int], limit: int) -> Answer:
         self._socket.settimeout(request.answer_seconds)
+        size = sum(view.nbytes for view in into)
+        most = _MOST_HEAD_BYTES + _MOST_OVERHEAD * max(limit, size, MOST_ANSWER_BYTES)
+        incoming: _Incoming | None = None
+
+        def metered(*arguments: Any, **options: Any) -> http.client.HTTPResponse:
+            nonlocal incoming
+            response = http.client.HTTPResponse(*arguments, **options)
+            incoming = _Incoming(response.fp.detach(), 2 * request.answer_seconds, most)
+            response.fp = io.BufferedReader(incoming)
+            return response
+
+        self._connection.response_class = metered  # type: ignore[assignment]
         response = self._connection.getresponse()
+        assert incoming is not None
         headers = {name.lower(): value for name, value in response.getheaders()}
         body, filled = b"", False
         if response.status not in fill_on:
             body = _read(response, limit if response.status < 300 else MOST_ANSWER_BYTES)
-        elif response.length == sum(view.nbytes for view in into):
-            self._fill(response, into)
+        elif response.length == size:
+            self._fill(response, into, incoming)
             filled = True
         elif response.length is None:
             filled = _fill_in_chunks(response, into)
@@ -328,7 +384,7 @@ class _Link:
         response.close()
         return Answer(response.status, headers, filled, body, whole, self._proxy)
 
-    def _fill(self, response: http.client.HTTPResponse, into: Sequence[memoryview]) -> None:
+    def _fill(self, response: http.client.HTTPResponse, into: Sequence[memoryview], incoming: _Incoming) -> None:
         """The beginning may lie in the response's buffer, which one small read empties; the rest is on the socket."""
         ahead = memoryview(response.read1(_READ_AHEAD))
         self._block()
@@ -340,11 +396,11 @@ class _Link:
             rest = view[taken.nbytes :]
             if bulk := rest[: max(coming - _WAKING_BYTES, 0)]:
                 self._wake_at(_WAKING_BYTES)
-                self._receive_all(bulk)
+                self._receive_all(bulk, incoming)
             if bulk.nbytes < rest.nbytes:
                 # Of the last bytes there may never be so many at once.
                 self._wake_at(1)
-                self._receive_all(rest[bulk.nbytes :])
+                self._receive_all(rest[bulk.nbytes :], incoming)
             coming -= rest.nbytes
 
     def _wake_at(self, count: int) -> None:
@@ -352,7 +408,7 @@ class _Link:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
             self._waking_bytes = count
 
-    def _receive_all(self, view: memoryview) -> None:
+    def _receive_all(self, view: memoryview, incoming: _Incoming) -> None:
         while view:
             if self._plain:
                 received = _in_kernel(self._socket.recv_into, view, view.nbytes, socket.MSG_WAITALL)
@@ -360,6 +416,7 @@ class _Link:
                 received = self._socket.recv_into(view)
             if not received:
                 raise http.client.IncompleteRead(b"", view.nbytes)
+            incoming.count(received)
             view = view[received:]
 
     def _block(self) -> None:
