@@ -24,9 +24,9 @@ test-unit: ## The tests that need no server, no process group and no cluster: se
 	@.ci/bootstrap
 	$(BIN)/pytest -m "not store and not distributed and not api and not cluster"
 
-test-faults: ## The long profile of fault injection: store faults, crash matrix, model (an hour or so)
+test-faults: ## The long profile of fault injection: store faults, crash matrix, model, data of others (an hour or so)
 	@.ci/bootstrap
-	CHECKPOINT_FAULTS=long $(BIN)/pytest tests/store/test_faults.py tests/store/test_large_bodies.py tests/model tests/crashes
+	CHECKPOINT_FAULTS=long $(BIN)/pytest tests/store/test_faults.py tests/store/test_large_bodies.py tests/model tests/crashes tests/control/test_foreign_data.py
 	$(BIN)/python docs/faults.py
 
 test-tenants: ## One operator with a thousand Checkpoints at a black hole and every kind of hostile store (ten minutes)
