@@ -288,7 +288,16 @@ def test_torchs_constructor_arguments_are_accepted(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("option", [{"_extensions": [object()]}, {"mystery": 1}, {"client_kwargs": {"mystery": 1}}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"_extensions": [object()]},
+        {"mystery": 1},
+        {"client_kwargs": {"mystery": 1}},
+        {"config_kwargs": {"proxies": {"https": "http://proxy:3128"}}},
+        {"config_kwargs": {"s3": {"use_accelerate_endpoint": True}}},
+    ],
+)
 def test_what_cannot_be_honoured_is_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         CheckpointWriter(tmp_path, **option)

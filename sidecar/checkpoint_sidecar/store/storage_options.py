@@ -48,6 +48,8 @@ _TUNING = frozenset(
         "use_listings_cache",
     }
 )
+_CONNECTING = frozenset({"connect_timeout", "max_pool_connections", "read_timeout", "retries", "tcp_keepalive"})
+"""Of botocore's configuration, what only tunes its connections and tries."""
 _ALIASES = {"gcs://": "gs://", "s3a://": "s3://"}
 SCHEMES = frozenset({"file", *OBJECT_SCHEMES, *(alias.removesuffix("://") for alias in _ALIASES)})
 """Of the URLs that are taken."""
@@ -76,12 +78,16 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
     client = dict(rest.pop("client_kwargs", {}))
     endpoint = rest.pop("endpoint_url", "") or client.pop("endpoint_url", "") or _ambient_endpoint(location.scheme)
     region = client.pop("region_name", "") or _ambient_region(location.scheme)
-    style = dict(dict(rest.pop("config_kwargs", {})).get("s3", {})).get("addressing_style", "auto")
+    config = {name: value for name, value in dict(rest.pop("config_kwargs", {})).items() if name not in _CONNECTING}
+    addressing = dict(config.pop("s3", {}))
+    style = addressing.pop("addressing_style", "auto")
     requester_pays = bool(rest.pop("requester_pays", False))
     written = dict(rest.pop("s3_additional_kwargs", {})) if location.scheme == "s3" else {}
     encryption, key = str(written.pop("ServerSideEncryption", "")), str(written.pop("SSEKMSKeyId", ""))
     tags = tuple(sorted(parse_qsl(str(written.pop("Tagging", "")), keep_blank_values=True)))
     rest |= {f"s3_additional_kwargs.{name}": value for name, value in written.items()}
+    rest |= {f"config_kwargs.{name}": value for name, value in config.items()}
+    rest |= {f"config_kwargs.s3.{name}": value for name, value in addressing.items()}
     unknown = [*rest, *(f"client_kwargs.{name}" for name in client)]
     if unknown or style not in _STYLES:
         raise ConfigurationError(
