@@ -6,6 +6,7 @@ import pytest
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.engine.settings import EngineSettings, cores_of_rank
+from checkpoint_sidecar.store.calls import LEAST_TRIES, PATIENT
 
 
 def test_without_variables_the_defaults_hold() -> None:
@@ -24,6 +25,15 @@ def test_connections_are_a_number() -> None:
     assert EngineSettings.from_environment({"CHECKPOINT_CONNECTIONS": "4"}).connections == 4
 
 
+def test_a_save_stalls_after_a_number_of_seconds() -> None:
+    assert EngineSettings.from_environment({}).stall_seconds == 180
+    assert EngineSettings.from_environment({"CHECKPOINT_STALL_SECONDS": "45.5"}).stall_seconds == 45.5
+
+
+def test_a_request_that_only_reads_is_given_up_before_a_save_counts_as_stalled() -> None:
+    assert LEAST_TRIES * PATIENT.answer_seconds + PATIENT.deadline_seconds < EngineSettings().stall_seconds
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -34,6 +44,10 @@ def test_connections_are_a_number() -> None:
         ("CHECKPOINT_CONNECTIONS", "0"),
         ("CHECKPOINT_CONNECTIONS", "1.5"),
         ("CHECKPOINT_CONNECTIONS", "1000"),
+        ("CHECKPOINT_STALL_SECONDS", "0"),
+        ("CHECKPOINT_STALL_SECONDS", "-1"),
+        ("CHECKPOINT_STALL_SECONDS", "3m"),
+        ("CHECKPOINT_STALL_SECONDS", "nan"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(name: str, text: str) -> None:

@@ -11,10 +11,12 @@ from checkpoint_sidecar.core.errors import ConfigurationError
 
 MEMORY = "CHECKPOINT_MEMORY"
 CONNECTIONS = "CHECKPOINT_CONNECTIONS"
+STALL_SECONDS = "CHECKPOINT_STALL_SECONDS"
 
 LEAST_MEMORY_BYTES = 32 * 1024 * 1024
 """One part of an object. With less there is no room for anything."""
 MOST_CONNECTIONS = 256
+_STALL_WANTED = "a number of seconds above 0, such as 180"
 
 _QUANTITY = re.compile(r"(\d{1,15})(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -29,6 +31,8 @@ class EngineSettings:
         memory_bytes: What a save or a restore may hold in memory beyond the tensors themselves.
         connections: Requests to the store side by side, at most.
         beside_training: Whether something else wants the processor meanwhile.
+        stall_seconds: How long a save that is waited for may move no byte before it is given up. By default longer than
+            a store may keep silent before a request is tried again.
 
     Raises:
         ConfigurationError: A limit cannot work.
@@ -37,12 +41,15 @@ class EngineSettings:
     memory_bytes: int = 256 * 1024 * 1024
     connections: int = 16
     beside_training: bool = False
+    stall_seconds: float = 180.0
 
     def __post_init__(self) -> None:
         if self.memory_bytes < LEAST_MEMORY_BYTES:
             raise _unusable(MEMORY, f"{self.memory_bytes} bytes", f"at least {LEAST_MEMORY_BYTES} bytes (32Mi)")
         if not 1 <= self.connections <= MOST_CONNECTIONS:
             raise _unusable(CONNECTIONS, str(self.connections), f"a whole number from 1 to {MOST_CONNECTIONS}")
+        if not self.stall_seconds > 0:
+            raise _unusable(STALL_SECONDS, str(self.stall_seconds), _STALL_WANTED)
 
     @property
     def threads_at_first(self) -> int:
@@ -52,7 +59,7 @@ class EngineSettings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> EngineSettings:
-        """The defaults, but for what ``CHECKPOINT_MEMORY`` and ``CHECKPOINT_CONNECTIONS`` say.
+        """The defaults, but for what the variables above say.
 
         Raises:
             ConfigurationError: One of them makes no sense.
@@ -64,6 +71,10 @@ class EngineSettings:
             if not re.fullmatch(r"\d{1,9}", text):
                 raise _unusable(CONNECTIONS, repr(text), f"a whole number from 1 to {MOST_CONNECTIONS}")
             settings = replace(settings, connections=int(text))
+        if text := environ.get(STALL_SECONDS, ""):
+            if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):
+                raise _unusable(STALL_SECONDS, repr(text), _STALL_WANTED)
+            settings = replace(settings, stall_seconds=float(text))
         return settings
 
 

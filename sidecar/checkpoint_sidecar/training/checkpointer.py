@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, Any]
 
-STALL_SECONDS = 180.0
-"""Longer than a store may keep silent before a request is tried again."""
-
 _LEAVE_SECONDS = 5.0
 # They end a generator or a task, and are reported nowhere.
 _UNSEEN = (GeneratorExit, asyncio.CancelledError)
@@ -75,7 +72,8 @@ class Checkpointer:
             reports the rest. Objects that only the snapshot has are reported either way.
         grace_seconds: From SIGTERM to SIGKILL.
         takeover_seconds: How long a start waits for another attempt that is still training before it stops that one.
-        stall_seconds: How long a save that is waited for may move no byte before it is given up.
+        stall_seconds: How long a save that is waited for may move no byte before it is given up; by default what
+            ``CHECKPOINT_STALL_SECONDS`` says, else 180.
         pod: This process's pod; made up from host and process id by default.
         log_floor: Number of a log entry that is known to exist, so that a log that was lost is not taken for a new run.
 
@@ -96,7 +94,7 @@ class Checkpointer:
         strict: bool = True,
         grace_seconds: float = DEFAULT_GRACE_SECONDS,
         takeover_seconds: float = 120.0,
-        stall_seconds: float = STALL_SECONDS,
+        stall_seconds: float | None = None,
         pod: PodIdentity | None = None,
         log_floor: int = 0,
     ) -> None:
@@ -112,6 +110,8 @@ class Checkpointer:
                     settings = StoreSettings(url) if isinstance(url, str) else url
                     owner = run if isinstance(run, Owner) else _local_owner(run, settings.url)
                     limits = replace(EngineSettings.from_environment(), beside_training=True)
+                    if stall_seconds is not None:
+                        limits = replace(limits, stall_seconds=stall_seconds)
                     self._store = open_store(settings)
                     self._state = TrainingState(state, rank=self._agreement.rank, trust=trust)
                 except INTERRUPTS:
@@ -126,7 +126,6 @@ class Checkpointer:
                     self._transfers,
                     limits,
                     stop=self._watch.stop,
-                    stall_seconds=stall_seconds,
                 )
         except BaseException:
             self._watch.remove()

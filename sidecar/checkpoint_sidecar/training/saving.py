@@ -71,7 +71,6 @@ class BackgroundSave:
         transfers: Where running saves are to be seen.
         settings: Limits of the transfer.
         stop: What is left of the grace period, if this process was asked to terminate.
-        stall_seconds: How long a save that is waited for may move no byte before it is given up.
     """
 
     def __init__(
@@ -82,14 +81,13 @@ class BackgroundSave:
         settings: EngineSettings,
         *,
         stop: Callable[[], Stop | None],
-        stall_seconds: float,
     ) -> None:
         self._store = store
         self._agreement = agreement
         self._transfers = transfers
         self._settings = settings
         self._stop = stop
-        self.stall_seconds = stall_seconds
+        self.stall_seconds = settings.stall_seconds
         self._copy = HostCopy()
         self._compared = History()
         self._buffers: dict[str, set[str]] = {}
