@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 
 from checkpoint_sidecar import Checkpointer
+from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.errors import (
     ConfigurationError,
     IncompatibleSnapshotError,
@@ -17,6 +20,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreInterrupted,
     StoreError,
 )
+from checkpoint_sidecar.core.layout import parse_save_folder
 from checkpoint_sidecar.core.log import (
     RestoreFinished,
     RollbackRequested,
@@ -90,6 +94,28 @@ def test_a_lost_object_is_evidence(storage: RunStorage, name: str, evidence: str
     storage.store.delete([f"{storage.snapshot(4).commit.path}/{name}"])
     assert storage.restored_step() == 2
     assert storage.bodies(RestoreFinished)[0].evidence == evidence
+
+
+def test_a_manifest_that_another_version_committed_stops_the_start_and_says_upgrade(storage: RunStorage) -> None:
+    """It is what was committed, so nothing is lost: the snapshot before would silently cost the steps in between."""
+    storage.train(2)
+    before, manifest = storage.snapshot(2), b'{"format": 2, "files": "elsewhere"}'
+    folder = replace(parse_save_folder(before.commit.path), step=3, nonce="aaaaaaaa")
+    storage.store.put(folder.manifest, manifest)
+    storage.append(
+        msgspec.structs.replace(
+            before.commit,
+            snapshot=f"3-{folder.attempt}-aaaaaaaa",
+            step=3,
+            path=folder.path,
+            manifest_digest=manifests.digest(manifest),
+            parent=before.id,
+        )
+    )
+    for _ in range(3):
+        with pytest.raises(IncompatibleSnapshotError, match="upgrade checkpoint-operator"):
+            storage.restored_step()
+    assert storage.snapshot(3).failures == 0
 
 
 def test_when_every_snapshot_is_damaged_training_does_not_start_at_zero(storage: RunStorage) -> None:

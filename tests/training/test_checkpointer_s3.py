@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from checkpoint_sidecar import Checkpointer
-from checkpoint_sidecar.core.errors import BucketNotFoundError, StoreError
+from checkpoint_sidecar.core.errors import BucketNotFoundError, RestoreInterrupted, StoreError
+from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.training import checkpointer as module
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
 from localcluster.objectstore import ObjectStore
 from training.checkpointer_runs import Training
@@ -90,6 +93,19 @@ def test_what_is_wrong_in_each_transfer_is_passed_over_although_its_size_is_righ
 ) -> None:
     flaky.faults = [Fault("GET", "step-2/", effect, times=1000)]
     assert restored() == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", ".metadata", "__0_0.distcp"])
+def test_a_store_that_goes_silent_in_a_restore_interrupts_the_start_and_costs_no_snapshot(
+    flaky: FaultyServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    hasty = Patience(deadline_seconds=0.3, answer_seconds=0.3)
+    monkeypatch.setattr(module, "open_store", lambda settings: open_store(settings, patience=hasty))
+    flaky.faults = [Fault("GET", f"/{name}", "keep silent", times=1000)]
+    with pytest.raises(RestoreInterrupted, match=f"{name}: the store did not answer in time.*start again"):
+        restored()
+    flaky.forget()
+    assert restored() == (2, 0)
 
 
 def test_a_bucket_that_does_not_exist_is_named(injected: str, monkeypatch: pytest.MonkeyPatch) -> None:
