@@ -113,6 +113,9 @@ def test_helm_finds_nothing_to_complain_about(helm: Path, tmp_path: Path) -> Non
         ({"storageEndpoints": {"allow": ["ftp://host"]}}, "does not match pattern"),
         ({"watchNamespaces": "team-a"}, "got string, want array"),
         ({"metrics": {"port": 0}}, "minimum: got 0, want 1"),
+        ({"nameOverride": "Ünï"}, "does not match pattern"),
+        ({"fullnameOverride": "A_B"}, "does not match pattern"),
+        ({"image": {"tag": "1.0+build"}}, "does not match pattern"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else None,
 )

@@ -133,6 +133,8 @@ def test_a_pattern_that_names_the_host_lifts_every_guard(pattern: str) -> None:
         "https://mañana.example",
         "https://host:port",
         "//host",
+        "http://host:0",
+        "http://host:65536",
     ],
 )
 def test_what_parsers_may_read_differently_is_no_endpoint(url: str) -> None:
@@ -245,8 +247,16 @@ def test_settings_that_lead_astray_are_refused(settings: StoreSettings, reason: 
         StoreSettings("s3://bucket/run", f"https://{PUBLIC}", credentials=Credentials.of(KEYS)),
         # Where a proxy resolves names, this host cannot.
         StoreSettings("s3://bucket/run", "https://no-such-host.invalid", credentials=Credentials.of(KEYS)),
+        StoreSettings("s3://bucket/run", "https://no..name", credentials=Credentials.of(KEYS)),
     ],
-    ids=["no endpoint", "no server", "an account", "a public address", "an unknown name"],
+    ids=[
+        "no endpoint",
+        "no server",
+        "an account",
+        "a public address",
+        "an unknown name",
+        "no name",
+    ],
 )
 def test_settings_that_lead_to_stores_pass(settings: StoreSettings) -> None:
     check_servers(settings, Rules())

@@ -80,13 +80,16 @@ def parse_endpoint(url: str) -> tuple[str, str, int | None]:
     """Scheme, host and port of an endpoint.
 
     Raises:
-        ValueError: It is not ``http(s)://<host>[:<port>]``.
+        ValueError: It is not ``http(s)://<host>[:<port>]``, or no server has that port.
     """
     match = _ENDPOINT.fullmatch(url)
     if match is None:
         # A password may stand in it: it is not repeated.
         raise ValueError("it is not http(s)://<host>[:<port>], with a host of letters, digits and . _ -")
-    return match[1], match[2], int(match[3]) if match[3] else None
+    port = int(match[3]) if match[3] else None
+    if port is not None and not 0 < port < 65536:
+        raise ValueError("its port is not between 1 and 65535")
+    return match[1], match[2], port
 
 
 def overlaps(one: str, other: str) -> bool:
