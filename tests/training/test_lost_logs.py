@@ -49,6 +49,16 @@ def test_a_log_that_is_gone_is_not_a_new_run(storage: RunStorage, lost: tuple[st
     assert contents(storage.store) == left
 
 
+def test_a_log_that_lost_all_but_its_beginning_is_not_a_new_run(storage: RunStorage) -> None:
+    storage.train(3)
+    remove(storage.store, *(layout.log_key(number) for number in range(2, storage.run.head + 1)))
+    left = contents(storage.store)
+    with pytest.raises(RestoreError, match="ends with entry 1, but what a run leaves: step-"):
+        storage.train(7)
+    assert storage.trained == [1, 2, 3]
+    assert contents(storage.store) == left
+
+
 def test_a_pod_that_was_told_how_long_the_log_was_refuses_an_empty_prefix(storage: RunStorage) -> None:
     storage.train(3)
     head = storage.run.head

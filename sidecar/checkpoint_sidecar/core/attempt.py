@@ -53,7 +53,8 @@ def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ())
 
     Args:
         floor: Number of an entry that somebody has seen in this log; 0 if nobody has.
-        traces: What was found of a run, see ``core.belongings.traces``; looked for only where there is no log.
+        traces: What was found of a run that has no log, or of attempts that are not in it, see ``core.belongings``;
+            looked for only where nothing was ever committed.
 
     Raises:
         LogMissingError: There was a run here, and its log is gone or was cut.
@@ -63,9 +64,10 @@ def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ())
     if run.head < floor:
         there = f"the run log ends with entry {run.head}" if run.head else "there is no run log"
         cause = f"{there}, but entry {floor} was seen"
-    elif run.head == 0 and traces:
+    elif traces:
+        there = f"the run log ends with entry {run.head}" if run.head else "there is no run log"
         more = f" and {len(traces) - _MAX_TRACES} more" if len(traces) > _MAX_TRACES else ""
-        cause = f"there is no run log, but what a run leaves: {', '.join(traces[:_MAX_TRACES])}{more}"
+        cause = f"{there}, but what a run leaves: {', '.join(traces[:_MAX_TRACES])}{more}"
     else:
         return
     raise LogMissingError("start", url, cause, LOG_MISSING_HINT)

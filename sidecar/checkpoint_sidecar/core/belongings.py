@@ -104,6 +104,13 @@ def traces(keys: Collection[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def unaccounted(run: Run, keys: Iterable[str]) -> tuple[str, ...]:
+    """Folders of saves by attempts of this run that its log does not have: the log lost the entries that began them."""
+    folders = (layout.save_folder_of(key) for key in keys)
+    ours = (folder for folder in folders if folder is not None and folder.run and folder.run == run.short_identity)
+    return tuple(dict.fromkeys(f"{folder.path}/" for folder in ours if folder.attempt > run.highest_attempt))
+
+
 class Foreign(Enum):
     """What somebody else's objects are, as far as their names tell."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from checkpoint_sidecar.core import attempt as decisions
-from checkpoint_sidecar.core.belongings import traces
+from checkpoint_sidecar.core.belongings import traces, unaccounted
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CorruptSnapshotError,
@@ -113,7 +113,9 @@ class Session:
             StoreError, LogError: The store failed or does not keep what commits rest on.
         """
         run = self.log.refresh()
-        found = traces(telling_keys(self.store)) if run.head == 0 else ()
+        # The deleted run's successor begins behind its tombstone: there is nothing to account for.
+        keys = () if run.ever_committed or (run.head and run.free) else telling_keys(self.store)
+        found = unaccounted(run, keys) if run.head else traces(keys)
         decisions.check_log(run, url=self.store.url, floor=self._log_floor, traces=found)
         if run.free:
             probe(self.store)
