@@ -36,6 +36,7 @@ from checkpoint_operator.entries import entry_for, fence, finish_purge, start_pu
 from checkpoint_operator.kube import Kube
 from checkpoint_operator.model import Finding
 from checkpoint_operator.storage import Session, refuses_deletion
+from checkpoint_operator.store_threads import release_frames
 from checkpoint_operator.unfinished import discard, unfinished
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.api import Reason
@@ -137,6 +138,7 @@ def carry_out(planned: Iterable[StoreAction], session: Session, *, owner: Owner)
             found = _carry_out(action, session, owner)
         except CheckpointError as error:
             logger.warning("%s: %s", type(action).__name__, error)
+            release_frames(error)
             outcomes.append(Outcome(action, error))
             surprised = surprised or deletes
         else:

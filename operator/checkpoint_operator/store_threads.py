@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,6 +27,20 @@ class AbandonedError(Exception):
 
 class ClientPanicError(Exception):
     """A client raised what is not an ``Exception``, as Rust extensions do when they panic."""
+
+
+def release_frames(error: BaseException) -> None:
+    """Free what the local variables of an error's traceback hold; its lines stay.
+
+    Errors are kept until they are reported, and some of those frames hold a manifest of 64 MiB. Traceback and error
+    refer to each other, so it would stay until the garbage collector comes by.
+    """
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        traceback.clear_frames(following.__traceback__)
+        chain.append(following)
+        following = following.__cause__ or following.__context__
 
 
 async def run_in_thread(call: Callable[[], T], *, seconds: float, slot: Slot | None = None) -> T:
@@ -63,6 +78,7 @@ async def run_in_thread(call: Callable[[], T], *, seconds: float, slot: Slot | N
             result = context.run(call)
         except BaseException as error:  # noqa: BLE001 - a panic must not end anything but this call
             raised = error
+            release_frames(error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(ended, result, raised)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -69,6 +71,26 @@ def test_a_call_that_does_not_return_is_given_up_and_keeps_its_slot_until_it_doe
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(act(), timeout=20))
+
+
+def test_an_error_that_is_kept_holds_nothing_of_what_was_being_read() -> None:
+    class Manifest:
+        pass
+
+    alive: list[weakref.ref[Manifest]] = []
+
+    def read() -> None:
+        manifest = Manifest()
+        alive.append(weakref.ref(manifest))
+        try:
+            int("not a number")
+        except ValueError as error:
+            raise KeyError("no manifest") from error
+
+    with pytest.raises(KeyError) as kept:
+        run(read)
+    assert [each() for each in alive] == [None]
+    assert "in read" in "".join(traceback.format_exception(kept.value))
 
 
 def test_a_thread_works_on_the_checkpoint_of_its_pass() -> None:
