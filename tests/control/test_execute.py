@@ -10,6 +10,8 @@ import pytest
 
 from builders import OBJECT_UID, OTHER_OWNER, OWNER
 from checkpoint_operator.actions import (
+    CollectLast,
+    CollectOrphans,
     Compact,
     Configure,
     PublishPointer,
@@ -17,6 +19,7 @@ from checkpoint_operator.actions import (
     RecordCheck,
     Reinstate,
     Retire,
+    StoreAction,
     Verify,
 )
 from checkpoint_operator.budget import BudgetError
@@ -26,6 +29,7 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import Span
 from checkpoint_sidecar.core.errors import ObjectTooLargeError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import PurgeStarted, RestoreStarted
 from checkpoint_sidecar.core.pointers import Origin
@@ -313,6 +317,38 @@ def test_the_grace_is_measured_on_the_stores_clock(monkeypatch: pytest.MonkeyPat
     session.probe()
     carry_out([Purge(first.id)], session, owner=OWNER)
     assert session.log.run.snapshots[first.id].state is SnapshotState.PURGED
+
+
+@pytest.mark.parametrize("kind", ["Purge", "CollectOrphans", "CollectLast"])
+def test_nothing_goes_early_if_the_stores_clock_is_set_back_after_it_was_read(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    store = MemoryStore(clock=lambda: now)
+    trainer = Trainer(store).start()
+    first, second = trainer.commit(100), trainer.commit(200)
+    store.put(f"{SaveFolder(300, 1, 'aaaaaaaa', trainer.run.short_identity).path}/__0_0.distcp", b"half")
+    if kind != "CollectLast":
+        trainer.start()
+    actions: dict[str, StoreAction] = {
+        "Purge": Purge(first.id),
+        "CollectOrphans": CollectOrphans(2),
+        "CollectLast": CollectLast(1, second.id),
+    }
+    policy = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=3600))
+    retire = [Configure(OBJECT_UID, 1, policy), Verify(first.id), Verify(second.id), Retire(first.id)]
+    carry_out(retire, session_on(store, monkeypatch), owner=OWNER)
+
+    now += dt.timedelta(hours=30)
+    session = session_on(store, monkeypatch)
+    now -= dt.timedelta(hours=30)
+    before = contents(store)
+    carry_out([actions[kind]], session, owner=OWNER)
+    assert contents(store) == before
+    assert session.log.run.fenced_up_to == 0
+    now += dt.timedelta(hours=26)
+    carry_out([actions[kind]], session, owner=OWNER)
+    assert contents(store) < before
 
 
 def test_a_compacted_log_opens_from_the_compaction(session: Session, store: MemoryStore) -> None:
