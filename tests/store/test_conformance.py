@@ -244,6 +244,24 @@ def test_the_probe_refuses_a_store_in_which_a_second_create_replaces() -> None:
     assert list(store.list()) == []
 
 
+def test_trial_objects_that_others_delete_are_no_fault_of_the_store() -> None:
+    class Tidied(MemoryStore):
+        """A run is deleted while the store is tried out, with all trial objects under its prefix."""
+
+        tidied = False
+
+        def put(self, key: str, data: Buffer) -> None:
+            super().put(key, data)
+            if not self.tidied:
+                self.tidied = True
+                self.delete([info.key for info in super().list("_probe/")])
+
+    store = Tidied()
+    probe(store)
+    assert store.tidied
+    assert list(store.list()) == []
+
+
 def test_the_probe_refuses_a_store_that_lists_late() -> None:
     with pytest.raises(BrokenPromiseError, match="listing lacks"):
         probe(ListsLate())
