@@ -101,6 +101,8 @@ def differences(expected: Any, found: Any, path: str = "state") -> Iterator[str]
             yield f"{path}: a {type(found).__name__} instead of a {type(expected).__name__}"
         elif found.dtype != expected.dtype or found.shape != expected.shape:
             yield f"{path}: {found.dtype} {list(found.shape)} instead of {expected.dtype} {list(expected.shape)}"
+        elif (layout := _layout(expected)) is not None and layout != _layout(found):
+            yield f"{path}: strides {found.stride()} instead of {expected.stride()}"
         elif not _same_bits(expected, found):
             yield f"{path}: other values"
         return
@@ -162,6 +164,15 @@ def _state_of(value: Any) -> Any:
         required = {name: each.requires_grad for name, each in value.named_parameters()}
         return {"state": dict(value.state_dict()), "gradients": gradients, "required": required}
     return value.state_dict() if hasattr(value, "state_dict") else value
+
+
+def _layout(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """The strides of a plain tensor that fills its memory; None for others, which are laid out anew."""
+    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_quantized:
+        return None
+    if tensor.numel() == 0 or torch.empty_like(tensor).stride() != tensor.stride():
+        return None
+    return tuple(stride if size > 1 else 0 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -116,6 +116,52 @@ def test_a_scaler_that_skips_the_first_steps_resumes(tmp_path: Path) -> None:
     assert not list(differences(undisturbed(Scaled(), 5), resumed(Scaled(), tmp_path, (0, 1, 2, 4), 5)))
 
 
+class Versioned(nn.Module):
+    """Loads what its own version saved only, resizes its buffer in place, and may be scripted in part."""
+
+    _version = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Linear(2, 2)
+        self.scripted = torch.jit.script(nn.BatchNorm1d(2))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, local: dict[str, Any], *more: Any) -> None:
+        if local.get("version") != 3 or type(self)._version != 3:
+            raise KeyError(f"{prefix}seen of version {local.get('version')}")
+        super()._load_from_state_dict(state, prefix, local, *more)
+
+
+def versioned() -> Job:
+    model = nn.Sequential(Versioned())
+    optim = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(number: int) -> None:
+        model[0].scripted(model[0].core(torch.randn(3, 2))).square().mean().backward()
+        optim.step()
+        optim.zero_grad()
+        model[0].seen.resize_(number).fill_(number)
+
+    return Job({"model": model, "optim": optim}, step)
+
+
+def test_modules_get_back_what_their_own_version_saved(tmp_path: Path) -> None:
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        assert not list(differences(undisturbed(versioned, 5), resumed(versioned, tmp_path, (0, 1, 3), 5)))
+    finally:
+        torch._C._set_graph_executor_optimize(True)
+
+
+def test_a_module_that_cannot_take_its_state_is_named(storage: RunStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(storage, {"model": Versioned()})
+    monkeypatch.setattr(Versioned, "_version", 4)
+    with pytest.raises(IncompatibleSnapshotError, match=r"model: its load_state_dict raised KeyError") as refusal:
+        restored(storage, {"model": Versioned()})
+    assert not isinstance(refusal.value, RestoreInterrupted)
+
+
 class Changing(nn.Module):
     """Buffers that come into being and grow, extra states of any kind, and weights that are tied."""
 
@@ -248,6 +294,8 @@ VALUES: dict[str, Any] = {
     "tensors": {
         "large": torch.arange(40_000.0),
         "view": torch.arange(40_000.0)[::2],
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "large-transposed": torch.arange(40_000.0).reshape(2, -1).T,
         "sparse": torch.eye(3).to_sparse(),
         "csr": torch.eye(3).to_sparse_csr(),
         "parameter": nn.Parameter(torch.ones(2)),
@@ -426,12 +474,14 @@ def test_weights_that_were_not_tied_are_refused_where_they_are(storage: RunStora
 
 def test_the_first_save_says_what_no_snapshot_holds(storage: RunStorage, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with Checkpointer({"model": Changing()}, storage.url, save=ONLY_WHEN_TOLD) as checkpointer:
+    used = nn.Linear(1, 1)
+    used.weight.grad = torch.ones(1, 1)
+    with Checkpointer({"model": Changing(), "used": used}, storage.url, save=ONLY_WHEN_TOLD) as checkpointer:
         checkpointer.restore()
         checkpointer.save(1)
         checkpointer.save(2)
     (line,) = [record.getMessage() for record in caplog.records if "not in a snapshot" in record.getMessage()]
-    assert re.search(r"model\.derived \(not persistent\); the random number generators", line)
+    assert re.search(r"model\.derived \(not persistent\); the gradients of used; the random number", line)
 
 
 def test_generators_go_on_as_if_the_iterator_had_not_been_made_again(tmp_path: Path) -> None:

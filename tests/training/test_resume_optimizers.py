@@ -158,6 +158,35 @@ class Odd(torch.optim.Optimizer):
                 parameter.sub_(state["many"][-1].to(parameter.dtype), alpha=group["lr"] * len(state["many"]))
 
 
+class Rotating(torch.optim.Optimizer):
+    """Multiplies by matrices that lie column by column, as SOAP does, and takes its own state apart to load it."""
+
+    def __init__(self, params: Iterable[torch.Tensor]) -> None:
+        super().__init__(params, {"lr": 0.01})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        loaded = {**state_dict, "state": {key: dict(**each) for key, each in state_dict["state"].items()}}
+        for each in loaded["state"].values():
+            each["about"] = {"kind": each["about"]["kind"], **each["about"]}
+        super().load_state_dict(loaded)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        with torch.enable_grad():
+            closure()
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            flat = parameter.grad.reshape(parameter.shape[0], -1)
+            if not state:
+                state["about"] = {"kind": "QR", "shape": (1, len(flat)), "mean": torch.zeros(())}
+                state["basis"] = torch.linalg.qr(flat @ flat.T + torch.eye(len(flat))).Q.T.contiguous().T
+            state["about"]["mean"] = state["about"]["mean"] + flat.mean()
+            state["basis"] = torch.linalg.qr(state["basis"] + flat @ flat.T).Q.T.contiguous().T
+            parameter.sub_((state["basis"].T @ flat).reshape(parameter.shape) + state["about"]["mean"], alpha=0.01)
+
+
 AdamW, SGD = torch.optim.AdamW, torch.optim.SGD
 JOBS: dict[str, Callable[[], Job]] = {
     "adamw-foreach": partial(job, partial(AdamW, lr=0.01, foreach=True)),
@@ -177,6 +206,7 @@ JOBS: dict[str, Callable[[], Job]] = {
     "muon-and-adamw": muon_and_adamw,
     "over-two-modules": over_two_modules,
     "frozen-then-thawed": frozen_then_thawed,
+    "rotating": partial(job, Rotating),
     "odd": partial(job, Odd),
     "odd-bfloat16": partial(job, Odd, dtype=torch.bfloat16),
 }

@@ -16,7 +16,7 @@ from torch.nn import Module
 from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError
 from checkpoint_sidecar.training import modules
 from checkpoint_sidecar.training.contents import FORM, PACKED, is_extra, is_tensor
-from checkpoint_sidecar.training.forms import Form, Opaque, elements, is_like
+from checkpoint_sidecar.training.forms import Form, Opaque, elements, is_like, strides_of
 from checkpoint_sidecar.training.optimizers import NamedOptimizer, OptimizerState
 from checkpoint_sidecar.training.values import Packer, Path, Place, Unsupported, unpack
 
@@ -58,6 +58,7 @@ class Capture:
             "objects": sorted(objects),
             "ties": modules.tied_names(module),
             "frozen": modules.frozen_names(module),
+            "versions": modules.versions(module),
         }
         data = self._pack(name, described, place, within="state")
         extras = {
@@ -75,7 +76,8 @@ class Capture:
                 return items.put(path, tensor, form) if _stands_alone(form) else None
             parameter = parameters.get(path[1])
             if parameter is not None and is_like(tensor, parameter):
-                form = form._replace(like=True)
+                differs = not form.distributed and not form.opaque and tensor.stride() != parameter.stride()
+                form = form._replace(like=True, strides=strides_of(tensor) if differs else None)
             return items.put(path, tensor, form)
 
         data = self._pack(name, captured.described(), place)

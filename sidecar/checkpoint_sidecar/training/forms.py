@@ -31,6 +31,8 @@ class Form(NamedTuple):
         sharded: Whether it is a ``ShardedTensor``.
         raw: Whether it is the bytes of something else, such as an array.
         opaque: Whether it, or what a rank holds of it, is more than its elements: a subclass, sparse, quantized.
+        strides: How its elements lie in memory, unless in row-major order or as those of the parameter it is ``like``.
+            Matrix products of equal numbers that lie in another order may differ in the last bit.
     """
 
     dtype: str
@@ -44,6 +46,7 @@ class Form(NamedTuple):
     sharded: bool = False
     raw: bool = False
     opaque: bool = False
+    strides: tuple[int, ...] | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -68,7 +71,7 @@ class Form(NamedTuple):
     def decode(cls, data: dict[str, Any]) -> Form:
         """The form again; fields of later versions are left out."""
         known = {name: value for name, value in data.items() if name in cls._fields}
-        for name in ("shape", "placements", "mesh_names"):
+        for name in ("shape", "placements", "mesh_names", "strides"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
         return cls(**{"dtype": "", "shape": ()} | known)
@@ -83,9 +86,13 @@ class Form(NamedTuple):
         return torch.device(self.device, backend.current_device())
 
     def finish(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A loaded tensor as it was: on its device, a parameter, requiring a gradient."""
+        """A loaded tensor as it was: on its device, laid out, a parameter, requiring a gradient."""
         if not self.distributed and not self.like and self.device != "cpu" and tensor.device.type == "cpu":
             tensor = tensor.to(self.home())
+        if self.strides is not None and tensor.stride() != self.strides:
+            tensor = torch.empty_strided(self.shape, self.strides, dtype=tensor.dtype, device=tensor.device).copy_(
+                tensor
+            )
         if self.parameter:
             return Parameter(tensor, requires_grad=self.grad)
         return tensor.requires_grad_() if self.grad else tensor
@@ -117,6 +124,8 @@ def describe(tensor: Any, *, like: Any = None) -> Form:
         placements = tuple(map(_encode, tensor.placements))
         names = tensor.device_mesh.mesh_dim_names
     parameter = isinstance(tensor, Parameter)
+    opaque = not sharded and not is_plain(elements(tensor))
+    in_order = sharded or placements is not None or opaque or tensor.is_contiguous()
     return Form(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.size()),
@@ -127,8 +136,19 @@ def describe(tensor: Any, *, like: Any = None) -> Form:
         placements=placements,
         mesh_names=names,
         sharded=sharded,
-        opaque=not sharded and not is_plain(elements(tensor)),
+        opaque=opaque,
+        strides=None if in_order else strides_of(tensor),
     )
+
+
+def strides_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """The strides of a tensor whose elements fill its memory once, in whatever order; None for others."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return None
+        expected *= size
+    return tensor.stride()
 
 
 def is_uninitialized(tensor: Any) -> bool:

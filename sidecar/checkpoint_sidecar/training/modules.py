@@ -7,6 +7,7 @@ checkpointing put in front, so that a run may change its wrappers from one start
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -53,21 +54,33 @@ def module_state(module: Module) -> dict[str, Any]:
     return {clean: value for clean, (_, value) in _named_state(module).items()}
 
 
-def put_module_state(module: Module, state: Mapping[str, Any], *, strict: bool) -> None:
+def put_module_state(
+    module: Module, state: Mapping[str, Any], *, strict: bool, versions: Mapping[str, int] | None = None
+) -> None:
     """Put back a state by clean names, through the module's own ``load_state_dict``. Collective under FSDP1.
 
     Buffers that the module has as None, or in another shape, are replaced first: ``load_state_dict`` cannot.
+
+    Args:
+        versions: Of the modules that saved it; None if they are not known.
     """
     buffers = _buffers(module)
     for name, value in state.items():
         if name in buffers and isinstance(value, torch.Tensor):
             owner, leaf = buffers[name]
-            present = owner._buffers[leaf]
+            present = getattr(owner, leaf)
             if present is None or not (is_uninitialized(present) or _takes(present, value)):
-                owner._buffers[leaf] = value if present is None else value.to(present.device)
+                setattr(owner, leaf, value.clone() if present is None else value.to(present.device, copy=True))
     raw = {clean: key for clean, (key, _) in _named_state(module).items()}
+    named = OrderedDict((raw.get(name, name), value) for name, value in state.items())
+    clean = cleaner(module)
+    # Where torch looks for what the state was saved by: modules fill in or rename what other versions lack.
+    named._metadata = {  # type: ignore[attr-defined]
+        prefix: {"version": part._version if versions is None else versions.get(clean(prefix), 1)}
+        for prefix, part in module.named_modules(remove_duplicate=False)
+    }
     with torch.no_grad(), sharded_state(module):
-        module.load_state_dict({raw.get(name, name): value for name, value in state.items()}, strict=strict)
+        module.load_state_dict(named, strict=strict)
 
 
 def replaceable(module: Module) -> set[str]:
@@ -120,6 +133,16 @@ def thaw(module: Module, frozen: Iterable[str], saved: Iterable[str]) -> list[st
             parameter.requires_grad_(name not in without)
             changed.append(name)
     return changed
+
+
+def versions(module: Module) -> dict[str, int]:
+    """The versions of the classes of a module's parts, by clean names, apart from those of version 1."""
+    clean = cleaner(module)
+    return {
+        clean(prefix): part._version
+        for prefix, part in module.named_modules(remove_duplicate=False)
+        if part._version != 1
+    }
 
 
 def unsaved_buffers(module: Module) -> list[str]:
@@ -196,7 +219,7 @@ def _buffers(module: Module) -> dict[str, tuple[Module, str]]:
     return {
         clean(f"{prefix}.{leaf}" if prefix else leaf): (part, leaf)
         for prefix, part in module.named_modules()
-        for leaf in part._buffers
+        for leaf, _ in part._buffers.items()  # a scripted module's buffers can be gone through in no other way
         if leaf not in part._non_persistent_buffers_set
     }
 

@@ -207,7 +207,10 @@ class NamedOptimizer:
 
     def _load(self, state: dict[str, Any]) -> None:
         parameters = _numbered(state["param_groups"], self._optimizer.param_groups)
-        boxed = {key: _boxed(each) if key in parameters else each for key, each in state["state"].items()}
+        boxed = {
+            key: _boxed(each) if key in parameters and isinstance(each, dict) else each
+            for key, each in state["state"].items()
+        }
         try:
             self._optimizer.load_state_dict({**state, "state": boxed})
         except Exception as error:
@@ -279,16 +282,18 @@ class _Box:
 
 
 def _boxed(state: Any) -> Any:
-    """A parameter's state with all but tensors and numbers hidden."""
-    if not isinstance(state, dict):
-        return state
-    plain = (torch.Tensor, bool, int, float, complex, type(None))
-    return {key: value if isinstance(value, plain) else _Box(value) for key, value in state.items()}
+    """A parameter's state with all but dicts, tensors and numbers hidden."""
+    if type(state) is dict:
+        return {key: _boxed(value) for key, value in state.items()}
+    return state if isinstance(state, torch.Tensor | int | float | complex | None) else _Box(state)
 
 
 def _as_saved(saved: Any, present: Any) -> Any:
     if isinstance(present, _Box):
         return present.value
+    if type(present) is dict:
+        known = saved if isinstance(saved, dict) else {}
+        return {key: _as_saved(known.get(key), value) for key, value in present.items()}
     if isinstance(saved, torch.Tensor) and isinstance(present, torch.Tensor):
         # The optimizer may have moved it to where it needs it; another dtype has other bits.
         return present if saved.dtype == present.dtype and type(saved) is type(present) else saved

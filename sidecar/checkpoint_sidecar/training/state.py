@@ -154,6 +154,11 @@ class TrainingState:
                 for buffer in modules.unsaved_buffers(module)
             )
         )
+        lost += (
+            f"the gradients of {name}"
+            for name, module in self.modules.items()
+            if any(each.grad is not None for each in module.parameters())
+        )
         if not any(_at_first_step(value) for _, value in self._items()):
             lost.append("the random number generators (add RandomState() to the state)")
         return lost
@@ -239,9 +244,15 @@ class TrainingState:
         known = {*live, *modules.replaceable(module)}
         state = {key: value for key, value in described["state"].items() if key in known}
         try:
-            modules.put_module_state(module, state, strict=state.keys() >= live.keys())
-        except RuntimeError as error:
-            raise IncompatibleSnapshotError(_RESTORE, name, f"its load_state_dict refused it: {error}") from error
+            modules.put_module_state(module, state, strict=state.keys() >= live.keys(), versions=described["versions"])
+        except Exception as error:
+            what = "refused it" if isinstance(error, RuntimeError) else f"raised {type(error).__name__}"
+            raise IncompatibleSnapshotError(
+                _RESTORE,
+                name,
+                f"its load_state_dict {what}: {error}",
+                "Build the module as it was when the snapshot was saved.",
+            ) from error
         if described["frozen"] is not None and not modules.is_flat(module):
             changed = modules.thaw(module, described["frozen"], state.keys())
             if changed:
@@ -294,8 +305,8 @@ class TrainingState:
     # What a snapshot says of an object; ``leaf`` decides what stands for its tensors
 
     def _module(self, name: str, contents: Contents, leaf: Leaf) -> dict[str, Any]:
-        """``state`` by clean name, ``ties``, ``frozen``; the latter two are None where an earlier version saved it."""
-        merged: dict[str, Any] = {"state": {}, "ties": None, "frozen": None}
+        """``state`` by clean name, ``ties``, ``frozen``, ``versions``; the latter three are None if unknown."""
+        merged: dict[str, Any] = {"state": {}, "ties": None, "frozen": None, "versions": None}
         for form in contents.forms(name):
             found = self._unpack(name, contents.values[form], leaf)
             objects = {key: self._unpack(name, contents.values[f"{name}.{key}"], leaf) for key in found["objects"]}
@@ -303,6 +314,7 @@ class TrainingState:
                 "state": found["state"] | objects | merged["state"],
                 "ties": [*(merged["ties"] or ()), *found["ties"]],
                 "frozen": [*(merged["frozen"] or ()), *found["frozen"]],
+                "versions": found.get("versions") or merged["versions"],
             }
         if not contents.forms(name):
             merged["state"] = contents.flattened(name, leaf)

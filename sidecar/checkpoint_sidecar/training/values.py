@@ -29,6 +29,7 @@ import torch
 
 from checkpoint_sidecar.core.errors import IncompatibleSnapshotError, UntrustedSnapshotError
 from checkpoint_sidecar.training.forms import Form, describe
+from checkpoint_sidecar.training.memory import as_buffer
 
 T = TypeVar("T")
 
@@ -339,15 +340,15 @@ class _Unpacker:
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """The elements of a strided tensor on any device, in row-major order."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).numpy().data) if flat.numel() else b""
+    return bytes(as_buffer(tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()))
 
 
 def tensor_of(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """The tensor in host memory that ``tensor_bytes`` made these of."""
     if not data:
         return torch.empty(0, dtype=dtype).reshape(shape)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
+    # A copy, because memory of Python's cannot be resized.
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).clone().view(dtype).reshape(shape)
 
 
 def _numpy_dtype(written: Any) -> Any:
