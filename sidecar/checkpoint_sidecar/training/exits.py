@@ -11,6 +11,7 @@ else was cleaned up.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - registers its own hook, before ours below
 import contextlib
 import logging
 import os
