@@ -287,6 +287,15 @@ def log_of_four() -> MemoryStore:
     return store
 
 
+@pytest.mark.parametrize("number", [10**15, 10**20 - 1])
+def test_an_object_far_beyond_the_end_of_the_log_is_named_and_nothing_is_looked_for_in_between(number: int) -> None:
+    store = log_of_four()
+    store.put(layout.log_key(number), b"of another program")
+
+    with pytest.raises(LogError, match=str(number)):
+        RunLog(store, writer="test").refresh()
+
+
 def test_a_gap_refuses_reading_and_appending() -> None:
     store = log_of_four()
     store.delete([layout.log_key(3)])

@@ -35,6 +35,7 @@ UNREADABLE_SECONDS = 60.0
 
 POLLS_PER_PROOF = 4
 _AHEAD = 8
+_MOST_UNLISTED = 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -304,13 +305,14 @@ class RunLog:
         highest = max(numbers, default=0)
         if not run.head and numbers and numbers[0] > 1:
             run = self._after_deletion(numbers)
-            run = self._read_up_to(run, min(uncompacted(run.head + 1), highest))
+            run = self._read_up_to(run, uncompacted(run.head + 1), numbers)
             run = replay_compactions(self.store, run, self._compactions)
-        self._run = self._read_up_to(run, highest)
+        self._run = self._read_up_to(run, highest, numbers)
         self._opened = True
 
-    def _read_up_to(self, run: Run, last: int) -> Run:
-        return advance(run, (entry.decode() for entry in get_entries(self.store, range(run.head + 1, last + 1))))
+    def _read_up_to(self, run: Run, last: int, listed: Sequence[int]) -> Run:
+        wanted = _with_unlisted(run.head, [number for number in listed if run.head < number <= last])
+        return advance(run, (entry.decode() for entry in get_entries(self.store, wanted)))
 
     def _after_deletion(self, numbers: Sequence[int]) -> Run:
         """The state with which the newest run begins, where the entries of one that was deleted are missing.
@@ -329,6 +331,20 @@ class RunLog:
             deleted = run.owner is not None and run.owner.is_deleted
             return replace(run, erased=deleted, remnants=numbers[0] < entry.number)
         return Run()
+
+
+def _with_unlisted(head: int, numbers: Sequence[int]) -> list[int]:
+    """The listed numbers after ``head``, and those between them that a listing may have been too early for.
+
+    No listing misses many: behind a wide gap is what no writer of ours wrote, or what is left of a damaged log.
+    """
+    wanted: list[int] = []
+    for number in numbers:
+        missing = number - head - 1
+        wanted += range(head + 1, number) if missing <= _MOST_UNLISTED else ()
+        wanted.append(number)
+        head = number
+    return wanted
 
 
 def _start_of_last_stretch(numbers: Sequence[int]) -> int:
