@@ -118,7 +118,7 @@ def _read(store: Store, span: Span) -> Iterator[RawEntry]:
 
 def _last_entry(store: Store, number: int) -> RawEntry:
     entry = get_entry(store, number)
-    if entry is None and next(iter(store.list(layout.LOG_FOLDER)), None) is None:
+    if entry is None and not any(layout.log_number(info.key) for info in store.list(layout.LOG_FOLDER)):
         raise LogMissingError(
             "read the run log",
             f"{store.url}/{layout.LOG_FOLDER}",
