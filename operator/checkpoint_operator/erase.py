@@ -98,6 +98,7 @@ def _withdraw_pointers(session: Session, run: Run, listed: Iterable[str]) -> lis
 def _delete_log(session: Session, run: Run) -> None:
     """All but the last entry, which says that the run was deleted and goes on counting.
 
+    What a writer that keeps no rules has added after it means nothing and stays, because counting goes on from there.
     No number is ever used again, so that neither a writer nor an operator that was stopped for long can meet the next
     run's entries when it goes on.
     """
@@ -111,7 +112,7 @@ def _delete_log(session: Session, run: Run) -> None:
     session.delete(key for key in _keys(store, layout.COMPACTION_FOLDER) if _of_run(key, run))
     marker = [layout.MARKER_KEY] if is_marker(store, run.identity) else []
     session.delete([layout.PROGRESS_KEY, *marker, *filter(layout.is_probe, _keys(store, layout.PROBE_FOLDER))])
-    session.delete(layout.log_key(number) for number in numbers if number < run.head)
+    session.delete(layout.log_key(number) for number in numbers if number < run.tombstone)
     session.forget_log()
 
 

@@ -20,6 +20,7 @@ from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import attempt, layout
 from checkpoint_sidecar.core.api import EventReason, Reason
 from checkpoint_sidecar.core.errors import FencedError, LogError, PrefixClaimedError
+from checkpoint_sidecar.core.log import SaveRequested
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.store.settings import StoreSettings
@@ -394,6 +395,19 @@ def test_what_a_stale_writer_added_after_the_end_is_a_reason_to_stop(
     (outcome,) = carry_out([Erase()], session, owner=OWNER)
     assert isinstance(outcome.error, LogError)
     assert layout.log_key(1) in keys(store)
+
+
+def test_an_entry_against_the_rules_after_the_end_costs_the_prefix_nothing(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out([End()], session_on(store, monkeypatch), owner=OWNER)
+    tombstone = RunLog(store, writer="reader").refresh().head
+    RunLog(store, writer="without rules").append(lambda _: SaveRequested("late", 1))
+    delete(store, monkeypatch)
+    assert {layout.log_number(key) for key in keys(store)} - {None} == {tombstone, tombstone + 1}
+    run = RunLog(store, writer="reader").refresh()
+    assert (run.head, run.erased) == (tombstone + 1, True)
+    assert Trainer(store).start().run.first == tombstone + 2
 
 
 def test_a_compaction_does_not_make_a_half_deleted_log_readable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pytest
@@ -443,16 +444,36 @@ def test_what_a_stale_writer_of_version_0_1_0_adds_below_a_tombstone_means_nothi
     stray = store.get(layout.log_key(number), max_bytes=10**6).data
     deleted(store)
     store.put(layout.log_key(number), stray)
-    if number == 1:
-        # It claims the prefix, as far as version 0.1.0 can see; numbers in between are missing.
-        with pytest.raises(LogError, match="entry 2 is missing"):
-            RunLog(store, writer="test").refresh()
-        return
     run = RunLog(store, writer="test").refresh()
     assert (run.erased, run.remnants) == (True, True)
     begun_anew(store)
     run = RunLog(store, writer="test").refresh()
     assert (run.first, run.remnants) == (6, True)
+
+
+def test_a_writer_that_waited_with_its_first_entry_until_another_run_came_and_went_has_not_claimed_anything() -> None:
+    store = MemoryStore()
+
+    class Slow(MemoryStore):
+        """Its first conditional write takes as long as the life of a run."""
+
+        def put_if_absent(self, key: str, data: bytes) -> None:  # type: ignore[override]
+            if key == layout.log_key(1) and not list(store.list()):
+                claimed(store)
+                for _ in range(3):
+                    RunLog(store, writer="test").append(start)
+                deleted(store)
+            store.put_if_absent(key, data)
+
+        def __getattribute__(self, verb: str) -> Any:
+            return getattr(store, verb) if verb in ("get", "stat", "list") else super().__getattribute__(verb)
+
+    log = RunLog(Slow(), writer="library")
+    with pytest.raises(LogError, match="What was written does not count"):
+        log.append(claim)
+    assert log.replaced is not None
+    run = RunLog(store, writer="test").refresh()
+    assert (run.head, run.erased, run.remnants) == (5, True, True)
 
 
 def test_a_log_that_lost_its_beginning_and_has_no_tombstone_is_refused() -> None:

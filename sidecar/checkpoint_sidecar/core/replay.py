@@ -172,13 +172,14 @@ def _claimed(run: Run, working: _Working, entry: StoredEntry, body: RunClaimed) 
     )
 
 
-def _adopted(run: Run, _: _Working, __: StoredEntry, body: RunAdopted) -> Run:
+def _adopted(run: Run, _: _Working, entry: StoredEntry, body: RunAdopted) -> Run:
     if run.owner != body.previous_owner:
         return run
     return replace(
         run,
         owner=body.owner,
         adoptions=(*run.adoptions, body),
+        tombstone=entry.number if body.owner.is_deleted else 0,
         fenced_up_to=run.highest_attempt,
     )
 

@@ -145,6 +145,7 @@ class Run:
         identity: SHA-256 of that entry's bytes; empty while nobody has claimed the prefix, and of a deleted run.
         identified: Whether folders of saves carry the identity, so that versions that cannot read them stay away.
         erased: Whether all that is left of a run is its tombstone: the prefix is free again.
+        tombstone: Number of the entry by which the run was given up, 0 while it was not.
         remnants: Whether there are log entries of no meaning below the first one.
         fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands, or
             nobody trained any more).
@@ -167,6 +168,7 @@ class Run:
     identity: str = ""
     identified: bool = False
     erased: bool = False
+    tombstone: int = 0
     remnants: bool = False
     owner: Owner | None = None
     adoptions: tuple[RunAdopted, ...] = ()

@@ -216,7 +216,7 @@ class RunLog:
                     self.store.put_if_absent(key, data)
                 sent = True
                 occupant = self._read(number)
-                if occupant is not None and occupant.id == entry_id and run.head:
+                if occupant is not None and occupant.id == entry_id:
                     self._check_kept(run)
                 if occupant is None and unreadable_since is None:
                     unreadable_since = time.monotonic()
@@ -257,13 +257,20 @@ class RunLog:
         return entry is not None and hashlib.sha256(entry.data).hexdigest() == digest
 
     def _check_kept(self, run: Run) -> None:
-        """Raise unless the entry before the one just written is still there: else that one belongs to no log."""
-        if not self._holds(run.head, run.head_digest):
-            self._replace(f"entry {run.head} is gone, or is another one")
+        """Raise unless the entry before the one just written is still there: else that one belongs to no log.
+
+        A first entry belongs to none if it was written below those of a run that began and was deleted meanwhile.
+        """
+        if run.head:
+            kept, cause = self._holds(run.head, run.head_digest), f"entry {run.head} is gone, or is another one"
+        else:
+            kept, cause = not _begins_anew(self._numbers()), "another run began there, and was deleted"
+        if not kept:
+            self._replace(cause)
             raise LogError(
                 "append to the run log",
                 self.store.url,
-                f"entry {run.head} vanished while entry {run.head + 1} was written: the log was emptied or replaced",
+                f"the log was emptied or replaced while entry {run.head + 1} was written: {cause}",
                 "What was written does not count. Let this process exit.",
             )
 
@@ -300,15 +307,18 @@ class RunLog:
         """Replay the compactions, then what is listed after them; a gap among the entries surfaces in the fold."""
         self._compactions = list_compactions(self.store)
         run = replay_compactions(self.store, Run(), self._compactions)
-        listed = self.store.list(layout.LOG_FOLDER, after=layout.log_key(run.head) if run.head else "")
-        numbers = sorted(number for info in listed if (number := layout.log_number(info.key)))
+        numbers = self._numbers(after=run.head)
         highest = max(numbers, default=0)
-        if not run.head and numbers and numbers[0] > 1:
+        if not run.head and _begins_anew(numbers):
             run = self._after_deletion(numbers)
             run = self._read_up_to(run, uncompacted(run.head + 1), numbers)
             run = replay_compactions(self.store, run, self._compactions)
         self._run = self._read_up_to(run, highest, numbers)
         self._opened = True
+
+    def _numbers(self, *, after: int = 0) -> list[int]:
+        listed = self.store.list(layout.LOG_FOLDER, after=layout.log_key(after) if after else "")
+        return sorted(number for info in listed if (number := layout.log_number(info.key)))
 
     def _read_up_to(self, run: Run, last: int, listed: Sequence[int]) -> Run:
         wanted = _with_unlisted(run.head, [number for number in listed if run.head < number <= last])
@@ -345,6 +355,17 @@ def _with_unlisted(head: int, numbers: Sequence[int]) -> list[int]:
         wanted.append(number)
         head = number
     return wanted
+
+
+def _begins_anew(numbers: Sequence[int]) -> bool:
+    """Whether the entries that are there are what a deletion leaves and the next run, going by their numbers.
+
+    An entry 1 that stands alone below them is that of a writer that was stopped before its first append, from before
+    the run that was deleted until after.
+    """
+    if not numbers:
+        return False
+    return numbers[0] > 1 or (len(numbers) > 1 and numbers[1] == _start_of_last_stretch(numbers) > 2)
 
 
 def _start_of_last_stretch(numbers: Sequence[int]) -> int:
