@@ -66,8 +66,8 @@ class _Reading:
     """
 
     snapshot: str
+    moved_at: float
     stop: threading.Event = field(default_factory=threading.Event)
-    moved_at: float = field(default_factory=time.monotonic)
     amount: int = 0
     seconds: float = 0.0
 
@@ -197,8 +197,8 @@ class Scrubber:
 
     async def _read(self, key: Key, wish: _Wish) -> None:
         snapshot = wish.snapshots[0]
-        reading = self._readings[key] = _Reading(snapshot.id)
         began = time.monotonic()
+        reading = self._readings[key] = _Reading(snapshot.id, began)
 
         def read() -> Finding:
             return verify(

@@ -351,7 +351,7 @@ def test_a_store_that_drips_or_keeps_silent_gives_its_place_to_others(
 
 
 def test_reading_slower_than_the_least_rate_ends_and_waiting_for_the_rate_limit_is_not_slow() -> None:
-    reading = _Reading("100-1-abcdefgh")
+    reading = _Reading("100-1-abcdefgh", time.monotonic())
     reading.wait_for(1000, RateLimit(FAST))
     reading.moved_at -= 30
     reading.wait_for(1000, RateLimit(FAST))

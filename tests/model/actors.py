@@ -1,29 +1,21 @@
-"""The processes: rank 0 of a trainer, and the operator. What they decide and write is the real code's doing."""
+"""Rank 0 of a trainer as an actor. What it decides and writes is the real code's doing."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import crc32c
-import msgspec
 
-from builders import OTHER_OWNER, OWNER
-from checkpoint_operator import execute, plan, status
-from checkpoint_operator.memory import Memory
-from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed, Quota
-from checkpoint_operator.resources import mirror_name
-from checkpoint_operator.storage import Session as OperatorSession
-from checkpoint_operator.translate import policy_of
+from builders import OWNER
 from checkpoint_sidecar.core import layout, manifest
-from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CheckpointExistsError,
     FencedError,
+    LogError,
     PrefixClaimedError,
     RestoreError,
     RestoreInterrupted,
@@ -36,8 +28,6 @@ from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.engine.compared import Compared
 from checkpoint_sidecar.engine.verify import verify_snapshot
 from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.training.saves import NewSave
 from checkpoint_sidecar.training.session import Defaults, Session
 from checkpoint_sidecar.training.target import Draft, RunTarget
@@ -47,11 +37,6 @@ from model.world import World, connect
 
 REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
 """Errors of a commit that certainly did not happen: the only ones after which the writer deletes its files."""
-
-ROUNDS = 6
-"""Of one pass of the operator, as in its reconciler."""
-
-UID = {OWNER: "aaaaaaaa-0000", OTHER_OWNER: "bbbbbbbb-0000"}
 
 
 @dataclass(frozen=True)
@@ -65,28 +50,6 @@ class Save:
     further: int = 100
     trigger: Trigger = "Schedule"
     loss: str = ""
-
-
-@dataclass
-class User:
-    """What a user has said about a Checkpoint, what its status remembers, and what the last pass left to do.
-
-    Attributes:
-        quota: Bytes that its namespace leaves for what rules alone keep; None for no quota.
-    """
-
-    owner: Owner = OWNER
-    spec: dict[str, Any] = field(default_factory=lambda: {"storage": {"url": "s3://bucket/run"}})
-    generation: int = 1
-    dispositions: dict[str, str] = field(default_factory=dict)
-    releases: dict[str, str] = field(default_factory=dict)
-    status: Mapping[str, Any] = field(default_factory=dict)
-    left: tuple[object, ...] = ()
-    quota: int | None = None
-
-    def says(self, **fields: Any) -> None:
-        self.spec = {**self.spec, **fields}
-        self.generation += 1
 
 
 @dataclass
@@ -112,12 +75,22 @@ def launch(world: World, name: str, body: Callable[[Actor], None]) -> Actor:
 
 
 def trainer(
-    world: World, outcome: Outcome, saves: Sequence[Save], *, owner: Owner = OWNER, overwrite: OverwritePolicy = "Never"
+    world: World,
+    outcome: Outcome,
+    saves: Sequence[Save],
+    *,
+    owner: Owner = OWNER,
+    overwrite: OverwritePolicy = "Never",
+    floor: int = 0,
 ) -> Callable[[Actor], None]:
-    """One start of the process group: restore, then some saves."""
+    """One start of the process group: restore, then some saves.
+
+    Args:
+        floor: Number of a log entry that is known to exist.
+    """
 
     def body(actor: Actor) -> None:
-        session = Session(connect(world), owner, Defaults(SavePolicy(), overwrite))
+        session = Session(connect(world), owner, Defaults(SavePolicy(), overwrite), log_floor=floor)
         try:
             pods = (PodIdentity(actor.name, f"uid-{actor.name}"),)
             outcome.attempt = session.start(world_size=1, pods=pods, patience_seconds=0)
@@ -134,6 +107,10 @@ def trainer(
             outcome.error = error
         except PrefixClaimedError as error:
             require(world.promises.ledger.owner != str(owner), "P4", f"{actor.name} is refused its own prefix")
+            outcome.error = error
+        except LogError as error:
+            gone = world.promises.tombstone or actor.name in world.troubled
+            require(gone, "P7", f"{actor.name} fails, and its log was never gone: {error}")
             outcome.error = error
         except StoreError as error:
             # What the store never saw may fail; that an outcome is unknown must not be said while it can be settled.
@@ -220,77 +197,3 @@ def _upload(session: Session, new: NewSave, written: list[str]) -> tuple[manifes
 def _delete(session: Session, written: list[str]) -> None:
     with contextlib.suppress(StoreError):
         session.store.delete(written)
-
-
-def operator(world: World, user: User, passes: int, *, patient: bool) -> Callable[[Actor], None]:
-    """Some passes: look, plan and carry out until nothing is left, report.
-
-    Args:
-        patient: Whether it waits for the outcome of an append for ever; else it gives up at once.
-    """
-
-    def body(actor: Actor) -> None:
-        actor.speaks_for = str(user.owner)
-        session: OperatorSession | None = None
-        memory = Memory()
-        for _ in range(passes):
-            world.promises.begins()
-            try:
-                if session is None:
-                    session = memory.session = _session(user, actor, patient)
-                seen = _observe(user, session, memory)
-                for _ in range(ROUNDS):
-                    planned = plan.store_actions(seen)
-                    if not planned:
-                        break
-                    outcomes = execute.carry_out(planned, session, owner=user.owner)
-                    if errors := [done.error for done in outcomes if done.error]:
-                        require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {errors[0]}")
-                        session = None
-                        break
-                    now = session.now()
-                    memory.note_outcomes(outcomes, now)
-                    seen = replace(seen, run=session.log.run, now=now, **memory.known())
-                user.status = status.status_of(seen)
-                user.left = plan.store_actions(seen)
-            except StoreError as error:
-                require(actor.name in world.troubled, "P7", f"{actor.name} fails without a cause: {error}")
-                session = None
-
-    return body
-
-
-def _session(user: User, actor: Actor, patient: bool) -> OperatorSession:
-    session = OperatorSession(StoreSettings("s3://bucket/run"), writer=actor.name)
-    session.log = RunLog(session.store, writer=actor.name, patience_seconds=1e9 if patient else 0.0)
-    session.probe()
-    return session
-
-
-def _observe(user: User, session: OperatorSession, memory: Memory) -> Observed:
-    spec = msgspec.convert(user.spec, CheckpointSpec)
-    generation, dispositions = user.generation, dict(user.dispositions)
-    run = session.log.refresh()
-    now = session.now()
-    key = Key(user.owner.namespace, user.owner.name)
-    return Observed(
-        owner=user.owner,
-        checkpoint=Checkpoint(key, UID[user.owner], generation, "2026-01-01T00:00:00Z", spec, user.status),
-        wall=now,
-        policy=policy_of(spec),
-        quota=Quota(user.quota, 0, user.quota) if user.quota is not None else None,
-        run=run,
-        now=now,
-        mirrors=tuple(
-            Mirror(
-                mirror_name(key.name, identifier),
-                identifier,
-                1,
-                dispositions.get(identifier, "Auto"),  # type: ignore[arg-type]
-                release_request=user.releases.get(identifier, ""),
-                controller=UID[user.owner],
-            )
-            for identifier in dict.fromkeys((*dispositions, *user.releases))
-        ),
-        **memory.known(),
-    )

@@ -29,10 +29,12 @@ class Saved:
     bytes: int = 0
     state: str = LIVE
     verified: bool = False
+    compared: bool = False
     failures: int = 0
     disposition: str = "Auto"
     releases: set[str] = field(default_factory=set)
     retired_at: float = 0.0
+    saved_at: float = 0.0
 
     @property
     def proven(self) -> bool:
@@ -207,6 +209,7 @@ class Ledger:
             # Only a claim that says how much it read, and that this was all of it.
             claimed = body["verified"] != "None" and body.get("comparedBytes", 0) >= found.bytes
             found.verified = found.verified or claimed
+            found.compared = found.compared or (claimed and body["verified"] == "Checksums")
             found.failures = 0 if claimed and body["verified"] == "Checksums" else found.failures
         else:
             attempt.in_use = "" if attempt.in_use == found.id else attempt.in_use
@@ -218,7 +221,7 @@ class Ledger:
             return
         identifier, attempt = body["snapshot"], self.attempts[body["attempt"]]
         self.saved[identifier] = Saved(
-            identifier, body["step"], body["path"], body["parent"], body["replaces"], body["bytes"]
+            identifier, body["step"], body["path"], body["parent"], body["replaces"], body["bytes"], saved_at=stored_at
         )
         self.newest = attempt.last = identifier
         attempt.in_use, attempt.heard_at = "", stored_at
@@ -231,6 +234,7 @@ class Ledger:
         found = self.saved.get(body["snapshot"])
         if found and body["passed"]:
             found.verified = True
+            found.compared = found.compared or body["level"] == "Checksums"
             found.failures = 0 if body["level"] == "Checksums" else found.failures
         elif found:
             found.failures += body["evidence"] != "None"
@@ -244,6 +248,7 @@ class Ledger:
         if found and body["request"] not in found.releases:
             found.releases.add(body["request"])
             found.verified = found.verified and not found.failures
+            found.compared = found.compared and not found.failures
             found.failures = 0
 
     def _SnapshotRetired(self, body: Json, stored_at: float) -> None:  # noqa: N802

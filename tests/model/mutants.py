@@ -11,14 +11,20 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator import entries, execute, plan, storage
-from checkpoint_sidecar.core import attempt, lineage, log, purging, replay, retention
+from checkpoint_operator import entries, erase, execute, plan, storage
+from checkpoint_operator.scrubber import Scrubber
+from checkpoint_sidecar.core import attempt, belongings, lineage, log, purging, replay, retention
+from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
-from checkpoint_sidecar.engine import pointer
+from checkpoint_sidecar.engine import confirm, pointer
+from checkpoint_sidecar.store.deletion import delete_save
 from checkpoint_sidecar.store.runlog import RunLog
 from checkpoint_sidecar.training.session import Session
 from model import stories
+from model.machine import Machine
+from model.protocol import Protocol
 from model.stories import Story
+from model.upheavals import Upheavals
 
 Function = Callable[..., Any]
 
@@ -34,6 +40,7 @@ class Mutant:
             story that tells the case step by step.
         function: Where.
         old, new: Text of the function.
+        machine: Of the seed; the smaller one gets further within as many stories.
     """
 
     rule: int
@@ -42,6 +49,7 @@ class Mutant:
     function: Function
     old: str
     new: str
+    machine: type[Machine] = Protocol
 
     def apply(self, patch: pytest.MonkeyPatch) -> None:
         """Replace the code itself, so that also those who imported the function by name run it."""
@@ -72,7 +80,7 @@ _COMMITS = 'type(body).__name__ == "SnapshotCommitted"'
 MUTANTS = (
     # Fencing, and what may begin
     Mutant(0, "a fenced attempt commits", 1, Run.may_commit, "attempt == self.highest_attempt >", "attempt >"),
-    Mutant(0, "an adoption fences nobody", 8, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
+    Mutant(0, "an adoption fences nobody", 101, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
     Mutant(0, "training silently begins anew", 2, lineage.restore_plan, '"Auto" and not run.ever_committed', '"Auto"'),
     Mutant(
         0,
@@ -91,18 +99,18 @@ MUTANTS = (
         "",
     ),
     # 1: after a conflict the whole entry is computed again
-    Mutant(1, "an entry outlives a lost race", 1, RunLog.append, "compute(run)", "body if lost else compute(run)"),
+    Mutant(1, "an entry outlives a lost race", 100, RunLog.append, "compute(run)", "body if lost else compute(run)"),
     Mutant(
         1,
         "a retirement is not judged again",
-        2,
+        100,
         entries._retire,
         "judge(run, now=now, terms=action.terms).retire.get(action.snapshot)",
         '("Planned",)',
     ),
     # 2: an unknown outcome is settled
     Mutant(2, "an unknown outcome is a failure", 3, RunLog._occupy, "self._settle(put_and_look)", "put_and_look()"),
-    Mutant(2, "the winner is taken for oneself", 1, RunLog.append, "if occupant.id == entry_id:", "if True:"),
+    Mutant(2, "the winner is taken for oneself", 100, RunLog.append, "if occupant.id == entry_id:", "if True:"),
     Mutant(2, "oneself is taken for the winner", 1, RunLog.append, "== entry_id:", f"== entry_id and not {_COMMITS}:"),
     # 3: what is read is announced before, and in use until the first commit
     Mutant(3, "a start does not say what it reads", 1, attempt.start, "plan.candidates[0] if plan.candidates else", ""),
@@ -120,7 +128,7 @@ MUTANTS = (
     Mutant(
         4,
         "a rollback falls back to newer ones",
-        3,
+        103,
         lineage.restore_plan,
         "ancestors(run, request.snapshot)",
         _NEWER_AS_WELL,
@@ -128,13 +136,13 @@ MUTANTS = (
     Mutant(
         4, "a start carries no request", 1, attempt.start, "restore_plan(run, run.pending)", "restore_plan(run, None)"
     ),
-    Mutant(4, "the target of a rollback goes", 1, lineage.rollback_target, "return ", "return None and "),
+    Mutant(4, "the target of a rollback goes", 100, lineage.rollback_target, "return ", "return None and "),
     # 5: only evidence counts against a snapshot
-    Mutant(5, "a failing store is evidence in a restore", 3, Session.failed, 'else "None"', 'else "MissingObject"'),
+    Mutant(5, "a failing store is evidence in a restore", 132, Session.failed, 'else "None"', 'else "MissingObject"'),
     Mutant(
         5,
         "a failing store is evidence in a check",
-        16,
+        102,
         execute.verify,
         "except CorruptSnapshotError as error:",
         "except Exception as error:\n        error.evidence = 'MissingObject'",
@@ -142,7 +150,7 @@ MUTANTS = (
     Mutant(
         5,
         "failures count without evidence",
-        3,
+        101,
         replay._Working.record_check,
         'passed and check.evidence != "None"',
         "passed",
@@ -157,8 +165,10 @@ MUTANTS = (
         '_mark(keep, [verified], "NewestVerified")',
         "",
     ),
-    Mutant(6, "damaged ones count for keepLast", 12, retention.judge, "s.failures == 0 and s.id not in", "s.id not in"),
-    Mutant(6, "superseded ones go at once", 7, retention.judge, "enough = ", "enough = True or "),
+    Mutant(
+        6, "damaged ones count for keepLast", 136, retention.judge, "s.failures == 0 and s.id not in", "s.id not in"
+    ),
+    Mutant(6, "superseded ones go at once", 132, retention.judge, "enough = ", "enough = True or "),
     Mutant(
         6,
         "a superseded one is a fallback",
@@ -198,12 +208,12 @@ MUTANTS = (
         "SnapshotState",
     ),
     Mutant(8, "what was never retired is purged", 1, replay._purge_started, "is SnapshotState.RETIRED", "is not None"),
-    Mutant(8, "a retired one never comes back", 20, attempt.announce, "in plan.last_resort", "in ()"),
+    Mutant(8, "a retired one never comes back", 109, attempt.announce, "in plan.last_resort", "in ()"),
     # 9: grace, on the store's clock
     Mutant(
         9,
         "writers' clocks measure the grace",
-        1,
+        100,
         log.decode,
         "stored_at=stored_at",
         "stored_at=dt.datetime.fromisoformat(envelope.time)",
@@ -216,6 +226,14 @@ MUTANTS = (
         "seconds=time.monotonic() - then",
         "seconds=time.monotonic() - then + 5.0",
     ),
+    Mutant(
+        9,
+        "a clock that was set back is not noticed",
+        stories.nothing_is_deleted_early_by_a_clock_that_was_set_back,
+        execute.carry_out,
+        "session.read_clock()",
+        "pass",
+    ),
     Mutant(9, "there is no grace", 1, purging.purge_at, "seconds=policy.grace_seconds", "seconds=0"),
     # 10: the stock pointer is derived and repaired
     Mutant(
@@ -227,7 +245,12 @@ MUTANTS = (
         "return",
     ),
     Mutant(
-        10, "a purge leaves the pointer", 13, execute._purge, "repair(session.store, session.log, folder.step)", "pass"
+        10,
+        "a purge leaves the pointer",
+        stories.no_stock_pointer_shows_what_is_being_deleted,
+        execute._purge,
+        "repair(session.store, session.log, folder.step)",
+        "pass",
     ),
     Mutant(10, "only the newest pointer is repaired", 12, plan._pointers, "(*wanted, *shown)", "[*wanted][:1]"),
     Mutant(
@@ -239,5 +262,170 @@ MUTANTS = (
         "step not in shown",
     ),
     # 11: training wins
-    Mutant(11, "training gives up after lost races", 14, RunLog._give_way, "    if self._polite:", _GIVES_UP),
+    Mutant(11, "training gives up after lost races", 122, RunLog._give_way, "    if self._polite:", _GIVES_UP),
+    # What is not the run's
+    Mutant(
+        0,
+        "what looks like a save is the run's",
+        stories.what_others_wrote_outlives_the_run_and_its_deletion,
+        Belongings.save_of,
+        "proven = ",
+        "proven = True or ",
+        Upheavals,
+    ),
+    Mutant(
+        0,
+        "any stock pointer is the run's",
+        stories.what_others_wrote_outlives_the_run_and_its_deletion,
+        pointer._is_own,
+        "if origin is not None:",
+        "if True:\n        return True\n    if origin is not None:",
+        Upheavals,
+    ),
+    Mutant(
+        0,
+        "a deletion takes a folder with all that is in it",
+        stories.what_others_wrote_outlives_the_run_and_its_deletion,
+        delete_save,
+        "for file in manifest.files]",
+        "for file in manifest.files] + [info.key for info in store.list(f'{folder.path}/')]",
+        Upheavals,
+    ),
+    # Deletion, and a new beginning
+    Mutant(
+        0,
+        "a deletion begins with the log",
+        stories.a_deletion_that_was_interrupted_is_ended_before_the_next_run_begins,
+        erase.erase,
+        "    listed = ",
+        "    _delete_log(session, run)\n    listed = ",
+        Upheavals,
+    ),
+    Mutant(
+        0,
+        "a deletion takes the tombstone along",
+        stories.a_deletion_that_was_interrupted_is_ended_before_the_next_run_begins,
+        erase._delete_log,
+        "number < run.tombstone",
+        "True",
+        Upheavals,
+    ),
+    Mutant(
+        0,
+        "a prefix is free before its data is gone",
+        stories.a_deletion_that_was_interrupted_is_ended_before_the_next_run_begins,
+        _getter(Run, "free"),
+        "self.erased",
+        "self.owner.is_deleted",
+        Upheavals,
+    ),
+    # A log that is gone
+    Mutant(
+        0,
+        "the status does not remember that there was a log",
+        stories.a_prefix_that_was_emptied_is_not_a_new_run,
+        attempt.check_log,
+        "if run.head < floor:",
+        "if False:",
+    ),
+    Mutant(
+        0,
+        "a marker beside no log means nothing",
+        stories.only_a_marker_tells_that_a_log_is_gone,
+        belongings.traces,
+        "key in (layout.PROGRESS_KEY, layout.MARKER_KEY)",
+        "key == layout.PROGRESS_KEY",
+    ),
+    Mutant(
+        0,
+        "a log that is gone is a new run",
+        stories.only_a_marker_tells_that_a_log_is_gone,
+        attempt.check_log,
+        "elif traces:",
+        "elif False:",
+        Upheavals,
+    ),
+    Mutant(
+        0,
+        "an append does not look whether the log is there",
+        stories.a_log_that_is_gone_is_written_no_more,
+        RunLog.append,
+        "self.prove()",
+        "pass",
+        Upheavals,
+    ),
+    # Changing hands
+    Mutant(0, "a take-over acts again and again", 5, entries._adopt, "may = not before or", "may = True or", Upheavals),
+    Mutant(
+        0,
+        "a run is taken over only once",
+        16,
+        entries._adopt,
+        "or (action.renewed and action.request not in before)",
+        "",
+        Upheavals,
+    ),
+    # Second looks
+    Mutant(
+        5,
+        "one bad transfer is evidence",
+        stories.one_bad_transfer_is_no_evidence,
+        confirm.confirmed,
+        "    while True:",
+        "    if found:\n        raise found\n    while True:",
+    ),
+    Mutant(
+        5,
+        "one moment counts twice",
+        1,
+        entries._check,
+        "if found.failures != action.finding.failures:",
+        "if False:",
+        Upheavals,
+    ),
+    Mutant(
+        5,
+        "damage is looked at again at once",
+        1,
+        Scrubber._read,
+        "if not finding.check.passed:",
+        "if False:",
+        Upheavals,
+    ),
+    Mutant(
+        5,
+        "suspects are not looked at again",
+        stories.a_second_look_clears_what_is_whole_after_all,
+        plan.to_read_back,
+        "s.failures or not",
+        "not",
+        Upheavals,
+    ),
+    Mutant(
+        5,
+        "a second look clears nothing",
+        stories.a_second_look_clears_what_is_whole_after_all,
+        entries._check,
+        'clears = found.failures and check.level == "Checksums"',
+        "clears = False",
+        Upheavals,
+    ),
+    Mutant(
+        6,
+        "sizes are enough to delete others",
+        stories.nothing_goes_before_one_that_stays_was_read_back,
+        purging.waits_for_comparison,
+        "not terms.reads_back or",
+        "True or",
+        Upheavals,
+    ),
+    Mutant(
+        5,
+        "released from quarantine is verified",
+        stories.what_is_released_from_quarantine_has_to_prove_itself_again,
+        replay._released,
+        'evidence="", verified="None"',
+        'evidence=""',
+        Upheavals,
+    ),
 )

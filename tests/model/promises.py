@@ -3,7 +3,9 @@
 P1 what was acknowledged stays whole and restorable until a purge is announced. P2 only committed snapshots are
 restored, and only what proves whole. P3 nothing is written twice. P4 one winner per number; no fenced commit, no
 attempt number twice. P6 what retention must leave. P8 training never silently begins anew. P5 is about several ranks
-and P7 about actors that end without help; the latter is asked at the end of every story, see ``machine``.
+and P7 about actors that end without help; the latter is asked at the end of every story, see ``machine``. Besides:
+what the run did not write stays as it is; only evidence that was looked for twice quarantines; each request acts once;
+a run that was given up goes with its data, and no other one does.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core.log import decode
 from checkpoint_sidecar.core.replay import advance
 from checkpoint_sidecar.core.run import Run, SnapshotState
@@ -26,7 +30,13 @@ if TYPE_CHECKING:
     from model.world import World
 
 LOG_KEY = re.compile(r"_log/(\d{20})\.json")
-SAVE_KEY = re.compile(r"step-(\d+)/(\d+)-(\w{8})(?:-[0-9a-f]{8})?/.+")
+COMPACTION_KEY = re.compile(r"_log-compacted/(\d{20})-.+")
+SAVE_KEY = re.compile(r"step-(\d+)/(\d+)-(\w{8})(?:-([0-9a-f]{8}))?/.+")
+
+GIVEN_UP = (str(OWNER.deleted), str(OTHER_OWNER.deleted))
+
+REST_SECONDS = 60.0
+"""Between two looks of one process at a snapshot that it found damaged."""
 
 FENCED_AFTER_SECONDS = 86400.0
 """How long nothing may be heard of an attempt before an operator takes it for dead."""
@@ -56,6 +66,17 @@ class Promises:
         began: When each actor began what it is doing, in events.
         owners: Whose the run was after each entry.
         writers, written_at: By save folder, its writer and when its newest object landed.
+        foreign: What others have written under the prefix, by key.
+        looks: By actor and snapshot, when it began to read the snapshot back: in events, and in seconds.
+        blamed: By snapshot, when an operator last found evidence against it, in events.
+        blamed_by: By actor and snapshot, when its look began that found evidence, in seconds.
+        repaired: By snapshot, when all its damage was undone, in events.
+        asked, taken: By new and previous owner, how often a user asked for the run, and how often it was taken.
+        former: Identities of runs that were given up and whose prefix was claimed again.
+        lost: Since when the log is gone, in events; 0 while it is there.
+        tombstone: Number of the last entry of a run that was given up.
+        late_of: Whose late request takes effect now, or empty.
+        stray: Whether an entry has landed below that lately.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
@@ -69,14 +90,36 @@ class Promises:
     owners: list[str] = field(default_factory=lambda: [""])
     writers: dict[str, str] = field(default_factory=dict)
     written_at: dict[str, float] = field(default_factory=dict)
+    foreign: dict[str, bytes] = field(default_factory=dict)
+    looks: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+    blamed: dict[str, int] = field(default_factory=dict)
+    blamed_by: dict[tuple[str, str], float] = field(default_factory=dict)
+    repaired: dict[str, int] = field(default_factory=dict)
+    asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    taken: Counter[tuple[str, str]] = field(default_factory=Counter)
+    former: set[str] = field(default_factory=set)
+    lost: int = 0
+    tombstone: int = 0
+    late_of: str = ""
+    stray: bool = False
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the run is being deleted, or was, and no other one has begun."""
+        return self.ledger.owner in GIVEN_UP
 
     # What lands in the bucket
 
     def created(self, key: str, data: bytes, world: World) -> None:
         """An object was created where there was none."""
+        self._untouched(key)
         if found := LOG_KEY.fullmatch(key):
             entry: Json = json.loads(data)
             number = int(found[1])
+            if number < self.tombstone:
+                self.stray = True
+                return  # of a writer that was stopped while the run was deleted: it means nothing to anybody
+            require(not self.lost, "P8", f"entry {number} is written into a log that is gone")
             require(number == self.run.head + 1 == entry["number"], "P4", f"entry {number} lands after {self.run.head}")
             self.events += 1
             self._entry(entry["kind"], entry["body"], world)
@@ -88,19 +131,23 @@ class Promises:
 
     def written(self, key: str, world: World) -> None:
         """An object is about to be written or overwritten."""
+        self._untouched(key)
         require(not LOG_KEY.fullmatch(key), "P4", f"{key} is written without a condition")
         if SAVE_KEY.fullmatch(key):
             require(world.store.stat(key) is None, "P3", f"{key} is written a second time")
             snapshot = _snapshot_of(key)
-            self.writers.setdefault(snapshot, threading.current_thread().name)
+            self.writers.setdefault(snapshot, self.late_of or threading.current_thread().name)
             self.written_at[snapshot] = world.waited
 
     def deleted(self, key: str, actor: Actor | None, world: World) -> None:
         """An object is about to be deleted, by an actor that lives or by a late request."""
-        require(not LOG_KEY.fullmatch(key), "P4", f"{key} is deleted")
-        if not SAVE_KEY.fullmatch(key):
+        self._untouched(key)
+        found = LOG_KEY.fullmatch(key) or COMPACTION_KEY.fullmatch(key)
+        require(not found or int(found[1]) < self.tombstone, "P4", f"{key} is deleted")
+        if not SAVE_KEY.fullmatch(key) or self._of_former_run(key):
             return
         snapshot = _snapshot_of(key)
+        require(not self.lost or self._began() < self.lost, "P8", f"{key} is deleted, and the log is gone")
         if actor is not None and actor.speaks_for:
             owner = self.owners[actor.head]
             require(owner == actor.speaks_for, "P4", f"{actor.name} deletes {key} of a run that it knows is {owner}'s")
@@ -111,6 +158,14 @@ class Promises:
         elif actor is not None and actor.name != self.writers.get(snapshot, actor.name):
             self._abandoned(key, world)
 
+    def _untouched(self, key: str) -> None:
+        require(key not in self.foreign, "foreign", f"{key}, which the run did not write, is changed")
+
+    def _of_former_run(self, key: str) -> bool:
+        """Whether the run of a save was given up."""
+        identity = SAVE_KEY.fullmatch(key)[4]  # type: ignore[index]
+        return identity in self.former or (self.given_up and identity == self.run.short_identity)
+
     def _abandoned(self, key: str, world: World) -> None:
         """What an operator deletes of saves without a commit can have none any more, and is old enough."""
         attempt, age = int(SAVE_KEY.fullmatch(key)[2]), world.waited - self.written_at[_snapshot_of(key)]  # type: ignore[index]
@@ -119,6 +174,13 @@ class Promises:
         require(
             age >= grace - self._early(world), "grace", f"{key} is deleted {age} s after it was written, not {grace} s"
         )
+
+    def undamaged(self, snapshot: str) -> None:
+        """All damage of a snapshot was undone."""
+        self.events += 1
+        self.repaired[snapshot] = self.events
+        self.damage.pop(snapshot, None)
+        self.visible_damage.pop(snapshot, None)
 
     def damaged(self, key: str, *, sizes_differ: bool) -> None:
         self.events += 1
@@ -133,10 +195,19 @@ class Promises:
         self.events += 1
         self.began[threading.current_thread().name] = self.events
 
-    def on_behalf(self, began: int, request: Callable[[], object]) -> None:
+    def reads(self, snapshot: str, seconds: float) -> None:
+        """The asking actor begins to read a snapshot back."""
+        self.events += 1
+        self.looks[threading.current_thread().name, snapshot] = self.events, seconds
+
+    def on_behalf(self, name: str, began: int, request: Callable[[], object]) -> None:
         """Let a late request take effect, of an actor that began what it was doing back then."""
         self.began[threading.current_thread().name] = began
-        request()
+        self.late_of = name
+        try:
+            request()
+        finally:
+            self.late_of = ""
 
     def restored(self, attempt: int, snapshot: str, level: str) -> None:
         """An attempt is told that a snapshot was loaded, checked as far as ``level``."""
@@ -156,13 +227,16 @@ class Promises:
         self._whole(self.ledger.saved[snapshot], world)
 
     def check(self, world: World) -> None:
-        """At any moment: everything that may be restored is there."""
+        """At any moment: everything that may be restored is there, and so is what others wrote."""
+        for key, data in self.foreign.items():
+            there = world.store.stat(key) is not None and world.store.get(key, max_bytes=1 << 20).data
+            require(there == data, "foreign", f"{key}, which the run did not write, is not what it was")
         for saved in self.ledger.saved.values():
             if saved.state in HELD:
                 self._whole(saved, world)
 
     def _whole(self, saved: Saved, world: World) -> None:
-        if saved.id not in self.damage and saved.state in HELD:
+        if saved.id not in self.damage and saved.state in HELD and not self.given_up:
             missing = lacking(world, saved.path)
             require(not missing, "P1", f"{saved.id} is {saved.state} and lacks {missing}")
 
@@ -181,9 +255,28 @@ class Promises:
         judge = getattr(self, f"_{kind}", None)
         if judge is not None and self.judged:
             judge(body, world)
+        if kind == "RunAdopted" and "/".join(body["owner"].values()) in GIVEN_UP:
+            self.tombstone = self.run.head + 1
         self.ledger.read(kind, body, world.waited)
 
-    def _AttemptStarted(self, body: Json, _: World) -> None:  # noqa: N802 - named like the kind of entry
+    def _RunClaimed(self, _: Json, world: World) -> None:  # noqa: N802 - named like the kind of entry
+        """A run begins after one that was given up: nothing of that may be left, and nothing of it counts."""
+        if not self.given_up:
+            return
+        for saved in self.ledger.saved.values():
+            left = saved.state != PURGED and world.store.stat(f"{saved.path}/manifest.json") is not None
+            require(not left, "P6", f"a run begins although {saved.id} of the one that was given up is left")
+        self.former.add(self.run.short_identity)
+        self.ledger = Ledger()
+        self.taken.clear()
+
+    def _RunAdopted(self, body: Json, _: World) -> None:  # noqa: N802
+        owner, previous = ("/".join(body[who].values()) for who in ("owner", "previousOwner"))
+        self.taken[owner, previous] += 1
+        asked = self.asked[owner, previous]
+        require(self.taken[owner, previous] <= asked, "once", f"{owner} takes the run over, asked {asked} times")
+
+    def _AttemptStarted(self, body: Json, _: World) -> None:  # noqa: N802
         ledger, number, request = self.ledger, body["attempt"], body["restoreRequest"]
         require(number not in ledger.attempts, "P4", f"attempt {number} starts a second time")
         require(request not in ledger.consumed, "once", f"attempt {number} serves {request}, which was served")
@@ -212,14 +305,34 @@ class Promises:
         require(in_use == snapshot, "P6", f"attempt {number} has read {snapshot} and announced {in_use!r}")
         self._evidence(body, snapshot)
 
-    def _SnapshotVerified(self, body: Json, _: World) -> None:  # noqa: N802
-        self._evidence(body, body["snapshot"])
-        damaged = self.visible_damage.get(body["snapshot"], self.events + 1)
-        require(not body["passed"] or damaged > self._began(), "P2", f"{body['snapshot']} is verified and lacks data")
+    def _SnapshotVerified(self, body: Json, world: World) -> None:  # noqa: N802
+        snapshot, actor = body["snapshot"], world.actors.get(threading.current_thread())
+        self._evidence(body, snapshot)
+        if actor is None and body["level"] == "Checksums":
+            return  # it lands late, and when its sender looked is not known
+        checksums = body["level"] == "Checksums"
+        look = self.looks.get((threading.current_thread().name, snapshot)) if checksums else None
+        since, seconds = look or (self._began(), world.seconds)
+        damaged = (self.damage if checksums else self.visible_damage).get(snapshot, self.events + 1)
+        require(not body["passed"] or damaged > since, "P2", f"{snapshot} is verified and lacks data")
+        if body["evidence"] == "None" or not checksums:
+            return
+        require(since > self.blamed.get(snapshot, 0), "evidence", f"{snapshot} is blamed twice for one moment")
+        self.blamed[snapshot] = self.events
+        own = threading.current_thread().name, snapshot
+        rested = seconds - self.blamed_by.get(own, -REST_SECONDS)
+        require(rested >= REST_SECONDS, "evidence", f"{snapshot} is looked at again after {rested} s")
+        self.blamed_by[own] = seconds
 
     def _evidence(self, body: Json, snapshot: str) -> None:
         blamed = body["evidence"] != "None"
-        require(not blamed or snapshot in self.damage, "evidence", f"{snapshot} is blamed and whole")
+        guilty = snapshot in self.damage or self._looked_at(snapshot) < self.repaired.get(snapshot, 0)
+        require(not blamed or guilty, "evidence", f"{snapshot} is blamed and whole")
+
+    def _looked_at(self, snapshot: str) -> int:
+        """When the asking actor began to look at what it has found, in events."""
+        name = threading.current_thread().name
+        return self.looks.get((name, snapshot), (self._began(), 0.0))[0]
 
     def _SnapshotCommitted(self, body: Json, world: World) -> None:  # noqa: N802
         reason = self.ledger.why_rejected(body)
@@ -238,20 +351,24 @@ class Promises:
         enough = silent >= FENCED_AFTER_SECONDS - self._early(world)
         require(enough, "P7", f"attempt {highest.number} is fenced {silent} s after it was heard")
 
-    def _SnapshotRetired(self, body: Json, _: World) -> None:  # noqa: N802
+    def _SnapshotRetired(self, body: Json, world: World) -> None:  # noqa: N802
         saved = self.ledger.saved[body["snapshot"]]
         require(saved.state == LIVE, "P6", f"{saved.id} is retired again")
-        self._spared(saved, (LIVE,))
+        self._spared(saved, (LIVE,), world)
 
     def _PurgeStarted(self, body: Json, world: World) -> None:  # noqa: N802
         saved = self.ledger.saved[body["snapshot"]]
         require(saved.state == RETIRED, "P6", f"{saved.id} is {saved.state} and its purge starts")
-        self._spared(saved, HELD)
+        self._spared(saved, HELD, world)
+        actor = world.actors.get(threading.current_thread())
+        if actor is not None and actor.reads_back:
+            compared = [s for s in self.ledger.lineage() if s.state == LIVE and s.compared and not s.failures]
+            require(compared, "P6", f"{saved.id} is purged and nothing that stays was read back")
         waited, grace = world.waited - saved.retired_at, self.ledger.policy["retention"]["graceSeconds"]
         enough = waited >= grace - self._early(world)
         require(enough, "grace", f"{saved.id} is purged {waited} s after it was retired, not {grace} s")
 
-    def _spared(self, saved: Saved, counted: tuple[str, ...]) -> None:
+    def _spared(self, saved: Saved, counted: tuple[str, ...], world: World) -> None:
         """P6: ``saved`` may go, and what stays is enough."""
         ledger, name = self.ledger, f"{saved.id} goes"
         retention, highest = ledger.policy["retention"], ledger.highest
@@ -272,12 +389,18 @@ class Promises:
         left = [s for s in good if s is not saved]
         if saved in good:
             require(len(left) >= (retention["keepLast"] or 0), "P6", f"{name} and leaves {len(left)} good ones")
+        elif saved.failures and saved in chain and self._too_old(saved, world):
+            return
         elif saved.disposition != "Retire" and (saved.failures or saved not in chain):
             require(len(good) >= least, "P6", f"{name}, superseded or damaged, with {len(good)} good ones")
         elif saved.disposition != "Retire" and saved.id in standing_for:
             replacement = standing_for[saved.id]
             unproven = replacement in good[:least] and not replacement.proven
             require(not unproven, "P6", f"{name} before {replacement.id}, which replaces it, is verified")
+
+    def _too_old(self, saved: Saved, world: World) -> bool:
+        limit = self.ledger.policy["retention"]["maxAgeSeconds"]
+        return limit is not None and world.waited - saved.saved_at > limit - self._early(world)
 
     def _agreed(self) -> None:
         """The code reads the log as the design does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -9,12 +10,15 @@ import pytest
 
 from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import LogMissingError, LogReplacedError, PrefixClaimedError
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.policy import OverwritePolicy
-from model.actors import Outcome, Save, User, launch, operator, trainer
+from model.actors import Outcome, Save, launch, trainer
 from model.ledger import Ledger, Saved
+from model.operators import User, operator
 from model.turns import Actor
-from model.world import World, in_world
+from model.world import CHANGED, URL, World, in_world
+from others import drop_in, nested_run, note, old_leftover, stock
 
 ALL = 2000
 HOUR = 3600.0
@@ -44,12 +48,18 @@ class Stage:
         return self.world.store.get(layout.pointer_key(step), max_bytes=1 << 20).data.decode().split()[-1]
 
     def trainer(
-        self, saves: int | Sequence[Save] = 0, *, owner: Owner = OWNER, overwrite: OverwritePolicy = "Never"
+        self,
+        saves: int | Sequence[Save] = 0,
+        *,
+        owner: Owner = OWNER,
+        overwrite: OverwritePolicy = "Never",
+        floor: int = 0,
     ) -> Actor:
         """A trainer that has not made a call yet."""
         planned = [Save()] * saves if isinstance(saves, int) else saves
         outcome = Outcome()
-        actor = self._cast("trainer", trainer(self.world, outcome, planned, owner=owner, overwrite=overwrite))
+        body = trainer(self.world, outcome, planned, owner=owner, overwrite=overwrite, floor=floor)
+        actor = self._cast("trainer", body)
         self.outcomes[actor] = outcome
         return actor
 
@@ -62,8 +72,9 @@ class Stage:
         self.go(actor)
         return self.outcomes[actor]
 
-    def operator(self, *, user: User | None = None, passes: int = 3) -> Actor:
-        return self._cast("operator", operator(self.world, user or self.user, passes, patient=True))
+    def operator(self, *, user: User | None = None, passes: int = 3, reads_back: bool = False) -> Actor:
+        body = operator(self.world, user or self.user, passes, patient=True, reads_back=reads_back)
+        return self._cast("operator", body)
 
     def operate(self, **options: Any) -> None:
         """An operator from its start to its end."""
@@ -88,10 +99,11 @@ class Stage:
     def passes(self, seconds: float) -> None:
         self.world.seconds += seconds
 
-    def after_a_pass(self, operator: Actor) -> Actor:
+    def after_a_pass(self, operator: Actor, user: User | None = None) -> Actor:
         """Let an operator go on until it begins its next pass."""
-        done = self.user.status
-        while self.user.status is done:
+        user = user or self.user
+        done = user.status
+        while user.status is done:
             assert not operator.ended, f"{operator.name} makes no further pass"
             self.go(operator, 1)
         return operator
@@ -106,6 +118,14 @@ class Stage:
         saved = self.saved(step)
         self.world.damage(f"{saved.path}/__0_0.distcp", b"?")
         return saved
+
+    def rot(self, step: int) -> str:
+        """Damage that no size shows; returns the key."""
+        key = f"{self.saved(step).path}/__0_0.distcp"
+        found = self.world.store.stat(key)
+        assert found is not None
+        self.world.damage(key, b"?" * found.size)
+        return key
 
     def wants(self, **fields: Any) -> None:
         """The user edits the spec, and an operator passes."""
@@ -221,9 +241,177 @@ def a_purge_ends_where_the_run_changes_hands(stage: Stage) -> None:
     stage.up_to(stage.operator(passes=1), f"delete {stage.saved(100).path}").kill()
     assert stage.saved(100).state == "Purging"
     slow = stage.up_to(stage.up_to(stage.operator(passes=1), "get _log/"), "put _probe/")  # about to go on with it
-    stage.other.says(storage={"url": "s3://bucket/run", "takeOverFrom": str(OWNER)})
+    stage.other.takes_over(OWNER, stage.world)
     taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
     stage.go(slow)
     assert stage.saved(100).state == "Purging"
     stage.go(taking)
     assert stage.saved(100).state == "Purged"
+
+
+def no_stock_pointer_shows_what_is_being_deleted(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "0s"})
+    stage.train(2)
+    operator = stage.up_to(stage.operator(passes=1), "delete step-100/.metadata")
+    stage.fail(operator)
+    stage.up_to(operator, f"delete {stage.saved(100).path}")
+    assert stage.world.store.stat(layout.pointer_key(100)) is None
+
+
+def nothing_is_deleted_early_by_a_clock_that_was_set_back(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "1h"})
+    stage.train(2)
+    stage.operate()
+    assert stage.saved(100).state == "Retired"
+    stage.world.jump(2 * HOUR)
+    operator = stage.up_to(stage.operator(passes=1), "list _log-compacted/")  # it has read the clock
+    stage.world.jump(-2 * HOUR)
+    stage.go(operator)
+    assert stage.saved(100).state == "Retired"
+
+
+def a_prefix_that_was_emptied_is_not_a_new_run(stage: Stage) -> None:
+    stage.wants()
+    stage.train(1)
+    operator = stage.after_a_pass(stage.operator(passes=3))
+    stage.world.damage(f"{stage.saved(100).path}/manifest.json", None)
+    stage.world.take_away("")
+    stage.world.troubled.add(operator.name)
+    stage.go(operator)  # it runs on
+    stage.operate()  # another one starts
+    assert isinstance(stage.train(1, floor=stage.user.status["logSequence"]).error, LogMissingError)
+    assert list(stage.world.store.list()) == []
+    stalled = next(c for c in stage.user.status["conditions"] if c["type"] == "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "LogMissing")
+
+
+def only_a_marker_tells_that_a_log_is_gone(stage: Stage) -> None:
+    stage.up_to(stage.trainer(1), "upload").kill()
+    stage.world.take_away(layout.LOG_FOLDER)
+    there = [info.key for info in stage.world.store.list()]
+    assert isinstance(stage.train(1).error, LogMissingError)
+    assert [info.key for info in stage.world.store.list()] == there == [layout.MARKER_KEY]
+
+
+def each_request_to_take_a_run_over_acts_once_any_number_of_times(stage: Stage) -> None:
+    stage.wants()
+    stage.train(1)
+    for _ in range(3):
+        for asking, holder in ((stage.other, OWNER), (stage.user, OTHER_OWNER)):
+            asking.says(storage={"url": URL})
+            operator = stage.after_a_pass(stage.operator(user=asking, passes=3), asking)
+            asking.takes_over(holder, stage.world)
+            stage.go(operator)
+            assert stage.ledger.owner == str(asking.owner)
+            for user in (stage.user, stage.other):  # both still say so
+                stage.operate(user=user)
+            assert stage.ledger.owner == str(asking.owner)
+
+
+def what_others_wrote_outlives_the_run_and_its_deletion(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "0s"})
+    stage.train(1)
+    places = ((drop_in, "step-300/"), (nested_run, "step-300/deeper/"), (nested_run, "nested/"), (stock, "step-400/"))
+    for write, place in (*places, (old_leftover, "step-500/"), (note, f"{stage.saved(100).path}/")):
+        stage.world.others(functools.partial(write, folder=place))
+    stage.train(4)
+    stage.passes(2 * HOUR)
+    stage.operate()
+    assert stage.saved(100).state == "Purged"
+    for _ in range(2):
+        stage.train(1)
+        stage.passes(2 * HOUR)
+        stage.operate()
+    stage.user.deletes(stage.world)
+    stage.operate(passes=8)
+    assert stage.user.released
+    left = {info.key for info in stage.world.store.list()}
+    assert left - stage.world.promises.foreign.keys() == {layout.log_key(stage.world.promises.tombstone)}
+
+
+def a_deletion_that_was_interrupted_is_ended_before_the_next_run_begins(stage: Stage) -> None:
+    stage.wants()
+    stage.train(2)
+    stage.user.deletes(stage.world)
+    stage.up_to(stage.operator(), "delete step-200/0").kill()
+    assert isinstance(stage.train(1).error, PrefixClaimedError)
+    stage.operate(passes=8)
+    assert stage.user.released
+    stage.user.creates()
+    outcome = stage.train(1)
+    assert outcome.anew
+    stage.operate()
+    assert stage.train().restored == outcome.saved[0]
+    assert stage.ledger.attempts.keys() == {1, 2}
+
+
+def a_log_that_is_gone_is_written_no_more(stage: Stage) -> None:
+    trainer = stage.up_to(stage.trainer(2), "upload step-200")
+    log = stage.world.take_away(layout.LOG_FOLDER)
+    stage.world.promises.lost = stage.world.promises.events
+    assert isinstance(stage.outcome(trainer).error, LogReplacedError)
+    stage.operate()
+    assert isinstance(stage.train(1).error, LogMissingError)
+    assert [key for key in stage.world.take_away("") if key.startswith("_log")] == []
+    assert len(log) == 4
+
+
+def one_bad_transfer_is_no_evidence(stage: Stage) -> None:
+    stage.train(1)
+    operator = stage.up_to(stage.operator(reads_back=True), f"read {stage.saved(100).path}/__0_0.distcp")
+    operator.fate = CHANGED
+    stage.go(operator)
+    assert (stage.saved(100).failures, stage.saved(100).compared) == (0, True)
+
+
+def two_operators_that_see_one_damage_count_it_once(stage: Stage) -> None:
+    stage.train(2)
+    stage.operate()
+    key = stage.rot(200)
+    looking = [stage.up_to(stage.operator(reads_back=True), f"read {key}") for _ in range(2)]
+    for each in looking:
+        stage.go(each)
+    assert stage.saved(200).failures == 1
+
+
+def an_operator_rests_between_two_looks_at_damage(stage: Stage) -> None:
+    stage.train(2)
+    stage.rot(200)
+    stage.operate(reads_back=True, passes=8)
+    assert stage.saved(200).failures == 1
+    stage.passes(HOUR)
+    stage.operate(reads_back=True)
+    assert stage.ledger.quarantined(stage.saved(200))
+
+
+def a_second_look_clears_what_is_whole_after_all(stage: Stage) -> None:
+    stage.train(2)
+    stage.operate(reads_back=True, passes=5)
+    assert stage.saved(200).compared
+    stage.damage(200)
+    stage.train()
+    assert stage.saved(200).failures == 1
+    stage.world.repair(stage.saved(200).id, stage.saved(200).path)
+    stage.operate(reads_back=True)
+    assert stage.saved(200).failures == 0
+
+
+def nothing_goes_before_one_that_stays_was_read_back(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "0s"})
+    stage.train(2)
+    stage.operate(reads_back=True, passes=1)
+    assert (stage.saved(200).verified, stage.saved(200).compared, stage.saved(100).state) == (True, False, "Retired")
+    stage.operate(reads_back=True)
+    assert (stage.saved(200).compared, stage.saved(100).state) == (True, "Purged")
+
+
+def what_is_released_from_quarantine_has_to_prove_itself_again(stage: Stage) -> None:
+    stage.train(2)
+    stage.operate()
+    stage.damage(200)
+    for _ in range(2):
+        stage.train()
+    assert stage.ledger.quarantined(stage.saved(200))
+    stage.user.releases[stage.saved(200).id] = "release-1"
+    stage.go(stage.up_to(stage.operator(passes=1), "create _log"), 1)
+    assert (stage.saved(200).failures, stage.saved(200).verified) == (0, False)

@@ -228,7 +228,7 @@ MUTANTS = (
     Mutant(
         5,
         "a rank that cannot prepare to read keeps it to itself",
-        31,
+        186,
         restoring._load,
         "in agreement.gather_errors(error) if",
         "in [error] if",

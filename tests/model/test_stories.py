@@ -127,7 +127,7 @@ def test_a_snapshot_of_another_run_is_no_ones_without_a_take_over(stage: Stage) 
     assert stage.ledger.owner == str(OWNER)
 
     running = stage.up_to(stage.trainer(1), "create _log/00000000000000000007")  # its commit, after start and restore
-    stage.other.says(storage={"url": "s3://bucket/run", "takeOverFrom": str(OWNER)})
+    stage.other.takes_over(OWNER, stage.world)
     stage.operate(user=stage.other)
     assert isinstance(stage.outcome(running).error, FencedError)
     assert isinstance(stage.train(1).error, PrefixClaimedError)
@@ -152,6 +152,20 @@ STORIES = (
     stories.an_attempt_that_commits_while_it_is_taken_for_dead_is_not_fenced,
     stories.nothing_is_deleted_a_moment_before_its_grace_period_ends,
     stories.a_purge_ends_where_the_run_changes_hands,
+    stories.no_stock_pointer_shows_what_is_being_deleted,
+    stories.nothing_is_deleted_early_by_a_clock_that_was_set_back,
+    stories.a_prefix_that_was_emptied_is_not_a_new_run,
+    stories.only_a_marker_tells_that_a_log_is_gone,
+    stories.each_request_to_take_a_run_over_acts_once_any_number_of_times,
+    stories.what_others_wrote_outlives_the_run_and_its_deletion,
+    stories.a_deletion_that_was_interrupted_is_ended_before_the_next_run_begins,
+    stories.a_log_that_is_gone_is_written_no_more,
+    stories.one_bad_transfer_is_no_evidence,
+    stories.two_operators_that_see_one_damage_count_it_once,
+    stories.an_operator_rests_between_two_looks_at_damage,
+    stories.a_second_look_clears_what_is_whole_after_all,
+    stories.nothing_goes_before_one_that_stays_was_read_back,
+    stories.what_is_released_from_quarantine_has_to_prove_itself_again,
 )
 
 

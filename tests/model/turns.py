@@ -28,6 +28,7 @@ class Actor:
         error: What ended it, if not its own end.
         blocked: Whether it waits for another actor, so that a turn would be lost on it.
         speaks_for: The owner in whose name an operator acts; empty for trainers.
+        reads_back: Whether it compares the checksums of what stays before it deletes other snapshots.
         head: Number of the newest log entry it has read.
         jumps: How far the store's clock had been set in all, back and forth, when it read that clock last.
     """
@@ -40,6 +41,7 @@ class Actor:
         self.has_the_turn = False
         self.blocked: Callable[[], bool] = lambda: False
         self.speaks_for = ""
+        self.reads_back = False
         self.head = 0
         self.jumps = 0.0
         self.ended = False

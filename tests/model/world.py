@@ -17,12 +17,12 @@ import pytest
 import tenacity
 
 from builders import BEGINNING, nonce_of
-from checkpoint_operator import memory, storage
+from checkpoint_operator import memory, scrubber, storage
 from checkpoint_sidecar.core import compaction, layout
-from checkpoint_sidecar.core.errors import ObjectExistsError, StoreError, UnknownOutcomeError
+from checkpoint_sidecar.core.errors import CheckpointError, ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.engine import verify
 from checkpoint_sidecar.store import entries, runlog
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, Store, StoredObject
 from checkpoint_sidecar.training import session
 from doubles.memory import MemoryStore
 from model.promises import BrokenPromiseError, Promises
@@ -30,7 +30,12 @@ from model.turns import Actor
 
 T = TypeVar("T")
 
+URL = "s3://bucket/run"
+
 FATES = ("the reply is lost", "the request is lost", "the request is late")
+
+CHANGED = "the reply is changed on its way"
+"""Of what is read of an object."""
 
 
 @dataclass
@@ -53,6 +58,7 @@ class World:
         troubled: Actors whose requests failed at least once, so that they may fail as well.
         skew: What each actor's wall clock shows beyond that; it may jump, the store's may not.
         late: Requests under way.
+        rotten: What damaged objects were, by key.
         story: What happened, for whoever reads a failure.
     """
 
@@ -63,6 +69,7 @@ class World:
     troubled: set[str] = field(default_factory=set)
     skew: dict[str, float] = field(default_factory=dict)
     late: list[Late] = field(default_factory=list)
+    rotten: dict[str, bytes] = field(default_factory=dict)
     story: list[str] = field(default_factory=list)
     actors: dict[threading.Thread, Actor] = field(default_factory=dict)
     names: int = 0
@@ -131,11 +138,36 @@ class World:
 
     def damage(self, key: str, data: bytes | None) -> None:
         """Change or lose an object behind everybody's back."""
+        self.rotten.setdefault(key, self.store.get(key, max_bytes=1 << 20).data)
         if data is None:
             self.store.delete([key])
         else:
             self.store.corrupt(key, data)
         self.promises.damaged(key, sizes_differ=data is None or len(data) == 0)
+
+    def repair(self, snapshot: str, folder: str) -> None:
+        """Undo all damage of a snapshot."""
+        for key in [key for key in self.rotten if key.startswith(f"{folder}/")]:
+            self.store.put(key, self.rotten.pop(key))
+        self.promises.undamaged(snapshot)
+
+    def take_away(self, prefix: str) -> dict[str, bytes]:
+        """Delete everything under a prefix behind everybody's back, and return it."""
+        gone = {key: data for key, data in self._contents().items() if key.startswith(prefix)}
+        self.store.delete(gone)
+        return gone
+
+    def others(self, write: Callable[[Store], object]) -> None:
+        """Somebody else writes under the prefix, and may replace what others wrote before."""
+        before = self._contents()
+        with contextlib.suppress(CheckpointError):  # where a log of something else is
+            write(self.store)
+        after = self._contents()
+        kept = {key: data for key, data in self.promises.foreign.items() if key in after}
+        self.promises.foreign = kept | {key: data for key, data in after.items() if before.get(key) != data}
+
+    def _contents(self) -> dict[str, bytes]:
+        return {info.key: self.store.get(info.key, max_bytes=1 << 20).data for info in self.store.list()}
 
 
 class Connection:
@@ -145,7 +177,7 @@ class Connection:
     difference to anybody.
     """
 
-    url = "s3://bucket/run"
+    url = URL
 
     def __init__(self, world: World, actor: Actor) -> None:
         self._world = world
@@ -167,7 +199,13 @@ class Connection:
         return self._read(f"get {key}", lambda: self._world.store.get(key, max_bytes=max_bytes))
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
-        self._read(f"read {key}", lambda: self._world.store.read_into(key, start, buffers))
+        fate = self._actor.stop_before(f"read {key}")
+        if fate and fate != CHANGED:
+            raise StoreError("read", key, "the store does not answer")
+        self._world.store.read_into(key, start, buffers)
+        if fate:
+            for buffer in buffers:
+                buffer.cast("B")[:] = b"!" * buffer.nbytes
 
     def stat(self, key: str) -> ObjectInfo | None:
         found = self._read(f"stat {key}", lambda: self._world.store.stat(key))
@@ -200,8 +238,9 @@ class Connection:
                 request()
         elif fate == "the request is late":
             promises = self._world.promises
-            began = promises.began.get(self._actor.name, 0)
-            late = Late(f"{label} of {self._actor.name}", lambda: promises.on_behalf(began, request))
+            name = self._actor.name
+            began = promises.began.get(name, 0)
+            late = Late(f"{label} of {name}", lambda: promises.on_behalf(name, began, request))
             self._world.late.append(late)
         if fate:
             raise UnknownOutcomeError("write", label, fate)
@@ -259,11 +298,18 @@ def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runlog, "time", clock)
     patch.setattr(memory, "time", clock)
     patch.setattr(storage, "time", clock)
+    patch.setattr(scrubber, "time", clock)
+    patch.setattr(scrubber, "run_in_thread", _here)
     patch.setattr(tenacity.nap, "time", clock)
     for module in (entries, verify):
         patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
     patch.setattr(session, "Periodic", Unasked)
     patch.setattr(storage, "open_store", lambda *_, **__: connect(world))
+
+
+async def _here(call: Callable[[], T], **_: object) -> T:
+    """In place of a thread: the actor that reads is the one that asks."""
+    return call()
 
 
 def connect(world: World) -> Connection:
