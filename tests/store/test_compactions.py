@@ -9,10 +9,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from builders import OWNER
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.compaction import RawEntry, Span, unpack
 from checkpoint_sidecar.core.errors import LogError, LogMissingError, ObjectExistsError, StoreError, UnknownOutcomeError
-from checkpoint_sidecar.core.log import AttemptStarted
+from checkpoint_sidecar.core.log import AttemptStarted, RunAdopted, RunClaimed
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.entries import get_entries
@@ -276,6 +277,20 @@ def test_a_log_whose_entries_are_lost_is_refused_although_compactions_still_hold
     store.put(layout.log_key(LENGTH + 1), b"{}")
     with pytest.raises(LogError, match="it is missing although a compaction holds it"):
         log.refresh()
+
+
+def test_a_compaction_that_another_operator_wrote_during_the_deletion_says_nothing_about_the_next_run(
+    store: MemoryStore,
+) -> None:
+    log = RunLog(store, writer="operator")
+    log.append(lambda _: RunAdopted(OWNER.deleted, OWNER))
+    tombstone = log.run.head
+    store.delete([layout.log_key(number) for number in range(1, tombstone)])
+
+    assert RunLog(store, writer="test").refresh().erased
+    RunLog(store, writer="trainer").append(lambda _: RunClaimed(OWNER))
+    run = RunLog(store, writer="test").refresh()
+    assert (run.first, run.head, run.owner) == (tombstone + 1, tombstone + 1, OWNER)
 
 
 def test_a_gap_after_the_compactions_is_refused(store: MemoryStore) -> None:

@@ -306,7 +306,14 @@ class RunLog:
     def _open(self) -> None:
         """Replay the compactions, then what is listed after them; a gap among the entries surfaces in the fold."""
         self._compactions = list_compactions(self.store)
-        run = replay_compactions(self.store, Run(), self._compactions)
+        try:
+            run = replay_compactions(self.store, Run(), self._compactions)
+        except LogError:
+            # Another operator may have written them while the log was deleted: they say nothing about the next run.
+            run, first = Run(), self._first_of_next_run()
+            if not first:
+                raise
+            self._compactions = frozenset(span for span in self._compactions if span.first >= first)
         numbers = self._numbers(after=run.head)
         highest = max(numbers, default=0)
         if not run.head and _begins_anew(numbers):
@@ -315,6 +322,16 @@ class RunLog:
             run = replay_compactions(self.store, run, self._compactions)
         self._run = self._read_up_to(run, highest, numbers)
         self._opened = True
+
+    def _first_of_next_run(self) -> int:
+        """Number of the tombstone or entry with which a run begins behind one that was deleted; 0 if none does."""
+        numbers = self._numbers()
+        if not _begins_anew(numbers):
+            return 0
+        try:
+            return self._after_deletion(numbers).head
+        except LogError:
+            return 0
 
     def _numbers(self, *, after: int = 0) -> list[int]:
         listed = self.store.list(layout.LOG_FOLDER, after=layout.log_key(after) if after else "")
