@@ -50,6 +50,6 @@ def test_a_run_in_a_cloud_is_claimed_mirrored_and_its_old_snapshots_are_purged(
     first, second = trainer.commit(100), trainer.commit(200)
 
     run.eventually(lambda it: it.status.get("latest", {}).get("snapshot") == second.id)
-    run.eventually(lambda it: set(it.snapshots()) == {f"run-{second.id}"}, within=90)
-    assert list(store.list(f"{first.commit.path}/")) == []
+    run.eventually(lambda _: list(store.list(f"{first.commit.path}/")) == [], within=90)
+    run.eventually(lambda it: set(it.snapshots()) == {f"run-{second.id}"})
     assert list(store.list(f"{second.commit.path}/"))
