@@ -37,7 +37,7 @@ ACTION_SECONDS = 120.0
 SMALL_BYTES = MIB
 """Objects up to this size are read without a reservation."""
 
-MEMORY_BYTES = 144 * MIB
+MEMORY_BYTES = 96 * MIB
 """Of large objects in memory and of what they decode to, over all passes."""
 
 LOG_BYTES = 16 * MIB

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -16,12 +17,19 @@ from typing import Any
 
 import psutil
 import pytest
+from crc32c import crc32c
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from admission import Namespace, checkpoint
-from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core import attempt, layout
+from checkpoint_sidecar.core import manifest as manifests
+from checkpoint_sidecar.core.layout import SaveFolder
+from checkpoint_sidecar.core.log import Owner, SnapshotCommitted
+from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.store.settings import Credentials, StoreSettings
-from doubles.hostile_server import HostileServer, hostile_server
+from doubles.hostile_server import HostileServer, Zeros, hostile_server
 from localcluster import network
 from localcluster.objectstore import ObjectStore
 from operators import OperatorProcess, Watched
@@ -34,6 +42,7 @@ SILENT = 1000 if LONG else 60
 COMMITS = 100 if LONG else 8
 PROMISED_SECONDS = 10.0
 PROMISED_BYTES = 400 * 1024 * 1024
+HUGE = 700 * 1024 * 1024
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAHOSTILETENANT000", "AWS_SECRET_ACCESS_KEY": "a-secret-key-of-a-hostile-tenant"}
 
@@ -51,12 +60,15 @@ HOSTILE: Mapping[str, set[str]] = {
     "silent": {"StoreUnavailable"},
     "slow": {"StoreTooSlow", "StoreUnavailable"},
     "dripping": {"PassTimedOut", "StoreUnavailable"},
-    "endless-listing": {"ListingTooLong"},
+    "endless-listing": {"ListingTooLong", "StoreTooSlow"},
     "endless-log": {"LogTooLong"},
     "lying": {"StoreUnavailable"},
     "unconditional": {"NoConditionalWrite"},
     "redirecting": {"StoreUnavailable", "InvalidSpec", "AccessDenied"},
     "garbage": {"LogUnreadable"},
+    "huge-manifests": {"ObjectTooLarge"},
+    "wide-manifests": {"", "ObjectTooLarge"},
+    "huge-metadata": {""},
 }
 """Buckets of the hostile server, and the reasons that name what is wrong with them."""
 
@@ -69,11 +81,13 @@ EXPECTED: Mapping[str, set[str]] = {
     "huge": {"InvalidCredentials"},
     "cloud-az": NOT_READY,
     "cloud-gs": NOT_READY,
+    "cloud-key": NOT_READY,
     "squatter": {""},
 }
 """Why each Checkpoint is not Ready; empty where it is."""
 
-SHORT = HOSTILE.keys() - {"slow", "lying"}
+LARGE = {"huge-manifests", "wide-manifests", "huge-metadata"}
+SHORT = HOSTILE.keys() - LARGE - {"slow", "lying"}
 """What is found out within half a minute."""
 
 
@@ -100,18 +114,20 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Servers:
-    """Of hostile tenants: one that does not answer at all, one of each other kind, and where that redirects to."""
+    """Of hostile tenants: a silent one, one of most other kinds, one of large objects, and where redirects lead to."""
 
     silent: HostileServer
     hostile: HostileServer
+    large: HostileServer
     elsewhere: HostileServer
 
 
 @pytest.fixture
 def servers() -> Iterator[Servers]:
-    with hostile_server() as silent, hostile_server() as hostile, hostile_server() as elsewhere:
-        hostile.elsewhere = elsewhere.endpoint
-        yield Servers(silent, hostile, elsewhere)
+    with contextlib.ExitStack() as stack:
+        found = Servers(*(stack.enter_context(hostile_server()) for _ in range(4)))
+        found.hostile.elsewhere = found.elsewhere.endpoint
+        yield found
 
 
 @pytest.fixture
@@ -143,10 +159,61 @@ def at(endpoint: str, bucket: str, name: str, secret: str = "keys", **spec: Any)
     return checkpoint(name, storage=storage, **spec)
 
 
-def in_cloud(endpoint: str, scheme: str, secret: str) -> dict[str, Any]:
+def in_cloud(endpoint: str, scheme: str, secret: str, name: str = "") -> dict[str, Any]:
     """A Checkpoint in another cloud than Amazon's, at a server of one's own."""
     storage = {"url": f"{scheme}://cloud/run", "endpoint": endpoint, "credentialsSecret": {"name": secret}}
-    return checkpoint(f"cloud-{scheme}", storage=storage)
+    return checkpoint(f"cloud-{name or scheme}", storage=storage)
+
+
+def google_key(server: str) -> str:
+    """A key that Google could have given out, for a server of one's own."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    email = "tenant@hostile.iam.gserviceaccount.com"
+    fields = {"type": "service_account", "client_email": email, "private_key_id": "1", "private_key": pem.decode()}
+    return json.dumps({**fields, "gcs_base_url": server})
+
+
+def begun(server: HostileServer, bucket: str, owner: Owner) -> Trainer:
+    """A training run of a hostile tenant, whose log is in order."""
+    settings = StoreSettings(f"s3://{bucket}/{bucket}", server.endpoint, "us-east-1", credentials=Credentials.of(KEYS))
+    trainer = Trainer(open_store(settings), owner).start()
+    trainer.log.append(attempt.identify)
+    return trainer
+
+
+def commit(trainer: Trainer, server: HostileServer, bucket: str, step: int, manifest: bytes) -> SaveFolder:
+    """A snapshot that consists of a manifest, and of what the server makes up."""
+    folder = SaveFolder(step, trainer.number, layout.new_nonce(), trainer.log.run.short_identity)
+    snapshot = layout.snapshot_id(step, trainer.number, folder.nonce)
+    server.put(bucket, f"{bucket}/{folder.manifest}", manifest)
+    digest = manifests.digest(manifest)
+    draft = SnapshotCommitted(snapshot, step, trainer.number, folder.path, digest, HUGE, 1, 1, trigger="Schedule")
+    trainer.log.append(lambda run: attempt.commit(run, draft, overwrite="Never"))
+    return folder
+
+
+def huge_runs(server: HostileServer, cluster: str, namespace: str) -> None:
+    """Runs with a `.metadata` of 700 MiB, and with manifests of 64 MiB that hold little or very much."""
+    bucket = "huge-metadata"
+    trainer = begun(server, bucket, Owner(cluster, namespace, bucket))
+    blocks = b"".join(
+        crc32c(Zeros(HUGE)[start : start + BLOCK_BYTES]).to_bytes(4, "big") for start in range(0, HUGE, BLOCK_BYTES)
+    )
+    file = File(layout.STOCK_METADATA_NAME, HUGE, crc32c(bytes(HUGE)), blocks)
+    whole = Manifest("1-1-aaaaaaaa", 1, 1, 1, (file,), block_bytes=BLOCK_BYTES)
+    folder = commit(trainer, server, bucket, 100, manifests.encode(whole))
+    server.put(bucket, f"{bucket}/{folder.stock_metadata}", Zeros(HUGE))
+    for bucket, filling in (("wide-manifests", b" "), ("huge-manifests", b"{")):
+        start = (
+            b'{"snapshot": "1-1-aaaaaaaa", "step": 1, "attempt": 1, "worldSize": 1, "files": [], "versions": {"a": "'
+        )
+        padding = filling * (manifests.MAX_MANIFEST_BYTES - len(start) - 3)
+        trainer = begun(server, bucket, Owner(cluster, namespace, bucket))
+        for step in (100, 200, 300):
+            commit(trainer, server, bucket, step, start + padding + b'"}}')
 
 
 def reasons(namespace: Namespace) -> dict[str, str]:
@@ -204,7 +271,10 @@ def test_a_healthy_tenant_notices_nothing_of_hostile_ones(
 ) -> None:
     healthy = Healthy(namespace, object_store, bucket)
     crowd = [at(servers.silent.endpoint, f"silent-{number}", f"silent-{number}") for number in range(SILENT)]
-    others = [at(servers.hostile.endpoint, kind, kind) for kind in (HOSTILE if LONG else SHORT) if kind != "silent"]
+    kinds = (HOSTILE.keys() if LONG else SHORT) - {"silent"}
+    others = [at((servers.large if kind in LARGE else servers.hostile).endpoint, kind, kind) for kind in kinds]
+    if LONG:
+        huge_runs(servers.large, namespace.api.uid, hostile[1].name)
     create_all(hostile[0], crowd[::2])
     create_all(hostile[1], crowd[1::2] + others)
     # Secrets that hold what statuses consist of, what no header may have, and as much as fits.
@@ -217,7 +287,11 @@ def test_a_healthy_tenant_notices_nothing_of_hostile_ones(
     account = {"AZURE_STORAGE_ACCOUNT_NAME": "hostile", "AZURE_STORAGE_SAS_TOKEN": "sv=2026-01-01&sig=abc"}
     create_secret(hostile[0], "azure", account)
     create_secret(hostile[0], "google", {"GOOGLE_APPLICATION_CREDENTIALS_JSON": "{}"})
-    clouds = [in_cloud(servers.hostile.endpoint, *each) for each in (("az", "azure"), ("gs", "google"))]
+    create_secret(
+        hostile[0], "google-key", {"GOOGLE_APPLICATION_CREDENTIALS_JSON": google_key(servers.hostile.endpoint)}
+    )
+    identities = (("az", "azure"), ("gs", "google"), ("gs", "google-key", "key"))
+    clouds = [in_cloud(servers.hostile.endpoint, *each) for each in identities]
     create_all(hostile[0], clouds)
     # A bucket of the healthy tenant's name, at a server of one's own.
     squatter = at(servers.hostile.endpoint, bucket, "squatter")
@@ -263,6 +337,10 @@ def test_a_healthy_tenant_notices_nothing_of_hostile_ones(
     assert operator.process.poll() is None
     sent = "".join(str(request) for server in vars(servers).values() for request in server.requests)
     assert len(sent) > 10_000
+    assert "'authorization': 'Bearer " in sent, "a tenant's own key is used at the tenant's server"
+    if LONG:
+        pointer, _ = servers.large.objects["huge-metadata"]["huge-metadata/step-100/.metadata"]
+        assert len(pointer) == HUGE
     assert [value for value in IDENTITY.values() if value in sent] == []
     assert [name for name in ("test-", "silent") if name in run.condition("Ready")["message"]] == []
     assert run.status["claimedBy"] == f"{namespace.api.uid}/{namespace.name}/first"

@@ -14,13 +14,29 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from checkpoint_sidecar.core import layout
 
 SLOW_SECONDS = 8.0
+
+REMEMBERED_BYTES = 1 << 20
+"""Of the body of a request."""
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """So many zero bytes, which take no memory until they are sent."""
+
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(len(range(*part.indices(self.size))))
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,13 @@ class HostileServer:
 
     endpoint: str = ""
     elsewhere: str = ""
-    objects: dict[str, dict[str, tuple[bytes, float]]] = field(default_factory=dict)
+    objects: dict[str, dict[str, tuple[bytes | Zeros, float]]] = field(default_factory=dict)
+    uploads: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Sizes of the parts of unfinished uploads. Their bytes are forgotten."""
     requests: list[Request] = field(default_factory=list)
     digests: list[str] = field(default_factory=lambda: [""])
 
-    def put(self, bucket: str, key: str, data: bytes) -> None:
+    def put(self, bucket: str, key: str, data: bytes | Zeros) -> None:
         self.objects.setdefault(bucket, {})[key] = (data, time.time())
 
     def asked(self, bucket: str) -> int:
@@ -78,6 +96,8 @@ class HostileServer:
             deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
             body = f"<DeleteResult>{deleted}</DeleteResult>".encode()
             return Answer(body=body, headers={"content-type": "application/xml"})
+        if "uploads" in request.query or "uploadId" in request.query:
+            return self.uploaded(request)
         if request.method == "PUT":
             if request.headers.get("if-none-match") == "*" and request.key in held:
                 return error(412, "PreconditionFailed")
@@ -96,7 +116,26 @@ class HostileServer:
             end = min(int(last), len(data) - 1) if last else len(data) - 1
             headers["content-range"] = f"bytes {first}-{end}/{len(data)}"
             return Answer(206, data[int(first) : end + 1], headers)
-        return Answer(200, data, headers)
+        return Answer(200, data if isinstance(data, bytes) else data[:], headers)
+
+    def uploaded(self, request: Request) -> Answer:
+        """The requests of an upload in parts."""
+        if request.method == "POST" and "uploads" in request.query:
+            identifier = f"upload-{len(self.uploads)}"
+            self.uploads[identifier] = {}
+            body = f"<InitiateMultipartUploadResult><UploadId>{identifier}</UploadId></InitiateMultipartUploadResult>"
+        elif request.method == "GET" and "uploads" in request.query:
+            body = "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>"
+        elif request.method == "PUT":
+            self.uploads[request.query["uploadId"][0]][request.query["partNumber"][0]] = len(request.body)
+            return Answer(headers={"etag": f'"{len(request.body)}"'})
+        else:
+            parts = self.uploads.pop(request.query["uploadId"][0])
+            if request.method == "DELETE":
+                return Answer(204)
+            self.put(request.bucket, request.key, Zeros(sum(parts.values())))
+            body = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
+        return Answer(body=body.encode(), headers={"content-type": "application/xml"})
 
     def listed(self, request: Request, keys: list[str], *, more: bool = False) -> Answer:
         prefix = request.query.get("prefix", [""])[0]
@@ -170,8 +209,9 @@ def entry(number: int, previous: str) -> bytes:
     return json.dumps(envelope).encode()
 
 
-def etag(data: bytes) -> str:
-    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"' if len(data) < 1 << 20 else f'"{len(data)}"'
+def etag(data: bytes | Zeros) -> str:
+    small = isinstance(data, bytes) and len(data) < 1 << 20
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"' if small else f'"{len(data)}"'
 
 
 def error(status: int, code: str) -> Answer:
@@ -210,7 +250,7 @@ def hostile_server() -> Iterator[HostileServer]:
 async def _connection(server: HostileServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
         while (request := await _request(reader)) is not None:
-            server.requests.append(request)
+            server.requests.append(replace(request, body=request.body[:REMEMBERED_BYTES]))
             await _answer(server, request, writer)
     writer.close()
 
@@ -254,5 +294,7 @@ async def _answer(server: HostileServer, request: Request, writer: asyncio.Strea
     answer = behaviors.get(behavior, server.plain)(request)
     head = [f"HTTP/1.1 {answer.status} X", f"Content-Length: {len(answer.body)}"]
     head += [f"{name}: {value}" for name, value in answer.headers.items()]
-    writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + (b"" if request.method == "HEAD" else answer.body))
+    writer.write("\r\n".join(head).encode() + b"\r\n\r\n")
+    if request.method != "HEAD":
+        writer.write(answer.body)
     await writer.drain()
