@@ -257,7 +257,7 @@ def test_the_probe_refuses_a_store_that_ignores_the_condition(store: Store, serv
 
 
 def test_the_probe_refuses_a_store_that_does_not_know_the_condition(store: Store, server: FaultyServer) -> None:
-    server.faults.append(Fault("PUT", "_probe/", (501, "NotImplemented"), times=2))
+    server.faults.append(Fault("PUT", "_probe/", (501, "NotImplemented"), times=ALWAYS))
 
     with pytest.raises(NoConditionalWriteError):
         probe(store)
