@@ -162,6 +162,25 @@ def test_a_module_that_cannot_take_its_state_is_named(storage: RunStorage, monke
     assert not isinstance(refusal.value, RestoreInterrupted)
 
 
+class Upgraded(nn.Linear):
+    """Its second version adds to the bias what the first one left out."""
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        if metadata.get("version") == 1 and self._version == 2:
+            state[f"{prefix}bias"] = state[f"{prefix}bias"] + 1
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_module_learns_that_its_first_version_saved_the_state(
+    storage: RunStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = Upgraded(2, 2), Upgraded(2, 2)
+    saved(storage, {"model": before})
+    monkeypatch.setattr(Upgraded, "_version", 2)
+    restored(storage, {"model": after})
+    assert torch.equal(after.bias, before.bias + 1)
+
+
 class Changing(nn.Module):
     """Buffers that come into being and grow, extra states of any kind, and weights that are tied."""
 

@@ -310,11 +310,12 @@ class TrainingState:
         for form in contents.forms(name):
             found = self._unpack(name, contents.values[form], leaf)
             objects = {key: self._unpack(name, contents.values[f"{name}.{key}"], leaf) for key in found["objects"]}
+            written = found.get("versions")  # an empty one says that all were of version 1
             merged = {
                 "state": found["state"] | objects | merged["state"],
                 "ties": [*(merged["ties"] or ()), *found["ties"]],
                 "frozen": [*(merged["frozen"] or ()), *found["frozen"]],
-                "versions": found.get("versions") or merged["versions"],
+                "versions": merged["versions"] if written is None else (merged["versions"] or {}) | written,
             }
         if not contents.forms(name):
             merged["state"] = contents.flattened(name, leaf)
