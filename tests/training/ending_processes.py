@@ -40,7 +40,8 @@ class Case:
         end: How it comes to its end after the last step.
         every_steps: When a save is due.
         fail, hang: Requests that fail, and that are never answered: verb and part of the key.
-        signals: Sent to the given rank once it has got as far as the marker says: ``(signal, rank, marker)``.
+        signals: Sent to the given rank once it has got as far as the marker says: ``(signal, rank, marker)``; or once
+            another rank has, which the marker then ends with, as ``hanging-0``.
         init: Whether the process is PID 1 of its container.
         environment: Per rank.
         on: What happens in the middle: ``fork`` has a child leave by ``sys.exit(0)``, ``panic`` has the last
@@ -101,7 +102,7 @@ class Host:
         ended: dict[int, float] = {}
         while len(codes) < len(pids):
             for name, rank, marker in list(signals):
-                if (folder / f"{marker}-{rank}").exists():
+                if (folder / (marker if marker[-1].isdigit() else f"{marker}-{rank}")).exists():
                     pid = int((folder / f"pid-{rank}").read_text())
                     os.kill(pid, getattr(signal, f"SIG{name}"))
                     signals.remove((name, rank, marker))

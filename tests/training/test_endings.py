@@ -181,7 +181,7 @@ TABLE: dict[str, tuple[Case, Expected]] = {
         Case(
             ranks=2,
             hang=("put_if_absent", "_log/00000000000000000002"),
-            signals=(("TERM", 1, "constructed"), ("TERM", 0, "hanging")),
+            signals=(("TERM", 1, "hanging-0"), ("TERM", 0, "hanging")),
         ),
         Expected(143, "nothing was trained yet"),
     ),
