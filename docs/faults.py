@@ -68,7 +68,7 @@ def model(explored: dict[str, Any]) -> Iterator[str]:
     yield "\n## Interleavings\n"
     yield "The model-based test drives the real log, library and operator against a model of the promises: lost"
     yield "and late requests, kills, jumps of clocks, damage and repair, changes of owner, deletion and re-creation"
-    yield "of a run, a log that vanishes, and other people's data, which stays byte for byte. For every rule of the"
+    yield "of a run, a log that vanishes, and data of others, which never changes. For every rule of the"
     yield "protocol there is a mutant of the code without it, which the model catches.\n"
     yield "| | |\n| --- | --- |"
     for name, value in explored.items():

@@ -98,7 +98,8 @@ def _withdraw_pointers(session: Session, run: Run, listed: Iterable[str]) -> lis
 def _delete_log(session: Session, run: Run) -> None:
     """All but the last entry, which says that the run was deleted and goes on counting.
 
-    What a writer that keeps no rules has added after it means nothing and stays, because counting goes on from there.
+    Entries that a writer appended after it, against the protocol, do not count. They stay: the next run's numbers
+    continue after them.
     No number is ever used again, so that neither a writer nor an operator that was stopped for long can meet the next
     run's entries when it goes on.
     """

@@ -86,6 +86,6 @@ def _resolve(host: str) -> list[Address]:
     """What the name leads to now; nothing if it cannot be resolved here, as where a proxy does that."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # the latter of what is no name at all, such as one with an empty label
+    except (OSError, UnicodeError):  # UnicodeError: an invalid host name, such as one with an empty label
         return []
     return [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]

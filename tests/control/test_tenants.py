@@ -185,7 +185,7 @@ def begun(server: HostileServer, bucket: str, owner: Owner) -> Trainer:
 
 
 def commit(trainer: Trainer, server: HostileServer, bucket: str, step: int, manifest: bytes) -> SaveFolder:
-    """A snapshot that consists of a manifest, and of what the server makes up."""
+    """A snapshot with this manifest. The server invents the rest of its data."""
     folder = SaveFolder(step, trainer.number, layout.new_nonce(), trainer.log.run.short_identity)
     snapshot = layout.snapshot_id(step, trainer.number, folder.nonce)
     server.put(bucket, f"{bucket}/{folder.manifest}", manifest)

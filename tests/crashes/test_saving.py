@@ -60,7 +60,7 @@ COMMITTED = [
 def expected(point: Point, mode: Mode) -> int:
     """The step that the next process group restores."""
     committed = point in COMMITTED or (point in DESCRIBING and mode == "kill rank 1")
-    # What a client raises that is no error of a store leaves the outcome open: the commit is tried again.
+    # After an unexpected exception of the client the outcome is unknown, so the commit is retried.
     committed |= point in COMMITTING and mode == "bug"
     return CRASHED if committed else BEFORE
 

@@ -80,7 +80,7 @@ _COMMITS = 'type(body).__name__ == "SnapshotCommitted"'
 MUTANTS = (
     # Fencing, and what may begin
     Mutant(0, "a fenced attempt commits", 1, Run.may_commit, "attempt == self.highest_attempt >", "attempt >"),
-    Mutant(0, "an adoption fences nobody", 101, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
+    Mutant(0, "an adoption fences no attempt", 101, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
     Mutant(0, "training silently begins anew", 2, lineage.restore_plan, '"Auto" and not run.ever_committed', '"Auto"'),
     Mutant(
         0,

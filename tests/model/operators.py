@@ -118,7 +118,7 @@ def operator(
     """Some passes of an operator that has just started.
 
     Args:
-        patient: Whether it waits for the outcome of an append for ever; else it gives up at once.
+        patient: Whether it waits for the outcome of an append without a limit; otherwise it gives up at once.
         reads_back: Whether it compares the checksums of what stays.
     """
 

@@ -61,11 +61,10 @@ def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ())
     """
     if run.policy.restore.on_missing == "StartFresh":
         return
+    there = f"the run log ends with entry {run.head}" if run.head else "there is no run log"
     if run.head < floor:
-        there = f"the run log ends with entry {run.head}" if run.head else "there is no run log"
         cause = f"{there}, but entry {floor} was seen"
     elif traces:
-        there = f"the run log ends with entry {run.head}" if run.head else "there is no run log"
         more = f" and {len(traces) - _MAX_TRACES} more" if len(traces) > _MAX_TRACES else ""
         cause = f"{there}, but what a run leaves: {', '.join(traces[:_MAX_TRACES])}{more}"
     else:

@@ -1,7 +1,7 @@
 """The stock pointer: the ``.metadata`` that lets torch's own reader load a step.
 
 It is derived from the log and may be wrong or missing at any time; library and operator both repair it. Nothing of ours
-reads it. One that this run did not write stays as it is: somebody else's checkpoint would be lost with it.
+reads it. A pointer that this run did not write is never changed: it may be the only pointer to another checkpoint.
 
 Only bytes that match the snapshot's manifest are published, and the manifest only if it is the one that was committed.
 Large pointers are copied part by part, in bounded memory.
@@ -139,7 +139,7 @@ class _Source:
         self._file = self._described()
 
     def create(self, key: str) -> bool:
-        """Publish them at a key that is free. Returns False if it no longer is."""
+        """Publish the bytes under an unused key. Returns False if the key is in use."""
         try:
             if self._file.size > PART_BYTES:
                 self._copy(key, create=True)
@@ -150,7 +150,7 @@ class _Source:
         return True
 
     def write(self, key: str) -> None:
-        """Publish them in place of what is there."""
+        """Publish the bytes and replace the present pointer."""
         if self._file.size > PART_BYTES:
             self._copy(key, create=False)
         else:

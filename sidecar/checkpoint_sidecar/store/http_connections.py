@@ -34,8 +34,8 @@ MOST_ANSWER_BYTES = 64 * 1024
 """What is read of an answer that is no data; the rest is dropped with its connection."""
 
 SLOWEST_BYTES = 1024
-"""Per second: an answer that comes in more slowly, on average, ends as if there were none. A byte now and then is not
-silence, and would keep its thread for ever."""
+"""Per second: an answer that arrives more slowly, on average, is treated as a time-out. A server that sends a byte now
+and then is never silent, and would occupy its thread indefinitely."""
 
 _MOST_HEAD_BYTES = 1024 * 1024
 _MOST_OVERHEAD = 8
