@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 WORKERS := 2
-# What a test's timeout cannot interrupt tells where every thread stands, and ends its worker instead of the whole run.
-HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=1
+# What a test's timeout cannot interrupt tells where every thread stands, and ends the run: pytest-xdist's schedulers wait
+# for ever once they have replaced a worker.
+HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 export PYTHONPATH := tests
 
 .PHONY: help demo test test-unit test-faults test-tenants test-evictions check format verify bench bench-log bench-operator down clean

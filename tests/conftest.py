@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePosixPath
 
 import pytest
@@ -11,9 +12,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["localcluster.fixtures"]
 
-# A busy machine is no defect of what is tested: no example fails for the time that it takes.
-settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any pace")
+# A busy machine is no defect of what is tested: no example fails for the time that it takes. The everyday run draws the
+# same examples everywhere, where `CI` is set and where it is not; the long one draws new ones.
+settings.register_profile(
+    "everyday",
+    deadline=None,
+    derandomize=os.environ.get("CHECKPOINT_FAULTS") != "long",
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("everyday")
 
 COSTLIER = ("store", "distributed", "api", "cluster")
 """Markers of tests that need more than this process, cheapest first; unmarked ones come before them all."""

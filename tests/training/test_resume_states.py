@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+import torch
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,7 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 EXAMPLES = 500 if os.environ.get("CHECKPOINT_FAULTS") == "long" else 25
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Names of our own, and those that meet when they are joined with dots or told apart with a tilde.
+NAMES = st.sampled_from(["__packed__", "__form__", "__packed__~", "a", "a~", "b", "a.b", "a.b~", "b~~", ""])
+TREES = st.recursive(st.none(), lambda below: st.dictionaries(NAMES, below, max_size=3), max_leaves=8)
+
+
+@settings(max_examples=EXAMPLES)
 @given(seed=st.integers(0, 2**32), other=st.integers(0, 2**32))
 def test_any_state_comes_back_equal(seed: int, other: int) -> None:
     shared, own = states(seed), states(seed + 1)
@@ -31,3 +38,29 @@ def test_any_state_comes_back_equal(seed: int, other: int) -> None:
         attempt(lambda: Job(fresh, lambda _: None), f"file://{folder}/run", 0)
     found = fresh["shared"].state, fresh["own"].wrapped.state
     assert not list(differences(expected, found))
+
+
+@settings(max_examples=EXAMPLES)
+@given(tree=TREES)
+@example(tree={"__packed__": {"a": None}})
+@example(tree={"__form__": None, "__packed__~": None, "__packed__": None})
+@example(tree={"a": {"b": None}, "a.b": None, "a.b~": None})
+@example(tree={"a.b~": None, "a": None, "a~": {"b": None}})
+def test_large_tensors_come_back_under_whatever_names(tree: Any) -> None:
+    def state(first: int) -> Any:
+        numbers = iter(range(first, first + 1000))
+
+        def filled(below: Any) -> Any:
+            if below is None:
+                return torch.full((200, 101), float(next(numbers)))
+            return {name: filled(each) for name, each in below.items()}
+
+        return filled(tree)
+
+    saved = {"shared": Held(state(0)), "own": PerRank(Held(state(500)))}
+    fresh = {"shared": Held(state(1000)), "own": PerRank(Held(state(1000)))}
+    with tempfile.TemporaryDirectory() as folder:
+        save_untrained(lambda: Job(saved, lambda _: None), f"file://{folder}/run")
+        attempt(lambda: Job(fresh, lambda _: None), f"file://{folder}/run", 0)
+    found = fresh["shared"].state, fresh["own"].wrapped.state
+    assert not list(differences((state(0), state(500)), found))

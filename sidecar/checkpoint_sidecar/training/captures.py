@@ -172,11 +172,15 @@ class _Items:
     def put(self, path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form]:
         """Store a tensor under its path, or under one like it if that is taken; the name and form to record."""
         parts = [str(part) for part in path] or ["value"]
-        while (name := ".".join(parts)) in self.flat or parts[0] in (PACKED, FORM):
+        if parts[0] in (PACKED, FORM):
+            parts[0] += "~"
+        while ".".join(parts) in self.flat:
             parts[-1] += "~"
         if not self._has_room(parts):
-            name = f"{name}~"
-            parts = [name]
+            parts = [".".join(parts) + "~"]
+            while parts[0] in self.flat:
+                parts[0] += "~"
+        name = ".".join(parts)
         value: Any = tensor
         if form.opaque:
             value = Opaque(elements(tensor))
