@@ -169,7 +169,7 @@ class _Checkpointer:
     def __init__(self, server: Server, state: llama.State, url: str) -> None:
         from checkpoint_sidecar import Checkpointer
         from checkpoint_sidecar.core.policy import SavePolicy
-        from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+        from checkpoint_sidecar.store.access import Credentials, StoreSettings
 
         credentials = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
         settings = StoreSettings(url, server.endpoint, REGION, credentials=Credentials.of(credentials))

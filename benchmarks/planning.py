@@ -55,7 +55,7 @@ def planning(*, name: str, server: dict[str, str], url: str, tensors: int, total
 
 def _planner(name: str) -> Callable[[], SavePlanner]:
     if name == OURS:
-        from checkpoint_sidecar.training.balance import BalancedSavePlanner
+        from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
 
         return BalancedSavePlanner
     return DefaultSavePlanner

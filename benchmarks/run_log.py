@@ -28,10 +28,10 @@ from rich.progress import track
 from rich.table import Table
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 from longlogs import compact, write_log

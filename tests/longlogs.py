@@ -25,8 +25,8 @@ from checkpoint_sidecar.core.log import (
     SnapshotVerified,
     encode,
 )
+from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.runlog import RunLog
 
 GIB = 1024**3
 PODS = tuple(PodIdentity(f"llama-{rank}", f"{rank:08x}-0000-4000-8000-000000000000") for rank in range(16))

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from builders import OBJECT_UID, OWNER, History
-from checkpoint_operator import resources
-from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed, Pod
-from checkpoint_operator.translate import policy_of
+from checkpoint_operator.gather.spec_policy import policy_of
+from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Pod
+from checkpoint_operator.report import resources
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.policy import Disposition
 

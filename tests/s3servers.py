@@ -10,8 +10,8 @@ from typing import Any
 
 from botocore.session import get_session
 
+from checkpoint_sidecar.store.access import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.settings import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials, StoreSettings
 from doubles.faulty_server import FaultyServer
 
 REGION = "us-east-1"

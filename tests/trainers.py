@@ -8,14 +8,14 @@ from typing import Any
 import crc32c
 
 from builders import OWNER
-from checkpoint_sidecar.core import attempt, layout, manifest, progress
+from checkpoint_sidecar.core import attempt, heartbeat, layout, manifest
 from checkpoint_sidecar.core.log import Owner, PodIdentity, RestoreFinished, SnapshotCommitted
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine.pointer import publish
+from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.store.common.parts import write_object
 
 
 class Trainer:
@@ -90,8 +90,8 @@ class Trainer:
 
     def report(self, step: int) -> None:
         """How far this attempt has come."""
-        beat = progress.Progress(self.number, step, dt.datetime.now(dt.UTC).isoformat())
-        self.store.put(layout.PROGRESS_KEY, progress.encode(beat))
+        beat = heartbeat.Heartbeat(self.number, step, dt.datetime.now(dt.UTC).isoformat())
+        self.store.put(layout.PROGRESS_KEY, heartbeat.encode(beat))
 
 
 def _file(name: str, data: bytes) -> manifest.File:

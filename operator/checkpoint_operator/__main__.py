@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from kubernetes.utils.duration import parse_duration
 from kubernetes.utils.quantity import parse_quantity
 
-from checkpoint_operator import checking, handlers, logs
-from checkpoint_operator.endpoints import Pattern
-from checkpoint_operator.logs import LogFormat
-from checkpoint_operator.quota import OTHER_NAMESPACES
-from checkpoint_operator.redaction import Redactor
-from checkpoint_operator.runtime import Operator, Options
-from checkpoint_operator.storage import EVERY_NAMESPACE, NAMESPACE_IN_PREFIX, Rules
-from checkpoint_operator.story import OPERATOR
+from checkpoint_operator.check import command
+from checkpoint_operator.decide.quota import OTHER_NAMESPACES
+from checkpoint_operator.gather.endpoint_rules import Pattern
+from checkpoint_operator.gather.redaction import Redactor
+from checkpoint_operator.gather.run_store import EVERY_NAMESPACE, NAMESPACE_IN_PREFIX, Rules
+from checkpoint_operator.process import handlers, logs
+from checkpoint_operator.process.logs import LogFormat
+from checkpoint_operator.process.operator import Operator, Options
+from checkpoint_operator.report.events import OPERATOR
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the operator until SIGTERM; with `check` first, check an installation instead."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["check"]:
-        sys.exit(checking.main(given[1:]))
+        sys.exit(command.main(given[1:]))
     parsed = _parser().parse_args(given)
     redactor = Redactor()
     logs.configure(LogFormat(parsed.log_format), redactor=redactor, verbose=parsed.verbose)

@@ -26,28 +26,28 @@ from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.policy import SavePolicy
 
 if TYPE_CHECKING:
-    from checkpoint_sidecar.store.settings import Credentials, StoreSettings
-    from checkpoint_sidecar.training.balance import BalancedSavePlanner
+    from checkpoint_sidecar.store.access import Credentials, StoreSettings
     from checkpoint_sidecar.training.checkpointer import Checkpointer
-    from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter, install
-    from checkpoint_sidecar.training.planner import StrictLoadPlanner
-    from checkpoint_sidecar.training.randomness import RandomState
+    from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter, install
+    from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
+    from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
     from checkpoint_sidecar.training.signals import Terminated
-    from checkpoint_sidecar.training.state import Optional, PerRank
+    from checkpoint_sidecar.training.state.application import Optional, PerRank
+    from checkpoint_sidecar.training.state.randomness import RandomState
 
 _LAZY = {
-    "BalancedSavePlanner": "training.balance",
-    "CheckpointReader": "training.dropin",
-    "CheckpointWriter": "training.dropin",
+    "BalancedSavePlanner": "training.dcp.save_planner",
+    "CheckpointReader": "training.dcp.dropin",
+    "CheckpointWriter": "training.dcp.dropin",
     "Checkpointer": "training.checkpointer",
-    "Credentials": "store.settings",
-    "Optional": "training.state",
-    "PerRank": "training.state",
-    "RandomState": "training.randomness",
-    "StoreSettings": "store.settings",
-    "StrictLoadPlanner": "training.planner",
+    "Credentials": "store.access",
+    "Optional": "training.state.application",
+    "PerRank": "training.state.application",
+    "RandomState": "training.state.randomness",
+    "StoreSettings": "store.access",
+    "StrictLoadPlanner": "training.dcp.load_planner",
     "Terminated": "training.signals",
-    "install": "training.dropin",
+    "install": "training.dcp.dropin",
 }
 
 __all__ = [

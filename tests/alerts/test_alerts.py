@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from checkpoint_operator.metrics import Metrics
+from checkpoint_operator.report.metrics import Metrics
 
 from . import promtool
 

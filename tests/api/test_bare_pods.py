@@ -7,7 +7,7 @@ import json
 import pytest
 
 from admission import Body, Namespace
-from checkpoint_operator.bare_pods import RECREATED, created_again
+from checkpoint_operator.gather.bare_pods import RECREATED, created_again
 from localcluster.client import ApiServer
 
 pytestmark = pytest.mark.api

@@ -17,7 +17,7 @@ import yaml
 
 from admission import Body, Namespace, checkpoint, eventually, pod
 from checkpoint_operator import __main__ as operator
-from checkpoint_operator.endpoints import Pattern
+from checkpoint_operator.gather.endpoint_rules import Pattern
 from localcluster import controlplane, network, workspace
 from localcluster.client import ApiServer, CommandError
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from admission import Namespace, checkpoint, snapshot
-from checkpoint_operator.endpoints import Endpoint
+from checkpoint_operator.gather.endpoint_rules import Endpoint
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError

@@ -16,8 +16,8 @@ from moto.server import ThreadedMotoServer
 
 from admission import Namespace
 from checkpoint_sidecar.core.log import Owner
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 from localcluster.requirements import binary

@@ -14,8 +14,8 @@ import pytest
 
 from admission import Namespace, checkpoint
 from checkpoint_sidecar.core.log import Owner
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from doubles.faulty_api import ApiFault, FaultyApi, faulty_api
 from localcluster import network
 from operators import OperatorProcess, Watched

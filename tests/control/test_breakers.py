@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import itertools
 
-from checkpoint_operator.breakers import FAILURES, FIRST_SECONDS, LONGEST_SECONDS, MOST_SECONDS, Breakers, Open, Permit
+from checkpoint_operator.fairness.breakers import (
+    FAILURES,
+    FIRST_SECONDS,
+    LONGEST_SECONDS,
+    MOST_SECONDS,
+    Breakers,
+    Open,
+    Permit,
+)
 
 STORE = "store"
 

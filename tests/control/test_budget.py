@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
-from checkpoint_operator import budget
-from checkpoint_operator.budget import MIB, BudgetError, Limits, MemoryPool, Meter, metered
-from checkpoint_operator.model import Fault
-from checkpoint_operator.storage import fault_from
+from checkpoint_operator.fairness import budget
+from checkpoint_operator.fairness.budget import MIB, BudgetError, Limits, MemoryPool, Meter, metered
+from checkpoint_operator.gather.run_store import fault_from
+from checkpoint_operator.model.observed import StoreFault
 from checkpoint_sidecar.core.errors import ObjectTooLargeError
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import KeepsUnfinished
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from doubles.memory import MemoryStore
 
 
@@ -24,7 +24,7 @@ class Clock:
         return self.now
 
 
-def fault(call: object) -> Fault:
+def fault(call: object) -> StoreFault:
     with pytest.raises(BudgetError) as caught:
         call()  # type: ignore[operator]
     return fault_from(caught.value)

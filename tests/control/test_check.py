@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from admission import Namespace
-from checkpoint_operator.installation import Findings, Right, complaints, rights
+from checkpoint_operator.check.requirements import Findings, Right, complaints, rights
 
 RULES = [{"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["get"]}]
 WHOLE = Findings(

@@ -12,9 +12,9 @@ from checkpoint_sidecar.core import attempt
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION
 from checkpoint_sidecar.core.log import Owner, RestoreFinished
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from localcluster.objectstore import ObjectStore
 from operators import OperatorProcess, Watched
 from trainers import Trainer

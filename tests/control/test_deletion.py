@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 
 from builders import OTHER_OWNER, OWNER, History
-from checkpoint_operator import deletion, health, plan
-from checkpoint_operator.actions import Adopt, End, Erase
-from checkpoint_operator.deletion import FINALIZER, Release, finalizers, in_the_way, release
-from checkpoint_operator.entries import entry_for
-from checkpoint_operator.execute import carry_out
-from checkpoint_operator.model import Fault, Key, Observed, Progress
-from checkpoint_operator.storage import Session
+from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.decide import finalizer, plan
+from checkpoint_operator.decide.appends import entry_for
+from checkpoint_operator.decide.finalizer import FINALIZER, Release, finalizers, in_the_way, release
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.model.actions import Adopt, End, Erase
+from checkpoint_operator.model.observed import Key, Observed, RunProgress, StoreFault
+from checkpoint_operator.report import health
 from checkpoint_sidecar.core import attempt, layout
 from checkpoint_sidecar.core.api import EventReason, Reason
 from checkpoint_sidecar.core.errors import FencedError, LogError, PrefixClaimedError
 from checkpoint_sidecar.core.log import SaveRequested
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import StoreSettings
 from control.test_execute import DyingStore, Killed, session_on
 from doubles.memory import MemoryStore
 from observations import KEY, later, observed, pod
@@ -110,10 +111,10 @@ def test_pods_are_fenced_at_once_and_nothing_is_deleted_before_they_have_ended()
 def test_who_reports_progress_without_being_a_pod_here_is_waited_for_too() -> None:
     seen = deleted(given_up())
     assert seen.now is not None
-    heard = Progress(1, 250, seen.now)
+    heard = RunProgress(1, 250, seen.now)
     reporting = replace(seen, progress={1: heard})
     assert plan.store_actions(reporting) == ()
-    assert plan.next_look(reporting) == deletion.SILENCE.total_seconds()
+    assert plan.next_look(reporting) == finalizer.SILENCE.total_seconds()
     assert plan.store_actions(later(reporting, minutes=1)) == (Erase(),)
     assert plan.store_actions(replace(seen, progress={1: replace(heard, ended=True)})) == (Erase(),)
 
@@ -145,8 +146,8 @@ def test_a_new_checkpoint_at_the_prefix_is_told_that_what_lies_there_is_nobodys(
 # What does not work
 
 
-UNAVAILABLE = Fault(Reason.STORE_UNAVAILABLE, "The store does not answer.")
-NO_SECRET = Fault(Reason.SECRET_NOT_FOUND, "Secret s3-keys does not exist.")
+UNAVAILABLE = StoreFault(Reason.STORE_UNAVAILABLE, "The store does not answer.")
+NO_SECRET = StoreFault(Reason.SECRET_NOT_FOUND, "Secret s3-keys does not exist.")
 IN_THE_WAY = [
     pytest.param({"fault": UNAVAILABLE, "run": None, "now": None}, "does not answer", id="the store is gone"),
     pytest.param({"fault": NO_SECRET, "run": None, "now": None}, "does not exist", id="the Secret is gone"),
@@ -168,7 +169,7 @@ def test_what_is_in_the_way_for_an_hour_leaves_the_data_and_says_what_is_left(
     assert released is not None
     assert why in released.retained
     assert "What is left under s3://bucket/run" in released.retained
-    assert deletion.last_word(released).reason == EventReason.DATA_RETAINED
+    assert finalizer.last_word(released).reason == EventReason.DATA_RETAINED
 
 
 def test_what_can_be_deleted_is_deleted_however_long_it_takes() -> None:
@@ -239,7 +240,7 @@ def keys(store: Store) -> set[str]:
     return {info.key for info in store.list()}
 
 
-def delete(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
+def delete(store: Store, monkeypatch: pytest.MonkeyPatch) -> RunStore:
     """What the passes of one operator process do."""
     session = session_on_any(store, monkeypatch)
     given_up_before = session.log.refresh().owner == OWNER.deleted
@@ -248,9 +249,9 @@ def delete(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
     return session
 
 
-def session_on_any(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
-    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
-    session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+def session_on_any(store: Store, monkeypatch: pytest.MonkeyPatch) -> RunStore:
+    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
+    session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
     session.probe()
     return session
 
@@ -277,7 +278,7 @@ def test_what_stays_is_listed_in_the_last_event(store: MemoryStore, monkeypatch:
     assert plan.store_actions(seen) == ()
     released = release(seen)
     assert released is not None
-    message = deletion.last_word(released).message
+    message = finalizer.last_word(released).message
     for named in ("nested/ (has a run log", "step-400/ (has a run log", "step-7/.metadata (", "and "):
         assert named in message
     assert len(message) < 1024

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from admission import Namespace, checkpoint, pod
-from checkpoint_operator.deletion import FINALIZER
+from checkpoint_operator.decide.finalizer import FINALIZER
 from checkpoint_sidecar.core import attempt
 from checkpoint_sidecar.core.errors import FencedError
 from checkpoint_sidecar.core.layout import SaveFolder, log_number
 from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Fault, faulty_server
 from localcluster.objectstore import ObjectStore
 from operators import OperatorProcess, Watched

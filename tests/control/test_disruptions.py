@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from admission import Namespace, checkpoint, pod
-from checkpoint_operator.bare_pods import RECREATED
+from checkpoint_operator.gather.bare_pods import RECREATED
 from checkpoint_sidecar.core.log import PodIdentity
 from operators import OperatorProcess, Watched
 from trainers import Trainer

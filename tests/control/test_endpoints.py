@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from admission import Namespace, checkpoint
-from checkpoint_operator.endpoints import Endpoint, Pattern, refusal
-from checkpoint_operator.servers import check_servers
-from checkpoint_operator.storage import Rules, StorageFaultError
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from checkpoint_operator.gather.endpoint_rules import Endpoint, Pattern, refusal
+from checkpoint_operator.gather.endpoints import check_servers
+from checkpoint_operator.gather.run_store import Rules, StorageFaultError
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from operators import OperatorProcess, Watched
 
 PUBLIC = "203.0.113.7"

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from builders import OBJECT_UID, OTHER_OWNER, OWNER
-from checkpoint_operator.actions import (
+from checkpoint_operator.act.execute import ActionOutcome, carry_out, verify
+from checkpoint_operator.fairness.budget import BudgetError
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.model.actions import (
     CollectLast,
     CollectOrphans,
     Compact,
@@ -22,12 +25,9 @@ from checkpoint_operator.actions import (
     StoreAction,
     Verify,
 )
-from checkpoint_operator.budget import BudgetError
-from checkpoint_operator.execute import Outcome, carry_out, verify
-from checkpoint_operator.storage import Session
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.api import Reason
-from checkpoint_sidecar.core.compaction import Span
+from checkpoint_sidecar.core.compaction import EntryRange
 from checkpoint_sidecar.core.errors import ObjectTooLargeError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.lineage import quarantined
@@ -35,9 +35,9 @@ from checkpoint_sidecar.core.log import PurgeStarted, RestoreStarted
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 from longlogs import write_log
@@ -81,9 +81,9 @@ class DyingStore:
         return call
 
 
-def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> Session:
-    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
-    session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> RunStore:
+    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
+    session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
     session.probe()
     session.log.refresh()
     return session
@@ -95,7 +95,7 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def session(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Session:
+def session(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> RunStore:
     return session_on(store, monkeypatch)
 
 
@@ -104,7 +104,7 @@ def trainer(store: MemoryStore) -> Trainer:
     return Trainer(store).start()
 
 
-def ready_to_purge(trainer: Trainer, session: Session) -> Snapshot:
+def ready_to_purge(trainer: Trainer, session: RunStore) -> Snapshot:
     """Two verified snapshots, of which the policy has retired the first."""
     first, second = trainer.commit(100), trainer.commit(200)
     session.log.refresh()
@@ -119,7 +119,7 @@ def contents(store: Store) -> set[str]:
     return {info.key for info in store.list("step-")}
 
 
-def test_verifying_compares_the_size_of_every_file(trainer: Trainer, session: Session) -> None:
+def test_verifying_compares_the_size_of_every_file(trainer: Trainer, session: RunStore) -> None:
     snapshot = trainer.commit(100)
     session.log.refresh()
     carry_out([Verify(snapshot.id)], session, owner=OWNER)
@@ -136,7 +136,7 @@ def test_verifying_compares_the_size_of_every_file(trainer: Trainer, session: Se
     ],
 )
 def test_verifying_names_the_damage(
-    damage: Callable[[Store, str], None], evidence: str, trainer: Trainer, session: Session, store: MemoryStore
+    damage: Callable[[Store, str], None], evidence: str, trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     snapshot = trainer.commit(100)
     session.log.refresh()
@@ -148,7 +148,7 @@ def test_verifying_names_the_damage(
 
 
 def test_the_same_damage_found_by_two_operators_counts_once(
-    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, session: RunStore, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = trainer.commit(100)
     session.log.refresh()
@@ -163,7 +163,7 @@ def test_the_same_damage_found_by_two_operators_counts_once(
 
 
 def test_a_failing_store_is_no_evidence(
-    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, session: RunStore, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = trainer.commit(100)
     session.log.refresh()
@@ -178,7 +178,7 @@ def test_a_failing_store_is_no_evidence(
 
 
 def test_the_absence_of_files_that_are_being_purged_is_no_evidence(
-    trainer: Trainer, session: Session, store: MemoryStore
+    trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     session.log.append(lambda _: PurgeStarted(doomed.id))
@@ -190,7 +190,7 @@ def test_the_absence_of_files_that_are_being_purged_is_no_evidence(
 
 
 def test_a_dry_run_that_began_meanwhile_keeps_a_planned_retirement_from_being_written(
-    trainer: Trainer, session: Session
+    trainer: Trainer, session: RunStore
 ) -> None:
     first, second = trainer.commit(100), trainer.commit(200)
     session.log.refresh()
@@ -201,7 +201,7 @@ def test_a_dry_run_that_began_meanwhile_keeps_a_planned_retirement_from_being_wr
 
 
 def test_purging_deletes_what_the_manifest_lists_and_nothing_else(
-    trainer: Trainer, session: Session, store: MemoryStore
+    trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     store.put(f"{doomed.commit.path}/notes.txt", b"a stranger's")
@@ -214,7 +214,7 @@ def test_purging_deletes_what_the_manifest_lists_and_nothing_else(
 
 
 def test_the_stock_pointer_of_a_purged_step_shows_the_snapshot_that_remains(
-    trainer: Trainer, session: Session, store: MemoryStore
+    trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     carry_out([Purge(doomed.id)], session, owner=OWNER)
@@ -254,7 +254,7 @@ def test_a_purge_that_is_killed_anywhere_ends_in_the_same_state_when_it_is_tried
 
 
 def test_files_whose_deletion_fails_stay_announced_for_a_later_purge(
-    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, session: RunStore, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doomed = ready_to_purge(trainer, session)
 
@@ -290,7 +290,7 @@ def test_nothing_is_deleted_while_it_is_unknown_whether_the_purge_was_announced(
 
 
 def test_a_snapshot_that_a_restore_announced_meanwhile_is_not_purged(
-    trainer: Trainer, session: Session, store: MemoryStore
+    trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     before = contents(store)
@@ -351,10 +351,10 @@ def test_nothing_goes_early_if_the_stores_clock_is_set_back_after_it_was_read(
     assert contents(store) < before
 
 
-def test_a_compacted_log_opens_from_the_compaction(session: Session, store: MemoryStore) -> None:
+def test_a_compacted_log_opens_from_the_compaction(session: RunStore, store: MemoryStore) -> None:
     write_log(store, 210)
     session.log.refresh()
-    (outcome,) = carry_out([Compact(Span(1, 200))], session, owner=OWNER)
+    (outcome,) = carry_out([Compact(EntryRange(1, 200))], session, owner=OWNER)
     assert outcome.error is None
     counting = CountingStore(store)
     assert RunLog(counting, writer="library test").refresh() == session.log.run
@@ -362,7 +362,7 @@ def test_a_compacted_log_opens_from_the_compaction(session: Session, store: Memo
 
 
 def test_two_operators_purge_the_same_snapshot_without_harm(
-    trainer: Trainer, session: Session, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, session: RunStore, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     other = session_on(store, monkeypatch)
@@ -373,7 +373,7 @@ def test_two_operators_purge_the_same_snapshot_without_harm(
     assert (kinds.count("PurgeStarted"), kinds.count("SnapshotPurged")) == (1, 1)
 
 
-def test_nothing_is_written_into_the_log_of_another_run(trainer: Trainer, session: Session) -> None:
+def test_nothing_is_written_into_the_log_of_another_run(trainer: Trainer, session: RunStore) -> None:
     doomed = ready_to_purge(trainer, session)
     head = session.log.run.head
     carry_out([Purge(doomed.id), Reinstate(doomed.id)], session, owner=OTHER_OWNER)
@@ -382,7 +382,7 @@ def test_nothing_is_written_into_the_log_of_another_run(trainer: Trainer, sessio
 
 
 def test_a_damaged_snapshot_is_purged_by_what_lies_in_its_folder(
-    trainer: Trainer, session: Session, store: MemoryStore
+    trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     doomed = ready_to_purge(trainer, session)
     store.put(f"{doomed.commit.path}/manifest.json", b"rot")
@@ -391,7 +391,7 @@ def test_a_damaged_snapshot_is_purged_by_what_lies_in_its_folder(
 
 
 def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
-    trainer: Trainer, session: Session, store: MemoryStore
+    trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     snapshot = trainer.commit(100)
     session.log.refresh()
@@ -404,7 +404,7 @@ def test_a_pointer_whose_bytes_are_missing_is_removed_and_holds_up_nothing(
 
 @pytest.mark.parametrize("name", [layout.STOCK_METADATA_NAME, layout.MANIFEST_NAME])
 def test_a_pointer_whose_bytes_are_not_what_was_committed_is_removed_and_holds_up_nothing(
-    trainer: Trainer, session: Session, store: MemoryStore, name: str
+    trainer: Trainer, session: RunStore, store: MemoryStore, name: str
 ) -> None:
     snapshot = trainer.commit(100)
     session.log.refresh()
@@ -424,12 +424,12 @@ def test_a_pointer_whose_bytes_are_not_what_was_committed_is_removed_and_holds_u
     ids=["manifest", "pointer"],
 )
 def test_a_pointer_that_is_too_large_to_be_checked_is_no_fault(error: StoreError) -> None:
-    assert Outcome(PublishPointer(100, "100-1-abcdefgh"), error).refused
-    assert not Outcome(Verify("100-1-abcdefgh"), error).refused
+    assert ActionOutcome(PublishPointer(100, "100-1-abcdefgh"), error).refused
+    assert not ActionOutcome(Verify("100-1-abcdefgh"), error).refused
 
 
 def test_the_checkpoint_of_somebody_else_at_a_step_is_left_alone_and_told_of(
-    trainer: Trainer, session: Session, store: MemoryStore
+    trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     snapshot = trainer.commit(500)
     store.put("step-500/.metadata", b"torch's own")

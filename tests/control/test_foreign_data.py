@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builders import OBJECT_UID, OTHER_OWNER, OWNER
-from checkpoint_operator.actions import CollectLast, CollectOrphans, Configure, End, Erase, PublishPointer
-from checkpoint_operator.execute import carry_out
-from checkpoint_operator.plan import store_actions
-from checkpoint_operator.storage import Session
+from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.decide.plan import store_actions
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.model.actions import CollectLast, CollectOrphans, Configure, End, Erase, PublishPointer
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.belongings import survey
 from checkpoint_sidecar.core.errors import CheckpointError, ForeignObjectError
@@ -28,8 +28,8 @@ from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import RunAdopted
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.memory import MemoryStore
 from observations import observed, spec_of
 from others import WAYS, drop_in, stock
@@ -51,7 +51,7 @@ class World:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
         self.store = MemoryStore(clock=lambda: self.now)
-        patch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: self.store)
+        patch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: self.store)
         self.foreign: dict[str, bytes] = {}
         self.trainer = Trainer(self.store).start()
         policy = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=GRACE))
@@ -87,8 +87,8 @@ class World:
         self.store.put(f"{folder.path}/__0_0.distcp", b"half")
         self.trainer.start()
 
-    def session(self) -> Session:
-        session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+    def session(self) -> RunStore:
+        session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
         session.probe()
         session.log.refresh()
         return session

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from builders import History
-from checkpoint_operator.grace import too_short
-from checkpoint_operator.health import judge_conditions
-from checkpoint_operator.observe import pod_from
+from checkpoint_operator.decide.grace_period import too_short
+from checkpoint_operator.gather.observer import pod_from
+from checkpoint_operator.report.health import judge_conditions
 from checkpoint_sidecar.core.policy import SavePolicy
 from observations import observed, pod
 

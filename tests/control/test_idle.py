@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from builders import History
-from checkpoint_operator.actions import CreateMirror
-from checkpoint_operator.model import Mirror
-from checkpoint_operator.plan import mirror_actions, silence
+from checkpoint_operator.decide.plan import mirror_actions, silence
+from checkpoint_operator.model.actions import CreateMirror
+from checkpoint_operator.model.observed import Mirror
 from observations import later, observed
 
 

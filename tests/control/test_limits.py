@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_operator.limits import RateLimit
+from checkpoint_operator.fairness.rate_limit import RateLimit
 
 
 def test_what_is_taken_is_waited_for_by_the_next_one() -> None:

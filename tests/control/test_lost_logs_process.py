@@ -13,8 +13,8 @@ import pytest
 from admission import Namespace, checkpoint
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import Owner, RollbackRequested
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from operators import OperatorProcess, Watched
 from trainers import Trainer
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from builders import History
-from checkpoint_operator.actions import RequestSave
-from checkpoint_operator.model import Key, Node, Observed, Pod, Toleration
-from checkpoint_operator.nodes import CORDON, Nodes, node_from
-from checkpoint_operator.plan import store_actions
-from checkpoint_operator.status import status_of
-from checkpoint_operator.story import tell
+from checkpoint_operator.decide.plan import store_actions
+from checkpoint_operator.gather.nodes import CORDON, Nodes, node_from
+from checkpoint_operator.model.actions import RequestSave
+from checkpoint_operator.model.observed import Key, Node, Observed, Pod, Toleration
+from checkpoint_operator.report.events import tell
+from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.log import PodIdentity
 from observations import KEY, observed, pod
 

@@ -15,9 +15,9 @@ import pytest
 from admission import Namespace, checkpoint, pod
 from checkpoint_sidecar.core.log import Owner, PodIdentity
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
-from checkpoint_sidecar.store.local_store import LocalStore
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Fault, faulty_server
 from localcluster import network
 from localcluster.objectstore import ObjectStore

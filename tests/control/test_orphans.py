@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from builders import BEGINNING, OBJECT_UID, OTHER_OWNER, OWNER, History
-from checkpoint_operator.actions import CollectLast, CollectOrphans, StoreAction
-from checkpoint_operator.execute import Outcome, carry_out
-from checkpoint_operator.model import Observed, Progress
-from checkpoint_operator.plan import next_look, store_actions
-from checkpoint_operator.storage import Session
+from checkpoint_operator.act.execute import ActionOutcome, carry_out
+from checkpoint_operator.decide.plan import next_look, store_actions
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.model.actions import CollectLast, CollectOrphans, StoreAction
+from checkpoint_operator.model.observed import Observed, RunProgress
 from checkpoint_sidecar.core.errors import AccessDeniedError, FencedError, StoreError
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import AttemptFenced, RunAdopted, RunConfigured
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.runs.entries import get_entries
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
-from checkpoint_sidecar.store.entries import get_entries
-from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.memory import MemoryStore
 from observations import later, observed, pod
 from trainers import Trainer
@@ -71,17 +71,17 @@ def trainer(store: Store) -> Trainer:
 
 
 @pytest.fixture
-def collect(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
+def collect(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], ActionOutcome]:
     """A collection, two hours later."""
     return collection(store, CollectOrphans(2), monkeypatch)
 
 
-def collection(store: Store, action: StoreAction, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
-    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
+def collection(store: Store, action: StoreAction, monkeypatch: pytest.MonkeyPatch) -> Callable[[], ActionOutcome]:
+    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
 
-    def act() -> Outcome:
+    def act() -> ActionOutcome:
         store.now += 2 * HOUR
-        session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+        session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
         session.probe()
         session.log.refresh()
         (outcome,) = carry_out([action], session, owner=OWNER)
@@ -95,7 +95,7 @@ def steps(store: Store) -> set[str]:
 
 
 def test_the_leftovers_go_and_every_snapshot_stays(
-    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect: Callable[[], ActionOutcome]
 ) -> None:
     before = steps(store)
     assert collect().error is None
@@ -103,7 +103,7 @@ def test_the_leftovers_go_and_every_snapshot_stays(
 
 
 def test_what_the_running_attempt_is_uploading_stays(
-    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect: Callable[[], ActionOutcome]
 ) -> None:
     store.put(left(300, 2, trainer.run), b"half")
     collect()
@@ -111,7 +111,7 @@ def test_what_the_running_attempt_is_uploading_stays(
 
 
 def test_a_save_that_is_committed_and_fenced_while_objects_are_listed_stays(
-    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect: Callable[[], ActionOutcome]
 ) -> None:
     no_grace = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=0))
     trainer.log.append(lambda _: RunConfigured(OBJECT_UID, 1, no_grace))
@@ -127,7 +127,7 @@ def test_a_save_that_is_committed_and_fenced_while_objects_are_listed_stays(
 
 
 def test_a_save_that_appears_while_a_new_attempt_starts_is_collected_in_its_time(
-    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect: Callable[[], ActionOutcome]
 ) -> None:
     late = left(300, 1, trainer.run, "bbbbbbbb")
     store.while_listing = lambda: store.put(late, b"of a process that did not notice")
@@ -139,7 +139,7 @@ def test_a_save_that_appears_while_a_new_attempt_starts_is_collected_in_its_time
 
 
 def test_the_commit_of_a_fenced_process_whose_data_was_collected_is_refused(
-    store: Store, collect: Callable[[], Outcome]
+    store: Store, collect: Callable[[], ActionOutcome]
 ) -> None:
     fenced = Trainer(store)
     fenced.number = 1
@@ -159,7 +159,7 @@ def test_the_commit_of_a_fenced_process_whose_data_was_collected_is_refused(
     ],
 )
 def test_nothing_goes_if_meanwhile(
-    happens: Callable[[Trainer], object], store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+    happens: Callable[[Trainer], object], store: Store, trainer: Trainer, collect: Callable[[], ActionOutcome]
 ) -> None:
     store.while_listing = lambda: happens(trainer)
     before = steps(store)
@@ -167,7 +167,7 @@ def test_nothing_goes_if_meanwhile(
     assert steps(store) == before
 
 
-def test_nothing_goes_in_a_dry_run(store: Store, trainer: Trainer, collect: Callable[[], Outcome]) -> None:
+def test_nothing_goes_in_a_dry_run(store: Store, trainer: Trainer, collect: Callable[[], ActionOutcome]) -> None:
     dry = RetentionPolicy(keep_last=1, dry_run=True)
     trainer.log.append(lambda _: RunConfigured(OBJECT_UID, 1, Policy(retention=dry)))
     before = steps(store)
@@ -176,7 +176,7 @@ def test_nothing_goes_in_a_dry_run(store: Store, trainer: Trainer, collect: Call
 
 
 def test_uploads_of_fenced_attempts_are_discarded_and_others_are_not(
-    store: Store, trainer: Trainer, collect: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect: Callable[[], ActionOutcome]
 ) -> None:
     old, new = store.now, store.now + 2 * HOUR
     abandoned = UnfinishedUpload(left(200, 1, trainer.run), "1", old)
@@ -190,7 +190,7 @@ def test_uploads_of_fenced_attempts_are_discarded_and_others_are_not(
 
 
 def test_a_store_that_does_not_tell_its_unfinished_uploads_is_no_fault(
-    store: Store, collect: Callable[[], Outcome], monkeypatch: pytest.MonkeyPatch
+    store: Store, collect: Callable[[], ActionOutcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(prefix: str) -> None:
         raise AccessDeniedError("list the unfinished uploads of", prefix, "the store answered 403")
@@ -201,7 +201,7 @@ def test_a_store_that_does_not_tell_its_unfinished_uploads_is_no_fault(
 
 
 def test_a_deletion_that_failed_is_reported_and_tried_again(
-    store: Store, collect: Callable[[], Outcome], monkeypatch: pytest.MonkeyPatch
+    store: Store, collect: Callable[[], ActionOutcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delete = store.delete
 
@@ -222,14 +222,14 @@ def test_a_deletion_that_failed_is_reported_and_tried_again(
 
 
 @pytest.fixture
-def collect_last(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Outcome]:
+def collect_last(store: Store, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], ActionOutcome]:
     """A collection of what the second attempt left, two hours later."""
     store.put(left(300, 2, trainer.run), b"half")
     return collection(store, CollectLast(2, ""), monkeypatch)
 
 
 def test_the_last_attempt_is_fenced_before_what_it_left_is_deleted(
-    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect_last: Callable[[], ActionOutcome]
 ) -> None:
     before = steps(store)
     assert collect_last().error is None
@@ -240,7 +240,7 @@ def test_the_last_attempt_is_fenced_before_what_it_left_is_deleted(
 
 
 def test_unfinished_uploads_of_the_last_attempt_are_discarded(
-    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect_last: Callable[[], ActionOutcome]
 ) -> None:
     store.delete([left(300, 2, trainer.run)])
     store.uploads = [UnfinishedUpload(left(300, 2, trainer.run), "1", store.now)]
@@ -249,7 +249,7 @@ def test_unfinished_uploads_of_the_last_attempt_are_discarded(
 
 
 def test_a_last_attempt_that_left_nothing_is_not_fenced(
-    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect_last: Callable[[], ActionOutcome]
 ) -> None:
     store.delete([left(300, 2, trainer.run), left(200, 1, Trainer(store).run)])
     head = trainer.run.head
@@ -266,7 +266,7 @@ def test_a_last_attempt_that_left_nothing_is_not_fenced(
     ],
 )
 def test_nothing_goes_if_meanwhile_the_last_attempt(
-    sign: Callable[[Trainer], object], store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+    sign: Callable[[Trainer], object], store: Store, trainer: Trainer, collect_last: Callable[[], ActionOutcome]
 ) -> None:
     store.while_listing = lambda: sign(trainer)
     before = steps(store)
@@ -278,7 +278,7 @@ def test_nothing_goes_if_meanwhile_the_last_attempt(
 
 
 def test_a_collection_that_died_after_the_fence_is_ended_by_the_next(
-    store: Store, trainer: Trainer, collect_last: Callable[[], Outcome]
+    store: Store, trainer: Trainer, collect_last: Callable[[], ActionOutcome]
 ) -> None:
     trainer.log.append(lambda _: AttemptFenced(2))
     assert collect_last().error is None
@@ -303,7 +303,7 @@ def test_a_silent_attempt_is_swept_once() -> None:
     [
         pytest.param({"pods": (pod(),)}, id="a pod runs"),
         pytest.param({"refusal": "object lock"}, id="nothing can be deleted"),
-        pytest.param({"progress": {1: Progress(1, 100, BEGINNING + 20 * HOUR)}}, id="it reports progress"),
+        pytest.param({"progress": {1: RunProgress(1, 100, BEGINNING + 20 * HOUR)}}, id="it reports progress"),
     ],
 )
 def test_an_attempt_is_not_swept_while(changes: dict[str, Any]) -> None:
@@ -312,7 +312,7 @@ def test_an_attempt_is_not_swept_while(changes: dict[str, Any]) -> None:
 
 def test_an_attempt_that_said_goodbye_is_swept_after_the_grace() -> None:
     history = History().configured().started().committed(100).verified(100)
-    goodbye = {1: Progress(1, 100, history.now, ended=True)}
+    goodbye = {1: RunProgress(1, 100, history.now, ended=True)}
     seen = replace(observed(history), shown={100: history.id(100)}, progress=goodbye)
     assert (store_actions(seen), next_look(seen)) == ((), 3600)
     assert [type(action) for action in store_actions(later(seen, hours=1))] == [CollectLast]

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from builders import OBJECT_UID, OTHER_OWNER, OWNER, POD, History
-from checkpoint_operator.actions import (
+from checkpoint_operator.decide.plan import (
+    MAX_RETIREMENTS,
+    MAX_VERIFICATIONS,
+    mirror_actions,
+    next_look,
+    shown_after,
+    to_read_back,
+)
+from checkpoint_operator.decide.plan import store_actions as plan
+from checkpoint_operator.model.actions import (
     Adopt,
     Claim,
     Compact,
@@ -29,18 +38,9 @@ from checkpoint_operator.actions import (
     SetDisposition,
     Verify,
 )
-from checkpoint_operator.model import Fault, Finding, Key, Observed
-from checkpoint_operator.plan import (
-    MAX_RETIREMENTS,
-    MAX_VERIFICATIONS,
-    mirror_actions,
-    next_look,
-    shown_after,
-    to_read_back,
-)
-from checkpoint_operator.plan import store_actions as plan
+from checkpoint_operator.model.observed import Key, Observed, ScrubFinding, StoreFault
 from checkpoint_sidecar.core.api import Reason
-from checkpoint_sidecar.core.compaction import Span
+from checkpoint_sidecar.core.compaction import EntryRange
 from checkpoint_sidecar.core.log import PodIdentity, SnapshotVerified
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
@@ -69,12 +69,12 @@ def ready_of(seen: Observed) -> tuple[str, str]:
     return ready["status"], ready["reason"]
 
 
-def passed(snapshot: Snapshot, failures: int) -> Finding:
-    return Finding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures)
+def passed(snapshot: Snapshot, failures: int) -> ScrubFinding:
+    return ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures)
 
 
-def damaged(snapshot: Snapshot, failures: int) -> Finding:
-    return Finding(SnapshotVerified(snapshot.id, "Checksums", passed=False, evidence="ChecksumMismatch"), failures)
+def damaged(snapshot: Snapshot, failures: int) -> ScrubFinding:
+    return ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=False, evidence="ChecksumMismatch"), failures)
 
 
 def kinds(actions: tuple[object, ...]) -> list[str]:
@@ -126,7 +126,7 @@ def test_an_overlapping_prefix_of_an_older_checkpoint_is_left_alone() -> None:
         pytest.param({"run": None}, id="the log was not read"),
         pytest.param({"now": None}, id="the store's clock is not known"),
         pytest.param({"policy": None}, id="the spec makes no sense"),
-        pytest.param({"fault": Fault(Reason.STORE_UNAVAILABLE, "down")}, id="the store fails"),
+        pytest.param({"fault": StoreFault(Reason.STORE_UNAVAILABLE, "down")}, id="the store fails"),
     ],
 )
 def test_nothing_is_done_to_a_run_about_which_something_is_not_known(blind: dict[str, Any]) -> None:
@@ -188,8 +188,8 @@ def test_nothing_of_a_run_that_is_not_ours_is_read_back() -> None:
 def test_what_was_found_is_written_into_the_log_before_anything_is_retired_on_account_of_it() -> None:
     history = saved(100, 200, retention=KEEP_ONE)
     check = SnapshotVerified(history.id(200), "Checksums", passed=False, evidence="ChecksumMismatch")
-    seen = replace(quiet(observed(history, retention=KEEP_ONE_SPEC)), findings=(Finding(check, 0),))
-    assert plan(seen)[0] == RecordCheck(Finding(check, 0))
+    seen = replace(quiet(observed(history, retention=KEEP_ONE_SPEC)), findings=(ScrubFinding(check, 0),))
+    assert plan(seen)[0] == RecordCheck(ScrubFinding(check, 0))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_what_was_found_is_written_into_the_log_before_anything_is_retired_on_ac
     ],
 )
 def test_a_finding_is_not_written_down_when(
-    tell: Callable[[], History], finding: Callable[[Snapshot], Finding]
+    tell: Callable[[], History], finding: Callable[[Snapshot], ScrubFinding]
 ) -> None:
     history = tell()
     seen = replace(quiet(observed(history)), findings=(finding(history.snapshot(100)),))
@@ -342,8 +342,8 @@ def test_every_200_entries_are_compacted_once_and_a_backlog_in_small_steps() -> 
     history = saved(100)
     while history.run.head < 1100:
         history.verified(100)
-    assert plan(quiet(observed(history))) == tuple(Compact(Span(i + 1, i + 200)) for i in (0, 200, 400, 600))
-    done = frozenset(Span(i + 1, i + 200) for i in range(0, 1000, 200))
+    assert plan(quiet(observed(history))) == tuple(Compact(EntryRange(i + 1, i + 200)) for i in (0, 200, 400, 600))
+    done = frozenset(EntryRange(i + 1, i + 200) for i in range(0, 1000, 200))
     assert plan(replace(quiet(observed(history)), compactions=done)) == ()
 
 

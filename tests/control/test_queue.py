@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from checkpoint_operator.model import Key
-from checkpoint_operator.queue import Backoff, NoRoomError, Retry, WorkQueue
-from checkpoint_operator.slots import Caps, Slot, Slots
+from checkpoint_operator.fairness.slots import Caps, Slots, TenantSlot
+from checkpoint_operator.model.observed import Key
+from checkpoint_operator.process.work_queue import Backoff, NoRoomError, Retry, WorkQueue
 
 QUICK = Backoff(first=0.01, longest=0.02)
 Work = Callable[[str, bool], Awaitable[float | None]]
@@ -32,7 +32,7 @@ def key(name: str) -> Key:
 def run(
     work: Work, script: Callable[[Named], Awaitable[None]], *, caps: Caps | None = None, spacing: float = 0
 ) -> None:
-    async def call(key: Key, thorough: bool, _: Slot) -> float | None:
+    async def call(key: Key, thorough: bool, _: TenantSlot) -> float | None:
         return await work(key.name, thorough)
 
     async def play() -> None:
@@ -146,7 +146,7 @@ def test_stopping_lets_what_is_running_end_and_starts_nothing_else() -> None:
 def test_who_asks_while_the_queue_stops_is_not_served_any_more() -> None:
     calls: list[str] = []
 
-    async def work(key: Key, _: bool, __: Slot) -> float:
+    async def work(key: Key, _: bool, __: TenantSlot) -> float:
         calls.append(key.name)
         await asyncio.sleep(0.2)
         return 0.0
@@ -222,7 +222,7 @@ def test_keys_of_a_busy_store_wait_without_keeping_the_others_of_their_namespace
     stuck: set[str] = set()
     release = asyncio.Event()
 
-    async def call(key: Key, _: bool, slot: Slot) -> float | None:
+    async def call(key: Key, _: bool, slot: TenantSlot) -> float | None:
         nonlocal most
         store = key.name.partition("-")[0]
         if not slot.move(store):

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import History
-from checkpoint_operator.actions import Purge, Reinstate, Retire
-from checkpoint_operator.entries import entry_for, start_purge
-from checkpoint_operator.health import judge_conditions
-from checkpoint_operator.metrics import Metrics
-from checkpoint_operator.model import Key, Observed, Quota
-from checkpoint_operator.plan import store_actions
-from checkpoint_operator.quota import Demand, Quotas, demand_of, spare_bytes
+from checkpoint_operator.decide.appends import entry_for, start_purge
+from checkpoint_operator.decide.plan import store_actions
+from checkpoint_operator.decide.quota import Demand, Quotas, demand_of, spare_bytes
+from checkpoint_operator.model.actions import Purge, Reinstate, Retire
+from checkpoint_operator.model.observed import Key, Observed, Quota
+from checkpoint_operator.report.health import judge_conditions
+from checkpoint_operator.report.metrics import Metrics
 from checkpoint_sidecar.core.api import ConditionType
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotReinstated, SnapshotRetired
 from checkpoint_sidecar.core.pointers import published_steps

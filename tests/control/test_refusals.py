@@ -8,17 +8,25 @@ from collections.abc import Iterable
 import pytest
 
 from builders import OBJECT_UID, OWNER
-from checkpoint_operator.actions import CollectOrphans, Configure, PublishPointer, Purge, Retire, StoreAction, Verify
-from checkpoint_operator.execute import Outcome, carry_out
-from checkpoint_operator.limits import RateLimit
-from checkpoint_operator.memory import REFUSED_SECONDS, Memory
-from checkpoint_operator.storage import KEYS_PER_BATCH, Session, refuses_deletion
+from checkpoint_operator.act.execute import ActionOutcome, carry_out
+from checkpoint_operator.fairness.rate_limit import RateLimit
+from checkpoint_operator.gather.run_store import KEYS_PER_BATCH, RunStore, refuses_deletion
+from checkpoint_operator.model.actions import (
+    CollectOrphans,
+    Configure,
+    PublishPointer,
+    Purge,
+    Retire,
+    StoreAction,
+    Verify,
+)
+from checkpoint_operator.process.memory import REFUSED_SECONDS, Memory
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
-from checkpoint_sidecar.store.answers import explain_answer
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.http.answers import explain_answer
 from doubles.memory import MemoryStore
 from trainers import Trainer
 
@@ -63,12 +71,12 @@ def store() -> Locked:
 
 
 @pytest.fixture
-def session(store: Locked, monkeypatch: pytest.MonkeyPatch) -> Session:
-    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
-    return Session(StoreSettings("s3://memory/run"), writer="operator test")
+def session(store: Locked, monkeypatch: pytest.MonkeyPatch) -> RunStore:
+    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
+    return RunStore(StoreSettings("s3://memory/run"), writer="operator test")
 
 
-def doomed(store: Locked, session: Session) -> Snapshot:
+def doomed(store: Locked, session: RunStore) -> Snapshot:
     """The first of two snapshots, retired."""
     trainer = Trainer(store).start()
     first, second = trainer.commit(100), trainer.commit(200)
@@ -84,7 +92,7 @@ def doomed(store: Locked, session: Session) -> Snapshot:
 
 @pytest.mark.parametrize("kind", [AccessDeniedError, RequestRefusedError])
 def test_a_store_that_only_refuses_to_delete_passes_the_probe(
-    kind: type[StoreError], store: Locked, session: Session
+    kind: type[StoreError], store: Locked, session: RunStore
 ) -> None:
     Trainer(store).start().commit(100)
     store.no_delete = kind
@@ -114,13 +122,13 @@ def test_a_refusal_is_told_from_a_failure(status: int, code: str, refused: bool)
     assert not refuses_deletion(fault.kind("read", "_log/00000000000000000001.json", fault.cause))
 
 
-def test_a_store_that_fails_to_delete_does_not_pass_the_probe(store: Locked, session: Session) -> None:
+def test_a_store_that_fails_to_delete_does_not_pass_the_probe(store: Locked, session: RunStore) -> None:
     store.no_delete = StoreError
     with pytest.raises(StoreError):
         session.probe()
 
 
-def test_a_refused_deletion_ends_the_deletions_of_the_round_and_nothing_else(store: Locked, session: Session) -> None:
+def test_a_refused_deletion_ends_the_deletions_of_the_round_and_nothing_else(store: Locked, session: RunStore) -> None:
     first = doomed(store, session)
     store.no_delete = AccessDeniedError
     third = Trainer(store).start().commit(300)
@@ -135,7 +143,7 @@ def test_a_refused_deletion_ends_the_deletions_of_the_round_and_nothing_else(sto
     assert session.log.run.snapshots[third.id].verified == "Sizes"
 
 
-def test_a_purge_is_not_even_announced_where_nothing_can_be_deleted(store: Locked, session: Session) -> None:
+def test_a_purge_is_not_even_announced_where_nothing_can_be_deleted(store: Locked, session: RunStore) -> None:
     first = doomed(store, session)
     store.no_delete = AccessDeniedError
     (outcome,) = carry_out([Purge(first.id)], session, owner=OWNER)
@@ -148,7 +156,7 @@ def test_a_purge_is_not_even_announced_where_nothing_can_be_deleted(store: Locke
 
 def test_a_refusal_is_remembered_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("checkpoint_operator.observe.time.monotonic", lambda: now)
+    monkeypatch.setattr("checkpoint_operator.gather.observer.time.monotonic", lambda: now)
     memory = Memory(refusal="object lock", refused_at=now)
     now += REFUSED_SECONDS - 1
     assert memory.refused() == "object lock"
@@ -156,7 +164,7 @@ def test_a_refusal_is_remembered_for_an_hour(monkeypatch: pytest.MonkeyPatch) ->
     assert memory.refused() == ""
 
 
-def test_what_probes_could_not_delete_goes_when_it_can_be_deleted(store: Locked, session: Session) -> None:
+def test_what_probes_could_not_delete_goes_when_it_can_be_deleted(store: Locked, session: RunStore) -> None:
     store.no_delete = AccessDeniedError
     session.probe()
     assert len(list(store.list("_probe/"))) == 3
@@ -167,7 +175,7 @@ def test_what_probes_could_not_delete_goes_when_it_can_be_deleted(store: Locked,
 
 
 def test_where_no_object_can_be_replaced_the_clock_is_read_all_the_same(
-    store: Locked, session: Session, monkeypatch: pytest.MonkeyPatch
+    store: Locked, session: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = store.put
 
@@ -195,15 +203,15 @@ def test_where_no_object_can_be_replaced_the_clock_is_read_all_the_same(
 )
 def test_what_counts_as_refused_is(action: StoreAction, operation: str, refused: bool) -> None:
     error = AccessDeniedError(operation, "a key", "the store answered 403")
-    assert Outcome(action, error).refused is refused
-    assert not Outcome(action, StoreError(operation, "a key", "the server is tired")).refused
-    assert not Outcome(action).refused
+    assert ActionOutcome(action, error).refused is refused
+    assert not ActionOutcome(action, StoreError(operation, "a key", "the server is tired")).refused
+    assert not ActionOutcome(action).refused
 
 
 # Writing
 
 
-def test_a_store_that_can_only_be_read_shows_its_run_and_its_clock(store: Locked, session: Session) -> None:
+def test_a_store_that_can_only_be_read_shows_its_run_and_its_clock(store: Locked, session: RunStore) -> None:
     snapshot = Trainer(store).start().commit(100)
     store.no_write = True
     session.probe()
@@ -215,14 +223,14 @@ def test_a_store_that_can_only_be_read_shows_its_run_and_its_clock(store: Locked
     assert session.read_only == ""
 
 
-def test_an_empty_store_that_can_only_be_read_is_no_failure(store: Locked, session: Session) -> None:
+def test_an_empty_store_that_can_only_be_read_is_no_failure(store: Locked, session: RunStore) -> None:
     store.no_write = True
     session.probe()
     assert session.read_only
     assert session.log.run.head == 0
 
 
-def test_a_store_that_can_neither_be_written_nor_read_does_not_pass_the_probe(store: Locked, session: Session) -> None:
+def test_a_store_that_can_neither_be_written_nor_read_does_not_pass_the_probe(store: Locked, session: RunStore) -> None:
     Trainer(store).start()
     store.no_write = store.no_read = True
     with pytest.raises(AccessDeniedError):
@@ -233,10 +241,10 @@ def test_a_store_that_can_neither_be_written_nor_read_does_not_pass_the_probe(st
 
 
 def test_deletions_come_in_batches_no_faster_than_the_limit(
-    store: Locked, session: Session, monkeypatch: pytest.MonkeyPatch
+    store: Locked, session: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("checkpoint_operator.storage.time.sleep", slept.append)
+    monkeypatch.setattr("checkpoint_operator.gather.run_store.time.sleep", slept.append)
     session._deletions = RateLimit(100.0, clock=lambda: 0.0)
     session.delete(str(number) for number in range(2 * KEYS_PER_BATCH + 1))
     assert [len(keys) for keys in store.deletes] == [KEYS_PER_BATCH, KEYS_PER_BATCH, 1]
@@ -244,7 +252,7 @@ def test_deletions_come_in_batches_no_faster_than_the_limit(
 
 
 def test_what_killed_probes_left_is_deleted_after_an_hour_and_a_running_probe_is_left_alone(
-    store: Locked, session: Session
+    store: Locked, session: RunStore
 ) -> None:
     store.put("_probe/1111111111111111/created", b"first")
     store.now += dt.timedelta(minutes=59)

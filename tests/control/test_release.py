@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from builders import History
-from checkpoint_operator import plan, story
-from checkpoint_operator.actions import ReleaseQuarantine, ReportMirror, Verify
-from checkpoint_operator.model import Observed
-from checkpoint_operator.observe import mirror_from
+from checkpoint_operator.decide import plan
+from checkpoint_operator.gather.observer import mirror_from
+from checkpoint_operator.model.actions import ReleaseQuarantine, ReportMirror, Verify
+from checkpoint_operator.model.observed import Observed
+from checkpoint_operator.report import events
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, EventReason
 from checkpoint_sidecar.core.policy import RestorePolicy
 from model.stories import Stage
@@ -70,7 +71,7 @@ def test_what_is_released_is_verified_anew_told_and_echoed() -> None:
     history.released(200)
     assert (before, history.snapshot(200).failures) == (1, 0)
     assert Verify(history.id(200)) in plan.store_actions(asked(history))
-    (told,) = story.tell(history.entries[-1:], history.run)
+    (told,) = events.tell(history.entries[-1:], history.run)
     assert told.reason == EventReason.QUARANTINE_RELEASED
     assert "release-1" in told.message
     (status,) = [

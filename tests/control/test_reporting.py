@@ -11,15 +11,16 @@ import msgspec
 import pytest
 
 from builders import OTHER_OWNER, OWNER, POD, History
-from checkpoint_operator import logs, story
 from checkpoint_operator.__main__ import main
-from checkpoint_operator.logs import LogFormat
-from checkpoint_operator.metrics import Metrics
-from checkpoint_operator.model import Fault, Key
-from checkpoint_operator.observe import checkpoint_from, mirror_from, pod_from
-from checkpoint_operator.redaction import KEPT_BYTES, Redactor, working_on
-from checkpoint_operator.resources import event
-from checkpoint_operator.status import status_of
+from checkpoint_operator.gather.observer import checkpoint_from, mirror_from, pod_from
+from checkpoint_operator.gather.redaction import KEPT_BYTES, Redactor, working_on
+from checkpoint_operator.model.observed import Key, StoreFault
+from checkpoint_operator.process import logs
+from checkpoint_operator.process.logs import LogFormat
+from checkpoint_operator.report import events
+from checkpoint_operator.report.metrics import Metrics
+from checkpoint_operator.report.resources import event
+from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.policy import RestorePolicy, SavePolicy
 from observations import KEY, observed
@@ -28,7 +29,7 @@ from observations import KEY, observed
 
 
 def told(history: History, after: int = 0) -> list[str]:
-    return [each.reason for each in story.tell(history.entries[after:], history.run)]
+    return [each.reason for each in events.tell(history.entries[after:], history.run)]
 
 
 def test_the_events_of_a_run_tell_its_story_in_order() -> None:
@@ -50,18 +51,18 @@ def test_the_events_of_a_run_tell_its_story_in_order() -> None:
 def test_damage_rejection_failure_and_adoption_are_warnings() -> None:
     history = History().configured(restore=RestorePolicy(max_failures_per_snapshot=1)).started().committed(100, 200)
     history.found_damaged(200).started().failed_to_restore(100).committed(300, attempt=1).adopted()
-    warnings = [each.reason for each in story.tell(history.entries, history.run) if each.warning]
+    warnings = [each.reason for each in events.tell(history.entries, history.run) if each.warning]
     assert warnings == ["SnapshotQuarantined", "RestoreFailed", "SnapshotRejected", "RunAdopted"]
 
 
 def test_failed_saves_are_a_warning_that_says_why() -> None:
-    (happening,) = story.tell(History().started().save_failed(7, failures=3).entries[-1:], History().run)
+    (happening,) = events.tell(History().started().save_failed(7, failures=3).entries[-1:], History().run)
     assert (happening.reason, happening.warning) == ("SaveFailed", True)
     assert happening.message == "3 saves in a row of attempt 1 failed, at step 7; it trains on: the disk is full"
 
 
 def test_an_eviction_names_the_pod_and_the_reason() -> None:
-    (happening,) = story.tell(History().started().evicted("PreemptionByScheduler").entries[-1:], History().run)
+    (happening,) = events.tell(History().started().evicted("PreemptionByScheduler").entries[-1:], History().run)
     assert POD.name in happening.message
     assert "PreemptionByScheduler" in happening.message
 
@@ -71,11 +72,11 @@ def test_what_only_a_condition_says_is_told_once() -> None:
     history = History().configured().started().committed(100).verified(100)
     seen = replace(observed(history, restore=named), refusal="delete: object lock")
     before, after = status_of(observed(history)), status_of(seen)
-    happenings = story.tell_conditions(before, after)
+    happenings = events.tell_conditions(before, after)
     assert [each.reason for each in happenings] == ["RollbackNotFound", "DeletionRefused"]
     assert "100-1-abcdefgh" in happenings[0].message
     assert all(each.warning for each in happenings)
-    assert story.tell_conditions(after, after) == ()
+    assert events.tell_conditions(after, after) == ()
 
 
 def test_another_rollback_that_names_nothing_is_told_again() -> None:
@@ -86,7 +87,7 @@ def test_another_rollback_that_names_nothing_is_told_again() -> None:
         return status_of(observed(history, restore=named, generation=generation))
 
     one, other = status("100-1-abcdefgh", 1), status("200-1-abcdefgh", 2)
-    first, second = story.tell_conditions({}, one) + story.tell_conditions(one, other)
+    first, second = events.tell_conditions({}, one) + events.tell_conditions(one, other)
     assert first.identifier != second.identifier
 
 
@@ -102,7 +103,7 @@ def test_another_rollback_that_names_nothing_is_told_again() -> None:
     ],
 )
 def test_what_is_told_is(status: dict[str, int], head: int, numbers: list[int]) -> None:
-    assert list(story.untold(status, head)) == numbers
+    assert list(events.untold(status, head)) == numbers
 
 
 def test_two_operators_that_tell_the_same_entry_create_the_same_event() -> None:
@@ -112,7 +113,7 @@ def test_two_operators_that_tell_the_same_entry_create_the_same_event() -> None:
         event(checkpoint, reason=h.reason, message=h.message, warning=False, identifier=h.identifier, time=history.now)[
             "metadata"
         ]["name"]
-        for h in (*story.tell(history.entries, history.run), *story.tell(history.entries, history.run))
+        for h in (*events.tell(history.entries, history.run), *events.tell(history.entries, history.run))
     }
     assert len(names) == 3
 
@@ -128,10 +129,10 @@ def test_an_event_of_any_alphabet_fits_into_what_the_api_server_takes() -> None:
 def test_another_operator_is_told_of_and_libraries_are_not() -> None:
     entries = History().configured().started().committed(100).entries
     written = [msgspec.structs.replace(entry, writer=f"library {number}") for number, entry in enumerate(entries)]
-    assert story.tell_other_operators(written, "operator 1 pod-a") == ()
+    assert events.tell_other_operators(written, "operator 1 pod-a") == ()
     written[1] = msgspec.structs.replace(written[1], writer="operator 1 pod-b")
     written[2] = msgspec.structs.replace(written[2], writer="operator 1 pod-a")
-    (told_once,) = story.tell_other_operators([*written, written[1]], "operator 1 pod-a")
+    (told_once,) = events.tell_other_operators([*written, written[1]], "operator 1 pod-a")
     assert (told_once.reason, told_once.warning) == ("SecondOperator", True)
     assert "pod-b" in told_once.message
 
@@ -205,7 +206,7 @@ def test_secrets_of_one_checkpoint_change_no_text_about_another() -> None:
 
 def test_secrets_change_messages_of_a_status_and_nothing_that_means_something() -> None:
     history = History().configured().started().committed(100)
-    seen = replace(observed(history), fault=Fault(Reason.ACCESS_DENIED, "the key hunter22 is refused"))
+    seen = replace(observed(history), fault=StoreFault(Reason.ACCESS_DENIED, "the key hunter22 is refused"))
     status = status_of(seen)
     words = ["AccessDenied", "StorageAvailable", OWNER.cluster, str(OWNER), history.snapshot(100).id, "False   "]
     for word in [*words, "hunter22"]:
@@ -282,9 +283,9 @@ def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     assert value("latest_snapshot_timestamp_seconds") == history.snapshot(200).committed_at.timestamp()
     assert (value("snapshots"), value("retained_bytes")) == (1, 2000)
     assert (value("snapshots_committed_total"), value("saved_bytes_total")) == (2, 2000)
-    metrics.observe(replace(observed(history), fault=Fault(Reason.ACCESS_DENIED, "no")), ready=False)
+    metrics.observe(replace(observed(history), fault=StoreFault(Reason.ACCESS_DENIED, "no")), ready=False)
     assert (value("ready"), value("store_errors_total", reason="AccessDenied")) == (0, 1)
-    metrics.observe(replace(observed(None), fault=Fault(Reason.SECRET_NOT_FOUND, "no")), ready=False)
+    metrics.observe(replace(observed(None), fault=StoreFault(Reason.SECRET_NOT_FOUND, "no")), ready=False)
     assert value("store_errors_total", reason="SecretNotFound") is None
     assert value("verifications_total", level="Sizes", outcome="passed") == 1
     assert value("verifications_total", level="Checksums", outcome="failed") == 0
@@ -373,5 +374,5 @@ def test_the_command_line_refuses(arguments: list[str], capsys: pytest.CaptureFi
 
 
 def test_owners_in_messages_are_those_of_the_status() -> None:
-    (happening,) = story.tell(History(owner=OTHER_OWNER).adopted(OWNER).entries[-1:], History().run)
+    (happening,) = events.tell(History(owner=OTHER_OWNER).adopted(OWNER).entries[-1:], History().run)
     assert str(OTHER_OWNER) in happening.message

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from builders import OTHER_OWNER, POD, History
-from checkpoint_operator.actions import CreatePod, DeletePod, EvictPod, NoticeEviction
-from checkpoint_operator.bare_pods import RECREATED, BarePods, created_again
-from checkpoint_operator.model import Key, Observed, Pod, Progress
-from checkpoint_operator.plan import store_actions
-from checkpoint_operator.reschedule import RETRY_SECONDS, next_look, pod_actions
+from checkpoint_operator.decide.plan import store_actions
+from checkpoint_operator.decide.reschedule import RETRY_SECONDS, next_look, pod_actions
+from checkpoint_operator.gather.bare_pods import RECREATED, BarePods, created_again
+from checkpoint_operator.model.actions import CreatePod, DeletePod, EvictPod, NoticeEviction
+from checkpoint_operator.model.observed import Key, Observed, Pod, RunProgress
 from checkpoint_sidecar.core.log import PodIdentity
 from observations import KEY, later, observed, pod
 
@@ -304,7 +304,7 @@ def test_a_gang_of_a_checkpoint_that_is_being_deleted_is_left_alone() -> None:
 def test_a_gang_that_said_goodbye_is_left_alone() -> None:
     seen = in_time(gang(rank(1), rank(2)))
     assert seen.now is not None
-    goodbye = Progress(1, 100, seen.now, ended=True)
+    goodbye = RunProgress(1, 100, seen.now, ended=True)
     assert pod_actions(replace(seen, progress={1: goodbye})) == ()
 
 

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from builders import OWNER, History
-from checkpoint_operator import plan
-from checkpoint_operator import scrubber as scrubber_module
-from checkpoint_operator.actions import Verify
-from checkpoint_operator.execute import carry_out
-from checkpoint_operator.limits import RateLimit
-from checkpoint_operator.model import Finding, Key
-from checkpoint_operator.scrubber import READERS, Scrubber, _Reading
-from checkpoint_operator.storage import Session
+from checkpoint_operator.act import scrubber as scrubber_module
+from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.act.scrubber import READERS, Scrubber, _ScrubReading
+from checkpoint_operator.decide import plan
+from checkpoint_operator.fairness.rate_limit import RateLimit
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.model.actions import Verify
+from checkpoint_operator.model.observed import Key, ScrubFinding
 from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import SnapshotVerified
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import StoredObject
-from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.memory import MemoryStore
 from observations import KEY, observed
 from trainers import Trainer
@@ -115,7 +115,7 @@ def test_the_first_of_what_is_wanted_is_read_and_what_was_found_stays_until_it_i
     async def body(scrubber: Scrubber) -> None:
         scrubber.want(KEY, (new, old), store)
         await woken.times(1)
-        assert scrubber.findings(KEY) == (Finding(SnapshotVerified(new.id, "Checksums", passed=True), failures=0),)
+        assert scrubber.findings(KEY) == (ScrubFinding(SnapshotVerified(new.id, "Checksums", passed=True), failures=0),)
         scrubber.want(KEY, (new, old), store)
         await woken.times(2)
         assert [finding.check.snapshot for finding in scrubber.findings(KEY)] == [new.id, old.id]
@@ -229,7 +229,9 @@ def test_a_bit_that_flips_on_the_way_is_no_damage(store: Bucket, trainer: Traine
     async def body(scrubber: Scrubber) -> None:
         scrubber.want(KEY, (snapshot,), store)
         await woken.times(1)
-        assert scrubber.findings(KEY) == (Finding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures=0),)
+        assert scrubber.findings(KEY) == (
+            ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures=0),
+        )
 
     scrubbing(body, woken)
     assert store.flips == []
@@ -267,8 +269,8 @@ def test_two_looks_quarantine_a_damaged_snapshot_and_the_one_before_it_is_kept(
     store: Bucket, trainer: Trainer, woken: Woken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = trainer.commit(100), trainer.commit(200)
-    monkeypatch.setattr("checkpoint_operator.storage.open_store", lambda *_, **__: store)
-    session = Session(StoreSettings("s3://memory/run"), writer="operator test")
+    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
+    session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
     session.probe()
     session.log.refresh()
     spec = {"keepLast": 1, "gracePeriod": "1h"}
@@ -351,7 +353,7 @@ def test_a_store_that_drips_or_keeps_silent_gives_its_place_to_others(
 
 
 def test_reading_slower_than_the_least_rate_ends_and_waiting_for_the_rate_limit_is_not_slow() -> None:
-    reading = _Reading("100-1-abcdefgh", time.monotonic())
+    reading = _ScrubReading("100-1-abcdefgh", time.monotonic())
     reading.wait_for(1000, RateLimit(FAST))
     reading.moved_at -= 30
     reading.wait_for(1000, RateLimit(FAST))

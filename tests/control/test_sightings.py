@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from checkpoint_operator.model import Key
-from checkpoint_operator.sightings import Sightings, Version
+from checkpoint_operator.model.observed import Key
+from checkpoint_operator.process.watchdog import Sightings, Version
 
 OLD, NEW = Key("training", "old"), Key("training", "new")
 FIRST = Version("11111111", 1)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from builders import OTHER_OWNER, OWNER, POD, History
-from checkpoint_operator.model import Fault, Key, Observed, Progress, ReadBack
-from checkpoint_operator.status import status_of
+from checkpoint_operator.model.observed import Key, Observed, ReadBack, RunProgress, StoreFault
+from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import RestorePolicy, RetentionPolicy, SavePolicy
@@ -48,13 +48,13 @@ def test_ready_waits_for_the_policy_of_this_generation() -> None:
 
 FAULTS = {
     "a store that is down": (
-        {"fault": Fault(Reason.STORE_UNAVAILABLE, "timeout"), "run": None},
+        {"fault": StoreFault(Reason.STORE_UNAVAILABLE, "timeout"), "run": None},
         ("False", "StoreUnavailable"),
         ("False", "StoreUnavailable"),
         "False",
     ),
     "a store without conditional writes": (
-        {"fault": Fault(Reason.NO_CONDITIONAL_WRITE, "no", stalled=True), "run": None},
+        {"fault": StoreFault(Reason.NO_CONDITIONAL_WRITE, "no", stalled=True), "run": None},
         ("False", "NoConditionalWrite"),
         ("False", "NoConditionalWrite"),
         "True",
@@ -93,7 +93,7 @@ def test_a_newer_critical_entry_asks_for_an_upgrade() -> None:
 
 def test_what_the_log_told_last_stays_while_the_log_cannot_be_read() -> None:
     before = status_of(observed(training(100)))
-    blind = replace(observed(None, status=before), fault=Fault(Reason.STORE_UNAVAILABLE, "timeout"))
+    blind = replace(observed(None, status=before), fault=StoreFault(Reason.STORE_UNAVAILABLE, "timeout"))
     after = status_of(blind)
     assert {key: after[key] for key in after if key != "conditions"} == {
         key: before[key] for key in before if key != "conditions"
@@ -121,14 +121,14 @@ def test_nothing_changes_by_the_clock_or_by_the_way_through_the_api_server(histo
 
 
 def test_an_error_whose_text_differs_from_try_to_try_is_written_once() -> None:
-    first = status_of(replace(observed(None), fault=Fault(Reason.STORE_UNAVAILABLE, "request 1 failed")))
-    again = replace(observed(None, status=first), fault=Fault(Reason.STORE_UNAVAILABLE, "request 2 failed"))
+    first = status_of(replace(observed(None), fault=StoreFault(Reason.STORE_UNAVAILABLE, "request 1 failed")))
+    again = replace(observed(None, status=first), fault=StoreFault(Reason.STORE_UNAVAILABLE, "request 2 failed"))
     assert status_of(later(again, hours=1)) == first
 
 
 def test_the_transition_time_moves_only_when_the_status_does() -> None:
-    first = status_of(replace(observed(History().configured()), fault=Fault(Reason.ACCESS_DENIED, "no")))
-    other = replace(observed(History().configured(), status=first), fault=Fault(Reason.BUCKET_NOT_FOUND, "no"))
+    first = status_of(replace(observed(History().configured()), fault=StoreFault(Reason.ACCESS_DENIED, "no")))
+    other = replace(observed(History().configured(), status=first), fault=StoreFault(Reason.BUCKET_NOT_FOUND, "no"))
     second = status_of(later(other, hours=1))
     times = [{c["type"]: c["lastTransitionTime"] for c in s["conditions"]} for s in (first, second)]
     assert times[0] == times[1]
@@ -227,14 +227,14 @@ def test_a_rollback_that_names_nothing_says_what_an_id_is() -> None:
         ),
         pytest.param(
             RetentionPolicy(keep_last=1),
-            {"fault": Fault(Reason.READ_ONLY, "no", stalled=True)},
+            {"fault": StoreFault(Reason.READ_ONLY, "no", stalled=True)},
             {},
             ("False", "ReadOnly"),
             id="read only",
         ),
         pytest.param(
             RetentionPolicy(keep_last=1),
-            {"fault": Fault(Reason.STORE_UNAVAILABLE, "no")},
+            {"fault": StoreFault(Reason.STORE_UNAVAILABLE, "no")},
             {},
             ("Unknown", "NotKnown"),
             id="the store fails",
@@ -290,7 +290,7 @@ def test_a_refused_deletion_leaves_the_checkpoint_ready() -> None:
 
 
 def test_a_store_that_can_only_be_read_still_tells_about_the_run() -> None:
-    seen = replace(observed(training(100)), fault=Fault(Reason.READ_ONLY, "no", stalled=True))
+    seen = replace(observed(training(100)), fault=StoreFault(Reason.READ_ONLY, "no", stalled=True))
     assert condition(seen, "Ready") == ("False", "ReadOnly")
     assert status_of(seen)["latest"]["step"] == 100
 
@@ -321,7 +321,7 @@ def test_the_best_follows_the_first_rule_and_skips_what_is_not_a_number() -> Non
 
 def test_a_restart_tells_what_it_restored_and_what_was_lost() -> None:
     history = training(100)
-    died = Progress(1, 130, history.now + dt.timedelta(minutes=5))
+    died = RunProgress(1, 130, history.now + dt.timedelta(minutes=5))
     history.started().restored()
     seen = replace(observed(history), progress={1: died})
     restore = status_of(seen)["lastRestore"]
@@ -332,10 +332,10 @@ def test_a_restart_tells_what_it_restored_and_what_was_lost() -> None:
 
 def test_what_was_lost_stays_when_the_hint_is_overwritten() -> None:
     history = training(100)
-    died = Progress(1, 130, history.now)
+    died = RunProgress(1, 130, history.now)
     history.started().restored()
     before = status_of(replace(observed(history), progress={1: died}))
-    after = status_of(replace(observed(history, status=before), progress={2: Progress(2, 105, history.now)}))
+    after = status_of(replace(observed(history, status=before), progress={2: RunProgress(2, 105, history.now)}))
     assert after == before
 
 
@@ -347,7 +347,7 @@ def test_what_was_lost_is_not_made_up() -> None:
 def test_a_save_on_the_way_out_loses_nothing() -> None:
     history = training(100)
     history.started().restored()
-    restore = status_of(replace(observed(history), progress={1: Progress(1, 90, history.now)}))["lastRestore"]
+    restore = status_of(replace(observed(history), progress={1: RunProgress(1, 90, history.now)}))["lastRestore"]
     assert (restore["lostSteps"], restore["lostSeconds"]) == (0, 0)
 
 

@@ -10,8 +10,8 @@ import pytest
 from admission import Namespace, checkpoint
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Fault, faulty_server
 from localcluster.objectstore import ObjectStore
 from operators import OperatorProcess, Watched

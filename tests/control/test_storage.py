@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from builders import OWNER
-from checkpoint_operator.model import Key
-from checkpoint_operator.places import Server, server_of
-from checkpoint_operator.prefixes import Prefixes, Standing, standing
-from checkpoint_operator.storage import Rules, StorageFaultError, fault_from, settings_for
+from checkpoint_operator.gather.places import Server, server_of
+from checkpoint_operator.gather.prefixes import Prefixes, Standing, standing
+from checkpoint_operator.gather.run_store import Rules, StorageFaultError, fault_from, settings_for
+from checkpoint_operator.model.observed import Key
 from checkpoint_sidecar.core import errors
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from observations import spec_of
 
 KEY = Key("team-a", "run")

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import pytest
 
-from checkpoint_operator import store_threads
-from checkpoint_operator.model import Key
-from checkpoint_operator.redaction import Redactor, working_on
-from checkpoint_operator.slots import Caps, Slot, Slots
-from checkpoint_operator.store_threads import AbandonedError, ClientPanicError, run_in_thread
+from checkpoint_operator.fairness import store_threads
+from checkpoint_operator.fairness.slots import Caps, Slots, TenantSlot
+from checkpoint_operator.fairness.store_threads import AbandonedError, ClientPanicError, run_in_thread
+from checkpoint_operator.gather.redaction import Redactor, working_on
+from checkpoint_operator.model.observed import Key
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class PanicException(BaseException):
     """What a Rust extension raises: no ``Exception``."""
 
 
-def run(call: Callable[[], T], *, seconds: float = 10.0, slot: Slot | None = None) -> T:
+def run(call: Callable[[], T], *, seconds: float = 10.0, slot: TenantSlot | None = None) -> T:
     async def act() -> T:
         result = await run_in_thread(call, seconds=seconds, slot=slot)
         await asyncio.sleep(0)

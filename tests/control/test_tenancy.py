@@ -11,9 +11,9 @@ import pytest
 from admission import Namespace, checkpoint
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.run import SnapshotState
-from checkpoint_sidecar.store.local_store import LocalStore
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from localcluster import network
 from localcluster.objectstore import ObjectStore
 from operators import OperatorProcess, Watched

@@ -27,8 +27,8 @@ from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import Owner, SnapshotCommitted
 from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.hostile_server import HostileServer, Zeros, hostile_server
 from localcluster import network
 from localcluster.objectstore import ObjectStore

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from checkpoint_operator.translate import policy_of
+from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
 from observations import spec_of
 

@@ -9,7 +9,7 @@ import socket
 import pytest
 from aiohttp import ClientSession, web
 
-from checkpoint_operator import web as served
+from checkpoint_operator.process import web as served
 from localcluster import network
 
 FAMILIES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}

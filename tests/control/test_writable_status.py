@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import History
-from checkpoint_operator.actions import CreateMirror
-from checkpoint_operator.model import Progress
-from checkpoint_operator.plan import mirror_actions
-from checkpoint_operator.status import status_of
+from checkpoint_operator.decide.plan import mirror_actions
+from checkpoint_operator.model.actions import CreateMirror
+from checkpoint_operator.model.observed import RunProgress
+from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.log import MAX_TEXT, RestoreFinished
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.wire import MAX_INT32, MAX_INT64, MAX_SECONDS
@@ -95,7 +95,7 @@ def test_the_status_of_any_log_can_be_written(
     if retired:
         history.retired(oldest, reasons=(text,) * 8)
     seen = observed(history, retention={"keepLast": 1})
-    beat = Progress(1, MAX_INT64, history.now + dt.timedelta(days=365 * 6000))
+    beat = RunProgress(1, MAX_INT64, history.now + dt.timedelta(days=365 * 6000))
     seen = replace(seen, progress={1: beat})
 
     check_writable(status_of(seen), STATUS)

@@ -14,12 +14,20 @@ from hypothesis import strategies as st
 
 from builders import BEGINNING
 from checkpoint_sidecar.core import compaction
-from checkpoint_sidecar.core.compaction import MAX_COMPACTION_BYTES, SPANS, RawEntry, Span, due, longest_from, span_of
+from checkpoint_sidecar.core.compaction import (
+    MAX_COMPACTION_BYTES,
+    SPANS,
+    EntryRange,
+    RawEntry,
+    due,
+    longest_from,
+    span_of,
+)
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES
 from longlogs import long_log
 
-FIRST = Span(1, 200)
+FIRST = EntryRange(1, 200)
 
 
 def raw(count: int = 200, first: int = 1) -> list[RawEntry]:
@@ -46,19 +54,23 @@ def altered(**header: Any) -> bytes:
         pytest.param(199, (), (), id="too few entries"),
         pytest.param(200, (), (FIRST,), id="the first 200"),
         pytest.param(399, (FIRST,), (), id="some more entries"),
-        pytest.param(650, (), (FIRST, Span(201, 400), Span(401, 600)), id="a backlog"),
-        pytest.param(650, (FIRST,), (Span(201, 400), Span(401, 600)), id="part of a backlog"),
-        pytest.param(2050, [Span(i + 1, i + 200) for i in range(0, 2000, 200)], (Span(1, 2000),), id="ten of 200"),
-        pytest.param(2250, (Span(1, 2000),), (Span(2001, 2200),), id="2,000 whose parts are gone"),
-        pytest.param(20_000, [Span(i + 1, i + 2000) for i in range(0, 20_000, 2000)], (Span(1, 20_000),), id="20,000"),
+        pytest.param(650, (), (FIRST, EntryRange(201, 400), EntryRange(401, 600)), id="a backlog"),
+        pytest.param(650, (FIRST,), (EntryRange(201, 400), EntryRange(401, 600)), id="part of a backlog"),
+        pytest.param(
+            2050, [EntryRange(i + 1, i + 200) for i in range(0, 2000, 200)], (EntryRange(1, 2000),), id="ten of 200"
+        ),
+        pytest.param(2250, (EntryRange(1, 2000),), (EntryRange(2001, 2200),), id="2,000 whose parts are gone"),
+        pytest.param(
+            20_000, [EntryRange(i + 1, i + 2000) for i in range(0, 20_000, 2000)], (EntryRange(1, 20_000),), id="20,000"
+        ),
     ],
 )
-def test_what_is_due(head: int, existing: tuple[Span, ...], expected: tuple[Span, ...]) -> None:
+def test_what_is_due(head: int, existing: tuple[EntryRange, ...], expected: tuple[EntryRange, ...]) -> None:
     assert due(head, set(existing)) == expected
 
 
 def test_a_log_that_grows_has_one_compaction_to_write_now_and_then_and_a_reader_few_to_read() -> None:
-    existing: set[Span] = set()
+    existing: set[EntryRange] = set()
     most_due = most_read = 0
     for head in range(1, 45_000, 37):
         while planned := due(head, existing):
@@ -75,16 +87,16 @@ def test_a_log_that_grows_has_one_compaction_to_write_now_and_then_and_a_reader_
 
 @pytest.mark.parametrize("size", SPANS)
 def test_the_key_of_a_span_means_that_span(size: int) -> None:
-    assert span_of(Span(2 * size + 1, 3 * size).key) == Span(2 * size + 1, 3 * size)
+    assert span_of(EntryRange(2 * size + 1, 3 * size).key) == EntryRange(2 * size + 1, 3 * size)
 
 
 @pytest.mark.parametrize(
     "key",
     [
         pytest.param("_log/00000000000000000001.json", id="an entry"),
-        pytest.param(Span(1, 100).key, id="another size"),
-        pytest.param(Span(101, 300).key, id="another beginning"),
-        pytest.param(Span(0, 199).key, id="from entry 0"),
+        pytest.param(EntryRange(1, 100).key, id="another size"),
+        pytest.param(EntryRange(101, 300).key, id="another beginning"),
+        pytest.param(EntryRange(0, 199).key, id="from entry 0"),
         pytest.param(FIRST.key + ".tmp", id="something appended"),
         pytest.param("_log-compacted/1-200.gz", id="too few digits"),
     ],

@@ -14,19 +14,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builders import BEGINNING, POD
-from checkpoint_sidecar.core import compaction, log, manifest, progress
+from checkpoint_sidecar.core import compaction, heartbeat, log, manifest
 from checkpoint_sidecar.core.errors import CheckpointError, CorruptSnapshotError, LogError
 from checkpoint_sidecar.core.log import KINDS, StoredEntry
 from checkpoint_sidecar.core.wire import MAX_INT64
 
 GOLDEN = Path(__file__).parent / "golden"
-SPAN = compaction.Span(1, 200)
+SPAN = compaction.EntryRange(1, 200)
 
 ENTRY = (GOLDEN / "SnapshotCommitted.json").read_bytes().rstrip(b"\n")
 MANIFEST = manifest.encode(
     manifest.Manifest("100-1-abcdefgh", 100, 1, 2, (manifest.File("__0_0.distcp", 9, 1, b"\0\0\0\1"),), {"torch": "2"})
 )
-BEAT = progress.encode(progress.Progress(3, 1200, "2026-01-01T00:00:00+00:00", (POD,)))
+BEAT = heartbeat.encode(heartbeat.Heartbeat(3, 1200, "2026-01-01T00:00:00+00:00", (POD,)))
 ENTRIES = [compaction.RawEntry(number, ENTRY, BEGINNING) for number in range(SPAN.first, SPAN.last + 1)]
 COMPACTION = gzip.decompress(compaction.encode(ENTRIES) or b"")
 
@@ -47,7 +47,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "entry": (read_entry, ENTRY),
     "manifest": (read_manifest, MANIFEST),
     "compaction": (read_compaction, COMPACTION),
-    "heartbeat": (progress.decode, BEAT),
+    "heartbeat": (heartbeat.decode, BEAT),
 }
 
 NESTED = b"[" * 100_000
@@ -118,4 +118,4 @@ def test_a_manifest_with_invalid_utf_8_is_damage_of_its_own_kind() -> None:
 
 @pytest.mark.parametrize("bad", [b"\xff", b'{"attempt": "\xff"}', NESTED, b'{"attempt": ' + b"9" * 5000])
 def test_a_damaged_heartbeat_is_no_hint(bad: bytes) -> None:
-    assert progress.decode(bad) is None
+    assert heartbeat.decode(bad) is None

@@ -14,7 +14,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from checkpoint_sidecar.core import compaction, layout, manifest, overwrite, progress
+from checkpoint_sidecar.core import compaction, heartbeat, layout, manifest, overwrite
 from checkpoint_sidecar.core.log import FORMAT, KINDS, MAX_ENTRY_BYTES, MAX_TEXT, Envelope, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
 from longlogs import long_log
@@ -74,7 +74,7 @@ def default_of(field: msgspec.structs.FieldInfo) -> Any:
         RestorePolicy,
         manifest.Manifest,
         manifest.File,
-        progress.Progress,
+        heartbeat.Heartbeat,
         compaction._Header,
     ],
 )
@@ -95,7 +95,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "a log entry": f"{MAX_ENTRY_BYTES // 1024} KiB",
         "a compaction, before compression": f"{compaction.MAX_COMPACTION_BYTES // 1024**2} MiB",
         "the manifest, and one block": f"{manifest.MAX_MANIFEST_BYTES // 1024**2} MiB",
-        "`_progress.json`": f"{progress.MAX_PROGRESS_BYTES // 1024} KiB",
+        "`_progress.json`": f"{heartbeat.MAX_PROGRESS_BYTES // 1024} KiB",
         "`message`, `reason`, one of `reasons`": f"{MAX_TEXT:,} characters",
     }
     for what, limit in said.items():

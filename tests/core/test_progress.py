@@ -3,14 +3,14 @@
 import pytest
 
 from builders import POD, History
+from checkpoint_sidecar.core.heartbeat import Heartbeat, decode, encode, may_be_running
 from checkpoint_sidecar.core.log import PodIdentity
-from checkpoint_sidecar.core.progress import Progress, decode, encode, may_be_running
 
 ELSEWHERE = (PodIdentity("llama-1", "u-new"),)
 
 
 def test_a_beat_survives_the_bucket() -> None:
-    progress = Progress(3, 1200, "2026-01-01T00:00:00+00:00", (POD,))
+    progress = Heartbeat(3, 1200, "2026-01-01T00:00:00+00:00", (POD,))
     assert decode(encode(progress)) == progress
 
 
@@ -19,8 +19,8 @@ def test_bytes_that_are_no_beat_are_no_hint(data: bytes) -> None:
     assert decode(data) is None
 
 
-def beat(attempt: int = 1, *, ended: bool = False) -> Progress:
-    return Progress(attempt, 100, "", (POD,), ended)
+def beat(attempt: int = 1, *, ended: bool = False) -> Heartbeat:
+    return Heartbeat(attempt, 100, "", (POD,), ended)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def beat(attempt: int = 1, *, ended: bool = False) -> Progress:
     ],
 )
 def test_a_start_waits_only_for_an_attempt_that_may_still_train(
-    history: History, progress: Progress, expected: bool
+    history: History, progress: Heartbeat, expected: bool
 ) -> None:
     assert may_be_running(history.run, progress, pods=ELSEWHERE) is expected
 

@@ -21,7 +21,7 @@ from checkpoint_sidecar.core import retention
 from checkpoint_sidecar.core.lineage import in_use, lineage, rollback_target, superseded
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.purging import purge_due
-from checkpoint_sidecar.core.retention import Verdict, judge, metric_value
+from checkpoint_sidecar.core.retention import RetentionVerdict, judge, metric_value
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from core.strategies import NOW, stories
 
@@ -32,7 +32,7 @@ def run_of(*steps: int, retention: RetentionPolicy | None = KEEP_2) -> History:
     return History().configured(retention=retention, overwrite="Replace").started().committed(*steps)
 
 
-def verdict(history: History, **later: float) -> Verdict:
+def verdict(history: History, **later: float) -> RetentionVerdict:
     return judge(history.run, now=history.now + dt.timedelta(**later))
 
 

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.training import dropin
-from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter
+from checkpoint_sidecar.training.dcp import dropin
+from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
 from crashes.points import Crash
 from training.checkpointer_ranks import SERVER
 

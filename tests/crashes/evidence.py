@@ -13,8 +13,8 @@ from checkpoint_sidecar.core.errors import ObjectNotFoundError
 from checkpoint_sidecar.core.layout import parse_save_folder
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.runlog import RunLog
 
 _FILE = re.compile(r"__[0-9]+_[0-9]+\.distcp|\.metadata|stock\.metadata|manifest\.json")
 _POINTER = re.compile(r"(?:step-([0-9]+)/)?\.metadata")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.settings import StoreSettings
 from crashes.points import Crash
 from s3servers import Server
 

@@ -8,16 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from builders import OBJECT_UID
-from checkpoint_operator import plan, storage
-from checkpoint_operator.deletion import FINALIZER
-from checkpoint_operator.execute import carry_out
-from checkpoint_operator.memory import Memory
-from checkpoint_operator.model import Checkpoint, Observed
-from checkpoint_operator.storage import Session
-from checkpoint_operator.translate import policy_of
+from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.decide import plan
+from checkpoint_operator.decide.finalizer import FINALIZER
+from checkpoint_operator.gather import run_store
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.gather.spec_policy import policy_of
+from checkpoint_operator.model.observed import Checkpoint, Observed
+from checkpoint_operator.process.memory import Memory
 from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
 from crashes.points import Crash
 from observations import CREATED, KEY, spec_of
 from training.checkpointer_ranks import SERVER
@@ -45,8 +46,8 @@ def operate(settings: StoreSettings, crash: Crash | None = None, **spec: Any) ->
 
 def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any]) -> None:
     if crash is not None:
-        storage.open_store = lambda settings, **options: crash.wrap(0, open_store(settings, **options))
-    session = Session(settings, writer="operator test")
+        run_store.open_store = lambda settings, **options: crash.wrap(0, open_store(settings, **options))
+    session = RunStore(settings, writer="operator test")
     session.probe()
     memory = Memory(session)
     wanted, now = spec_of(**spec), dt.datetime.now(dt.UTC)

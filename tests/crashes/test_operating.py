@@ -14,7 +14,7 @@ import pytest
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.run import SnapshotState
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.access import StoreSettings
 from crashes import evidence
 from crashes.conftest import LONG, SHARDING, Matrix, Trained
 from crashes.operating import operate

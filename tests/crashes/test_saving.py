@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint_sidecar.core.log import RestoreFinished
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.access import StoreSettings
 from crashes import evidence
 from crashes.conftest import LONG, SHARDING, Matrix, Trained
 from crashes.operating import operate

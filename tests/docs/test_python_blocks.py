@@ -57,7 +57,7 @@ BLOCKS = blocks("python")
 FORK_FOR_EACH = """
 import json, os, runpy, sys
 import torch._dynamo, torch.distributed.checkpoint, torchdata.stateful_dataloader
-import checkpoint_sidecar.training.checkpointer, checkpoint_sidecar.training.dropin
+import checkpoint_sidecar.training.checkpointer, checkpoint_sidecar.training.dcp.dropin
 
 failed = []
 for path, url, steps in json.loads(sys.argv[1]):

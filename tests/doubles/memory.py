@@ -15,7 +15,7 @@ from checkpoint_sidecar.core.errors import (
     TruncatedObjectError,
 )
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, Upload
-from checkpoint_sidecar.store.parts import PartedUpload
+from checkpoint_sidecar.store.common.parts import PartedUpload
 
 
 def utc_now() -> dt.datetime:

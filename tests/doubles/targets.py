@@ -8,15 +8,15 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
+from checkpoint_sidecar.attempt.run_save import NewSave
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.training.failures import raising_ours
-from checkpoint_sidecar.training.planner import StrictLoadPlanner
-from checkpoint_sidecar.training.reader import SnapshotReader
-from checkpoint_sidecar.training.saves import NewSave
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.training.dcp.errors import raising_ours
+from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 
 
 @dataclass

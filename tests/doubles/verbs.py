@@ -6,8 +6,8 @@ import datetime as dt
 from collections.abc import Callable
 
 from checkpoint_sidecar.store.base import KeepsUnfinished, Store, UnfinishedUpload
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.ranges import read_range
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.common.ranges import read_range
 from s3servers import SMALLEST_PART
 
 

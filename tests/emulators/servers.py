@@ -16,16 +16,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from checkpoint_sidecar.store.calls import PATIENT
-from checkpoint_sidecar.store.dialect import Message
-from checkpoint_sidecar.store.http_client import HttpClient
-from checkpoint_sidecar.store.settings import (
+from checkpoint_sidecar.store.access import (
     AZURE_STORAGE_ACCOUNT_KEY,
     AZURE_STORAGE_ACCOUNT_NAME,
     GOOGLE_APPLICATION_CREDENTIALS_JSON,
     Credentials,
     StoreSettings,
 )
+from checkpoint_sidecar.store.common.calls import PATIENT
+from checkpoint_sidecar.store.http.client import HttpClient
+from checkpoint_sidecar.store.http.dialect import Message
 from emulators import build
 
 ACCOUNT, BUCKET = "tenantaccount", "training"

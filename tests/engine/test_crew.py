@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.engine.crew import Crew, grown
+from checkpoint_sidecar.engine.adaptive_pool import Crew, grown
 
 
 class Together:

@@ -10,12 +10,12 @@ from itertools import repeat
 import pytest
 
 from checkpoint_sidecar.core.errors import TransferCancelledError
-from checkpoint_sidecar.engine.progress import Progress, ProgressSnapshot
+from checkpoint_sidecar.engine.meter import ProgressSnapshot, TransferMeter
 
 
 def test_it_knows_what_is_done_of_what_is_expected_and_for_how_long() -> None:
     now = 10.0
-    progress = Progress(100, clock=lambda: now)
+    progress = TransferMeter(100, clock=lambda: now)
     progress.add(30)
     progress.expect(20)
     now = 12.0
@@ -41,7 +41,7 @@ def impatient_interpreter() -> Iterator[None]:
 
 @pytest.mark.usefixtures("impatient_interpreter")
 def test_no_byte_is_lost_between_threads() -> None:
-    progress = Progress()
+    progress = TransferMeter()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(progress.add, repeat(1, 20_000)))
     assert progress.snapshot().done == 20_000
@@ -52,11 +52,11 @@ def test_no_byte_is_lost_between_threads() -> None:
     [
         pytest.param(lambda progress: progress.add(10), id="adds"),
         pytest.param(lambda progress: progress.expect(10), id="expects"),
-        pytest.param(Progress.check, id="checks"),
+        pytest.param(TransferMeter.check, id="checks"),
     ],
 )
-def test_who_uses_it_learns_that_it_was_called_off(use: Callable[[Progress], None]) -> None:
-    progress = Progress(100)
+def test_who_uses_it_learns_that_it_was_called_off(use: Callable[[TransferMeter], None]) -> None:
+    progress = TransferMeter(100)
     use(progress)
     progress.cancel()
     assert progress.cancelled

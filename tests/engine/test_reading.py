@@ -19,10 +19,10 @@ from checkpoint_sidecar.core.errors import (
     UnreliableReadError,
 )
 from checkpoint_sidecar.core.manifest import File, Manifest
-from checkpoint_sidecar.engine.progress import Progress
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.engine.read import Files, Want
-from checkpoint_sidecar.engine.requests import Span
-from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.requests import ByteRange
 from doubles.memory import MemoryStore
 
 BLOCK = 4096
@@ -47,7 +47,7 @@ def stored(data: bytes, store: MemoryStore | None = None) -> Files:
 
 def want(start: int, length: int) -> tuple[Want, bytearray]:
     memory = bytearray(length)
-    return Want("data", Span(start, length), memoryview(memory)), memory
+    return Want("data", ByteRange(start, length), memoryview(memory)), memory
 
 
 class Collected:
@@ -73,7 +73,7 @@ def test_every_wanted_range_arrives_exactly_whatever_else_is_wanted(data: st.Dat
     spans = [(min(pair), max(pair) - min(pair)) for pair in ranges]
     wants = [want(*span) for span in spans]
     elsewhere = [(Collected(length), start, length) for start, length in spans]
-    sinks = [Want("data", Span(start, length), sink) for sink, start, length in elsewhere]
+    sinks = [Want("data", ByteRange(start, length), sink) for sink, start, length in elsewhere]
     stored(content).read([*(each for each, _ in wants), *sinks])
     for (start, length), (_, memory) in zip(spans, wants, strict=True):
         assert bytes(memory) == content[start : start + length]
@@ -141,7 +141,7 @@ def test_a_failure_of_one_request_ends_the_reading_and_surfaces_once() -> None:
 
 
 def test_progress_counts_wanted_bytes() -> None:
-    progress = Progress()
+    progress = TransferMeter()
     stored(contents(3 * BLOCK)).read([want(10, 100)[0], want(2 * BLOCK, 7)[0]], progress=progress)
     assert progress.snapshot().done == 107
 

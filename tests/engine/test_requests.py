@@ -14,10 +14,10 @@ from checkpoint_sidecar.engine.requests import (
     DIRECT_BYTES,
     GAP_BYTES,
     REQUEST_BYTES,
+    ByteRange,
     Landing,
-    Piece,
-    Request,
-    Span,
+    RangeRequest,
+    RequestPiece,
     land,
     plan_requests,
 )
@@ -27,7 +27,7 @@ MIB = 1024 * KIB
 SIZE = 200 * MIB
 
 spans = st.builds(
-    lambda start, length: Span(start, min(length, SIZE - start)),
+    lambda start, length: ByteRange(start, min(length, SIZE - start)),
     st.integers(0, SIZE),
     st.one_of(st.integers(0, 300 * KIB), st.integers(0, 40 * MIB)),
 )
@@ -36,8 +36,8 @@ blocks = st.sampled_from([1, 4096, 256 * KIB, 4 * MIB, 24 * MIB])
 
 @given(wanted=st.lists(spans, max_size=30), block=blocks)
 @settings(deadline=None)
-def test_every_wanted_byte_is_delivered_exactly_once(wanted: list[Span], block: int) -> None:
-    delivered: dict[int, list[Span]] = {want: [] for want in range(len(wanted))}
+def test_every_wanted_byte_is_delivered_exactly_once(wanted: list[ByteRange], block: int) -> None:
+    delivered: dict[int, list[ByteRange]] = {want: [] for want in range(len(wanted))}
     for request in plan_requests(wanted, block_bytes=block, size=SIZE):
         for piece in request.pieces:
             assert request.span.start <= piece.span.start < piece.span.end <= request.span.end
@@ -52,7 +52,7 @@ def test_every_wanted_byte_is_delivered_exactly_once(wanted: list[Span], block: 
 
 @given(wanted=st.lists(spans, max_size=30), block=blocks)
 @settings(deadline=None)
-def test_requests_hold_whole_blocks_do_not_overlap_and_are_not_too_large(wanted: list[Span], block: int) -> None:
+def test_requests_hold_whole_blocks_do_not_overlap_and_are_not_too_large(wanted: list[ByteRange], block: int) -> None:
     plan = plan_requests(wanted, block_bytes=block, size=SIZE)
     for request in plan:
         assert request.span.start % block == 0
@@ -64,7 +64,9 @@ def test_requests_hold_whole_blocks_do_not_overlap_and_are_not_too_large(wanted:
 
 @given(wanted=st.lists(spans, max_size=30), block=blocks)
 @settings(deadline=None)
-def test_what_is_read_without_being_wanted_is_parts_of_blocks_and_small_gaps(wanted: list[Span], block: int) -> None:
+def test_what_is_read_without_being_wanted_is_parts_of_blocks_and_small_gaps(
+    wanted: list[ByteRange], block: int
+) -> None:
     for request in plan_requests(wanted, block_bytes=block, size=SIZE):
         reach = request.pieces[0].span.start
         assert reach - request.span.start < block
@@ -77,7 +79,7 @@ def test_what_is_read_without_being_wanted_is_parts_of_blocks_and_small_gaps(wan
 
 @given(wanted=st.lists(spans, max_size=30), block=blocks)
 @settings(deadline=None)
-def test_ranges_that_nearly_touch_share_a_request(wanted: list[Span], block: int) -> None:
+def test_ranges_that_nearly_touch_share_a_request(wanted: list[ByteRange], block: int) -> None:
     for one, other in itertools.pairwise(plan_requests(wanted, block_bytes=block, size=SIZE)):
         apart = other.span.start - one.span.end > GAP_BYTES
         full = other.span.end - one.span.start > max(REQUEST_BYTES // block, 1) * block - GAP_BYTES - block
@@ -85,20 +87,20 @@ def test_ranges_that_nearly_touch_share_a_request(wanted: list[Span], block: int
 
 
 def test_a_file_that_is_wanted_whole_is_read_in_the_largest_requests_and_nothing_twice() -> None:
-    plan = plan_requests([Span(0, SIZE)], block_bytes=256 * KIB, size=SIZE)
+    plan = plan_requests([ByteRange(0, SIZE)], block_bytes=256 * KIB, size=SIZE)
     assert [request.span.length for request in plan] == [16 * MIB] * 12 + [8 * MIB]
 
 
 def test_many_small_neighbours_are_one_request() -> None:
-    wanted = [Span(start, 1000) for start in range(0, 1_000_000, 2000)]
+    wanted = [ByteRange(start, 1000) for start in range(0, 1_000_000, 2000)]
     (request,) = plan_requests(wanted)
-    assert request.span == Span(0, 999_000)
+    assert request.span == ByteRange(0, 999_000)
     assert len(request.pieces) == 500
 
 
 def test_the_same_bytes_wanted_twice_are_read_once() -> None:
-    (request,) = plan_requests([Span(10, 100), Span(50, 100), Span(10, 100)])
-    assert request.span == Span(10, 140)
+    (request,) = plan_requests([ByteRange(10, 100), ByteRange(50, 100), ByteRange(10, 100)])
+    assert request.span == ByteRange(10, 140)
     assert Counter(piece.want for piece in request.pieces) == {0: 1, 1: 1, 2: 1}
 
 
@@ -106,13 +108,13 @@ def test_twenty_thousand_wants_in_any_order_are_planned_in_bounded_work(monkeypa
     clipped = 0
     original = requests._clipped
 
-    def counting(span: Span, start: int, end: int) -> Span:
+    def counting(span: ByteRange, start: int, end: int) -> ByteRange:
         nonlocal clipped
         clipped += 1
         return original(span, start, end)
 
     monkeypatch.setattr(requests, "_clipped", counting)
-    wanted = [Span(index * 3000 % 60_000_000, 2000) for index in range(20_000)]
+    wanted = [ByteRange(index * 3000 % 60_000_000, 2000) for index in range(20_000)]
     plan = plan_requests(wanted, block_bytes=256 * KIB, size=60_000_000)
     assert len(plan) == 4
     assert clipped < 20_100
@@ -123,7 +125,7 @@ def landed(landing: Landing) -> list[tuple[int, int, int | None]]:
 
 
 def test_a_large_piece_lands_in_its_want_and_the_rest_of_its_blocks_in_a_buffer() -> None:
-    (request,) = plan_requests([Span(100, MIB)], block_bytes=4096, size=SIZE)
+    (request,) = plan_requests([ByteRange(100, MIB)], block_bytes=4096, size=SIZE)
     landing = land(request, lambda _: True)
     assert landed(landing) == [(0, 100, None), (100, MIB, 0), (100 + MIB, 3996, None)]
     assert landing.copies == ()
@@ -131,28 +133,28 @@ def test_a_large_piece_lands_in_its_want_and_the_rest_of_its_blocks_in_a_buffer(
 
 
 def test_a_small_piece_is_copied_out_of_the_buffer() -> None:
-    (request,) = plan_requests([Span(100, DIRECT_BYTES - 1)])
+    (request,) = plan_requests([ByteRange(100, DIRECT_BYTES - 1)])
     landing = land(request, lambda _: True)
     assert landed(landing) == [(100, DIRECT_BYTES - 1, None)]
     assert landing.copies == request.pieces
 
 
 def test_a_piece_without_memory_to_land_in_is_copied_out_of_the_buffer() -> None:
-    (request,) = plan_requests([Span(100, MIB)])
+    (request,) = plan_requests([ByteRange(100, MIB)])
     assert land(request, lambda _: False).copies == request.pieces
 
 
 def test_of_two_pieces_that_overlap_one_lands_and_the_other_is_copied() -> None:
-    (request,) = plan_requests([Span(0, MIB), Span(MIB // 2, MIB)])
+    (request,) = plan_requests([ByteRange(0, MIB), ByteRange(MIB // 2, MIB)])
     landing = land(request, lambda _: True)
     assert landed(landing) == [(0, MIB, 0), (MIB, MIB // 2, None)]
-    assert landing.copies == (Piece(1, Span(MIB // 2, MIB)),)
+    assert landing.copies == (RequestPiece(1, ByteRange(MIB // 2, MIB)),)
 
 
 @given(wanted=st.lists(spans, max_size=20), block=blocks, with_memory=st.sets(st.integers(0, 19)))
 @settings(deadline=None)
 def test_slots_cover_a_request_and_every_piece_has_landed_or_is_copied(
-    wanted: list[Span], block: int, with_memory: set[int]
+    wanted: list[ByteRange], block: int, with_memory: set[int]
 ) -> None:
     for request in plan_requests(wanted, block_bytes=block, size=SIZE):
         landing = land(request, with_memory.__contains__)
@@ -164,15 +166,15 @@ def test_slots_cover_a_request_and_every_piece_has_landed_or_is_copied(
             position = slot.span.end
         assert position == request.span.end
         assert landing.bounced == sum(slot.span.length for slot in landing.slots if slot.want is None)
-        direct = Counter(Piece(slot.want, slot.span) for slot in landing.slots if slot.want is not None)
+        direct = Counter(RequestPiece(slot.want, slot.span) for slot in landing.slots if slot.want is not None)
         assert direct + Counter(landing.copies) == Counter(request.pieces)
 
 
 def test_nothing_wanted_is_nothing_read() -> None:
     assert plan_requests([]) == []
-    assert plan_requests([Span(5, 0)], block_bytes=4096, size=10) == []
+    assert plan_requests([ByteRange(5, 0)], block_bytes=4096, size=10) == []
 
 
 def test_the_last_block_ends_with_the_file() -> None:
-    (request,) = plan_requests([Span(4096, 1)], block_bytes=4096, size=5000)
-    assert request == Request(Span(4096, 904), (Piece(0, Span(4096, 1)),))
+    (request,) = plan_requests([ByteRange(4096, 1)], block_bytes=4096, size=5000)
+    assert request == RangeRequest(ByteRange(4096, 904), (RequestPiece(0, ByteRange(4096, 1)),))

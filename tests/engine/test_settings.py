@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.engine.settings import EngineSettings, cores_of_rank
-from checkpoint_sidecar.store.calls import LEAST_TRIES, PATIENT
+from checkpoint_sidecar.engine.limits import EngineSettings, cores_of_rank
+from checkpoint_sidecar.store.common.calls import LEAST_TRIES, PATIENT
 
 
 def test_without_variables_the_defaults_hold() -> None:

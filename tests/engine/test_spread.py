@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.engine.spread import PORTION, Chunk, Share, spread
+from checkpoint_sidecar.engine.assignment import PORTION, AssignedRows, Chunk, spread
 
 MIB = 1024 * 1024
 
@@ -19,7 +19,7 @@ def chunks(draw: st.DrawFn, ranks: int) -> Chunk:
     return Chunk(draw(st.integers(0, 10**9)), draw(st.integers(1, 10**6)), tuple(sorted(holders)))
 
 
-def loads(given: list[Chunk], shares: list[tuple[Share, ...]], ranks: int) -> list[float]:
+def loads(given: list[Chunk], shares: list[tuple[AssignedRows, ...]], ranks: int) -> list[float]:
     result = [0.0] * ranks
     for chunk, each in zip(given, shares, strict=True):
         for share in each:

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from checkpoint_sidecar.core.errors import StoreError, TransferCancelledError
 from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.engine.files import SMALL_BYTES, Bytes, FilePlan, parts_of
-from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.engine.settings import LEAST_MEMORY_BYTES, EngineSettings
+from checkpoint_sidecar.engine.limits import LEAST_MEMORY_BYTES, EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
 from checkpoint_sidecar.store.base import Buffer, Upload
-from checkpoint_sidecar.store.parts import PART_BYTES
+from checkpoint_sidecar.store.common.parts import PART_BYTES
 from doubles.memory import MemoryStore
 
 BLOCK = 256 * 1024
@@ -178,7 +178,7 @@ def test_the_first_failure_ends_everything_and_nothing_is_visible(failing: FileP
 
 
 def test_a_save_that_is_called_off_stores_nothing() -> None:
-    store, progress = Slow(), Progress()
+    store, progress = Slow(), TransferMeter()
     plan = FilePlan("data", (Bytes(contents(2 * PART_BYTES)),))
     progress.cancel()
     with pytest.raises(TransferCancelledError):
@@ -201,7 +201,7 @@ def test_what_is_fetched_to_be_sent_stays_within_the_budget_however_slow_the_sto
 
 
 def test_progress_hears_of_every_byte() -> None:
-    progress = Progress()
+    progress = TransferMeter()
     plan = FilePlan("data", tuple(Bytes(contents(MIB)) for _ in range(40)))
     upload_files(MemoryStore(), "folder", [plan], block_bytes=BLOCK, settings=FEW, progress=progress)
     assert (progress.snapshot().done, progress.snapshot().total) == (40 * MIB, 40 * MIB)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 import crc32c
 
 from builders import OWNER
+from checkpoint_sidecar.attempt.run_save import NewSave
+from checkpoint_sidecar.attempt.save_target import Draft, RunTarget
+from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
 from checkpoint_sidecar.core import layout, manifest
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
@@ -25,12 +28,9 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.log import Owner, PodIdentity, Trigger
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
-from checkpoint_sidecar.engine.compared import Compared
+from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.verify import verify_snapshot
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.training.saves import NewSave
-from checkpoint_sidecar.training.session import Defaults, Session
-from checkpoint_sidecar.training.target import Draft, RunTarget
+from checkpoint_sidecar.store.common.parts import write_object
 from model.promises import require
 from model.turns import Actor
 from model.world import World, connect
@@ -90,7 +90,7 @@ def trainer(
     """
 
     def body(actor: Actor) -> None:
-        session = Session(connect(world), owner, Defaults(SavePolicy(), overwrite), log_floor=floor)
+        session = AttemptSession(connect(world), owner, Defaults(SavePolicy(), overwrite), log_floor=floor)
         try:
             pods = (PodIdentity(actor.name, f"uid-{actor.name}"),)
             outcome.attempt = session.start(world_size=1, pods=pods, patience_seconds=0)
@@ -122,7 +122,7 @@ def trainer(
     return body
 
 
-def _restore(world: World, session: Session, outcome: Outcome) -> int:
+def _restore(world: World, session: AttemptSession, outcome: Outcome) -> int:
     """The step it goes on from."""
     promises = world.promises
     while True:
@@ -136,7 +136,7 @@ def _restore(world: World, session: Session, outcome: Outcome) -> int:
         commit = session.log.run.snapshots[candidate.snapshot].commit
         try:
             verify_snapshot(session.store, commit, level=candidate.verify)
-            compared = Compared(candidate.manifest)
+            compared = ComparedBytes(candidate.manifest)
             if candidate.verify == "Checksums":
                 compared.flags[:] = b"\1" * len(compared.flags)
         except CheckpointError as error:
@@ -148,7 +148,7 @@ def _restore(world: World, session: Session, outcome: Outcome) -> int:
         return candidate.step
 
 
-def _save(world: World, session: Session, draft: Draft, outcome: Outcome) -> None:
+def _save(world: World, session: AttemptSession, draft: Draft, outcome: Outcome) -> None:
     """What the storage writer does on rank 0, without torch: upload, describe, commit, and tidy up as it does."""
     target = RunTarget(session, draft)
     try:
@@ -175,7 +175,7 @@ def _save(world: World, session: Session, draft: Draft, outcome: Outcome) -> Non
     target.publish()
 
 
-def _upload(session: Session, new: NewSave, written: list[str]) -> tuple[manifest.Manifest, str]:
+def _upload(session: AttemptSession, new: NewSave, written: list[str]) -> tuple[manifest.Manifest, str]:
     files = []
     for name in ("__0_0.distcp", layout.METADATA_NAME, layout.STOCK_METADATA_NAME):
         data = f"{name} of {new.snapshot}".encode()
@@ -194,6 +194,6 @@ def _upload(session: Session, new: NewSave, written: list[str]) -> tuple[manifes
     return listing, manifest.digest(encoded)
 
 
-def _delete(session: Session, written: list[str]) -> None:
+def _delete(session: AttemptSession, written: list[str]) -> None:
     with contextlib.suppress(StoreError):
         session.store.delete(written)

@@ -22,25 +22,18 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from checkpoint_sidecar.attempt import heartbeat, setbacks
+from checkpoint_sidecar.attempt import save_target as target
 from checkpoint_sidecar.core import layout, manifest
 from checkpoint_sidecar.core.errors import CheckpointError, CorruptSnapshotError, StoreError
 from checkpoint_sidecar.core.log import Owner, PodIdentity
 from checkpoint_sidecar.core.policy import SavePolicy
-from checkpoint_sidecar.store import runlog
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.training import (
-    agreement,
-    checkpointer,
-    progress,
-    restoring,
-    saver,
-    saving,
-    setbacks,
-    target,
-)
+from checkpoint_sidecar.runs import log
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.training import agreement, checkpointer, restoring, saver, saving
 from checkpoint_sidecar.training.checkpointer import Checkpointer
-from checkpoint_sidecar.training.failures import never_reached_commit
-from checkpoint_sidecar.training.leftovers import Leftovers
+from checkpoint_sidecar.training.dcp.errors import never_reached_commit
+from checkpoint_sidecar.training.state.leftovers import Leftovers
 from checkpoint_sidecar.training.vote import Stop
 from model.actors import launch
 from model.promises import require
@@ -472,7 +465,7 @@ def in_gangs(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpointer.Transfers, "__init__", lambda self, **_: vars(self).update(_show=False, _now=None))
     threads = SimpleNamespace(Event=Event, Thread=lambda target, name, **_: Thread(world, target, name))
     patch.setattr(saving, "threading", threads)
-    patch.setattr(runlog, "threading", SimpleNamespace(RLock=Lock))
+    patch.setattr(log, "threading", SimpleNamespace(RLock=Lock))
     patch.setattr(saving, "SnapshotWriter", Writer)
     patch.setattr(saving, "BalancedSavePlanner", lambda **_: None)
     patch.setattr(saving, "save", save)
@@ -482,7 +475,7 @@ def in_gangs(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(restoring, "Contents", Contents)
     patch.setattr(restoring, "ItemPlanner", lambda _: SimpleNamespace(loaded={}))
     _places.clear()
-    for module in (progress, setbacks):
+    for module in (heartbeat, setbacks):
         patch.setattr(module, "Periodic", Unasked)
 
 

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator import entries, erase, execute, plan, storage
-from checkpoint_operator.scrubber import Scrubber
+from checkpoint_operator.act import erasure, execute
+from checkpoint_operator.act.scrubber import Scrubber
+from checkpoint_operator.decide import appends, plan
+from checkpoint_operator.gather import run_store
+from checkpoint_sidecar.attempt.session import AttemptSession
 from checkpoint_sidecar.core import attempt, belongings, lineage, log, purging, replay, retention
 from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine import confirm, pointer
-from checkpoint_sidecar.store.deletion import delete_save
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.training.session import Session
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.runs.purge import delete_save
 from model import stories
 from model.machine import Machine
 from model.protocol import Protocol
@@ -86,7 +88,7 @@ MUTANTS = (
         0,
         "a sign of life does not keep an attempt from being fenced",
         stories.an_attempt_that_commits_while_it_is_taken_for_dead_is_not_fenced,
-        entries.fence,
+        appends.fence,
         ' or (attempt.last_commit or "") != action.commit',
         "",
     ),
@@ -104,7 +106,7 @@ MUTANTS = (
         1,
         "a retirement is not judged again",
         100,
-        entries._retire,
+        appends._retire,
         "judge(run, now=now, terms=action.terms).retire.get(action.snapshot)",
         '("Planned",)',
     ),
@@ -138,7 +140,9 @@ MUTANTS = (
     ),
     Mutant(4, "the target of a rollback goes", 100, lineage.rollback_target, "return ", "return None and "),
     # 5: only evidence counts against a snapshot
-    Mutant(5, "a failing store is evidence in a restore", 132, Session.failed, 'else "None"', 'else "MissingObject"'),
+    Mutant(
+        5, "a failing store is evidence in a restore", 132, AttemptSession.failed, 'else "None"', 'else "MissingObject"'
+    ),
     Mutant(
         5,
         "a failing store is evidence in a check",
@@ -222,7 +226,7 @@ MUTANTS = (
         9,
         "the store's clock is read early",
         stories.nothing_is_deleted_a_moment_before_its_grace_period_ends,
-        storage.Session.now,
+        run_store.RunStore.now,
         "seconds=time.monotonic() - then",
         "seconds=time.monotonic() - then + 5.0",
     ),
@@ -296,7 +300,7 @@ MUTANTS = (
         0,
         "a deletion begins with the log",
         stories.a_deletion_that_was_interrupted_is_ended_before_the_next_run_begins,
-        erase.erase,
+        erasure.erase,
         "    listed = ",
         "    _delete_log(session, run)\n    listed = ",
         Upheavals,
@@ -305,7 +309,7 @@ MUTANTS = (
         0,
         "a deletion takes the tombstone along",
         stories.a_deletion_that_was_interrupted_is_ended_before_the_next_run_begins,
-        erase._delete_log,
+        erasure._delete_log,
         "number < run.tombstone",
         "True",
         Upheavals,
@@ -355,12 +359,12 @@ MUTANTS = (
         Upheavals,
     ),
     # Changing hands
-    Mutant(0, "a take-over acts again and again", 5, entries._adopt, "may = not before or", "may = True or", Upheavals),
+    Mutant(0, "a take-over acts again and again", 5, appends._adopt, "may = not before or", "may = True or", Upheavals),
     Mutant(
         0,
         "a run is taken over only once",
         16,
-        entries._adopt,
+        appends._adopt,
         "or (action.renewed and action.request not in before)",
         "",
         Upheavals,
@@ -378,7 +382,7 @@ MUTANTS = (
         5,
         "one moment counts twice",
         1,
-        entries._check,
+        appends._check,
         "if found.failures != action.finding.failures:",
         "if False:",
         Upheavals,
@@ -405,7 +409,7 @@ MUTANTS = (
         5,
         "a second look clears nothing",
         stories.a_second_look_clears_what_is_whole_after_all,
-        entries._check,
+        appends._check,
         'clears = found.failures and check.level == "Checksums"',
         "clears = False",
         Upheavals,

@@ -10,19 +10,21 @@ from typing import Any
 import msgspec
 
 from builders import BEGINNING, OTHER_OWNER, OWNER
-from checkpoint_operator import deletion, execute, plan, status
-from checkpoint_operator.limits import RateLimit
-from checkpoint_operator.memory import Memory
-from checkpoint_operator.model import Checkpoint, Key, Mirror, Observed, Quota
-from checkpoint_operator.resources import mirror_name
-from checkpoint_operator.scrubber import Scrubber
-from checkpoint_operator.storage import Session, fault_from, missing_log
-from checkpoint_operator.translate import policy_of
+from checkpoint_operator.act import execute
+from checkpoint_operator.act.scrubber import Scrubber
+from checkpoint_operator.decide import finalizer, plan
+from checkpoint_operator.fairness.rate_limit import RateLimit
+from checkpoint_operator.gather.run_store import RunStore, fault_from, missing_log
+from checkpoint_operator.gather.spec_policy import policy_of
+from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Quota
+from checkpoint_operator.process.memory import Memory
+from checkpoint_operator.report import status
+from checkpoint_operator.report.resources import mirror_name
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.errors import CheckpointError, LogReplacedError, StoreError
 from checkpoint_sidecar.core.log import Owner
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
 from model.promises import require
 from model.turns import Actor
 from model.world import URL, World
@@ -54,7 +56,7 @@ class User:
     quota: int | None = None
     objects: int = 0
     deleted: bool = False
-    released: deletion.Release | None = None
+    released: finalizer.Release | None = None
 
     @property
     def uid(self) -> str:
@@ -93,7 +95,7 @@ class User:
             "2026-01-01T00:00:00Z",
             msgspec.convert(self.spec, CheckpointSpec),
             self.status,
-            finalizers=(deletion.FINALIZER,) if self.deleted else (),
+            finalizers=(finalizer.FINALIZER,) if self.deleted else (),
             deleted_at=BEGINNING if self.deleted else None,
         )
 
@@ -133,7 +135,7 @@ def operator(
     return body
 
 
-class _Session(Session):
+class _Session(RunStore):
     """A session whose log has the patience of the story."""
 
     def __init__(self, writer: str, *, patient: bool) -> None:
@@ -166,7 +168,7 @@ class _Process:
                 return  # that Checkpoint is gone
             user.status = status.status_of(seen)
             user.left = plan.store_actions(seen)
-            released = deletion.release(seen)
+            released = finalizer.release(seen)
             if released is not None:
                 user.released = released
                 self._world.tell(f"    the Checkpoint is gone: {released.retained or 'its run is deleted'}")

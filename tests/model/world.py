@@ -17,13 +17,15 @@ import pytest
 import tenacity
 
 from builders import BEGINNING, nonce_of
-from checkpoint_operator import memory, scrubber, storage
+from checkpoint_operator.act import scrubber
+from checkpoint_operator.gather import run_store
+from checkpoint_operator.process import memory
+from checkpoint_sidecar.attempt import session
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.errors import CheckpointError, ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.engine import verify
-from checkpoint_sidecar.store import entries, runlog
+from checkpoint_sidecar.runs import entries, log
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, Store, StoredObject
-from checkpoint_sidecar.training import session
 from doubles.memory import MemoryStore
 from model.promises import BrokenPromiseError, Promises
 from model.turns import Actor
@@ -293,18 +295,18 @@ def in_world(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compaction, "SPANS", (5, 20, 80))
     patch.setenv("CHECKPOINT_CONNECTIONS", "1")
     patch.setattr(layout, "new_nonce", world.fresh)
-    patch.setattr(runlog, "new_entry_id", lambda: f"entry-{world.fresh()}")
-    patch.setattr(runlog, "dt", calendar)
-    patch.setattr(runlog, "time", clock)
+    patch.setattr(log, "new_entry_id", lambda: f"entry-{world.fresh()}")
+    patch.setattr(log, "dt", calendar)
+    patch.setattr(log, "time", clock)
     patch.setattr(memory, "time", clock)
-    patch.setattr(storage, "time", clock)
+    patch.setattr(run_store, "time", clock)
     patch.setattr(scrubber, "time", clock)
     patch.setattr(scrubber, "run_in_thread", _here)
     patch.setattr(tenacity.nap, "time", clock)
     for module in (entries, verify):
         patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
     patch.setattr(session, "Periodic", Unasked)
-    patch.setattr(storage, "open_store", lambda *_, **__: connect(world))
+    patch.setattr(run_store, "open_store", lambda *_, **__: connect(world))
 
 
 async def _here(call: Callable[[], T], **_: object) -> T:

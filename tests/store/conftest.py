@@ -13,14 +13,15 @@ from typing import Any, TypeAlias, get_args
 import pytest
 from moto.server import ThreadedMotoServer
 
-from checkpoint_sidecar.store import parts, promises
+from checkpoint_sidecar.conformance import promises
+from checkpoint_sidecar.conformance.suite import Trial
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
-from checkpoint_sidecar.store.conformance import Trial
-from checkpoint_sidecar.store.fsspec_store import FsspecStore
-from checkpoint_sidecar.store.http_store import HttpStore
+from checkpoint_sidecar.store.common import parts
+from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
+from checkpoint_sidecar.store.http.adapter import HttpStore
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.settings import StoreSettings
 from doubles.faulty_server import FaultyServer, faulty_server
 from doubles.memory import MemoryStore
 from emulators import build, servers

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from checkpoint_sidecar.conformance.suite import Trial
 from checkpoint_sidecar.store.base import Buffer
-from checkpoint_sidecar.store.conformance import Trial
-from checkpoint_sidecar.store.parts import write_object
+from checkpoint_sidecar.store.common.parts import write_object
 from s3servers import SMALLEST_PART
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import botocore.credentials
 import pytest
 
+from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import AccessDeniedError, ConfigurationError
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.probe import probe
-from checkpoint_sidecar.store.ranges import read_range
-from checkpoint_sidecar.store.settings import StoreSettings
 from s3servers import REGION, SMALLEST_PART, Route, Server
 
 pytestmark = pytest.mark.store

@@ -15,12 +15,12 @@ from checkpoint_sidecar.core.errors import (
     TruncatedObjectError,
     UnknownOutcomeError,
 )
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.ranges import read_range
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.proxies import QuietHandler, listening
 from s3servers import SMALLEST_PART
 

@@ -19,17 +19,18 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import AccessDeniedError, BucketNotFoundError, ObjectExistsError, StoreError
-from checkpoint_sidecar.store import azure_identity, google_identity
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from checkpoint_sidecar.store.azure import identity as azure_identity
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
-from checkpoint_sidecar.store.google_identity import GoogleIdentity, parse_key
-from checkpoint_sidecar.store.http_store import HttpStore
+from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.common.ranges import read_range
+from checkpoint_sidecar.store.google import identity as google_identity
+from checkpoint_sidecar.store.google.identity import GoogleIdentity, parse_key
+from checkpoint_sidecar.store.http.adapter import HttpStore
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.probe import probe
-from checkpoint_sidecar.store.ranges import read_range
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Answer, Effect, Fault, FaultyServer, faulty_server
 from doubles.proxies import QuietHandler, listening
 from doubles.resumable import resumable_uploads

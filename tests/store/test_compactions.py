@@ -11,14 +11,14 @@ import pytest
 
 from builders import OWNER
 from checkpoint_sidecar.core import compaction, layout
-from checkpoint_sidecar.core.compaction import RawEntry, Span, unpack
+from checkpoint_sidecar.core.compaction import EntryRange, RawEntry, unpack
 from checkpoint_sidecar.core.errors import LogError, LogMissingError, ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.log import AttemptStarted, RunAdopted, RunClaimed
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.store.entries import get_entries
+from checkpoint_sidecar.runs.entries import get_entries
+from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.runlog import RunLog
 from doubles.counting import CountingStore
 from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply
 from doubles.faulty_server import Fault
@@ -54,11 +54,11 @@ def plain(store: MemoryStore) -> Run:
     return replay(entry.decode() for entry in get_entries(store, range(1, LENGTH + 1)))
 
 
-def contents(store: MemoryStore, span: Span) -> list[RawEntry]:
+def contents(store: MemoryStore, span: EntryRange) -> list[RawEntry]:
     return list(unpack(store.get(span.key, max_bytes=10**8).data, span))
 
 
-def forge(store: MemoryStore, span: Span, change: Callable[[list[RawEntry]], list[RawEntry]]) -> None:
+def forge(store: MemoryStore, span: EntryRange, change: Callable[[list[RawEntry]], list[RawEntry]]) -> None:
     data = compaction.encode(change(contents(store, span)))
     assert data is not None
     store.corrupt(span.key, data)
@@ -138,7 +138,7 @@ def test_entries_of_kinds_that_this_version_does_not_know_are_kept_to_the_byte(s
             store.put(layout.log_key(entry.number), altered)
     compact(store)
 
-    assert contents(store, Span(111, 120))[LENGTH - 110].data == data
+    assert contents(store, EntryRange(111, 120))[LENGTH - 110].data == data
     run, _ = opened(store)
     assert (run.head, run.unknown_critical) == (LENGTH + 5, "SnapshotsRelocated")
 
@@ -195,7 +195,7 @@ def test_a_listing_that_begins_late_costs_no_pages_of_what_comes_before(route: R
 
 # What is wrong with a compaction costs requests and nothing else
 
-BIG = Span(1, 100)
+BIG = EntryRange(1, 100)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ BIG = Span(1, 100)
         pytest.param(lambda store: store.corrupt(BIG.key, b"rot"), id="rot"),
         pytest.param(lambda store: store.corrupt(BIG.key, b"x" * (65 * 1024 * 1024)), id="too large"),
         pytest.param(
-            lambda store: store.corrupt(BIG.key, store.get(Span(1, 10).key, max_bytes=10**6).data), id="other"
+            lambda store: store.corrupt(BIG.key, store.get(EntryRange(1, 10).key, max_bytes=10**6).data), id="other"
         ),
         pytest.param(lambda store: forge(store, BIG, lambda e: [e[0], *e[2:3], *e[2:]]), id="an entry twice"),
         pytest.param(lambda store: forge(store, BIG, lambda e: [*e[:50], e[0], *e[51:]]), id="an entry of elsewhere"),
@@ -227,7 +227,7 @@ def test_a_damaged_compaction_is_ignored_loudly_and_smaller_ones_serve(
 def test_a_forged_history_with_a_chain_of_its_own_is_ignored_loudly(
     number: int, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.delete([Span(101, 110).key])
+    store.delete([EntryRange(101, 110).key])
     forge(store, BIG, lambda entries: rechained(entries, number))
 
     run, _ = opened(store)
@@ -239,10 +239,10 @@ def test_a_forged_history_with_a_chain_of_its_own_is_ignored_loudly(
 def test_a_compaction_that_does_not_continue_the_one_before_is_ignored(
     store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forge(store, Span(101, 110), lambda entries: rechained(entries, 101))
+    forge(store, EntryRange(101, 110), lambda entries: rechained(entries, 101))
 
     assert opened(store)[0] == plain(store)
-    assert Span(101, 110).key in caplog.text
+    assert EntryRange(101, 110).key in caplog.text
 
 
 def test_a_compaction_that_vanishes_after_it_was_listed_is_done_without(store: MemoryStore) -> None:
@@ -309,12 +309,12 @@ def test_of_two_writers_the_slower_one_finds_nothing_to_do() -> None:
     first, second = RunLog(store, writer="first"), RunLog(store, writer="second")
     first.refresh(), second.refresh()
 
-    first.compact(Span(1, 10))
-    written = store.get(Span(1, 10).key, max_bytes=10**6)
-    second.compact(Span(1, 10))
+    first.compact(EntryRange(1, 10))
+    written = store.get(EntryRange(1, 10).key, max_bytes=10**6)
+    second.compact(EntryRange(1, 10))
 
-    assert store.get(Span(1, 10).key, max_bytes=10**6) == written
-    assert first.compactions == second.compactions == {Span(1, 10)}
+    assert store.get(EntryRange(1, 10).key, max_bytes=10**6) == written
+    assert first.compactions == second.compactions == {EntryRange(1, 10)}
 
 
 def test_a_compaction_whose_reply_is_lost_is_found_by_the_next_try() -> None:
@@ -324,10 +324,10 @@ def test_a_compaction_whose_reply_is_lost_is_found_by_the_next_try() -> None:
     log.refresh()
 
     with pytest.raises(UnknownOutcomeError):
-        log.compact(Span(1, 10))
+        log.compact(EntryRange(1, 10))
     assert log.compactions == frozenset()
-    log.compact(Span(1, 10))
-    assert log.compactions == {Span(1, 10)}
+    log.compact(EntryRange(1, 10))
+    assert log.compactions == {EntryRange(1, 10)}
 
 
 def test_a_compaction_that_lands_late_replaces_nothing() -> None:
@@ -335,8 +335,8 @@ def test_a_compaction_that_lands_late_replaces_nothing() -> None:
     write_log(store, 10)
     log = RunLog(FaultyStore(store, puts=[late]), writer="test")
     with pytest.raises(UnknownOutcomeError):
-        log.compact(Span(1, 10))
-    log.compact(Span(1, 10))
+        log.compact(EntryRange(1, 10))
+    log.compact(EntryRange(1, 10))
 
     with pytest.raises(ObjectExistsError):
         late.land()
@@ -345,8 +345,10 @@ def test_a_compaction_that_lands_late_replaces_nothing() -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(lambda store: store.corrupt(Span(31, 40).key, b"rot"), id="rot"),
-        pytest.param(lambda store: forge(store, Span(91, 100), lambda e: rechained(e, 100)), id="a forged last entry"),
+        pytest.param(lambda store: store.corrupt(EntryRange(31, 40).key, b"rot"), id="rot"),
+        pytest.param(
+            lambda store: forge(store, EntryRange(91, 100), lambda e: rechained(e, 100)), id="a forged last entry"
+        ),
     ],
 )
 def test_a_merger_with_a_damaged_part_is_made_from_the_log_itself(
@@ -368,7 +370,7 @@ def test_a_broken_log_is_not_compacted() -> None:
     store.corrupt(layout.log_key(5), data.replace(b"library", b"another"))
 
     with pytest.raises(LogError, match="entry 6"):
-        RunLog(store, writer="test").compact(Span(1, 10))
+        RunLog(store, writer="test").compact(EntryRange(1, 10))
     assert not list(store.list(layout.COMPACTION_FOLDER))
 
 

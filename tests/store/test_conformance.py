@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from checkpoint_sidecar.conformance.probe import probe
+from checkpoint_sidecar.conformance.promises import CHECKS
+from checkpoint_sidecar.conformance.suite import BrokenPromiseError, Check, PromiseVerdict, Trial, examine
 from checkpoint_sidecar.core.errors import AccessDeniedError, NoConditionalWriteError, ObjectExistsError, StoreError
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, Upload
-from checkpoint_sidecar.store.conformance import BrokenPromiseError, Check, Trial, Verdict, examine
-from checkpoint_sidecar.store.probe import probe
-from checkpoint_sidecar.store.promises import CHECKS
 from doubles.memory import MemoryStore, utc_now
 
 every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.promise)
@@ -225,14 +225,14 @@ def test_a_store_that_breaks_the_promise_is_found_out(check: Check) -> None:
 
     findings = {finding.check: finding for finding in examine(store, store, CHECKS)}
 
-    assert findings[check].verdict is Verdict.BROKEN
+    assert findings[check].verdict is PromiseVerdict.BROKEN
     assert findings[check].detail
 
 
 def test_a_store_in_order_is_found_to_keep_everything_and_left_empty() -> None:
     store = MemoryStore()
 
-    assert {finding.verdict for finding in examine(store, store, CHECKS)} == {Verdict.KEPT}
+    assert {finding.verdict for finding in examine(store, store, CHECKS)} == {PromiseVerdict.KEPT}
     assert list(store.list()) == []
 
 
@@ -275,7 +275,7 @@ class Denies(MemoryStore):
 def test_a_store_that_cannot_be_asked_is_not_judged_and_asked_no_more() -> None:
     findings = list(examine(Denies(), Denies(), CHECKS))
 
-    assert {finding.verdict for finding in findings} == {Verdict.UNANSWERED}
+    assert {finding.verdict for finding in findings} == {PromiseVerdict.UNANSWERED}
     assert "not allowed" in findings[0].detail
     assert all("first question" in finding.detail for finding in findings[1:])
 
@@ -289,6 +289,6 @@ class DeletesNothing(MemoryStore):
 def test_a_trial_that_cannot_be_removed_is_no_success() -> None:
     store = DeletesNothing()
 
-    assert next(examine(store, store, CHECKS)).verdict is Verdict.UNANSWERED
+    assert next(examine(store, store, CHECKS)).verdict is PromiseVerdict.UNANSWERED
     with pytest.raises(StoreError, match="read-only"):
         probe(store)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_sidecar import conformance
+from checkpoint_sidecar.conformance import __main__ as conformance
+from checkpoint_sidecar.conformance.promises import CHECKS
 from checkpoint_sidecar.store.opening import Driver
-from checkpoint_sidecar.store.promises import CHECKS
 from doubles.faulty_server import Fault, FaultyServer, faulty_server
 from s3servers import REGION, Server
 

@@ -15,13 +15,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from crc32c import crc32c
 
+from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.probe import probe
-from checkpoint_sidecar.store.ranges import read_range
 from doubles.proxies import QuietHandler, listening
 from s3servers import SMALLEST_PART, Server
 

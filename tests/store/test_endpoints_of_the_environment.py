@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_sidecar import conformance
+from checkpoint_sidecar.conformance import __main__ as conformance
+from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import ConfigurationError, RequestRefusedError, StoreError, UnknownOutcomeError
-from checkpoint_sidecar.store.calls import Calls, Patience
-from checkpoint_sidecar.store.certificates import trust
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from checkpoint_sidecar.store.common.calls import Calls, Patience
+from checkpoint_sidecar.store.http.certificates import trust
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.probe import probe
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.proxies import QuietHandler, listening
 from emulators.servers import Emulator
 from s3servers import REGION, Server

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -21,15 +22,14 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
     UnknownOutcomeError,
 )
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
-from checkpoint_sidecar.store.fsspec_store import FsspecStore
-from checkpoint_sidecar.store.http_store import HttpStore
+from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.common.ranges import read_range
+from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
+from checkpoint_sidecar.store.http.adapter import HttpStore
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.probe import probe
-from checkpoint_sidecar.store.ranges import read_range
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
 from emulators.servers import service_account_key
 from localcluster.pki import Authority

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from checkpoint_sidecar.core.errors import StoreError
+from checkpoint_sidecar.store.access import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.ranges import read_range
-from checkpoint_sidecar.store.settings import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials
+from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.common.ranges import read_range
 from doubles.faulty_server import Answer, Effect, Fault
 from s3servers import LONG, SMALLEST_PART, Route
 

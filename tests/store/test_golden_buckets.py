@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from builders import OWNER
-from checkpoint_operator.actions import CollectOrphans, End, Erase, PublishPointer, Purge
-from checkpoint_operator.execute import carry_out
-from checkpoint_operator.storage import Session
+from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.model.actions import CollectOrphans, End, Erase, PublishPointer, Purge
+from checkpoint_sidecar.attempt.directory_save import DirectorySave
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.belongings import Foreign, survey
 from checkpoint_sidecar.core.log import SnapshotRetired
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.engine.pointer import publish
 from checkpoint_sidecar.engine.verify import verify_snapshot
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.directory import DirectorySave
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from trainers import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,8 +40,8 @@ def bucket(tmp_path: Path) -> Bucket:
     return unpack
 
 
-def operator(store: LocalStore) -> Session:
-    session = Session(StoreSettings(store.url), writer="operator test")
+def operator(store: LocalStore) -> RunStore:
+    session = RunStore(StoreSettings(store.url), writer="operator test")
     session.probe()
     session.log.refresh()
     return session

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import CheckpointError
-from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from checkpoint_sidecar.store.common.calls import Patience
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.probe import probe
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.proxies import QuietHandler, listening
 from doubles.verbs import OF_UNFINISHED_UPLOADS, REQUESTS
 from emulators.servers import Emulator, service_account_key

@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from checkpoint_sidecar.store.http_connections import (
+from checkpoint_sidecar.store.http.connections import (
     FAILURES,
     MOST_ANSWER_BYTES,
     Answer,
     Connections,
+    HttpRequest,
     NoConnectionError,
-    Request,
 )
 from localcluster.pki import Authority
 
@@ -77,7 +77,7 @@ def answering(*answers: bytes) -> Serve:
 
 def get(connections: Connections, url: str, size: int = 0) -> tuple[Answer, bytes]:
     buffers = [bytearray(size // 3), bytearray(size - size // 3)]
-    request = Request("GET", url, SILENCE_SECONDS)
+    request = HttpRequest("GET", url, SILENCE_SECONDS)
     answer = connections.exchange(request, into=[memoryview(buffer) for buffer in buffers], fill_on=(200, 206))
     return answer, b"".join(buffers)
 
@@ -137,7 +137,7 @@ NEVER = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 def test_an_answer_without_an_end_ends(serve: Serve, size: int, connections: Connections) -> None:
     into, fill_on = ([memoryview(bytearray(size))], (200,)) if size else ([], ())
     with server(serve) as at, pytest.raises(FAILURES):
-        connections.exchange(Request("GET", f"http://{at}/", SILENCE_SECONDS), into=into, fill_on=fill_on)
+        connections.exchange(HttpRequest("GET", f"http://{at}/", SILENCE_SECONDS), into=into, fill_on=fill_on)
 
 
 def test_after_a_renewal_no_connection_is_used_that_was_open_before(connections: Connections) -> None:
@@ -221,7 +221,7 @@ def test_a_server_that_takes_no_more_of_a_body_is_silent(connections: Connection
     body = [memoryview(bytes(64 * 1024 * 1024))]
     with server(serve) as at:
         with pytest.raises(TimeoutError):
-            connections.exchange(Request("PUT", f"http://{at}/", 60, body=body))
+            connections.exchange(HttpRequest("PUT", f"http://{at}/", 60, body=body))
         over.set()
 
 
@@ -233,7 +233,7 @@ def test_of_an_endless_error_only_the_beginning_is_read(connections: Connections
             connection.sendall(bytes(65536))
 
     with server(serve) as at:
-        answer = connections.exchange(Request("PUT", f"http://{at}/", SILENCE_SECONDS))
+        answer = connections.exchange(HttpRequest("PUT", f"http://{at}/", SILENCE_SECONDS))
     assert answer.status == 500
     assert len(answer.body) == MOST_ANSWER_BYTES
     assert not answer.whole
@@ -249,7 +249,7 @@ def test_a_refusal_before_the_body_was_read_is_an_answer(connections: Connection
 
     with server(serve) as at:
         body = [memoryview(bytes(1024 * 1024))]
-        assert connections.exchange(Request("PUT", f"http://{at}/", 5, body=body)).status == 503
+        assert connections.exchange(HttpRequest("PUT", f"http://{at}/", 5, body=body)).status == 503
 
 
 def test_a_connection_that_the_server_closed_is_not_used_again(connections: Connections) -> None:
@@ -264,7 +264,7 @@ def test_no_connection_is_told_apart(connections: Connections) -> None:
 
 
 def test_a_signed_url_does_not_show(connections: Connections) -> None:
-    request = Request("GET", "http://127.0.0.1:9/?X-Amz-Signature=secret", 1)
+    request = HttpRequest("GET", "http://127.0.0.1:9/?X-Amz-Signature=secret", 1)
 
     assert "secret" not in repr(request)
     with pytest.raises(NoConnectionError) as raised:
@@ -341,6 +341,6 @@ def test_a_body_goes_through_tls(authority: Authority) -> None:
     trusting = Connections(lambda: ssl.create_default_context(cafile=str(authority.certificate)), silence_seconds=5)
     with server(serve, context) as at:
         body = [memoryview(DATA)[:3], memoryview(DATA)[3:]]
-        answer = trusting.exchange(Request("PUT", f"https://{at}/", 5, body=body))
+        answer = trusting.exchange(HttpRequest("PUT", f"https://{at}/", 5, body=body))
     assert answer.status == 200
     assert received == DATA

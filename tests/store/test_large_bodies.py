@@ -13,8 +13,8 @@ import pytest
 
 from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import Patience
-from checkpoint_sidecar.store.ranges import read_range
+from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.ranges import read_range
 from doubles.faulty_server import BUSY_WITH, Effect, Fault
 from s3servers import SMALLEST_PART, Route
 

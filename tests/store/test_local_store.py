@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from checkpoint_sidecar.core.errors import NoConditionalWriteError, ObjectNotFoundError, RequestRefusedError
-from checkpoint_sidecar.store import parts
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.local_store import LEFTOVER_SECONDS, PARTIAL_FOLDER
+from checkpoint_sidecar.store.common import parts
+from checkpoint_sidecar.store.local.adapter import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_visible(store: Store, root
     program = (
         "import sys, os, signal\n"
         "from checkpoint_sidecar.store.opening import open_store\n"
-        "from checkpoint_sidecar.store.settings import StoreSettings\n"
+        "from checkpoint_sidecar.store.access import StoreSettings\n"
         "with open_store(StoreSettings(sys.argv[1])).upload('big', 2**20) as upload:\n"
         "    upload.write_part(0, [bytes(2**20)])\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.store.pace import Pace, Pacer
+from checkpoint_sidecar.store.common.rate_limit import Pace, Pacer
 
 AT_ONCE = 16
 

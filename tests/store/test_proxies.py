@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.store.proxies import proxy_for
+from checkpoint_sidecar.store.http.proxies import proxy_for
 
 CASES = [
     ("", "store.internal", True),

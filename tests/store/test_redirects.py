@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from checkpoint_sidecar.core.errors import RequestRefusedError, StoreError, UnknownOutcomeError
-from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from checkpoint_sidecar.store.common.calls import Patience
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from doubles.proxies import QuietHandler, listening
 from doubles.verbs import OF_UNFINISHED_UPLOADS, REQUESTS
 from emulators.servers import service_account_key

@@ -24,8 +24,8 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.log import AttemptStarted, Body, Owner, RunAdopted, RunClaimed, SaveRequested, decode
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.runs.log import POLLS_PER_PROOF, RunLog
 from checkpoint_sidecar.store.base import Store, StoredObject
-from checkpoint_sidecar.store.runlog import POLLS_PER_PROOF, RunLog
 from doubles.counting import CountingStore
 from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply, loses_the_request, passes
 from doubles.memory import MemoryStore
@@ -502,7 +502,7 @@ def test_the_next_run_at_a_prefix_is_compacted_and_read_like_any_other() -> None
 
 
 def test_a_number_that_is_taken_by_nothing_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("checkpoint_sidecar.store.runlog.UNREADABLE_SECONDS", 0.05)
+    monkeypatch.setattr("checkpoint_sidecar.runs.log.UNREADABLE_SECONDS", 0.05)
 
     class Contradicting(MemoryStore):
         def get(self, key: str, *, max_bytes: int) -> StoredObject:

@@ -10,7 +10,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
 from checkpoint_sidecar.core.environment import AddressingStyle
-from checkpoint_sidecar.store.s3_target import target_of
+from checkpoint_sidecar.store.s3.target import target_of
 
 CASES: list[tuple[AddressingStyle, str, str, str]] = [
     ("Auto", "", "bucket", "https://bucket.s3.eu-west-1.amazonaws.com"),

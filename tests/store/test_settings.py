@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings, redacted
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings, redacted
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIA-id", "AWS_SECRET_ACCESS_KEY": "hunter2"}
 
@@ -171,7 +171,8 @@ def test_what_nobody_serves_is_a_configuration_error(url: str, driver: Driver, c
 
 def test_clients_are_imported_only_when_a_store_is_opened() -> None:
     program = (
-        "import sys, checkpoint_sidecar.store.opening, checkpoint_sidecar.store.runlog, checkpoint_sidecar.store.probe;"
+        "import sys, checkpoint_sidecar.store.opening, checkpoint_sidecar.runs.log;"
+        "import checkpoint_sidecar.conformance.probe;"
         "print([name for name in ('s3fs', 'fsspec', 'botocore', 'aiohttp', 'cryptography') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"

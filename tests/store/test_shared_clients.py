@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from checkpoint_sidecar.store.calls import PATIENT, Patience
-from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
-from checkpoint_sidecar.store.shared import SharedClients
+from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.store.common.calls import PATIENT, Patience
+from checkpoint_sidecar.store.common.shared import SharedClients
 
 KEYS = {"AWS_ACCESS_KEY_ID": "one", "AWS_SECRET_ACCESS_KEY": "secret"}
 RUN = StoreSettings("s3://bucket/team/run", credentials=Credentials.of(KEYS))

@@ -6,10 +6,10 @@ import datetime as dt
 
 import pytest
 
-from checkpoint_sidecar.store import parts
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import KeepsUnfinished, Store
+from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.opening import Driver, open_store
-from checkpoint_sidecar.store.settings import StoreSettings
 from s3servers import Server
 from store.conftest import S3_STORES
 

@@ -25,10 +25,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from checkpoint_sidecar import Checkpointer, RandomState
 from checkpoint_sidecar.core.errors import CheckpointError, StoreError
 from checkpoint_sidecar.core.policy import OnFailure, SavePolicy
-from checkpoint_sidecar.store import parts
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
 from checkpoint_sidecar.training import checkpointer
 from training.checkpointer_runs import Watched
 
@@ -39,12 +39,12 @@ SERVER.set_forkserver_preload(
         "torch._dynamo",
         "torch.distributed.fsdp",
         "checkpoint_sidecar.training.checkpointer",
-        "checkpoint_sidecar.training.dropin",
-        "checkpoint_sidecar.store.fsspec_store",
-        "checkpoint_sidecar.store.http_store",
-        "checkpoint_operator.execute",
-        "checkpoint_operator.plan",
-        "checkpoint_operator.translate",
+        "checkpoint_sidecar.training.dcp.dropin",
+        "checkpoint_sidecar.store.fsspec.adapter",
+        "checkpoint_sidecar.store.http.adapter",
+        "checkpoint_operator.act.execute",
+        "checkpoint_operator.decide.plan",
+        "checkpoint_operator.gather.spec_policy",
     ]
 )
 

@@ -17,10 +17,10 @@ from checkpoint_sidecar import Checkpointer, RandomState
 from checkpoint_sidecar.core.log import Body, RunConfigured
 from checkpoint_sidecar.core.policy import Policy, SavePolicy
 from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store, Upload
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import StoreSettings
 
 
 class Training:

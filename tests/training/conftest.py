@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint_sidecar.attempt import session
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.training import checkpointer, session
+from checkpoint_sidecar.training import checkpointer
 from training.checkpointer_runs import RunStorage, Watched
 
 

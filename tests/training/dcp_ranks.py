@@ -32,15 +32,15 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
 )
 from checkpoint_sidecar.core.layout import pointer_key
-from checkpoint_sidecar.store.local_store import LocalStore
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.balance import BalancedSavePlanner
-from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter
-from checkpoint_sidecar.training.failures import raising_ours
-from checkpoint_sidecar.training.planner import StrictLoadPlanner
-from checkpoint_sidecar.training.reader import SnapshotReader
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
+from checkpoint_sidecar.training.dcp.errors import raising_ours
+from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from doubles.targets import RecordingTarget, Saved

@@ -15,7 +15,7 @@ from torch import nn
 
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.policy import SavePolicy
-from checkpoint_sidecar.training.state import Optional, PerRank
+from checkpoint_sidecar.training.state.application import Optional, PerRank
 
 ONLY_WHEN_TOLD = SavePolicy(every_steps=None, every_seconds=None)
 

@@ -19,11 +19,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, StoreError
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.failures import raising_ours
-from checkpoint_sidecar.training.planner import StrictLoadPlanner
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
+from checkpoint_sidecar.training.dcp.errors import raising_ours
+from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from doubles.counting import CountingStore

@@ -15,6 +15,7 @@ import torch
 
 import checkpoint_sidecar
 from checkpoint_sidecar import Checkpointer
+from checkpoint_sidecar.attempt.session import AttemptSession
 from checkpoint_sidecar.core import layout, manifest
 from checkpoint_sidecar.core.errors import (
     CheckpointExistsError,
@@ -23,6 +24,7 @@ from checkpoint_sidecar.core.errors import (
     PrefixClaimedError,
     StoreError,
 )
+from checkpoint_sidecar.core.heartbeat import decode
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
     EvictionNoticed,
@@ -32,10 +34,8 @@ from checkpoint_sidecar.core.log import (
     SnapshotCommitted,
 )
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
-from checkpoint_sidecar.core.progress import decode
-from checkpoint_sidecar.store import misdirected
-from checkpoint_sidecar.store.progress import read_beat
-from checkpoint_sidecar.training.session import Session
+from checkpoint_sidecar.runs.heartbeat import read_beat
+from checkpoint_sidecar.store.fsspec import misdirected
 from training.checkpointer_runs import EVERY_STEP, RunStorage, Training, started, train_until
 
 pytestmark = [
@@ -204,7 +204,7 @@ def test_an_upload_whose_step_was_saved_meanwhile_is_given_up(
     with started(storage, overwrite="Skip") as checkpointer:
         first = checkpointer.save(1)
         # Past the checks before the upload, as if another save of the step had been committed during it.
-        monkeypatch.setattr(Session, "admit", lambda *_: None)
+        monkeypatch.setattr(AttemptSession, "admit", lambda *_: None)
         assert checkpointer.save(1) == first
     assert len([info for info in storage.store.list("step-") if info.key.endswith("manifest.json")]) == 1
 
@@ -253,7 +253,7 @@ def test_an_attempt_says_goodbye_so_that_the_next_does_not_wait(storage: RunStor
 def test_a_fenced_attempt_that_hangs_does_not_speak_in_the_name_of_its_successor(
     storage: RunStorage, quick_polls: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("checkpoint_sidecar.training.progress.INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr("checkpoint_sidecar.attempt.heartbeat.INTERVAL_SECONDS", 0.02)
     training = Training()
     with pytest.raises(FencedError), started(storage, training) as first:  # noqa: PT012
         with started(storage, takeover_seconds=0.0):

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
+from checkpoint_sidecar.attempt.save_target import decimal_strings
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.schedule import RESERVE_SECONDS
-from checkpoint_sidecar.training.target import decimal_strings
-from checkpoint_sidecar.training.termination import LastAct, Situation, next_act
+from checkpoint_sidecar.core.termination import LastAct, Situation, next_act
 from checkpoint_sidecar.training.vote import Agreed, Stop, Vote
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from builders import OWNER, POD
+from checkpoint_sidecar.attempt.heartbeat import ProgressReport
+from checkpoint_sidecar.attempt.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
 from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError
+from checkpoint_sidecar.core.heartbeat import MAX_PROGRESS_BYTES, Heartbeat, encode
 from checkpoint_sidecar.core.layout import PROGRESS_KEY
 from checkpoint_sidecar.core.log import EvictionNoticed, PodIdentity
-from checkpoint_sidecar.core.progress import MAX_PROGRESS_BYTES, Progress, encode
-from checkpoint_sidecar.store.progress import read_beat
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.training.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
-from checkpoint_sidecar.training.progress import ProgressReport
+from checkpoint_sidecar.runs.heartbeat import read_beat
+from checkpoint_sidecar.runs.log import RunLog
 from doubles.faulty import FaultyStore, fails_with
 from doubles.memory import MemoryStore
 
@@ -41,7 +41,7 @@ class World:
         self.log.append(lambda run: decisions.start(run, world_size=1, pods=(POD,)))
 
     def beat(self, *, ended: bool = False) -> None:
-        self.store.put(PROGRESS_KEY, encode(Progress(1, 100, f"{self.seconds}", (POD,), ended)))
+        self.store.put(PROGRESS_KEY, encode(Heartbeat(1, 100, f"{self.seconds}", (POD,), ended)))
 
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds
@@ -60,7 +60,7 @@ def test_without_a_beat_nobody_waits() -> None:
     assert World().wait() == 0
 
 
-HINT = encode(Progress(1, 100, "0", (POD,)))
+HINT = encode(Heartbeat(1, 100, "0", (POD,)))
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_a_gang_that_wakes_up_leaves_the_heartbeat_of_its_successor_alone() -> N
     reports = Reports(world := World())
     assert reports.write() == 1
     world.log.append(lambda run: decisions.start(run, world_size=1, pods=NEWCOMER))
-    world.store.put(PROGRESS_KEY, encode(Progress(2, 7, "", NEWCOMER)))
+    world.store.put(PROGRESS_KEY, encode(Heartbeat(2, 7, "", NEWCOMER)))
     assert reports.log.run.may_commit(1), "the process has not read the log since it was stopped"
     assert reports.write() == 2
 
 
 def test_a_damaged_heartbeat_of_an_attempt_that_never_was_is_overwritten() -> None:
     reports = Reports(world := World())
-    world.store.put(PROGRESS_KEY, encode(Progress(99, 7, "", NEWCOMER)))
+    world.store.put(PROGRESS_KEY, encode(Heartbeat(99, 7, "", NEWCOMER)))
     assert reports.write() == 1

@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.errors import BucketNotFoundError, RestoreInterrupted, StoreError
-from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.store.common.calls import Patience
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer as module
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.training.randomness import RandomState
-from checkpoint_sidecar.training.state import PerRank, TrainingState
+from checkpoint_sidecar.training.state.application import PerRank, TrainingState
+from checkpoint_sidecar.training.state.randomness import RandomState
 
 
 class Loader:

@@ -14,9 +14,9 @@ import pytest
 
 from checkpoint_sidecar import Checkpointer, Terminated
 from checkpoint_sidecar.core.errors import StoreError
+from checkpoint_sidecar.core.heartbeat import decode
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.policy import SavePolicy
-from checkpoint_sidecar.core.progress import decode
 from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, RunStorage, await_saves, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

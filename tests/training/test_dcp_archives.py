@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from checkpoint_sidecar.engine.files import FilePlan
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training import archives
-from checkpoint_sidecar.training.archives import TensorBytes, lay_out
+from checkpoint_sidecar.training.dcp import archives
+from checkpoint_sidecar.training.dcp.archives import TensorBytes, lay_out
 from doubles.memory import MemoryStore
 from doubles.targets import load, save
 

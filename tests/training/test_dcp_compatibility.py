@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_s
 from torch.distributed.checkpoint.metadata import TensorProperties
 
 from checkpoint_sidecar.core.layout import pointer_key
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter
+from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
 from doubles.targets import save
 from training.golden import generate
 

@@ -30,12 +30,12 @@ from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import digest, encode
 from checkpoint_sidecar.engine.upload import upload_bytes
 from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.fit import tiles
-from checkpoint_sidecar.training.planner import StrictLoadPlanner
-from checkpoint_sidecar.training.reader import SnapshotReader
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.training.dcp.compatibility import tiles
+from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from doubles.memory import MemoryStore
 from doubles.targets import Saved, load, save
 

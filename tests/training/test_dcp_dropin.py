@@ -16,6 +16,8 @@ from torch.distributed.checkpoint._storage_utils import _storage_setup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
+from checkpoint_sidecar.attempt import directory_save
+from checkpoint_sidecar.attempt.directory_save import DirectorySave
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CheckpointExistsError,
@@ -31,15 +33,13 @@ from checkpoint_sidecar.core.log import Owner, RunClaimed, SnapshotRetired
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.engine.verify import check_sizes
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.store.fsspec.storage_options import settings_of
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
-from checkpoint_sidecar.store.storage_options import settings_of
-from checkpoint_sidecar.training import directory
-from checkpoint_sidecar.training.directory import DirectorySave
-from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter, installed
-from checkpoint_sidecar.training.failures import raising_ours
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter, installed
+from checkpoint_sidecar.training.dcp.errors import raising_ours
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from doubles.memory import MemoryStore
 from localcluster.objectstore import ObjectStore
 
@@ -145,7 +145,7 @@ def save_and_die(path: Path, place: object, name: str) -> None:
 @pytest.mark.parametrize("moment", ["commit", "publish", "_retire"])
 def test_a_save_that_dies_leaves_one_whole_checkpoint_and_the_next_one_clears_up(tmp_path: Path, moment: str) -> None:
     save(tmp_path, 1)
-    save_and_die(tmp_path, directory if moment == "publish" else DirectorySave, moment)
+    save_and_die(tmp_path, directory_save if moment == "publish" else DirectorySave, moment)
     survivor = 1 if moment == "commit" else 2
     assert load(tmp_path) == survivor
     assert stock_load(tmp_path) in (1, survivor)
@@ -158,7 +158,7 @@ def test_a_save_that_dies_leaves_one_whole_checkpoint_and_the_next_one_clears_up
 def test_a_purge_that_was_cut_off_is_finished_by_the_next_save(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    save_and_die(tmp_path, directory, "delete_save")
+    save_and_die(tmp_path, directory_save, "delete_save")
     first, *_ = state_of(tmp_path).snapshots.values()
     assert first.state is SnapshotState.PURGING
     save(tmp_path, 3)
@@ -237,7 +237,7 @@ def test_after_a_save_that_could_not_be_verified_both_readers_give_the_same_answ
         check_sizes(store, folder, files)
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory, "check_sizes", check)
+        patch.setattr(directory_save, "check_sizes", check)
         if fault == "the store did not say":
             save(tmp_path, 2)
             expected: float | None = 2
@@ -306,7 +306,7 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, option: dict[str, An
 def test_another_checkpoint_id_keeps_the_storage_options(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[StoreSettings] = []
     monkeypatch.setattr(
-        "checkpoint_sidecar.training.dropin.open_store", lambda s: opened.append(s) or MemoryStore(s.url)
+        "checkpoint_sidecar.training.dcp.dropin.open_store", lambda s: opened.append(s) or MemoryStore(s.url)
     )
     for storage in (
         CheckpointWriter("s3://b/one", endpoint_url="http://s3"),
@@ -372,7 +372,7 @@ def test_installing_puts_these_classes_where_dcp_looks_and_takes_them_away_again
     def picked() -> list[type]:
         return [type(_storage_setup(None, "s3://bucket/ckpt", reader=reader)) for reader in (False, True)]
 
-    monkeypatch.setattr("checkpoint_sidecar.training.dropin.open_store", lambda s: MemoryStore(s.url))
+    monkeypatch.setattr("checkpoint_sidecar.training.dcp.dropin.open_store", lambda s: MemoryStore(s.url))
     before = picked()
     with installed(trust="full"):
         writer, reader = picked()
@@ -438,7 +438,7 @@ def test_a_url_that_became_a_local_path_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_a_save_folder_of_a_directory_has_no_step() -> None:
-    assert directory.STEP == 0
+    assert directory_save.STEP == 0
     assert SaveFolder(None, 1, "aaaaaaaa").pointer == ".metadata"
 
 

@@ -24,8 +24,8 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
     UnknownOutcomeError,
 )
-from checkpoint_sidecar.training.failures import raising_ours, unwrap, upload_failed, wrapped
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.training.dcp.errors import raising_ours, unwrap, upload_failed, wrapped
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from doubles.memory import MemoryStore
 from doubles.targets import RecordingTarget
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.serialization import get_crc32_options, set_crc32_options
 
-from checkpoint_sidecar.training.frames import Frame, frame, payload_matches
+from checkpoint_sidecar.training.dcp.frames import Frame, frame, payload_matches
 
 DTYPES = [
     torch.float32,

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 
 from checkpoint_sidecar import BalancedSavePlanner
 from checkpoint_sidecar.core.errors import ConfigurationError, UntrustedSnapshotError
-from checkpoint_sidecar.training import archives
-from checkpoint_sidecar.training.dropin import CheckpointReader, CheckpointWriter
-from checkpoint_sidecar.training.failures import raising_ours
+from checkpoint_sidecar.training.dcp import archives
+from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
+from checkpoint_sidecar.training.dcp.errors import raising_ours
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -29,9 +29,9 @@ from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.engine import pointer
 from checkpoint_sidecar.engine.pointer import publish
 from checkpoint_sidecar.engine.upload import upload_bytes
+from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Buffer, Store, StoredObject
-from checkpoint_sidecar.store.parts import PART_BYTES
-from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.store.common.parts import PART_BYTES
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 

@@ -17,14 +17,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Shard
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
-from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.engine.settings import LEAST_MEMORY_BYTES, EngineSettings
+from checkpoint_sidecar.engine.limits import LEAST_MEMORY_BYTES, EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training import landing
-from checkpoint_sidecar.training.planner import StrictLoadPlanner
-from checkpoint_sidecar.training.reader import SnapshotReader
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.training.dcp import delivery
+from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 from doubles.targets import RecordingTarget, Saved, load, save
@@ -155,7 +155,7 @@ def test_a_destination_of_one_element_may_have_any_stride() -> None:
 
 def test_a_destination_on_a_device_is_filled_as_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a device at hand: host memory that is taken for one."""
-    monkeypatch.setattr(landing, "_in_host_memory", lambda _: False)
+    monkeypatch.setattr(delivery, "_in_host_memory", lambda _: False)
     saved_state = {"x": torch.randn(3000, 2000), "scalar": torch.tensor(2.5), "half": torch.randn(5).bfloat16()}
     saved = save(MemoryStore(), saved_state)
     state = {name: torch.zeros_like(tensor) for name, tensor in saved_state.items()}
@@ -184,10 +184,10 @@ def test_what_two_names_share_in_memory_is_loaded_one_after_the_other_and_the_la
 
 def test_tensors_that_only_touch_in_memory_land_directly() -> None:
     memory = torch.zeros(10)
-    part = [landing.Part(landing.Slice((5,), (0,), (5,)), memory[start : start + 5]) for start in (0, 5, 4)]
-    items = [landing.Item("", landing.Span(0, 0), each, lambda _: None) for each in part]
-    assert landing._sharing_memory(items[:2]) == set()
-    assert landing._sharing_memory(items) == {0, 1, 2}
+    part = [delivery.WantedPart(delivery.Slice((5,), (0,), (5,)), memory[start : start + 5]) for start in (0, 5, 4)]
+    items = [delivery.Item("", delivery.Span(0, 0), each, lambda _: None) for each in part]
+    assert delivery._sharing_memory(items[:2]) == set()
+    assert delivery._sharing_memory(items) == {0, 1, 2}
 
 
 def test_loading_holds_no_more_memory_than_it_may_beyond_the_tensors() -> None:
@@ -272,7 +272,7 @@ def test_a_planner_that_gives_out_misfits_is_refused_before_anything_is_read() -
 def test_progress_ends_at_its_total_whatever_the_way(tmp_path: Path) -> None:
     expected = {"x": torch.randn(300, 500).t(), "y": torch.randn(500, 300), "z": "text"}
     dcp.save(expected, storage_writer=FileSystemWriter(tmp_path))
-    progress = Progress()
+    progress = TransferMeter()
     reader = SnapshotReader(open_store(StoreSettings(f"file://{tmp_path}")), "", None, progress=progress)
     load({"x": torch.zeros(500, 300), "y": torch.zeros(300, 500).t(), "z": ""}, reader)
     snapshot = progress.snapshot()

@@ -18,11 +18,11 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from checkpoint_sidecar.core.layout import pointer_key
 from checkpoint_sidecar.engine.verify import check_sizes
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.frames import frame
-from checkpoint_sidecar.training.reader import SnapshotReader
-from checkpoint_sidecar.training.writer import SnapshotWriter
+from checkpoint_sidecar.training.dcp.frames import frame
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from doubles.memory import MemoryStore
 from doubles.targets import RecordingTarget, load, save
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
-from checkpoint_sidecar.training.sharing import plan_shares
+from checkpoint_sidecar.training.dcp.read_once import plan_shares
 from training.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("sharing_ranks.py")

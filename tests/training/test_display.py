@@ -14,9 +14,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from checkpoint_sidecar.engine.progress import Progress
+from checkpoint_sidecar.core.units import moved
+from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.training import display
-from checkpoint_sidecar.training.display import moved, shown
+from checkpoint_sidecar.training.display import shown
 from checkpoint_sidecar.training.transfers import Transfers
 
 
@@ -35,8 +36,8 @@ def terminal() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def progress() -> Progress:
-    progress = Progress(200_000_000)
+def progress() -> TransferMeter:
+    progress = TransferMeter(200_000_000)
     progress.add(50_000_000)
     return progress
 
@@ -49,7 +50,7 @@ def no_thread_stays() -> Iterator[None]:
 
 
 def test_without_a_terminal_there_are_lines_now_and_then(
-    progress: Progress, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    progress: TransferMeter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "checkpoint_sidecar")
     monkeypatch.setattr(display, "LINE_SECONDS", 0.1)
@@ -58,21 +59,21 @@ def test_without_a_terminal_there_are_lines_now_and_then(
     begins, *lines = caplog.records
     assert begins.getMessage() == "save of step 7: begins"
     assert len(lines) in {1, 2}
-    assert lines[0].getMessage().startswith("save of step 7, 200MB to move: 50.0MB in 0.1 s, ")
+    assert lines[0].getMessage().startswith("save of step 7, 190.7 MiB to move: 47.7 MiB in 0.1 s, ")
     assert {"operation": "save", "step": 7, "bytes": 50_000_000, "total_bytes": 200_000_000}.items() <= vars(
         lines[0]
     ).items()
     assert 0.1 <= vars(lines[0])["seconds"] < 1
 
 
-def test_what_is_quick_needs_no_line(progress: Progress, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_quick_needs_no_line(progress: TransferMeter, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "checkpoint_sidecar")
     with shown("save", 7, progress):
         pass
     assert [record.getMessage() for record in caplog.records] == ["save of step 7: begins"]
 
 
-def test_a_terminal_has_a_bar_instead(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_a_bar_instead(progress: TransferMeter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "BAR_SECONDS", 0.02)
     with terminal() as written, shown("restore", 7, progress):
         time.sleep(0.1)
@@ -82,7 +83,7 @@ def test_a_terminal_has_a_bar_instead(progress: Progress, monkeypatch: pytest.Mo
     assert drawn.endswith("\r"), "the bar does not stay on the screen"
 
 
-def test_what_is_under_way_can_be_asked_for(progress: Progress, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_under_way_can_be_asked_for(progress: TransferMeter, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "checkpoint_sidecar")
     transfers = Transfers(show=False)
     assert transfers.progress is None
@@ -97,8 +98,8 @@ def test_what_is_under_way_can_be_asked_for(progress: Progress, caplog: pytest.L
 @pytest.mark.parametrize(
     ("count", "seconds", "text"),
     [
-        pytest.param(1_234_000_000, 4.0, "1.23GB in 4.0 s, 308MB/s", id="a-snapshot"),
-        pytest.param(0, 0.0, "0.00B in 0.0 s, 0.00B/s", id="nothing"),
+        pytest.param(1_234_000_000, 4.0, "1.1 GiB in 4.0 s, 294.2 MiB/s", id="a-snapshot"),
+        pytest.param(0, 0.0, "0 B in 0.0 s, 0 B/s", id="nothing"),
     ],
 )
 def test_speed_is_told_for_humans(count: int, seconds: float, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from checkpoint_sidecar import Checkpointer, FencedError
+from checkpoint_sidecar.attempt import session, setbacks
 from checkpoint_sidecar.core.errors import ConfigurationError, StoreError
 from checkpoint_sidecar.core.log import (
     AttemptStarted,
@@ -22,12 +23,11 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.core.schedule import given_up, retry_delay
-from checkpoint_sidecar.store.calls import Patience
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from checkpoint_sidecar.store.common.calls import Patience
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.runlog import RunLog
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from checkpoint_sidecar.training import checkpointer as module
-from checkpoint_sidecar.training import session, setbacks
 from doubles.faulty_server import Effect, Fault, faulty_server
 from localcluster.objectstore import REGION, ObjectStore
 from training.checkpointer_runs import EVERY_STEP, RunStorage, await_saves, started

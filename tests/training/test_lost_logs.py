@@ -11,8 +11,8 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import FencedError, LogMissingError, RestoreError
 from checkpoint_sidecar.core.log import Owner, RunAdopted, RunClaimed, RunConfigured
 from checkpoint_sidecar.core.policy import Policy, RestorePolicy
+from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.runlog import RunLog
 from training.checkpointer_runs import RunStorage, Training
 
 pytestmark = [

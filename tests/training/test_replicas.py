@@ -13,8 +13,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.training import digests
-from checkpoint_sidecar.training.values import Packer
+from checkpoint_sidecar.training.state import digests
+from checkpoint_sidecar.training.state.values import Packer
 from training.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("replica_ranks.py")

@@ -19,10 +19,10 @@ import torch
 from checkpoint_sidecar import Checkpointer, Terminated
 from checkpoint_sidecar.core.errors import StoreError, TransferCancelledError
 from checkpoint_sidecar.core.log import SnapshotCommitted
-from checkpoint_sidecar.store import parts
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Buffer, KeepsUnfinished, Store, Upload
+from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import Credentials, StoreSettings
 from checkpoint_sidecar.training import checkpointer as module
 from checkpoint_sidecar.training.transfers import TransferProgress
 from localcluster.objectstore import REGION, ObjectStore

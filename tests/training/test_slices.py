@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.training.slices import Slice
+from checkpoint_sidecar.training.dcp.slices import Slice
 
 
 @st.composite

@@ -26,9 +26,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from checkpoint_sidecar.core.errors import CheckpointError, CorruptSnapshotError, UntrustedSnapshotError
-from checkpoint_sidecar.training import unpickler
-from checkpoint_sidecar.training.restricted import load_restricted
-from checkpoint_sidecar.training.unpickler import load_metadata
+from checkpoint_sidecar.training.dcp import unpickler
+from checkpoint_sidecar.training.dcp.restricted import load_restricted
+from checkpoint_sidecar.training.dcp.unpickler import load_metadata
 
 GOLDEN = sorted(Path(__file__).with_name("golden").glob("*/*/.metadata"))
 MOST_BYTES = 16 * 1024 * 1024

@@ -73,7 +73,7 @@ class RawEntry:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Span:
+class EntryRange:
     """The entries of one compaction, both ends included."""
 
     first: int
@@ -88,23 +88,23 @@ class Span:
         return self.last - self.first + 1
 
     @property
-    def parts(self) -> tuple[Span, ...]:
+    def parts(self) -> tuple[EntryRange, ...]:
         """The smaller spans it can be merged from; empty for the smallest."""
         index = SPANS.index(self.size)
         if index == 0:
             return ()
         size = SPANS[index - 1]
-        return tuple(Span(first, first + size - 1) for first in range(self.first, self.last, size))
+        return tuple(EntryRange(first, first + size - 1) for first in range(self.first, self.last, size))
 
 
-def span_of(key: str) -> Span | None:
+def span_of(key: str) -> EntryRange | None:
     """The span of the compaction with this key, or None for other objects."""
     found = layout.compaction_range(key)
-    span = Span(*found) if found else None
+    span = EntryRange(*found) if found else None
     return span if span and span.first >= 1 and span.size in SPANS and span.last % span.size == 0 else None
 
 
-def longest_from(first: int, existing: Collection[Span]) -> Span | None:
+def longest_from(first: int, existing: Collection[EntryRange]) -> EntryRange | None:
     """The largest of the spans that begin with entry ``first``."""
     return max((span for span in existing if span.first == first), default=None)
 
@@ -114,7 +114,7 @@ def uncompacted(first: int) -> int:
     return -(-(first - 1) // SPANS[0]) * SPANS[0]
 
 
-def due(head: int, existing: Collection[Span], *, first: int = 1) -> tuple[Span, ...]:
+def due(head: int, existing: Collection[EntryRange], *, first: int = 1) -> tuple[EntryRange, ...]:
     """The compactions to write now, mergers first.
 
     Args:
@@ -126,13 +126,13 @@ def due(head: int, existing: Collection[Span], *, first: int = 1) -> tuple[Span,
         span
         for size in SPANS[1:]
         for last in range(size, head + 1, size)
-        if (span := Span(last - size + 1, last)) not in existing and all(part in existing for part in span.parts)
+        if (span := EntryRange(last - size + 1, last)) not in existing and all(part in existing for part in span.parts)
     ]
     end = uncompacted(max(first, 1))
     while (covering := longest_from(end + 1, existing)) is not None:
         end = covering.last
     size = SPANS[0]
-    return (*mergers, *(Span(last - size + 1, last) for last in range(end + size, head + 1, size)))
+    return (*mergers, *(EntryRange(last - size + 1, last) for last in range(end + size, head + 1, size)))
 
 
 def encode(entries: Sequence[RawEntry]) -> bytes | None:
@@ -154,7 +154,7 @@ def encode(entries: Sequence[RawEntry]) -> bytes | None:
     return gzip.compress(data, compresslevel=6, mtime=0)
 
 
-def unpack(data: bytes, span: Span) -> Iterator[RawEntry]:
+def unpack(data: bytes, span: EntryRange) -> Iterator[RawEntry]:
     """The entries of a compaction, not yet understood. Rot is noticed here, forgery only by who follows the chain.
 
     Raises:

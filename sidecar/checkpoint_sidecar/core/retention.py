@@ -40,7 +40,7 @@ Reasons = dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RetentionVerdict:
     """What the policy wants, by snapshot id; every live or retired snapshot is in exactly one of the two.
 
     Attributes:
@@ -58,7 +58,7 @@ class Terms:
     """What an operator adds to the policy in the log.
 
     Attributes:
-        spare_bytes: What a quota leaves for ``Verdict.spare``; None for no quota.
+        spare_bytes: What a quota leaves for ``RetentionVerdict.spare``; None for no quota.
         reads_back: Whether it reads snapshots back. Then the newest one whose checksums were compared is kept as well:
             right sizes alone do not make another one as good.
         reading: Id of the snapshot that it reads now, or empty. It is kept until the answer is known, so that reading
@@ -73,7 +73,7 @@ class Terms:
 NO_TERMS = Terms()
 
 
-def judge(run: Run, *, now: dt.datetime, terms: Terms = NO_TERMS) -> Verdict:
+def judge(run: Run, *, now: dt.datetime, terms: Terms = NO_TERMS) -> RetentionVerdict:
     """Apply the policy in the log.
 
     Args:
@@ -127,7 +127,7 @@ def judge(run: Run, *, now: dt.datetime, terms: Terms = NO_TERMS) -> Verdict:
             _mark(keep, [snapshot], "TooFewGood")
         elif snapshot.id not in keep and snapshot.id not in retire:
             _mark(retire, [snapshot], _why_unkept(run, snapshot, replacements))
-    return Verdict(
+    return RetentionVerdict(
         {identifier: tuple(reasons) for identifier, reasons in keep.items()},
         {identifier: tuple(reasons) for identifier, reasons in retire.items() if identifier not in keep},
         tuple(s.id for s in spare),
@@ -140,8 +140,8 @@ def newest_compared(run: Run) -> Snapshot | None:
     return next(good, None)
 
 
-def _keep_all(snapshots: Iterable[Snapshot], reason: str) -> Verdict:
-    return Verdict({s.id: (reason,) for s in snapshots}, {})
+def _keep_all(snapshots: Iterable[Snapshot], reason: str) -> RetentionVerdict:
+    return RetentionVerdict({s.id: (reason,) for s in snapshots}, {})
 
 
 def _mark(reasons: Reasons, snapshots: Iterable[Snapshot], reason: str) -> None:

@@ -17,6 +17,11 @@ def quantity(count: int) -> str:
     return f"{amount}{unit}"
 
 
+def moved(count: int, seconds: float) -> str:
+    """A transfer in a sentence: ``1.2 GiB in 4.1 s, 300.0 MiB/s``."""
+    return f"{size(count)} in {seconds:.1f} s, {size(round(count / seconds) if seconds else 0)}/s"
+
+
 def _scaled(count: int) -> tuple[str, str]:
     amount, power = float(count), 0
     while round(amount, 1) >= 1024 and power < len(_UNITS) - 1:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from checkpoint_sidecar.core.manifest import Manifest
-from checkpoint_sidecar.engine.requests import Span
+from checkpoint_sidecar.engine.requests import ByteRange
 
 
-class Compared:
+class ComparedBytes:
     """The blocks of a snapshot, in the order of its manifest, and which of them were compared.
 
     Several threads may mark blocks at once. Ranks that read parts of the same snapshot combine their ``flags``, one
@@ -24,13 +24,13 @@ class Compared:
             count += len(file.block_crc32c) // 4
         self.flags = bytearray(count)
 
-    def mark(self, name: str, span: Span) -> None:
+    def mark(self, name: str, span: ByteRange) -> None:
         """These bytes were compared: whole blocks, but for the last one of the file."""
         first = self._first[name] + span.start // self._manifest.block_bytes
         last = self._first[name] + -(-span.end // self._manifest.block_bytes)
         self.flags[first:last] = b"\1" * (last - first)
 
-    def left(self) -> Iterator[tuple[str, Span]]:
+    def left(self) -> Iterator[tuple[str, ByteRange]]:
         """What was not compared: spans of blocks, by file."""
         size = self._manifest.block_bytes
         for file in self._manifest.files:
@@ -41,7 +41,7 @@ class Compared:
                 stop = self.flags.find(1, start, end)
                 stop = end if stop < 0 else stop
                 offset = (start - first) * size
-                yield file.name, Span(offset, min((stop - first) * size, file.size) - offset)
+                yield file.name, ByteRange(offset, min((stop - first) * size, file.size) - offset)
                 start = self.flags.find(0, stop, end)
 
     @property

@@ -61,7 +61,7 @@ class FilePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SegmentPiece:
     """Some bytes of a segment; in a part, never none."""
 
     segment: Segment
@@ -81,7 +81,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class UploadPart:
     """What is sent at once.
 
     Attributes:
@@ -90,7 +90,7 @@ class Part:
     """
 
     index: int
-    runs: tuple[tuple[Piece, ...], ...]
+    runs: tuple[tuple[SegmentPiece, ...], ...]
 
     @property
     def size(self) -> int:
@@ -106,26 +106,26 @@ class Part:
         return [run[0].view() if len(run) == 1 else _joined(run) for run in self.runs]
 
 
-def parts_of(file: FilePlan, part_bytes: int) -> Iterator[Part]:
+def parts_of(file: FilePlan, part_bytes: int) -> Iterator[UploadPart]:
     """Cut a file into parts of ``part_bytes``, the last one shorter."""
-    index, room, pieces = 0, part_bytes, list[Piece]()
+    index, room, pieces = 0, part_bytes, list[SegmentPiece]()
     for segment in file.segments:
         start = 0
         while start < segment.size:
             stop = min(start + room, segment.size)
-            pieces.append(Piece(segment, start, stop))
+            pieces.append(SegmentPiece(segment, start, stop))
             room -= stop - start
             start = stop
             if not room:
-                yield Part(index, _runs(pieces))
+                yield UploadPart(index, _runs(pieces))
                 index, room, pieces = index + 1, part_bytes, []
     if pieces:
-        yield Part(index, _runs(pieces))
+        yield UploadPart(index, _runs(pieces))
 
 
-def _runs(pieces: Iterable[Piece]) -> tuple[tuple[Piece, ...], ...]:
-    runs: list[tuple[Piece, ...]] = []
-    small: list[Piece] = []
+def _runs(pieces: Iterable[SegmentPiece]) -> tuple[tuple[SegmentPiece, ...], ...]:
+    runs: list[tuple[SegmentPiece, ...]] = []
+    small: list[SegmentPiece] = []
     for piece in pieces:
         if piece.is_small:
             small.append(piece)
@@ -139,7 +139,7 @@ def _runs(pieces: Iterable[Piece]) -> tuple[tuple[Piece, ...], ...]:
     return tuple(runs)
 
 
-def _joined(run: Iterable[Piece]) -> memoryview:
+def _joined(run: Iterable[SegmentPiece]) -> memoryview:
     buffer = memoryview(bytearray(sum(piece.size for piece in run)))
     end = 0
     for piece in run:

@@ -28,13 +28,13 @@ from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.pointers import MAX_ORIGIN_BYTES, Origin, published_for, saves_of
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine.confirm import confirmed
+from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.read import Files, Want, missing
-from checkpoint_sidecar.engine.requests import Span
-from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import ObjectInfo, Store
-from checkpoint_sidecar.store.parts import PART_BYTES
-from checkpoint_sidecar.store.runlog import RunLog
+from checkpoint_sidecar.store.common.parts import PART_BYTES
 
 MAX_METADATA_BYTES = 1024 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
@@ -191,7 +191,7 @@ class _Source:
             for index, start in enumerate(range(0, self._file.size, upload.part_bytes)):
                 # A new buffer each time: a store may still hold the one before.
                 part = memoryview(bytearray(min(upload.part_bytes, self._file.size - start)))
-                files.read([Want(self._file.name, Span(start, part.nbytes), part)])
+                files.read([Want(self._file.name, ByteRange(start, part.nbytes), part)])
                 upload.write_part(index, [part])
             if create and self._store.stat(key) is not None:
                 # Not every store publishes an object of several parts only if its key is free.

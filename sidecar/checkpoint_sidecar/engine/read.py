@@ -17,13 +17,13 @@ from checkpoint_sidecar.core.errors import (
     UnreliableReadError,
 )
 from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.engine.adaptive_pool import Crew
 from checkpoint_sidecar.engine.checksums import block_checksums
-from checkpoint_sidecar.engine.compared import Compared
+from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.confirm import confirmed
-from checkpoint_sidecar.engine.crew import Crew
-from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.engine.requests import Landing, Request, Span, land, plan_requests
-from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.engine.requests import ByteRange, Landing, RangeRequest, land, plan_requests
 from checkpoint_sidecar.store.base import Store
 
 
@@ -54,7 +54,7 @@ class Want:
     """
 
     name: str
-    span: Span
+    span: ByteRange
     into: Destination
 
 
@@ -76,7 +76,7 @@ class Files:
         manifest: Manifest | None,
         *,
         settings: EngineSettings,
-        compared: Compared | None = None,
+        compared: ComparedBytes | None = None,
     ) -> None:
         self._compared = compared
         self._store = store
@@ -85,7 +85,7 @@ class Files:
         self._block_bytes = manifest.block_bytes if manifest else 1
         self._settings = settings
 
-    def read(self, wants: Iterable[Want], *, reserved_bytes: int = 0, progress: Progress | None = None) -> None:
+    def read(self, wants: Iterable[Want], *, reserved_bytes: int = 0, progress: TransferMeter | None = None) -> None:
         """Deliver every wanted byte.
 
         Bytes that several wants share are read once. With a manifest, whole blocks are read and compared, and one that
@@ -152,11 +152,11 @@ class _Task:
     file: File | None
     block_bytes: int
     wants: Sequence[Want]
-    request: Request
+    request: RangeRequest
     landing: Landing
-    compared: Compared | None
+    compared: ComparedBytes | None
 
-    def run(self, bounce: _Bounce, progress: Progress | None) -> None:
+    def run(self, bounce: _Bounce, progress: TransferMeter | None) -> None:
         buffers = list(self._buffers(bounce.take(self.landing.bounced)))
         confirmed(self.store, lambda: self._fetch(self.request.span.start, buffers))
         if self.file is not None:
@@ -257,7 +257,7 @@ def missing(key: str) -> CorruptSnapshotError:
     return CorruptSnapshotError("read a file of the snapshot", key, "it does not exist", evidence="MissingObject")
 
 
-def _check_bounds(key: str, spans: Iterable[Span], size: int) -> None:
+def _check_bounds(key: str, spans: Iterable[ByteRange], size: int) -> None:
     for span in spans:
         if span.end > size:
             raise CorruptSnapshotError(

@@ -20,7 +20,7 @@ DIRECT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Span:
+class ByteRange:
     """A range of bytes of a file."""
 
     start: int
@@ -32,7 +32,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RequestPiece:
     """Bytes of one wanted span that one request brings.
 
     Attributes:
@@ -41,11 +41,11 @@ class Piece:
     """
 
     want: int
-    span: Span
+    span: ByteRange
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RangeRequest:
     """One read of a file.
 
     Attributes:
@@ -53,15 +53,15 @@ class Request:
         pieces: What of it is wanted, by position; pieces of different wants may overlap.
     """
 
-    span: Span
-    pieces: tuple[Piece, ...]
+    span: ByteRange
+    pieces: tuple[RequestPiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class BufferSlot:
     """Where a part of a request lands: in the memory of a want, or, with None, in a buffer that is used again."""
 
-    span: Span
+    span: ByteRange
     want: int | None
 
 
@@ -74,8 +74,8 @@ class Landing:
         copies: Pieces whose bytes landed elsewhere and must be copied from there.
     """
 
-    slots: tuple[Slot, ...]
-    copies: tuple[Piece, ...]
+    slots: tuple[BufferSlot, ...]
+    copies: tuple[RequestPiece, ...]
 
     @property
     def bounced(self) -> int:
@@ -84,8 +84,8 @@ class Landing:
 
 
 def plan_requests(
-    wanted: Sequence[Span], *, block_bytes: int = 1, size: int | None = None, request_bytes: int = REQUEST_BYTES
-) -> list[Request]:
+    wanted: Sequence[ByteRange], *, block_bytes: int = 1, size: int | None = None, request_bytes: int = REQUEST_BYTES
+) -> list[RangeRequest]:
     """The requests that bring every wanted byte exactly once, in order of position.
 
     Args:
@@ -96,13 +96,13 @@ def plan_requests(
     """
     step = max(request_bytes // block_bytes, 1) * block_bytes
 
-    def widened(start: int, end: int) -> Span:
+    def widened(start: int, end: int) -> ByteRange:
         start -= start % block_bytes
         end += -end % block_bytes
-        return Span(start, (end if size is None else min(end, size)) - start)
+        return ByteRange(start, (end if size is None else min(end, size)) - start)
 
     order = sorted((want for want, span in enumerate(wanted) if span.length), key=wanted.__getitem__)
-    requests: list[Request] = []
+    requests: list[RangeRequest] = []
     for stretch in _stretches(order, wanted, widened):
         whole = widened(wanted[stretch[0]].start, max(wanted[want].end for want in stretch))
         arriving, open_wants = iter(stretch), list[int]()
@@ -113,32 +113,32 @@ def plan_requests(
             while upcoming is not None and wanted[upcoming].start < end:
                 open_wants.append(upcoming)
                 upcoming = next(arriving, None)
-            pieces = tuple(Piece(want, _clipped(wanted[want], start, end)) for want in open_wants)
+            pieces = tuple(RequestPiece(want, _clipped(wanted[want], start, end)) for want in open_wants)
             if pieces:
                 first, last = pieces[0].span.start, max(piece.span.end for piece in pieces)
-                requests.append(Request(widened(first, last), pieces))
+                requests.append(RangeRequest(widened(first, last), pieces))
     return requests
 
 
-def land(request: Request, lands: Callable[[int], bool]) -> Landing:
+def land(request: RangeRequest, lands: Callable[[int], bool]) -> Landing:
     """Let a request's bytes land in their destination where that is memory and worth a buffer of its own.
 
     Args:
         lands: Whether a want has memory to land in.
     """
-    slots: list[Slot] = []
-    copies: list[Piece] = []
+    slots: list[BufferSlot] = []
+    copies: list[RequestPiece] = []
     reached = request.span.start
 
     def bounce_up_to(position: int) -> None:
         if position > reached:
-            slots.append(Slot(Span(reached, position - reached), None))
+            slots.append(BufferSlot(ByteRange(reached, position - reached), None))
 
     for piece in request.pieces:
         span = piece.span
         if span.length >= DIRECT_BYTES and span.start >= reached and lands(piece.want):
             bounce_up_to(span.start)
-            slots.append(Slot(span, piece.want))
+            slots.append(BufferSlot(span, piece.want))
             reached = span.end
         else:
             copies.append(piece)
@@ -147,7 +147,7 @@ def land(request: Request, lands: Callable[[int], bool]) -> Landing:
 
 
 def _stretches(
-    order: Sequence[int], wanted: Sequence[Span], widened: Callable[[int, int], Span]
+    order: Sequence[int], wanted: Sequence[ByteRange], widened: Callable[[int, int], ByteRange]
 ) -> Iterator[list[int]]:
     """Wants, by position, in groups between which so much is unwanted that it is skipped."""
     stretch: list[int] = []
@@ -163,6 +163,6 @@ def _stretches(
         yield stretch
 
 
-def _clipped(span: Span, start: int, end: int) -> Span:
+def _clipped(span: ByteRange, start: int, end: int) -> ByteRange:
     first = max(span.start, start)
-    return Span(first, min(span.end, end) - first)
+    return ByteRange(first, min(span.end, end) - first)

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from checkpoint_sidecar.core.manifest import File
+from checkpoint_sidecar.engine.adaptive_pool import Crew
 from checkpoint_sidecar.engine.budget import MemoryBudget
 from checkpoint_sidecar.engine.checksums import block_checksums, of_blocks
-from checkpoint_sidecar.engine.crew import Crew
-from checkpoint_sidecar.engine.files import FilePlan, Part, parts_of
-from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.files import FilePlan, UploadPart, parts_of
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.store.base import Buffer, Store, Upload, VerifiesParts
-from checkpoint_sidecar.store.parts import write_object
+from checkpoint_sidecar.store.common.parts import write_object
 
 
 def upload_files(
@@ -23,7 +23,7 @@ def upload_files(
     *,
     block_bytes: int,
     settings: EngineSettings,
-    progress: Progress | None = None,
+    progress: TransferMeter | None = None,
 ) -> list[File]:
     """Write all files, or none: they become visible when every byte of all of them is stored.
 
@@ -42,7 +42,7 @@ def upload_files(
             failure of the very last step, publishing, may leave some of the files visible.
     """
     with ExitStack() as opened:
-        work = opened.enter_context(_Work(settings, block_bytes, progress or Progress()))
+        work = opened.enter_context(_Work(settings, block_bytes, progress or TransferMeter()))
         try:
             files = []
             for plan in plans:
@@ -74,7 +74,7 @@ def upload_bytes(store: Store, key: str, data: Buffer, *, block_bytes: int) -> F
 class _Work(Crew):
     """Parts under way."""
 
-    def __init__(self, settings: EngineSettings, block_bytes: int, progress: Progress) -> None:
+    def __init__(self, settings: EngineSettings, block_bytes: int, progress: TransferMeter) -> None:
         super().__init__(
             "upload",
             first=settings.threads_at_first,
@@ -109,7 +109,7 @@ class _Work(Crew):
         for upload in self._uploads:
             upload.abort()
 
-    def _send(self, part: Part, upload: Upload, sums: dict[int, list[int]]) -> None:
+    def _send(self, part: UploadPart, upload: Upload, sums: dict[int, list[int]]) -> None:
         try:
             buffers = part.buffers()
             sums[part.index] = blocks = block_checksums(buffers, self._block_bytes)

@@ -12,11 +12,11 @@ from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundE
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
-from checkpoint_sidecar.engine.compared import Compared
+from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.confirm import confirmed
+from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.read import Files, Want, missing
-from checkpoint_sidecar.engine.requests import REQUEST_BYTES, Span
-from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.engine.requests import REQUEST_BYTES, ByteRange
 from checkpoint_sidecar.store.base import Store
 
 _PARALLEL_REQUESTS = 8
@@ -56,7 +56,7 @@ def read_file(
     *,
     level: VerifyLevel,
     settings: EngineSettings,
-    compared: Compared | None = None,
+    compared: ComparedBytes | None = None,
 ) -> bytes:
     """A whole file of a snapshot, for small ones like ``.metadata``.
 
@@ -77,12 +77,12 @@ def read_file(
     check_sizes(store, folder, [file], level=level)
     data = bytearray(file.size)
     contents = Files(store, folder, manifest if level == "Checksums" else None, settings=settings, compared=compared)
-    contents.read([Want(name, Span(0, file.size), memoryview(data))])
+    contents.read([Want(name, ByteRange(0, file.size), memoryview(data))])
     return bytes(data)
 
 
 def compare_rest(
-    store: Store, folder: str, manifest: Manifest, compared: Compared, *, settings: EngineSettings
+    store: Store, folder: str, manifest: Manifest, compared: ComparedBytes, *, settings: EngineSettings
 ) -> None:
     """Compare what a restore has left out if that is little: ends of archives, and what only torch's reader needs.
 
@@ -131,7 +131,7 @@ def verify_snapshot(
         memory = memoryview(bytearray(min(step, max((file.size for file in manifest.files), default=0))))
         for file in manifest.files:
             for start in range(0, file.size, step):
-                span = Span(start, min(step, file.size - start))
+                span = ByteRange(start, min(step, file.size - start))
                 before_read(span.length)
                 contents.read([Want(file.name, span, memory[: span.length])])
     return manifest.size

@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.calls import PATIENT, Patience
-from checkpoint_sidecar.store.settings import StoreSettings
+from checkpoint_sidecar.store.common.calls import PATIENT, Patience
 
 Driver: TypeAlias = Literal["auto", "native", "fsspec", "obstore"]
 
@@ -37,15 +37,15 @@ def open_store(
     # Adapters are imported where they are opened: their clients take longer to import than most commands to run.
     scheme = parse_url(settings.url).scheme
     if scheme == "file":
-        from checkpoint_sidecar.store.local_store import LocalStore
+        from checkpoint_sidecar.store.local.adapter import LocalStore
 
         return LocalStore(settings)
     if driver != "fsspec":
-        from checkpoint_sidecar.store.http_store import HttpStore
+        from checkpoint_sidecar.store.http.adapter import HttpStore
 
         return HttpStore(settings, patience=patience, on_page=on_page)
     if scheme == "s3":
-        from checkpoint_sidecar.store.fsspec_store import FsspecStore
+        from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
 
         return FsspecStore(settings, patience=patience, on_page=on_page)
     raise ConfigurationError(

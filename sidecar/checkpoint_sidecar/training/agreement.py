@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from checkpoint_sidecar.core.errors import RankLostError
-from checkpoint_sidecar.training.failures import INTERRUPTS, portable
+from checkpoint_sidecar.core.failures import INTERRUPTS, portable
 from checkpoint_sidecar.training.vote import Agreed, Vote
 
 T = TypeVar("T")

@@ -13,26 +13,26 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from checkpoint_sidecar.attempt.heartbeat import ProgressReport
+from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS, RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError, FencedError
+from checkpoint_sidecar.core.failures import INTERRUPTS, portable
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
-from checkpoint_sidecar.engine.settings import EngineSettings
-from checkpoint_sidecar.store import misdirected
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.store.fsspec import misdirected
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.store.settings import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement
-from checkpoint_sidecar.training.failures import INTERRUPTS, portable
-from checkpoint_sidecar.training.progress import ProgressReport
+from checkpoint_sidecar.training.dcp.restricted import Trust
 from checkpoint_sidecar.training.restoring import Restored, restore
-from checkpoint_sidecar.training.restricted import Trust
 from checkpoint_sidecar.training.saver import Saver
 from checkpoint_sidecar.training.saving import BackgroundSave
-from checkpoint_sidecar.training.session import Defaults, Session
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
-from checkpoint_sidecar.training.state import TrainingState
+from checkpoint_sidecar.training.state.application import TrainingState
 from checkpoint_sidecar.training.transfers import TransferProgress, Transfers
 from checkpoint_sidecar.training.vote import Agreed
 
@@ -59,7 +59,7 @@ class Checkpointer:
 
     Args:
         state: Objects to save, by name: modules, optimizers, anything with ``state_dict`` and ``load_state_dict``,
-            plain JSON values. See ``training.state`` for how each is stored and given back.
+            plain JSON values. See ``training.state.application`` for how each is stored and given back.
         url: Where the run lives, ``s3://``, ``gs://``, ``az://`` or ``file://``; or settings with an endpoint and
             credentials.
         run: Whom the prefix belongs to: a name, or the full owner. By default the last part of the URL's path.
@@ -131,7 +131,7 @@ class Checkpointer:
             self._watch.remove()
             raise
         self._session = (
-            Session(self._store, owner, Defaults(save or SavePolicy(), overwrite), log_floor=log_floor)
+            AttemptSession(self._store, owner, Defaults(save or SavePolicy(), overwrite), log_floor=log_floor)
             if self._agreement.leads
             else None
         )
@@ -372,7 +372,7 @@ class Checkpointer:
         )
 
     @property
-    def _led(self) -> Session:
+    def _led(self) -> AttemptSession:
         assert self._session is not None  # only rank 0 gets here
         return self._session
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.training.periodic import Periodic
+from checkpoint_sidecar.attempt.periodic import Periodic
+from checkpoint_sidecar.core.units import moved, size
+from checkpoint_sidecar.engine.meter import TransferMeter
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ BAR_SECONDS = 0.25
 
 
 @contextmanager
-def shown(operation: str, step: int, progress: Progress) -> Iterator[None]:
+def shown(operation: str, step: int, progress: TransferMeter) -> Iterator[None]:
     """Show it for the length of a block. Who finishes it says so, and how fast it was.
 
     Log lines carry their numbers as attributes too (``extra``): operation, step, bytes, total_bytes, seconds.
@@ -30,14 +31,14 @@ def shown(operation: str, step: int, progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(operation: str, step: int, progress: Progress) -> Iterator[None]:
+def _lines(operation: str, step: int, progress: TransferMeter) -> Iterator[None]:
     def line() -> None:
         now = progress.snapshot()
         logger.info(
             "%s of step %d, %s to move: %s",
             operation,
             step,
-            _size(now.total),
+            size(now.total),
             moved(now.done, now.seconds),
             extra={
                 "operation": operation,
@@ -57,7 +58,7 @@ def _lines(operation: str, step: int, progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(operation: str, step: int, progress: Progress) -> Iterator[None]:
+def _bar(operation: str, step: int, progress: TransferMeter) -> Iterator[None]:
     with _Bar(desc=f"{operation} of step {step}", unit="B", unit_scale=True, leave=False) as bar:
 
         def draw() -> None:
@@ -77,12 +78,3 @@ class _Bar(tqdm):  # type: ignore[type-arg]
     """Without tqdm's monitor, a thread that would stay until the process ends."""
 
     monitor_interval = 0
-
-
-def moved(count: int, seconds: float) -> str:
-    """For a human: ``1.23GB in 4.1 s, 300MB/s``."""
-    return f"{_size(count)} in {seconds:.1f} s, {_size(count / seconds if seconds else 0)}/s"
-
-
-def _size(count: float) -> str:
-    return str(tqdm.format_sizeof(count, "B"))

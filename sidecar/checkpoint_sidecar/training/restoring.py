@@ -8,18 +8,19 @@ from functools import partial
 
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from checkpoint_sidecar.engine.compared import Compared
-from checkpoint_sidecar.engine.progress import Progress
+from checkpoint_sidecar.attempt.session import AttemptSession, Candidate
+from checkpoint_sidecar.core.failures import INTERRUPTS, portable
+from checkpoint_sidecar.engine.compared import ComparedBytes
+from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
-from checkpoint_sidecar.training.contents import Contents
-from checkpoint_sidecar.training.failures import INTERRUPTS, portable, raising_ours
-from checkpoint_sidecar.training.leftovers import Leftovers, refusal
-from checkpoint_sidecar.training.planner import ItemPlanner
-from checkpoint_sidecar.training.reader import SnapshotReader
-from checkpoint_sidecar.training.restricted import Trust
-from checkpoint_sidecar.training.session import Candidate, Session
-from checkpoint_sidecar.training.state import TrainingState
+from checkpoint_sidecar.training.dcp.errors import raising_ours
+from checkpoint_sidecar.training.dcp.load_planner import ItemPlanner
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.restricted import Trust
+from checkpoint_sidecar.training.state.application import TrainingState
+from checkpoint_sidecar.training.state.contents import Contents
+from checkpoint_sidecar.training.state.leftovers import Leftovers, refusal
 from checkpoint_sidecar.training.transfers import Transfers
 
 
@@ -44,7 +45,7 @@ class Restored:
 def restore(
     state: TrainingState,
     *,
-    session: Session | None,
+    session: AttemptSession | None,
     store: Store,
     agreement: Agreement,
     trust: Trust,
@@ -69,7 +70,7 @@ def restore(
         if candidate is None:
             return None
         began = time.monotonic()
-        progress, compared = Progress(), Compared(candidate.manifest)
+        progress, compared = TransferMeter(), ComparedBytes(candidate.manifest)
         with transfers.under_way("restore", candidate.step, progress):
             errors, leftovers = _load(state, candidate, store, agreement, trust, strict, progress, compared)
         if not errors:
@@ -88,8 +89,8 @@ def _load(
     agreement: Agreement,
     trust: Trust,
     strict: bool,
-    progress: Progress,
-    compared: Compared,
+    progress: TransferMeter,
+    compared: ComparedBytes,
 ) -> tuple[list[Exception], Leftovers]:
     """The errors of all ranks, and what did not match, the same on every rank."""
     loading = _Loading(state, candidate, store, agreement, trust, strict, progress, compared)
@@ -119,8 +120,8 @@ class _Loading:
         agreement: Agreement,
         trust: Trust,
         strict: bool,
-        progress: Progress,
-        compared: Compared,
+        progress: TransferMeter,
+        compared: ComparedBytes,
     ) -> None:
         self._state = state
         self._candidate = candidate
@@ -180,12 +181,12 @@ class _Loading:
 
 
 def _record(
-    session: Session | None,
+    session: AttemptSession | None,
     candidate: Candidate,
     errors: list[Exception],
     leftovers: Leftovers,
     seconds: float,
-    compared: Compared,
+    compared: ComparedBytes,
 ) -> tuple[str, ...]:
     assert session is not None  # runs on rank 0
     if errors:

@@ -13,18 +13,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
+from checkpoint_sidecar.attempt.save_target import Draft, RunTarget, decimal_strings
+from checkpoint_sidecar.attempt.session import AttemptSession
+from checkpoint_sidecar.attempt.setbacks import Setbacks
 from checkpoint_sidecar.core.errors import CheckpointError, FencedError, StateCopyError
+from checkpoint_sidecar.core.failures import INTERRUPTS, described
 from checkpoint_sidecar.core.log import Trigger
 from checkpoint_sidecar.core.schedule import LastSave, due
+from checkpoint_sidecar.core.termination import LastAct, Situation, next_act
 from checkpoint_sidecar.training.agreement import Agreement, most_telling
-from checkpoint_sidecar.training.failures import INTERRUPTS, described
 from checkpoint_sidecar.training.saving import BackgroundSave
-from checkpoint_sidecar.training.session import Session
-from checkpoint_sidecar.training.setbacks import Setbacks
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
-from checkpoint_sidecar.training.state import TrainingState
-from checkpoint_sidecar.training.target import Draft, RunTarget, decimal_strings
-from checkpoint_sidecar.training.termination import LastAct, Situation, next_act
+from checkpoint_sidecar.training.state.application import TrainingState
 from checkpoint_sidecar.training.vote import Agreed, Vote
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Saver:
         state: TrainingState,
         saves: BackgroundSave,
         agreement: Agreement,
-        session: Session | None,
+        session: AttemptSession | None,
         watch: TerminationWatch,
         *,
         step: int,
@@ -273,7 +273,7 @@ class Saver:
         return found.id
 
     @property
-    def _led(self) -> Session:
+    def _led(self) -> AttemptSession:
         assert self._session is not None  # only rank 0 gets here
         return self._session
 

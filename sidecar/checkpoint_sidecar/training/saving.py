@@ -21,22 +21,23 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.nn import Module
 
+from checkpoint_sidecar.attempt.save_target import RunTarget, SaveNotNeeded
 from checkpoint_sidecar.core.errors import CheckpointError, SaveStalledError
+from checkpoint_sidecar.core.failures import described, portable
 from checkpoint_sidecar.core.schedule import RESERVE_SECONDS
-from checkpoint_sidecar.engine.progress import Progress
-from checkpoint_sidecar.engine.settings import EngineSettings
+from checkpoint_sidecar.core.termination import CLEANUP_SECONDS
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement, rank_lost
-from checkpoint_sidecar.training.balance import BalancedSavePlanner, History
-from checkpoint_sidecar.training.failures import described, portable, unwrap
-from checkpoint_sidecar.training.replicas import buffers_among
+from checkpoint_sidecar.training.dcp.errors import unwrap
+from checkpoint_sidecar.training.dcp.replicas import buffers_among
+from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner, History
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from checkpoint_sidecar.training.staging import HostCopy
-from checkpoint_sidecar.training.target import RunTarget, SaveNotNeeded
-from checkpoint_sidecar.training.termination import CLEANUP_SECONDS
 from checkpoint_sidecar.training.transfers import Transfers
 from checkpoint_sidecar.training.vote import Stop
-from checkpoint_sidecar.training.writer import SnapshotWriter
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ _LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SaveOutcome:
     """How a save ended on one rank.
 
     Attributes:
@@ -125,7 +126,7 @@ class BackgroundSave:
             target: On rank 0.
             began: ``time.monotonic()`` when the save began.
         """
-        progress = Progress()
+        progress = TransferMeter()
         writer = SnapshotWriter(self._store, target, progress=progress, settings=self._settings)
         planner = BalancedSavePlanner(buffers=self._buffers, history=self._compared)
         prepared = _Save(staged, step, target, began, writer, planner, progress, self._agreement, self._transfers)
@@ -190,10 +191,10 @@ class BackgroundSave:
         if self._save is not None:
             self._save.progress.cancel()
 
-    def take(self) -> Outcome:
+    def take(self) -> SaveOutcome:
         """How the latest save ended, once. What becomes of its error is said by ``owe`` or ``settled``."""
         if self._save is None or self._save.running:
-            return Outcome()
+            return SaveOutcome()
         finished, self._save = self._save, None
         outcome = finished.outcome
         if outcome.error is None:
@@ -253,7 +254,7 @@ class _Save:
         began: float,
         writer: SnapshotWriter,
         planner: BalancedSavePlanner,
-        progress: Progress,
+        progress: TransferMeter,
         agreement: Agreement,
         transfers: Transfers,
     ) -> None:
@@ -269,7 +270,7 @@ class _Save:
         self._planner = planner
         self._agreement = agreement
         self._transfers = transfers
-        self._outcome: Outcome | None = None
+        self._outcome: SaveOutcome | None = None
         self._given_up = False
         self._seen = (0, 0)
         self._moved_at = time.monotonic()
@@ -282,11 +283,11 @@ class _Save:
         return not self._given_up and self.thread.is_alive()
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> SaveOutcome:
         """How it ended; for one that is over."""
         if self._outcome is None:
             cause = "its thread ended with neither a result nor an error"
-            return Outcome(CheckpointError(self._operation, self.thread.name, cause), broken=True, step=self.step)
+            return SaveOutcome(CheckpointError(self._operation, self.thread.name, cause), broken=True, step=self.step)
         return self._outcome
 
     def quiet_seconds(self) -> float:
@@ -304,7 +305,7 @@ class _Save:
         cause = f"it did not end in time: {cause}"
         error = SaveStalledError(self._operation, url, cause, "It may still be committed; the next start looks.")
         committed = self._target is not None and self._target.committed
-        self._outcome = Outcome(None if committed else error, committed=committed, broken=True, step=self.step)
+        self._outcome = SaveOutcome(None if committed else error, committed=committed, broken=True, step=self.step)
         return True
 
     @property
@@ -327,7 +328,7 @@ class _Save:
         self.seconds = time.monotonic() - self._began
         self._staged = {}
         if not self._given_up:
-            self._outcome = Outcome(error, committed=committed, broken=broken, step=self.step)
+            self._outcome = SaveOutcome(error, committed=committed, broken=broken, step=self.step)
         if self._target is not None:
             self._target.publish()
 

@@ -18,8 +18,8 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 
-from checkpoint_sidecar.engine.settings import cores_of_rank
-from checkpoint_sidecar.training.memory import is_plain
+from checkpoint_sidecar.engine.limits import cores_of_rank
+from checkpoint_sidecar.training.dcp.memory import is_plain
 
 _MOST_THREADS = 4
 """From memory to memory: with more of them, memory is what they wait for."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from checkpoint_sidecar.engine.progress import Progress, ProgressSnapshot
+from checkpoint_sidecar.engine.meter import ProgressSnapshot, TransferMeter
 from checkpoint_sidecar.training.display import shown
 
 Operation: TypeAlias = Literal["save", "restore"]
@@ -36,7 +36,7 @@ class Transfers:
 
     def __init__(self, *, show: bool) -> None:
         self._show = show
-        self._now: tuple[Operation, int, Progress] | None = None
+        self._now: tuple[Operation, int, TransferMeter] | None = None
 
     @property
     def progress(self) -> TransferProgress | None:
@@ -48,7 +48,7 @@ class Transfers:
         return TransferProgress(operation, step, progress.snapshot())
 
     @contextmanager
-    def under_way(self, operation: Operation, step: int, progress: Progress) -> Iterator[None]:
+    def under_way(self, operation: Operation, step: int, progress: TransferMeter) -> Iterator[None]:
         """For the length of a block, this is what goes on."""
         self._now = operation, step, progress
         try:

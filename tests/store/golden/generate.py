@@ -13,18 +13,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import checkpoint_operator.storage as operator_storage
+import checkpoint_operator.gather.run_store as operator_storage
 from builders import OWNER
-from checkpoint_operator.actions import End
-from checkpoint_operator.execute import carry_out
+from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.model.actions import End
+from checkpoint_sidecar.attempt.directory_save import DirectorySave
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.log import RollbackRequested, RunConfigured, SaveRequested, SnapshotCommitted
 from checkpoint_sidecar.core.manifest import Manifest, digest, encode
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
-from checkpoint_sidecar.store.local_store import LocalStore
-from checkpoint_sidecar.store.parts import write_object
-from checkpoint_sidecar.store.settings import StoreSettings
-from checkpoint_sidecar.training.directory import DirectorySave
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.store.local.adapter import LocalStore
 from trainers import Trainer
 
 

@@ -157,7 +157,7 @@ def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def write(folder: Path, *, ours: bool, state: State) -> None:
     if ours:
-        from checkpoint_sidecar.training.dropin import CheckpointWriter
+        from checkpoint_sidecar.training.dcp.dropin import CheckpointWriter
 
         dcp.save(state, storage_writer=CheckpointWriter(folder))
     else:
@@ -166,7 +166,7 @@ def write(folder: Path, *, ours: bool, state: State) -> None:
 
 def read(folder: Path, *, ours: bool, state: State) -> None:
     if ours:
-        from checkpoint_sidecar.training.dropin import CheckpointReader
+        from checkpoint_sidecar.training.dcp.dropin import CheckpointReader
 
         dcp.load(state, storage_reader=CheckpointReader(folder))
     else:

@@ -1,0 +1,287 @@
+"""Carrying out a plan. Every action is idempotent: killed anywhere and planned again, it ends in the same state.
+
+Store actions block and run in a thread; each append asks ``entries`` again, so that a plan that has become wrong does
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from checkpoint_operator.act import erasure
+from checkpoint_operator.act.unfinished import discard, unfinished
+from checkpoint_operator.decide.appends import entry_for, fence, finish_purge, start_purge
+from checkpoint_operator.fairness.budget import BudgetError
+from checkpoint_operator.fairness.store_threads import release_frames
+from checkpoint_operator.gather.kube import Kube
+from checkpoint_operator.gather.run_store import RunStore, refuses_deletion
+from checkpoint_operator.model.actions import (
+    Action,
+    Claim,
+    CollectLast,
+    CollectOrphans,
+    Compact,
+    CreateMirror,
+    Erase,
+    LookAround,
+    MirrorAction,
+    PublishPointer,
+    Purge,
+    RecordCheck,
+    ReportMirror,
+    StoreAction,
+    Verify,
+)
+from checkpoint_operator.model.observed import ScrubFinding
+from checkpoint_sidecar.core import layout, orphans
+from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.belongings import Survey, belongings, survey
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    CheckpointError,
+    CorruptSnapshotError,
+    ForeignObjectError,
+    IncompatibleSnapshotError,
+    ObjectTooLargeError,
+    RequestRefusedError,
+    UnreliableReadError,
+)
+from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
+from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.engine.pointer import repair
+from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.runs.marker import leave_marker
+from checkpoint_sidecar.store.base import Store, UnfinishedUpload
+
+_CONNECTIONS = 2
+"""Requests side by side while a snapshot is read: slowly, and in little memory."""
+
+ROUND_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionOutcome:
+    """How one action ended; ``error`` is None when it is done or had become needless.
+
+    Attributes:
+        survey: What else lies under the prefix, if the action had to look.
+    """
+
+    action: Action
+    error: CheckpointError | None = None
+    survey: Survey | None = None
+
+    @property
+    def harmless(self) -> bool:
+        """Whether nothing but a report depends on it."""
+        return isinstance(self.action, LookAround)
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether the object to be changed is not the run's."""
+        return isinstance(self.error, ForeignObjectError)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked.
+
+        Nor is a pointer a fault that cannot be checked because it, or the manifest, is larger than any of a real model.
+        """
+        locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
+        beyond_memory = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
+        too_large = beyond_memory or isinstance(self.error, ObjectTooLargeError)
+        return refuses_deletion(self.error) or (isinstance(self.action, PublishPointer) and (locked or too_large))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the store failed, so that nothing more is worth trying for now."""
+        told = self.refused or self.left_alone or self.harmless or self.unverifiable
+        return self.error is not None and not told
+
+    @property
+    def unverifiable(self) -> str:
+        """Why a snapshot could not be compared with its manifest, for a reason that concerns no other one; or empty."""
+        own = isinstance(self.error, (IncompatibleSnapshotError, UnreliableReadError))
+        return str(self.error) if own and isinstance(self.action, Verify) else ""
+
+
+def carry_out(planned: Iterable[StoreAction], session: RunStore, *, owner: Owner) -> tuple[ActionOutcome, ...]:
+    """Run store actions one after the other. One that fails does not keep the others from their turn.
+
+    Except for what deletes data: after a surprise nothing more is deleted in this round. Grace periods are measured by
+    a clock that was read just before. After ``ROUND_SECONDS`` no other action begins; those that are left are planned
+    again by the next pass.
+    """
+    outcomes: list[ActionOutcome] = []
+    surprised = clock_read = False
+    until = time.monotonic() + ROUND_SECONDS
+    for action in planned:
+        if time.monotonic() > until:
+            break
+        after_grace = isinstance(action, Purge | CollectOrphans | CollectLast)
+        deletes = after_grace or isinstance(action, Erase)
+        if deletes and surprised:
+            continue
+        session.begin_action()
+        try:
+            if after_grace and not clock_read:
+                session.read_clock()
+                clock_read = True
+            found = _carry_out(action, session, owner)
+        except CheckpointError as error:
+            logger.warning("%s: %s", type(action).__name__, error)
+            release_frames(error)
+            outcomes.append(ActionOutcome(action, error))
+            surprised = surprised or deletes
+        else:
+            outcomes.append(ActionOutcome(action, survey=found))
+    return tuple(outcomes)
+
+
+async def mirror(planned: Iterable[MirrorAction], kube: Kube, *, namespace: str) -> None:
+    """Create, report and delete CheckpointSnapshot objects.
+
+    Raises:
+        KubeError: The API server refused; what was done stays, and the next pass goes on.
+    """
+    for action in planned:
+        if isinstance(action, CreateMirror):
+            if await kube.create_snapshot(action.body):
+                await kube.write_snapshot_status(namespace, action.body["metadata"]["name"], action.status)
+        elif isinstance(action, ReportMirror):
+            await kube.write_snapshot_status(namespace, action.name, action.status)
+        else:
+            await kube.delete_snapshot(namespace, action.name, action.uid)
+
+
+def _carry_out(action: StoreAction, session: RunStore, owner: Owner) -> Survey | None:
+    if isinstance(action, Purge):
+        _purge(action, session, owner)
+    elif isinstance(action, PublishPointer):
+        repair(session.store, session.log, action.step)
+    elif isinstance(action, CollectOrphans):
+        _collect_orphans(session, owner)
+    elif isinstance(action, CollectLast):
+        _collect_last(action, session, owner)
+    elif isinstance(action, LookAround):
+        return _look_around(session, owner)
+    elif isinstance(action, Erase):
+        return erasure.erase(session, owner)
+    elif isinstance(action, Compact):
+        session.log.compact(action.span)
+    elif isinstance(action, Verify):
+        record = RecordCheck(verify(session.store, session.log.run.snapshots[action.snapshot]))
+        session.log.append(lambda run: entry_for(record, run, owner=owner, now=session.now()))
+    else:
+        session.log.append(lambda run: entry_for(action, run, owner=owner, now=session.now()))
+        if isinstance(action, Claim) and session.log.run.owner == owner:
+            leave_marker(session.store, session.log.run)
+    return None
+
+
+def verify(
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    level: VerifyLevel = "Sizes",
+    before_read: Callable[[int], None] = lambda _: None,
+) -> ScrubFinding:
+    """Compare the objects of a snapshot with its manifest.
+
+    Args:
+        before_read: See ``verify_snapshot``; at ``Sizes`` nothing is read.
+
+    Raises:
+        IncompatibleSnapshotError: A newer version wrote the manifest.
+        StoreError: The store failed; that is no evidence of anything.
+    """
+    try:
+        verify_snapshot(store, snapshot.commit, level=level, connections=_CONNECTIONS, before_read=before_read)
+    except CorruptSnapshotError as error:
+        message = str(error)
+        if snapshot.failures and f"{error.subject}: {error.cause}" not in snapshot.evidence:
+            message = (
+                f"something else than the last time, so suspect the network or memory of the reader too: {message}"
+            )
+        message = message[:MAX_TEXT]
+        found = SnapshotVerified(snapshot.id, level, passed=False, evidence=error.evidence, message=message)
+        return ScrubFinding(found, snapshot.failures)
+    return ScrubFinding(SnapshotVerified(snapshot.id, level, passed=True), snapshot.failures)
+
+
+def _purge(action: Purge, session: RunStore, owner: Owner) -> None:
+    """Delete a snapshot's data: announce, fix the pointer, delete, and write it down."""
+    session.log.append(lambda run: start_purge(run, action, owner=owner, now=session.now()))
+    run = session.log.run
+    snapshot = run.snapshots.get(action.snapshot)
+    if snapshot is None or snapshot.state is not SnapshotState.PURGING or run.owner != owner:
+        return
+    folder = layout.parse_save_folder(snapshot.commit.path)
+    with contextlib.suppress(ForeignObjectError):
+        repair(session.store, session.log, folder.step)
+    erasure.delete_data(session, snapshot)
+    session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
+
+
+def _look_around(session: RunStore, owner: Owner) -> Survey | None:
+    keys = session.keys()
+    run = session.log.refresh()
+    if run.owner != owner:
+        return None
+    leave_marker(session.store, run)
+    return survey(run, keys)
+
+
+def _collect_orphans(session: RunStore, owner: Owner) -> None:
+    """Delete what is left of saves that are no snapshots and never can be."""
+    modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
+    # Read again after the listing: what an attempt committed before it was fenced is in the log by now.
+    run, now = session.log.refresh(), session.now()
+    due = orphans.collection_due_at(run)
+    if run.owner == owner and not run.unknown_critical and due is not None and due <= now:
+        _delete_orphans(session, run, modified, unfinished(session.store, belongings(run, modified)))
+        _delete_remnants(session, run)
+
+
+def _collect_last(action: CollectLast, session: RunStore, owner: Owner) -> None:
+    """Fence the last attempt if it left anything, and then delete that."""
+    modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
+    uploads = unfinished(session.store, belongings(session.log.run, modified))
+    written = {**{upload.key: upload.begun for upload in uploads}, **modified}
+    if not orphans.left_by_last(session.log.run, written, now=session.now()):
+        return
+    session.log.append(lambda run: fence(run, action, owner=owner))
+    # As of after the append: what it committed before it was fenced is in there.
+    run = session.log.run
+    if run.owner == owner and run.fenced_up_to >= action.attempt:
+        _delete_orphans(session, run, modified, uploads)
+
+
+def _delete_orphans(
+    session: RunStore, run: Run, modified: Mapping[str, dt.datetime], uploads: Iterable[UnfinishedUpload]
+) -> None:
+    now = session.now()
+    keys = orphans.orphaned(run, modified, now=now)
+    session.delete(keys)
+    if keys:
+        logger.info("%s: deleted %d objects of saves that are no snapshots", session.store.url, len(keys))
+    ours = belongings(run, modified)
+    for upload in uploads:
+        folder = ours.save_of(upload.key)
+        if folder is not None and orphans.abandoned(run, folder, upload.begun, now=now):
+            discard(session.store, upload)
+
+
+def _delete_remnants(session: RunStore, run: Run) -> None:
+    """Delete what an interrupted deletion left of the log of a run before this one."""
+    if run.remnants:
+        keys = (info.key for info in session.store.list(layout.LOG_FOLDER))
+        session.delete([key for key in keys if 0 < (layout.log_number(key) or 0) < run.first - 1])

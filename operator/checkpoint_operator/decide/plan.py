@@ -1,0 +1,313 @@
+"""From what is observed to what to do. Pure: no clock, no I/O.
+
+A pass takes several rounds: ``store_actions`` plans from the log as it stands, ``execute`` carries it out, and the next
+round plans again from the log as it then stands, until nothing is left. The objects in Kubernetes follow at the end.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Iterator, Mapping
+
+from checkpoint_operator.decide import appends, finalizer
+from checkpoint_operator.decide.early_saves import requested_saves
+from checkpoint_operator.decide.gang import lost
+from checkpoint_operator.model.actions import (
+    Adopt,
+    Claim,
+    CollectLast,
+    CollectOrphans,
+    Compact,
+    Configure,
+    CreateMirror,
+    DeleteMirror,
+    LogAction,
+    LookAround,
+    MirrorAction,
+    NoticeEviction,
+    PublishPointer,
+    Purge,
+    RecordCheck,
+    Reinstate,
+    ReleaseQuarantine,
+    ReportMirror,
+    RequestRollback,
+    RequestSave,
+    Retire,
+    SetDisposition,
+    StoreAction,
+    Verify,
+)
+from checkpoint_operator.model.observed import Mirror, Observed
+from checkpoint_operator.report import resources
+from checkpoint_sidecar.core import orphans
+from checkpoint_sidecar.core.api import CheckpointSpec
+from checkpoint_sidecar.core.belongings import Survey
+from checkpoint_sidecar.core.compaction import due
+from checkpoint_sidecar.core.lineage import lineage, quarantined
+from checkpoint_sidecar.core.pointers import published_steps
+from checkpoint_sidecar.core.policy import Policy
+from checkpoint_sidecar.core.purging import next_purge_at, purge_due
+from checkpoint_sidecar.core.retention import RetentionVerdict, Terms, judge, metric_value
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+
+# Per round, so that one Checkpoint cannot keep the others waiting.
+MAX_VERIFICATIONS = 4
+MAX_RETIREMENTS = 16
+MAX_NEW_MIRRORS = 64
+MAX_COMPACTIONS = 4
+MAX_POINTERS = 16
+
+UNKNOWN = "?"  # what a stock pointer shows that another process wrote
+
+
+def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
+    """What to do to the run's log and data next; empty when nothing is left or the run must not be touched."""
+    run, now, spec, policy = observed.run, observed.now, observed.checkpoint.spec, observed.policy
+    if finalizer.ending(observed):
+        return finalizer.actions(observed)
+    if observed.fault or observed.rival or run is None or now is None or spec is None or policy is None:
+        return ()
+    if run.unknown_critical:
+        return ()
+    if observed.checkpoint.deleted_at is not None and not observed.ours:
+        return ()  # what it gave up, or never had, it does not claim on its way out
+    for step in (_ownership, _configuration):
+        planned = _due(step(observed, spec, policy), run, observed, now)
+        if planned:
+            return planned
+    if not observed.ours:
+        return ()
+    if observed.survey_due:
+        return (LookAround(),)
+    wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
+    requests = _due(wanted, run, observed, now)
+    retention = () if spec.suspend else (*_retention(run, now, observed.terms), *_deletions(run, observed, now))
+    return (
+        *requests,
+        *_verifications(run, observed),
+        *_pointers(run, observed),
+        *retention,
+        *_compactions(run, observed),
+    )
+
+
+def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
+    """What to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
+    run, now = observed.run, observed.now
+    # While the Checkpoint is deleted its objects may go before it, and are not wanted back.
+    if run is None or now is None or not observed.ours or observed.checkpoint.deleted_at is not None:
+        return ()
+    verdict = judge(run, now=now, terms=observed.terms)
+    chain = {snapshot.id for snapshot in lineage(run)}
+    existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
+    # What another object of this name has left, or a backup brought back: its name is needed, its word is not.
+    foreign = [mirror for mirror in observed.mirrors if not mirror.belongs_to(observed.checkpoint, run)]
+    planned: list[MirrorAction] = [DeleteMirror(m.name, m.uid) for m in foreign[:MAX_NEW_MIRRORS] if not m.deleting]
+    strangers = {mirror.name for mirror in foreign}
+    created = 0
+    for snapshot in reversed(tuple(run.snapshots.values())):
+        mirror = existing.get(snapshot.id)
+        if mirror is not None and mirror.name in strangers:
+            continue  # created when the name is free
+        if not _mirrored(snapshot):
+            if mirror is not None and not mirror.deleting:
+                planned.append(DeleteMirror(mirror.name, mirror.uid))
+        elif mirror is None and created < MAX_NEW_MIRRORS:
+            created += 1
+            body = resources.mirror(observed.checkpoint, snapshot)
+            fresh = Mirror(body["metadata"]["name"], snapshot.id, 1, snapshot.disposition)
+            status = resources.mirror_status(observed, run, snapshot, verdict, chain=chain, mirror=fresh)
+            planned.append(CreateMirror(body, status))
+        elif mirror is not None and not mirror.deleting:
+            status = resources.mirror_status(observed, run, snapshot, verdict, chain=chain, mirror=mirror)
+            if status != mirror.status:
+                planned.append(ReportMirror(mirror.name, status))
+    return tuple(planned)
+
+
+def next_look(observed: Observed) -> float | None:
+    """Seconds until the passing of time alone makes something due, or None."""
+    run, now = observed.run, observed.now
+    if finalizer.ending(observed):
+        return finalizer.next_look(observed)
+    if run is None or now is None or not observed.ours:
+        return None
+    moments = [
+        _collection_due_at(run, observed),
+        _last_collection_due_at(run, observed),
+        next_purge_at(run, now=now),
+    ]
+    waits = [(moment - now).total_seconds() for moment in moments if moment is not None]
+    return min((wait for wait in waits if wait > 0), default=None)
+
+
+def silence(observed: Observed) -> float:
+    """Seconds since training last wrote to the log, by its commits and starts; 0 if it never did: it may soon."""
+    run, now = observed.run, observed.now
+    if run is None or now is None or run.attempt is None:
+        return 0.0
+    heard = max([run.attempt.started_at, *(snapshot.committed_at for snapshot in run.snapshots.values())])
+    return max(0.0, (now - heard).total_seconds())
+
+
+def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
+    """Snapshots that stay and whose checksums were not compared yet, newest first.
+
+    Before them those under suspicion, whatever was compared before: a second look clears or quarantines them.
+    """
+    run, now = observed.run, observed.now
+    if run is None or now is None or not observed.ours:
+        return ()
+    keep = judge(run, now=now, terms=observed.terms).keep
+    kept = (s for s in run.snapshots.values() if s.live and s.id in keep and not quarantined(run, s))
+    unread = [s for s in kept if s.failures or not s.verified_at_least("Checksums")]
+    newest_first = [s for s in reversed(unread) if s.id not in observed.unverifiable]
+    return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
+
+
+def rollback_target(spec: CheckpointSpec, run: Run) -> str | None:
+    """The snapshot that ``spec.restore.rollback`` means, or None when there is none such."""
+    rollback = spec.restore.rollback
+    if rollback is None:
+        return None
+    if rollback.to == "Snapshot":
+        target = rollback.snapshot
+    else:
+        best = best_snapshot(run)
+        target = best.id if best else None
+    return target if target and appends.rollback_target_exists(run, target) else None
+
+
+def best_snapshot(run: Run) -> Snapshot | None:
+    """The best live snapshot of the lineage by the first rule of ``keepBest``."""
+    rules = run.policy.retention.keep_best if run.policy.retention else ()
+    if not rules:
+        return None
+    rule = rules[0]
+    scored = [(metric_value(s, rule.metric), s) for s in lineage(run) if s.live and s.failures == 0]
+    finite = [(value, s) for value, s in scored if value is not None]
+    if not finite:
+        return None
+    # Of equal values the newest wins; the lineage is newest first and min and max keep the first.
+    return (min if rule.mode == "Min" else max)(finite, key=lambda pair: pair[0])[1]
+
+
+def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.datetime) -> tuple[LogAction, ...]:
+    return tuple(action for action in planned if appends.entry_for(action, run, owner=observed.owner, now=now))
+
+
+def _ownership(observed: Observed, spec: CheckpointSpec, __: Policy) -> tuple[LogAction, ...]:
+    previous, asked = spec.storage.take_over_from, observed.take_over
+    request = f"{observed.checkpoint.uid}/{asked.generation or observed.checkpoint.generation}"
+    return (Claim(), *((Adopt(previous, request, asked.renewed),) if previous else ()))
+
+
+def _configuration(observed: Observed, _: CheckpointSpec, policy: Policy) -> tuple[LogAction, ...]:
+    return (Configure(observed.checkpoint.uid, observed.checkpoint.generation, policy),)
+
+
+def _evictions(observed: Observed, run: Run) -> tuple[LogAction, ...]:
+    attempt = run.attempt
+    if attempt is None:
+        return ()
+    found = lost(attempt, observed.pods)
+    return (NoticeEviction(attempt.number, *found),) if found else ()
+
+
+def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[LogAction]:
+    target = rollback_target(spec, run)
+    if spec.restore.rollback is not None and target is not None:
+        yield RequestRollback(spec.restore.rollback.request, target)
+    if spec.save.request:
+        yield RequestSave(spec.save.request)
+    yield from requested_saves(run, observed.pods, observed.nodes)
+    for mirror in observed.mirrors:
+        if not mirror.deleting and mirror.belongs_to(observed.checkpoint, run):
+            yield SetDisposition(mirror.snapshot, mirror.disposition)
+            if mirror.release_request:
+                yield ReleaseQuarantine(mirror.snapshot, mirror.release_request)
+
+
+def _verifications(run: Run, observed: Observed) -> tuple[Verify, ...]:
+    newest_first = reversed(tuple(run.snapshots.values()))
+    waiting = [s for s in newest_first if appends.unverified(s) and s.id not in observed.unverifiable]
+    return tuple(Verify(snapshot.id) for snapshot in waiting[:MAX_VERIFICATIONS])
+
+
+def shown_after(shown: Mapping[int, str], done: Iterable[PublishPointer]) -> dict[int, str]:
+    """What the stock pointers show once these are published."""
+    return {step: shows for step, shows in {**shown, **{a.step: a.snapshot for a in done}}.items() if shows}
+
+
+def seeded(shown: Mapping[int, str], survey: Survey) -> dict[int, str]:
+    """What the stock pointers show that are there; those that this process did not publish may be wrong."""
+    return {step: shown.get(step, UNKNOWN) for step in sorted(survey.pointers)}
+
+
+def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
+    """Of all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
+    wanted, shown = published_steps(run), observed.shown
+    wrong = [step for step in dict.fromkeys((*wanted, *shown)) if wanted.get(step) != shown.get(step)]
+    return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
+
+
+def _retention(run: Run, now: dt.datetime, terms: Terms) -> tuple[StoreAction, ...]:
+    verdict = judge(run, now=now, terms=terms)
+    wanted_back = _in_state(run, verdict, SnapshotState.RETIRED, keep=True)
+    unwanted = _in_state(run, verdict, SnapshotState.LIVE, keep=False)
+    if run.policy.retention is None or run.policy.retention.dry_run:
+        unwanted = []
+    return (
+        *(Reinstate(identifier, terms) for identifier in wanted_back),
+        *(Retire(identifier, terms) for identifier in unwanted[:MAX_RETIREMENTS]),
+    )
+
+
+def _deletions(run: Run, observed: Observed, now: dt.datetime) -> tuple[StoreAction, ...]:
+    if observed.refusal:
+        return ()
+    terms = observed.terms
+    purges = [Purge(identifier, terms) for identifier in purge_due(run, now=now, terms=terms)]
+    due = _collection_due_at(run, observed)
+    orphaned = [CollectOrphans(run.highest_attempt)] if due is not None and due <= now else []
+    return (*purges, *orphaned, *_last_leftovers(run, observed, now))
+
+
+def _last_leftovers(run: Run, observed: Observed, now: dt.datetime) -> tuple[CollectLast, ...]:
+    attempt = run.attempt
+    due = _last_collection_due_at(run, observed)
+    return (CollectLast(attempt.number, attempt.last_commit or ""),) if attempt and due and due <= now else ()
+
+
+def _last_collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
+    """Never while a pod may still train, whatever it reports."""
+    attempt = run.attempt
+    if attempt is None or any(pod.active for pod in observed.pods):
+        return None
+    if observed.swept == (attempt.number, attempt.last_commit or ""):
+        return None
+    heard = observed.progress.get(attempt.number)
+    return orphans.last_collection_due_at(run, heard=heard.at if heard else None, ended=bool(heard and heard.ended))
+
+
+def _collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
+    if run.highest_attempt > observed.collected:
+        return orphans.collection_due_at(run)
+    return orphans.collection_due_at(run, last=observed.collected_at) if observed.collected_at else None
+
+
+def _compactions(run: Run, observed: Observed) -> tuple[Compact, ...]:
+    return tuple(Compact(span) for span in due(run.head, observed.compactions, first=run.first)[:MAX_COMPACTIONS])
+
+
+def _in_state(run: Run, verdict: RetentionVerdict, state: SnapshotState, *, keep: bool) -> list[str]:
+    """Oldest first."""
+    wanted = verdict.keep if keep else verdict.retire
+    return [s.id for s in run.snapshots.values() if s.id in wanted and s.state is state]
+
+
+def _mirrored(snapshot: Snapshot) -> bool:
+    # A malformed path may be anything, and the API server would refuse the object for ever.
+    well_formed = snapshot.commit.path.startswith("step-") and "InvalidPath" not in snapshot.reasons
+    return well_formed and snapshot.state is not SnapshotState.PURGED

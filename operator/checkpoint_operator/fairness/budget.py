@@ -1,0 +1,363 @@
+"""What one pass may cost: time, requests, listed objects and bytes; and what all passes together may hold in memory.
+
+A store belongs to a tenant, so nothing it says about how much there is to read can be trusted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError, StoreError
+from checkpoint_sidecar.store.base import (
+    Buffer,
+    KeepsUnfinished,
+    ObjectInfo,
+    Store,
+    StoredObject,
+    UnfinishedUpload,
+    Upload,
+)
+from checkpoint_sidecar.store.common.parts import part_bytes_for
+
+MIB = 1024 * 1024
+
+OBSERVE_SECONDS = 60.0
+"""How long finding out about a run may take. It mostly takes less than one second."""
+
+ACTION_SECONDS = 120.0
+"""How long one action may take, such as the deletion of a snapshot; the wait for the rate limit does not count."""
+
+SMALL_BYTES = MIB
+"""Objects up to this size are read without a reservation."""
+
+MEMORY_BYTES = 96 * MIB
+"""Of large objects in memory and of what they decode to, over all passes."""
+
+LOG_BYTES = 16 * MIB
+ALL_LOG_BYTES = 96 * MIB
+"""Of the run log of one Checkpoint, some 30,000 entries, and of all those that are longer than a megabyte."""
+
+LEAST_PAGE = 100
+"""As so many objects each page of a listing counts, if it has fewer: a listing of empty pages ends, too."""
+
+_BYTES_PER_STRUCT = 256
+
+
+class BudgetError(StoreError):
+    """A pass would cost more than one Checkpoint may.
+
+    Attributes:
+        reason: That of the condition.
+    """
+
+    retryable = False
+
+    def __init__(self, operation: str, subject: str, cause: str, hint: str = "", *, reason: Reason) -> None:
+        super().__init__(operation, subject, cause, hint)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be done between one ``Meter.begin`` and the next.
+
+    Attributes:
+        objects: Listed, over all listings.
+        data: Bytes read.
+    """
+
+    requests: int = 100_000
+    objects: int = 200_000
+    data: int = 2048 * MIB
+
+
+READING = Limits(requests=2**62, data=2**62)
+"""For reading back in the background: that has a rate, and may take days."""
+
+
+class MemoryPool:
+    """Bytes that large objects may take at a time, over all passes, and long logs. Safe from several threads."""
+
+    def __init__(self, total: int = MEMORY_BYTES) -> None:
+        self.total = total
+        self._free = total
+        self._changed = threading.Condition()
+        self._logs: weakref.WeakKeyDictionary[Meter, int] = weakref.WeakKeyDictionary()
+
+    def note_log(self, meter: Meter, size: int) -> Meter | None:
+        """How long the log is that a meter counts. Returns the one with the longest if all are too long together."""
+        if size <= SMALL_BYTES:
+            return None
+        with self._changed:
+            self._logs[meter] = size
+            if sum(self._logs.values()) <= ALL_LOG_BYTES:
+                return None
+            longest = max(self._logs, key=lambda each: self._logs[each])
+            del self._logs[longest]
+            return longest
+
+    def reserve(self, amount: int, *, seconds: float) -> bool:
+        """Take ``amount``, waiting for others to release theirs; False when that took longer than ``seconds``."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free >= amount, timeout=max(0.0, seconds)):
+                return False
+            self._free -= amount
+            return True
+
+    def release(self, amount: int) -> None:
+        """Give back."""
+        with self._changed:
+            self._free += amount
+            self._changed.notify_all()
+
+
+class Meter:
+    """Counts what the passes over one Checkpoint cost; ``begin`` starts anew. Safe from several threads.
+
+    Args:
+        subject: What errors name.
+        limits: None for no limits.
+        memory: Shared by all meters.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        *,
+        limits: Limits | None = None,
+        memory: MemoryPool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._subject = subject
+        self._limits = limits
+        self._memory = memory or MemoryPool()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._reserved = 0
+        self._log_bytes = 0
+        self._closed = self._revoked = False
+        self.begin()
+
+    def begin(self, seconds: float = OBSERVE_SECONDS) -> None:
+        """Start to count anew. Large objects that were read are no longer in use."""
+        with self._lock:
+            self._began = self._clock()
+            self._seconds = seconds
+            self._requests = self._objects = self._data = 0
+        self.free()
+
+    def pause(self, seconds: float) -> None:
+        """The operator makes the store's tenant wait for so long: that is not the store's time."""
+        with self._lock:
+            self._seconds += seconds
+
+    def close(self) -> None:
+        """Let nothing through any more: whoever still works was given up."""
+        with self._lock:
+            self._closed = True
+        self.free()
+
+    def revoke(self) -> None:
+        """Let nothing through any more: the log that was read is too long to be kept beside the others."""
+        self._revoked = True
+
+    def free(self) -> None:
+        """Large objects that were read are no longer in use."""
+        with self._lock:
+            reserved, self._reserved = self._reserved, 0
+        self._memory.release(reserved)
+
+    def request(self) -> None:
+        """Before each request.
+
+        Raises:
+            BudgetError: There may be none.
+        """
+        with self._lock:
+            self._requests += 1
+            self._check()
+
+    def listed(self, count: int) -> None:
+        """After each page of a listing.
+
+        Raises:
+            BudgetError: There may not be another one.
+        """
+        with self._lock:
+            self._objects += max(count, LEAST_PAGE)
+            self._requests += 1
+            limits = self._limits
+            if limits is not None and self._objects > limits.objects:
+                raise BudgetError(
+                    "list objects",
+                    self._subject,
+                    f"there are more than {limits.objects:,}",
+                    "Use a prefix of its own for each run; if this is one, its store does not stop listing.",
+                    reason=Reason.LISTING_TOO_LONG,
+                )
+            self._check()
+
+    def read(self, key: str, count: int) -> None:
+        """After an object was read.
+
+        Raises:
+            BudgetError: It was too much.
+        """
+        with self._lock:
+            self._data += count
+            if key.startswith((layout.LOG_FOLDER, layout.COMPACTION_FOLDER)):
+                self._log_bytes += count
+            limits = self._limits
+            if limits is None:
+                return
+            if self._log_bytes > LOG_BYTES:
+                self._revoked = True
+            longest = self._memory.note_log(self, self._log_bytes)
+            if longest is not None:
+                longest.revoke()
+            self._check()
+
+    def reserve(self, key: str, amount: int) -> None:
+        """Before a large object is read or decoded: its memory, until ``free``.
+
+        Raises:
+            BudgetError: It is more than there is, or others did not release theirs in time.
+        """
+        if self._limits is None:
+            return
+        operation, subject = "read", f"{self._subject}/{key}"
+        if self._reserved + amount > self._memory.total:
+            cause = f"it takes {amount // MIB} MiB of memory, more than {self._memory.total // MIB} MiB"
+            hint = "No snapshot of a real model has such an object: look at what wrote it."
+            raise BudgetError(operation, subject, cause, hint, reason=Reason.OBJECT_TOO_LARGE)
+        if not self._memory.reserve(
+            amount, seconds=min(OBSERVE_SECONDS, self._seconds - (self._clock() - self._began))
+        ):
+            cause = f"the operator had no {amount // MIB} MiB of memory for it in time"
+            raise BudgetError(operation, subject, cause, "It is tried again.", reason=Reason.OBJECT_TOO_LARGE)
+        with self._lock:
+            self._reserved += amount
+
+    def _check(self) -> None:
+        limits, elapsed = self._limits, self._clock() - self._began
+        if limits is None:
+            return
+        if self._revoked:
+            raise BudgetError(
+                "read the run log",
+                self._subject,
+                f"it has {self._log_bytes // MIB} MiB; the operator keeps {LOG_BYTES // MIB} MiB of one, and "
+                f"{ALL_LOG_BYTES // MIB} MiB of all long ones",
+                "Go on with a new Checkpoint at another prefix; if there are not that many snapshots, the store makes "
+                "entries up.",
+                reason=Reason.LOG_TOO_LONG,
+            )
+        cause = ""
+        if self._closed or elapsed > self._seconds:
+            cause = f"{self._requests:,} requests took more than {self._seconds:.0f} s"
+        elif self._requests > limits.requests:
+            cause = f"a pass took more than {limits.requests:,} requests"
+        elif self._data > limits.data:
+            cause = f"a pass read more than {limits.data // MIB:,} MiB"
+        if cause:
+            hint = "A pass goes on where the last one ended; if this stays, the store is too slow."
+            raise BudgetError("use the store", self._subject, cause, hint, reason=Reason.STORE_TOO_SLOW)
+
+
+class MeteredStore:
+    """A ``Store`` whose calls are counted."""
+
+    def __init__(self, inner: Store, meter: Meter) -> None:
+        self._inner = inner
+        self._meter = meter
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    def put(self, key: str, data: Buffer) -> None:
+        self._meter.request()
+        self._inner.put(key, data)
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        self._meter.request()
+        self._inner.put_if_absent(key, data)
+
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        self._meter.request()
+        try:
+            stored = self._inner.get(key, max_bytes=min(max_bytes, SMALL_BYTES))
+        except ObjectTooLargeError:
+            if max_bytes <= SMALL_BYTES:
+                raise
+            return self._get_large(key, max_bytes)
+        self._meter.read(key, len(stored.data))
+        return stored
+
+    def _get_large(self, key: str, max_bytes: int) -> StoredObject:
+        self._meter.request()
+        info = self._inner.stat(key)
+        if info is None:
+            raise ObjectNotFoundError("read", f"{self.url}/{key}", "it was deleted while it was read")
+        if info.size > max_bytes:
+            raise ObjectTooLargeError("read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}")
+        self._meter.reserve(key, 2 * info.size)
+        self._meter.request()
+        stored = self._inner.get(key, max_bytes=info.size)
+        # What JSON decodes to is larger than its text where there are many small objects in it.
+        self._meter.reserve(key, stored.data.count(b"{") * _BYTES_PER_STRUCT)
+        self._meter.read(key, len(stored.data))
+        return stored
+
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        self._meter.request()
+        self._inner.read_into(key, start, buffers)
+        self._meter.read(key, sum(buffer.nbytes for buffer in buffers))
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        self._meter.request()
+        return self._inner.stat(key)
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        self._meter.request()
+        return self._inner.list(prefix, after=after)
+
+    def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
+        if size > SMALL_BYTES:
+            # A part that is sent, and the buffer through which the next one comes.
+            self._meter.reserve(key, 2 * min(size, part_bytes_for(size)))
+        self._meter.request()
+        return self._inner.upload(key, size)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self._meter.request()
+        self._inner.delete(keys)
+
+
+class _MeteredKeeping(MeteredStore):
+    """The same, of a store that keeps unfinished uploads."""
+
+    def __init__(self, inner: Store, meter: Meter) -> None:
+        super().__init__(inner, meter)
+        assert isinstance(inner, KeepsUnfinished)
+        self._keeping: KeepsUnfinished = inner
+
+    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        self._meter.request()
+        return self._keeping.unfinished(prefix)
+
+    def discard(self, upload: UnfinishedUpload) -> None:
+        self._meter.request()
+        self._keeping.discard(upload)
+
+
+def metered(store: Store, meter: Meter) -> MeteredStore:
+    """The store, with its calls counted."""
+    return _MeteredKeeping(store, meter) if isinstance(store, KeepsUnfinished) else MeteredStore(store, meter)

@@ -1,0 +1,130 @@
+"""How much of the operator one tenant, or one store, may occupy at a time.
+
+A slot is a pass that runs, or a thread that a pass left behind because the store did not return. All of it happens in
+the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+Target = Hashable
+"""What a store's connections depend on; None while it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """Slots at a time.
+
+    Attributes:
+        total: Over everything.
+        namespace: Of one namespace.
+        target: Of one store's server, over all namespaces.
+        tenant: Of one namespace at one server.
+    """
+
+    total: int = 128
+    namespace: int = 16
+    target: int = 48
+    tenant: int = 12
+
+
+class Slots:
+    """Counts slots and says where there is room.
+
+    Args:
+        freed: Called after a slot became free.
+    """
+
+    def __init__(self, caps: Caps | None = None, *, freed: Callable[[], None] = lambda: None) -> None:
+        self._caps = caps or Caps()
+        self.freed = freed
+        self._total = 0
+        self._namespaces: Counter[str] = Counter()
+        self._targets: Counter[Target] = Counter()
+        self._tenants: Counter[tuple[str, Target]] = Counter()
+
+    def room(self, namespace: str, target: Target | None) -> bool:
+        """Whether a pass over a Checkpoint of this namespace and store may begin."""
+        return (
+            self._total < self._caps.total
+            and self._namespaces[namespace] < self._caps.namespace
+            and self._room_at(namespace, target)
+        )
+
+    def take(self, namespace: str, target: Target | None) -> TenantSlot:
+        """Occupy a slot."""
+        self._total += 1
+        self._namespaces[namespace] += 1
+        self.enter(namespace, target)
+        return TenantSlot(self, namespace, target)
+
+    def enter(self, namespace: str, target: Target | None) -> None:
+        """Count a slot at a store."""
+        if target is not None:
+            self._targets[target] += 1
+            self._tenants[namespace, target] += 1
+
+    def leave(self, namespace: str, target: Target | None) -> None:
+        """Inverse of ``enter``."""
+        if target is not None:
+            _decrease(self._targets, target)
+            _decrease(self._tenants, (namespace, target))
+
+    def give(self, namespace: str, target: Target | None) -> None:
+        """Inverse of ``take``."""
+        self._total -= 1
+        _decrease(self._namespaces, namespace)
+        self.leave(namespace, target)
+        self.freed()
+
+    def _room_at(self, namespace: str, target: Target | None) -> bool:
+        if target is None:
+            return True
+        return self._targets[target] < self._caps.target and self._tenants[namespace, target] < self._caps.tenant
+
+    def may_enter(self, namespace: str, target: Target) -> bool:
+        """Whether a pass that runs may turn to this store."""
+        return self._room_at(namespace, target)
+
+
+class TenantSlot:
+    """One occupied slot; free when everyone who holds it has released it."""
+
+    def __init__(self, slots: Slots, namespace: str, target: Target | None) -> None:
+        self._slots = slots
+        self._namespace = namespace
+        self.target = target
+        self._holders = 1
+
+    def move(self, target: Target) -> bool:
+        """Turn to a store, as soon as it is known which one; returns False where it has no room."""
+        if target == self.target:
+            return True
+        if not self._slots.may_enter(self._namespace, target):
+            return False
+        self._slots.leave(self._namespace, self.target)
+        self.target = target
+        self._slots.enter(self._namespace, target)
+        return True
+
+    def hold(self) -> None:
+        """Keep the slot occupied until one more ``release``: for a thread, which may outlive its pass."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """Let go; the last one frees the slot."""
+        self._holders -= 1
+        if not self._holders:
+            self._slots.give(self._namespace, self.target)
+
+
+def _decrease(counter: Counter[K], key: K) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

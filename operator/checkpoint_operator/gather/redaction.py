@@ -1,0 +1,125 @@
+"""Keeping secrets out of the texts that leave the process: log messages, messages of conditions and Events.
+
+A tenant chooses the values of its Secrets. So they are cut out of texts about its own Checkpoint and no other, and
+never out of fields that mean something: reasons, names, ids, owners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from checkpoint_operator.model.observed import Key
+from checkpoint_sidecar.store.access import (
+    AZURE_STORAGE_ACCOUNT_NAME,
+    CA_CERTIFICATE,
+    GOOGLE_APPLICATION_CREDENTIALS_JSON,
+    KNOWN_KEYS,
+)
+
+_HIDDEN = "[redacted]"
+# Names are no secrets, and replacing something short would tear other words apart.
+_SHORTEST = 8
+
+KEPT_BYTES = 32 * 1024
+"""Of the values of one Checkpoint, the newest: after a rotation old errors may still quote the former ones."""
+
+_PUBLIC = frozenset({CA_CERTIFICATE, AZURE_STORAGE_ACCOUNT_NAME})
+# They stand in URLs and certificates anyway, and would make messages unreadable.
+_SECRET_FIELDS = ("private_key", "private_key_id", "client_secret", "refresh_token")
+
+_PATTERNS = (
+    # What follows the "?" of a signed URL is as good as a key.
+    (re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+"), rf"\1?{_HIDDEN}"),
+    (re.compile(r"(https?://)[^\s/@'\"]+@"), rf"\1{_HIDDEN}@"),
+    (
+        re.compile(
+            r"(?i)\b(authorization|x-amz-security-token|signature|sig|sas)"
+            r"(['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer)\s+)?)[^\s'\",;&]+"
+        ),
+        rf"\1\2{_HIDDEN}",
+    ),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), _HIDDEN),
+)
+
+
+_checkpoint: contextvars.ContextVar[Key | None] = contextvars.ContextVar("checkpoint", default=None)
+
+
+@contextlib.contextmanager
+def working_on(key: Key) -> Iterator[None]:
+    """What is written meanwhile, in this context and in threads that have a copy of it, is about this Checkpoint."""
+    token = _checkpoint.set(key)
+    try:
+        yield
+    finally:
+        _checkpoint.reset(token)
+
+
+class Redactor:
+    """Cuts out secrets of the Checkpoint that is worked on, and whatever looks like a signature. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[Key, tuple[str, ...]] = {}
+
+    def remember(self, key: Key, secret: Mapping[str, str]) -> None:
+        """Do not let the secret values of a Checkpoint's Secret through."""
+        values = [value for value in _secret_values(secret) if _SHORTEST <= len(value) <= KEPT_BYTES]
+        with self._lock:
+            newest = [*values, *(value for value in self._known.get(key, ()) if value not in values)]
+            kept, room = [], KEPT_BYTES
+            for value in newest:
+                room -= len(value)
+                if room < 0:
+                    break
+                kept.append(value)
+            self._known[key] = tuple(kept)
+
+    def forget(self, key: Key) -> None:
+        """The Checkpoint is gone."""
+        with self._lock:
+            self._known.pop(key, None)
+
+    def clean_messages(self, status: Mapping[str, Any]) -> dict[str, Any]:
+        """A status with its free texts cleaned, and nothing else."""
+        cleaned = dict(status)
+        if "conditions" in cleaned:
+            cleaned["conditions"] = [
+                {**condition, "message": self.clean(condition["message"])} for condition in cleaned["conditions"]
+            ]
+        if "notice" in cleaned.get("attempt", {}):
+            cleaned["attempt"] = {**cleaned["attempt"], "notice": self.clean(cleaned["attempt"]["notice"])}
+        return cleaned
+
+    def clean(self, text: str) -> str:
+        """``text`` without secrets of the Checkpoint that is worked on."""
+        key = _checkpoint.get()
+        # One value may hold another; what is left of the longer one would be half a secret.
+        for value in sorted(self._known.get(key, ()) if key else (), key=len, reverse=True):
+            text = text.replace(value, _HIDDEN)
+        for pattern, replacement in _PATTERNS:
+            text = pattern.sub(replacement, text)
+        return text
+
+
+def _secret_values(secret: Mapping[str, str]) -> Iterator[str]:
+    for name in KNOWN_KEYS - _PUBLIC:
+        value = secret.get(name, "").strip()
+        yield value
+        if name == GOOGLE_APPLICATION_CREDENTIALS_JSON and len(value) <= KEPT_BYTES:
+            yield from _fields_of(value)
+
+
+def _fields_of(google_key: str) -> Iterator[str]:
+    try:
+        parsed = json.loads(google_key)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(parsed, dict):
+        yield from (value for name in _SECRET_FIELDS if isinstance(value := parsed.get(name), str))

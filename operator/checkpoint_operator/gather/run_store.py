@@ -1,0 +1,366 @@
+"""Reaching a run's store on behalf of its Checkpoint: who may use which identity, and an open store with its clock.
+
+Everything here blocks and runs in threads.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from checkpoint_operator.fairness.budget import ACTION_SECONDS, BudgetError, Meter, MeteredStore, metered
+from checkpoint_operator.fairness.rate_limit import RateLimit
+from checkpoint_operator.gather.endpoint_rules import Pattern
+from checkpoint_operator.model.observed import Checkpoint, Key, RunProgress, StoreFault
+from checkpoint_sidecar.conformance.probe import probe
+from checkpoint_sidecar.core import layout, orphans
+from checkpoint_sidecar.core.api import Reason, Storage
+from checkpoint_sidecar.core.attempt import check_log
+from checkpoint_sidecar.core.belongings import traces
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    CheckpointError,
+    ConfigurationError,
+    IncompatibleSnapshotError,
+    LogError,
+    LogMissingError,
+    NoConditionalWriteError,
+    RequestRefusedError,
+    StoreError,
+    UnknownOutcomeError,
+)
+from checkpoint_sidecar.core.location import check_url
+from checkpoint_sidecar.core.log import StoredEntry
+from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.runs.entries import get_entries
+from checkpoint_sidecar.runs.heartbeat import read_beat
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.runs.marker import telling_keys
+from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.store.common.calls import Patience, batches
+from checkpoint_sidecar.store.opening import open_store
+
+EVERY_NAMESPACE = "*"
+NAMESPACE_IN_PREFIX = "{namespace}"
+
+KEYS_PER_BATCH = 500
+PROVEN_SECONDS = 3600.0
+"""For so long a store that kept its contract is believed to keep it; a probe takes some twenty requests."""
+
+OVER_BUDGET_SECONDS = 600.0
+"""From finding that a run costs too much to the next look at it, which costs as much again."""
+
+PATIENCE_SECONDS = 30.0
+# A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
+PATIENCE = Patience(deadline_seconds=10.0, answer_seconds=10.0, body_seconds=60.0)
+
+_FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
+    (AccessDeniedError, Reason.ACCESS_DENIED, False),
+    (BucketNotFoundError, Reason.BUCKET_NOT_FOUND, False),
+    (NoConditionalWriteError, Reason.NO_CONDITIONAL_WRITE, True),
+    (StoreError, Reason.STORE_UNAVAILABLE, False),
+    (LogError, Reason.LOG_UNREADABLE, True),
+    (LogMissingError, Reason.LOG_MISSING, True),
+    (IncompatibleSnapshotError, Reason.UPGRADE_REQUIRED, True),
+    (ConfigurationError, Reason.INVALID_CREDENTIALS, False),
+)
+
+
+_NO_ANSWER = (StoreError, UnknownOutcomeError)
+"""What escapes an adapter after a store kept silent or failed until the patience ended. Subclasses are answers."""
+
+
+class StorageFaultError(Exception):
+    """The store must not or cannot be opened as the spec says."""
+
+    def __init__(self, fault: StoreFault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator's administrator allows.
+
+    Attributes:
+        ambient: ``(namespace, URL prefix)`` pairs that may be read and written with the operator's own identity.
+            The namespace ``*`` is every one, each with its own name for ``{namespace}`` in the prefix.
+        file_urls: Whether ``file://`` is allowed at all.
+        endpoints: Which ``spec.storage.endpoint`` are allowed; empty for all but those that are never object stores.
+        api_server: Address of the cluster's own API, or empty outside a cluster.
+    """
+
+    ambient: tuple[tuple[str, str], ...] = ()
+    file_urls: bool = False
+    endpoints: tuple[Pattern, ...] = ()
+    api_server: str = ""
+
+    def allows_ambient(self, namespace: str, url: str) -> bool:
+        prefixes = (
+            prefix.replace(NAMESPACE_IN_PREFIX, namespace)
+            for allowed, prefix in self.ambient
+            if allowed in (namespace, EVERY_NAMESPACE)
+        )
+        return any(url == prefix or url.startswith(prefix + "/") for prefix in prefixes)
+
+
+def fault_from(error: CheckpointError) -> StoreFault:
+    """What an error of the library means for the Checkpoint."""
+    if isinstance(error, BudgetError):
+        too_slow = error.reason is Reason.STORE_TOO_SLOW
+        return StoreFault(
+            error.reason,
+            str(error),
+            stalled=not too_slow,
+            unreachable="it was too slow" if too_slow else "",
+            retry_seconds=None if too_slow else OVER_BUDGET_SECONDS,
+        )
+    for kind, reason, stalled in _FAULTS:
+        if isinstance(error, kind):
+            return StoreFault(reason, str(error), stalled, unreachable=error.cause if type(error) in _NO_ANSWER else "")
+    return StoreFault(Reason.STORE_UNAVAILABLE, str(error))
+
+
+def settings_for(key: Key, storage: Storage, secret: Mapping[str, str] | None, rules: Rules) -> StoreSettings:
+    """How to open the store.
+
+    Args:
+        secret: The named Secret's values, or None when the spec names none.
+
+    Raises:
+        StorageFaultError: The spec asks for something impossible or something that is not allowed.
+    """
+    try:
+        url = check_url(storage.url)
+    except ConfigurationError as error:
+        raise StorageFaultError(StoreFault(Reason.INVALID_SPEC, str(error), stalled=True)) from error
+    if url.startswith("file:"):
+        if not rules.file_urls:
+            message = "file:// URLs are not allowed by the operator's configuration. Use s3://, gs:// or az://."
+            raise StorageFaultError(StoreFault(Reason.FILE_URL_NOT_ALLOWED, message, stalled=True))
+        return StoreSettings(url)
+    if secret is None:
+        _check_ambient(key, storage, url, rules)
+    return StoreSettings(
+        url=url,
+        endpoint=storage.endpoint,
+        region=storage.region,
+        addressing_style=storage.addressing_style,
+        credentials=AMBIENT if secret is None else Credentials.of(secret),
+        server_side_encryption=storage.server_side_encryption or "",
+        kms_key_id=storage.kms_key_id or "",
+        requester_pays=bool(storage.requester_pays),
+        tags=tuple(sorted(storage.tags.items())),
+    )
+
+
+def _check_ambient(key: Key, storage: Storage, url: str, rules: Rules) -> None:
+    # With an endpoint of the user's choice the operator's identity would be shown to a server of the user's choice.
+    if storage.endpoint:
+        message = (
+            "spec.storage.endpoint needs spec.storage.credentialsSecret: the operator sends its own identity nowhere."
+        )
+    elif not rules.allows_ambient(key.namespace, url):
+        message = (
+            f"The operator's own identity may not be used for {url} in namespace {key.namespace}. "
+            "Set spec.storage.credentialsSecret, or have the administrator allow this prefix."
+        )
+    else:
+        return
+    raise StorageFaultError(StoreFault(Reason.AMBIENT_NOT_ALLOWED, message, stalled=True))
+
+
+def refuses_deletion(error: CheckpointError | None) -> bool:
+    """Whether a store that works does not let this operator delete: a missing right, or a lock on the objects."""
+    return isinstance(error, (AccessDeniedError, RequestRefusedError)) and error.operation == "delete"
+
+
+class RunStore:
+    """An open store of one Checkpoint, with its log.
+
+    Args:
+        settings: A session serves one set of settings; others need another session.
+        writer: Who appends, for the log's audit trail.
+        deletions: Objects per second; None for no limit.
+        meter: What counts the calls; by default nothing limits them.
+        reading: The same for reading back in the background, which no pass waits for.
+
+    Attributes:
+        readable: The store for reading back in the background.
+        probed_at: When the store was probed last, on this process's steady clock.
+        read_only: Why the store can be read and not written, or empty.
+        refusal: Why the store does not let this operator delete, or empty.
+    """
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        writer: str,
+        deletions: RateLimit | None = None,
+        meter: Meter | None = None,
+        reading: Meter | None = None,
+    ) -> None:
+        self.settings = settings
+        self.meter = meter or Meter(settings.url)
+        opened = open_store(settings, patience=PATIENCE, on_page=self.meter.listed)
+        self.store: MeteredStore = metered(opened, self.meter)
+        self.reading = reading or Meter(settings.url)
+        self.reading.begin(math.inf)
+        self.readable: MeteredStore = metered(opened, self.reading)
+        self._writer = writer
+        self.forget_log()
+        self._deletions = deletions
+        self._clock: tuple[dt.datetime, float] | None = None
+        self._tidied = False
+        self._proven_at: float | None = None
+        self.probed_at: float | None = None
+        self.read_only = ""
+        self.refusal = ""
+
+    def probe(self) -> None:
+        """Check that the store keeps its contract, or, within the hour, only that it can be written; read its clock.
+
+        A store that only refuses to be written, or only to delete, is no failure: see ``read_only`` and ``refusal``.
+
+        Raises:
+            StoreError: It does not, or it failed.
+        """
+        self.probed_at = time.monotonic()
+        self.read_only = self.refusal = ""
+        try:
+            if self._proven_at is None or self.probed_at - self._proven_at >= PROVEN_SECONDS:
+                probe(self.store)
+                self._proven_at = self.probed_at
+            self.read_clock()
+        except AccessDeniedError as error:
+            if not refuses_deletion(error):
+                self._check_readable()
+                self.read_only = str(error)
+                return
+            self.refusal = str(error)
+        except RequestRefusedError as error:
+            if not refuses_deletion(error):
+                raise
+            self.refusal = str(error)
+        if self.refusal:
+            self.read_clock()
+        elif not self._tidied:
+            self._discard_probes()
+            self._tidied = True
+
+    @property
+    def proven(self) -> bool:
+        """Whether the store kept its contract when it was last asked."""
+        return self._proven_at is not None
+
+    def begin_action(self) -> None:
+        """Another action begins, with a budget of its own."""
+        self.meter.begin(ACTION_SECONDS)
+
+    def keys(self) -> list[str]:
+        """All keys under the prefix.
+
+        Raises:
+            StoreError: It could not be listed completely.
+        """
+        return [info.key for info in self.store.list()]
+
+    def forget_log(self) -> None:
+        """What is read from here on is another log: that of a run that was deleted began and ended under these keys."""
+        self.log = RunLog(self.store, writer=self._writer, patience_seconds=PATIENCE_SECONDS)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, in batches and no faster than the limit.
+
+        Raises:
+            StoreError: At least one was not deleted.
+        """
+        for batch in batches(keys, KEYS_PER_BATCH):
+            if self._deletions is not None:
+                wait = self._deletions.reserve(len(batch))
+                self.meter.pause(wait)
+                time.sleep(wait)
+            self.store.delete(batch)
+
+    def _check_readable(self) -> None:
+        """Read the log, and the clock as far as it tells.
+
+        Raises:
+            AccessDeniedError: It cannot be read either.
+            StoreError: It failed.
+        """
+        run = self.log.refresh()
+        newest = self.store.stat(layout.log_key(run.head)) if run.head else None
+        if newest is not None:
+            # No later moment is known of a store that cannot be written; nothing is decided by it.
+            self._clock = (newest.modified, time.monotonic())
+
+    def _discard_probes(self) -> None:
+        """Delete what processes that were killed while they probed have left."""
+        modified = {info.key: info.modified for info in self.store.list(layout.PROBE_FOLDER)}
+        self.delete(orphans.old_probes(modified, now=self.now()))
+
+    def read_clock(self) -> None:
+        """Read the store's clock, which may have been set since the last reading.
+
+        Raises:
+            StoreError: It failed.
+        """
+        # A fresh key each time: where objects are locked, none can be replaced.
+        key = f"{layout.PROBE_FOLDER}{secrets.token_hex(8)}/clock"
+        self.store.put(key, b"")
+        # Taken after the answer, so that the time that follows from it is late by the answer's way and never early:
+        # nothing is deleted before its grace is over.
+        answered = time.monotonic()
+        info = self.store.stat(key)
+        if info is None:
+            raise StoreError("read the store's clock", key, "an object just written does not exist")
+        self._clock = (info.modified, answered)
+        if not self.refusal:
+            self.store.delete([key])
+
+    def now(self) -> dt.datetime:
+        """The store's clock, as far as this process's steady clock can tell since the last probe.
+
+        Raises:
+            StoreError: It was never probed.
+        """
+        if self._clock is None:
+            raise StoreError("read the store's clock", self.store.url, "it was not probed yet")
+        modified, then = self._clock
+        return modified + dt.timedelta(seconds=time.monotonic() - then)
+
+    def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
+        """Some entries of the log, read again.
+
+        Raises:
+            LogError, StoreError: One cannot be read.
+        """
+        return tuple(entry.decode() for entry in get_entries(self.store, numbers))
+
+    def progress(self) -> RunProgress | None:
+        """The last word of the running attempt, or None."""
+        beat = read_beat(self.store)
+        return RunProgress(beat.progress.attempt, beat.progress.step, beat.at, beat.progress.ended) if beat else None
+
+
+def missing_log(session: RunStore, run: Run, checkpoint: Checkpoint) -> StoreFault | None:
+    """Whether there was a run here whose log is gone, or shorter than the Checkpoint's status has seen it.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    if checkpoint.spec is None or checkpoint.spec.restore.on_missing == "StartFresh":
+        return None
+    found = traces(telling_keys(session.store)) if run.head == 0 else ()
+    try:
+        check_log(run, url=session.store.url, floor=checkpoint.status.get("logSequence") or 0, traces=found)
+    except LogMissingError as error:
+        return fault_from(error)
+    return None

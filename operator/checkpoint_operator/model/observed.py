@@ -1,0 +1,335 @@
+"""What the operator knows about one Checkpoint in one pass: frozen values that every decision reads.
+
+``None`` always means "not known", never "there is none": a decision that finds it must not act.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from checkpoint_sidecar.core.api import CheckpointSpec, Reason
+from checkpoint_sidecar.core.belongings import Survey
+from checkpoint_sidecar.core.compaction import EntryRange
+from checkpoint_sidecar.core.log import Owner, SnapshotVerified
+from checkpoint_sidecar.core.policy import Disposition, Policy
+from checkpoint_sidecar.core.retention import Terms
+from checkpoint_sidecar.core.run import Run
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """A Checkpoint by namespace and name."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The object as read from the API server.
+
+    Attributes:
+        spec: None when it does not decode; the schema should have refused it.
+        status: As stored, for comparison and for what only it remembers (transition times, ``logSequence``).
+        resource_version: Of the object as it was read, so that what was changed meanwhile is not overwritten.
+        deleted_at: When somebody asked for its deletion, by the API server's clock.
+    """
+
+    key: Key
+    uid: str
+    generation: int
+    created_at: str
+    spec: CheckpointSpec | None
+    status: Mapping[str, Any] = field(default_factory=dict)
+    resource_version: str = ""
+    finalizers: tuple[str, ...] = ()
+    deleted_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Toleration:
+    """What a pod bears. Empty fields match everything; ``limited`` is a pod that has to go after some time."""
+
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+    limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A taint by which a node says that it, or its pods, will be gone soon.
+
+    Attributes:
+        since: When it was set, as the API server writes times; empty if whoever set it does not say.
+        times: How often this very taint was seen to appear, from 1.
+    """
+
+    key: str
+    effect: str
+    value: str = ""
+    since: str = ""
+    times: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node, and what it announces, the earliest first."""
+
+    name: str
+    uid: str
+    announcements: tuple[Announcement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod labelled with the Checkpoint's name.
+
+    Attributes:
+        created_at, started_at: The API server's and the kubelet's clock.
+        leaving: Why it was or is being evicted or deleted, or empty.
+        grace_seconds: From SIGTERM to SIGKILL, or None when that is not known.
+        node: Where it runs; empty before it was scheduled.
+        running_since: When the youngest of its running containers started, or None when none runs.
+    """
+
+    name: str
+    uid: str
+    phase: str
+    created_at: dt.datetime
+    started_at: dt.datetime | None = None
+    leaving: str = ""
+    grace_seconds: float | None = None
+    node: str = ""
+    tolerations: tuple[Toleration, ...] = ()
+    running_since: dt.datetime | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.phase in ("Pending", "Running")
+
+
+@dataclass(frozen=True, slots=True)
+class DisruptedPod:
+    """A pod without a controller that was not deleted on purpose.
+
+    Attributes:
+        reason: That of its condition DisruptionTarget.
+        body: As last seen.
+        since: When that was first seen, or when it was last tried in vain to create it again; the operator's clock.
+        failures: How often it was created again without living long, or could not be created.
+    """
+
+    name: str
+    uid: str
+    reason: str
+    body: Mapping[str, Any]
+    since: dt.datetime
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A CheckpointSnapshot object.
+
+    Attributes:
+        uid: Of this object, so that no other one of the same name is deleted for it.
+        controller: UID of the object that controls it, or empty: after ``kubectl delete --cascade=orphan`` or a
+            restore from a backup there is none, or one that is gone.
+        release_request: A user's request to release the snapshot from quarantine, or empty.
+    """
+
+    name: str
+    snapshot: str
+    generation: int
+    disposition: Disposition
+    status: Mapping[str, Any] = field(default_factory=dict)
+    deleting: bool = False
+    release_request: str = ""
+    uid: str = ""
+    controller: str = ""
+
+    def belongs_to(self, checkpoint: Checkpoint, run: Run) -> bool:
+        """Whether it is an object of this Checkpoint, and shows a snapshot of its log."""
+        return self.controller == checkpoint.uid and self.snapshot in run.snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far an attempt had come, by its own last word: a hint for reporting, never for decisions.
+
+    Attributes:
+        at: The store's clock when it was written.
+        ended: Whether it was a goodbye.
+    """
+
+    attempt: int
+    step: int
+    at: dt.datetime
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubFinding:
+    """What comparing the stored objects of a snapshot with its manifest has found.
+
+    Attributes:
+        failures: How much evidence the log held against the snapshot before; of two who find the same damage at the
+            same time, only the first one's counts.
+    """
+
+    check: SnapshotVerified
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """How reading the snapshots of a Checkpoint back goes.
+
+    Attributes:
+        reading: Id of the snapshot that is being read, or empty.
+        trouble: Why the last one could not be read to its end, or empty.
+        unreliable: Whether that was because each read gave other bytes.
+    """
+
+    reading: str = ""
+    trouble: str = ""
+    unreliable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFault:
+    """Why the run's store or log cannot be used.
+
+    Attributes:
+        stalled: Only a human can help; retrying is for the case that somebody did.
+        unreachable: Why the store could not be reached, without any names; empty when it answered, whatever it said.
+        retry_seconds: When to try again, or None for a back-off.
+    """
+
+    reason: Reason
+    message: str
+    stalled: bool = False
+    unreachable: str = ""
+    retry_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the quota of its namespace means for a Checkpoint, in bytes.
+
+    Attributes:
+        limit: For all Checkpoints of the namespace together.
+        required: What they retain that no quota takes.
+        spare_bytes: What is left to this one for snapshots that rules alone keep; None if all of them may stay.
+    """
+
+    limit: int
+    required: int
+    spare_bytes: int | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether nothing that may be retired would be enough."""
+        return self.required > self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Since when the Checkpoint asks to take another one's run over.
+
+    Attributes:
+        generation: At which the present value was first seen; 0 if not known.
+        renewed: Whether another value was seen before it.
+    """
+
+    generation: int = 0
+    renewed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
+
+    Attributes:
+        owner: Who this Checkpoint is in the log.
+        policy: Its spec in machine units; None when the spec cannot be translated.
+        run: The log's fold; None when the log could not be read.
+        now: The store's clock; None when it is not known.
+        wall: The operator's own clock, for pods and conditions only.
+        rival: The Checkpoint that has an overlapping prefix.
+        namespace_deleted: Whether the namespace is going away; not looked up while that makes no difference.
+        nodes: Those of its pods' nodes that announce something.
+        disrupted: Pods that nobody but the operator would create again.
+        progress: The last known progress by attempt.
+        shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
+        collected: Attempt for which the leftovers of those before it were collected.
+        collected_at: When that was, by the store's clock.
+        survey_due: Whether the prefix should be looked through for that.
+        survey: What lies under the prefix besides the run's own objects; None while that is not known.
+        take_over: What ``spec.storage.takeOverFrom`` asks for, see ``TakeOver``.
+        swept: Attempt whose own leftovers were collected although no later one has started, with its last commit then.
+        refusal: Why the store does not let the operator delete, or empty.
+        unverifiable: Why snapshots cannot be compared with their manifests for now, by id.
+        read_back: How reading snapshots back goes; None where none is read.
+        findings: What reading snapshots back has found and the log does not say yet.
+        compactions: What needs no compaction of the log any more.
+        quota: That of the namespace, or None where there is none.
+    """
+
+    owner: Owner
+    checkpoint: Checkpoint
+    wall: dt.datetime
+    policy: Policy | None = None
+    fault: StoreFault | None = None
+    run: Run | None = None
+    now: dt.datetime | None = None
+    rival: Key | None = None
+    namespace_deleted: bool = False
+    mirrors: tuple[Mirror, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    disrupted: tuple[DisruptedPod, ...] = ()
+    progress: Mapping[int, RunProgress] = field(default_factory=lambda: MappingProxyType({}))
+    shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    collected: int = 0
+    collected_at: dt.datetime | None = None
+    survey: Survey | None = None
+    survey_due: bool = False
+    take_over: TakeOver = field(default_factory=TakeOver)
+    swept: tuple[int, str] = (0, "")
+    refusal: str = ""
+    unverifiable: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    read_back: ReadBack | None = None
+    findings: tuple[ScrubFinding, ...] = ()
+    compactions: frozenset[EntryRange] = frozenset()
+    quota: Quota | None = None
+
+    @property
+    def terms(self) -> Terms:
+        """What this operator adds to the policy in the log."""
+        return Terms(
+            spare_bytes=self.quota.spare_bytes if self.quota else None,
+            reads_back=self.read_back is not None,
+            reading=self.read_back.reading if self.read_back else "",
+        )
+
+    @property
+    def rival_named(self) -> str:
+        """The rival in words that name nothing of other namespaces."""
+        if self.rival is not None and self.rival.namespace == self.checkpoint.key.namespace:
+            return f"Checkpoint {self.rival.name}"
+        return "a Checkpoint in another namespace"
+
+    @property
+    def ours(self) -> bool:
+        """Whether the log is read and belongs to this Checkpoint."""
+        return self.run is not None and self.run.owner == self.owner and self.rival is None

@@ -1,0 +1,159 @@
+"""What one Checkpoint's passes hand on to the next."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from checkpoint_operator.act.execute import ActionOutcome
+from checkpoint_operator.decide.plan import seeded, shown_after
+from checkpoint_operator.gather.run_store import RunStore, refuses_deletion
+from checkpoint_operator.model.actions import Action, CollectLast, CollectOrphans, LookAround, PublishPointer, Verify
+from checkpoint_operator.model.observed import RunProgress, TakeOver
+from checkpoint_sidecar.core.api import CheckpointSpec
+from checkpoint_sidecar.core.belongings import Survey
+from checkpoint_sidecar.core.run import Run
+
+SURVEY_SECONDS = 3600.0
+"""Between two looks at everything that lies under a prefix."""
+
+UNVERIFIABLE_SECONDS = 600.0
+"""From a snapshot that could not be verified to the next try."""
+
+REFUSED_SECONDS = 3600.0
+"""From a refused deletion to the next try: a lock on objects or a missing right lasts longer than a failure."""
+
+
+@dataclass
+class Memory:
+    """All of it can be lost without harm.
+
+    Attributes:
+        head: The log number the last pass ended with.
+        identity: Of the run that all this is about; empty before it was read.
+        heard_at: When training last wrote to the log, on this process's steady clock.
+        shown, collected, collected_at, swept, take_over: See ``Observed``.
+        survey: What was found under the prefix, or None.
+        surveyed_at: When it was looked through last, on the same clock.
+        foreign_pointers: Steps whose stock pointer proved to be somebody else's.
+        wanted: The last ``spec.storage.takeOverFrom`` that was seen, or None.
+        beat_at: When a new word about progress was last found, on the same clock.
+        due_at: When the passing of time alone makes something due, on the same clock.
+        running: Whether the last pass saw active pods.
+        refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
+        secret: Name of the Secret as last read, and a digest of its values, if the spec names one.
+        secret_at: When that was, on the same clock.
+        unverifiable: Why snapshots could not be verified, by id, and when that was found, on the same clock.
+    """
+
+    session: RunStore | None = None
+    head: int = -1
+    identity: str = ""
+    heard_at: float = field(default_factory=time.monotonic)
+    progress: dict[int, RunProgress] = field(default_factory=dict)
+    progress_at: float = float("-inf")
+    beat_at: float = float("-inf")
+    shown: dict[int, str] = field(default_factory=dict)
+    collected: int = 0
+    collected_at: dt.datetime | None = None
+    swept: tuple[int, str] = (0, "")
+    survey: Survey | None = None
+    surveyed_at: float = float("-inf")
+    foreign_pointers: set[int] = field(default_factory=set)
+    wanted: str | None = None
+    take_over: TakeOver = field(default_factory=TakeOver)
+    due_at: float = float("inf")
+    running: bool = False
+    refusal: str = ""
+    refused_at: float = float("-inf")
+    unverifiable: dict[str, tuple[str, float]] = field(default_factory=dict)
+    secret: tuple[str, str] | None = None
+    secret_at: float = float("-inf")
+
+    def _unverified(self) -> Mapping[str, str]:
+        """Why some snapshots are not verified for now."""
+        since = time.monotonic() - UNVERIFIABLE_SECONDS
+        return MappingProxyType({snapshot: why for snapshot, (why, at) in self.unverifiable.items() if at > since})
+
+    def refused(self) -> str:
+        """Why nothing is deleted for now, or empty."""
+        if self.session is not None and self.session.refusal:
+            return self.session.refusal
+        return self.refusal if time.monotonic() - self.refused_at < REFUSED_SECONDS else ""
+
+    def note_run(self, run: Run) -> None:
+        """The log was read. What is remembered of another run at this prefix says nothing about this one."""
+        if not run.identity:
+            return
+        if self.identity not in ("", run.identity):
+            self.progress, self.shown, self.foreign_pointers = {}, {}, set()
+            self.collected, self.collected_at, self.swept = 0, None, (0, "")
+            self.survey, self.surveyed_at = None, float("-inf")
+        self.identity = run.identity
+
+    def note_spec(self, spec: CheckpointSpec, generation: int) -> None:
+        """The spec as it is now: a value that is set anew is another request."""
+        value = spec.storage.take_over_from
+        if self.wanted is None or self.wanted != value:
+            self.take_over = TakeOver(generation, renewed=self.wanted is not None)
+        self.wanted = value
+
+    def note_outcomes(self, outcomes: Sequence[ActionOutcome], now: dt.datetime) -> None:
+        """What was carried out has told something about the store and about what lies under the prefix.
+
+        Args:
+            now: The store's clock.
+        """
+        for outcome in outcomes:
+            action = outcome.action
+            if isinstance(action, LookAround):
+                # A prefix that cannot be looked through is not tried again at once.
+                self.surveyed_at = time.monotonic()
+            if outcome.survey is not None:
+                self.survey = outcome.survey
+                self.shown = seeded(self.shown, outcome.survey)
+                self.foreign_pointers &= outcome.survey.pointers
+            if isinstance(action, PublishPointer):
+                (self.foreign_pointers.add if outcome.left_alone else self.foreign_pointers.discard)(action.step)
+        self._note_unverifiable({o.action.snapshot: o.unverifiable for o in outcomes if isinstance(o.action, Verify)})
+        undeleted = next((o.error for o in outcomes if o.refused and refuses_deletion(o.error)), None)
+        if undeleted is not None:
+            self.refusal, self.refused_at = str(undeleted), time.monotonic()
+        # A pointer that is locked counts as shown: it is not tried again until it should show something else.
+        settled = [o.action for o in outcomes if o.error is None or o.left_alone or o.refused]
+        self.shown = shown_after(self.shown, (action for action in settled if isinstance(action, PublishPointer)))
+        if not any(outcome.failed or outcome.refused for outcome in outcomes):
+            self._note_collections([outcome.action for outcome in outcomes if outcome.error is None], now)
+
+    def _note_unverifiable(self, reasons: Mapping[str, str]) -> None:
+        """Some snapshots could not be compared with their manifests, each for a reason of its own."""
+        now = time.monotonic()
+        recent = {
+            snapshot: found for snapshot, found in self.unverifiable.items() if now - found[1] < UNVERIFIABLE_SECONDS
+        }
+        self.unverifiable = recent | {snapshot: (why, now) for snapshot, why in reasons.items() if why}
+
+    def _note_collections(self, done: Iterable[Action], now: dt.datetime) -> None:
+        for action in done:
+            if isinstance(action, CollectOrphans):
+                self.collected, self.collected_at = action.attempt, now
+            elif isinstance(action, CollectLast):
+                self.swept = max(self.swept, (action.attempt, action.commit))
+
+    def known(self) -> dict[str, Any]:
+        """What ``Observed`` has from here, by its names."""
+        return {
+            "shown": MappingProxyType(self.shown),
+            "collected": self.collected,
+            "collected_at": self.collected_at,
+            "survey": self.survey.with_pointers(self.foreign_pointers) if self.survey else None,
+            "survey_due": time.monotonic() - self.surveyed_at > SURVEY_SECONDS,
+            "swept": self.swept,
+            "refusal": self.refused(),
+            "unverifiable": self._unverified(),
+            "compactions": self.session.log.compactions if self.session else frozenset(),
+        }

@@ -1,0 +1,407 @@
+"""One pass over one Checkpoint: observe, plan, execute, report. The only place where the rooms meet."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from checkpoint_operator.act import execute, pods
+from checkpoint_operator.act.scrubber import Scrubber
+from checkpoint_operator.decide import finalizer, plan, reschedule
+from checkpoint_operator.decide.quota import Quotas, demand_of
+from checkpoint_operator.fairness.slots import TenantSlot
+from checkpoint_operator.fairness.store_threads import AbandonedError
+from checkpoint_operator.gather.bare_pods import BarePods
+from checkpoint_operator.gather.kube import Kube, KubeError
+from checkpoint_operator.gather.nodes import Nodes
+from checkpoint_operator.gather.observer import Observer, checkpoint_from
+from checkpoint_operator.gather.prefixes import Prefixes
+from checkpoint_operator.gather.redaction import Redactor, working_on
+from checkpoint_operator.gather.run_store import fault_from
+from checkpoint_operator.model.actions import CreateMirror, MirrorAction, ReportMirror
+from checkpoint_operator.model.observed import Checkpoint, Key, Observed, StoreFault
+from checkpoint_operator.process.memory import Memory
+from checkpoint_operator.process.work_queue import NoRoomError, Retry
+from checkpoint_operator.report import events, resources
+from checkpoint_operator.report.events import EventDraft
+from checkpoint_operator.report.health import fault_of
+from checkpoint_operator.report.metrics import Metrics
+from checkpoint_operator.report.status import status_of, status_with
+from checkpoint_sidecar.core.api import ConditionType, Reason
+from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.log import StoredEntry
+
+MAX_ROUNDS = 6
+"""Rounds of one pass; enough for claim, configure, verify, retire and purge. What is left is for the next pass."""
+
+CONTINUE_SECONDS = 2.0
+"""Until that next pass, so that one large backlog does not keep the other Checkpoints waiting."""
+
+ACT_SECONDS = 600.0
+"""After which a round of actions is given up; one that takes longer than its own budget ends by itself before."""
+
+INVALID = 422
+
+MANY_SNAPSHOTS = 500
+
+T = TypeVar("T")
+
+REFUSED_STATUS = StoreFault(
+    Reason.STATUS_REFUSED,
+    "The API server refuses the status: the run log or the object store says something that the CRD does not allow, "
+    "or the CRDs are older than the operator. The rest of the status is as of before.",
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Seconds between looks at a log.
+
+    Attributes:
+        busy: While pods run, or training wrote to the log within the last ``settle`` seconds.
+        idle: Otherwise.
+    """
+
+    busy: float = 4.0
+    idle: float = 30.0
+    settle: float = 300.0
+
+
+class Reconciler:
+    """Brings the world and one Checkpoint's spec together; ``reconcile`` is the work of the queue.
+
+    Args:
+        scrubber: Reads snapshots back; None if nothing is to be read.
+        wake: Asks for a pass over another Checkpoint.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        observer: Observer,
+        *,
+        metrics: Metrics,
+        prefixes: Prefixes,
+        quotas: Quotas,
+        redactor: Redactor,
+        scrubber: Scrubber | None,
+        nodes: Nodes,
+        bare_pods: BarePods,
+        wake: Callable[[Key], None],
+        intervals: Intervals | None = None,
+    ) -> None:
+        self._kube = kube
+        self._observer = observer
+        self._metrics = metrics
+        self._prefixes = prefixes
+        self._quotas = quotas
+        self._redactor = redactor
+        self._scrubber = scrubber
+        self._nodes = nodes
+        self._bare_pods = bare_pods
+        self._wake = wake
+        self._intervals = intervals or Intervals()
+        self._memories: dict[Key, Memory] = {}
+
+    async def reconcile(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
+        """One pass, or, if not ``thorough``, a look at the log that leads to one when it grew.
+
+        Returns:
+            Seconds until the next look, or None when the Checkpoint is gone.
+
+        Raises:
+            Retry: The store or the API server cannot be used now.
+            NoRoomError: The store is busy with other Checkpoints.
+        """
+        with working_on(key):
+            try:
+                return await self._pass(key, thorough, slot)
+            except KubeError as error:
+                self._metrics.count_error(key)
+                raise Retry(str(error)) from error
+            except (Retry, NoRoomError):
+                raise  # a fault of the store or the spec: counted as such
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a client's panic is no Exception
+                self._metrics.count_error(key)
+                logger.exception("%s: the pass failed", key)
+                await self._report_error(key, error)
+                raise Retry(f"the pass failed: {type(error).__name__}") from error
+
+    async def _pass(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
+        memory = self._memories.setdefault(key, Memory())
+        if not thorough and not await self._something_new(key, memory, slot):
+            return self._interval(memory)
+        with self._metrics.reconcile_seconds.time():
+            observed = await self._observer.observe(key, memory, slot)
+            if observed is None:
+                self._forget(key)
+                return None
+            await self._hold(observed)
+            observed = await self._act(await self._within_quota(self._with_findings(observed)), memory, slot)
+            observed = await self._within_quota(observed)
+            if await self._release(observed):
+                self._forget(key)  # whoever comes under this name finds another run, or none
+                return self._intervals.idle
+            await self._read_back(observed, memory)
+            observed, entries = await self._news(observed, memory, slot)
+            await self._report(observed, entries)
+            await self._reschedule(observed)
+            mirrors_wait = await self._mirror(observed)
+        await self._remember(observed, memory, mirrors_wait=mirrors_wait)
+        fault = fault_of(observed)
+        if fault is None:
+            return self._interval(memory)
+        if fault.stalled:
+            return fault.retry_seconds or self._intervals.idle
+        raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}", seconds=fault.retry_seconds)
+
+    async def _hold(self, observed: Observed) -> None:
+        """Set our finalizer as soon as the spec asks for it, and remove it when it no longer does."""
+        checkpoint, wanted = observed.checkpoint, finalizer.finalizers(observed.checkpoint)
+        if wanted is not None:
+            await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, wanted)
+
+    async def _release(self, observed: Observed) -> bool:
+        """Let a Checkpoint go whose run is deleted, or cannot be; returns whether that was so."""
+        checkpoint, released = observed.checkpoint, finalizer.release(observed)
+        if released is None:
+            return False
+        happening = finalizer.last_word(released)
+        level = logging.WARNING if happening.warning else logging.INFO
+        logger.log(level, "%s: %s: %s", checkpoint.key, happening.reason, self._redactor.clean(happening.message))
+        await self._tell(happening, observed, observed.wall)
+        await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, finalizer.without(checkpoint))
+        return True
+
+    def _with_findings(self, observed: Observed) -> Observed:
+        if self._scrubber is None:
+            return observed
+        key = observed.checkpoint.key
+        return replace(observed, findings=self._scrubber.findings(key), read_back=self._scrubber.state(key))
+
+    async def _within_quota(self, observed: Observed) -> Observed:
+        """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
+        key = observed.checkpoint.key
+        if not self._quotas.limit(key.namespace):
+            return observed
+        demand = await _decided(demand_of, observed)
+        for other in self._quotas.note(key, demand) if demand is not None else ():
+            self._wake(other)
+        return replace(observed, quota=self._quotas.of(key))
+
+    async def _read_back(self, observed: Observed, memory: Memory) -> None:
+        """After a fault nothing is known: what is being read is read on, and what was found is kept."""
+        if self._scrubber is None or memory.session is None or observed.fault is not None:
+            return
+        key = observed.checkpoint.key
+        self._scrubber.settle(key, observed.findings)
+        session = memory.session
+        wanted = await _decided(plan.to_read_back, observed)
+        self._scrubber.want(key, wanted, session.readable, release=session.reading.free)
+
+    async def _something_new(self, key: Key, memory: Memory, slot: TenantSlot) -> bool:
+        if time.monotonic() >= memory.due_at:
+            return True
+        try:
+            return await self._observer.secret_changed(key, memory) or await self._observer.log_grew(memory, slot)
+        except (CheckpointError, AbandonedError):
+            return True  # the pass that follows finds out what is wrong and reports it
+
+    async def _act(self, observed: Observed, memory: Memory, slot: TenantSlot) -> Observed:
+        """Carry out plan after plan until nothing is left, and return what is true afterwards."""
+        until = time.monotonic() + execute.ROUND_SECONDS
+        for _ in range(MAX_ROUNDS):
+            planned = await _decided(plan.store_actions, observed)
+            session = memory.session
+            if not planned or session is None or time.monotonic() > until:
+                break
+            logger.info("%s: %s", observed.checkpoint.key, ", ".join(type(action).__name__ for action in planned))
+            logger.debug("%s: %s", observed.checkpoint.key, planned)
+            work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
+            try:
+                outcomes = await self._observer.in_thread(work, memory, slot, seconds=ACT_SECONDS)
+            except AbandonedError:
+                return replace(observed, fault=_timed_out(observed))
+            now = session.now()
+            memory.note_outcomes(outcomes, now)
+            observed = replace(observed, run=session.log.run, now=now, **memory.known())
+            failed = next((outcome.error for outcome in outcomes if outcome.failed), None)
+            if failed is not None:
+                memory.session = None
+                return replace(observed, fault=fault_from(failed))
+        return observed
+
+    async def _news(
+        self, observed: Observed, memory: Memory, slot: TenantSlot
+    ) -> tuple[Observed, tuple[StoredEntry, ...]]:
+        """The log entries that the status does not reflect yet."""
+        run, session = observed.run, memory.session
+        if run is None or session is None or not observed.ours:
+            return observed, ()
+        numbers = events.untold(observed.checkpoint.status, run.head)
+        # Those of them that are in the status already were reported by another operator.
+        appended = (
+            range(max(memory.head, run.head - events.MAX_TOLD) + 1, run.head + 1) if memory.head > 0 else range(0)
+        )
+        wanted = sorted({*numbers, *appended})
+        try:
+            session.meter.begin()
+            entries = await self._observer.in_thread(lambda: session.entries(wanted), memory, slot)
+        except CheckpointError as error:
+            return replace(observed, fault=fault_from(error)), ()
+        except AbandonedError:
+            return replace(observed, fault=_timed_out(observed)), ()
+        others = events.tell_other_operators((e for e in entries if e.number in appended), self._observer.writer)
+        for happening in others:
+            self._metrics.count_other_operator(observed.checkpoint.key, 1)
+            await self._tell(happening, observed, observed.wall)
+        return observed, tuple(entry for entry in entries if entry.number in numbers)
+
+    async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
+        """Write the status if it changed, and after it the Events that tell why."""
+        checkpoint = observed.checkpoint
+        status = self._redactor.clean_messages(await _decided(status_of, observed))
+        ready = resources.conditions_of(status).get(ConditionType.READY, {})
+        self._metrics.observe(observed, ready=ready.get("status") == "True")
+        if status == checkpoint.status:
+            return
+        try:
+            if not await self._kube.write_checkpoint_status(checkpoint.key, checkpoint.uid, status):
+                return
+        except KubeError as error:
+            if error.status != INVALID:
+                raise
+            logger.warning("%s: %s", checkpoint.key, error)
+            await self._report_only(checkpoint, REFUSED_STATUS)
+            return
+        self._metrics.count(checkpoint.key, entries)
+        self._count_losses(checkpoint.key, status)
+        happenings = events.tell_conditions(checkpoint.status, status)
+        if observed.run is not None:
+            happenings = (*happenings, *events.tell(entries, observed.run))
+        for place, happening in enumerate(happenings):
+            await self._tell(happening, observed, observed.wall + dt.timedelta(microseconds=place))
+
+    async def _report_error(self, key: Key, error: BaseException) -> None:
+        """Say in the status that a pass failed in a way that nobody foresaw; the log says more."""
+        message = f"The operator failed at this Checkpoint ({type(error).__name__}); its log says more. It tries again."
+        try:
+            body = await self._kube.checkpoint(key)
+            if body is not None:
+                checkpoint, _ = checkpoint_from(key, body)
+                await self._report_only(checkpoint, StoreFault(Reason.INTERNAL_ERROR, message))
+        except KubeError as refused:
+            logger.warning("%s: %s", key, refused)
+
+    async def _report_only(self, checkpoint: Checkpoint, fault: StoreFault) -> None:
+        """Write a fault into the status, and leave everything else there as it is."""
+        status = status_with(checkpoint, fault, wall=dt.datetime.now(dt.UTC))
+        if status != checkpoint.status:
+            await self._kube.write_checkpoint_status(checkpoint.key, checkpoint.uid, status)
+
+    async def _reschedule(self, observed: Observed) -> None:
+        key, spec = observed.checkpoint.key, observed.checkpoint.spec
+        if spec is not None and not spec.reschedule.recreate_bare_pods:
+            self._bare_pods.forget(key)
+        planned = reschedule.pod_actions(observed)
+        if not planned:
+            return
+        logger.info("%s: %s", key, ", ".join(f"{type(action).__name__} {action.name}" for action in planned))
+        happenings = await pods.carry_out(planned, self._kube, self._bare_pods, key, now=observed.wall)
+        for happening in happenings:
+            await self._tell(happening, observed, dt.datetime.now(dt.UTC))
+
+    async def _tell(self, happening: EventDraft, observed: Observed, moment: dt.datetime) -> None:
+        event = resources.event(
+            observed.checkpoint,
+            reason=happening.reason,
+            message=self._redactor.clean(happening.message),
+            warning=happening.warning,
+            identifier=happening.identifier,
+            time=moment,
+        )
+        try:
+            await self._kube.create_event(event)
+        except KubeError as error:
+            # Its entry counts as told already. One Event that is lost must not take the others with it.
+            logger.warning("%s: an Event is lost (%s): %s", observed.checkpoint.key, happening.reason, error)
+
+    async def _mirror(self, observed: Observed) -> bool:
+        """Bring the CheckpointSnapshot objects in line with the log; returns whether some are left to create."""
+        stored = {mirror.name: mirror.status for mirror in observed.mirrors}
+        planned: list[MirrorAction] = []
+        for action in await _decided(plan.mirror_actions, observed):
+            if isinstance(action, ReportMirror):
+                cleaned = self._redactor.clean_messages(action.status)
+                if cleaned != stored[action.name]:
+                    planned.append(replace(action, status=cleaned))
+            elif isinstance(action, CreateMirror):
+                planned.append(replace(action, status=self._redactor.clean_messages(action.status)))
+            else:
+                planned.append(action)
+        await execute.mirror(planned, self._kube, namespace=observed.checkpoint.key.namespace)
+        return sum(isinstance(action, CreateMirror) for action in planned) == plan.MAX_NEW_MIRRORS
+
+    def _count_losses(self, key: Key, status: Mapping[str, Any]) -> None:
+        restore = status.get("lastRestore", {})
+        if restore.get("lostSteps") is not None:
+            self._metrics.count_loss(
+                key,
+                attempt=restore["attempt"],
+                steps=restore["lostSteps"],
+                seconds=restore.get("lostSeconds") or 0,
+            )
+
+    async def _remember(self, observed: Observed, memory: Memory, *, mirrors_wait: bool) -> None:
+        memory.running = any(pod.active for pod in observed.pods)
+        head = observed.run.head if observed.run else -1
+        if head != memory.head:
+            memory.head = head
+            memory.heard_at = time.monotonic() - plan.silence(observed)
+
+        moments = (plan.next_look(observed), reschedule.next_look(observed))
+        due = min((moment for moment in moments if moment is not None), default=None)
+        left = await _decided(plan.store_actions, observed)
+        if mirrors_wait or left:
+            due = CONTINUE_SECONDS
+        memory.due_at = float("inf") if due is None else time.monotonic() + due
+
+    def _interval(self, memory: Memory) -> float:
+        now = time.monotonic()
+        lively = memory.running or now - memory.heard_at < self._intervals.settle
+        interval = self._intervals.busy if lively else self._intervals.idle
+        return min(interval, max(0.0, memory.due_at - now))
+
+    def _forget(self, key: Key) -> None:
+        self._memories.pop(key, None)
+        self._metrics.forget(key)
+        self._redactor.forget(key)
+        self._nodes.forget(key)
+        self._bare_pods.forget(key)
+        if self._scrubber is not None:
+            self._scrubber.forget(key)
+        for other in (*self._prefixes.forget(key), *self._quotas.forget(key)):
+            self._wake(other)
+
+
+async def _decided(decide: Callable[[Observed], T], observed: Observed) -> T:
+    """A decision; about a run of many snapshots it takes its time, which is not the event loop's."""
+    if observed.run is None or len(observed.run.snapshots) < MANY_SNAPSHOTS:
+        return decide(observed)
+    return await asyncio.to_thread(decide, observed)
+
+
+def _timed_out(observed: Observed) -> StoreFault:
+    spec = observed.checkpoint.spec
+    where = spec.storage.endpoint or spec.storage.url if spec is not None else "the store"
+    return StoreFault(Reason.PASS_TIMED_OUT, f"A request to {where} did not return in time. It is tried again.")

@@ -1,0 +1,231 @@
+"""The Events that tell a run's story: one per log entry that a human would want to know of. Pure.
+
+They follow from the entries after ``status.logSequence``, so that each is told once, whoever wrote the entry and
+whether or not the operator was there when it happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoint_operator.report.resources import conditions_of
+from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason
+from checkpoint_sidecar.core.lineage import quarantined
+from checkpoint_sidecar.core.log import (
+    AttemptFenced,
+    AttemptStarted,
+    EvictionNoticed,
+    QuarantineReleased,
+    RestoreFinished,
+    RunAdopted,
+    RunClaimed,
+    SaveFailed,
+    SaveRequested,
+    SnapshotCommitted,
+    SnapshotPurged,
+    SnapshotReinstated,
+    SnapshotRetired,
+    SnapshotVerified,
+    StoredEntry,
+)
+from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.core.units import size
+
+OPERATOR = "operator"
+"""How the signatures of operators begin, in ``StoredEntry.writer``; libraries have other ones."""
+
+MAX_TOLD = 50
+FIRST_TOLD = 16
+"""How much is told of a log that the status never reflected: the claim of a new run, not the story of an old one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventDraft:
+    """One Event to be.
+
+    Attributes:
+        identifier: Unique within the run.
+    """
+
+    reason: str
+    message: str
+    identifier: str
+    warning: bool = False
+
+
+def untold(status: Mapping[str, Any], head: int) -> range:
+    """Numbers of the log entries whose story is not told yet, as far as it will be told at all."""
+    told = status.get("logSequence")
+    if told is None:
+        return range(max(0, head - FIRST_TOLD) + 1, head + 1)
+    # A smaller head is another log: somebody emptied the bucket, and its story begins anew.
+    return range(max(told, head - MAX_TOLD) + 1, head + 1) if told <= head else range(1, min(head, FIRST_TOLD) + 1)
+
+
+def tell(entries: Iterable[StoredEntry], run: Run) -> tuple[EventDraft, ...]:
+    """The Events of some entries.
+
+    Args:
+        run: The state after all of them.
+    """
+    told = []
+    for entry in entries:
+        teller = _TELL.get(type(entry.body))
+        line = teller(entry.body, run) if teller else None
+        if line is not None:
+            reason, message, warning = line
+            told.append(EventDraft(reason, message, str(entry.number), warning))
+    return tuple(told)
+
+
+_CONDITIONS: tuple[tuple[ConditionType, Reason, EventReason, str], ...] = (
+    (ConditionType.READY, Reason.PREFIX_CLAIMED, EventReason.PREFIX_CLAIMED, "claimed"),
+    (ConditionType.READY, Reason.LOG_MISSING, EventReason.LOG_MISSING, "missing"),
+    (ConditionType.FOREIGN_DATA, Reason.LEFT_ALONE, EventReason.FOREIGN_DATA, "foreign"),
+    (ConditionType.RESTORE_ENFORCED, Reason.ROLLBACK_NOT_FOUND, EventReason.ROLLBACK_NOT_FOUND, "rollback"),
+    (ConditionType.RETENTION_ENFORCED, Reason.DELETION_REFUSED, EventReason.DELETION_REFUSED, "refused"),
+)
+
+
+def tell_conditions(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[EventDraft, ...]:
+    """Events for what no log entry tells: a condition is as a human would want to know.
+
+    Args:
+        before, after: Statuses of the Checkpoint.
+    """
+    old, new = (conditions_of(status) for status in (before, after))
+    told = []
+    for kind, reason, event, word in _CONDITIONS:
+        was, now = (condition.get(kind, {}) for condition in (old, new))
+        told_before = (was.get("reason"), was.get("message")) == (reason, now.get("message"))
+        if now.get("reason") == reason and not told_before:
+            told.append(EventDraft(event, now["message"], f"{word}-{after['observedGeneration']}", warning=True))
+    return tuple(told)
+
+
+def tell_other_operators(entries: Iterable[StoredEntry], writer: str) -> tuple[EventDraft, ...]:
+    """Events about other operators that write to a log, too.
+
+    Args:
+        entries: Those that were appended while this operator, whose signature is ``writer``, worked on the log.
+    """
+    others = {entry.writer for entry in entries if entry.writer.startswith(OPERATOR) and entry.writer != writer}
+    return tuple(
+        EventDraft(
+            EventReason.SECOND_OPERATOR,
+            f"{other} works on this run, too, as {writer} does. Nothing is lost, but two of different configuration "
+            "undo each other's work: run one replica, or give each operator namespaces of its own.",
+            f"operator-{hashlib.sha256(other.encode()).hexdigest()[:10]}",
+            warning=True,
+        )
+        for other in sorted(others)
+    )
+
+
+_Line = tuple[EventReason, str, bool] | None
+
+
+def _claimed(body: RunClaimed, _: Run) -> _Line:
+    return EventReason.RUN_CLAIMED, f"The prefix is claimed for {body.owner}.", False
+
+
+def _adopted(body: RunAdopted, _: Run) -> _Line:
+    message = f"Taken over from {body.previous_owner}; attempts that started before are fenced."
+    return EventReason.RUN_ADOPTED, message, True
+
+
+def _started(body: AttemptStarted, _: Run) -> _Line:
+    plan = f"restores {body.candidate}" if body.candidate else "starts from scratch"
+    message = f"Attempt {body.attempt} started with {body.world_size} ranks; it {plan}."
+    return EventReason.ATTEMPT_STARTED, message, False
+
+
+def _restored(body: RestoreFinished, run: Run) -> _Line:
+    snapshot = run.snapshots.get(body.snapshot)
+    if body.restored:
+        step = f" (step {snapshot.step})" if snapshot else ""
+        message = f"Attempt {body.attempt} restored {body.snapshot}{step} in {body.seconds:.1f} s."
+        return EventReason.RESTORED, message, False
+    why = body.message or "it was interrupted"
+    return EventReason.RESTORE_FAILED, f"Attempt {body.attempt} could not restore {body.snapshot}: {why}", True
+
+
+def _committed(body: SnapshotCommitted, run: Run) -> _Line:
+    snapshot = run.snapshots.get(body.snapshot)
+    if snapshot is not None and snapshot.state is SnapshotState.REJECTED:
+        message = f"The commit of {body.snapshot} broke the rules in force: {', '.join(snapshot.reasons)}."
+        return EventReason.SNAPSHOT_REJECTED, message, True
+    message = (
+        f"Step {body.step} is committed as {body.snapshot}: {size(body.bytes)} from {body.world_size} ranks "
+        f"in {body.seconds:.1f} s ({body.trigger})."
+    )
+    return EventReason.SNAPSHOT_COMMITTED, message, False
+
+
+def _verified(body: SnapshotVerified, run: Run) -> _Line:
+    snapshot = run.snapshots.get(body.snapshot)
+    if body.passed or snapshot is None:
+        return None
+    consequence = "no restore tries it again" if quarantined(run, snapshot) else "it is not trusted"
+    return EventReason.SNAPSHOT_QUARANTINED, f"{body.snapshot}: {body.message or body.evidence}; {consequence}.", True
+
+
+def _released(body: QuarantineReleased, _: Run) -> _Line:
+    message = f"{body.snapshot} is released from quarantine ({body.request}); it is verified anew."
+    return EventReason.QUARANTINE_RELEASED, message, False
+
+
+def _save_requested(body: SaveRequested, _: Run) -> _Line:
+    # What the user asked for is no news to the user.
+    message = f"Attempt {body.attempt} is asked to save: {body.reason}"
+    return (EventReason.SAVE_REQUESTED, message, False) if body.reason else None
+
+
+def _save_failed(body: SaveFailed, _: Run) -> _Line:
+    count = "A save" if body.failures == 1 else f"{body.failures} saves in a row"
+    message = f"{count} of attempt {body.attempt} failed, at step {body.step}; it trains on: {body.message}"
+    return EventReason.SAVE_FAILED, message, True
+
+
+def _evicted(body: EvictionNoticed, _: Run) -> _Line:
+    return EventReason.POD_EVICTED, f"Pod {body.pod.name} of attempt {body.attempt} is leaving: {body.reason}.", True
+
+
+def _fenced(body: AttemptFenced, _: Run) -> _Line:
+    message = f"Nobody trains as attempt {body.attempt} any more; what it left of unfinished saves is deleted."
+    return EventReason.ATTEMPT_FENCED, message, False
+
+
+def _retired(body: SnapshotRetired, _: Run) -> _Line:
+    message = f"{body.snapshot} is retired ({', '.join(body.reasons)}); its data stays for the grace period."
+    return EventReason.SNAPSHOT_RETIRED, message, False
+
+
+def _reinstated(body: SnapshotReinstated, _: Run) -> _Line:
+    who = f"by attempt {body.attempt}" if body.attempt else "by policy"
+    return EventReason.SNAPSHOT_REINSTATED, f"{body.snapshot} may be restored again ({who}).", False
+
+
+def _purged(body: SnapshotPurged, _: Run) -> _Line:
+    return EventReason.SNAPSHOT_PURGED, f"The data of {body.snapshot} is deleted: {size(body.bytes)}.", False
+
+
+_TELL: dict[type, Callable[[Any, Run], _Line]] = {
+    RunClaimed: _claimed,
+    RunAdopted: _adopted,
+    AttemptStarted: _started,
+    RestoreFinished: _restored,
+    SnapshotCommitted: _committed,
+    SnapshotVerified: _verified,
+    QuarantineReleased: _released,
+    SaveRequested: _save_requested,
+    SaveFailed: _save_failed,
+    EvictionNoticed: _evicted,
+    AttemptFenced: _fenced,
+    SnapshotRetired: _retired,
+    SnapshotReinstated: _reinstated,
+    SnapshotPurged: _purged,
+}

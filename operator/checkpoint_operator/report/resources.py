@@ -1,0 +1,223 @@
+"""Kubernetes objects as dicts, built by pure functions."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping, Set
+from typing import Any
+
+import msgspec
+
+from checkpoint_operator.decide.appends import why_not_retired
+from checkpoint_operator.model.observed import Checkpoint, Mirror, Observed
+from checkpoint_operator.report import conditions
+from checkpoint_operator.report.conditions import Judgement, timestamp
+from checkpoint_sidecar.core import api
+from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
+from checkpoint_sidecar.core.environment import POD_LABEL
+from checkpoint_sidecar.core.lineage import quarantined
+from checkpoint_sidecar.core.purging import purge_at
+from checkpoint_sidecar.core.retention import RetentionVerdict
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.units import quantity
+
+COMPONENT = "checkpoint-operator"
+MAX_EVENT_BYTES = 1024
+
+
+def mirror_name(checkpoint: str, snapshot: str) -> str:
+    """Name of the CheckpointSnapshot of a snapshot; unique, as the last three parts of it are always the snapshot's."""
+    return f"{checkpoint}-{snapshot}"
+
+
+def mirror(checkpoint: Checkpoint, snapshot: Snapshot) -> dict[str, Any]:
+    """A CheckpointSnapshot to create, with the disposition that the log remembers."""
+    spec = api.CheckpointSnapshotSpec(
+        checkpoint_ref=api.LocalReference(checkpoint.key.name),
+        step=snapshot.step,
+        attempt=snapshot.commit.attempt,
+        path=snapshot.commit.path,
+        manifest_digest=snapshot.commit.manifest_digest,
+        disposition=snapshot.disposition,
+    )
+    return {
+        "apiVersion": api.API_VERSION,
+        "kind": api.SNAPSHOT_KIND,
+        "metadata": {
+            "name": mirror_name(checkpoint.key.name, snapshot.id),
+            "namespace": checkpoint.key.namespace,
+            "labels": {POD_LABEL: checkpoint.key.name},
+            "ownerReferences": [
+                {
+                    "apiVersion": api.API_VERSION,
+                    "kind": api.CHECKPOINT_KIND,
+                    "name": checkpoint.key.name,
+                    "uid": checkpoint.uid,
+                    "controller": True,
+                }
+            ],
+        },
+        "spec": msgspec.to_builtins(spec),
+    }
+
+
+def mirror_status(
+    observed: Observed, run: Run, snapshot: Snapshot, verdict: RetentionVerdict, *, chain: Set[str], mirror: Mirror
+) -> dict[str, Any]:
+    """``CheckpointSnapshot.status`` for a snapshot as the log has it.
+
+    Args:
+        chain: Ids of the lineage, which is walked once for all snapshots of a run and not for each.
+    """
+    commit = snapshot.commit
+    status = api.CheckpointSnapshotStatus(
+        observed_generation=mirror.generation,
+        conditions=conditions.merge(
+            mirror.status.get("conditions", ()),
+            (_committed(snapshot), _verified(observed, run, snapshot), _ready(run, snapshot, verdict, chain, mirror)),
+            generation=mirror.generation,
+            wall=observed.wall,
+        ),
+        committed_at=timestamp(snapshot.committed_at),
+        bytes=commit.bytes,
+        size=quantity(commit.bytes),
+        files=commit.files,
+        world_size=commit.world_size,
+        metrics=commit.metrics,
+        saved_in=_duration(commit.seconds),
+        trigger=commit.trigger,
+        retention=_retention(snapshot, verdict),
+        retired_at=timestamp(snapshot.retired_at) if snapshot.retired_at else None,
+        purge_after=purge_after(run, snapshot),
+        last_release_request=snapshot.releases[-1] if snapshot.releases else None,
+    )
+    return encode_status(status)
+
+
+def purge_after(run: Run, snapshot: Snapshot) -> str | None:
+    """When the data of a retired snapshot may go, or None while it is not due to go at all."""
+    end = purge_at(run, snapshot)
+    return timestamp(end) if end is not None else None
+
+
+def encode_status(status: api.CheckpointStatus | api.CheckpointSnapshotStatus) -> dict[str, Any]:
+    """As the API server returns it, so that equal statuses compare equal (a tuple never equals a list)."""
+    encoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(status))
+    return {key: value for key, value in encoded.items() if value is not None}
+
+
+def event(
+    checkpoint: Checkpoint, *, reason: str, message: str, warning: bool, identifier: str, time: dt.datetime
+) -> dict[str, Any]:
+    """A core/v1 Event about a Checkpoint.
+
+    Args:
+        identifier: What happened, by a name of its own (a log number): the object's name follows from it, so that a
+            second operator that tells the same story creates no second Event.
+        time: To the microsecond: what happened in one second is listed in the order of these.
+    """
+    moment = timestamp(time)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{checkpoint.key.name}.{checkpoint.uid[:8]}.{identifier}".lower(),
+            "namespace": checkpoint.key.namespace,
+        },
+        "involvedObject": {
+            "apiVersion": api.API_VERSION,
+            "kind": api.CHECKPOINT_KIND,
+            "namespace": checkpoint.key.namespace,
+            "name": checkpoint.key.name,
+            "uid": checkpoint.uid,
+        },
+        "type": "Warning" if warning else "Normal",
+        "reason": reason,
+        "message": conditions.cut(message, MAX_EVENT_BYTES),
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "eventTime": time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "action": "Reconcile",
+        "count": 1,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": COMPONENT,
+    }
+
+
+def _committed(snapshot: Snapshot) -> Judgement:
+    if snapshot.state is SnapshotState.REJECTED:
+        message = f"The commit broke the rules in force: {', '.join(snapshot.reasons)}."
+        return Judgement(ConditionType.COMMITTED, "False", SnapshotReason.BROKE_POLICY, message)
+    message = f"Committed as entry {snapshot.number} of the run log."
+    return Judgement(ConditionType.COMMITTED, "True", SnapshotReason.COMMITTED, message)
+
+
+def _verified(observed: Observed, run: Run, snapshot: Snapshot) -> Judgement:
+    if snapshot.failures:
+        evidence = snapshot.evidence.partition(":")[0]
+        message = snapshot.evidence
+        if not quarantined(run, snapshot):
+            limit = run.policy.restore.max_failures_per_snapshot
+            message = f"Failure {snapshot.failures} of {limit}: it keeps its place and is read again. {message}"
+        return Judgement(ConditionType.VERIFIED, "False", evidence or "Evidence", message)
+    obstacle = observed.unverifiable.get(snapshot.id, "")
+    if obstacle and snapshot.verified == "None":
+        return Judgement(ConditionType.VERIFIED, "Unknown", SnapshotReason.NOT_VERIFIED, obstacle, quotes=True)
+    status, reason, message = _VERIFIED[snapshot.verified]
+    return Judgement(ConditionType.VERIFIED, status, reason, message)
+
+
+_VERIFIED: dict[str, tuple[ConditionStatus, SnapshotReason, str]] = {
+    "None": ("Unknown", SnapshotReason.NOT_VERIFIED, "Not checked yet."),
+    "Sizes": ("True", SnapshotReason.SIZES_MATCH, "All files of the manifest exist with the right sizes."),
+    "Checksums": ("True", SnapshotReason.CHECKSUMS_MATCH, "It was read and its checksums match."),
+}
+
+_NOT_READY: dict[SnapshotState, tuple[SnapshotReason, str]] = {
+    SnapshotState.RETIRED: (SnapshotReason.RETIRED, "Retired; its data stays until purgeAfter."),
+    SnapshotState.PURGING: (SnapshotReason.PURGING, "Its data is being deleted."),
+    SnapshotState.PURGED: (SnapshotReason.PURGED, "Its data is gone."),
+    SnapshotState.REJECTED: (SnapshotReason.REJECTED, "No restore considers it."),
+}
+
+
+def _ready(run: Run, snapshot: Snapshot, verdict: RetentionVerdict, chain: Set[str], mirror: Mirror) -> Judgement:
+    if snapshot.state in _NOT_READY:
+        reason, message = _NOT_READY[snapshot.state]
+        return Judgement(ConditionType.READY, "False", reason, message)
+    if quarantined(run, snapshot):
+        return Judgement(ConditionType.READY, "False", SnapshotReason.QUARANTINED, snapshot.evidence)
+    if snapshot.id not in chain:
+        message = "It belongs to a branch that was rolled back; only a rollback restores it."
+        return Judgement(ConditionType.READY, "False", SnapshotReason.SUPERSEDED, message)
+    obstacle = _why_not_retired(run, snapshot, verdict) if mirror.disposition == "Retire" else ""
+    if obstacle:
+        message = f"disposition: Retire is refused for now: {obstacle}."
+        return Judgement(ConditionType.READY, "True", SnapshotReason.RETIRE_REFUSED, message)
+    return Judgement(ConditionType.READY, "True", SnapshotReason.RESTORABLE, "A restore may use it.")
+
+
+def _why_not_retired(run: Run, snapshot: Snapshot, verdict: RetentionVerdict) -> str:
+    kept = verdict.keep.get(snapshot.id) if snapshot.disposition == "Retire" else None
+    return why_not_retired(run, snapshot.id) or (f"the policy keeps it ({', '.join(kept)})" if kept else "")
+
+
+def _retention(snapshot: Snapshot, verdict: RetentionVerdict) -> api.RetentionVerdict | None:
+    if snapshot.id in verdict.keep:
+        return api.RetentionVerdict(kept=True, reasons=verdict.keep[snapshot.id])
+    if snapshot.id in verdict.retire:
+        return api.RetentionVerdict(kept=False, reasons=verdict.retire[snapshot.id])
+    return None
+
+
+def _duration(seconds: float) -> api.Duration:
+    """Rounded up to whole seconds: ``12s``, ``1m30s``."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+def conditions_of(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The stored conditions by type."""
+    return {condition["type"]: condition for condition in status.get("conditions", ())}

@@ -1,0 +1,205 @@
+"""Where a save of a ``Checkpointer`` goes, and its commit. Rank 0 only; no torch here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoint_sidecar.attempt.run_save import NewSave
+from checkpoint_sidecar.attempt.session import AttemptSession
+from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    ConfigurationError,
+    FencedError,
+    PrefixClaimedError,
+    UnknownOutcomeError,
+)
+from checkpoint_sidecar.core.failures import described, raising_portable
+from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
+from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.core.units import moved
+from checkpoint_sidecar.engine.pointer import publish
+
+logger = logging.getLogger(__name__)
+
+
+_REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
+"""Errors of a commit that certainly was not made."""
+
+_MOST_METRICS = 32
+_LONGEST_NAME = 64
+
+
+def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Metrics as the log keeps them: what ``repr`` says of a float is exactly that float.
+
+    Args:
+        metrics: Numbers by name; tensors of one element count as numbers.
+
+    Raises:
+        ConfigurationError: Too many, too long a name, or not a number.
+    """
+    operation = "record metrics"
+    if len(metrics) > _MOST_METRICS:
+        raise ConfigurationError(operation, f"{len(metrics)} metrics", f"at most {_MOST_METRICS} fit into a log entry")
+    for name in metrics:
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise ConfigurationError(operation, repr(name), f"a name has 1 to {_LONGEST_NAME} characters")
+    try:
+        return {name: repr(_number(value)) for name, value in metrics.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(operation, ", ".join(metrics), f"not all are numbers: {error}") from error
+
+
+def _number(value: Any) -> float:
+    detach = getattr(value, "detach", None)  # a loss straight from the model still carries its graph
+    return float(detach() if detach else value)
+
+
+class SaveNotNeeded(CheckpointExistsError):  # noqa: N818 - it ends a save without being a failure
+    """The step was saved in the meantime, and the policy says to keep that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is known of a save before it uploads.
+
+    Attributes:
+        metrics: Decimal strings.
+        save_request: The request it serves, or empty.
+        began: ``time.monotonic()`` at the start of the copy.
+        blocked_seconds: How long the training loop waited.
+    """
+
+    step: int
+    trigger: Trigger
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    save_request: str = ""
+    began: float = 0.0
+    blocked_seconds: float = 0.0
+
+
+class RunTarget:
+    """The ``SaveTarget`` of one save.
+
+    Attributes:
+        committed: Whether the snapshot is in the log for certain.
+    """
+
+    def __init__(self, session: AttemptSession, draft: Draft) -> None:
+        self._session = session
+        self._draft = draft
+        self._tried = ""
+        self._entry: SnapshotCommitted | None = None
+        self.committed = False
+
+    @property
+    def _operation(self) -> str:
+        return f"save step {self._draft.step}"
+
+    def begin(self) -> NewSave:
+        """See ``SaveTarget``."""
+        with raising_portable(self._operation, self._session.store.url):
+            return self._begin()
+
+    def _begin(self) -> NewSave:
+        session, draft = self._session, self._draft
+        session.log.refresh()
+        existing = session.admit(draft.step, draft.trigger)
+        if existing is not None:
+            raise self._not_needed(existing.id)
+        run = session.log.run.short_identity
+        return NewSave(layout.SaveFolder(draft.step, session.attempt, layout.new_nonce(), run), draft.step)
+
+    def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
+        """See ``SaveTarget``."""
+        session, draft = self._session, self._draft
+        entry = SnapshotCommitted(
+            snapshot=save.snapshot,
+            step=save.step,
+            attempt=session.attempt,
+            path=save.folder.path,
+            manifest_digest=digest,
+            bytes=manifest.size,
+            files=len(manifest.files),
+            world_size=manifest.world_size,
+            save_request=draft.save_request,
+            trigger=draft.trigger,
+            metrics=dict(draft.metrics),
+            seconds=time.monotonic() - draft.began,
+            blocked_seconds=draft.blocked_seconds,
+        )
+
+        def decide(run: Run) -> SnapshotCommitted | None:
+            return decisions.commit(run, entry, overwrite=session.defaults.overwrite)
+
+        self._tried = save.snapshot
+        with raising_portable(self._operation, session.store.url):
+            if session.log.append(decide) is None:
+                raise self._not_needed(session.store.url)
+        self.committed = True
+        self._entry = entry
+
+    def publish(self) -> None:
+        """Say that the snapshot is committed, if it is, and let torch's own reader see it. Raises nothing.
+
+        Not part of the commit, so that a store that keeps silent from here on holds no other rank up.
+        """
+        if not self.committed or self._entry is None:
+            return
+        try:
+            self._after_commit(self._entry)
+        except BaseException as error:  # noqa: BLE001 - the snapshot stands, and nothing waits for this
+            # Only torch's own reader does not see it until the operator repairs the pointer.
+            cause = str(error) if isinstance(error, CheckpointError) else described(error)
+            logger.warning("step %d is saved, but its stock .metadata is not published: %s", self._draft.step, cause)
+
+    def settle(self, error: Exception) -> tuple[Exception | None, bool]:
+        """What a save that ended with an error has come to: the error to tell, if any, and whether it is committed.
+
+        An error after the commit was tried says nothing about the commit, whatever it is: the log does.
+        """
+        if self._tried and not self.committed and not isinstance(error, _REFUSALS):
+            try:
+                found = self._session.log.refresh().snapshots.get(self._tried)
+            except BaseException as unread:  # noqa: BLE001 - any of them means that nothing is known
+                cause = f"{error}; and whether it was committed cannot be read: {described(unread)}"
+                hint = "It may be committed; the next start finds it if it is."
+                return UnknownOutcomeError(self._operation, self._tried, cause, hint), False
+            self.committed = found is not None and found.state is not SnapshotState.REJECTED
+        if not self.committed:
+            return error, False
+        logger.warning("step %d is saved, although its save ended with an error: %s", self._draft.step, error)
+        return None, True
+
+    def _after_commit(self, entry: SnapshotCommitted) -> None:
+        logger.info(
+            "saved step %d as %s (%s): %s, training waited %.2f s",
+            entry.step,
+            entry.snapshot,
+            entry.trigger,
+            moved(entry.bytes, entry.seconds),
+            entry.blocked_seconds,
+            extra={
+                "operation": "save",
+                "step": entry.step,
+                "bytes": entry.bytes,
+                "seconds": entry.seconds,
+                "blocked_seconds": entry.blocked_seconds,
+            },
+        )
+        publish(self._session.store, self._session.log, entry.step)
+
+    def abandon(self, save: NewSave) -> None:
+        """See ``SaveTarget``: the writer deletes the files, and there is nothing else to undo."""
+        logger.warning("the save of step %d failed before its commit", save.step)
+
+    def _not_needed(self, subject: str) -> SaveNotNeeded:
+        return SaveNotNeeded(self._operation, subject, "the step is saved already")

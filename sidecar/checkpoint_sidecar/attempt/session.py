@@ -1,0 +1,385 @@
+"""One attempt's dealings with the run's log. Rank 0 only; no torch here.
+
+What may be written is decided in ``core.attempt``; here it is appended, and what the log says is looked up.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from checkpoint_sidecar.attempt.periodic import Periodic
+from checkpoint_sidecar.attempt.predecessor import wait_for_predecessor
+from checkpoint_sidecar.conformance.probe import probe
+from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core.belongings import traces, unaccounted
+from checkpoint_sidecar.core.errors import (
+    CheckpointError,
+    CorruptSnapshotError,
+    FencedError,
+    IncompatibleSnapshotError,
+    RestoreError,
+    RestoreInterrupted,
+    UnreliableReadError,
+    UntrustedSnapshotError,
+)
+from checkpoint_sidecar.core.layout import METADATA_NAME
+from checkpoint_sidecar.core.log import (
+    MAX_TEXT,
+    AttemptStarted,
+    Owner,
+    PodIdentity,
+    RestoreFinished,
+    RestoreStarted,
+    SavesIdentified,
+    SnapshotReinstated,
+    Trigger,
+)
+from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.overwrite import base_of, existing_save
+from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy, VerifyLevel
+from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.units import moved
+from checkpoint_sidecar.engine.compared import ComparedBytes
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.requests import ByteRange
+from checkpoint_sidecar.engine.verify import compare_rest, read_file, read_manifest
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.runs.marker import leave_marker, telling_keys
+from checkpoint_sidecar.store.base import Store
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 3.0
+
+# Errors that name the caller's next move by themselves; anything else that stops a restore becomes RestoreInterrupted.
+_TELLING = (FencedError, IncompatibleSnapshotError, UntrustedSnapshotError, RestoreError, RestoreInterrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The policy until the log has one."""
+
+    save: SavePolicy
+    overwrite: OverwritePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A snapshot that is announced in the log and may be read.
+
+    Attributes:
+        path: Of its folder, relative to the store's root.
+        metadata: The bytes of its ``.metadata``, checked; rank 0 reads them for all.
+        verify: How far to check its bytes.
+    """
+
+    snapshot: str
+    step: int
+    path: str
+    manifest: Manifest
+    metadata: bytes
+    verify: VerifyLevel
+
+
+class AttemptSession:
+    """An attempt, from its start to its last commit. The ``attempt`` is 0 before ``start``.
+
+    Args:
+        store: Opened at the run's root.
+        owner: Who the run belongs to.
+        log_floor: Number of a log entry that was seen in this run, from the environment; 0 if none is known.
+    """
+
+    def __init__(self, store: Store, owner: Owner, defaults: Defaults, *, log_floor: int = 0) -> None:
+        self.store = store
+        self.log = RunLog(store, writer=f"library {version('checkpoint-operator')}")
+        self.defaults = defaults
+        self.attempt = 0
+        self.skipped: list[str] = []
+        self._owner = owner
+        self._log_floor = log_floor
+        self._poll = Periodic(self.log.poll, seconds=POLL_SECONDS, name="watch the run log")
+
+    # Starting
+
+    def start(self, *, world_size: int, pods: tuple[PodIdentity, ...], patience_seconds: float) -> int:
+        """Claim the prefix if it is free, wait for an attempt that still trains, and take the next number.
+
+        Raises:
+            LogMissingError: There was a run here, and its log is gone or was cut.
+            PrefixClaimedError: The prefix belongs to another run.
+            StoreError, LogError: The store failed or does not keep what commits rest on.
+        """
+        run = self.log.refresh()
+        # The deleted run's successor begins behind its tombstone: there is nothing to account for.
+        keys = () if run.ever_committed or (run.head and run.free) else telling_keys(self.store)
+        found = unaccounted(run, keys) if run.head else traces(keys)
+        decisions.check_log(run, url=self.store.url, floor=self._log_floor, traces=found)
+        if run.free:
+            probe(self.store)
+        self.log.append(lambda run: decisions.claim(run, self._owner, url=self.store.url))
+        leave_marker(self.store, self.log.run)
+        self.log.append(self._identify)
+        wait_for_predecessor(self.log, pods=pods, patience_seconds=patience_seconds)
+
+        def next_attempt(run: Run) -> AttemptStarted:
+            decisions.check_owner(run, self._owner, url=self.store.url)
+            return decisions.start(run, world_size=world_size, pods=pods)
+
+        entry = self.log.append(next_attempt)
+        assert entry is not None
+        assert isinstance(entry.body, AttemptStarted)
+        self.attempt = entry.body.attempt
+        logger.info(
+            "attempt %d of %s at %s: %s %s",
+            self.attempt,
+            self._owner,
+            self.store.url,
+            _counted(world_size, "rank"),
+            _where(pods),
+        )
+        self._poll.start()
+        return self.attempt
+
+    def _identify(self, run: Run) -> SavesIdentified | None:
+        decisions.check_owner(run, self._owner, url=self.store.url)
+        return decisions.identify(run)
+
+    def stop(self, *, timeout_seconds: float) -> None:
+        """Stop looking at the log."""
+        self._poll.stop(timeout_seconds=timeout_seconds)
+
+    # Restoring
+
+    def next_candidate(self) -> Candidate | None:
+        """Announce the next snapshot to try, or None for a fresh start.
+
+        Candidates whose manifest or metadata is damaged are recorded and passed over here, before any other rank hears
+        of them.
+
+        Raises:
+            RestoreError: Nothing is left to try, and a fresh start is not what the policy asks for.
+            FencedError, RestoreInterrupted: See ``core.attempt``.
+        """
+        while True:
+            self._check_fallback()
+            entry = self.log.append(lambda run: decisions.announce(run, self.attempt, self.skipped))
+            if entry is None:
+                self._begin_anew()
+                return None
+            assert isinstance(entry.body, RestoreStarted | SnapshotReinstated)
+            snapshot = self.log.run.snapshots[entry.body.snapshot]
+            try:
+                return self._candidate(snapshot)
+            except CheckpointError as error:
+                self.failed(snapshot.id, error)
+
+    def restored(
+        self,
+        candidate: Candidate,
+        *,
+        seconds: float,
+        compared: ComparedBytes,
+        missing: tuple[str, ...] = (),
+        unused: tuple[str, ...] = (),
+    ) -> None:
+        """Every rank loaded it.
+
+        Args:
+            compared: What all ranks together compared with checksums. Only all of it verifies the snapshot: a model
+                without its optimizer says nothing about the rest.
+            missing: Names that the snapshot lacks, which keep the state they had.
+            unused: Names that the snapshot has and nothing took.
+        """
+        self._compare_rest(candidate, compared)
+        size = candidate.manifest.size
+        whole = candidate.verify == "Checksums" and not compared.bytes_left
+        self._finish(
+            RestoreFinished(
+                self.attempt,
+                candidate.snapshot,
+                restored=True,
+                verified="Checksums" if whole else "None",
+                seconds=seconds,
+                bytes=size,
+                compared_bytes=size - compared.bytes_left,
+                missing=_texts(missing),
+                unused=_texts(unused),
+            )
+        )
+        if missing:
+            logger.warning("not in snapshot %s, left as they are: %s", candidate.snapshot, ", ".join(missing))
+        if unused:
+            logger.warning("in snapshot %s, and not used: %s", candidate.snapshot, ", ".join(unused))
+        logger.info(
+            "restored step %d from %s/%s: %s",
+            candidate.step,
+            self.store.url,
+            candidate.path,
+            moved(size, seconds),
+            extra={"operation": "restore", "step": candidate.step, "bytes": size, "seconds": seconds},
+        )
+
+    def failed(self, snapshot: str, error: Exception) -> None:
+        """Record why a candidate was not restored. Returns if the next one may be tried.
+
+        That is so if there is evidence against it. Reads that cannot be relied on may be the fault of this machine, so
+        they interrupt the start; another one may have a better machine. Only when as many starts as evidence would need
+        have failed by it, training goes on from the snapshot before; this one is not blamed.
+
+        Raises:
+            RestoreInterrupted: The error says nothing about the snapshot.
+            FencedError, IncompatibleSnapshotError: As given.
+        """
+        evidence = error.evidence if isinstance(error, CorruptSnapshotError) else "None"
+        if not isinstance(error, FencedError):
+            self._finish(
+                RestoreFinished(
+                    self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:MAX_TEXT]
+                )
+            )
+        if evidence != "None" or (isinstance(error, UnreliableReadError) and self._often_interrupted(snapshot)):
+            logger.warning("skipping snapshot %s: %s", snapshot, error)
+            self.skipped.append(snapshot)
+            return
+        if isinstance(error, _TELLING):
+            raise error
+        raise RestoreInterrupted(
+            "restore",
+            snapshot,
+            f"{type(error).__name__}: {error}",
+            "Nothing is known against the snapshot: start again, the next attempt tries it again.",
+        ) from error
+
+    def _often_interrupted(self, snapshot: str) -> bool:
+        run = self.log.run
+        outcomes = (outcome for attempt in run.attempts.values() for outcome in attempt.restores)
+        mine = [outcome for outcome in outcomes if outcome.snapshot == snapshot]
+        last_success = max((place for place, outcome in enumerate(mine) if outcome.restored), default=-1)
+        unexplained = sum(outcome.evidence == "None" for outcome in mine[last_success + 1 :])
+        return unexplained >= run.policy.restore.max_failures_per_snapshot
+
+    def _compare_rest(self, candidate: Candidate, compared: ComparedBytes) -> None:
+        """What fails here is no reason to doubt what was restored; the operator reads all of it in its own time."""
+        if candidate.verify != "Checksums":
+            return
+        settings = EngineSettings.from_environment()
+        # Rank 0 read and verified it for all.
+        metadata = candidate.manifest.file(METADATA_NAME)
+        if metadata is not None:
+            compared.mark(METADATA_NAME, ByteRange(0, metadata.size))
+        try:
+            compare_rest(self.store, candidate.path, candidate.manifest, compared, settings=settings)
+        except CheckpointError as error:
+            logger.warning(
+                "snapshot %s: a part that was not needed could not be verified: %s", candidate.snapshot, error
+            )
+
+    def _check_fallback(self) -> None:
+        limit = self.log.run.policy.restore.max_fallback
+        if len(self.skipped) > limit:
+            raise self._nothing_left(f"{len(self.skipped)} snapshots proved damaged, maxFallback is {limit}")
+
+    def _begin_anew(self) -> None:
+        """Raise unless starting at step 0 is what the policy asks for, and still possible."""
+        run = self.log.run
+        if not decisions.plan_for(run, self.attempt).fresh_start:
+            raise self._nothing_left(
+                "no snapshot can be restored" if run.ever_committed else "nothing was ever committed"
+            )
+        if self.skipped:
+            # Loading them has overwritten part of the model: what is in memory is no longer a fresh start.
+            raise self._nothing_left("every snapshot proved damaged; a fresh start needs a new process")
+        asked = "nothing is restored, as the policy asks" if run.ever_committed else "nothing to restore"
+        logger.info("%s: starting at step 0", asked)
+
+    def _nothing_left(self, cause: str) -> RestoreError:
+        tried = f" (skipped: {', '.join(self.skipped)})" if self.skipped else ""
+        return RestoreError(
+            "restore",
+            self.store.url,
+            f"{cause}{tried}",
+            "Training does not start at step 0 by itself. Look at the snapshots' evidence, then roll back to a good "
+            "one (spec.restore.rollback) or ask for a fresh start (spec.restore.mode: None).",
+        )
+
+    def _candidate(self, snapshot: Snapshot) -> Candidate:
+        path, verify = snapshot.commit.path, self.log.run.policy.restore.verify
+        manifest = read_manifest(self.store, snapshot.commit)
+        settings = EngineSettings.from_environment()
+        return Candidate(
+            snapshot=snapshot.id,
+            step=snapshot.step,
+            path=path,
+            manifest=manifest,
+            metadata=read_file(self.store, path, manifest, METADATA_NAME, level=verify, settings=settings),
+            verify=verify,
+        )
+
+    def _finish(self, outcome: RestoreFinished) -> None:
+        self.log.append(lambda run: decisions.finish_restore(run, outcome))
+
+    # While training: from the log as last read, without a request
+
+    @property
+    def overwrite(self) -> OverwritePolicy:
+        return self.log.run.policy.overwrite if self.log.run.configured else self.defaults.overwrite
+
+    @property
+    def save_policy(self) -> SavePolicy:
+        return self.log.run.policy.save if self.log.run.configured else self.defaults.save
+
+    @property
+    def state(self) -> Attempt:
+        return self.log.run.attempts[self.attempt]
+
+    @property
+    def fenced(self) -> FencedError | None:
+        """The error to raise if a later attempt started, the run changed hands, or its log is no more."""
+        if self.log.replaced is not None:
+            return self.log.replaced
+        try:
+            decisions.current(self.log.run, self.attempt)
+        except FencedError as error:
+            return error
+        return None
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step training would go on from if it were restarted now."""
+        found = self.log.run.snapshots.get(base_of(self.state))
+        return found.step if found else None
+
+    def saved(self, step: int) -> Snapshot | None:
+        """The live snapshot of a step that this attempt made or descends from."""
+        return existing_save(self.log.run, base_of(self.state), step)
+
+    def admit(self, step: int, trigger: Trigger) -> Snapshot | None:
+        """The snapshot that makes a save of ``step`` needless, or None when it may go on.
+
+        Only this attempt's own commits and the operator's retirements can change the answer, so the log as last read is
+        good enough to fail before anything is copied; the commit asks again.
+
+        Raises:
+            CheckpointExistsError, FencedError: See ``core.attempt.admit_save``.
+        """
+        admission = decisions.admit_save(
+            self.log.run, self.attempt, step, trigger=trigger, overwrite=self.defaults.overwrite
+        )
+        return admission.snapshot if isinstance(admission, decisions.AlreadySaved) else None
+
+
+def _where(pods: tuple[PodIdentity, ...]) -> str:
+    count = decisions.places(pods)
+    outside = any(":" in pod.name for pod in pods)
+    return f"on {_counted(count, 'host')}" if outside else f"in {_counted(count, 'pod')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _texts(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name[:MAX_TEXT] for name in names)

@@ -1,0 +1,106 @@
+"""Failed saves in a row: whether training goes on, and telling the operator. Rank 0 only; no torch here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from checkpoint_sidecar.attempt.periodic import Periodic
+from checkpoint_sidecar.attempt.session import POLL_SECONDS, AttemptSession
+from checkpoint_sidecar.core import attempt as decisions
+from checkpoint_sidecar.core.errors import CheckpointError, StateCopyError, StoreError
+from checkpoint_sidecar.core.log import MAX_TEXT, SaveFailed, Trigger
+from checkpoint_sidecar.core.schedule import given_up, retry_delay
+
+logger = logging.getLogger(__name__)
+
+
+class Setbacks:
+    """Counts failed saves since the last commit.
+
+    Args:
+        step: Where training begins.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, session: AttemptSession, *, step: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._clock = clock
+        self._failures = 0
+        self._failed_at = 0.0
+        self._saved_step = step
+        self._saved_at = clock()
+        self._report: SaveFailed | None = None
+        self._told = False
+        self._reports: Periodic | None = None
+
+    def made_up(self, step: int) -> None:
+        """A save of this step is committed."""
+        self._failures = 0
+        self._saved_step, self._saved_at = step, self._clock()
+        self._report, self._told = None, False
+
+    def note(self, error: Exception, step: int, trigger: Trigger | None) -> str:
+        """Count a failure. Returns why training should stop, or empty when it goes on.
+
+        Args:
+            step: Where training is.
+            trigger: Of the save that is to follow, which is tried in any case if it is the last one.
+        """
+        self._failures += 1
+        self._failed_at = self._clock()
+        reason = self._reason(error, step)
+        if not reason or trigger in ("Final", "Termination"):
+            self._tell(SaveFailed(self._session.attempt, step, self._failures, str(error)[:MAX_TEXT]))
+            if self._session.save_policy.on_failure == "Continue":
+                return ""
+        return reason
+
+    def may_retry(self) -> bool:
+        """Whether a save that was asked for and failed may be tried again by now."""
+        return self._clock() - self._failed_at >= retry_delay(self._failures)
+
+    def overdue(self, step: int) -> bool:
+        """Whether a save that hangs has kept training unsaved for too long."""
+        policy = self._session.save_policy
+        unsaved = self._clock() - self._saved_at
+        return bool(given_up(policy, failures=0, unsaved_steps=step - self._saved_step, unsaved_seconds=unsaved))
+
+    def stop(self, *, timeout_seconds: float) -> None:
+        """End the reports."""
+        if self._reports is not None:
+            self._reports.stop(timeout_seconds=timeout_seconds)
+
+    def _reason(self, error: Exception, step: int) -> str:
+        if isinstance(error, CheckpointError) and not self._may_pass(error):
+            return "the next save would fail as well"
+        return given_up(
+            self._session.save_policy,
+            failures=self._failures,
+            unsaved_steps=step - self._saved_step,
+            unsaved_seconds=self._clock() - self._saved_at,
+        )
+
+    def _may_pass(self, error: CheckpointError) -> bool:
+        """Whether the next save may succeed although nobody does anything about it."""
+        if isinstance(error, StateCopyError):
+            # State that was never saved is likely to be state that cannot be saved.
+            return self._session.state.last_commit is not None
+        return isinstance(error, StoreError) or type(error) is CheckpointError
+
+    def _tell(self, report: SaveFailed) -> None:
+        """Have it written into the log as soon as the store lets us, once until the next commit."""
+        if not self._told:
+            self._report = report
+        if self._reports is None:
+            self._reports = Periodic(self._write, seconds=POLL_SECONDS, name="report failed saves")
+            self._reports.start()
+
+    def _write(self) -> None:
+        report = self._report
+        if report is None:
+            return
+        after = self._session.state.last_commit
+        self._session.log.append(lambda run: decisions.save_failed(run, report, after=after))
+        self._told, self._report = True, None

@@ -1,0 +1,47 @@
+"""Exceptions of foreign code, in a form that can be logged and raised on other ranks."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from checkpoint_sidecar.core.errors import CheckpointError
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a call without being a failure of it."""
+
+
+def described(error: BaseException) -> str:
+    """Class and message of an exception that may come from anywhere."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - its __str__ is as foreign as it is
+        return type(error).__name__
+
+
+def portable(error: BaseException, *, operation: str, subject: str) -> Exception:
+    """Return the error if it is ordinary and survives the way to other ranks, else one of ours that says the same.
+
+    What native code raises when it panics is neither: no ``except Exception`` catches it, and it cannot be pickled.
+    """
+    if isinstance(error, Exception):
+        # Third parties' exceptions fail here in every possible way.
+        with suppress(Exception):
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, just dumped
+            return error
+    return CheckpointError(operation, subject, described(error))
+
+
+@contextmanager
+def raising_portable(operation: str, subject: str) -> Iterator[None]:
+    """Run foreign code so that whatever it raises can be raised on other ranks too, see ``portable``."""
+    try:
+        yield
+    except INTERRUPTS:
+        raise
+    except BaseException as error:
+        told = portable(error, operation=operation, subject=subject)
+        if told is error:
+            raise
+        raise told from None

@@ -1,0 +1,140 @@
+"""Reading and writing compactions of a run's log. What is in them, and which are due, is in ``core.compaction``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.attempt import LOG_MISSING_HINT
+from checkpoint_sidecar.core.compaction import (
+    MAX_COMPACTION_BYTES,
+    EntryRange,
+    RawEntry,
+    check_chain,
+    encode,
+    longest_from,
+    span_of,
+    unpack,
+)
+from checkpoint_sidecar.core.errors import (
+    LogError,
+    LogMissingError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+)
+from checkpoint_sidecar.core.replay import advance
+from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.runs.entries import get_entries, get_entry
+from checkpoint_sidecar.store.base import Store
+
+_UNUSABLE = (LogError, ObjectNotFoundError, ObjectTooLargeError)
+logger = logging.getLogger(__name__)
+
+
+def list_compactions(store: Store) -> frozenset[EntryRange]:
+    """The spans of all compactions there are.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    return frozenset(span for info in store.list(layout.COMPACTION_FOLDER) if (span := span_of(info.key)))
+
+
+def replay_compactions(store: Store, run: Run, found: frozenset[EntryRange]) -> Run:
+    """The state after as many entries beyond ``run`` as compactions can tell.
+
+    Entries are chained, each with the digest of the one before. So if the last one read is what the log itself holds
+    under that number, all of them are, whoever wrote the compactions.
+
+    Raises:
+        LogMissingError: There are compactions, and no log.
+        LogError: The log lacks an entry that a compaction holds: it has lost objects.
+        StoreError: The store failed.
+    """
+    usable, began = set(found), run
+    while (span := longest_from(run.head + 1, usable)) is not None:
+        try:
+            run = advance(run, (entry.decode() for entry in _read(store, span)))
+        except _UNUSABLE as error:
+            logger.warning("Ignoring %s/%s, reading the log without it: %s", store.url, span.key, error)
+            usable.discard(span)
+    if run.head > began.head and _digest(_last_entry(store, run.head)) != run.head_digest:
+        logger.error("Ignoring all compactions of %s: they end in an entry that the log does not hold", store.url)
+        return began
+    return run
+
+
+def write_compaction(store: Store, span: EntryRange) -> None:
+    """Write one compaction, unless it would be too large. If another writer was faster, its copy serves as well.
+
+    Raises:
+        LogError: The log lacks one of the entries, or they do not form a chain.
+        StoreError: The store failed.
+    """
+    try:
+        entries = _gather(store, span)
+    except ObjectNotFoundError as error:
+        logger.info("not merging %s: a part was too large to be written: %s", span.key, error)
+        return
+    data = encode(entries)
+    if data is None:
+        logger.info("not writing %s: it would be too large", span.key)
+        return
+    with contextlib.suppress(ObjectExistsError):
+        store.put_if_absent(span.key, data)
+
+
+def _gather(store: Store, span: EntryRange) -> list[RawEntry]:
+    if span.parts:
+        try:
+            merged = [entry for part in span.parts for entry in _read(store, part)]
+            _check(store, span, merged)
+        except (LogError, ObjectTooLargeError) as error:
+            logger.warning("Compacting entries %d to %d from the log itself: %s", span.first, span.last, error)
+        else:
+            return merged
+    entries = list(get_entries(store, range(span.first, span.last + 1)))
+    _check(store, span, entries)
+    return entries
+
+
+def _check(store: Store, span: EntryRange, entries: list[RawEntry]) -> None:
+    if len(entries) != span.size:
+        raise LogError(
+            "compact the run log", span.key, f"{span.size - len(entries)} of {span.size} entries are missing"
+        )
+    check_chain(entries)
+    if entries[-1].data != _last_entry(store, span.last).data:
+        raise LogError("compact the run log", span.key, "its last entry is not the one in the log")
+
+
+def _read(store: Store, span: EntryRange) -> Iterator[RawEntry]:
+    return unpack(store.get(span.key, max_bytes=MAX_COMPACTION_BYTES).data, span)
+
+
+def _last_entry(store: Store, number: int) -> RawEntry:
+    entry = get_entry(store, number)
+    if entry is None and not any(layout.log_number(info.key) for info in store.list(layout.LOG_FOLDER)):
+        raise LogMissingError(
+            "read the run log",
+            f"{store.url}/{layout.LOG_FOLDER}",
+            "it is gone: only compactions are left of it",
+            LOG_MISSING_HINT,
+        )
+    if entry is None:
+        raise LogError(
+            "read the run log",
+            f"{store.url}/{layout.log_key(number)}",
+            "it is missing although a compaction holds it",
+            "The log lost objects, perhaps to a lifecycle rule of the bucket: restore them. "
+            "If it never had this entry, delete the compactions.",
+        )
+    return entry
+
+
+def _digest(entry: RawEntry) -> str:
+    return hashlib.sha256(entry.data).hexdigest()

@@ -1,0 +1,57 @@
+"""Reading ``_progress.json``, the hint of how far training has got."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import logging
+from dataclasses import dataclass
+
+from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, StoreError
+from checkpoint_sidecar.core.heartbeat import MAX_PROGRESS_BYTES, Heartbeat, decode
+from checkpoint_sidecar.store.base import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The last word of an attempt.
+
+    Attributes:
+        at: The store's clock when it was written.
+    """
+
+    progress: Heartbeat
+    at: dt.datetime
+
+
+def read_beat(store: Store) -> Beat | None:
+    """The last beat, or None when there is none.
+
+    One that cannot be read counts as none, whatever is wrong with it: a start of training or a pass of the operator
+    must not depend on a hint. It is logged once for each store and process.
+
+    Raises:
+        StoreError: The store failed, and may work later.
+    """
+    try:
+        stored = store.get(layout.PROGRESS_KEY, max_bytes=MAX_PROGRESS_BYTES)
+    except ObjectNotFoundError:
+        return None
+    except StoreError as error:
+        if error.retryable:
+            raise
+        _warn_once(store.url, error.cause)
+        return None
+    progress = decode(stored.data)
+    if progress is None:
+        _warn_once(store.url, "it is not a heartbeat")
+        return None
+    return Beat(progress, stored.info.modified)
+
+
+@functools.lru_cache(maxsize=4096)
+def _warn_once(url: str, cause: str) -> None:
+    logger.warning("ignore %s/%s: %s. The next heartbeat replaces it", url, layout.PROGRESS_KEY, cause)

@@ -1,0 +1,55 @@
+"""Clients that stores have in common.
+
+A client takes a third of a megabyte, and an operator has a thousand runs in a bucket or two.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.common.calls import Patience
+
+Client = TypeVar("Client")
+
+
+class SharedClients(Generic[Client]):
+    """One client for each bucket and identity, for as long as any store has it. Safe from several threads.
+
+    Args:
+        make: Opens a client of a bucket, whose URL has no path; in several threads at once, if need be.
+    """
+
+    def __init__(self, make: Callable[[StoreSettings, Patience, Mapping[str, str]], Client]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._clients: weakref.WeakValueDictionary[Hashable, Client] = weakref.WeakValueDictionary()
+
+    def get(self, settings: StoreSettings, patience: Patience, values: Mapping[str, str]) -> Client:
+        """The client for a run's store.
+
+        Args:
+            values: The credentials as they are now.
+
+        Raises:
+            StoreError: It cannot be made.
+        """
+        location = replace(parse_url(settings.url), path="")
+        bucket = replace(settings, url=location.url)
+        # Clients take identity, proxies and certificates from the environment too, and do not outlive a fork.
+        environment = frozenset(os.environ.items())
+        key = (os.getpid(), bucket, patience, frozenset(values.items()), environment)
+        with self._lock:
+            client = self._clients.get(key)
+        if client is None:
+            # Outside the lock: finding an identity may take seconds, and other buckets do not wait for it.
+            made = self._make(bucket, patience, values)
+            with self._lock:
+                client = self._clients.setdefault(key, made)
+        return client

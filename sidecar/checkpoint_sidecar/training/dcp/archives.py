@@ -1,0 +1,192 @@
+"""The layout of ``.distcp`` files: one ``torch.save`` archive per item after the other, known before a byte moves."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+
+from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError
+from checkpoint_sidecar.engine.files import Bytes, FilePlan, Segment
+from checkpoint_sidecar.training.dcp.frames import frame
+from checkpoint_sidecar.training.dcp.memory import as_buffer, has_memory, is_plain, lies_in_order
+from checkpoint_sidecar.training.dcp.restricted import Trust, load_restricted
+
+logger = logging.getLogger(__name__)
+
+FILE_BYTES = 4 * 1024**3
+"""A file that has reached this size is followed by another one."""
+
+
+@dataclass(slots=True)
+class Layout:
+    """The files of one rank.
+
+    Attributes:
+        files: What to write.
+        results: Where each item will be, as DCP wants to know it.
+    """
+
+    files: list[FilePlan] = field(default_factory=list)
+    results: list[WriteResult] = field(default_factory=list)
+
+
+def lay_out(
+    items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, rank: int, trust: Trust = "full"
+) -> Layout:
+    """Place items and their data in a rank's files, in this order. Nothing of a plain tensor is copied.
+
+    Args:
+        trust: Of the loads to come. ``safe`` makes sure that tensors which are not plain can be loaded, and warns of
+            objects that cannot.
+
+    Raises:
+        ConfigurationError: A tensor cannot be saved, or not be loaded again.
+    """
+    layout = Layout()
+    segments: list[Segment] = []
+    position = 0
+    for item, data in items:
+        if position >= FILE_BYTES:
+            layout.files.append(FilePlan(_name(rank, len(layout.files)), tuple(segments)))
+            segments, position = [], 0
+        archive = _archive(item.index.fqn, data, trust)
+        length = sum(segment.size for segment in archive)
+        place = _StorageInfo(_name(rank, len(layout.files)), position, length)
+        layout.results.append(WriteResult(item.index, length, place))
+        segments += archive
+        position += length
+    if segments:
+        layout.files.append(FilePlan(_name(rank, len(layout.files)), tuple(segments)))
+    return layout
+
+
+def payload_bytes(item: WriteItem) -> int:
+    """Bytes of an item's tensor, known from its plan; 0 for an object, which has to be serialized first."""
+    tensor = item.tensor_data
+    return tensor.chunk.sizes.numel() * tensor.properties.dtype.itemsize if tensor else 0
+
+
+class TensorBytes:
+    """The memory of a plain tensor on any device, in row-major order: a ``Segment``."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self._memory: memoryview | None = None
+        if tensor.device.type == "cpu" and lies_in_order(tensor):
+            self._memory = as_buffer(tensor)
+
+    @property
+    def size(self) -> int:
+        return self._tensor.nbytes
+
+    @property
+    def in_memory(self) -> bool:
+        return self._memory is not None
+
+    def view(self, start: int, stop: int) -> memoryview:
+        if self._memory is not None:
+            return self._memory[start:stop]
+        item = self._tensor.itemsize
+        first, last = start // item, -(-stop // item)
+        copied = torch.empty(
+            last - first, dtype=self._tensor.dtype, device="cpu", pin_memory=self._tensor.device.type == "cuda"
+        )
+        _copy_range(self._tensor, first, copied)
+        return as_buffer(copied)[start - first * item : stop - first * item]
+
+
+def _archive(name: str, data: torch.Tensor | io.BytesIO, trust: Trust) -> list[Segment]:
+    if isinstance(data, io.BytesIO):
+        if trust == "safe" and name not in _REPORTED:
+            _report(name, data)
+        return [Bytes(data.getbuffer())]
+    tensor = data.detach()
+    if tensor.is_meta:
+        raise _unsavable(name, "it is on the meta device and has no elements", "Move its module with to_empty() first.")
+    if not is_plain(tensor):
+        return [Bytes(_saved(name, tensor, trust))]
+    around = frame(tensor.dtype, tensor.shape)
+    return [Bytes(around.head), TensorBytes(tensor), Bytes(around.tail)]
+
+
+def _saved(name: str, tensor: torch.Tensor, trust: Trust) -> memoryview:
+    stream = io.BytesIO()
+    try:
+        tensor = tensor.cpu()
+        if tensor.layout is torch.strided and has_memory(tensor) and tensor.untyped_storage().size() != tensor.nbytes:
+            # Of a view of a larger storage torch saves all of it.
+            tensor = tensor.clone()
+        torch.save(tensor, stream)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, pickle.PicklingError) as error:
+        raise _unsavable(name, f"torch.save cannot save this {_kind(tensor)}: {error}") from error
+    kind = (type(tensor), tensor.layout, tensor.dtype)
+    if trust == "safe" and kind not in _LOADABLE:
+        stream.seek(0)
+        try:
+            load_restricted(stream, subject=name, trust="safe")
+        except CheckpointError as error:
+            raise _unsavable(
+                name,
+                f"this {_kind(tensor)} could not be loaded again: {error.cause}",
+                "Allow its class with torch.serialization.add_safe_globals, convert it to a plain tensor, or save and "
+                'load with trust="full".',
+            ) from error
+        _LOADABLE.add(kind)
+    return stream.getbuffer()
+
+
+def _report(name: str, data: io.BytesIO) -> None:
+    """Say once of an object that it cannot be loaded again by default."""
+    _REPORTED.add(name)
+    try:
+        load_restricted(io.BytesIO(data.getbuffer()), subject=name, trust="safe")
+    except CheckpointError as error:
+        logger.warning('%s is saved, but only a load with trust="full" will take it: %s', name, error.cause)
+
+
+def _unsavable(name: str, cause: str, hint: str = "Convert it to a plain tensor first.") -> ConfigurationError:
+    return ConfigurationError("save a tensor", name, cause, hint)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    layout = "" if tensor.layout is torch.strided else f" of layout {tensor.layout}"
+    return f"{type(tensor).__module__}.{type(tensor).__qualname__}{layout}"
+
+
+_LOADABLE: set[tuple[type, torch.layout, torch.dtype]] = set()
+"""Kinds of tensors that were saved and could be loaded, in this process."""
+_REPORTED: set[str] = set()
+"""Names of objects that were looked at."""
+
+
+def _copy_range(source: torch.Tensor, start: int, target: torch.Tensor) -> None:
+    """Fill ``target``, of one dimension, with the elements of ``source`` from ``start`` in row-major order."""
+    stop = start + target.numel()
+    if source.is_contiguous():
+        target.copy_(source.view(-1)[start:stop])
+        return
+    row = source[0].numel()
+    first, last = -(-start // row), stop // row
+    if first > last:
+        _copy_range(source[last], start - last * row, target)
+        return
+    head, body = target[: first * row - start], target[first * row - start : last * row - start]
+    if head.numel():
+        _copy_range(source[first - 1], row - head.numel(), head)
+    if first < last:
+        rows = source[first:last]
+        body.view(rows.shape).copy_(rows)
+    if stop > last * row:
+        _copy_range(source[last], 0, target[last * row - start :])
+
+
+def _name(rank: int, number: int) -> str:
+    return f"__{rank}_{number}.distcp"

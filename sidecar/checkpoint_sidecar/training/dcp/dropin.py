@@ -1,0 +1,305 @@
+"""Drop-in DCP storage: torch's ``FsspecWriter`` and ``FsspecReader``, atomic and verified.
+
+Existing ``dcp.save``, ``dcp.load`` and ``dcp.async_save`` code keeps its arguments. The checkpoint directory becomes a
+run of its own, with a log inside (see ``attempt.directory_save``); torch's own reader can load it at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, ClassVar
+
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, SavePlanner
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from checkpoint_sidecar.attempt.directory_save import WRITER, DirectorySave
+from checkpoint_sidecar.attempt.run_save import SaveTarget
+from checkpoint_sidecar.core.errors import ConfigurationError, RestoreError, RestoreInterrupted
+from checkpoint_sidecar.core.pointers import published_for
+from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.fsspec import listings, misdirected
+from checkpoint_sidecar.store.fsspec.storage_options import SCHEMES, settings_of
+from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.restricted import Trust
+from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
+
+StrPath = str | os.PathLike[str]
+
+
+class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
+    """Saves a checkpoint directory, all or nothing.
+
+    Args:
+        path: URL or local path of the checkpoint; ``dcp.save(checkpoint_id=...)`` replaces it.
+        single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead: Accepted for compatibility. There is
+            always one file per rank, and nothing is ever reported as saved that the store has not confirmed.
+        cache_staged_state_dict: See ``BlockingAsyncStager``.
+        trust: Of the loads to come: what ``safe`` could not load is refused, or an object reported, when it is saved.
+        overwrite: Replace an existing checkpoint; the old one stays whole until the new one is committed and checked.
+            False raises ``CheckpointExistsError`` inside DCP's ``CheckpointException``.
+        storage_options: fsspec's, see ``store.fsspec.storage_options``.
+
+    Raises:
+        ConfigurationError: The path or an option cannot work, or something was asked for that stock ``.distcp`` files
+            without extensions cannot hold.
+    """
+
+    default_trust: ClassVar[Trust] = "safe"
+
+    def __init__(
+        self,
+        path: StrPath,
+        single_file_per_rank: bool = True,
+        sync_files: bool = True,
+        thread_count: int = 1,
+        per_thread_copy_ahead: int = 10_000_000,
+        cache_staged_state_dict: bool = False,
+        overwrite: bool = True,
+        _extensions: Any = None,
+        serialization_format: Any = None,
+        *,
+        trust: Trust | None = None,
+        **storage_options: Any,
+    ) -> None:
+        del single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead
+        if _extensions or getattr(serialization_format, "value", "torch_save") != "torch_save":
+            raise ConfigurationError(
+                "save a checkpoint",
+                os.fspath(path),
+                "stream extensions and the safetensors format are not supported",
+                "Leave _extensions and serialization_format out.",
+            )
+        store = open_store(settings_of(path, storage_options))
+        SnapshotWriter.__init__(self, store, None, trust=trust or self.default_trust)
+        BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
+        self._path = path
+        self._options = storage_options
+        self._overwrite = overwrite
+
+    @property
+    def checkpoint_id(self) -> StrPath:
+        return self._path
+
+    def reset(self, checkpoint_id: StrPath | None = None) -> None:
+        """DCP's start of a save; another ``checkpoint_id`` is opened with the storage options of the constructor."""
+        if checkpoint_id:
+            self._store = open_store(settings_of(checkpoint_id, self._options))
+            self._path = checkpoint_id
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta(checkpoint_id=os.fspath(self._path), save_id=self._save_id)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
+        return _can_serve(checkpoint_id)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Upload this rank's items; see ``SnapshotWriter``."""
+        done = super().write_data(plan, planner)
+        listings.forget(self._store.url)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commit; see ``SnapshotWriter``."""
+        try:
+            super().finish(metadata, results)
+        finally:
+            listings.forget(self._store.url)
+
+    def _target_for(self, world_size: int) -> SaveTarget:
+        return DirectorySave(self._store, overwrite=self._overwrite, world_size=world_size)
+
+
+class CheckpointReader(SnapshotReader):
+    """Loads a checkpoint directory: ours, verified; torch's own, as it is.
+
+    Args:
+        path: URL or local path of the checkpoint; ``dcp.load(checkpoint_id=...)`` replaces it.
+        verify, trust: See ``SnapshotReader``.
+        storage_options: fsspec's, see ``store.fsspec.storage_options``.
+
+    Raises:
+        ConfigurationError: The path or an option cannot work.
+    """
+
+    default_trust: ClassVar[Trust] = "safe"
+
+    def __init__(
+        self, path: StrPath, *, verify: VerifyLevel = "Checksums", trust: Trust | None = None, **storage_options: Any
+    ) -> None:
+        super().__init__(
+            open_store(settings_of(path, storage_options)),
+            "",
+            None,
+            verify=verify,
+            trust=trust or self.default_trust,
+        )
+        self._path = path
+        self._options = storage_options
+
+    @property
+    def checkpoint_id(self) -> StrPath:
+        return self._path
+
+    def reset(self, checkpoint_id: StrPath | None = None) -> None:
+        """DCP's start of a load; another ``checkpoint_id`` is opened with the storage options of the constructor."""
+        if checkpoint_id:
+            self._store = open_store(settings_of(checkpoint_id, self._options))
+            self._path = checkpoint_id
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        plan = super().prepare_local_plan(plan)
+        plan.storage_data = self._folder
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Check that all ranks found the same snapshot: each looks for itself, and a save may end in between."""
+        if len({plan.storage_data for plan in plans}) > 1:
+            raise RestoreInterrupted(
+                "load a checkpoint",
+                self._store.url,
+                "a new checkpoint was committed while the ranks looked for the newest",
+                "Load again.",
+            )
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
+        return _can_serve(checkpoint_id)
+
+    def _locate(self) -> None:
+        run = RunLog(self._store, writer=WRITER).refresh()
+        snapshot = published_for(run, None)
+        if snapshot is not None:
+            self._open(snapshot.commit.path, read_manifest(self._store, snapshot.commit))
+        elif run.ever_committed:
+            raise RestoreError(
+                "load a checkpoint", self._store.url, "every checkpoint committed here was retired or proved damaged"
+            )
+        else:
+            self._open("", None)
+
+
+def install(*, trust: Trust = "safe") -> None:
+    """Let DCP use these classes wherever it would use ``FsspecWriter`` and ``FsspecReader``, in this process.
+
+    For code that only passes a URL as ``checkpoint_id``, like torchtitan. Local paths stay with torch's classes, and
+    so do URLs of other schemes than ours (``hf://``, ``hdfs://``, ``memory://`` ...) and chained ones. From then on it
+    is an error to make a folder, or one of torch's writers and readers of local files, of a URL that some program took
+    for a local path.
+
+    Args:
+        trust: For every load, and for what a save may hold; see ``SnapshotReader``.
+    """
+    for module in _patched_modules():
+        writer, reader = _replaced.setdefault(module, (module.FsspecWriter, module.FsspecReader))
+        ours = (
+            _in_place_of(writer, CheckpointWriter, default_trust=trust),
+            _in_place_of(reader, CheckpointReader, default_trust=trust),
+        )
+        module.FsspecWriter, module.FsspecReader = ours  # type: ignore[attr-defined]
+    for local in (FileSystemWriter, FileSystemReader):
+        if local not in _guarded:
+            _guarded[local] = local.__init__
+            local.__init__ = _checking(local.__init__)  # type: ignore[method-assign]
+    misdirected.refuse()
+
+
+def uninstall() -> None:
+    """Undo ``install``; harmless without it."""
+    while _replaced:
+        module, (writer, reader) = _replaced.popitem()
+        module.FsspecWriter, module.FsspecReader = writer, reader  # type: ignore[attr-defined]
+    while _guarded:
+        local, original = _guarded.popitem()
+        local.__init__ = original  # type: ignore[misc]
+    misdirected.allow()
+
+
+@contextmanager
+def installed(*, trust: Trust = "safe") -> Iterator[None]:
+    """``install`` for the length of a block."""
+    install(trust=trust)
+    try:
+        yield
+    finally:
+        uninstall()
+
+
+_replaced: dict[ModuleType, tuple[type, type]] = {}
+_guarded: dict[type, Any] = {}
+
+
+def _in_place_of(stock: Any, ours: Any, **attributes: Any) -> type:
+    """A class that is ours for the URLs that we serve, and makes an instance of the stock one for all others."""
+
+    def new(cls: type, path: StrPath, *args: Any, **options: Any) -> Any:
+        return object.__new__(cls) if cls is not made or _is_ours(path) else stock(path, *args, **options)
+
+    def validate_checkpoint_id(cls: type, checkpoint_id: StrPath) -> bool:
+        del cls
+        # A URL that only we could serve is ours even if it is refused: the refusal says why.
+        return bool(_is_ours(checkpoint_id) or stock.validate_checkpoint_id(checkpoint_id))
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        # As one of ours: the class made here cannot be found by its name, for example by a process that saves.
+        del protocol
+        return object.__new__, (ours,), self.__dict__
+
+    members = {"__new__": new, "validate_checkpoint_id": classmethod(validate_checkpoint_id), "__reduce_ex__": reduce}
+    made = type(ours.__name__, (ours,), members | attributes)
+    return made
+
+
+def _is_ours(path: StrPath) -> bool:
+    text = os.fspath(path)
+    scheme, separator, _ = text.partition("://")
+    return "::" not in text and (not separator or scheme in SCHEMES)
+
+
+def _checking(init: Any) -> Any:
+    """The constructor of one of torch's classes for local files, refusing what was a URL; it serves subclasses too."""
+
+    @functools.wraps(init)
+    def checked(self: Any, path: StrPath, *args: Any, **options: Any) -> None:
+        if not isinstance(self, tuple(kind for kinds in _replaced.values() for kind in kinds)):
+            misdirected.check(path, "open a checkpoint")
+        init(self, path, *args, **options)
+
+    return checked
+
+
+def _patched_modules() -> list[ModuleType]:
+    """Every module that DCP, or its caller, may take the two names from.
+
+    torch 2.15 moved them to ``fsspec_filesystem`` and warns on import of the old module; before it there was only
+    ``_fsspec_filesystem``, looked up when a save starts.
+    """
+    package = "torch.distributed.checkpoint"
+    home = "fsspec_filesystem" if find_spec(f"{package}.fsspec_filesystem") else "_fsspec_filesystem"
+    names = (package, f"{package}._storage_utils", f"{package}.{home}")
+    modules = [import_module(name) for name in names]
+    old = sys.modules.get(f"{package}._fsspec_filesystem")
+    return [module for module in {*modules, *([old] if old else [])} if "FsspecWriter" in vars(module)]
+
+
+def _can_serve(checkpoint_id: StrPath) -> bool:
+    try:
+        settings_of(checkpoint_id, {})
+    except ConfigurationError:
+        return False
+    return True

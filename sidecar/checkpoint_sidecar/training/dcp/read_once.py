@@ -1,0 +1,128 @@
+"""Reading once what several ranks need alike, and passing it on: replicated tensors, replicas of hybrid sharding.
+
+Who reads what is planned on the coordinator. Nothing is passed on before every rank has read, so that a rank that
+cannot read makes all of them fail instead of leaving its peers waiting.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+
+from checkpoint_sidecar.engine.budget import groups_within
+from checkpoint_sidecar.training.dcp.memory import as_bytes
+
+MINIMUM_BYTES = 1024 * 1024
+"""Smaller items are read by every rank that needs them."""
+
+_WINDOW_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One item on its way from the rank that reads it to another.
+
+    Attributes:
+        number: The same on both sides, and unique: all ranks go by this order.
+        item: What it is in the plan of this side.
+        peer: The other side's rank in the group.
+        sending: Which side this is.
+    """
+
+    number: int
+    item: ReadItem
+    peer: int
+    sending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SharedReads:
+    """One rank's part in passing on what was read."""
+
+    transfers: tuple[Transfer, ...]
+
+    @property
+    def received(self) -> frozenset[ReadItem]:
+        """Items that this rank does not read."""
+        return frozenset(transfer.item for transfer in self.transfers if not transfer.sending)
+
+
+def plan_shares(
+    plans: Sequence[Sequence[ReadItem]], size_of: Callable[[ReadItem], int], *, minimum: int = MINIMUM_BYTES
+) -> list[SharedReads] | None:
+    """Let one rank read what several need alike: largest first, each time the one of them that reads least so far.
+
+    Args:
+        plans: Items by rank.
+        size_of: Bytes of a tensor's item.
+        minimum: Of an item's bytes to be worth passing on.
+
+    Returns:
+        Shares by rank; None when there is nothing to pass on.
+    """
+    holders: defaultdict[object, dict[int, ReadItem]] = defaultdict(dict)
+    for rank, items in enumerate(plans):
+        for item in items:
+            if item.type is LoadItemType.TENSOR and size_of(item) >= minimum:
+                # A second item of the same bytes on the same rank is that rank's own affair.
+                holders[item.storage_index, item.storage_offsets, item.lengths].setdefault(rank, item)
+    load = [0] * len(plans)
+    transfers: list[list[Transfer]] = [[] for _ in plans]
+    numbers = itertools.count()
+    # What only one rank needs comes first, as a part of what that rank has to read in any case.
+    for held in sorted(holders.values(), key=lambda held: (len(held) > 1, -size_of(next(iter(held.values()))))):
+        reader = min(held, key=load.__getitem__)
+        load[reader] += size_of(held[reader])
+        for rank in held:
+            if rank != reader:
+                number = next(numbers)
+                transfers[reader].append(Transfer(number, held[reader], rank, sending=True))
+                transfers[rank].append(Transfer(number, held[rank], reader, sending=False))
+    if not any(transfers):
+        return None
+    return [SharedReads(tuple(own)) for own in transfers]
+
+
+def all_succeeded(succeeded: bool, group: dist.ProcessGroup) -> bool:
+    """Whether every rank says so. Collective."""
+    failures = torch.tensor(0 if succeeded else 1)
+    dist.all_reduce(failures, op=dist.ReduceOp.MAX, group=group)
+    return not failures.item()
+
+
+def pass_on(share: SharedReads, targets: Mapping[ReadItem, torch.Tensor], group: dist.ProcessGroup) -> None:
+    """Send and receive what the plan says. Every rank calls it, after all of them have read.
+
+    A window of transfers is under way at a time. Since all go by the same order, the first transfer that is not done
+    has begun on both of its sides, and no two ranks wait for each other.
+
+    Args:
+        targets: Each item's tensor: the source of what is sent, the destination of what is received.
+        group: Gloo.
+    """
+    for window in groups_within(_WINDOW_BYTES, share.transfers, lambda transfer: targets[transfer.item].nbytes):
+        under_way: list[tuple[dist.Work | None, torch.Tensor, torch.Tensor | None]] = []
+        for transfer in window:
+            target = targets[transfer.item]
+            peer = dist.get_global_rank(group, transfer.peer)
+            # As bytes, because gloo does not know every dtype.
+            if transfer.sending:
+                data = as_bytes(target.to("cpu").contiguous())
+                work = dist.isend(data, peer, group=group, tag=transfer.number)
+                under_way.append((work, data, None))
+            else:
+                lands = target.device.type == "cpu" and target.is_contiguous()
+                host = target if lands else torch.empty(target.shape, dtype=target.dtype)
+                work = dist.irecv(as_bytes(host), peer, group=group, tag=transfer.number)
+                under_way.append((work, host, None if lands else target))
+        for work, host, destination in under_way:
+            assert work is not None  # this rank is a member of the group
+            work.wait()
+            if destination is not None:
+                destination.copy_(host)

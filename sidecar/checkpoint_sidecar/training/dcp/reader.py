@@ -1,0 +1,350 @@
+"""DCP storage that loads one snapshot, or a stock checkpoint: checked first, verified on the way into its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from checkpoint_sidecar.core.errors import (
+    ConfigurationError,
+    IncompatibleSnapshotError,
+    ObjectNotFoundError,
+)
+from checkpoint_sidecar.core.failures import raising_portable
+from checkpoint_sidecar.core.layout import METADATA_NAME
+from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.engine.compared import ComparedBytes
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.engine.pointer import MAX_METADATA_BYTES
+from checkpoint_sidecar.engine.read import Files
+from checkpoint_sidecar.engine.requests import ByteRange
+from checkpoint_sidecar.engine.verify import check_sizes, read_file
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.training.dcp.compatibility import check_complete
+from checkpoint_sidecar.training.dcp.delivery import Item, WantedPart, bring
+from checkpoint_sidecar.training.dcp.errors import wrapped
+from checkpoint_sidecar.training.dcp.memory import is_plain
+from checkpoint_sidecar.training.dcp.read_once import SharedReads, all_succeeded, pass_on, plan_shares
+from checkpoint_sidecar.training.dcp.restricted import Trust, load_restricted
+from checkpoint_sidecar.training.dcp.slices import Slice
+from checkpoint_sidecar.training.dcp.unpickler import load_metadata
+
+_MOST_FRAME_BYTES = 64 * 1024
+"""What ``torch.save`` may add to a plain tensor, in any version."""
+
+
+class SnapshotReader(StorageReader):
+    """Loads from one save folder.
+
+    Use it with ``StrictLoadPlanner``, which lets all ranks refuse a misfit together; with other planners each rank
+    checks its own share, before it writes into a tensor.
+
+    Args:
+        store: Opened at the run's root.
+        folder_path: The save's folder, ``SaveFolder.path``; empty for the root.
+        manifest: The committed manifest; None reads a stock checkpoint, which cannot be verified.
+        verify: How far stored bytes are checked before they are used.
+        trust: ``safe`` unpickles DCP's classes and what ``torch.load(weights_only=True)`` allows; ``full`` anything.
+        progress: Told of this rank's bytes.
+        settings: Connections and memory; by default those of the environment.
+        metadata: The bytes of ``.metadata``, verified, where one rank has read them for all.
+        sharing: A gloo group of all ranks that load, over which each passes on what it reads for others too.
+        compared: Where to mark what this rank verified.
+
+    Raises (from DCP, wrapped; see ``failures.raising_ours``):
+        CorruptSnapshotError: Stored bytes are not what was committed; ``evidence`` says how.
+        IncompatibleSnapshotError: The snapshot does not fit the state dict.
+        UntrustedSnapshotError: It holds a class that ``trust="safe"`` refuses.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder_path: str,
+        manifest: Manifest | None,
+        *,
+        verify: VerifyLevel = "Checksums",
+        trust: Trust = "safe",
+        progress: TransferMeter | None = None,
+        settings: EngineSettings | None = None,
+        metadata: bytes | None = None,
+        sharing: dist.ProcessGroup | None = None,
+        compared: ComparedBytes | None = None,
+    ) -> None:
+        super().__init__()
+        self._compared = compared
+        self._store = store
+        self._progress = progress
+        self._settings = settings or EngineSettings.from_environment()
+        self._metadata_of_all = metadata
+        self._sharing = sharing
+        self._open(folder_path, manifest)
+        self._verify: VerifyLevel = verify
+        self._trust: Trust = trust
+        self._load_id = uuid.uuid4().hex
+        self._metadata = Metadata({})
+        self._opened: Metadata | None = None
+
+    def _open(self, folder_path: str, manifest: Manifest | None) -> None:
+        self._folder = folder_path
+        self._manifest = manifest
+
+    @property
+    def _subject(self) -> str:
+        return f"{self._store.url}/{self._folder}".rstrip("/")
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """DCP's start of a load by ``checkpoint_id``, which this reader does not take.
+
+        Raises:
+            ConfigurationError: A ``checkpoint_id`` was given.
+        """
+        if checkpoint_id:
+            raise ConfigurationError(
+                "load a snapshot",
+                str(checkpoint_id),
+                "this reader loads the snapshot it was made for",
+                "Leave out checkpoint_id, or use CheckpointReader.",
+            )
+
+    def read_metadata(self, *_: Any, **kwargs: Any) -> Metadata:
+        """The snapshot's metadata, verified and safely unpickled.
+
+        Only a stock checkpoint saved rank by rank raises an ordinary exception: DCP then looks for ``rank``'s own.
+        Anything else must reach every rank, instead of sending this one alone on that search, in which several
+        versions of torch forget what went wrong.
+        """
+        rank = kwargs.get("rank")
+        name = METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}"
+        if self._opened is not None:
+            return self._opened
+        try:
+            self._locate()
+            metadata = load_metadata(
+                self._metadata_bytes(name), subject=f"{self._subject}/{name}", trusted=self._trust == "full"
+            )
+        except ObjectNotFoundError as error:
+            if rank is None and self._store.stat(self._key(f"__0{METADATA_NAME}")) is None:
+                raise wrapped("read metadata", 0, error) from error
+            raise
+        except Exception as error:
+            raise wrapped("read metadata", rank or 0, error) from error
+        # Checkpoints of old versions of torch have no such attribute.
+        metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
+        metadata.storage_meta.load_id = self._load_id
+        return metadata
+
+    def open(self) -> Metadata:
+        """The snapshot's metadata, checked; the load that follows does neither again."""
+        metadata = self.read_metadata()
+        self.set_up_storage_reader(metadata, is_coordinator=True)
+        self._opened = metadata
+        return metadata
+
+    def load_objects(self, names: Sequence[str]) -> dict[str, Any]:
+        """Items that are no tensors, by name, before anything is planned. Call ``open`` first.
+
+        Raises:
+            CorruptSnapshotError, StoreError: They could not be read.
+            UntrustedSnapshotError: One holds a class that ``trust="safe"`` refuses.
+        """
+        found: dict[str, Any] = {}
+
+        def item(name: str) -> Item:
+            place = self._place(MetadataIndex(name))
+
+            def unpack(data: memoryview) -> None:
+                found[name] = self._load(name, data, map_location="cpu")
+
+            return Item(place.relative_path, ByteRange(place.offset, place.length), None, unpack)
+
+        if self._manifest:
+            needed = {self._place(MetadataIndex(name)).relative_path for name in names}
+            check_sizes(
+                self._store,
+                self._folder,
+                [file for file in self._manifest.files if file.name in needed],
+                level=self._verify,
+            )
+        bring(self._contents(), list(map(item, names)), staging_bytes=self._settings.memory_bytes // 2)
+        return found
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
+        """Check, before anything is planned, that the checkpoint is all there."""
+        del is_coordinator, kwargs
+        if self._opened is not None:
+            return
+        sizes = {file.name: file.size for file in self._manifest.files} if self._manifest else None
+        check_complete(metadata, sizes, subject=self._subject)
+        self._metadata = metadata
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Check the sizes of the files this rank needs, so that all ranks learn of a damaged one before any loads."""
+        if self._manifest:
+            needed = {self._place(item.storage_index).relative_path for item in plan.items}
+            files = [file for file in self._manifest.files if file.name in needed]
+            check_sizes(self._store, self._folder, files, level=self._verify)
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Decide which rank reads what several need."""
+        shares = plan_shares([plan.items for plan in plans], self._size_of) if self._sharing else None
+        if shares is None:
+            return plans
+        return [dataclasses.replace(plan, storage_data=share) for plan, share in zip(plans, shares, strict=True)]
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read, verify and deliver this rank's items."""
+        # DCP sends what is raised here to the other ranks; what cannot be sent would leave them waiting.
+        with raising_portable("read a snapshot", self._store.url):
+            return self._read_data(plan, planner)
+
+    def _read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        done: Future[None] = Future()
+        done.set_result(None)
+        share, group = plan.storage_data, self._sharing
+        if group is None or not isinstance(share, SharedReads):
+            self._read(plan.items, self._targets(plan, planner), planner)
+            return done
+        try:
+            targets = self._targets(plan, planner)
+            self._read([item for item in plan.items if item not in share.received], targets, planner)
+        except BaseException:
+            all_succeeded(False, group)
+            raise
+        # Whoever failed makes DCP raise on every rank.
+        if all_succeeded(True, group):
+            pass_on(share, targets, group)
+            for item in share.received:
+                planner.commit_tensor(item, targets[item])
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Always False: DCP must not pick this reader by a path."""
+        del checkpoint_id
+        return False
+
+    def _locate(self) -> None:
+        """Find the snapshot, at the start of each load; here it is given."""
+
+    def _key(self, name: str) -> str:
+        return f"{self._folder}/{name}" if self._folder else name
+
+    def _place(self, index: MetadataIndex) -> _StorageInfo:
+        place: _StorageInfo = self._metadata.storage_data[index]
+        return place
+
+    def _metadata_bytes(self, name: str) -> bytes:
+        if self._metadata_of_all is not None:
+            return self._metadata_of_all
+        if self._manifest is None:
+            return self._store.get(self._key(name), max_bytes=MAX_METADATA_BYTES).data
+        return read_file(self._store, self._folder, self._manifest, name, level=self._verify, settings=self._settings)
+
+    def _contents(self) -> Files:
+        verified = self._manifest and self._verify == "Checksums"
+        return Files(
+            self._store,
+            self._folder,
+            self._manifest if verified else None,
+            settings=self._settings,
+            compared=self._compared,
+        )
+
+    def _targets(self, plan: LoadPlan, planner: LoadPlanner) -> dict[ReadItem, torch.Tensor]:
+        """Where each tensor goes; all of them are known to fit before anything is written into one."""
+        targets: dict[ReadItem, torch.Tensor] = {}
+        for item in plan.items:
+            if item.type is LoadItemType.BYTE_IO:
+                continue
+            target = planner.resolve_tensor(item)
+            # A detached tensor that is more than its elements may get elements of its own when it is written to.
+            target = target.detach() if is_plain(target.detach()) else target
+            self._check_fit(item, target, self._stored(item).properties.dtype, item.lengths)
+            targets[item] = target
+        return targets
+
+    def _check_fit(self, item: ReadItem, target: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
+        if target.shape != shape or target.dtype != dtype:
+            raise IncompatibleSnapshotError(
+                "load a tensor",
+                f"{item.storage_index.fqn} of {self._subject}",
+                f"{dtype} {list(shape)} was saved, the destination is {target.dtype} {list(target.shape)}",
+            )
+
+    def _read(self, items: Sequence[ReadItem], targets: dict[ReadItem, torch.Tensor], planner: LoadPlanner) -> None:
+        bring(
+            self._contents(),
+            [self._item(item, targets.get(item), planner) for item in items],
+            staging_bytes=self._settings.memory_bytes // 2,
+            progress=self._progress,
+        )
+        for item in items:
+            if item in targets:
+                planner.commit_tensor(item, targets[item])
+
+    def _item(self, item: ReadItem, target: torch.Tensor | None, planner: LoadPlanner) -> Item:
+        place = self._place(item.storage_index)
+        span = ByteRange(place.offset, place.length)
+        if target is None:
+            return Item(place.relative_path, span, None, partial(self._unpack_object, item, planner))
+        unpack = partial(self._unpack_tensor, item, target)
+        box = Slice(tuple(self._stored_sizes(item)), tuple(item.storage_offsets), tuple(item.lengths))
+        return Item(place.relative_path, span, WantedPart(box, target), unpack)
+
+    def _stored(self, item: ReadItem) -> TensorStorageMetadata:
+        return cast("TensorStorageMetadata", self._metadata.state_dict_metadata[item.storage_index.fqn])
+
+    def _stored_sizes(self, item: ReadItem) -> torch.Size:
+        """The shape of the stored chunk that the item is a part of."""
+        index, chunks = item.storage_index, self._stored(item).chunks
+        # Planners say which chunk they mean, but need not.
+        if index.index is not None and index.index < len(chunks) and chunks[index.index].offsets == index.offset:
+            return chunks[index.index].sizes
+        return next(chunk.sizes for chunk in chunks if chunk.offsets == index.offset)
+
+    def _size_of(self, item: ReadItem) -> int:
+        """Bytes of a tensor's item that one rank can pass on to another; 0 if it is more than its elements."""
+        itemsize = self._stored(item).properties.dtype.itemsize
+        around = self._place(item.storage_index).length - self._stored_sizes(item).numel() * itemsize
+        return item.lengths.numel() * itemsize if 0 <= around <= _MOST_FRAME_BYTES else 0
+
+    def _unpack_object(self, item: ReadItem, planner: LoadPlanner, data: memoryview) -> None:
+        planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
+
+    def _unpack_tensor(self, item: ReadItem, target: torch.Tensor, data: memoryview) -> None:
+        saved = narrow_tensor_by_index(
+            self._load(item.storage_index.fqn, data, "cpu"), item.storage_offsets, item.lengths
+        )
+        self._check_fit(item, target, saved.dtype, saved.shape)
+        with torch.no_grad():
+            target.copy_(saved)
+
+    def _sanitized(self, item: ReadItem, data: memoryview) -> io.BytesIO:
+        """The item as our own pickle of what a restricted unpickler made of it: planners load without restriction."""
+        clean = io.BytesIO()
+        torch.save(self._load(item.storage_index.fqn, data, None), clean)
+        clean.seek(0)
+        return clean
+
+    def _load(self, name: str, data: memoryview, map_location: str | None) -> Any:
+        return load_restricted(
+            io.BytesIO(data), subject=f"{name} of {self._subject}", trust=self._trust, map_location=map_location
+        )

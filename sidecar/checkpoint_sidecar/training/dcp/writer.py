@@ -1,0 +1,316 @@
+"""DCP storage that saves one snapshot: stock files, checksummed, in a fresh folder, committed last.
+
+The bytes are those of torch's own ``FileSystemWriter``: one ``torch.save`` archive per item, one after the other, and a
+pickled ``Metadata`` of torch's own classes. What differs is how they are moved, and when they become a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import dataclasses
+import io
+import logging
+import os
+import pickle
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from checkpoint_sidecar.attempt.run_save import NewSave, SaveTarget
+from checkpoint_sidecar.core import manifest as manifests
+from checkpoint_sidecar.core.errors import (
+    CheckpointExistsError,
+    ConfigurationError,
+    FencedError,
+    PrefixClaimedError,
+    StoreError,
+)
+from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
+from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.core.pointers import Origin
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.common.parts import write_object
+from checkpoint_sidecar.training.dcp.archives import lay_out, payload_bytes
+from checkpoint_sidecar.training.dcp.errors import never_reached_commit, upload_failed
+from checkpoint_sidecar.training.dcp.restricted import Trust
+
+logger = logging.getLogger(__name__)
+
+_METADATA_VERSION = "1.0.0"
+
+REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
+"""What ``SaveTarget.commit`` raises when the snapshot certainly was not and will not be committed."""
+
+
+class SnapshotWriter(StorageWriter):
+    """Saves into the folder its target picks and lets the target commit.
+
+    After DCP raised, call ``discard`` on every rank: only that exception tells a rank that another one failed.
+
+    Args:
+        store: Opened at the run's root.
+        target: Admits and commits the save; needed on the coordinator rank only.
+        progress: Told of this rank's bytes.
+        settings: Connections and memory; by default those of the environment.
+        trust: Of the loads to come: what ``safe`` could not load is refused, or an object reported, when it is saved.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        target: SaveTarget | None,
+        *,
+        progress: TransferMeter | None = None,
+        settings: EngineSettings | None = None,
+        trust: Trust = "full",
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._target = target
+        self._progress = progress
+        self._settings = settings or EngineSettings.from_environment()
+        self._trust = trust
+        self._running: tuple[SaveTarget, NewSave] | None = None
+        self._written: list[str] = []
+        self._block_bytes = manifests.BLOCK_BYTES
+        self._save_id = uuid.uuid4().hex
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """DCP's start of a save by ``checkpoint_id``, which this writer does not take: its target picks the folder.
+
+        Raises:
+            ConfigurationError: A ``checkpoint_id`` was given.
+        """
+        if checkpoint_id:
+            raise ConfigurationError(
+                "save a snapshot",
+                str(checkpoint_id),
+                "this writer saves where the run log says",
+                "Leave out checkpoint_id, or use CheckpointWriter.",
+            )
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta(checkpoint_id=self._store.url, save_id=self._save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
+        """Start of a save, on every rank.
+
+        Raises:
+            ConfigurationError: ``use_collectives=False``, which makes one checkpoint per rank.
+        """
+        if not kwargs.get("use_collectives", True):
+            raise ConfigurationError(
+                "save a snapshot",
+                self._store.url,
+                "use_collectives=False saves one checkpoint per rank, which cannot be committed as one",
+                "Leave it at True.",
+            )
+        del is_coordinator
+        self._running, self._written, self._save_id = None, [], uuid.uuid4().hex
+        _forget_cached_plans()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Let the target admit the save, and tell every rank its folder.
+
+        Raises:
+            ConfigurationError: There is no target, or the planner skips planning.
+        """
+        if not all(getattr(plan, "usable", True) for plan in plans):
+            raise ConfigurationError(
+                "save a snapshot",
+                self._store.url,
+                "the planner reuses the plan of an earlier save, and with it that save's folder",
+                "Turn enable_plan_caching off.",
+            )
+        target = self._target_for(len(plans))
+        save = target.begin()
+        self._running = target, save
+        self._block_bytes = manifests.block_bytes_for(sum(payload_bytes(item) for plan in plans for item in plan.items))
+        return [
+            dataclasses.replace(plan, storage_data=_Share(save.folder, rank, self._block_bytes))
+            for rank, plan in enumerate(plans)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Upload this rank's items; the manifest's lines for its files travel with the results."""
+        share: _Share = plan.storage_data
+        try:
+            # Objects are serialized here, so that every size is known.
+            layout = lay_out(
+                ((item, planner.resolve_data(item)) for item in _bytes_first(plan.items)),
+                rank=share.rank,
+                trust=self._trust,
+            )
+            self._written = [f"{share.folder.path}/{file.name}" for file in layout.files]
+            files = upload_files(
+                self._store,
+                share.folder.path,
+                layout.files,
+                block_bytes=share.block_bytes,
+                settings=self._settings,
+                progress=self._progress,
+            )
+        except BaseException as error:
+            self._abandon()
+            raise upload_failed(share.rank, error) from error
+        done: Future[list[WriteResult]] = Future()
+        lines = [WriteResult(MetadataIndex(file.name), file.size, file) for file in files]
+        done.set_result([*layout.results, *lines])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Store what describes the data, then commit: the last step on the coordinator, after every rank uploaded."""
+        assert self._running is not None  # DCP finishes only what it planned, on the same rank
+        target, save = self._running
+        everything = [result for rank in results for result in rank]
+        files = [result.storage_data for result in everything if isinstance(result.storage_data, File)]
+        metadata.storage_data = {r.index: r.storage_data for r in everything if not isinstance(r.storage_data, File)}
+        metadata.version = _METADATA_VERSION
+        metadata.storage_meta = StorageMeta(
+            checkpoint_id=f"{self._store.url}/{save.folder.path}", save_id=save.snapshot
+        )
+        # Every rank has finished uploading, so that the coordinator can clean up for all of them.
+        self._written = [f"{save.folder.path}/{file.name}" for file in files]
+        try:
+            manifest, digest = self._describe(save, metadata, files, world_size=len(results))
+        except BaseException:
+            self._abandon()
+            self._delete_written()
+            raise
+        self._running = None
+        try:
+            target.commit(save, manifest, digest)
+        except REFUSALS:
+            self._delete_written()
+            raise
+        # After any other failure of the commit it may stand or yet land: nothing is deleted on account of it.
+
+    def discard(self, failure: BaseException) -> None:
+        """Delete what this rank uploaded for a save that certainly was not committed; never raises.
+
+        Leftovers that stay are harmless, and found later by the attempt number in their path.
+
+        Args:
+            failure: What DCP raised.
+        """
+        self._abandon()
+        if never_reached_commit(failure):
+            self._delete_written()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Always False: DCP must not pick this writer by a path."""
+        del checkpoint_id
+        return False
+
+    def _target_for(self, world_size: int) -> SaveTarget:
+        del world_size
+        if self._target is None:
+            raise ConfigurationError("save a snapshot", self._store.url, "the coordinator's writer has no target")
+        return self._target
+
+    def _abandon(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            target, save = running
+            target.abandon(save)
+
+    def _delete_written(self) -> None:
+        keys, self._written = self._written, []
+        try:
+            self._store.delete(keys)
+        except StoreError as error:
+            logger.warning("Leftovers of a failed save stay for now: %s", error)
+
+    def _describe(
+        self, save: NewSave, metadata: Metadata, files: list[File], *, world_size: int
+    ) -> tuple[Manifest, str]:
+        prefix = save.folder.path.rpartition("/")[2]
+        for name, data in (
+            (METADATA_NAME, metadata_bytes(metadata)),
+            (STOCK_METADATA_NAME, metadata_bytes(metadata, prefix=prefix) + _origin_of(save)),
+        ):
+            self._written.append(f"{save.folder.path}/{name}")
+            files.append(upload_bytes(self._store, self._written[-1], data, block_bytes=self._block_bytes))
+        manifest = Manifest(
+            snapshot=save.snapshot,
+            step=save.step,
+            attempt=save.folder.attempt,
+            world_size=world_size,
+            files=tuple(sorted(files, key=lambda file: file.name)),
+            versions={"torch": str(torch.__version__), "checkpoint-operator": version("checkpoint-operator")},
+            block_bytes=self._block_bytes,
+        )
+        encoded = manifests.encode(manifest)
+        self._written.append(save.folder.manifest)
+        write_object(self._store, save.folder.manifest, encoded)
+        return manifest, manifests.digest(encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one rank is told in its plan."""
+
+    folder: SaveFolder
+    rank: int
+    block_bytes: int
+
+
+def _origin_of(save: NewSave) -> bytes:
+    """What torch's reader does not come to: it stops at the end of the pickle."""
+    return Origin(save.folder.run, save.snapshot).encode() if save.folder.run else b""
+
+
+def metadata_bytes(metadata: Metadata, *, prefix: str = "") -> bytes:
+    """DCP's pickle of the metadata, in torch's own classes only, for every version of torch from 2.6 on.
+
+    Args:
+        prefix: Put in front of every file's path, for a pointer one level above the save's folder.
+    """
+    if prefix:
+        stored = {
+            index: dataclasses.replace(info, relative_path=f"{prefix}/{info.relative_path}")
+            for index, info in metadata.storage_data.items()
+        }
+        metadata = dataclasses.replace(metadata, storage_data=stored)
+    data = io.BytesIO()
+    _PortablePickler(data).dump(metadata)
+    return data.getvalue()
+
+
+class _PortablePickler(pickle.Pickler):
+    """Leaves out a tensor's strides, which newer versions of torch write, older ones choke on, and none reads."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not TensorProperties:
+            return NotImplemented
+        return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:5]  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:
+    return sorted(items, key=lambda item: item.type is not WriteItemType.BYTE_IO)
+
+
+def _forget_cached_plans() -> None:
+    """Make planners with ``enable_plan_caching`` plan anew: a reused plan names the *earlier* save's folder.
+
+    The caches are class attributes of torch's planner, keyed by planner class; versions before 2.7 have none.
+    """
+    for name in ("_cached_save_plan", "_cached_all_plans"):
+        with contextlib.suppress(AttributeError):
+            getattr(SavePlanner, name).clear()

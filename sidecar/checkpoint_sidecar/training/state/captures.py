@@ -1,0 +1,234 @@
+"""How the objects of the application's state are handed to DCP: packed, with their tensors beside them.
+
+See ``contents`` for the items this makes of an object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.nn import Module
+
+from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError
+from checkpoint_sidecar.training.state import modules
+from checkpoint_sidecar.training.state.contents import FORM, PACKED, is_extra, is_tensor
+from checkpoint_sidecar.training.state.forms import Form, Opaque, elements, is_like, strides_of
+from checkpoint_sidecar.training.state.optimizers import NamedOptimizer, OptimizerState
+from checkpoint_sidecar.training.state.values import Packer, Path, Place, Unsupported, unpack
+
+T = TypeVar("T")
+
+INLINE_BYTES = 64 * 1024
+"""A larger tensor of an object that is not sharded becomes an item of its own, copied and uploaded as tensors are."""
+
+_OPERATION = "save the training state"
+
+
+class Capture:
+    """What one save holds.
+
+    Args:
+        rank: Of this process.
+        pickles: Pickle what cannot be packed, for readers that trust it.
+        proven: Kinds of values that were read back once; grows.
+    """
+
+    def __init__(self, *, rank: int, pickles: bool, proven: set[str]) -> None:
+        self._rank = rank
+        self._pickles = pickles
+        self._proven = proven
+
+    def module(self, name: str, module: Module, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A module's state: tensors under clean names, and what describes them."""
+        modules.check_module(name, module)
+        items = _Items(self._rank)
+
+        def place(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
+            # A tensor of the state dict itself, and not one inside an extra state.
+            return items.put(path[1:], tensor, form) if len(path) == 2 or _stands_alone(form) else None
+
+        # Objects that belong to one of the module's parts: like its buffers they may differ from rank to rank.
+        objects = {key: each for key, each in state.items() if is_extra(key) and not is_tensor(each)}
+        described = {
+            "state": {key: each for key, each in state.items() if key not in objects},
+            "objects": sorted(objects),
+            "ties": modules.tied_names(module),
+            "frozen": modules.frozen_names(module),
+            "versions": modules.versions(module),
+        }
+        data = self._pack(name, described, place, within="state")
+        extras = {
+            key: self._pack(name, each, place, at=("state", key), within="state") for key, each in objects.items()
+        }
+        return items.tree | extras | {FORM: {_digest(data): data}}
+
+    def optimizer(self, name: str, optimizer: NamedOptimizer, captured: OptimizerState) -> dict[str, Any]:
+        """An optimizer's state: tensors under the names of parameters, and what describes them."""
+        parameters = optimizer.parameters()
+        items = _Items(self._rank)
+
+        def place(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
+            if path[0] != "state" or form.raw:
+                return items.put(path, tensor, form) if _stands_alone(form) else None
+            parameter = parameters.get(path[1])
+            if parameter is not None and is_like(tensor, parameter):
+                differs = not form.distributed and not form.opaque and tensor.stride() != parameter.stride()
+                form = form._replace(like=True, strides=strides_of(tensor) if differs else None)
+            return items.put(path, tensor, form)
+
+        data = self._pack(name, captured.described(), place)
+        # For torch's own reader, which flattens all of an optimizer's state.
+        tree: dict[str, Any] = {"state": {}} | items.tree
+        for parameter, state in captured.state.items():
+            for key, value in state.items() if isinstance(state, dict) else ():
+                if isinstance(key, str) and _is_simple(value):
+                    tree["state"].setdefault(parameter, {}).setdefault(key, value)
+        tree["param_groups"] = [
+            {key: value for key, value in group.items() if _is_simple(value)} for group in captured.groups
+        ]
+        return tree | {FORM: {_digest(data): data}}
+
+    def shared(self, name: str, value: Stateful) -> dict[str, Any]:
+        """The state of an object that all ranks hold alike."""
+        state = guarded(name, value.state_dict)
+        items = _Items(self._rank)
+        data = self._pack(
+            name, state, lambda path, tensor, form: items.put(path, tensor, form) if _stands_alone(form) else None
+        )
+        return items.tree | {PACKED: data}
+
+    def own(self, name: str, value: Stateful, key: str) -> dict[str, Any]:
+        """The state of an object that each rank holds for itself.
+
+        Args:
+            key: Of this rank.
+        """
+        state = guarded(name, value.state_dict)
+        items = _Items(self._rank)
+
+        def place(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
+            if form.distributed:
+                raise Unsupported(path, "is sharded over the ranks, which hold it together: do not wrap it in PerRank")
+            return items.put(path, tensor, form) if _stands_alone(form) else None
+
+        data = self._pack(name, state, place)
+        return {key: data} | {f"{key}:{item}": each for item, each in items.flat.items()}
+
+    def _pack(self, name: str, value: Any, place: Place, *, at: Path = (), within: str = "") -> bytes:
+        packer = Packer(self._proving(place), pickles=self._pickles)
+        try:
+            data = packer.pack(value, at=at)
+        except Unsupported as unsupported:
+            raise ConfigurationError(
+                _OPERATION,
+                ".".join(filter(None, (name, unsupported.place.removeprefix(f"{within}.")))),
+                f"it would not come back: it {unsupported.cause}",
+                "Let state_dict return plain data (numbers, text, containers, tensors) in its place, or pass "
+                'trust="full" here and at every restore.',
+            ) from unsupported
+        if packer.kinds - self._proven:
+            # What cannot be read back is found out now, and not at the next start.
+            try:
+                unpack(data, lambda _, __: None, subject=name, trusted=self._pickles)
+            except CheckpointError as error:
+                raise ConfigurationError(_OPERATION, name, f"it would not come back: {error.cause}") from error
+            self._proven |= packer.kinds
+        return data
+
+    def _proving(self, place: Place) -> Place:
+        """``place``, after a look at the first tensor of each class that is more than its elements."""
+
+        def proving(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
+            if form.opaque:
+                kind = type(elements(tensor))
+                tag = f"{kind.__module__}.{kind.__qualname__} {elements(tensor).layout}"
+                if tag not in self._proven:
+                    refused = Opaque(elements(tensor)).refused(trusted=self._pickles)
+                    if refused:
+                        raise Unsupported(path, f"is a {tag}, and {refused}")
+                    self._proven.add(tag)
+            return place(path, tensor, form)
+
+        return proving
+
+
+class _Items:
+    """Tensors of one object that are stored as items of their own.
+
+    Attributes:
+        tree: As nested dicts, from which DCP makes the names of items.
+        flat: By those names.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self.tree: dict[str, Any] = {}
+        self.flat: dict[str, Any] = {}
+
+    def put(self, path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form]:
+        """Store a tensor under its path, or under one like it if that is taken; the name and form to record."""
+        parts = [str(part) for part in path] or ["value"]
+        if parts[0] in (PACKED, FORM):
+            parts[0] += "~"
+        while ".".join(parts) in self.flat:
+            parts[-1] += "~"
+        if not self._has_room(parts):
+            parts = [".".join(parts) + "~"]
+            while parts[0] in self.flat:
+                parts[0] += "~"
+        name = ".".join(parts)
+        value: Any = tensor
+        if form.opaque:
+            value = Opaque(elements(tensor))
+            if form.distributed:
+                # Only the rank itself knows how to put its part together again.
+                parts[-1] += f".rank-{self._rank:05d}"
+        self.flat[name] = value
+        branch = self.tree
+        for part in parts[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[parts[-1]] = value
+        return name, form
+
+    def _has_room(self, parts: Sequence[str]) -> bool:
+        branch: Any = self.tree
+        for part in parts[:-1]:
+            branch = branch.get(part, {})
+            if not isinstance(branch, dict):
+                return False
+        return parts[-1] not in branch
+
+
+def _stands_alone(form: Form) -> bool:
+    return form.distributed or form.opaque or form.nbytes > INLINE_BYTES
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether DCP can store a value as it is, for readers that know nothing of packed ones."""
+    if is_tensor(value):
+        return type(value) is torch.Tensor and value.layout is torch.strided and value.numel() == 1
+    if isinstance(value, list | tuple):
+        return (
+            type(value) in (list, tuple) and not any(is_tensor(each) for each in value) and all(map(_is_simple, value))
+        )
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def guarded(name: str, read: Callable[[], T]) -> T:
+    """What an object says of itself, or an error that names it."""
+    try:
+        return read()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            _OPERATION, name, f"its state_dict raised {type(error).__name__}: {error}", "Fix its state_dict."
+        ) from error

@@ -1,0 +1,187 @@
+"""What a snapshot holds, object by object, in the form of any version. Pure; nothing is read here.
+
+DCP knows a flat set of named items. Each belongs to the object whose name its own begins with:
+
+| items of an object | hold |
+| --- | --- |
+| ``<object>`` | a plain value, as JSON text |
+| ``<object>.__packed__`` | the packed state of an object that is not sharded |
+| ``<object>.__form__.<digest>`` | the packed state of a module or optimizer, without tensors |
+| ``<object>.rank-00003`` | the packed state of one rank |
+| others | tensors that a packed state refers to; without a packed state, the flattened state of earlier versions |
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from checkpoint_sidecar.training.state.forms import Form
+
+PACKED = "__packed__"
+FORM = "__form__"
+
+_RANK = re.compile(r"rank-\d{5,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What stands in a described state for a tensor that is an item of its own.
+
+    Attributes:
+        item: The name of the item.
+        form: Of the tensor.
+        flattened: Whether an earlier version stored it: shape and dtype are all that is known.
+    """
+
+    item: str
+    form: Form
+    flattened: bool = False
+
+
+Leaf: TypeAlias = Callable[[Ref], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The items of a snapshot.
+
+    Attributes:
+        tensors: Shape and dtype of each stored tensor, by item name.
+        objects: Names of items that are no tensors.
+        paths: Keys and positions that lead to an item in the nested state it was flattened from.
+        values: Items that were read, by name: of ``objects``, and of ``tensors`` once they are loaded.
+    """
+
+    tensors: Mapping[str, Form]
+    objects: frozenset[str]
+    paths: Mapping[str, tuple[str | int, ...]]
+    values: dict[str, Any] = field(default_factory=dict)
+    _by_object: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, metadata: Metadata) -> Contents:
+        """The contents that DCP's metadata lists."""
+        tensors, objects = {}, []
+        for name, entry in metadata.state_dict_metadata.items():
+            if isinstance(entry, TensorStorageMetadata):
+                tensors[name] = _form(entry.size, entry.properties.dtype)
+            else:
+                objects.append(name)
+        return cls(tensors, frozenset(objects), metadata.planner_data or {})
+
+    @classmethod
+    def held(cls, state: dict[str, Any]) -> Contents:
+        """The contents of a captured state, every value at hand."""
+        flat, paths = flatten_state_dict(state)
+        tensors = {name: _form(value.size(), value.dtype) for name, value in flat.items() if is_tensor(value)}
+        return cls(tensors, frozenset(flat.keys() - tensors.keys()), paths, dict(flat))
+
+    def below(self, name: str) -> list[str]:
+        """The items of an object."""
+        if not self._by_object:
+            by_object: dict[str, list[str]] = defaultdict(list)
+            for item in (*self.tensors, *self.objects):
+                by_object[item.partition(".")[0]].append(item)
+            self._by_object.update(by_object)
+        return self._by_object.get(name, [])
+
+    @property
+    def names(self) -> set[str]:
+        """Of all objects."""
+        self.below("")
+        return set(self._by_object)
+
+    def forms(self, name: str) -> list[str]:
+        """Items with packed states of a sharded object, in the same order on every rank."""
+        return sorted(item for item in self.below(name) if item.startswith(f"{name}.{FORM}."))
+
+    def ranks(self, name: str) -> list[str]:
+        """Items with the packed state of one rank."""
+        return [
+            item for item in self.below(name) if item in self.objects and _RANK.fullmatch(item.removeprefix(f"{name}."))
+        ]
+
+    def shared_items(self, names: Iterable[str]) -> list[str]:
+        """What has to be read before anything can be allocated: all that is no tensor and concerns every rank."""
+        found: list[str] = []
+        for name in names:
+            packed = f"{name}.{PACKED}"
+            if packed in self.objects:
+                found.append(packed)
+            elif forms := self.forms(name):
+                found += forms
+                found += [item for item in self.below(name) if item in self.objects and is_extra(item)]
+            elif not self.ranks(name):
+                found += [item for item in self.below(name) if item in self.objects]
+        return sorted(found)
+
+    def flattened(self, name: str, leaf: Leaf) -> Any:
+        """The nested state of an object as earlier versions stored it.
+
+        Keys are text, and empty dicts are not there: flattening loses both.
+
+        Args:
+            leaf: Returns what to put where a tensor is.
+        """
+        tree: dict[str, Any] = {}
+        for item in sorted(self.below(name), key=lambda item: [str(part) for part in self.paths.get(item, ())]):
+            tensor = self.tensors.get(item)
+            value = leaf(Ref(item, tensor, flattened=True)) if tensor else self.values.get(item)
+            set_element(tree, self.paths.get(item) or tuple(item.split(".")), value)
+        return tree.get(name, {})
+
+
+def refs_in(value: Any) -> Iterator[Ref]:
+    """Every ``Ref`` in a described state."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from refs_in(each)
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        for each in value:
+            yield from refs_in(each)
+    elif isinstance(value, SimpleNamespace):
+        yield from refs_in(vars(value))
+
+
+def retyped(stored: Any, live: Any) -> Any:
+    """A state that was flattened, with the key types and empty dicts that a live one has in the same places."""
+    if isinstance(live, Mapping) and isinstance(stored, Mapping):
+        keys = {str(key): key for key in live}
+        found = {keys.get(key, key): retyped(value, live.get(keys.get(key, key))) for key, value in stored.items()}
+        missing = {key: value for key, value in live.items() if key not in found}
+        found |= {key: {} for key, value in missing.items() if isinstance(value, Mapping) and not value}
+        return Counter(_numbers(found)) if isinstance(live, Counter) else found
+    return stored
+
+
+def _numbers(found: dict[Any, Any]) -> dict[Any, Any]:
+    """The keys as the whole numbers they were: those of a scheduler's milestones."""
+    whole = all(isinstance(key, int) or re.fullmatch(r"-?\d+", str(key)) for key in found)
+    return {int(key): value for key, value in found.items()} if whole else found
+
+
+def is_extra(name: str) -> bool:
+    """Whether a name is that of the extra state of a module or one of its parts (``get_extra_state``)."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether DCP stores a value as a tensor."""
+    return isinstance(value, torch.Tensor | ShardedTensor)
+
+
+def _form(size: Iterable[int], dtype: torch.dtype) -> Form:
+    return Form(str(dtype).removeprefix("torch."), tuple(size))
