@@ -5,7 +5,7 @@ WORKERS := 2
 # What a test's timeout cannot interrupt tells where every thread stands, and ends the run: pytest-xdist's schedulers wait
 # for ever once they have replaced a worker.
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
-export PYTHONPATH := tests
+export PYTHONPATH := tests:tools
 
 .PHONY: help demo test test-unit test-faults test-tenants test-evictions check format verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help

@@ -1,7 +1,7 @@
 """The data engine beside torch's own checkpoints and AWS's connector, in one run against the same servers.
 
     make bench
-    PYTHONPATH=tests .venv/bin/python benchmarks/engine.py --quick
+    PYTHONPATH=tests:tools .venv/bin/python benchmarks/engine.py --quick
 
 Prints one table and writes ``build/bench/engine.json``. See docs/performance.md for what is measured and how.
 """

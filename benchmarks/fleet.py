@@ -28,7 +28,7 @@ from checkpoint_sidecar.core.errors import ObjectExistsError, ObjectNotFoundErro
 from checkpoint_sidecar.core.log import Owner
 from doubles.memory import MemoryStore, utc_now
 from sink_s3 import Request, xml
-from trainers import Trainer
+from support.trainers import Trainer
 
 BUCKET = "fleet"
 BETWEEN_COMMITS = dt.timedelta(minutes=10)

@@ -1,7 +1,7 @@
 """What the operator costs, by the number of Checkpoints: the real process, a real API server, an S3 server on loopback.
 
     make bench-operator                                               # 100 and 1,000 Checkpoints, 20 snapshots each
-    PYTHONPATH=tests .venv/bin/python benchmarks/operator_scale.py --quick
+    PYTHONPATH=tests:tools .venv/bin/python benchmarks/operator_scale.py --quick
 
 Phases of each fleet: the operator meets runs whose logs are full and whose Checkpoints are new (settle); nothing
 happens (idle); it is started anew and meets all objects there are (restart); every run has a pod, and they commit in
@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 import fleet
-from admission import checkpoint, pod
 from checkpoint_sidecar.core import api
 from localcluster import controlplane, network, workspace
 from localcluster.client import ApiServer
+from support.admission import checkpoint, pod
 from watching_api import Latest, asked, latest, writes
 
 RESULT = Path("build/bench/operator.json")

@@ -1,7 +1,7 @@
 """What it costs to open a run's log, by its length, with and without compactions.
 
     make bench-log
-    PYTHONPATH=tests .venv/bin/python benchmarks/run_log.py --entries 1000 --store local
+    PYTHONPATH=tests:tools .venv/bin/python benchmarks/run_log.py --entries 1000 --store local
 
 Requests are counted as S3 would see them, a listing page for every 1,000 keys. Seconds are those of this machine
 without any network: reading, checking the chain and replaying.
@@ -34,7 +34,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
-from longlogs import compact, write_log
+from support.longlogs import compact, write_log
 
 RESULT = Path("build/bench/run_log.json")
 MIB = 1024 * 1024

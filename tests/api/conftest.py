@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from admission import Namespace, checkpoint, eventually, pod
 from localcluster.client import ApiServer
 from localcluster.requirements import binary
+from support.admission import Namespace, checkpoint, eventually, pod
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "checkpoint-operator"

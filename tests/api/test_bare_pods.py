@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from admission import Body, Namespace
 from checkpoint_operator.gather.bare_pods import RECREATED, created_again
 from localcluster.client import ApiServer
+from support.admission import Body, Namespace
 
 pytestmark = pytest.mark.api
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from admission import Body, Namespace, checkpoint, eventually, pod
 from checkpoint_operator import __main__ as operator
 from checkpoint_operator.gather.endpoint_rules import Pattern
 from localcluster import controlplane, network, workspace
 from localcluster.client import ApiServer, CommandError
+from support.admission import Body, Namespace, checkpoint, eventually, pod
 
 pytestmark = pytest.mark.api
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from admission import Body, Namespace, checkpoint, eventually
 from checkpoint_sidecar.core.api import API_VERSION
 from localcluster.client import ApiServer, CommandError
+from support.admission import Body, Namespace, checkpoint, eventually
 
 pytestmark = pytest.mark.api
 

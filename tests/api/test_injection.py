@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from admission import Body, Namespace, checkpoint, eventually, pod
 from checkpoint_sidecar.core import environment
 from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.log import Owner
+from support.admission import Body, Namespace, checkpoint, eventually, pod
 
 pytestmark = pytest.mark.api
 

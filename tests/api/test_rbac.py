@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from admission import Namespace
 from localcluster.client import ApiServer
+from support.admission import Namespace
 
 pytestmark = pytest.mark.api
 

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from admission import Namespace, checkpoint, snapshot
 from checkpoint_operator.gather.endpoint_rules import Endpoint
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
 from localcluster.client import CommandError
+from support.admission import Namespace, checkpoint, snapshot
 
 pytestmark = pytest.mark.api
 

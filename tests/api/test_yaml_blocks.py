@@ -18,9 +18,9 @@ import yaml
 from kubeflow_trainer_api import models
 from pydantic import ValidationError
 
-from admission import Body, Namespace
 from checkpoint_sidecar.core.environment import POD_LABEL
-from markdown import REPOSITORY, blocks
+from support.admission import Body, Namespace
+from support.markdown import REPOSITORY, blocks
 
 pytestmark = pytest.mark.api
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from admission import eventually
 from localcluster.cluster import Cluster
+from support.admission import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from admission import Namespace
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 from localcluster.requirements import binary
-from operators import OperatorProcess
-from trainers import Trainer
+from support.admission import Namespace
+from support.operators import OperatorProcess
+from support.trainers import Trainer
 
 CRDS = Path(__file__).parents[2] / "crds"
 

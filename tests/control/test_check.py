@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from admission import Namespace
 from checkpoint_operator.check.requirements import Findings, Right, complaints, rights
+from support.admission import Namespace
 
 RULES = [{"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["get"]}]
 WHOLE = Findings(

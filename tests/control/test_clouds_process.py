@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from admission import Namespace, checkpoint
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.store.opening import open_store
 from emulators import build, servers
 from emulators.servers import Emulator
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 

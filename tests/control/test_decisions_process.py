@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from admission import Namespace, checkpoint
 from checkpoint_sidecar.core import attempt
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION
 from checkpoint_sidecar.core.log import Owner, RestoreFinished
@@ -16,8 +15,9 @@ from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
 from localcluster.objectstore import ObjectStore
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = [pytest.mark.api, pytest.mark.store]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from builders import OTHER_OWNER, OWNER, History
 from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.decide import finalizer, plan
 from checkpoint_operator.decide.appends import entry_for
@@ -27,8 +26,9 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from control.test_execute import DyingStore, Killed, session_on
 from doubles.memory import MemoryStore
-from observations import KEY, later, observed, pod
-from trainers import Trainer
+from support.builders import OTHER_OWNER, OWNER, History
+from support.observations import KEY, later, observed, pod
+from support.trainers import Trainer
 
 HOUR = dt.timedelta(hours=1)
 

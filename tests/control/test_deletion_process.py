@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from admission import Namespace, checkpoint, pod
 from checkpoint_operator.decide.finalizer import FINALIZER
 from checkpoint_sidecar.core import attempt
 from checkpoint_sidecar.core.errors import FencedError
@@ -20,8 +19,9 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
 from doubles.faulty_server import Fault, faulty_server
 from localcluster.objectstore import ObjectStore
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint, pod
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = [pytest.mark.api, pytest.mark.store]
 

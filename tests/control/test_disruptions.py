@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from admission import Namespace, checkpoint, pod
 from checkpoint_operator.gather.bare_pods import RECREATED
 from checkpoint_sidecar.core.log import PodIdentity
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint, pod
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from admission import Namespace, checkpoint
 from checkpoint_operator.gather.endpoint_rules import Endpoint, Pattern, refusal
 from checkpoint_operator.gather.endpoints import check_servers
 from checkpoint_operator.gather.run_store import Rules, StorageFaultError
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
-from operators import OperatorProcess, Watched
+from support.admission import Namespace, checkpoint
+from support.operators import OperatorProcess, Watched
 
 PUBLIC = "203.0.113.7"
 API_SERVER = "10.96.0.1"

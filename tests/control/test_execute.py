@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from builders import OBJECT_UID, OTHER_OWNER, OWNER
 from checkpoint_operator.act.execute import ActionOutcome, carry_out, verify
 from checkpoint_operator.fairness.budget import BudgetError
 from checkpoint_operator.gather.run_store import RunStore
@@ -40,8 +39,9 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
-from longlogs import write_log
-from trainers import Trainer
+from support.builders import OBJECT_UID, OTHER_OWNER, OWNER
+from support.longlogs import write_log
+from support.trainers import Trainer
 
 NO_GRACE = RetentionPolicy(keep_last=1, grace_seconds=0)
 DATA = {"__0_0.distcp", "__1_0.distcp", ".metadata", "stock.metadata", "manifest.json"}

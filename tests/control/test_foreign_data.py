@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builders import OBJECT_UID, OTHER_OWNER, OWNER
 from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.decide.plan import store_actions
 from checkpoint_operator.gather.run_store import RunStore
@@ -31,9 +30,10 @@ from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from doubles.memory import MemoryStore
-from observations import observed, spec_of
-from others import WAYS, drop_in, stock
-from trainers import Trainer
+from support.builders import OBJECT_UID, OTHER_OWNER, OWNER
+from support.observations import observed, spec_of
+from support.others import WAYS, drop_in, stock
+from support.trainers import Trainer
 
 STEPS = st.sampled_from([100, 200, 300, 400])
 GRACE = 3600.0

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from builders import History
 from checkpoint_operator.decide.grace_period import too_short
 from checkpoint_operator.gather.observer import pod_from
 from checkpoint_operator.report.health import judge_conditions
 from checkpoint_sidecar.core.policy import SavePolicy
-from observations import observed, pod
+from support.builders import History
+from support.observations import observed, pod
 
 
 def saving(*seconds: float, save: SavePolicy | None = None) -> History:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from builders import History
 from checkpoint_operator.decide.plan import mirror_actions, silence
 from checkpoint_operator.model.actions import CreateMirror
 from checkpoint_operator.model.observed import Mirror
-from observations import later, observed
+from support.builders import History
+from support.observations import later, observed
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from admission import Namespace, checkpoint
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import Owner, RollbackRequested
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 

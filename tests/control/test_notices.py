@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from builders import History
 from checkpoint_operator.decide.plan import store_actions
 from checkpoint_operator.gather.nodes import CORDON, Nodes, node_from
 from checkpoint_operator.model.actions import RequestSave
@@ -15,7 +14,8 @@ from checkpoint_operator.model.observed import Key, Node, Observed, Pod, Tolerat
 from checkpoint_operator.report.events import tell
 from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.log import PodIdentity
-from observations import KEY, observed, pod
+from support.builders import History
+from support.observations import KEY, observed, pod
 
 OTHER = Key("training", "other")
 PODS = tuple(PodIdentity(f"llama-{rank}", f"uid-{rank}") for rank in range(2))

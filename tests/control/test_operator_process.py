@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from admission import Namespace, checkpoint, pod
 from checkpoint_sidecar.core.log import Owner, PodIdentity
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
@@ -21,8 +20,9 @@ from checkpoint_sidecar.store.opening import open_store
 from doubles.faulty_server import Fault, faulty_server
 from localcluster import network
 from localcluster.objectstore import ObjectStore
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint, pod
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 

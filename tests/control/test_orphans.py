@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from builders import BEGINNING, OBJECT_UID, OTHER_OWNER, OWNER, History
 from checkpoint_operator.act.execute import ActionOutcome, carry_out
 from checkpoint_operator.decide.plan import next_look, store_actions
 from checkpoint_operator.gather.run_store import RunStore
@@ -24,8 +23,9 @@ from checkpoint_sidecar.runs.entries import get_entries
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
 from doubles.memory import MemoryStore
-from observations import later, observed, pod
-from trainers import Trainer
+from support.builders import BEGINNING, OBJECT_UID, OTHER_OWNER, OWNER, History
+from support.observations import later, observed, pod
+from support.trainers import Trainer
 
 HOUR = dt.timedelta(hours=1)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from builders import OBJECT_UID, OTHER_OWNER, OWNER, POD, History
 from checkpoint_operator.decide.plan import (
     MAX_RETIREMENTS,
     MAX_VERIFICATIONS,
@@ -46,7 +45,8 @@ from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
 from checkpoint_sidecar.core.purging import PURGES_AT_ONCE
 from checkpoint_sidecar.core.run import Snapshot
-from observations import KEY, later, mirror, observed, pod
+from support.builders import OBJECT_UID, OTHER_OWNER, OWNER, POD, History
+from support.observations import KEY, later, mirror, observed, pod
 
 KEEP_ONE = RetentionPolicy(keep_last=1, grace_seconds=3600)
 KEEP_ONE_SPEC = {"keepLast": 1, "gracePeriod": "1h"}

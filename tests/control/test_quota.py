@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import History
 from checkpoint_operator.decide.appends import entry_for, start_purge
 from checkpoint_operator.decide.plan import store_actions
 from checkpoint_operator.decide.quota import Demand, Quotas, demand_of, spare_bytes
@@ -23,7 +22,8 @@ from checkpoint_sidecar.core.log import PurgeStarted, SnapshotReinstated, Snapsh
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.retention import Terms
-from observations import KEY, observed
+from support.builders import History
+from support.observations import KEY, observed
 
 ONE, TWO, ELSEWHERE = Key("team", "one"), Key("team", "two"), Key("other", "one")
 KEEP_ALL = RetentionPolicy(keep_last=1, keep_every_steps=1, grace_seconds=60)

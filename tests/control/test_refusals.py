@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import pytest
 
-from builders import OBJECT_UID, OWNER
 from checkpoint_operator.act.execute import ActionOutcome, carry_out
 from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.gather.run_store import KEYS_PER_BATCH, RunStore, refuses_deletion
@@ -28,7 +27,8 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo
 from checkpoint_sidecar.store.http.answers import explain_answer
 from doubles.memory import MemoryStore
-from trainers import Trainer
+from support.builders import OBJECT_UID, OWNER
+from support.trainers import Trainer
 
 NO_GRACE = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=0))
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from builders import History
 from checkpoint_operator.decide import plan
 from checkpoint_operator.gather.observer import mirror_from
 from checkpoint_operator.model.actions import ReleaseQuarantine, ReportMirror, Verify
@@ -15,7 +14,8 @@ from checkpoint_operator.report import events
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, EventReason
 from checkpoint_sidecar.core.policy import RestorePolicy
 from model.stories import Stage
-from observations import mirror, observed
+from support.builders import History
+from support.observations import mirror, observed
 
 
 def quarantined() -> History:

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders import OTHER_OWNER, OWNER, POD, History
 from checkpoint_operator.__main__ import main
 from checkpoint_operator.gather.observer import checkpoint_from, mirror_from, pod_from
 from checkpoint_operator.gather.redaction import KEPT_BYTES, Redactor, working_on
@@ -23,7 +22,8 @@ from checkpoint_operator.report.resources import event
 from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.policy import RestorePolicy, SavePolicy
-from observations import KEY, observed
+from support.builders import OTHER_OWNER, OWNER, POD, History
+from support.observations import KEY, observed
 
 # Events
 

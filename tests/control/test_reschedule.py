@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from builders import OTHER_OWNER, POD, History
 from checkpoint_operator.decide.plan import store_actions
 from checkpoint_operator.decide.reschedule import RETRY_SECONDS, next_look, pod_actions
 from checkpoint_operator.gather.bare_pods import RECREATED, BarePods, created_again
 from checkpoint_operator.model.actions import CreatePod, DeletePod, EvictPod, NoticeEviction
 from checkpoint_operator.model.observed import Key, Observed, Pod, RunProgress
 from checkpoint_sidecar.core.log import PodIdentity
-from observations import KEY, later, observed, pod
+from support.builders import OTHER_OWNER, POD, History
+from support.observations import KEY, later, observed, pod
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
 GANG = (POD, PodIdentity("llama-1", "uid-1"), PodIdentity("llama-2", "uid-2"))

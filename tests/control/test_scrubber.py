@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from builders import OWNER, History
 from checkpoint_operator.act import scrubber as scrubber_module
 from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.act.scrubber import READERS, Scrubber, _ScrubReading
@@ -27,8 +26,9 @@ from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import StoredObject
 from doubles.memory import MemoryStore
-from observations import KEY, observed
-from trainers import Trainer
+from support.builders import OWNER, History
+from support.observations import KEY, observed
+from support.trainers import Trainer
 
 OTHER = Key("training", "other")
 FAST = 1e12

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from builders import OTHER_OWNER, OWNER, POD, History
 from checkpoint_operator.model.observed import Key, Observed, ReadBack, RunProgress, StoreFault
 from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import RestorePolicy, RetentionPolicy, SavePolicy
-from observations import KEY, later, observed, pod
+from support.builders import OTHER_OWNER, OWNER, POD, History
+from support.observations import KEY, later, observed, pod
 
 
 def condition(seen: Observed, kind: str) -> tuple[str, str]:

@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
-from admission import Namespace, checkpoint
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.opening import open_store
 from doubles.faulty_server import Fault, faulty_server
 from localcluster.objectstore import ObjectStore
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = [pytest.mark.api, pytest.mark.store]
 

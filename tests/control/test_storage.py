@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from builders import OWNER
 from checkpoint_operator.gather.places import Server, server_of
 from checkpoint_operator.gather.prefixes import Prefixes, Standing, standing
 from checkpoint_operator.gather.run_store import Rules, StorageFaultError, fault_from, settings_for
 from checkpoint_operator.model.observed import Key
 from checkpoint_sidecar.core import errors
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
-from observations import spec_of
+from support.builders import OWNER
+from support.observations import spec_of
 
 KEY = Key("team-a", "run")
 KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}

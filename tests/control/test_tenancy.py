@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from admission import Namespace, checkpoint
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
@@ -16,8 +15,9 @@ from checkpoint_sidecar.store.local.adapter import LocalStore
 from checkpoint_sidecar.store.opening import open_store
 from localcluster import network
 from localcluster.objectstore import ObjectStore
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 

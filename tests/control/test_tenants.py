@@ -21,7 +21,6 @@ from crc32c import crc32c
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from admission import Namespace, checkpoint
 from checkpoint_sidecar.core import attempt, layout
 from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.layout import SaveFolder
@@ -32,8 +31,9 @@ from checkpoint_sidecar.store.opening import open_store
 from doubles.hostile_server import HostileServer, Zeros, hostile_server
 from localcluster import network
 from localcluster.objectstore import ObjectStore
-from operators import OperatorProcess, Watched
-from trainers import Trainer
+from support.admission import Namespace, checkpoint
+from support.operators import OperatorProcess, Watched
+from support.trainers import Trainer
 
 pytestmark = [pytest.mark.api, pytest.mark.store]
 

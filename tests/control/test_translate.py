@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
-from observations import spec_of
+from support.observations import spec_of
 
 
 def test_the_defaults_of_the_api_are_the_defaults_of_the_library() -> None:

@@ -13,7 +13,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import History
 from checkpoint_operator.decide.plan import mirror_actions
 from checkpoint_operator.model.actions import CreateMirror
 from checkpoint_operator.model.observed import RunProgress
@@ -21,7 +20,8 @@ from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.log import MAX_TEXT, RestoreFinished
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.wire import MAX_INT32, MAX_INT64, MAX_SECONDS
-from observations import observed
+from support.builders import History
+from support.observations import observed
 
 CRDS = Path(__file__).parents[2] / "crds"
 BOUNDS = {"int32": 2**31, "int64": 2**63}

@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
-from builders import BEGINNING, OBJECT_UID, OWNER, nonce_of
 from checkpoint_sidecar.core import attempt as library
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import CheckpointExistsError, FencedError, RestoreError, RestoreInterrupted
@@ -39,6 +38,7 @@ from checkpoint_sidecar.core.purging import purge_due
 from checkpoint_sidecar.core.replay import advance
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, SnapshotState
+from support.builders import BEGINNING, OBJECT_UID, OWNER, nonce_of
 
 FILES = ("__0_0.distcp", "__1_0.distcp", "manifest.json")
 HELD = (SnapshotState.LIVE, SnapshotState.RETIRED)

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from builders import OTHER_OWNER, OWNER, POD, History, nonce_of
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import (
     MAX_TEXT,
@@ -39,6 +38,7 @@ from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.core.wire import MAX_SECONDS
+from support.builders import OTHER_OWNER, OWNER, POD, History, nonce_of
 
 # Few of each, so that entries hit each other.
 STEPS = st.integers(0, 4).map(lambda n: 100 * n)

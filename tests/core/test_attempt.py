@@ -8,7 +8,6 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from builders import OTHER_OWNER, OWNER, POD, History
 from checkpoint_sidecar.core.attempt import (
     AUTOMATIC,
     Admitted,
@@ -42,6 +41,7 @@ from checkpoint_sidecar.core.log import (
     Trigger,
 )
 from checkpoint_sidecar.core.policy import OverwritePolicy, RestorePolicy
+from support.builders import OTHER_OWNER, OWNER, POD, History
 
 URL = "s3://training/llama"
 

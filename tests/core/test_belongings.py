@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from builders import History, nonce_of
 from checkpoint_sidecar.core.belongings import Foreign, belongings, describe, survey, traces
 from checkpoint_sidecar.core.layout import SaveFolder, log_key
+from support.builders import History, nonce_of
 
 IDENTITY = History().run.short_identity
 OURS = SaveFolder(200, 1, nonce_of(1), IDENTITY).path

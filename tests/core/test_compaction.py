@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import BEGINNING
 from checkpoint_sidecar.core import compaction
 from checkpoint_sidecar.core.compaction import (
     MAX_COMPACTION_BYTES,
@@ -25,7 +24,8 @@ from checkpoint_sidecar.core.compaction import (
 )
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES
-from longlogs import long_log
+from support.builders import BEGINNING
+from support.longlogs import long_log
 
 FIRST = EntryRange(1, 200)
 

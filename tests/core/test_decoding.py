@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builders import BEGINNING, POD
 from checkpoint_sidecar.core import compaction, heartbeat, log, manifest
 from checkpoint_sidecar.core.errors import CheckpointError, CorruptSnapshotError, LogError
 from checkpoint_sidecar.core.log import KINDS, StoredEntry
 from checkpoint_sidecar.core.wire import MAX_INT64
+from support.builders import BEGINNING, POD
 
 GOLDEN = Path(__file__).parent / "golden"
 SPAN = compaction.EntryRange(1, 200)

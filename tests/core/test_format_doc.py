@@ -17,7 +17,7 @@ import pytest
 from checkpoint_sidecar.core import compaction, heartbeat, layout, manifest, overwrite
 from checkpoint_sidecar.core.log import FORMAT, KINDS, MAX_ENTRY_BYTES, MAX_TEXT, Envelope, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
-from longlogs import long_log
+from support.longlogs import long_log
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FORMAT_DOC = (DOCS / "format.md").read_text()

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from builders import History
 from checkpoint_sidecar.core.attempt import start
 from checkpoint_sidecar.core.lineage import ancestors, in_use, lineage, restore_plan, rollback_target, superseded
 from checkpoint_sidecar.core.policy import RestorePolicy
+from support.builders import History
 
 
 def run_of(*steps: int) -> History:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import BEGINNING, OWNER, POD
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import (
     KINDS,
@@ -48,6 +47,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
 from core.strategies import ANY_BODY
+from support.builders import BEGINNING, OWNER, POD
 
 GOLDEN = Path(__file__).parent / "golden"
 SNAPSHOT = "1000-7-abcdefgh"

@@ -6,7 +6,6 @@ import datetime as dt
 
 import pytest
 
-from builders import BEGINNING, OTHER_OWNER, History, nonce_of
 from checkpoint_sidecar.core.layout import SaveFolder, parse_save_folder
 from checkpoint_sidecar.core.orphans import (
     abandoned,
@@ -18,6 +17,7 @@ from checkpoint_sidecar.core.orphans import (
 )
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.run import SnapshotState
+from support.builders import BEGINNING, OTHER_OWNER, History, nonce_of
 
 HOUR = dt.timedelta(hours=1)
 IDENTITY = History().run.short_identity

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from builders import History
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
 from checkpoint_sidecar.core.policy import OverwritePolicy
+from support.builders import History
 
 LIVE = ""
 

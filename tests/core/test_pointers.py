@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 
-from builders import History
 from checkpoint_sidecar.core.pointers import published_for, published_steps
 from core.strategies import stories
+from support.builders import History
 
 
 def run_of(*steps: int) -> History:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from builders import POD, History
 from checkpoint_sidecar.core.heartbeat import Heartbeat, decode, encode, may_be_running
 from checkpoint_sidecar.core.log import PodIdentity
+from support.builders import POD, History
 
 ELSEWHERE = (PodIdentity("llama-1", "u-new"),)
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import History
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.purging import PURGES_AT_ONCE, next_purge_at, purge_at, purge_due, waits_for_comparison
 from checkpoint_sidecar.core.retention import Terms, judge
 from core.strategies import NOW, stories
+from support.builders import History
 
 HOUR = 3600.0
 READING = Terms(reads_back=True)

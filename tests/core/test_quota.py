@@ -7,12 +7,12 @@ import datetime as dt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import History
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.purging import purge_due
 from checkpoint_sidecar.core.retention import Terms, judge
 from checkpoint_sidecar.core.run import SnapshotState
 from core.strategies import NOW, stories
+from support.builders import History
 
 KEEP_ALL = RetentionPolicy(keep_last=1, keep_every_steps=1, grace_seconds=60)
 BYTES = st.integers(0, 10_000)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from builders import History
 from checkpoint_sidecar.core.lineage import quarantined, restore_plan
 from checkpoint_sidecar.core.log import QuarantineReleased
 from checkpoint_sidecar.core.policy import RestorePolicy
+from support.builders import History
 
 
 @pytest.fixture

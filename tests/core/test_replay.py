@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import BEGINNING, OTHER_OWNER, OWNER, POD, History, nonce_of
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.lineage import restore_plan
@@ -36,6 +35,7 @@ from checkpoint_sidecar.core.replay import _FOLD, advance, replay
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import RestoreRequest, Run, SnapshotState
 from core.strategies import ANY_BODY, NOW, OWNERS
+from support.builders import BEGINNING, OTHER_OWNER, OWNER, POD, History, nonce_of
 
 RETIRED, PURGING, PURGED = SnapshotState.RETIRED, SnapshotState.PURGING, SnapshotState.PURGED
 

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import History
 from checkpoint_sidecar.core import retention
 from checkpoint_sidecar.core.lineage import in_use, lineage, rollback_target, superseded
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
@@ -24,6 +23,7 @@ from checkpoint_sidecar.core.purging import purge_due
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge, metric_value
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from core.strategies import NOW, stories
+from support.builders import History
 
 KEEP_2 = RetentionPolicy(keep_last=2)
 

@@ -13,7 +13,7 @@ import pytest
 
 from crashes.points import Crash, Mode, Point
 from localcluster.objectstore import ObjectStore
-from s3servers import Server
+from support.s3servers import Server
 from training.checkpointer_ranks import Job, Outcome, Sharding, run
 from training.checkpointer_runs import RunStorage
 

@@ -6,7 +6,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import Driver, open_store
 from crashes.points import Crash
-from s3servers import Server
+from support.s3servers import Server
 
 
 def wrap(crash: Crash, settings: StoreSettings, driver: Driver, rank: int, _: Store) -> Store:

@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from builders import OBJECT_UID
 from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.decide import plan
 from checkpoint_operator.decide.finalizer import FINALIZER
@@ -20,7 +19,8 @@ from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
 from crashes.points import Crash
-from observations import CREATED, KEY, spec_of
+from support.builders import OBJECT_UID
+from support.observations import CREATED, KEY, spec_of
 from training.checkpointer_ranks import SERVER
 
 OWNER = Owner("local", "local", "run")

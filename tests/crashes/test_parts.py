@@ -16,7 +16,7 @@ from crashes.conftest import LONG, Matrix
 from crashes.multipart import two_parts_are_stored, wrap
 from crashes.operating import operate
 from crashes.points import Crash, Mode, Point
-from s3servers import Server
+from support.s3servers import Server
 from training.checkpointer_ranks import Job, run
 
 pytestmark = [pytest.mark.store, pytest.mark.distributed]

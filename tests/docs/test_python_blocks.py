@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint_sidecar
-from markdown import PAGES, REPOSITORY, blocks
+from support.markdown import PAGES, REPOSITORY, blocks
 
 PRELUDE = """
 import torch

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from checkpoint_sidecar.store.base import KeepsUnfinished, Store, UnfinishedUpload
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
-from s3servers import SMALLEST_PART
+from support.s3servers import SMALLEST_PART
 
 
 def _discard(store: Store) -> None:

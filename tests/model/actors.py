@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import crc32c
 
-from builders import OWNER
 from checkpoint_sidecar.attempt.run_save import NewSave
 from checkpoint_sidecar.attempt.save_target import Draft, RunTarget
 from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
@@ -34,6 +33,7 @@ from checkpoint_sidecar.store.common.parts import write_object
 from model.promises import require
 from model.turns import Actor
 from model.world import World, connect
+from support.builders import OWNER
 
 REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
 """Errors of a commit that certainly did not happen: the only ones after which the writer deletes its files."""

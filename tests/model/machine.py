@@ -21,7 +21,6 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.errors import ObjectExistsError, RestoreError
 from checkpoint_sidecar.core.log import Owner
@@ -31,6 +30,7 @@ from model.operators import User, operator
 from model.promises import require
 from model.turns import Actor
 from model.world import FATES, World, in_world
+from support.builders import OTHER_OWNER, OWNER
 
 MOST_ACTORS = 4
 MOST_LAUNCHED = 10

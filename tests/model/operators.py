@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from builders import BEGINNING, OTHER_OWNER, OWNER
 from checkpoint_operator.act import execute
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import finalizer, plan
@@ -28,6 +27,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from model.promises import require
 from model.turns import Actor
 from model.world import URL, World
+from support.builders import BEGINNING, OTHER_OWNER, OWNER
 
 ROUNDS = 6
 """Of one pass, as in the reconciler."""

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core.log import decode
 from checkpoint_sidecar.core.replay import advance
 from checkpoint_sidecar.core.run import Run, SnapshotState
 from model.ledger import AUTOMATIC, HELD, LIVE, PURGED, PURGING, RETIRED, Json, Ledger, Saved
+from support.builders import OTHER_OWNER, OWNER
 
 if TYPE_CHECKING:
     from model.turns import Actor

@@ -10,7 +10,6 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import (
     Body,
@@ -24,6 +23,7 @@ from checkpoint_sidecar.core.log import (
 from model.ledger import PURGED, PURGING, Saved
 from model.machine import ENOUGH_CALLS, MOST_ACTORS, MOST_LAUNCHED, NEWEST_FIRST, RETENTION, TURNS, Machine
 from model.operators import User, operator
+from support.builders import OTHER_OWNER, OWNER
 
 MOST_DAMAGED = 3
 

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import LogMissingError, LogReplacedError, PrefixClaimedError
 from checkpoint_sidecar.core.log import Owner
@@ -18,7 +17,8 @@ from model.ledger import Ledger, Saved
 from model.operators import User, operator
 from model.turns import Actor
 from model.world import CHANGED, URL, World, in_world
-from others import drop_in, nested_run, note, old_leftover, stock
+from support.builders import OTHER_OWNER, OWNER
+from support.others import drop_in, nested_run, note, old_leftover, stock
 
 ALL = 2000
 HOUR = 3600.0

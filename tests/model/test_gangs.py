@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from builders import OWNER
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.training import restoring
 from checkpoint_sidecar.training.saver import Saver
@@ -28,6 +27,7 @@ from model.mutants import Mutant
 from model.promises import require
 from model.turns import Actor
 from model.world import FATES, World, in_world
+from support.builders import OWNER
 
 LONG = os.environ.get("CHECKPOINT_FAULTS") == "long"
 SEEDS = [random.randrange(2**32) for _ in range(3000)] if LONG else range(80)

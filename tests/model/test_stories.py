@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core.errors import FencedError, PrefixClaimedError, RestoreError
 from model import stories
 from model.actors import Save
 from model.stories import Stage
+from support.builders import OTHER_OWNER, OWNER
 
 
 @pytest.fixture

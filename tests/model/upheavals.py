@@ -11,7 +11,6 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from builders import OTHER_OWNER, OWNER
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import Body, Owner
 from checkpoint_sidecar.store.base import Store
@@ -23,7 +22,8 @@ from model.promises import SAVE_KEY, BrokenPromiseError, require
 from model.protocol import Protocol
 from model.turns import Actor
 from model.world import CHANGED
-from others import WAYS, note
+from support.builders import OTHER_OWNER, OWNER
+from support.others import WAYS, note
 
 PLACES = st.sampled_from(["step-100/", "step-300/", "step-400/", "step-7/", "nested/", "step-100/deeper/", "eval 1/"])
 MOST_FOREIGN = 24

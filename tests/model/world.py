@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import pytest
 import tenacity
 
-from builders import BEGINNING, nonce_of
 from checkpoint_operator.act import scrubber
 from checkpoint_operator.gather import run_store
 from checkpoint_operator.process import memory
@@ -29,6 +28,7 @@ from checkpoint_sidecar.store.base import Buffer, ObjectInfo, Store, StoredObjec
 from doubles.memory import MemoryStore
 from model.promises import BrokenPromiseError, Promises
 from model.turns import Actor
+from support.builders import BEGINNING, nonce_of
 
 T = TypeVar("T")
 

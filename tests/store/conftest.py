@@ -26,7 +26,7 @@ from doubles.faulty_server import FaultyServer, faulty_server
 from doubles.memory import MemoryStore
 from emulators import build, servers
 from emulators.servers import Emulator
-from s3servers import LONG, SMALLEST_PART, Route, Server
+from support.s3servers import LONG, SMALLEST_PART, Route, Server
 
 FURTHER_URLS = "CHECKPOINT_CONFORMANCE_URLS"
 """Environment variable: URLs of further stores to test, separated by spaces, reached by the ambient identity."""

@@ -7,7 +7,7 @@ import pytest
 from checkpoint_sidecar.conformance.suite import Trial
 from checkpoint_sidecar.store.base import Buffer
 from checkpoint_sidecar.store.common.parts import write_object
-from s3servers import SMALLEST_PART
+from support.s3servers import SMALLEST_PART
 
 
 @pytest.mark.parametrize("write", ["put", "put_if_absent", "upload"])

@@ -15,7 +15,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
-from s3servers import REGION, SMALLEST_PART, Route, Server
+from support.s3servers import REGION, SMALLEST_PART, Route, Server
 
 pytestmark = pytest.mark.store
 

@@ -22,7 +22,7 @@ from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
-from s3servers import SMALLEST_PART
+from support.s3servers import SMALLEST_PART
 
 HASTY = Patience(deadline_seconds=0.5, answer_seconds=5.0)
 KEYS = Credentials.of({"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "a-key"})

@@ -36,7 +36,7 @@ from doubles.proxies import QuietHandler, listening
 from doubles.resumable import resumable_uploads
 from doubles.verbs import REQUESTS
 from emulators.servers import ACCOUNT, Emulator, service_account_key
-from s3servers import SMALLEST_PART
+from support.s3servers import SMALLEST_PART
 
 pytestmark = pytest.mark.store
 

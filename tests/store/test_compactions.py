@@ -9,7 +9,6 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from builders import OWNER
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.compaction import EntryRange, RawEntry, unpack
 from checkpoint_sidecar.core.errors import LogError, LogMissingError, ObjectExistsError, StoreError, UnknownOutcomeError
@@ -23,8 +22,9 @@ from doubles.counting import CountingStore
 from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply
 from doubles.faulty_server import Fault
 from doubles.memory import MemoryStore
-from longlogs import compact, long_log, write_log
-from s3servers import Route, Server
+from support.builders import OWNER
+from support.longlogs import compact, long_log, write_log
+from support.s3servers import Route, Server
 
 LENGTH = 115
 """With the spans below: compacted up to 110, by one object of 100 entries and one of 10."""

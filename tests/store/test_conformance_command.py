@@ -14,7 +14,7 @@ from checkpoint_sidecar.conformance import __main__ as conformance
 from checkpoint_sidecar.conformance.promises import CHECKS
 from checkpoint_sidecar.store.opening import Driver
 from doubles.faulty_server import Fault, FaultyServer, faulty_server
-from s3servers import REGION, Server
+from support.s3servers import REGION, Server
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
-from s3servers import SMALLEST_PART, Server
+from support.s3servers import SMALLEST_PART, Server
 
 pytestmark = pytest.mark.store
 

@@ -17,7 +17,7 @@ from checkpoint_sidecar.store.http.certificates import trust
 from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
 from emulators.servers import Emulator
-from s3servers import REGION, Server
+from support.s3servers import REGION, Server
 
 drivers = pytest.mark.parametrize("driver", ["native", "fsspec"])
 HASTY = Patience(deadline_seconds=0.2, answer_seconds=2.0)

@@ -33,7 +33,7 @@ from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
 from emulators.servers import service_account_key
 from localcluster.pki import Authority
-from s3servers import SMALLEST_PART, Route, Server
+from support.s3servers import SMALLEST_PART, Route, Server
 
 ALWAYS = 10_000
 SOON = Patience(deadline_seconds=0.1, answer_seconds=1)

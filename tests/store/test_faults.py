@@ -22,7 +22,7 @@ from checkpoint_sidecar.store.common.calls import Patience
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from doubles.faulty_server import Answer, Effect, Fault
-from s3servers import LONG, SMALLEST_PART, Route
+from support.s3servers import LONG, SMALLEST_PART, Route
 
 ALWAYS = 10_000
 TURNS = range(5 if LONG else 1)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from builders import OWNER
 from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import CollectOrphans, End, Erase, PublishPointer, Purge
@@ -22,7 +21,8 @@ from checkpoint_sidecar.engine.verify import verify_snapshot
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
-from trainers import Trainer
+from support.builders import OWNER
+from support.trainers import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
 LEFTOVER = "step-300/0001-aaaaaaaa/__0_0.distcp"

@@ -23,7 +23,7 @@ from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
 from doubles.verbs import OF_UNFINISHED_UPLOADS, REQUESTS
 from emulators.servers import Emulator, service_account_key
-from s3servers import Server
+from support.s3servers import Server
 
 HASTY = Patience(deadline_seconds=0.2, answer_seconds=5.0, body_seconds=5.0)
 ACCOUNT_KEY = "VEVOQU5U"

@@ -16,7 +16,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.calls import Patience
 from checkpoint_sidecar.store.common.ranges import read_range
 from doubles.faulty_server import BUSY_WITH, Effect, Fault
-from s3servers import SMALLEST_PART, Route
+from support.s3servers import SMALLEST_PART, Route
 
 ALWAYS = 10_000
 THREADS = 12

@@ -10,8 +10,8 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import KeepsUnfinished, Store
 from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.opening import Driver, open_store
-from s3servers import Server
 from store.conftest import S3_STORES
+from support.s3servers import Server
 
 KEY = "step-7/0001-aaaaaaaa/__0_0.distcp"
 

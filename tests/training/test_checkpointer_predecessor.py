@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from builders import OWNER, POD
 from checkpoint_sidecar.attempt.heartbeat import ProgressReport
 from checkpoint_sidecar.attempt.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
 from checkpoint_sidecar.core import attempt as decisions
@@ -20,6 +19,7 @@ from checkpoint_sidecar.runs.heartbeat import read_beat
 from checkpoint_sidecar.runs.log import RunLog
 from doubles.faulty import FaultyStore, fails_with
 from doubles.memory import MemoryStore
+from support.builders import OWNER, POD
 
 NEWCOMER = (PodIdentity("llama-1", "u-new"),)
 BEGINNING = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import checkpoint_operator.gather.run_store as operator_storage
-from builders import OWNER
 from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.model.actions import End
 from checkpoint_sidecar.attempt.directory_save import DirectorySave
@@ -25,7 +24,8 @@ from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.local.adapter import LocalStore
-from trainers import Trainer
+from support.builders import OWNER
+from support.trainers import Trainer
 
 
 def store_at(folder: Path) -> LocalStore:

@@ -7,7 +7,6 @@ from typing import Any
 
 import crc32c
 
-from builders import OWNER
 from checkpoint_sidecar.core import attempt, heartbeat, layout, manifest
 from checkpoint_sidecar.core.log import Owner, PodIdentity, RestoreFinished, SnapshotCommitted
 from checkpoint_sidecar.core.pointers import Origin
@@ -16,6 +15,7 @@ from checkpoint_sidecar.engine.pointer import publish
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.parts import write_object
+from support.builders import OWNER
 
 
 class Trainer:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from builders import OTHER_OWNER, nonce_of
 from checkpoint_sidecar.attempt.directory_save import DirectorySave
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.manifest import BLOCK_BYTES, Manifest, digest, encode
 from checkpoint_sidecar.engine.upload import upload_bytes
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.parts import write_object
-from trainers import Trainer
+from support.builders import OTHER_OWNER, nonce_of
+from support.trainers import Trainer
 
 
 class Below:

@@ -8,7 +8,6 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 
-from builders import BEGINNING, OWNER, nonce_of
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.compaction import RawEntry, due
 from checkpoint_sidecar.core.log import (
@@ -27,6 +26,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
+from support.builders import BEGINNING, OWNER, nonce_of
 
 GIB = 1024**3
 PODS = tuple(PodIdentity(f"llama-{rank}", f"{rank:08x}-0000-4000-8000-000000000000") for rank in range(16))

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from builders import OBJECT_UID, OWNER, History
 from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Pod
 from checkpoint_operator.report import resources
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.policy import Disposition
+from support.builders import OBJECT_UID, OWNER, History
 
 KEY = Key(OWNER.namespace, OWNER.name)
 CREATED = "2026-01-01T00:00:00Z"

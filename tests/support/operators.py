@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from admission import Namespace
+from support.admission import Namespace
 
 Body = dict[str, Any]
 
