@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.fsspec_filesystem import FsspecReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -40,7 +40,7 @@ def read_step(url: str, step: int, **storage_options: Any) -> State:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for by no_dist
-        dcp.load(state, storage_reader=reader, no_dist=True)
+        state_dict_loader.load(state, storage_reader=reader, no_dist=True)
     return state
 
 

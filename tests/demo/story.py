@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from demo import comparison, image, installation, manifests
 from demo.report import Report
@@ -141,7 +142,7 @@ class Story:
         self._cluster.kubectl("uncordon", node)
         return evicted.last_step, (node, next_node), (first.time - began).total_seconds()
 
-    def _finish(self, run: TrainingRun) -> dict[str, object]:
+    def _finish(self, run: TrainingRun) -> dict[str, Any]:
         with self._voice.timed(f"training finished: {STEPS} steps"):
             run.wait_finished()
             status = run.wait_status("has the last step", lambda s: s.get("latest", {}).get("step") == STEPS)

@@ -122,11 +122,13 @@ class TrainingRun:
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        return self.get("checkpoint", self.name)
+        found: dict[str, Any] = self.get("checkpoint", self.name)
+        return found
 
     @property
     def status(self) -> dict[str, Any]:
-        return self.checkpoint.get("status", {})
+        found: dict[str, Any] = self.checkpoint.get("status", {})
+        return found
 
     @property
     def snapshots(self) -> list[dict[str, Any]]:
@@ -156,7 +158,7 @@ class TrainingRun:
         return self.followers[-1]
 
     def node_of(self, pod: str) -> str:
-        return self.get("pod", pod)["spec"]["nodeName"]
+        return str(self.get("pod", pod)["spec"]["nodeName"])
 
     def wait_step(self, step: int, timeout: float = 240.0) -> None:
         """Wait until the newest followed pod has finished `step`."""

@@ -210,8 +210,9 @@ def entry(number: int, previous: str) -> bytes:
 
 
 def etag(data: bytes | Zeros) -> str:
-    small = isinstance(data, bytes) and len(data) < 1 << 20
-    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"' if small else f'"{len(data)}"'
+    if isinstance(data, bytes) and len(data) < 1 << 20:
+        return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+    return f'"{len(data)}"'
 
 
 def error(status: int, code: str) -> Answer:

@@ -6,7 +6,8 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.storage import StorageReader
 
 from checkpoint_sidecar.attempt.run_save import NewSave
 from checkpoint_sidecar.core import layout
@@ -64,13 +65,13 @@ def save(store: Store, state: dict[str, Any], *, step: int = 7, **options: Any) 
     target = RecordingTarget(step)
     with warnings.catch_warnings(), raising_ours("save"):
         warnings.simplefilter("ignore")  # torch warns that there is no process group
-        dcp.save(state, storage_writer=SnapshotWriter(store, target), **options)
+        state_dict_saver.save(state, storage_writer=SnapshotWriter(store, target), **options)
     ((new, manifest, _),) = target.committed
     return Saved(store, new, manifest)
 
 
-def load(state: dict[str, Any], reader: dcp.StorageReader, **options: Any) -> None:
+def load(state: dict[str, Any], reader: StorageReader, **options: Any) -> None:
     """Load in this process alone; failures are ours."""
     with warnings.catch_warnings(), raising_ours("load"):
         warnings.simplefilter("ignore")
-        dcp.load(state, storage_reader=reader, **{"planner": StrictLoadPlanner(), **options})
+        state_dict_loader.load(state, storage_reader=reader, **{"planner": StrictLoadPlanner(), **options})

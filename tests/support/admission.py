@@ -97,7 +97,10 @@ class Namespace:
 
     def create(self, body: Body, *flags: str) -> Body:
         """The object as stored, or with `--dry-run=server` as it would be. Raises `CommandError`."""
-        return json.loads(self.kubectl("create", "--output=json", "--filename=-", *flags, stdin=json.dumps(body)))
+        created: Body = json.loads(
+            self.kubectl("create", "--output=json", "--filename=-", *flags, stdin=json.dumps(body))
+        )
+        return created
 
     def refusal(self, body: Body) -> str:
         """Why the object is not admitted, or an empty text."""
@@ -105,10 +108,11 @@ class Namespace:
 
     def patch(self, kind: str, name: str, patch: Body, *flags: str) -> Body:
         """The object after a merge patch. Raises `CommandError`."""
-        patched = self.kubectl(
+        answer = self.kubectl(
             "patch", kind, name, "--type=merge", f"--patch={json.dumps(patch)}", "--output=json", *flags
         )
-        return json.loads(patched)
+        patched: Body = json.loads(answer)
+        return patched
 
     def patch_refusal(self, kind: str, name: str, spec: Body) -> str:
         """Why the change of the spec is not admitted, or an empty text."""
@@ -125,7 +129,8 @@ class Namespace:
 
         answer = eventually(attempt, lambda answer: not isinstance(answer, CommandError))
         assert isinstance(answer, dict)
-        return answer["spec"]
+        spec: Body = answer["spec"]
+        return spec
 
     def denied(self, body: Body) -> str:
         """Why the pod is not admitted, once it is not."""

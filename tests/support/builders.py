@@ -112,7 +112,7 @@ class History:
     def snapshot(self, which: int | str) -> Snapshot:
         if isinstance(which, str):
             return self.run.snapshots[which]
-        return next(s for s in reversed(self.run.snapshots.values()) if s.step == which)
+        return next(s for s in reversed(list(self.run.snapshots.values())) if s.step == which)
 
     def id(self, which: int | str) -> str:
         return self.snapshot(which).id

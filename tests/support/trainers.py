@@ -8,7 +8,14 @@ from typing import Any
 import crc32c
 
 from checkpoint_sidecar.core import attempt, heartbeat, layout, manifest
-from checkpoint_sidecar.core.log import Owner, PodIdentity, RestoreFinished, SnapshotCommitted
+from checkpoint_sidecar.core.log import (
+    Owner,
+    PodIdentity,
+    RestoreFinished,
+    RestoreStarted,
+    SnapshotCommitted,
+    SnapshotReinstated,
+)
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine.pointer import publish
@@ -42,6 +49,7 @@ class Trainer:
         self.number = self.log.run.highest_attempt
         entry = self.log.append(lambda run: attempt.announce(run, self.number, ()))
         if entry is not None:
+            assert isinstance(entry.body, RestoreStarted | SnapshotReinstated)
             size = self.log.run.snapshots[entry.body.snapshot].commit.bytes
             outcome = RestoreFinished(
                 self.number,
