@@ -7,7 +7,7 @@ WORKERS := 2
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 export PYTHONPATH := tests:tools
 
-.PHONY: help demo test test-unit test-faults test-tenants test-evictions check format verify bench bench-log bench-operator down clean
+.PHONY: help demo test test-unit test-faults test-tenants test-evictions check format changelog verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -53,6 +53,10 @@ format: ## Rewrite the code the way `make check` wants it
 	$(BIN)/ruff check --fix
 	$(BIN)/python charts/sync-crds.py
 	$(BIN)/python docs/generate.py
+
+changelog: ## Preview the release notes that changelog.d/ makes
+	@.ci/bootstrap
+	$(BIN)/towncrier build --draft --version "$$($(BIN)/python -c 'from importlib.metadata import version; print(version("checkpoint-operator"))')"
 
 verify: check test ## Everything CI does
 
