@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from checkpoint_operator.gather.bare_pods import RECREATED, created_again
+from checkpoint_operator.model.pod_body import RECREATED, created_again
 from localcluster.client import ApiServer
 from support.admission import Body, Namespace
 

@@ -7,9 +7,10 @@ import threading
 import pytest
 
 from checkpoint_operator.fairness import budget
-from checkpoint_operator.fairness.budget import MIB, BudgetError, Limits, MemoryPool, Meter, metered
+from checkpoint_operator.fairness.budget import MIB, Limits, MemoryPool, Meter, metered
 from checkpoint_operator.gather.run_store import fault_from
 from checkpoint_operator.model.observed import StoreFault
+from checkpoint_operator.model.outcome import BudgetError
 from checkpoint_sidecar.core.errors import ObjectTooLargeError
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import KeepsUnfinished

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_operator.check.requirements import Findings, Right, complaints, rights
+from checkpoint_operator.check.requirements import Findings, complaints, rights
+from checkpoint_operator.model.rights import Right
 from support.admission import Namespace
 
 RULES = [{"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["get"]}]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator.gather.bare_pods import RECREATED
+from checkpoint_operator.model.pod_body import RECREATED
 from checkpoint_sidecar.core.log import PodIdentity
 from support.admission import Namespace, checkpoint, pod
 from support.operators import OperatorProcess, Watched

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator.act.execute import ActionOutcome, carry_out, verify
-from checkpoint_operator.fairness.budget import BudgetError
+from checkpoint_operator.act.execute import carry_out, verify
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import (
     CollectLast,
@@ -24,6 +23,7 @@ from checkpoint_operator.model.actions import (
     StoreAction,
     Verify,
 )
+from checkpoint_operator.model.outcome import ActionOutcome, BudgetError
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import EntryRange

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from checkpoint_operator.decide.plan import store_actions
-from checkpoint_operator.gather.nodes import CORDON, Nodes, node_from
+from checkpoint_operator.gather.nodes import Nodes, node_from
 from checkpoint_operator.model.actions import RequestSave
-from checkpoint_operator.model.observed import Key, Node, Observed, Pod, Toleration
+from checkpoint_operator.model.observed import CORDON, Key, Node, Observed, Pod, Toleration
 from checkpoint_operator.report.events import tell
 from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.log import PodIdentity

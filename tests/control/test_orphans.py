@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator.act.execute import ActionOutcome, carry_out
+from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.decide.plan import next_look, store_actions
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import CollectLast, CollectOrphans, StoreAction
 from checkpoint_operator.model.observed import Observed, RunProgress
+from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_sidecar.core.errors import AccessDeniedError, FencedError, StoreError
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import AttemptFenced, RunAdopted, RunConfigured

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from checkpoint_operator.fairness.slots import Caps, Slots, TenantSlot
+from checkpoint_operator.fairness.slots import Caps, NoRoomError, Slots, TenantSlot
 from checkpoint_operator.model.observed import Key
-from checkpoint_operator.process.work_queue import Backoff, NoRoomError, Retry, WorkQueue
+from checkpoint_operator.process.work_queue import Backoff, Retry, WorkQueue
 
 QUICK = Backoff(first=0.01, longest=0.02)
 Work = Callable[[str, bool], Awaitable[float | None]]

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from checkpoint_operator.act.execute import ActionOutcome, carry_out
+from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.fairness.rate_limit import RateLimit
-from checkpoint_operator.gather.run_store import KEYS_PER_BATCH, RunStore, refuses_deletion
+from checkpoint_operator.gather.memory import REFUSED_SECONDS, Memory
+from checkpoint_operator.gather.run_store import KEYS_PER_BATCH, RunStore
 from checkpoint_operator.model.actions import (
     CollectOrphans,
     Configure,
@@ -19,7 +20,7 @@ from checkpoint_operator.model.actions import (
     StoreAction,
     Verify,
 )
-from checkpoint_operator.process.memory import REFUSED_SECONDS, Memory
+from checkpoint_operator.model.outcome import ActionOutcome, refuses_deletion
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState

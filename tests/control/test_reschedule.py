@@ -10,9 +10,10 @@ import pytest
 
 from checkpoint_operator.decide.plan import store_actions
 from checkpoint_operator.decide.reschedule import RETRY_SECONDS, next_look, pod_actions
-from checkpoint_operator.gather.bare_pods import RECREATED, BarePods, created_again
+from checkpoint_operator.gather.bare_pods import BarePods
 from checkpoint_operator.model.actions import CreatePod, DeletePod, EvictPod, NoticeEviction
 from checkpoint_operator.model.observed import Key, Observed, Pod, RunProgress
+from checkpoint_operator.model.pod_body import RECREATED, created_again
 from checkpoint_sidecar.core.log import PodIdentity
 from support.builders import OTHER_OWNER, POD, History
 from support.observations import KEY, later, observed, pod

@@ -11,10 +11,10 @@ from checkpoint_operator.act.execute import carry_out
 from checkpoint_operator.decide import plan
 from checkpoint_operator.decide.finalizer import FINALIZER
 from checkpoint_operator.gather import run_store
+from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_operator.model.observed import Checkpoint, Observed
-from checkpoint_operator.process.memory import Memory
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store

@@ -13,10 +13,10 @@ from checkpoint_operator.act import execute
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import finalizer, plan
 from checkpoint_operator.fairness.rate_limit import RateLimit
+from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.run_store import RunStore, fault_from, missing_log
 from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Quota
-from checkpoint_operator.process.memory import Memory
 from checkpoint_operator.report import status
 from checkpoint_operator.report.resources import mirror_name
 from checkpoint_sidecar.core.api import CheckpointSpec

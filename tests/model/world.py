@@ -17,8 +17,7 @@ import pytest
 import tenacity
 
 from checkpoint_operator.act import scrubber
-from checkpoint_operator.gather import run_store
-from checkpoint_operator.process import memory
+from checkpoint_operator.gather import memory, run_store
 from checkpoint_sidecar.attempt import session
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.errors import CheckpointError, ObjectExistsError, StoreError, UnknownOutcomeError

@@ -11,17 +11,14 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from checkpoint_operator.act import erasure
 from checkpoint_operator.act.unfinished import discard, unfinished
 from checkpoint_operator.decide.appends import entry_for, fence, finish_purge, start_purge
-from checkpoint_operator.fairness.budget import BudgetError
 from checkpoint_operator.fairness.store_threads import release_frames
 from checkpoint_operator.gather.kube import Kube
-from checkpoint_operator.gather.run_store import RunStore, refuses_deletion
+from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import (
-    Action,
     Claim,
     CollectLast,
     CollectOrphans,
@@ -38,18 +35,13 @@ from checkpoint_operator.model.actions import (
     Verify,
 )
 from checkpoint_operator.model.observed import ScrubFinding
+from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_sidecar.core import layout, orphans
-from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.belongings import Survey, belongings, survey
 from checkpoint_sidecar.core.errors import (
-    AccessDeniedError,
     CheckpointError,
     CorruptSnapshotError,
     ForeignObjectError,
-    IncompatibleSnapshotError,
-    ObjectTooLargeError,
-    RequestRefusedError,
-    UnreliableReadError,
 )
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
@@ -65,52 +57,6 @@ _CONNECTIONS = 2
 ROUND_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ActionOutcome:
-    """How one action ended; ``error`` is None when it is done or had become needless.
-
-    Attributes:
-        survey: What else lies under the prefix, if the action had to look.
-    """
-
-    action: Action
-    error: CheckpointError | None = None
-    survey: Survey | None = None
-
-    @property
-    def harmless(self) -> bool:
-        """Whether nothing but a report depends on it."""
-        return isinstance(self.action, LookAround)
-
-    @property
-    def left_alone(self) -> bool:
-        """Whether the object to be changed is not the run's."""
-        return isinstance(self.error, ForeignObjectError)
-
-    @property
-    def refused(self) -> bool:
-        """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked.
-
-        Nor is a pointer a fault that cannot be checked because it, or the manifest, is larger than any of a real model.
-        """
-        locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
-        beyond_memory = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
-        too_large = beyond_memory or isinstance(self.error, ObjectTooLargeError)
-        return refuses_deletion(self.error) or (isinstance(self.action, PublishPointer) and (locked or too_large))
-
-    @property
-    def failed(self) -> bool:
-        """Whether the store failed, so that nothing more is worth trying for now."""
-        told = self.refused or self.left_alone or self.harmless or self.unverifiable
-        return self.error is not None and not told
-
-    @property
-    def unverifiable(self) -> str:
-        """Why a snapshot could not be compared with its manifest, for a reason that concerns no other one; or empty."""
-        own = isinstance(self.error, (IncompatibleSnapshotError, UnreliableReadError))
-        return str(self.error) if own and isinstance(self.action, Verify) else ""
 
 
 def carry_out(planned: Iterable[StoreAction], session: RunStore, *, owner: Owner) -> tuple[ActionOutcome, ...]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from checkpoint_operator.gather.bare_pods import BarePods
 from checkpoint_operator.gather.kube import Kube, KubeError
 from checkpoint_operator.model.actions import CreatePod, DeletePod, EvictPod, PodAction
+from checkpoint_operator.model.event_draft import EventDraft
 from checkpoint_operator.model.observed import Key
-from checkpoint_operator.report.events import EventDraft
 from checkpoint_sidecar.core.api import EventReason
 
 FORBIDDEN, TOO_MANY_REQUESTS = 403, 429

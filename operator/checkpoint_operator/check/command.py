@@ -6,8 +6,9 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 
-from checkpoint_operator.check.requirements import Findings, Right, complaints, rights
+from checkpoint_operator.check.requirements import Findings, complaints, rights
 from checkpoint_operator.gather.kube import Kube, KubeError
+from checkpoint_operator.model.rights import Right
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from checkpoint_operator.model.rights import Right
 from checkpoint_sidecar.core import api
 
 KINDS = tuple(
@@ -14,20 +15,6 @@ KINDS = tuple(
     for plural in (api.CHECKPOINT_PLURAL, api.SNAPSHOT_PLURAL)
     for subresource in ("", "/status")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Right:
-    """What a role allows: one verb on one resource, in one namespace or (empty) in the whole cluster."""
-
-    verb: str
-    group: str
-    resource: str
-    namespace: str = ""
-
-    def __str__(self) -> str:
-        resource = f"{self.resource}.{self.group}" if self.group else self.resource
-        return f"{self.verb} {resource} in {self.namespace or 'all namespaces'}"
 
 
 @dataclass(frozen=True, slots=True)

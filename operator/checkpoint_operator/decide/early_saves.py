@@ -9,9 +9,8 @@ import hashlib
 from collections.abc import Iterable
 
 from checkpoint_operator.decide.gang import members
-from checkpoint_operator.gather.nodes import CORDON
 from checkpoint_operator.model.actions import RequestSave
-from checkpoint_operator.model.observed import Announcement, Node, Pod, Toleration
+from checkpoint_operator.model.observed import CORDON, Announcement, Node, Pod, Toleration
 from checkpoint_sidecar.core.run import Run
 
 

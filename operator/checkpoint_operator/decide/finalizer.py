@@ -17,8 +17,8 @@ import datetime as dt
 from dataclasses import dataclass
 
 from checkpoint_operator.model.actions import End, Erase, StoreAction
+from checkpoint_operator.model.event_draft import EventDraft
 from checkpoint_operator.model.observed import Checkpoint, Observed
-from checkpoint_operator.report.events import EventDraft
 from checkpoint_sidecar.core.api import GROUP, EventReason, Reason
 from checkpoint_sidecar.core.belongings import describe
 from checkpoint_sidecar.core.run import SnapshotState

@@ -11,9 +11,9 @@ import datetime as dt
 from collections.abc import Iterator
 
 from checkpoint_operator.decide.gang import members
-from checkpoint_operator.gather.bare_pods import created_again
 from checkpoint_operator.model.actions import CreatePod, DeletePod, EvictPod, PodAction
 from checkpoint_operator.model.observed import DisruptedPod, Observed, Pod
+from checkpoint_operator.model.pod_body import created_again
 from checkpoint_sidecar.core.api import Reschedule
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS
 from checkpoint_sidecar.core.run import Attempt

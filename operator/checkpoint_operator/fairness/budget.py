@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from checkpoint_operator.model.outcome import BudgetError
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.api import Reason
-from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError, StoreError
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError
 from checkpoint_sidecar.store.base import (
     Buffer,
     KeepsUnfinished,
@@ -48,20 +49,6 @@ LEAST_PAGE = 100
 """As so many objects each page of a listing counts, if it has fewer: a listing of empty pages ends, too."""
 
 _BYTES_PER_STRUCT = 256
-
-
-class BudgetError(StoreError):
-    """A pass would cost more than one Checkpoint may.
-
-    Attributes:
-        reason: That of the condition.
-    """
-
-    retryable = False
-
-    def __init__(self, operation: str, subject: str, cause: str, hint: str = "", *, reason: Reason) -> None:
-        super().__init__(operation, subject, cause, hint)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

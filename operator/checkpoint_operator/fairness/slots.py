@@ -17,6 +17,18 @@ Target = Hashable
 """What a store's connections depend on; None while it is not known."""
 
 
+class NoRoomError(Exception):
+    """Raised by the work when the store that the key turned out to need is busy: it is called again when there is room.
+
+    Attributes:
+        target: That store.
+    """
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.target = target
+
+
 @dataclass(frozen=True, slots=True)
 class Caps:
     """Slots at a time.

@@ -13,9 +13,9 @@ import tenacity
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from checkpoint_operator.check.requirements import Right
 from checkpoint_operator.gather.written_status import Statuses
 from checkpoint_operator.model.observed import Key
+from checkpoint_operator.model.rights import Right
 from checkpoint_operator.report.resources import COMPONENT
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.environment import POD_LABEL

@@ -11,10 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from checkpoint_operator.model.observed import Announcement, Key, Node
-
-CORDON = "node.kubernetes.io/unschedulable"
-"""The taint of ``kubectl cordon``: set within milliseconds, and unlike ``spec.unschedulable`` it says since when."""
+from checkpoint_operator.model.observed import CORDON, Announcement, Key, Node
 
 ANNOUNCING = frozenset(
     {

@@ -23,11 +23,12 @@ from checkpoint_operator.decide import finalizer
 from checkpoint_operator.fairness.breakers import Breakers, Permit
 from checkpoint_operator.fairness.budget import OBSERVE_SECONDS, READING, Limits, MemoryPool, Meter
 from checkpoint_operator.fairness.rate_limit import RateLimit
-from checkpoint_operator.fairness.slots import TenantSlot
+from checkpoint_operator.fairness.slots import NoRoomError, TenantSlot
 from checkpoint_operator.fairness.store_threads import AbandonedError, run_in_thread
 from checkpoint_operator.gather.bare_pods import BarePods, disruption_of
 from checkpoint_operator.gather.endpoints import check_servers
 from checkpoint_operator.gather.kube import Kube, KubeError
+from checkpoint_operator.gather.memory import REFUSED_SECONDS, Memory
 from checkpoint_operator.gather.nodes import Nodes
 from checkpoint_operator.gather.places import Server, connection_of, nowhere, server_of, server_without_secret
 from checkpoint_operator.gather.prefixes import Prefixes, standing
@@ -51,9 +52,7 @@ from checkpoint_operator.model.observed import (
     StoreFault,
     Toleration,
 )
-from checkpoint_operator.process.memory import REFUSED_SECONDS, Memory
-from checkpoint_operator.process.work_queue import NoRoomError
-from checkpoint_operator.report.conditions import parse_timestamp
+from checkpoint_operator.model.timestamps import parse_timestamp
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
 from checkpoint_sidecar.core.errors import CheckpointError, LogReplacedError
 from checkpoint_sidecar.core.location import parse_url

@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from checkpoint_operator.fairness.budget import ACTION_SECONDS, BudgetError, Meter, MeteredStore, metered
+from checkpoint_operator.fairness.budget import ACTION_SECONDS, Meter, MeteredStore, metered
 from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.gather.endpoint_rules import Pattern
 from checkpoint_operator.model.observed import Checkpoint, Key, RunProgress, StoreFault
+from checkpoint_operator.model.outcome import BudgetError, refuses_deletion
 from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.api import Reason, Storage
@@ -173,11 +174,6 @@ def _check_ambient(key: Key, storage: Storage, url: str, rules: Rules) -> None:
     else:
         return
     raise StorageFaultError(StoreFault(Reason.AMBIENT_NOT_ALLOWED, message, stalled=True))
-
-
-def refuses_deletion(error: CheckpointError | None) -> bool:
-    """Whether a store that works does not let this operator delete: a missing right, or a lock on the objects."""
-    return isinstance(error, (AccessDeniedError, RequestRefusedError)) and error.operation == "delete"
 
 
 class RunStore:

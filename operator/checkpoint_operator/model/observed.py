@@ -19,6 +19,9 @@ from checkpoint_sidecar.core.policy import Disposition, Policy
 from checkpoint_sidecar.core.retention import Terms
 from checkpoint_sidecar.core.run import Run
 
+CORDON = "node.kubernetes.io/unschedulable"
+"""The taint of ``kubectl cordon``: set within milliseconds, and unlike ``spec.unschedulable`` it says since when."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:

@@ -15,21 +15,21 @@ from checkpoint_operator.act import execute, pods
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import finalizer, plan, reschedule
 from checkpoint_operator.decide.quota import Quotas, demand_of
-from checkpoint_operator.fairness.slots import TenantSlot
+from checkpoint_operator.fairness.slots import NoRoomError, TenantSlot
 from checkpoint_operator.fairness.store_threads import AbandonedError
 from checkpoint_operator.gather.bare_pods import BarePods
 from checkpoint_operator.gather.kube import Kube, KubeError
+from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.nodes import Nodes
 from checkpoint_operator.gather.observer import Observer, checkpoint_from
 from checkpoint_operator.gather.prefixes import Prefixes
 from checkpoint_operator.gather.redaction import Redactor, working_on
 from checkpoint_operator.gather.run_store import fault_from
 from checkpoint_operator.model.actions import CreateMirror, MirrorAction, ReportMirror
+from checkpoint_operator.model.event_draft import EventDraft
 from checkpoint_operator.model.observed import Checkpoint, Key, Observed, StoreFault
-from checkpoint_operator.process.memory import Memory
-from checkpoint_operator.process.work_queue import NoRoomError, Retry
+from checkpoint_operator.process.work_queue import Retry
 from checkpoint_operator.report import events, resources
-from checkpoint_operator.report.events import EventDraft
 from checkpoint_operator.report.health import fault_of
 from checkpoint_operator.report.metrics import Metrics
 from checkpoint_operator.report.status import status_of, status_with

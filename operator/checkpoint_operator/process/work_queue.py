@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from checkpoint_operator.fairness.fair_queue import FairQueue
-from checkpoint_operator.fairness.slots import Slots, Target, TenantSlot
+from checkpoint_operator.fairness.slots import NoRoomError, Slots, Target, TenantSlot
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +49,6 @@ class Retry(Exception):  # noqa: N818 - it asks for something
     def __init__(self, message: str, *, seconds: float | None = None) -> None:
         super().__init__(message)
         self.seconds = seconds
-
-
-class NoRoomError(Exception):
-    """Raised by the work when the store that the key turned out to need is busy: it is called again when there is room.
-
-    Attributes:
-        target: That store.
-    """
-
-    def __init__(self, target: Target) -> None:
-        super().__init__()
-        self.target = target
 
 
 class WorkQueue(Generic[K]):

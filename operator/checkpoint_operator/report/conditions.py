@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from checkpoint_operator.model.timestamps import timestamp
 from checkpoint_sidecar.core.api import Condition, ConditionStatus, ConditionType
 
 MAX_MESSAGE = 1024
@@ -60,16 +61,6 @@ def cut(text: str, most_bytes: int) -> str:
     if len(encoded) <= most_bytes:
         return encoded.decode()
     return encoded[: most_bytes - 3].decode(errors="ignore") + "..."
-
-
-def timestamp(time: dt.datetime) -> str:
-    """RFC 3339 in UTC, in whole seconds, as the API server writes its own times."""
-    return time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_timestamp(text: str) -> dt.datetime:
-    """Inverse of ``timestamp``; reads fractions of seconds too."""
-    return dt.datetime.fromisoformat(text).astimezone(dt.UTC)
 
 
 def _transition(previous: Mapping[str, Any] | None, status: ConditionStatus, wall: dt.datetime) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from checkpoint_operator.model.event_draft import EventDraft
 from checkpoint_operator.report.resources import conditions_of
 from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason
 from checkpoint_sidecar.core.lineage import quarantined
@@ -40,20 +40,6 @@ OPERATOR = "operator"
 MAX_TOLD = 50
 FIRST_TOLD = 16
 """How much is told of a log that the status never reflected: the claim of a new run, not the story of an old one."""
-
-
-@dataclass(frozen=True, slots=True)
-class EventDraft:
-    """One Event to be.
-
-    Attributes:
-        identifier: Unique within the run.
-    """
-
-    reason: str
-    message: str
-    identifier: str
-    warning: bool = False
 
 
 def untold(status: Mapping[str, Any], head: int) -> range:

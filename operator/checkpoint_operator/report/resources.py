@@ -11,8 +11,9 @@ import msgspec
 
 from checkpoint_operator.decide.appends import why_not_retired
 from checkpoint_operator.model.observed import Checkpoint, Mirror, Observed
+from checkpoint_operator.model.timestamps import timestamp
 from checkpoint_operator.report import conditions
-from checkpoint_operator.report.conditions import Judgement, timestamp
+from checkpoint_operator.report.conditions import Judgement
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
 from checkpoint_sidecar.core.environment import POD_LABEL

@@ -10,8 +10,9 @@ from checkpoint_operator.decide import appends
 from checkpoint_operator.decide.gang import members
 from checkpoint_operator.decide.plan import best_snapshot
 from checkpoint_operator.model.observed import Checkpoint, Observed, StoreFault
+from checkpoint_operator.model.timestamps import timestamp
 from checkpoint_operator.report import conditions
-from checkpoint_operator.report.conditions import Judgement, timestamp
+from checkpoint_operator.report.conditions import Judgement
 from checkpoint_operator.report.health import judge_conditions
 from checkpoint_operator.report.resources import encode_status, purge_after
 from checkpoint_sidecar.core import api

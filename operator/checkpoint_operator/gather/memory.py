@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from checkpoint_operator.act.execute import ActionOutcome
 from checkpoint_operator.decide.plan import seeded, shown_after
-from checkpoint_operator.gather.run_store import RunStore, refuses_deletion
+from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import Action, CollectLast, CollectOrphans, LookAround, PublishPointer, Verify
 from checkpoint_operator.model.observed import RunProgress, TakeOver
+from checkpoint_operator.model.outcome import ActionOutcome, refuses_deletion
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.run import Run

@@ -1,0 +1,84 @@
+"""How an action ended, and what its error means for the rest of the pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from checkpoint_operator.model.actions import Action, LookAround, PublishPointer, Verify
+from checkpoint_sidecar.core.api import Reason
+from checkpoint_sidecar.core.belongings import Survey
+from checkpoint_sidecar.core.errors import (
+    AccessDeniedError,
+    CheckpointError,
+    ForeignObjectError,
+    IncompatibleSnapshotError,
+    ObjectTooLargeError,
+    RequestRefusedError,
+    StoreError,
+    UnreliableReadError,
+)
+
+
+class BudgetError(StoreError):
+    """A pass would cost more than one Checkpoint may.
+
+    Attributes:
+        reason: That of the condition.
+    """
+
+    retryable = False
+
+    def __init__(self, operation: str, subject: str, cause: str, hint: str = "", *, reason: Reason) -> None:
+        super().__init__(operation, subject, cause, hint)
+        self.reason = reason
+
+
+def refuses_deletion(error: CheckpointError | None) -> bool:
+    """Whether a store that works does not let this operator delete: a missing right, or a lock on the objects."""
+    return isinstance(error, (AccessDeniedError, RequestRefusedError)) and error.operation == "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class ActionOutcome:
+    """How one action ended; ``error`` is None when it is done or had become needless.
+
+    Attributes:
+        survey: What else lies under the prefix, if the action had to look.
+    """
+
+    action: Action
+    error: CheckpointError | None = None
+    survey: Survey | None = None
+
+    @property
+    def harmless(self) -> bool:
+        """Whether nothing but a report depends on it."""
+        return isinstance(self.action, LookAround)
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether the object to be changed is not the run's."""
+        return isinstance(self.error, ForeignObjectError)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked.
+
+        Nor is a pointer a fault that cannot be checked because it, or the manifest, is larger than any of a real model.
+        """
+        locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
+        beyond_memory = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
+        too_large = beyond_memory or isinstance(self.error, ObjectTooLargeError)
+        return refuses_deletion(self.error) or (isinstance(self.action, PublishPointer) and (locked or too_large))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the store failed, so that nothing more is worth trying for now."""
+        told = self.refused or self.left_alone or self.harmless or self.unverifiable
+        return self.error is not None and not told
+
+    @property
+    def unverifiable(self) -> str:
+        """Why a snapshot could not be compared with its manifest, for a reason that concerns no other one; or empty."""
+        own = isinstance(self.error, (IncompatibleSnapshotError, UnreliableReadError))
+        return str(self.error) if own and isinstance(self.action, Verify) else ""
