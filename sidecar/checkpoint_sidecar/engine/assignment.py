@@ -1,4 +1,4 @@
-"""Who writes what, of data that several processes hold: decided so that all write about the same."""
+"""Assigns data that several processes hold to the process that writes it, so that all write about the same. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PORTION = 0.05
-"""Of what each process writes on average: how much is handed out at once. Nobody writes more above that than this."""
+"""Portion size as a fraction of the average load; no process exceeds the average by more than that."""
 
 LEAST_PORTION_BYTES = 1024 * 1024
-"""Less is not worth an item of its own."""
+"""Minimum portion: smaller ones are not worth a separate item."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a tensor, or something else, that is held alike by some processes.
+    """Data, such as a part of a tensor, of which some processes hold identical copies.
 
     Attributes:
-        size: In bytes.
-        rows: Into how many equal parts it can be cut at most.
-        holders: Ranks, at least one.
+        size: Bytes.
+        rows: Maximum number of equal parts into which it can be cut.
+        holders: Ranks that hold it, at least one.
     """
 
     size: int
@@ -37,26 +37,29 @@ class AssignedRows:
     stop: int
 
 
-def spread(
+def assign(
     chunks: Sequence[Chunk], ranks: int, *, least_bytes: int = LEAST_PORTION_BYTES
 ) -> list[tuple[AssignedRows, ...]]:
-    """Who writes each chunk: every row exactly once, by a holder; no holder has more than one share of a chunk.
+    """Assign every row of every chunk to exactly one of its holders, at most one run of rows for each.
 
     Args:
-        ranks: Of all processes, from 0.
-        least_bytes: Smaller portions are not made.
+        ranks: Number of processes; their ranks count from 0.
+        least_bytes: Minimum size of a portion.
+
+    Returns:
+        For each chunk, the rows that each rank writes.
     """
     loads = [0.0] * ranks
     portion = max(sum(chunk.size for chunk in chunks) / ranks * PORTION, least_bytes)
-    shares: list[tuple[AssignedRows, ...]] = [()] * len(chunks)
-    # What has one holder only leaves no choice and comes first; then the largest, as long as there is room to even out.
+    assigned: list[tuple[AssignedRows, ...]] = [()] * len(chunks)
+    # Chunks with a single holder leave no choice and come first; then large ones, while there is room to even out.
     for index in sorted(range(len(chunks)), key=lambda index: (len(chunks[index].holders) > 1, -chunks[index].size)):
-        shares[index] = _shares(chunks[index], loads, portion)
-    return shares
+        assigned[index] = _assigned(chunks[index], loads, portion)
+    return assigned
 
 
-def _shares(chunk: Chunk, loads: list[float], portion: float) -> tuple[AssignedRows, ...]:
-    """Hand a chunk out, portion after portion, each to the holder with the least load, and account for it."""
+def _assigned(chunk: Chunk, loads: list[float], portion: float) -> tuple[AssignedRows, ...]:
+    """Assign each portion of a chunk to the holder with the smallest load, and add it to that load."""
     count = 1
     if len(chunk.holders) > 1:
         count = max(1, min(chunk.rows, int(chunk.size // portion)))
@@ -65,9 +68,9 @@ def _shares(chunk: Chunk, loads: list[float], portion: float) -> tuple[AssignedR
         rank = min(chunk.holders, key=lambda rank: (loads[rank], rank))
         loads[rank] += chunk.size / count
         taken[rank] += 1
-    shares = []
+    assigned = []
     done = 0
     for rank, portions in sorted(taken.items()):
         start, done = done, done + portions
-        shares.append(AssignedRows(rank, start * chunk.rows // count, done * chunk.rows // count))
-    return tuple(shares)
+        assigned.append(AssignedRows(rank, start * chunk.rows // count, done * chunk.rows // count))
+    return tuple(assigned)

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.tensor import DTensor
 
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.engine.assignment import AssignedRows, Chunk, spread
+from checkpoint_sidecar.engine.assignment import AssignedRows, Chunk, assign
 from checkpoint_sidecar.training.dcp.archives import payload_bytes
 from checkpoint_sidecar.training.dcp.memory import is_plain
 from checkpoint_sidecar.training.dcp.replicas import DescribedPlan, Holding, Kind, ReplicaComparison, compare
@@ -146,7 +146,7 @@ def balanced(plans: list[SavePlan], compared: ReplicaComparison | None = None, *
 
     Args:
         compared: The items; by default they are compared here.
-        options: See ``spread``.
+        options: See ``assign``.
     """
     replicas = (compared or compare(plans)).replicas
     chunks = [
@@ -156,9 +156,9 @@ def balanced(plans: list[SavePlan], compared: ReplicaComparison | None = None, *
         for replica in replicas
     ]
     written: list[list[WriteItem]] = [[] for _ in plans]
-    for replica, shares in zip(replicas, spread(chunks, len(plans), **options), strict=True):
-        for share in shares:
-            written[share.rank].append(replica.item if len(shares) == 1 else _cut(replica.item, share))
+    for replica, assigned in zip(replicas, assign(chunks, len(plans), **options), strict=True):
+        for rows in assigned:
+            written[rows.rank].append(replica.item if len(assigned) == 1 else _cut(replica.item, rows))
     return [SavePlan(**_fields(plan) | {"items": own}) for plan, own in zip(plans, written, strict=True)]
 
 

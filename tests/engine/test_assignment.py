@@ -1,4 +1,4 @@
-"""Who writes what several processes hold: every row once, by a holder, and all about the same."""
+"""Assignment of data that several processes hold: every row once, to a holder, and evenly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.engine.assignment import PORTION, AssignedRows, Chunk, spread
+from checkpoint_sidecar.engine.assignment import PORTION, AssignedRows, Chunk, assign
 
 MIB = 1024 * 1024
 
@@ -19,23 +19,23 @@ def chunks(draw: st.DrawFn, ranks: int) -> Chunk:
     return Chunk(draw(st.integers(0, 10**9)), draw(st.integers(1, 10**6)), tuple(sorted(holders)))
 
 
-def loads(given: list[Chunk], shares: list[tuple[AssignedRows, ...]], ranks: int) -> list[float]:
+def loads(given: list[Chunk], assigned: list[tuple[AssignedRows, ...]], ranks: int) -> list[float]:
     result = [0.0] * ranks
-    for chunk, each in zip(given, shares, strict=True):
-        for share in each:
-            result[share.rank] += chunk.size * (share.stop - share.start) / chunk.rows
+    for chunk, each in zip(given, assigned, strict=True):
+        for rows in each:
+            result[rows.rank] += chunk.size * (rows.stop - rows.start) / chunk.rows
     return result
 
 
 @given(data=st.data(), ranks=st.integers(1, 6))
 def test_every_row_is_written_exactly_once_by_a_holder(data: st.DataObject, ranks: int) -> None:
     given_chunks = data.draw(st.lists(chunks(ranks), max_size=12))
-    for chunk, shares in zip(given_chunks, spread(given_chunks, ranks), strict=True):
-        assert {share.rank for share in shares} <= set(chunk.holders)
-        assert len({share.rank for share in shares}) == len(shares)
-        ends = [0, *(share.stop for share in shares)]
-        assert [share.start for share in shares] == ends[:-1]
-        assert all(share.start < share.stop for share in shares)
+    for chunk, assigned in zip(given_chunks, assign(given_chunks, ranks), strict=True):
+        assert {rows.rank for rows in assigned} <= set(chunk.holders)
+        assert len({rows.rank for rows in assigned}) == len(assigned)
+        ends = [0, *(rows.stop for rows in assigned)]
+        assert [rows.start for rows in assigned] == ends[:-1]
+        assert all(rows.start < rows.stop for rows in assigned)
         assert ends[-1] == chunk.rows
 
 
@@ -55,27 +55,27 @@ def hybrid(draw: st.DrawFn) -> tuple[list[Chunk], int]:
 
 
 @given(case=hybrid())
-def test_under_hybrid_sharding_nobody_writes_more_than_a_tenth_above_the_mean(case: tuple[list[Chunk], int]) -> None:
+def test_under_hybrid_sharding_no_rank_writes_more_than_a_tenth_above_the_mean(case: tuple[list[Chunk], int]) -> None:
     given_chunks, ranks = case
-    written = loads(given_chunks, spread(given_chunks, ranks, least_bytes=1_000), ranks)
+    written = loads(given_chunks, assign(given_chunks, ranks, least_bytes=1_000), ranks)
     assert max(written) <= 1.1 * sum(written) / ranks
     assert math.isclose(sum(written), sum(chunk.size for chunk in given_chunks))
 
 
-def test_what_only_some_hold_evens_out_what_others_must_write() -> None:
+def test_shared_chunks_even_out_chunks_with_one_holder() -> None:
     given_chunks = [Chunk(90 * MIB, 1000, (0,)), Chunk(10 * MIB, 1000, (1,)), Chunk(100 * MIB, 1000, (0, 1))]
-    written = loads(given_chunks, spread(given_chunks, 2), 2)
+    written = loads(given_chunks, assign(given_chunks, 2), 2)
     assert max(written) <= (1 + PORTION) * 100 * MIB
 
 
 def test_small_chunks_stay_whole() -> None:
     given_chunks = [Chunk(MIB // 2, 1000, (0, 1, 2, 3)) for _ in range(8)]
-    shares = spread(given_chunks, 4)
-    assert all(len(each) == 1 for each in shares)
-    assert loads(given_chunks, shares, 4) == [MIB] * 4
+    assigned = assign(given_chunks, 4)
+    assert all(len(each) == 1 for each in assigned)
+    assert loads(given_chunks, assigned, 4) == [MIB] * 4
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_no_more_shares_are_made_than_there_are_rows(rows: int) -> None:
-    (shares,) = spread([Chunk(10**9, rows, tuple(range(8)))], 8)
-    assert len(shares) == rows
+    (assigned,) = assign([Chunk(10**9, rows, tuple(range(8)))], 8)
+    assert len(assigned) == rows
