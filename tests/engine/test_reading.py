@@ -19,9 +19,10 @@ from checkpoint_sidecar.core.errors import (
     UnreliableReadError,
 )
 from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.engine.delivery import Assembly, Want
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
-from checkpoint_sidecar.engine.read import Files, Want
+from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import ByteRange
 from doubles.memory import MemoryStore
 
@@ -231,3 +232,31 @@ def test_what_flips_once_arrives_whole_wherever_it_lands(flips: set[int], spans:
     stored(content, Once()).read([each for each, _ in wants])
     for start, (_, memory) in zip(spans, wants, strict=True):
         assert bytes(memory) == content[start : start + BLOCK]
+
+
+def test_an_assembled_want_is_delivered_once_with_all_of_its_bytes() -> None:
+    content = contents(6 * BLOCK)
+    delivered: list[tuple[int, bytes]] = []
+
+    def assembled(start: int, length: int) -> Want:
+        into = Assembly(lambda data: delivered.append((start, bytes(data))))
+        return Want("data", ByteRange(start, length), into)
+
+    plain, memory = want(5, 3 * BLOCK)
+    stored(content).read([assembled(1, 2 * BLOCK), plain, assembled(BLOCK + 3, 4 * BLOCK)], staging_bytes=BLOCK)
+    assert bytes(memory) == content[5 : 5 + 3 * BLOCK]
+    assert delivered == [
+        (1, content[1 : 1 + 2 * BLOCK]),
+        (BLOCK + 3, content[BLOCK + 3 : 5 * BLOCK + 3]),
+    ]
+
+
+def test_nothing_is_assembled_from_damaged_bytes() -> None:
+    store = MemoryStore()
+    files = stored(contents(2 * BLOCK), store)
+    store.put("folder/data", bytes(2 * BLOCK))
+    delivered: list[bytes] = []
+    into = Assembly(lambda data: delivered.append(bytes(data)))
+    with pytest.raises(CorruptSnapshotError):
+        files.read([Want("data", ByteRange(0, BLOCK), into)], staging_bytes=BLOCK)
+    assert delivered == []

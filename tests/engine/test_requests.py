@@ -11,14 +11,11 @@ from hypothesis import strategies as st
 
 from checkpoint_sidecar.engine import requests
 from checkpoint_sidecar.engine.requests import (
-    DIRECT_BYTES,
     GAP_BYTES,
     REQUEST_BYTES,
     ByteRange,
-    Landing,
     RangeRequest,
     RequestPiece,
-    land,
     plan_requests,
 )
 
@@ -118,56 +115,6 @@ def test_twenty_thousand_wants_in_any_order_are_planned_in_bounded_work(monkeypa
     plan = plan_requests(wanted, block_bytes=256 * KIB, size=60_000_000)
     assert len(plan) == 4
     assert clipped < 20_100
-
-
-def landed(landing: Landing) -> list[tuple[int, int, int | None]]:
-    return [(slot.span.start, slot.span.length, slot.want) for slot in landing.slots]
-
-
-def test_a_large_piece_lands_in_its_want_and_the_rest_of_its_blocks_in_a_buffer() -> None:
-    (request,) = plan_requests([ByteRange(100, MIB)], block_bytes=4096, size=SIZE)
-    landing = land(request, lambda _: True)
-    assert landed(landing) == [(0, 100, None), (100, MIB, 0), (100 + MIB, 3996, None)]
-    assert landing.copies == ()
-    assert landing.bounced == 4096
-
-
-def test_a_small_piece_is_copied_out_of_the_buffer() -> None:
-    (request,) = plan_requests([ByteRange(100, DIRECT_BYTES - 1)])
-    landing = land(request, lambda _: True)
-    assert landed(landing) == [(100, DIRECT_BYTES - 1, None)]
-    assert landing.copies == request.pieces
-
-
-def test_a_piece_without_memory_to_land_in_is_copied_out_of_the_buffer() -> None:
-    (request,) = plan_requests([ByteRange(100, MIB)])
-    assert land(request, lambda _: False).copies == request.pieces
-
-
-def test_of_two_pieces_that_overlap_one_lands_and_the_other_is_copied() -> None:
-    (request,) = plan_requests([ByteRange(0, MIB), ByteRange(MIB // 2, MIB)])
-    landing = land(request, lambda _: True)
-    assert landed(landing) == [(0, MIB, 0), (MIB, MIB // 2, None)]
-    assert landing.copies == (RequestPiece(1, ByteRange(MIB // 2, MIB)),)
-
-
-@given(wanted=st.lists(spans, max_size=20), block=blocks, with_memory=st.sets(st.integers(0, 19)))
-@settings(deadline=None)
-def test_slots_cover_a_request_and_every_piece_has_landed_or_is_copied(
-    wanted: list[ByteRange], block: int, with_memory: set[int]
-) -> None:
-    for request in plan_requests(wanted, block_bytes=block, size=SIZE):
-        landing = land(request, with_memory.__contains__)
-        position = request.span.start
-        for slot in landing.slots:
-            assert slot.span.start == position
-            assert slot.span.length > 0
-            assert slot.want is None or slot.want in with_memory
-            position = slot.span.end
-        assert position == request.span.end
-        assert landing.bounced == sum(slot.span.length for slot in landing.slots if slot.want is None)
-        direct = Counter(RequestPiece(slot.want, slot.span) for slot in landing.slots if slot.want is not None)
-        assert direct + Counter(landing.copies) == Counter(request.pieces)
 
 
 def test_nothing_wanted_is_nothing_read() -> None:

@@ -174,7 +174,7 @@ def test_scalars_empty_tensors_and_objects_come_along() -> None:
 
 
 def test_what_two_names_share_in_memory_is_loaded_one_after_the_other_and_the_last_wins() -> None:
-    """Landing in the same memory at once, each would make the other look damaged."""
+    """Delivered to the same memory at once, each would make the other look damaged."""
     saved = save(MemoryStore(), {"a": torch.ones(4 * MIB), "b": torch.full((4 * MIB,), 2.0)})
     shared = torch.zeros(4 * MIB)
     for _ in range(5):
@@ -182,10 +182,10 @@ def test_what_two_names_share_in_memory_is_loaded_one_after_the_other_and_the_la
         assert torch.equal(shared, torch.full((4 * MIB,), 2.0))
 
 
-def test_tensors_that_only_touch_in_memory_land_directly() -> None:
+def test_tensors_that_only_touch_in_memory_are_delivered_directly() -> None:
     memory = torch.zeros(10)
     part = [delivery.WantedPart(delivery.Slice((5,), (0,), (5,)), memory[start : start + 5]) for start in (0, 5, 4)]
-    items = [delivery.Item("", delivery.Span(0, 0), each, lambda _: None) for each in part]
+    items = [delivery.Item("", delivery.ByteRange(0, 0), each, lambda _: None) for each in part]
     assert delivery._sharing_memory(items[:2]) == set()
     assert delivery._sharing_memory(items) == {0, 1, 2}
 

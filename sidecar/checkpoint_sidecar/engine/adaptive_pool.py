@@ -1,8 +1,8 @@
-"""Threads that move bytes side by side: few while they compute, more while they wait for the store.
+"""A thread pool that grows while its threads wait for the store, and stays small while they compute.
 
-Behind a network a thread waits for most of its time, and many of them carry what one cannot. Where it computes instead
-(checksums, the kernel's copies, encryption), more threads than cores only take the caches from each other, and the
-processor and the interpreter's lock from the training loop.
+A thread that waits for the network leaves the processor idle, so more threads transfer more. Threads that compute
+(checksums, the kernel's copies, encryption) gain nothing beyond the number of cores: they compete for caches, and take
+the processor and the interpreter's lock from the training loop.
 """
 
 from __future__ import annotations
@@ -15,30 +15,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_GLANCE_SECONDS = 0.2
-"""How often somebody who waits looks whether the work was called off."""
+_POLL_SECONDS = 0.2
+"""How often a waiting thread checks whether the work was cancelled."""
 
 _MOSTLY_WAITING = 0.25
-"""Whoever computes for a smaller part of its time leaves room for one more."""
+"""A step that computes for a smaller share of its time makes room for one more thread."""
 
 _SCHEDULING = Path("/proc/thread-self/schedstat")
-"""Of Linux: nanoseconds on a processor and ready for one, and how often it was given one."""
+"""Linux: nanoseconds this thread ran, nanoseconds it was ready to run, and how often it was scheduled."""
 
 
 def grown(width: int, most: int, *, busy: float, seconds: float) -> int:
-    """How many threads work at a time after one of them was done.
+    """Return how many threads may work at a time after a step has finished.
 
-    Doubles with every round of threads that mostly waited, as TCP's slow start does.
+    Doubles with every round of steps that mostly waited, as TCP's slow start does.
 
     Args:
-        busy: Seconds in which it had, or wanted, a processor.
-        seconds: How long it took.
+        width: How many may work now.
+        most: Maximum.
+        busy: Seconds during which the step ran on a processor or was ready to.
+        seconds: Duration of the step.
     """
     return min(width + 1, most) if busy < _MOSTLY_WAITING * seconds else width
 
 
 def _busy_seconds() -> float:
-    """Of this thread so far: its processor time, and as far as the kernel tells the time in which it waited for one."""
+    """Return this thread's processor time so far plus, on Linux, the time it waited for a processor."""
     try:
         running, ready, _ = _SCHEDULING.read_text().split()
     except (OSError, ValueError):
@@ -46,16 +48,17 @@ def _busy_seconds() -> float:
     return (int(running) + int(ready)) / 1e9
 
 
-class Crew:
-    """Does steps in threads, in the order in which they are started. The first failure ends it.
+class AdaptivePool:
+    """Runs steps in threads, in the order in which they are started. No step begins after the first failure.
 
-    All methods but ``fail`` are for one thread. Leaving the block waits for the steps that run.
+    Call all methods except ``fail`` from one thread. Leaving the block waits for the running steps.
 
     Args:
+        name: Prefix of the threads' names.
         first: How many steps run at a time at the beginning.
-        most: And in the end, if they wait for most of their time.
-        glance: Called now and then while somebody waits; what it raises ends the waiting.
-        on_failure: Called once, at the first failure; may make steps that run fail too.
+        most: Maximum of steps that run at a time, reached if they wait for most of their time.
+        poll: Called regularly during ``start`` and ``wait``; an error that it raises ends the waiting.
+        on_failure: Called once, at the first failure; may make running steps fail too.
     """
 
     def __init__(
@@ -64,13 +67,13 @@ class Crew:
         *,
         first: int,
         most: int,
-        glance: Callable[[], None] = lambda: None,
+        poll: Callable[[], None] = lambda: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix=name)
         self._width = min(first, most)
         self._most = most
-        self._glance = glance
+        self._poll = poll
         self._on_failure = on_failure
         self._working = 0
         self._changed = threading.Condition()
@@ -85,10 +88,10 @@ class Crew:
         self._pool.shutdown()
 
     def start(self, step: Callable[..., None], *arguments: object) -> None:
-        """Begin a step, once it has its turn.
+        """Start a step as soon as a thread is free.
 
         Raises:
-            BaseException: The first failure of any step, or what ``glance`` raised.
+            BaseException: The first failure of any step, or an error from ``poll``.
         """
         self._wait_until(lambda: self._working < self._width)
         with self._changed:
@@ -96,22 +99,22 @@ class Crew:
         self._pool.submit(self._work, step, *arguments)
 
     def wait(self) -> None:
-        """Return when every step is done.
+        """Wait until every step has finished.
 
         Raises:
             BaseException: See ``start``.
         """
         self._wait_until(lambda: self._working == 0)
-        self._glance()
+        self._poll()
 
     def check(self) -> None:
-        """Raise what ``start`` would."""
+        """Raise the error that ``start`` would raise, if any."""
         if self.first_error is not None:
             raise self.first_error
-        self._glance()
+        self._poll()
 
     def fail(self, error: BaseException) -> None:
-        """End all of it, if this is the first failure."""
+        """Record a failure; the first one stops the pool."""
         with self._changed:
             if self.first_error is not None:
                 return
@@ -121,8 +124,8 @@ class Crew:
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         with self._changed:
-            while not self._changed.wait_for(lambda: self.first_error or condition(), _GLANCE_SECONDS):
-                self._glance()
+            while not self._changed.wait_for(lambda: self.first_error or condition(), _POLL_SECONDS):
+                self._poll()
         if self.first_error is not None:
             raise self.first_error
 
@@ -131,7 +134,7 @@ class Crew:
         try:
             if self.first_error is None:
                 step(*arguments)
-        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
+        except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
             self.fail(error)
         finally:
             seconds, busy = time.monotonic() - began, _busy_seconds() - busy

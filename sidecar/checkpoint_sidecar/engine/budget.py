@@ -1,4 +1,4 @@
-"""Limits on memory: one that several threads share, and one for what is worked on at a time."""
+"""Limits on memory: a budget that threads share, and groups of items that fit into a limit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-_GLANCE_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 Item = TypeVar("Item")
 
 
 def groups_within(limit: int, items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """The items in order, as many at a time as make at most ``limit`` bytes, and at least one."""
+    """Yield the items in order, in groups of at most ``limit`` bytes or of a single item."""
     group: list[Item] = []
     size = 0
     for item in items:
@@ -27,10 +27,10 @@ def groups_within(limit: int, items: Iterable[Item], size_of: Callable[[Item], i
 
 
 class MemoryBudget:
-    """Hands out allowances, first come first served, so that together they stay below a limit.
+    """Grants memory in order of request, so that all grants together stay within a limit.
 
     Args:
-        limit: In bytes.
+        limit: Bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -41,21 +41,21 @@ class MemoryBudget:
 
     @property
     def used(self) -> int:
-        """Bytes handed out and not yet given back."""
+        """Bytes granted and not yet released."""
         return self._used
 
     def acquire(self, count: int, *, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait until ``count`` bytes are free. More than the limit are granted when nobody else holds any.
+        """Wait until ``count`` bytes are free. A request above the limit is granted once no other grant is held.
 
         Args:
-            meanwhile: Called now and then; what it raises ends the waiting.
+            meanwhile: Called regularly while waiting; an error that it raises ends the waiting.
         """
         turn = object()
         with self._changed:
             self._waiting.append(turn)
             try:
                 while not self._changed.wait_for(
-                    lambda: self._waiting[0] is turn and self._has_room_for(count), _GLANCE_SECONDS
+                    lambda: self._waiting[0] is turn and self._has_room_for(count), _POLL_SECONDS
                 ):
                     meanwhile()
                 self._used += count
@@ -64,7 +64,7 @@ class MemoryBudget:
                 self._changed.notify_all()
 
     def release(self, count: int) -> None:
-        """Give back what ``acquire`` granted."""
+        """Release bytes that ``acquire`` granted."""
         with self._changed:
             self._used -= count
             self._changed.notify_all()

@@ -28,8 +28,9 @@ from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.pointers import MAX_ORIGIN_BYTES, Origin, published_for, saves_of
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine.confirm import confirmed
+from checkpoint_sidecar.engine.delivery import Want
 from checkpoint_sidecar.engine.limits import EngineSettings
-from checkpoint_sidecar.engine.read import Files, Want, missing
+from checkpoint_sidecar.engine.read import Files, missing
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.runs.log import RunLog

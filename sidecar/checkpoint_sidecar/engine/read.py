@@ -1,4 +1,4 @@
-"""Reading ranges of a snapshot's files: many requests side by side, each verified before it counts as delivered."""
+"""Reads ranges of a snapshot's files with concurrent requests, and verifies each before it counts as delivered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import threading
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, replace
 
 from checkpoint_sidecar.core.errors import (
     CorruptSnapshotError,
@@ -17,56 +16,26 @@ from checkpoint_sidecar.core.errors import (
     UnreliableReadError,
 )
 from checkpoint_sidecar.core.manifest import File, Manifest
-from checkpoint_sidecar.engine.adaptive_pool import Crew
+from checkpoint_sidecar.engine.adaptive_pool import AdaptivePool
 from checkpoint_sidecar.engine.checksums import block_checksums
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.confirm import confirmed
+from checkpoint_sidecar.engine.delivery import Assembly, Delivery, Want, plan_delivery, plan_waves
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
-from checkpoint_sidecar.engine.requests import ByteRange, Landing, RangeRequest, land, plan_requests
+from checkpoint_sidecar.engine.requests import ByteRange, RangeRequest, plan_requests
 from checkpoint_sidecar.store.base import Store
-
-
-class Sink(Protocol):
-    """Takes bytes that cannot land in memory."""
-
-    def accept(self, offset: int, data: memoryview) -> None:
-        """Take verified bytes.
-
-        Called by several threads, in any order; every byte comes once.
-
-        Args:
-            offset: Of the first byte, in what was wanted.
-            data: Of any length; valid during the call only.
-        """
-
-
-Destination: TypeAlias = memoryview | Sink
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """Bytes of a file, and where they go.
-
-    Attributes:
-        name: Of the file, in the snapshot's folder.
-        into: Writable memory of ``span.length`` bytes, or a sink. After an error the contents of memory are undefined.
-    """
-
-    name: str
-    span: ByteRange
-    into: Destination
 
 
 class Files:
     """The files of one snapshot.
 
     Args:
-        store: Opened at the run's root.
-        folder: The snapshot's, relative to the root; empty for the root.
-        manifest: The committed one; None reads without verifying.
-        settings: How many requests run side by side, and what their buffers may hold.
-        compared: Where to mark what was verified.
+        store: A store opened at the run's root.
+        folder: The snapshot's folder, relative to the root; empty for the root.
+        manifest: The committed manifest; None reads without verifying.
+        settings: Limits on concurrent requests and on memory for buffers.
+        compared: Records the bytes that were verified.
     """
 
     def __init__(
@@ -85,36 +54,54 @@ class Files:
         self._block_bytes = manifest.block_bytes if manifest else 1
         self._settings = settings
 
-    def read(self, wants: Iterable[Want], *, reserved_bytes: int = 0, progress: TransferMeter | None = None) -> None:
+    def read(self, wants: Iterable[Want], *, staging_bytes: int = 0, progress: TransferMeter | None = None) -> None:
         """Deliver every wanted byte.
 
         Bytes that several wants share are read once. With a manifest, whole blocks are read and compared, and one that
-        differs is read again over fresh connections. The first failure ends the reading: what has not begun is left,
-        what has is waited for.
+        differs is read again over fresh connections. Reading ends at the first failure: requests that have not begun
+        are dropped, and the others are waited for.
 
         Args:
-            reserved_bytes: Of the memory in ``settings``, what the caller holds itself.
-            progress: Told of bytes as they are delivered; may call the reading off.
+            staging_bytes: Memory, of that in ``settings``, for destinations that take all of their bytes at once; a
+                larger one gets as much as it needs. Such destinations are served after all others.
+            progress: Counts bytes as they are delivered; may cancel the reading.
 
         Raises:
-            CorruptSnapshotError: A block's CRC32C differs, a file is gone, or bytes behind its end are wanted.
-            StoreError: The store failed, which says nothing about the snapshot.
+            CorruptSnapshotError: A block's CRC32C differs, a file is missing, or bytes behind its end are wanted.
+            StoreError: The store failed; this says nothing about the snapshot.
         """
+        wants = list(wants)
+        waves = plan_waves(wants, staging_bytes)
+        staging = memoryview(bytearray(max(wave.staging_bytes for wave in waves)))
+        for wave in waves:
+            arriving: list[Want] = []
+            complete: list[tuple[Assembly, memoryview]] = []
+            for index, offset in wave.assembled.items():
+                want = wants[index]
+                data = staging[offset : offset + want.span.length]
+                arriving.append(replace(want, into=data))
+                if isinstance(want.into, Assembly):
+                    complete.append((want.into, data))
+            self._read([*(wants[index] for index in wave.ready), *arriving], len(staging), progress)
+            for assembly, data in complete:
+                assembly.deliver(data)
+
+    def _read(self, wants: Iterable[Want], reserved_bytes: int, progress: TransferMeter | None) -> None:
         by_name: defaultdict[str, list[Want]] = defaultdict(list)
         for want in wants:
             by_name[want.name].append(want)
         tasks = [task for name, group in by_name.items() for task in self._tasks(name, group)]
         if not tasks:
             return
-        largest = max(task.landing.bounced for task in tasks)
+        largest = max(task.delivery.buffered_bytes for task in tasks)
         at_once = max((self._settings.memory_bytes - reserved_bytes) // max(largest, 1), 1)
         threads = min(self._settings.connections, at_once, len(tasks))
-        bounce = _Bounce()
-        glance = progress.check if progress else lambda: None
-        with Crew("read", first=self._settings.threads_at_first, most=threads, glance=glance) as crew:
+        buffer = _ReusedBuffer()
+        poll = progress.check if progress else lambda: None
+        with AdaptivePool("read", first=self._settings.threads_at_first, most=threads, poll=poll) as pool:
             for task in tasks:
-                crew.start(task.run, bounce, progress)
-            crew.wait()
+                pool.start(task.run, buffer, progress)
+            pool.wait()
 
     def _tasks(self, name: str, wants: Sequence[Want]) -> Iterator[_Task]:
         key = f"{self._folder}/{name}" if self._folder else name
@@ -126,19 +113,19 @@ class Files:
         requests = plan_requests(spans, block_bytes=self._block_bytes, size=size)
         in_memory = [isinstance(want.into, memoryview) for want in wants]
         for request in requests:
-            landing = land(request, in_memory.__getitem__)
-            yield _Task(self._store, key, file, self._block_bytes, wants, request, landing, self._compared)
+            delivery = plan_delivery(request, in_memory.__getitem__)
+            yield _Task(self._store, key, file, self._block_bytes, wants, request, delivery, self._compared)
 
 
-class _Bounce(threading.local):
-    """Memory of a thread that each of its requests uses again."""
+class _ReusedBuffer(threading.local):
+    """A buffer for each thread, which all of its requests use."""
 
     def __init__(self) -> None:
         self._memory = bytearray()
 
     def take(self, size: int) -> memoryview:
         if len(self._memory) < size:
-            self._memory = bytearray()  # before there is more
+            self._memory = bytearray()  # frees the old one before the new one is allocated
             self._memory = bytearray(size)
         return memoryview(self._memory)
 
@@ -153,11 +140,11 @@ class _Task:
     block_bytes: int
     wants: Sequence[Want]
     request: RangeRequest
-    landing: Landing
+    delivery: Delivery
     compared: ComparedBytes | None
 
-    def run(self, bounce: _Bounce, progress: TransferMeter | None) -> None:
-        buffers = list(self._buffers(bounce.take(self.landing.bounced)))
+    def run(self, buffer: _ReusedBuffer, progress: TransferMeter | None) -> None:
+        buffers = list(self._buffers(buffer.take(self.delivery.buffered_bytes)))
         confirmed(self.store, lambda: self._fetch(self.request.span.start, buffers))
         if self.file is not None:
             for block in self._damaged(self.file, buffers):
@@ -168,11 +155,11 @@ class _Task:
         if progress:
             progress.add(sum(piece.span.length for piece in self.request.pieces))
 
-    def _buffers(self, bounce: memoryview) -> Iterator[memoryview]:
+    def _buffers(self, reused: memoryview) -> Iterator[memoryview]:
         used = 0
-        for slot in self.landing.slots:
+        for slot in self.delivery.slots:
             if slot.want is None:
-                yield bounce[used : used + slot.span.length]
+                yield reused[used : used + slot.span.length]
                 used += slot.span.length
             else:
                 want = self.wants[slot.want]
@@ -188,18 +175,18 @@ class _Task:
         except TruncatedObjectError as error:
             raise CorruptSnapshotError("read a range", self.key, error.cause, evidence="SizeMismatch") from error
         except CutOffError as error:
-            # The adapter has tried for long, while the manifest could be read.
-            cause, hint = f"{error.cause}, in each of several tries", "Look at gateways in front of the store."
+            # The adapter has retried for long, although the manifest could be read.
+            cause, hint = f"{error.cause}, in each of several tries", "Check the gateways in front of the store."
             raise UnreliableReadError("read a range", self.key, cause, hint) from error
 
     def _damaged(self, file: File, buffers: Sequence[memoryview]) -> list[int]:
-        """Blocks whose bytes are not what was committed, whichever buffers they lie in."""
+        """Return the blocks whose bytes differ from what was committed."""
         first = self.request.span.start // self.block_bytes
         checksums = enumerate(block_checksums(buffers, self.block_bytes), first)
         return [block for block, checksum in checksums if checksum != file.block_checksum(block)]
 
     def _read_again(self, file: File, block: int, buffers: Sequence[memoryview]) -> None:
-        """Put a block right that was damaged on its way here, or raise that it is damaged where it is stored."""
+        """Read a block that arrived damaged again, and raise an error if it is damaged in the store."""
         start = block * self.block_bytes
         end = min(start + self.block_bytes, file.size)
         window = list(_window(buffers, start - self.request.span.start, end - start))
@@ -215,20 +202,20 @@ class _Task:
                     evidence="ChecksumMismatch",
                 )
 
-        def look() -> None:
+        def fetch_and_compare() -> None:
             self._fetch(start, window)
             compare()
 
         try:
             compare()
         except CorruptSnapshotError as error:
-            confirmed(self.store, look, found=error)
+            confirmed(self.store, fetch_and_compare, found=error)
 
     def _copy(self, buffers: Sequence[memoryview]) -> None:
-        """Hand out the pieces that landed in other memory than their own."""
-        slots = self.landing.slots
+        """Copy the pieces that were received outside their destinations."""
+        slots = self.delivery.slots
         starts = [slot.span.start for slot in slots]
-        for piece in self.landing.copies:
+        for piece in self.delivery.copies:
             want, position = self.wants[piece.want], piece.span.start
             number = bisect_right(starts, position) - 1
             while position < piece.span.end:
@@ -239,12 +226,13 @@ class _Task:
                 if isinstance(want.into, memoryview):
                     want.into[offset : offset + len(data)] = data
                 else:
+                    assert not isinstance(want.into, Assembly)  # those receive in staging memory
                     want.into.accept(offset, data)
                 position, number = stop, number + 1
 
 
 def _window(buffers: Sequence[memoryview], start: int, length: int) -> Iterator[memoryview]:
-    """The parts of the buffers, taken as one, that hold these bytes."""
+    """Yield the parts of consecutive buffers that hold these bytes."""
     for buffer in buffers:
         part = buffer.cast("B")[max(start, 0) : max(start + length, 0)]
         if part:
@@ -253,7 +241,7 @@ def _window(buffers: Sequence[memoryview], start: int, length: int) -> Iterator[
 
 
 def missing(key: str) -> CorruptSnapshotError:
-    """The error for an object of a snapshot that does not exist."""
+    """Return the error for an object of a snapshot that does not exist."""
     return CorruptSnapshotError("read a file of the snapshot", key, "it does not exist", evidence="MissingObject")
 
 

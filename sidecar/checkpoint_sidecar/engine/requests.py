@@ -1,6 +1,6 @@
-"""Which requests bring a set of wanted bytes, and where each byte of a request lands. Pure.
+"""Plans which requests read a set of wanted bytes. Pure.
 
-A request may bring more than is wanted: whole blocks where checksums are compared, and gaps that are cheaper to read
+A request may read more than is wanted: whole blocks where checksums are compared, and gaps that are cheaper to read
 than a request of their own.
 """
 
@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 REQUEST_BYTES = 16 * 1024 * 1024
-"""Largest request, unless a single block is larger: what object stores serve best."""
+"""Largest request, unless a single block is larger: the size that object stores serve best."""
 
 GAP_BYTES = 64 * 1024
 """Unwanted bytes between two wanted ranges that are cheaper to read than to skip."""
-
-DIRECT_BYTES = 64 * 1024
-"""From this size on a buffer of its own is worth a system call of its own; less is cheaper to copy."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,7 +30,7 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class RequestPiece:
-    """Bytes of one wanted span that one request brings.
+    """Bytes of one wanted span that one request reads.
 
     Attributes:
         want: Index of the wanted span.
@@ -49,50 +46,24 @@ class RangeRequest:
     """One read of a file.
 
     Attributes:
-        span: What is read; whole blocks, the last one of the file possibly shorter.
-        pieces: What of it is wanted, by position; pieces of different wants may overlap.
+        span: The bytes to read: whole blocks, the last one of the file possibly shorter.
+        pieces: The wanted bytes among them, by position; pieces of different wants may overlap.
     """
 
     span: ByteRange
     pieces: tuple[RequestPiece, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BufferSlot:
-    """Where a part of a request lands: in the memory of a want, or, with None, in a buffer that is used again."""
-
-    span: ByteRange
-    want: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Landing:
-    """Where all of a request lands.
-
-    Attributes:
-        slots: Cover the request's span without overlap, in order of position.
-        copies: Pieces whose bytes landed elsewhere and must be copied from there.
-    """
-
-    slots: tuple[BufferSlot, ...]
-    copies: tuple[RequestPiece, ...]
-
-    @property
-    def bounced(self) -> int:
-        """Bytes that land in no want's memory."""
-        return sum(slot.span.length for slot in self.slots if slot.want is None)
-
-
 def plan_requests(
     wanted: Sequence[ByteRange], *, block_bytes: int = 1, size: int | None = None, request_bytes: int = REQUEST_BYTES
 ) -> list[RangeRequest]:
-    """The requests that bring every wanted byte exactly once, in order of position.
+    """Return the requests that read every wanted byte exactly once, in order of position.
 
     Args:
         wanted: Spans of one file, in any order; they may overlap, and empty ones are left out.
         block_bytes: Only whole blocks of this size are read.
-        size: Of the file, where its last block ends; needed unless ``block_bytes`` is 1.
-        request_bytes: No request is larger, unless one block is.
+        size: Length of the file, where its last block ends; needed unless ``block_bytes`` is 1.
+        request_bytes: Maximum size of a request, unless one block is larger.
     """
     step = max(request_bytes // block_bytes, 1) * block_bytes
 
@@ -120,36 +91,10 @@ def plan_requests(
     return requests
 
 
-def land(request: RangeRequest, lands: Callable[[int], bool]) -> Landing:
-    """Let a request's bytes land in their destination where that is memory and worth a buffer of its own.
-
-    Args:
-        lands: Whether a want has memory to land in.
-    """
-    slots: list[BufferSlot] = []
-    copies: list[RequestPiece] = []
-    reached = request.span.start
-
-    def bounce_up_to(position: int) -> None:
-        if position > reached:
-            slots.append(BufferSlot(ByteRange(reached, position - reached), None))
-
-    for piece in request.pieces:
-        span = piece.span
-        if span.length >= DIRECT_BYTES and span.start >= reached and lands(piece.want):
-            bounce_up_to(span.start)
-            slots.append(BufferSlot(span, piece.want))
-            reached = span.end
-        else:
-            copies.append(piece)
-    bounce_up_to(request.span.end)
-    return Landing(tuple(slots), tuple(copies))
-
-
 def _stretches(
     order: Sequence[int], wanted: Sequence[ByteRange], widened: Callable[[int, int], ByteRange]
 ) -> Iterator[list[int]]:
-    """Wants, by position, in groups between which so much is unwanted that it is skipped."""
+    """Yield groups of wants, by position, with gaps between them that are too large to read."""
     stretch: list[int] = []
     reach = 0
     for want in order:

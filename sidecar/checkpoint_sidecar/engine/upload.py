@@ -1,4 +1,4 @@
-"""Writing files of a snapshot: many parts at a time, in bounded memory, with their checksums computed on the way."""
+"""Writes the files of a snapshot: concurrent parts, bounded memory, checksums computed on the way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from checkpoint_sidecar.core.manifest import File
-from checkpoint_sidecar.engine.adaptive_pool import Crew
+from checkpoint_sidecar.engine.adaptive_pool import AdaptivePool
 from checkpoint_sidecar.engine.budget import MemoryBudget
 from checkpoint_sidecar.engine.checksums import block_checksums, of_blocks
 from checkpoint_sidecar.engine.files import FilePlan, UploadPart, parts_of
@@ -25,35 +25,35 @@ def upload_files(
     settings: EngineSettings,
     progress: TransferMeter | None = None,
 ) -> list[File]:
-    """Write all files, or none: they become visible when every byte of all of them is stored.
+    """Write all files, or none: they become visible once every byte of all of them is stored.
 
     Args:
         folder: ``SaveFolder.path``.
-        plans: What their segments hold in memory must not change meanwhile.
-        block_bytes: Of the checksums; it divides 4 MiB, and thereby every part.
-        settings: Parts that are sent at a time, and the memory for what is not in memory yet.
-        progress: Told of every part that is stored.
+        plans: The files. Memory that their segments refer to must not change during the upload.
+        block_bytes: Block size of the checksums; it divides 4 MiB, and thereby every part.
+        settings: Limits on concurrent parts, and on memory for segments that are not in memory yet.
+        progress: Counts every part that is stored; may cancel the upload.
 
     Returns:
-        The manifest's line for each file, in their order.
+        The manifest's entry for each file, in order.
 
     Raises:
-        BaseException: The first failure, whatever it was, of any segment, part or upload; the others were aborted. A
-            failure of the very last step, publishing, may leave some of the files visible.
+        BaseException: The first failure of any segment, part or upload; all uploads were aborted. A failure of the
+            last step, publishing, may leave some of the files visible.
     """
     with ExitStack() as opened:
-        work = opened.enter_context(_Work(settings, block_bytes, progress or TransferMeter()))
+        uploads = opened.enter_context(_Uploads(settings, block_bytes, progress or TransferMeter()))
         try:
             files = []
             for plan in plans:
                 upload = opened.enter_context(store.upload(f"{folder}/{plan.name}", plan.size))
-                files.append((plan, work.send(plan, upload)))
-            work.wait()
-            work.publish()
+                files.append((plan, uploads.send(plan, upload)))
+            uploads.wait()
+            uploads.publish()
         except BaseException as error:  # noqa: BLE001 - the first failure is raised
-            work.fail(error)
-        if work.first_error is not None:
-            raise work.first_error
+            uploads.fail(error)
+        if uploads.first_error is not None:
+            raise uploads.first_error
         return [
             _described(plan.name, plan.size, [each for index in sorted(sums) for each in sums[index]], block_bytes)
             for plan, sums in files
@@ -61,25 +61,25 @@ def upload_files(
 
 
 def upload_bytes(store: Store, key: str, data: Buffer, *, block_bytes: int) -> File:
-    """Write one object that is in memory.
+    """Write an object from memory and return its manifest entry.
 
     Raises:
-        StoreError: Nothing is visible, unless it is an ``UnknownOutcomeError``.
+        StoreError: The write failed. Nothing is visible, except perhaps after an ``UnknownOutcomeError``.
     """
     write_object(store, key, data)
     view = memoryview(data).cast("B")
     return _described(key.rpartition("/")[2], view.nbytes, block_checksums([view], block_bytes), block_bytes)
 
 
-class _Work(Crew):
-    """Parts under way."""
+class _Uploads(AdaptivePool):
+    """The files that are being uploaded."""
 
     def __init__(self, settings: EngineSettings, block_bytes: int, progress: TransferMeter) -> None:
         super().__init__(
             "upload",
             first=settings.threads_at_first,
             most=settings.connections,
-            glance=progress.check,
+            poll=progress.check,
             on_failure=self._abort,
         )
         self._budget = MemoryBudget(settings.memory_bytes)
@@ -88,19 +88,19 @@ class _Work(Crew):
         self._uploads: list[Upload] = []
 
     def send(self, plan: FilePlan, upload: Upload) -> dict[int, list[int]]:
-        """Begin to write a file; returns where the checksums of each part's blocks will be."""
+        """Start to write a file. Returns the dictionary that will hold the checksums of each part's blocks."""
         self._uploads.append(upload)
         self._progress.expect(plan.size)
         sums: dict[int, list[int]] = {}
         for part in parts_of(plan, upload.part_bytes):
-            # Here, in the order of the parts, and not by the sender: where the store takes a stream, a part that holds
-            # memory waits for those before it, which must not wait for memory then.
+            # Memory is reserved in the order of the parts: a store that takes a stream sends a part only after those
+            # before it, so that none of these may wait for memory that a later part holds.
             self._budget.acquire(part.memory_bytes, meanwhile=self.check)
             self.start(self._send, part, upload, sums)
         return sums
 
     def publish(self) -> None:
-        """Complete all files, side by side."""
+        """Complete all files concurrently."""
         for upload in self._uploads:
             self.start(upload.complete)
         self.wait()

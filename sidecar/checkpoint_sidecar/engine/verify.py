@@ -14,8 +14,9 @@ from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.confirm import confirmed
+from checkpoint_sidecar.engine.delivery import Want
 from checkpoint_sidecar.engine.limits import EngineSettings
-from checkpoint_sidecar.engine.read import Files, Want, missing
+from checkpoint_sidecar.engine.read import Files, missing
 from checkpoint_sidecar.engine.requests import REQUEST_BYTES, ByteRange
 from checkpoint_sidecar.store.base import Store
 

@@ -37,7 +37,7 @@ from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import check_sizes, read_file
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.dcp.compatibility import check_complete
-from checkpoint_sidecar.training.dcp.delivery import Item, WantedPart, bring
+from checkpoint_sidecar.training.dcp.delivery import Item, WantedPart, deliver
 from checkpoint_sidecar.training.dcp.errors import wrapped
 from checkpoint_sidecar.training.dcp.memory import is_plain
 from checkpoint_sidecar.training.dcp.read_once import SharedReads, all_succeeded, pass_on, plan_shares
@@ -182,7 +182,7 @@ class SnapshotReader(StorageReader):
                 [file for file in self._manifest.files if file.name in needed],
                 level=self._verify,
             )
-        bring(self._contents(), list(map(item, names)), staging_bytes=self._settings.memory_bytes // 2)
+        deliver(self._contents(), list(map(item, names)), staging_bytes=self._settings.memory_bytes // 2)
         return found
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
@@ -277,11 +277,11 @@ class SnapshotReader(StorageReader):
             target = planner.resolve_tensor(item)
             # A detached tensor that is more than its elements may get elements of its own when it is written to.
             target = target.detach() if is_plain(target.detach()) else target
-            self._check_fit(item, target, self._stored(item).properties.dtype, item.lengths)
+            self._check_compatible(item, target, self._stored(item).properties.dtype, item.lengths)
             targets[item] = target
         return targets
 
-    def _check_fit(self, item: ReadItem, target: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
+    def _check_compatible(self, item: ReadItem, target: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
         if target.shape != shape or target.dtype != dtype:
             raise IncompatibleSnapshotError(
                 "load a tensor",
@@ -290,7 +290,7 @@ class SnapshotReader(StorageReader):
             )
 
     def _read(self, items: Sequence[ReadItem], targets: dict[ReadItem, torch.Tensor], planner: LoadPlanner) -> None:
-        bring(
+        deliver(
             self._contents(),
             [self._item(item, targets.get(item), planner) for item in items],
             staging_bytes=self._settings.memory_bytes // 2,
@@ -333,7 +333,7 @@ class SnapshotReader(StorageReader):
         saved = narrow_tensor_by_index(
             self._load(item.storage_index.fqn, data, "cpu"), item.storage_offsets, item.lengths
         )
-        self._check_fit(item, target, saved.dtype, saved.shape)
+        self._check_compatible(item, target, saved.dtype, saved.shape)
         with torch.no_grad():
             target.copy_(saved)
 

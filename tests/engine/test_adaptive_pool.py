@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.engine.adaptive_pool import Crew, grown
+from checkpoint_sidecar.engine.adaptive_pool import AdaptivePool, grown
 
 
 class Together:
@@ -43,42 +43,42 @@ def _compute(seconds: float) -> None:
 
 def test_there_are_more_and_more_while_they_wait() -> None:
     together = Together()
-    with Crew("test", first=1, most=8) as crew:
+    with AdaptivePool("test", first=1, most=8) as pool:
         for _ in range(40):
-            crew.start(together.waiting)
-        crew.wait()
+            pool.start(together.waiting)
+        pool.wait()
     assert together.most == 8
 
 
 def test_those_that_compute_stay_few() -> None:
     together = Together()
-    with Crew("test", first=1, most=8) as crew:
+    with AdaptivePool("test", first=1, most=8) as pool:
         for _ in range(20):
-            crew.start(together.computing)
-        crew.wait()
+            pool.start(together.computing)
+        pool.wait()
     assert together.most == 1
 
 
 @pytest.mark.parametrize(("first", "most"), [(4, 2), (2, 2), (1, 1)], ids=["more first than at most", "two", "one"])
 def test_there_are_never_more_than_allowed(first: int, most: int) -> None:
     together = Together()
-    with Crew("test", first=first, most=most) as crew:
+    with AdaptivePool("test", first=first, most=most) as pool:
         for _ in range(12):
-            crew.start(together.waiting)
-        crew.wait()
+            pool.start(together.waiting)
+        pool.wait()
     assert together.most == most
 
 
 def test_steps_begin_in_the_order_in_which_they_are_started() -> None:
     begun: list[int] = []
-    with Crew("test", first=1, most=1) as crew:
+    with AdaptivePool("test", first=1, most=1) as pool:
         for number in range(50):
-            crew.start(begun.append, number)
-        crew.wait()
+            pool.start(begun.append, number)
+        pool.wait()
     assert begun == list(range(50))
 
 
-def test_after_a_failure_nothing_begins_any_more_and_whoever_waits_learns_of_it() -> None:
+def test_after_a_failure_nothing_begins_any_more_and_the_waiting_thread_raises_it() -> None:
     begun: list[int] = []
 
     def step(number: int) -> None:
@@ -86,26 +86,26 @@ def test_after_a_failure_nothing_begins_any_more_and_whoever_waits_learns_of_it(
         if number == 3:
             raise ZeroDivisionError
 
-    def start_all(crew: Crew) -> None:
+    def start_all(pool: AdaptivePool) -> None:
         for number in range(50):
-            crew.start(step, number)
+            pool.start(step, number)
 
-    with Crew("test", first=1, most=1) as crew:
+    with AdaptivePool("test", first=1, most=1) as pool:
         with pytest.raises(ZeroDivisionError):
-            start_all(crew)
+            start_all(pool)
         with pytest.raises(ZeroDivisionError):
-            crew.wait()
+            pool.wait()
     assert begun == [0, 1, 2, 3]
 
 
-def test_the_first_failure_is_the_one_that_counts_and_is_told_once() -> None:
-    told: list[str] = []
-    with Crew("test", first=2, most=2, on_failure=lambda: told.append("failed")) as crew:
-        crew.fail(ZeroDivisionError())
-        crew.fail(KeyError())
+def test_the_first_failure_is_the_one_that_counts_and_is_reported_once() -> None:
+    reported: list[str] = []
+    with AdaptivePool("test", first=2, most=2, on_failure=lambda: reported.append("failed")) as pool:
+        pool.fail(ZeroDivisionError())
+        pool.fail(KeyError())
         with pytest.raises(ZeroDivisionError):
-            crew.check()
-    assert told == ["failed"]
+            pool.check()
+    assert reported == ["failed"]
 
 
 def test_a_failure_can_end_steps_that_wait() -> None:
@@ -114,26 +114,26 @@ def test_a_failure_can_end_steps_that_wait() -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
-    with Crew("test", first=2, most=2, on_failure=ended.set) as crew:
-        crew.start(ended.wait)
-        crew.start(fail)
+    with AdaptivePool("test", first=2, most=2, on_failure=ended.set) as pool:
+        pool.start(ended.wait)
+        pool.start(fail)
         with pytest.raises(ZeroDivisionError):
-            crew.wait()
+            pool.wait()
 
 
-def test_who_waits_looks_whether_it_is_called_off() -> None:
-    release, called_off = threading.Event(), threading.Event()
+def test_a_waiting_thread_polls_for_cancellation() -> None:
+    release, cancelled = threading.Event(), threading.Event()
 
-    def glance() -> None:
-        if called_off.is_set():
+    def poll() -> None:
+        if cancelled.is_set():
             release.set()
             raise KeyboardInterrupt
 
-    with Crew("test", first=1, most=1, glance=glance) as crew:
-        crew.start(release.wait)
-        called_off.set()
+    with AdaptivePool("test", first=1, most=1, poll=poll) as pool:
+        pool.start(release.wait)
+        cancelled.set()
         with pytest.raises(KeyboardInterrupt):
-            crew.start(release.wait)
+            pool.start(release.wait)
 
 
 @given(
