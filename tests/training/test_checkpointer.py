@@ -34,7 +34,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotCommitted,
 )
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
-from checkpoint_sidecar.runs.heartbeat import read_beat
+from checkpoint_sidecar.runs.heartbeat import read_heartbeat
 from checkpoint_sidecar.store.fsspec import misdirected
 from training.checkpointer_runs import EVERY_STEP, RunStorage, Training, started, train_until
 
@@ -260,9 +260,9 @@ def test_a_fenced_attempt_that_hangs_does_not_speak_in_the_name_of_its_successor
             pass
         time.sleep(0.3)  # the first one sits in a step
         train_until(lambda: False, first, training)
-    beat = read_beat(storage.store)
-    assert beat is not None
-    assert (beat.progress.attempt, beat.progress.ended) == (2, True)
+    stored = read_heartbeat(storage.store)
+    assert stored is not None
+    assert (stored.heartbeat.attempt, stored.heartbeat.ended) == (2, True)
 
 
 # Word from the operator, through the log

@@ -15,7 +15,7 @@ from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError
 from checkpoint_sidecar.core.heartbeat import MAX_PROGRESS_BYTES, Heartbeat, encode
 from checkpoint_sidecar.core.layout import PROGRESS_KEY
 from checkpoint_sidecar.core.log import EvictionNoticed, PodIdentity
-from checkpoint_sidecar.runs.heartbeat import read_beat
+from checkpoint_sidecar.runs.heartbeat import read_heartbeat
 from checkpoint_sidecar.runs.log import RunLog
 from doubles.faulty import FaultyStore, fails_with
 from doubles.memory import MemoryStore
@@ -77,7 +77,7 @@ def test_a_hint_that_makes_no_sense_is_no_reason_to_wait(hint: bytes) -> None:
 def test_a_hint_that_may_not_be_read_is_no_reason_to_wait_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     denied = fails_with(AccessDeniedError("read", PROGRESS_KEY, "its storage class forbids it"))
     store = FaultyStore(MemoryStore("s3://memory/denied"), gets=[denied, denied])
-    assert [read_beat(store), read_beat(store)] == [None, None]
+    assert [read_heartbeat(store), read_heartbeat(store)] == [None, None]
     assert [record.message for record in caplog.records] == [
         "ignore s3://memory/denied/_progress.json: its storage class forbids it. The next heartbeat replaces it"
     ]
@@ -86,7 +86,7 @@ def test_a_hint_that_may_not_be_read_is_no_reason_to_wait_and_is_logged_once(cap
 def test_a_store_that_fails_for_the_moment_is_no_missing_hint() -> None:
     store = FaultyStore(MemoryStore(), gets=[fails_with(StoreError("read", PROGRESS_KEY, "503"))])
     with pytest.raises(StoreError, match="503"):
-        read_beat(store)
+        read_heartbeat(store)
 
 
 def test_an_old_beat_is_no_reason_to_wait() -> None:
@@ -161,9 +161,9 @@ class Reports:
     def write(self) -> int:
         """Write a beat; returns whose beat is there then."""
         self.report._write()
-        beat = read_beat(self.world.store)
-        assert beat is not None
-        return beat.progress.attempt
+        stored = read_heartbeat(self.world.store)
+        assert stored is not None
+        return stored.heartbeat.attempt
 
 
 def test_a_gang_that_wakes_up_leaves_the_heartbeat_of_its_successor_alone() -> None:

@@ -39,7 +39,7 @@ from checkpoint_sidecar.core.location import check_url
 from checkpoint_sidecar.core.log import StoredEntry
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.runs.entries import get_entries
-from checkpoint_sidecar.runs.heartbeat import read_beat
+from checkpoint_sidecar.runs.heartbeat import read_heartbeat
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.marker import telling_keys
 from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
@@ -342,8 +342,11 @@ class RunStore:
 
     def progress(self) -> RunProgress | None:
         """The last word of the running attempt, or None."""
-        beat = read_beat(self.store)
-        return RunProgress(beat.progress.attempt, beat.progress.step, beat.at, beat.progress.ended) if beat else None
+        stored = read_heartbeat(self.store)
+        if stored is None:
+            return None
+        heartbeat = stored.heartbeat
+        return RunProgress(heartbeat.attempt, heartbeat.step, stored.at, heartbeat.ended)
 
 
 def missing_log(session: RunStore, run: Run, checkpoint: Checkpoint) -> StoreFault | None:

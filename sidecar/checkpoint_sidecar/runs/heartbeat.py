@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """The last word of an attempt.
+class StoredHeartbeat:
+    """The latest heartbeat of a run.
 
     Attributes:
-        at: The store's clock when it was written.
+        at: Time by the store's clock when it was written.
     """
 
-    progress: Heartbeat
+    heartbeat: Heartbeat
     at: dt.datetime
 
 
-def read_beat(store: Store) -> Beat | None:
-    """The last beat, or None when there is none.
+def read_heartbeat(store: Store) -> StoredHeartbeat | None:
+    """Read the latest heartbeat, or None when there is none.
 
-    One that cannot be read counts as none, whatever is wrong with it: a start of training or a pass of the operator
-    must not depend on a hint. It is logged once for each store and process.
+    An unreadable heartbeat counts as none: a start of training or a pass of the operator must not depend on a hint.
+    It is logged once for each store and process.
 
     Raises:
         StoreError: The store failed, and may work later.
@@ -45,11 +45,11 @@ def read_beat(store: Store) -> Beat | None:
             raise
         _warn_once(store.url, error.cause)
         return None
-    progress = decode(stored.data)
-    if progress is None:
+    heartbeat = decode(stored.data)
+    if heartbeat is None:
         _warn_once(store.url, "it is not a heartbeat")
         return None
-    return Beat(progress, stored.info.modified)
+    return StoredHeartbeat(heartbeat, stored.info.modified)
 
 
 @functools.lru_cache(maxsize=4096)
