@@ -346,7 +346,7 @@ SNAPSHOT_STATUS = api.CheckpointSnapshotStatus(
     metrics={"loss": "0.5"},
     saved_in="1m30s",
     trigger="Schedule",
-    retention=api.RetentionVerdict(True, ("KeepLast",)),
+    retention=api.SnapshotRetention(True, ("KeepLast",)),
     retired_at=TIME,
     purge_after=TIME,
 )

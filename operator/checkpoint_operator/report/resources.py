@@ -205,11 +205,11 @@ def _why_not_retired(run: Run, snapshot: Snapshot, verdict: RetentionVerdict) ->
     return why_not_retired(run, snapshot.id) or (f"the policy keeps it ({', '.join(kept)})" if kept else "")
 
 
-def _retention(snapshot: Snapshot, verdict: RetentionVerdict) -> api.RetentionVerdict | None:
+def _retention(snapshot: Snapshot, verdict: RetentionVerdict) -> api.SnapshotRetention | None:
     if snapshot.id in verdict.keep:
-        return api.RetentionVerdict(kept=True, reasons=verdict.keep[snapshot.id])
+        return api.SnapshotRetention(kept=True, reasons=verdict.keep[snapshot.id])
     if snapshot.id in verdict.retire:
-        return api.RetentionVerdict(kept=False, reasons=verdict.retire[snapshot.id])
+        return api.SnapshotRetention(kept=False, reasons=verdict.retire[snapshot.id])
     return None
 
 

@@ -294,7 +294,7 @@ class CheckpointSnapshotSpec(msgspec.Struct, frozen=True, rename="camel"):
     disposition: Disposition = "Auto"
 
 
-class RetentionVerdict(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class SnapshotRetention(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What ``core.retention`` says of the snapshot."""
 
     kept: bool
@@ -323,7 +323,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
     metrics: dict[str, str] = {}
     saved_in: Duration | None = None
     trigger: Trigger | None = None
-    retention: RetentionVerdict | None = None
+    retention: SnapshotRetention | None = None
     retired_at: Timestamp | None = None
     purge_after: Timestamp | None = None
     last_release_request: str | None = None
