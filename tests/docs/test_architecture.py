@@ -118,6 +118,8 @@ def test_every_decision_says_context_reason_and_consequences() -> None:
     [
         "docs/architecture.md",
         "docs/glossary.md",
+        "docs/demo.md",
+        "SECURITY.md",
         "CONTRIBUTING.md",
         *sorted(f"docs/decisions/{p.name}" for p in DECISIONS.glob("*.md")),
     ],
