@@ -69,7 +69,7 @@ def fires(alert: str, series: dict[str, str], folder: Path) -> bool:
     """Whether the alert fires 200 minutes after the beginning."""
     program = promtool.find()
     if program is None:
-        pytest.skip("promtool is neither installed nor built: run `python tests/alerts/promtool.py` (needs Go)")
+        pytest.skip("promtool is neither installed nor cached: run `python tests/alerts/promtool.py` (needs apt or Go)")
     inputs = []
     for name, values in series.items():
         metric, _, labels = name.partition(",")
