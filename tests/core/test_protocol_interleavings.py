@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_sidecar.core import attempt, overwrite, replay, retention
+from checkpoint_sidecar.core import attempt, overwrite, replay, selection
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotCommitted, SnapshotPurged, SnapshotReinstated
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from core.explorer import BrokenPromiseError, Rules, explore
@@ -82,11 +82,11 @@ def _without_fencing(patch: pytest.MonkeyPatch) -> None:
 
 
 def _without_in_use(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(retention, "in_use", lambda _: None)
+    patch.setattr(selection, "in_use", lambda _: None)
 
 
 def _without_rollback_target(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(retention, "rollback_target", lambda _: None)
+    patch.setattr(selection, "rollback_target", lambda _: None)
 
 
 def _without_verification(patch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def _without_keeping_the_superseded(patch: pytest.MonkeyPatch) -> None:
     def newest_first(run: Run) -> tuple[Snapshot, ...]:
         return tuple(s for s in reversed(run.snapshots.values()) if s.state is not SnapshotState.REJECTED)
 
-    patch.setattr(retention, "lineage", newest_first)
+    patch.setattr(selection, "lineage", newest_first)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import appends, plan
 from checkpoint_operator.gather import run_store
 from checkpoint_sidecar.attempt.session import AttemptSession
-from checkpoint_sidecar.core import attempt, belongings, lineage, log, purging, replay, retention
+from checkpoint_sidecar.core import attempt, belongings, lineage, log, purging, replay, selection
 from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine import confirm, pointer
@@ -165,14 +165,14 @@ MUTANTS = (
         6,
         "the newest verified one goes",
         stories.the_newest_verified_snapshot_stays_while_the_newer_one_cannot_be_checked,
-        retention._floors,
-        '_mark(keep, [verified], "NewestVerified")',
-        "",
+        selection.newest_verified,
+        "return ",
+        "return () and ",
     ),
     Mutant(
-        6, "damaged ones count for keepLast", 136, retention.judge, "s.failures == 0 and s.id not in", "s.id not in"
+        6, "damaged ones count for keepLast", 136, selection.case_of, "s.failures == 0 and s.id not in", "s.id not in"
     ),
-    Mutant(6, "superseded ones go at once", 132, retention.judge, "enough = ", "enough = True or "),
+    Mutant(6, "superseded ones go at once", 132, selection.case_of, "enough=", "enough=True or "),
     Mutant(
         6,
         "a superseded one is a fallback",
@@ -186,7 +186,7 @@ MUTANTS = (
         7,
         "a replaced one goes unverified",
         stories.a_replaced_snapshot_stays_until_its_replacement_is_verified,
-        retention.judge,
+        selection.replaced_by_unverified,
         "if replacement and",
         "if False and",
     ),

@@ -43,12 +43,13 @@ from checkpoint_operator.report import resources
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.belongings import Survey
+from checkpoint_sidecar.core.best import best_snapshot
 from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.purging import next_purge_at, purge_due
-from checkpoint_sidecar.core.retention import RetentionVerdict, Terms, judge, metric_value
+from checkpoint_sidecar.core.retention import RetentionVerdict, Terms, judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 # Per round, so that one Checkpoint cannot keep the others waiting.
@@ -177,20 +178,6 @@ def rollback_target(spec: CheckpointSpec, run: Run) -> str | None:
         best = best_snapshot(run)
         target = best.id if best else None
     return target if target and appends.rollback_target_exists(run, target) else None
-
-
-def best_snapshot(run: Run) -> Snapshot | None:
-    """The best live snapshot of the lineage by the first rule of ``keepBest``."""
-    rules = run.policy.retention.keep_best if run.policy.retention else ()
-    if not rules:
-        return None
-    rule = rules[0]
-    scored = [(metric_value(s, rule.metric), s) for s in lineage(run) if s.live and s.failures == 0]
-    finite = [(value, s) for value, s in scored if value is not None]
-    if not finite:
-        return None
-    # Of equal values the newest wins; the lineage is newest first and min and max keep the first.
-    return (min if rule.mode == "Min" else max)(finite, key=lambda pair: pair[0])[1]
 
 
 def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.datetime) -> tuple[LogAction, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from checkpoint_operator.decide import appends
 from checkpoint_operator.decide.gang import members
-from checkpoint_operator.decide.plan import best_snapshot
 from checkpoint_operator.model.observed import Checkpoint, Observed, StoreFault
 from checkpoint_operator.model.timestamps import timestamp
 from checkpoint_operator.report import conditions
@@ -18,6 +17,7 @@ from checkpoint_operator.report.resources import encode_status, purge_after
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import MAX_LISTED, ConditionType
 from checkpoint_sidecar.core.attempt import places
+from checkpoint_sidecar.core.best import best_snapshot
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
 from checkpoint_sidecar.core.retention import judge

@@ -55,6 +55,12 @@ def superseded(run: Run) -> tuple[Snapshot, ...]:
     return tuple(s for s in run.snapshots.values() if s.id not in chain and s.state in held)
 
 
+def newest_compared(run: Run) -> Snapshot | None:
+    """Return the newest live snapshot of the lineage whose checksums were all compared, and match."""
+    good = (s for s in walk(run, run.newest) if s.live and not s.failures and s.verified_at_least("Checksums"))
+    return next(good, None)
+
+
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
     """What a start may load, in the order to try.

@@ -14,8 +14,9 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import replace
 
+from checkpoint_sidecar.core.lineage import newest_compared
 from checkpoint_sidecar.core.policy import RetentionPolicy
-from checkpoint_sidecar.core.retention import NO_TERMS, Terms, judge, newest_compared
+from checkpoint_sidecar.core.retention import NO_TERMS, Terms, judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 PURGES_AT_ONCE = 8
