@@ -229,8 +229,8 @@ MUTANTS = (
         5,
         "a rank that cannot prepare to read keeps it to itself",
         186,
-        restoring._load,
-        "in agreement.gather_errors(error) if",
+        restoring._Loading.run,
+        "in self._agreement.gather_errors(error) if",
         "in [error] if",
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Restoring on all ranks, or on none."""
+"""Restores a snapshot on all ranks, or on none."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from checkpoint_sidecar.training.transfers import Transfers
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What training goes on from.
+    """The snapshot from which training continues.
 
     Attributes:
+        seconds: Duration of the restore.
         skipped: Snapshots that were tried before and proved damaged.
-        missing: Names that the state has and the snapshot lacks, which keep the state they had; of many the first.
-        unused: Names that the snapshot has and the state does not take; likewise.
+        missing: Names that only the state has, which keep their present values; the first ones of many.
+        unused: Names that only the snapshot has; likewise.
     """
 
     snapshot: str
@@ -55,14 +56,14 @@ def restore(
     """Load the newest snapshot that proves good, the same one on every rank. None means a fresh start.
 
     Args:
-        session: On rank 0.
+        session: The attempt's session on rank 0, None on the others.
         strict: Whether names that only the snapshot or only the state has are fatal; see ``leftovers``.
-        transfers: Where the running restore is to be seen.
+        transfers: Shows the running restore.
 
     Raises:
         RestoreError: Every candidate proved damaged, or there is none and the policy forbids a fresh start.
-        RestoreInterrupted: Something else than damage stopped it; the next start tries the same snapshot.
-        IncompatibleSnapshotError: The snapshot does not fit; the state was not touched.
+        RestoreInterrupted: An error that is not damage stopped it; the next start tries the same snapshot.
+        IncompatibleSnapshotError: The snapshot is incompatible; the state is unchanged.
         FencedError: A later attempt started.
     """
     while True:
@@ -72,45 +73,25 @@ def restore(
         began = time.monotonic()
         progress, compared = TransferMeter(), ComparedBytes(candidate.manifest)
         with transfers.under_way("restore", candidate.step, progress):
-            errors, leftovers = _load(state, candidate, store, agreement, trust, strict, progress, compared)
+            loading = _Loading(state, candidate, store, agreement, trust, strict, progress, compared)
+            errors = loading.run()
         if not errors:
             agreement.combine(compared.flags)
         seconds = time.monotonic() - began
-        skipped = agreement.from_rank_0(partial(_record, session, candidate, errors, leftovers, seconds, compared))
+        skipped = agreement.from_rank_0(
+            partial(_record, session, candidate, errors, loading.leftovers, seconds, compared)
+        )
         if not errors:
-            missing, unused = leftovers.not_restored, leftovers.not_used
+            missing, unused = loading.leftovers.not_restored, loading.leftovers.not_used
             return Restored(candidate.snapshot, candidate.step, seconds, skipped, missing, unused)
 
 
-def _load(
-    state: TrainingState,
-    candidate: Candidate,
-    store: Store,
-    agreement: Agreement,
-    trust: Trust,
-    strict: bool,
-    progress: TransferMeter,
-    compared: ComparedBytes,
-) -> tuple[list[Exception], Leftovers]:
-    """The errors of all ranks, and what did not match, the same on every rank."""
-    loading = _Loading(state, candidate, store, agreement, trust, strict, progress, compared)
-    # Ranks must not enter the collectives of a phase unless all of them do.
-    for phase in (loading.open, loading.describe, loading.allocate, loading.read):
-        error: Exception | None = None
-        try:
-            phase()
-        except INTERRUPTS:
-            raise
-        except BaseException as caught:  # noqa: BLE001 - reported by rank 0, raised on all
-            error = portable(caught, operation="restore", subject=f"rank {agreement.rank}")
-        errors = [each for each in agreement.gather_errors(error) if each is not None]
-        if errors:
-            return errors, Leftovers()
-    return [], loading.leftovers
-
-
 class _Loading:
-    """The phases in which a snapshot is loaded."""
+    """Loads one candidate in phases, which all ranks begin together.
+
+    Attributes:
+        leftovers: The names that did not match, the same on every rank once ``run`` has returned no errors.
+    """
 
     def __init__(
         self,
@@ -135,7 +116,7 @@ class _Loading:
             trust=trust,
             progress=progress,
             metadata=candidate.metadata,
-            # What is on a local disk is read faster than it is passed on.
+            # Reading from a local disk is faster than passing bytes on.
             sharing=None if store.url.startswith("file:") else agreement.group,
             compared=compared,
         )
@@ -143,25 +124,42 @@ class _Loading:
         self._operation = f"restore step {candidate.step}"
         self.leftovers = Leftovers()
 
-    def open(self) -> None:
-        """Read what the snapshot says of itself."""
+    def run(self) -> list[Exception]:
+        """Load the snapshot. Returns the errors of all ranks, the same on every rank."""
+        # Ranks must not enter the collectives of a phase unless all of them do.
+        for phase in (self._open, self._describe, self._allocate, self._read):
+            error: Exception | None = None
+            try:
+                phase()
+            except INTERRUPTS:
+                raise
+            except BaseException as caught:  # noqa: BLE001 - rank 0 records it, and all ranks raise it
+                error = portable(caught, operation="restore", subject=f"rank {self._agreement.rank}")
+            errors = [each for each in self._agreement.gather_errors(error) if each is not None]
+            if errors:
+                self.leftovers = Leftovers()
+                return errors
+        return []
+
+    def _open(self) -> None:
+        """Read the snapshot's metadata."""
         with raising_ours(self._operation):
             self._contents = Contents.of(self._reader.open())
 
-    def describe(self) -> None:
-        """Let rank 0 read, for all, what has to be known before anything is allocated."""
+    def _describe(self) -> None:
+        """Let rank 0 read, for all ranks, the objects that must be known before anything is allocated."""
         names = {name for names in self._agreement.gather(self._state.names) for name in names}
         wanted = self._contents.shared_items(names)
         self._contents.values.update(self._agreement.from_rank_0(partial(self._reader.load_objects, wanted)))
 
-    def allocate(self) -> None:
-        """Decide where everything goes, and whether it fits."""
+    def _allocate(self) -> None:
+        """Choose a destination for every item, and check that all are compatible."""
         error: Exception | None = None
         own = Leftovers()
         try:
             self._destinations = self._state.destinations(self._contents)
             own = self._destinations.leftovers
-        except Exception as caught:  # noqa: BLE001 - the other ranks wait for what does not match here
+        except Exception as caught:  # noqa: BLE001 - the other ranks wait in the gather below
             error = caught
         together = self._agreement.gather(own)
         if error is not None:
@@ -170,8 +168,8 @@ class _Loading:
         if refused := refusal(self.leftovers, self._subject, strict=self._strict):
             raise refused
 
-    def read(self) -> None:
-        """Load everything and put it into the objects."""
+    def _read(self) -> None:
+        """Load all items and apply them to the objects."""
         items = self._destinations.items
         planner = ItemPlanner(items)
         with raising_ours(self._operation):
@@ -190,7 +188,7 @@ def _record(
 ) -> tuple[str, ...]:
     assert session is not None  # runs on rank 0
     if errors:
-        # DCP raises the same error on every rank; they differ only where a load could not begin, or not be applied.
+        # DCP raises the same error on every rank; errors differ only if a load could not begin or not be applied.
         session.failed(candidate.snapshot, errors[0])
     else:
         missing, unused = leftovers.not_restored, leftovers.not_used
