@@ -30,6 +30,7 @@ from checkpoint_sidecar.core.pointers import published_for
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.fsspec import listings, misdirected
 from checkpoint_sidecar.store.fsspec.storage_options import SCHEMES, settings_of
 from checkpoint_sidecar.store.opening import open_store
@@ -40,7 +41,34 @@ from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 StrPath = str | os.PathLike[str]
 
 
-class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
+class _OpenedByPath:
+    """DCP storage whose ``checkpoint_id`` is the path of a checkpoint directory."""
+
+    _store: Store
+    _path: StrPath
+    _options: dict[str, Any]
+
+    @property
+    def checkpoint_id(self) -> StrPath:
+        return self._path
+
+    def reset(self, checkpoint_id: StrPath | None = None) -> None:
+        """Begin a save or load, as DCP asks; opens ``checkpoint_id`` with the storage options of the constructor."""
+        if checkpoint_id:
+            self._store = open_store(settings_of(checkpoint_id, self._options))
+            self._path = checkpoint_id
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
+        """Return whether the path is one that we can open."""
+        try:
+            settings_of(checkpoint_id, {})
+        except ConfigurationError:
+            return False
+        return True
+
+
+class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
     """Saves a checkpoint directory, all or nothing.
 
     Args:
@@ -90,22 +118,8 @@ class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
         self._options = storage_options
         self._overwrite = overwrite
 
-    @property
-    def checkpoint_id(self) -> StrPath:
-        return self._path
-
-    def reset(self, checkpoint_id: StrPath | None = None) -> None:
-        """DCP's start of a save; another ``checkpoint_id`` is opened with the storage options of the constructor."""
-        if checkpoint_id:
-            self._store = open_store(settings_of(checkpoint_id, self._options))
-            self._path = checkpoint_id
-
     def storage_meta(self) -> StorageMeta:
         return StorageMeta(checkpoint_id=os.fspath(self._path), save_id=self._save_id)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
-        return _can_serve(checkpoint_id)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's items; see ``SnapshotWriter``."""
@@ -124,7 +138,7 @@ class CheckpointWriter(SnapshotWriter, BlockingAsyncStager):
         return DirectorySave(self._store, overwrite=self._overwrite, world_size=world_size)
 
 
-class CheckpointReader(SnapshotReader):
+class CheckpointReader(_OpenedByPath, SnapshotReader):
     """Loads a checkpoint directory: ours, verified; torch's own, as it is.
 
     Args:
@@ -151,23 +165,13 @@ class CheckpointReader(SnapshotReader):
         self._path = path
         self._options = storage_options
 
-    @property
-    def checkpoint_id(self) -> StrPath:
-        return self._path
-
-    def reset(self, checkpoint_id: StrPath | None = None) -> None:
-        """DCP's start of a load; another ``checkpoint_id`` is opened with the storage options of the constructor."""
-        if checkpoint_id:
-            self._store = open_store(settings_of(checkpoint_id, self._options))
-            self._path = checkpoint_id
-
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         plan = super().prepare_local_plan(plan)
         plan.storage_data = self._folder
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Check that all ranks found the same snapshot: each looks for itself, and a save may end in between."""
+        """Check that all ranks found the same snapshot: each reads the log itself, and a save may end in between."""
         if len({plan.storage_data for plan in plans}) > 1:
             raise RestoreInterrupted(
                 "load a checkpoint",
@@ -176,10 +180,6 @@ class CheckpointReader(SnapshotReader):
                 "Load again.",
             )
         return plans
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
-        return _can_serve(checkpoint_id)
 
     def _locate(self) -> None:
         run = RunLog(self._store, writer=WRITER).refresh()
@@ -295,11 +295,3 @@ def _patched_modules() -> list[ModuleType]:
     modules = [import_module(name) for name in names]
     old = sys.modules.get(f"{package}._fsspec_filesystem")
     return [module for module in {*modules, *([old] if old else [])} if "FsspecWriter" in vars(module)]
-
-
-def _can_serve(checkpoint_id: StrPath) -> bool:
-    try:
-        settings_of(checkpoint_id, {})
-    except ConfigurationError:
-        return False
-    return True

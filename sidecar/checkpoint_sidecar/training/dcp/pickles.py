@@ -1,8 +1,9 @@
-"""A pickle machine of our own: it reads what it is given, and calls and changes nothing that its owner has not made.
+"""A pickle interpreter that makes plain data only and asks its owner for everything else.
 
-Python's unpickler calls whatever a pickle names, sets attributes of whatever it finds on the stack, allocates what a
-length field says and hashes tuples that are nested in themselves. Restricting the names it may find restricts none of
-that. This machine only makes numbers, strings, tuples, lists and dicts; names, calls and state go through its owner.
+Python's unpickler calls any callable that a pickle names, sets attributes of any object on its stack, allocates as much
+memory as a length field says, and hashes tuples that are nested in themselves. Restricting the names it may look up
+prevents none of that. This interpreter makes numbers, strings, tuples, lists and dicts; it passes names, calls and
+state to its owner.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import struct
 from typing import Any, Protocol
 
 _MEMORY_PER_BYTE = 4
-"""A pickle has at least so many bytes for each tuple, list, dict and object in it, beyond a thousand."""
+"""Minimum bytes of a pickle for each tuple, list, dict and object in it, beyond the first thousand."""
 _REFERENCES_PER_BYTE = 64
-"""So many parts of shared tuples may be referred to for each byte of a pickle, beyond 100,000."""
+"""Maximum references to parts of shared tuples for each byte of a pickle, beyond the first 100,000."""
 _MOST_ON_STACK = 1_000_000
 _MOST_NESTED = 10_000
 _MOST_INTEGER_BYTES = 2048
@@ -25,17 +26,17 @@ _SIGNED, _SHORT, _UNSIGNED, _FLOAT = (struct.Struct(form) for form in ("<i", "<H
 
 
 class RefusedError(Exception):
-    """The pickle is well-formed, but does something that a safe one does not do."""
+    """The pickle is well-formed, but does something that safe pickles do not do."""
 
 
 class MalformedError(Exception):
-    """The bytes are no pickle."""
+    """The bytes are not a pickle."""
 
 
 class PickleHost(Protocol):
-    """Decides about everything in a pickle that is more than plain data.
+    """Decides about everything in a pickle that is not plain data.
 
-    All methods raise ``RefusedError`` for what they do not allow.
+    All methods raise ``RefusedError`` to refuse.
 
     Attributes:
         unshared: Types whose values may not be referred to twice.
@@ -44,16 +45,16 @@ class PickleHost(Protocol):
     unshared: frozenset[type]
 
     def find(self, module: str, name: str) -> Any:
-        """The value that stands for a name."""
+        """Return the value that stands for a name."""
 
     def make(self, function: Any, arguments: Any) -> Any:
-        """The result of a call, or a new instance."""
+        """Return the result of a call, or a new instance."""
 
     def build(self, instance: Any, state: Any) -> Any:
-        """The instance with its state."""
+        """Return the instance with its state."""
 
     def persistent(self, identifier: Any) -> Any:
-        """What is stored outside the pickle."""
+        """Return a value that is stored outside the pickle."""
 
     def put(self, target: Any, keys: list[Any], values: list[Any]) -> None:
         """Set items of a mapping."""
@@ -63,13 +64,13 @@ class PickleHost(Protocol):
 
 
 def read(data: bytes, owner: PickleHost) -> Any:
-    """What the pickle says.
+    """Return the value that a pickle encodes.
 
     Raises:
-        RefusedError: The owner refused something, or the pickle needs more than its size justifies.
-        MalformedError: It is no pickle of the opcodes that ``pickle`` and ``torch.save`` write for plain data.
+        RefusedError: The owner refused something, or the pickle needs more memory than its size justifies.
+        MalformedError: The bytes are not a pickle of the opcodes that ``pickle`` and ``torch.save`` write.
     """
-    # Millions of small objects are made and none is garbage: looking for some would take as long again.
+    # Reading makes millions of small objects and no garbage: collecting would double the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -181,12 +182,7 @@ def _read(data: bytes, owner: PickleHost) -> Any:
             elif opcode == 0x95:  # FRAME
                 position += 8
             elif opcode == 0x71 or opcode == 0x72:  # BINPUT, LONG_BINPUT
-                if opcode == 0x71:
-                    index = data[position]
-                    position += 1
-                else:
-                    index = _UNSIGNED.unpack_from(data, position)[0]
-                    position += 4
+                index, position = _number(data, position, wide=opcode == 0x72)
                 # Picklers number what they remember in order.
                 if index == len(memo):
                     memoize(stack[-1])
@@ -213,23 +209,13 @@ def _read(data: bytes, owner: PickleHost) -> Any:
                 push(_FLOAT.unpack_from(data, position)[0])
                 position += 8
             elif opcode == 0x8A or opcode == 0x8B:  # LONG1, LONG4
-                if opcode == 0x8A:
-                    length = data[position]
-                    position += 1
-                else:
-                    length = _UNSIGNED.unpack_from(data, position)[0]
-                    position += 4
+                length, position = _number(data, position, wide=opcode == 0x8B)
                 if length > _MOST_INTEGER_BYTES:
                     raise RefusedError(f"it holds an integer of {length} bytes")
                 push(int.from_bytes(_bytes(data, position, length), "little", signed=True))
                 position += length
             elif opcode == 0x43 or opcode == 0x42 or opcode == 0x55:  # SHORT_BINBYTES, BINBYTES, SHORT_BINSTRING
-                if opcode == 0x42:
-                    length = _UNSIGNED.unpack_from(data, position)[0]
-                    position += 4
-                else:
-                    length = data[position]
-                    position += 1
+                length, position = _number(data, position, wide=opcode == 0x42)
                 push(_bytes(data, position, length))
                 position += length
             elif opcode == 0x51:  # BINPERSID
@@ -263,6 +249,13 @@ def _bytes(data: bytes, position: int, length: int) -> bytes:
     return found
 
 
+def _number(data: bytes, position: int, *, wide: bool) -> tuple[int, int]:
+    """Return a length or index of one byte, or of four if ``wide``, and the position after it."""
+    if wide:
+        return _UNSIGNED.unpack_from(data, position)[0], position + 4
+    return data[position], position + 1
+
+
 def _text(value: Any) -> str:
     if type(value) is not str:
         raise MalformedError("a name is not a string")
@@ -270,12 +263,12 @@ def _text(value: Any) -> str:
 
 
 def _weight(value: tuple[Any, ...], limit: int) -> int:
-    """How many parts a tuple has when every reference to another tuple counts anew."""
+    """Count the parts of a tuple, counting a tuple again for every reference to it."""
     count, rest = 0, [value]
     while rest:
         each = rest.pop()
         count += 1 + len(each)
         if count > limit:
-            raise RefusedError("it nests tuples in themselves, which would take for ever to hash")
+            raise RefusedError("it nests tuples in themselves, which would take too long to hash")
         rest += [part for part in each if type(part) is tuple]
     return count
