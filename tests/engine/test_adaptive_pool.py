@@ -41,22 +41,20 @@ def _compute(seconds: float) -> None:
         pass
 
 
-def test_there_are_more_and_more_while_they_wait() -> None:
+@pytest.mark.parametrize(
+    ("step", "most"),
+    [
+        pytest.param(Together.waiting, 8, id="more and more that wait"),
+        pytest.param(Together.computing, 1, id="few that compute"),
+    ],
+)
+def test_as_many_steps_run_at_a_time_as_wait_for_most_of_it(step: Callable[[Together], None], most: int) -> None:
     together = Together()
     with AdaptivePool("test", first=1, most=8) as pool:
         for _ in range(40):
-            pool.start(together.waiting)
+            pool.start(step, together)
         pool.wait()
-    assert together.most == 8
-
-
-def test_those_that_compute_stay_few() -> None:
-    together = Together()
-    with AdaptivePool("test", first=1, most=8) as pool:
-        for _ in range(20):
-            pool.start(together.computing)
-        pool.wait()
-    assert together.most == 1
+    assert together.most == most
 
 
 @pytest.mark.parametrize(("first", "most"), [(4, 2), (2, 2), (1, 1)], ids=["more first than at most", "two", "one"])

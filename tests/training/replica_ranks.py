@@ -23,23 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from checkpoint_sidecar import BalancedSavePlanner, Checkpointer, CheckpointWriter
 from checkpoint_sidecar.core.errors import ConfigurationError
 from training.ranks import Checks
+from training.states import Held
 
 check = Checks()
 LARGE = 600_000
 """Elements of a tensor that is sampled instead of read, and shared out by rows."""
-
-
-class Kept:
-    """An object whose state is what it was given."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state = state
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state
 
 
 def mine(*shape: int) -> torch.Tensor:
@@ -127,20 +115,20 @@ def stages_of_a_pipeline_with_other_shapes(folder: Path) -> None:
 def sharded_stages_of_a_pipeline_with_equal_names(folder: Path) -> None:
     own = DeviceMesh("cpu", [dist.get_rank()])
     state = {"weight": DTensor.from_local(mine(4, 4), own, [Replicate()])}
-    refused(folder, {"stage": Kept(state)}, "stage.weight", "ranks 0 and 1 hold different values")
+    refused(folder, {"stage": Held(state)}, "stage.weight", "ranks 0 and 1 hold different values")
 
 
 @check
 def a_tensor_that_two_stages_share(folder: Path) -> None:
     own = DeviceMesh("cpu", [dist.get_rank()])
     state = {"weight": DTensor.from_local(torch.arange(LARGE), own, [Replicate()])}
-    assert torch.equal(saved(folder, {"stage": Kept(state)})["stage"]["weight"], torch.arange(LARGE))
+    assert torch.equal(saved(folder, {"stage": Held(state)})["stage"]["weight"], torch.arange(LARGE))
 
 
 @check
 def replicas_that_drifted_apart(folder: Path) -> None:
     state = {"weight": DTensor.from_local(mine(4, 4), init_device_mesh("cpu", (2,)), [Replicate()], run_check=False)}
-    refused(folder, {"model": Kept(state)}, "model.weight", "replicas")
+    refused(folder, {"model": Held(state)}, "model.weight", "replicas")
 
 
 @check
@@ -150,14 +138,14 @@ def plain_values_that_differ(folder: Path) -> None:
 
 @check
 def objects_that_differ(folder: Path) -> None:
-    refused(folder, {"loader": Kept({"position": dist.get_rank()})}, "loader")
+    refused(folder, {"loader": Held({"position": dist.get_rank()})}, "loader")
 
 
 @check
 def a_tensor_here_and_an_object_there(folder: Path) -> None:
     refused(
         folder,
-        {"best": Kept({"value": mine(2) if dist.get_rank() else None})},
+        {"best": Held({"value": mine(2) if dist.get_rank() else None})},
         "best",
         "ranks 0 and 1 hold different values",
     )
@@ -165,7 +153,7 @@ def a_tensor_here_and_an_object_there(folder: Path) -> None:
 
 @check
 def large_tensors_that_differ(folder: Path) -> None:
-    refused(folder, {"average": Kept({"weight": mine(LARGE)})}, "average.weight")
+    refused(folder, {"average": Held({"weight": mine(LARGE)})}, "average.weight")
 
 
 @check
@@ -174,7 +162,7 @@ def equal_objects_whose_pickles_differ(folder: Path) -> None:
     names = [f"name {number}" for number in range(50)]
     strings = ["shared", "sha" + "red"] if dist.get_rank() else ["shared", "".join(["sha", "red"])]
     state = {"set": set(names), "nested": {"list": [frozenset(names), *strings]}}
-    saved(folder, {"object": Kept(state)})
+    saved(folder, {"object": Held(state)})
 
 
 class Uncuttable(torch.Tensor):
@@ -221,7 +209,7 @@ def what_is_no_plain_tensor_is_never_cut(folder: Path) -> None:
 def equal_replicas_are_written_once_by_all(folder: Path) -> None:
     whole = torch.arange(2 * LARGE, dtype=torch.float64)
     sharded = distribute_tensor(whole, init_device_mesh("cpu", (2,)), [Replicate()])
-    stored = saved(folder, {"model": Kept({"plain": whole, "replicated": sharded})})["model"]
+    stored = saved(folder, {"model": Held({"plain": whole, "replicated": sharded})})["model"]
     assert torch.equal(stored["plain"], whole)
     assert torch.equal(stored["replicated"], whole)
     sizes = [file.stat().st_size for file in (folder / "run").glob("step-1/*/*.distcp")]

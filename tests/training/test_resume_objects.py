@@ -29,21 +29,9 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.log import RestoreFinished, SnapshotCommitted
 from training.checkpointer_runs import RunStorage
 from training.resuming import ONLY_WHEN_TOLD, Job, attempt, differences, frozen, resumed, undisturbed
+from training.states import Held
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-class Kept:
-    """Keeps what it is given."""
-
-    def __init__(self, state: Any = None) -> None:
-        self.state = state
-
-    def state_dict(self) -> Any:
-        return self.state
-
-    def load_state_dict(self, state: Any) -> None:
-        self.state = state
 
 
 def saved(storage: RunStorage, state: dict[str, Any], step: int = 1, **options: Any) -> None:
@@ -332,8 +320,8 @@ VALUES: dict[str, Any] = {
 @pytest.mark.parametrize("wrap", [pytest.param(lambda kept: kept, id="shared"), pytest.param(PerRank, id="per-rank")])
 @pytest.mark.parametrize("name", VALUES)
 def test_values_of_any_kind_come_back(name: str, wrap: Callable[[Any], Any], storage: RunStorage) -> None:
-    saved(storage, {"kept": wrap(Kept(VALUES[name]))})
-    fresh = Kept({"other": 1})
+    saved(storage, {"kept": wrap(Held(VALUES[name]))})
+    fresh = Held({"other": 1})
     restored(storage, {"kept": wrap(fresh)})
     assert not list(differences(VALUES[name], fresh.state))
 
@@ -354,8 +342,8 @@ def test_generators_come_back_where_they_were(storage: RunStorage) -> None:
         "torch": torch.Generator().manual_seed(3),
     }
     draws(state)
-    saved(storage, {"kept": Kept(state)})
-    fresh = Kept()
+    saved(storage, {"kept": Held(state)})
+    fresh = Held()
     restored(storage, {"kept": fresh})
     assert draws(fresh.state) == draws(state)
 
@@ -372,7 +360,7 @@ def test_generators_come_back_where_they_were(storage: RunStorage) -> None:
 )
 def test_what_would_not_come_back_is_refused_at_the_save(value: Any, named: str, storage: RunStorage) -> None:
     with pytest.raises(ConfigurationError, match=named) as refusal:
-        saved(storage, {"kept": Kept(value)})
+        saved(storage, {"kept": Held(value)})
     assert 'trust="full"' in str(refusal.value)
     assert not storage.bodies(SnapshotCommitted)
     assert not list(storage.store.list("step-"))
@@ -382,7 +370,7 @@ def test_what_itself_contains_is_refused(storage: RunStorage) -> None:
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(ConfigurationError, match=r"kept\.0: .* contains itself"):
-        saved(storage, {"kept": Kept(endless)}, trust="full")
+        saved(storage, {"kept": Held(endless)}, trust="full")
 
 
 def test_a_callable_in_a_parameter_group_is_refused_by_name(storage: RunStorage) -> None:
@@ -393,8 +381,8 @@ def test_a_callable_in_a_parameter_group_is_refused_by_name(storage: RunStorage)
 
 
 def test_a_class_of_ones_own_comes_back_where_it_is_trusted_on_both_sides(storage: RunStorage) -> None:
-    saved(storage, {"kept": Kept({"config": Config(3)})}, trust="full")
-    fresh = Kept()
+    saved(storage, {"kept": Held({"config": Config(3)})}, trust="full")
+    fresh = Held()
     with pytest.raises(UntrustedSnapshotError, match='trust="full"') as refusal:
         restored(storage, {"kept": fresh})
     assert not isinstance(refusal.value, RestoreInterrupted)
@@ -446,9 +434,9 @@ def test_names_that_only_one_side_has_are_all_in_the_error(storage: RunStorage) 
 def test_what_only_one_side_has_is_reported_if_that_is_allowed(
     storage: RunStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old = layers("a", "b") | {"gone": Kept(1)}
+    old = layers("a", "b") | {"gone": Held(1)}
     saved(storage, old)
-    new = layers("a", "c") | {"fresh": Optional(Kept(2)), "number": Optional(3)}
+    new = layers("a", "c") | {"fresh": Optional(Held(2)), "number": Optional(3)}
     untouched = frozen(new["model"]["c"].weight)
     outcome = restored(storage, new, strict=False)
     assert outcome.missing == ("fresh", "model.c.bias", "model.c.weight", "number")
@@ -463,18 +451,18 @@ def test_what_only_one_side_has_is_reported_if_that_is_allowed(
 
 
 def test_a_new_object_needs_to_be_optional_and_one_that_is_gone_does_not(storage: RunStorage) -> None:
-    saved(storage, {"one": Kept(1), "two": Kept(2)})
+    saved(storage, {"one": Held(1), "two": Held(2)})
     with pytest.raises(IncompatibleSnapshotError, match=r"the snapshot lacks three\. .* Optional"):
-        restored(storage, {"one": Kept(), "three": Kept()})
-    one, three = Kept(), Kept(3)
+        restored(storage, {"one": Held(), "three": Held()})
+    one, three = Held(), Held(3)
     outcome = restored(storage, {"one": one, "three": Optional(three)})
     assert (one.state, three.state) == (1, 3)
     assert (outcome.missing, outcome.unused) == (("three",), ("two",))
 
 
 def test_an_optional_object_comes_back_once_it_was_saved(storage: RunStorage) -> None:
-    saved(storage, {"ema": Optional(Kept(5)), "number": Optional(7)})
-    state: dict[str, Any] = {"ema": Optional(Kept()), "number": Optional(0)}
+    saved(storage, {"ema": Optional(Held(5)), "number": Optional(7)})
+    state: dict[str, Any] = {"ema": Optional(Held()), "number": Optional(0)}
     restored(storage, state)
     assert (state["ema"].wrapped.state, state["number"].wrapped) == (5, 7)
 
