@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.act import rounds
 from checkpoint_operator.decide import plan
 from checkpoint_operator.decide.finalizer import FINALIZER
 from checkpoint_operator.gather import run_store
@@ -15,18 +15,20 @@ from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_operator.model.observed import Checkpoint, Observed
+from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
 from crashes.points import Crash
 from support.builders import OBJECT_UID
+from support.coroutines import result_of
 from support.observations import CREATED, KEY, spec_of
 from training.checkpointer_ranks import SERVER
 
 OWNER = Owner("local", "local", "run")
 """As a Checkpointer outside Kubernetes names the owner of ``.../run``."""
 
-_ROUNDS = 10
+_PASSES = 5
 _SOON_SECONDS = 30
 
 
@@ -60,19 +62,22 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
         wall=now,
         policy=policy_of(wanted),
     )
+
+    async def blocking(work: rounds.RoundWork) -> tuple[ActionOutcome, ...]:
+        outcomes = work()
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
+        return outcomes
+
     run = session.log.refresh()
-    for _ in range(_ROUNDS):
+    for _ in range(_PASSES):
         seen = replace(seen, run=run, now=session.now(), **memory.known())
-        planned = plan.store_actions(seen)
-        if not planned:
+        seen = result_of(rounds.run(seen, memory, blocking=blocking))
+        run = session.log.run
+        if not plan.store_actions(seen):
             due = plan.next_look(seen)
             if due is None or due > _SOON_SECONDS:
                 return
             time.sleep(due)
-        outcomes = carry_out(planned, session, owner=OWNER)
-        memory.note_outcomes(outcomes, session.now())
-        run = session.log.run
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
     raise AssertionError("the operator does not come to an end")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator.act import erasure, execute
+from checkpoint_operator.act import erasure, execute, rounds
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import appends, plan
 from checkpoint_operator.gather import run_store
@@ -369,6 +369,8 @@ MUTANTS = (
         "",
         Upheavals,
     ),
+    # The rounds of a pass
+    Mutant(0, "an operator plans and does nothing", 1, rounds.run, "if not planned or", "if planned or"),
     # Second looks
     Mutant(
         5,

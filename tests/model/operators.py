@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from checkpoint_operator.act import execute
+from checkpoint_operator.act import rounds
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import finalizer, plan
 from checkpoint_operator.fairness.rate_limit import RateLimit
@@ -17,10 +17,11 @@ from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.run_store import RunStore, fault_from, missing_log
 from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Quota
+from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_operator.report import status
 from checkpoint_operator.report.resources import mirror_name
 from checkpoint_sidecar.core.api import CheckpointSpec
-from checkpoint_sidecar.core.errors import CheckpointError, LogReplacedError, StoreError
+from checkpoint_sidecar.core.errors import CheckpointError, StoreError
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
@@ -28,9 +29,7 @@ from model.promises import require
 from model.turns import Actor
 from model.world import URL, World
 from support.builders import BEGINNING, OTHER_OWNER, OWNER
-
-ROUNDS = 6
-"""Of one pass, as in the reconciler."""
+from support.coroutines import result_of
 
 UID = {OWNER: "aaaaaaaa", OTHER_OWNER: "bbbbbbbb"}
 
@@ -147,7 +146,7 @@ class _Session(RunStore):
 
 
 class _Process:
-    """What ``reconcile`` and ``observe`` do in one process, without Kubernetes."""
+    """What ``reconcile`` and ``observe`` do around the rounds of a pass, without Kubernetes."""
 
     def __init__(self, world: World, user: User, actor: Actor, *, patient: bool, reads_back: bool) -> None:
         self._world = world
@@ -167,7 +166,7 @@ class _Process:
             if seen.checkpoint.uid != user.uid:
                 return  # that Checkpoint is gone
             user.status = status.status_of(seen)
-            user.left = plan.store_actions(seen)
+            user.left = plan.store_actions(replace(seen, fault=None))
             released = finalizer.release(seen)
             if released is not None:
                 user.released = released
@@ -193,12 +192,7 @@ class _Process:
         session = memory.session
         fault = run = now = None
         try:
-            try:
-                run = session.log.refresh()
-                session.log.prove()
-            except LogReplacedError:
-                session.forget_log()
-                run = session.log.refresh()
+            run = session.read_log()
             fault = missing_log(session, run, checkpoint)
         except StoreError:
             raise
@@ -231,19 +225,16 @@ class _Process:
         )
 
     def _act(self, seen: Observed) -> Observed:
-        memory = self._memory
-        for _ in range(ROUNDS):
-            planned = plan.store_actions(seen)
-            session = memory.session
-            if not planned or session is None:
-                break
-            outcomes = execute.carry_out(planned, session, owner=seen.owner)
-            memory.note_outcomes(outcomes, session.now())
-            seen = replace(seen, run=session.log.run, now=session.now(), **memory.known())
+        """The rounds of the shipped code."""
+
+        async def blocking(work: rounds.RoundWork) -> tuple[ActionOutcome, ...]:
+            outcomes = work()
             for outcome in outcomes:
                 if outcome.failed and outcome.error is not None:
                     self._fails(outcome.error)
-        return seen
+            return outcomes
+
+        return result_of(rounds.run(seen, self._memory, blocking=blocking))
 
     def _read_back(self, seen: Observed) -> None:
         """Hand what is worth reading to the scrubber, and let it read until it rests or has nothing to do."""

@@ -54,7 +54,7 @@ from checkpoint_operator.model.observed import (
 )
 from checkpoint_operator.model.timestamps import parse_timestamp
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
-from checkpoint_sidecar.core.errors import CheckpointError, LogReplacedError
+from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_REQUEST, Owner
 from checkpoint_sidecar.core.policy import Policy
@@ -358,13 +358,7 @@ class Observer:
         if session.probed_at is None or time.monotonic() - session.probed_at > interval:
             check_servers(session.settings, self._rules)
             session.probe()
-        try:
-            run = session.log.refresh()
-            session.log.prove()
-        except LogReplacedError as error:
-            logger.warning("%s: %s", checkpoint.key, error)
-            session.forget_log()
-            run = session.log.refresh()
+        run = session.read_log()
         missing = missing_log(session, run, checkpoint)
         if missing is not None:
             return _LogReading(fault=missing)

@@ -6,6 +6,7 @@ Everything here blocks and runs in threads.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import math
 import secrets
 import time
@@ -30,6 +31,7 @@ from checkpoint_sidecar.core.errors import (
     IncompatibleSnapshotError,
     LogError,
     LogMissingError,
+    LogReplacedError,
     NoConditionalWriteError,
     RequestRefusedError,
     StoreError,
@@ -74,6 +76,8 @@ _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
 
 _NO_ANSWER = (StoreError, UnknownOutcomeError)
 """What escapes an adapter after a store kept silent or failed until the patience ended. Subclasses are answers."""
+
+logger = logging.getLogger(__name__)
 
 
 class StorageFaultError(Exception):
@@ -125,6 +129,12 @@ def fault_from(error: CheckpointError) -> StoreFault:
         if isinstance(error, kind):
             return StoreFault(reason, str(error), stalled, unreachable=error.cause if type(error) in _NO_ANSWER else "")
     return StoreFault(Reason.STORE_UNAVAILABLE, str(error))
+
+
+def timed_out(settings: StoreSettings) -> StoreFault:
+    """The fault of a request that was abandoned because it did not return in time."""
+    where = settings.endpoint or settings.url
+    return StoreFault(Reason.PASS_TIMED_OUT, f"A request to {where} did not return in time. It is tried again.")
 
 
 def settings_for(key: Key, storage: Storage, secret: Mapping[str, str] | None, rules: Rules) -> StoreSettings:
@@ -270,6 +280,21 @@ class RunStore:
     def forget_log(self) -> None:
         """What is read from here on is another log: that of a run that was deleted began and ended under these keys."""
         self.log = RunLog(self.store, writer=self._writer, patience_seconds=PATIENCE_SECONDS)
+
+    def read_log(self) -> Run:
+        """Read what is new in the log and make sure that the log still exists. Start over if another one replaced it.
+
+        Raises:
+            LogError, LogMissingError, StoreError: It cannot be read.
+        """
+        try:
+            run = self.log.refresh()
+            self.log.prove()
+        except LogReplacedError as error:
+            logger.warning("%s", error)
+            self.forget_log()
+            run = self.log.refresh()
+        return run
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, in batches and no faster than the limit.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from checkpoint_operator.act import execute, pods
+from checkpoint_operator.act import execute, pods, rounds
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import finalizer, plan, reschedule
 from checkpoint_operator.decide.quota import Quotas, demand_of
+from checkpoint_operator.fairness.decisions import decided
 from checkpoint_operator.fairness.slots import NoRoomError, TenantSlot
 from checkpoint_operator.fairness.store_threads import AbandonedError
 from checkpoint_operator.gather.bare_pods import BarePods
@@ -24,10 +24,11 @@ from checkpoint_operator.gather.nodes import Nodes
 from checkpoint_operator.gather.observer import Observer, checkpoint_from
 from checkpoint_operator.gather.prefixes import Prefixes
 from checkpoint_operator.gather.redaction import Redactor, working_on
-from checkpoint_operator.gather.run_store import fault_from
+from checkpoint_operator.gather.run_store import fault_from, timed_out
 from checkpoint_operator.model.actions import CreateMirror, MirrorAction, ReportMirror
 from checkpoint_operator.model.event_draft import EventDraft
 from checkpoint_operator.model.observed import Checkpoint, Key, Observed, StoreFault
+from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_operator.process.work_queue import Retry
 from checkpoint_operator.report import events, resources
 from checkpoint_operator.report.health import fault_of
@@ -37,20 +38,13 @@ from checkpoint_sidecar.core.api import ConditionType, Reason
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.log import StoredEntry
 
-MAX_ROUNDS = 6
-"""Rounds of one pass; enough for claim, configure, verify, retire and purge. What is left is for the next pass."""
-
 CONTINUE_SECONDS = 2.0
-"""Until that next pass, so that one large backlog does not keep the other Checkpoints waiting."""
+"""Until the pass that continues, so that one large backlog does not keep the other Checkpoints waiting."""
 
 ACT_SECONDS = 600.0
 """After which a round of actions is given up; one that takes longer than its own budget ends by itself before."""
 
 INVALID = 422
-
-MANY_SNAPSHOTS = 500
-
-T = TypeVar("T")
 
 REFUSED_STATUS = StoreFault(
     Reason.STATUS_REFUSED,
@@ -194,7 +188,7 @@ class Reconciler:
         key = observed.checkpoint.key
         if not self._quotas.limit(key.namespace):
             return observed
-        demand = await _decided(demand_of, observed)
+        demand = await decided(demand_of, observed)
         for other in self._quotas.note(key, demand) if demand is not None else ():
             self._wake(other)
         return replace(observed, quota=self._quotas.of(key))
@@ -206,7 +200,7 @@ class Reconciler:
         key = observed.checkpoint.key
         self._scrubber.settle(key, observed.findings)
         session = memory.session
-        wanted = await _decided(plan.to_read_back, observed)
+        wanted = await decided(plan.to_read_back, observed)
         self._scrubber.want(key, wanted, session.readable, release=session.reading.free)
 
     async def _something_new(self, key: Key, memory: Memory, slot: TenantSlot) -> bool:
@@ -218,28 +212,10 @@ class Reconciler:
             return True  # the pass that follows finds out what is wrong and reports it
 
     async def _act(self, observed: Observed, memory: Memory, slot: TenantSlot) -> Observed:
-        """Carry out plan after plan until nothing is left, and return what is true afterwards."""
-        until = time.monotonic() + execute.ROUND_SECONDS
-        for _ in range(MAX_ROUNDS):
-            planned = await _decided(plan.store_actions, observed)
-            session = memory.session
-            if not planned or session is None or time.monotonic() > until:
-                break
-            logger.info("%s: %s", observed.checkpoint.key, ", ".join(type(action).__name__ for action in planned))
-            logger.debug("%s: %s", observed.checkpoint.key, planned)
-            work = functools.partial(execute.carry_out, planned, session, owner=observed.owner)
-            try:
-                outcomes = await self._observer.in_thread(work, memory, slot, seconds=ACT_SECONDS)
-            except AbandonedError:
-                return replace(observed, fault=_timed_out(observed))
-            now = session.now()
-            memory.note_outcomes(outcomes, now)
-            observed = replace(observed, run=session.log.run, now=now, **memory.known())
-            failed = next((outcome.error for outcome in outcomes if outcome.failed), None)
-            if failed is not None:
-                memory.session = None
-                return replace(observed, fault=fault_from(failed))
-        return observed
+        async def blocking(work: rounds.RoundWork) -> tuple[ActionOutcome, ...]:
+            return await self._observer.in_thread(work, memory, slot, seconds=ACT_SECONDS)
+
+        return await rounds.run(observed, memory, blocking=blocking)
 
     async def _news(
         self, observed: Observed, memory: Memory, slot: TenantSlot
@@ -260,7 +236,7 @@ class Reconciler:
         except CheckpointError as error:
             return replace(observed, fault=fault_from(error)), ()
         except AbandonedError:
-            return replace(observed, fault=_timed_out(observed)), ()
+            return replace(observed, fault=timed_out(session.settings)), ()
         others = events.tell_other_operators((e for e in entries if e.number in appended), self._observer.writer)
         for happening in others:
             self._metrics.count_other_operator(observed.checkpoint.key, 1)
@@ -270,7 +246,7 @@ class Reconciler:
     async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
         """Write the status if it changed, and after it the Events that tell why."""
         checkpoint = observed.checkpoint
-        status = self._redactor.clean_messages(await _decided(status_of, observed))
+        status = self._redactor.clean_messages(await decided(status_of, observed))
         ready = resources.conditions_of(status).get(ConditionType.READY, {})
         self._metrics.observe(observed, ready=ready.get("status") == "True")
         if status == checkpoint.status:
@@ -340,7 +316,7 @@ class Reconciler:
         """Bring the CheckpointSnapshot objects in line with the log; returns whether some are left to create."""
         stored = {mirror.name: mirror.status for mirror in observed.mirrors}
         planned: list[MirrorAction] = []
-        for action in await _decided(plan.mirror_actions, observed):
+        for action in await decided(plan.mirror_actions, observed):
             if isinstance(action, ReportMirror):
                 cleaned = self._redactor.clean_messages(action.status)
                 if cleaned != stored[action.name]:
@@ -371,7 +347,7 @@ class Reconciler:
 
         moments = (plan.next_look(observed), reschedule.next_look(observed))
         due = min((moment for moment in moments if moment is not None), default=None)
-        left = await _decided(plan.store_actions, observed)
+        left = await decided(plan.store_actions, observed)
         if mirrors_wait or left:
             due = CONTINUE_SECONDS
         memory.due_at = float("inf") if due is None else time.monotonic() + due
@@ -392,16 +368,3 @@ class Reconciler:
             self._scrubber.forget(key)
         for other in (*self._prefixes.forget(key), *self._quotas.forget(key)):
             self._wake(other)
-
-
-async def _decided(decide: Callable[[Observed], T], observed: Observed) -> T:
-    """A decision; about a run of many snapshots it takes its time, which is not the event loop's."""
-    if observed.run is None or len(observed.run.snapshots) < MANY_SNAPSHOTS:
-        return decide(observed)
-    return await asyncio.to_thread(decide, observed)
-
-
-def _timed_out(observed: Observed) -> StoreFault:
-    spec = observed.checkpoint.spec
-    where = spec.storage.endpoint or spec.storage.url if spec is not None else "the store"
-    return StoreFault(Reason.PASS_TIMED_OUT, f"A request to {where} did not return in time. It is tried again.")
