@@ -25,14 +25,13 @@ from checkpoint_operator.fairness.budget import OBSERVE_SECONDS, READING, Limits
 from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.fairness.slots import NoRoomError, TenantSlot
 from checkpoint_operator.fairness.store_threads import AbandonedError, run_in_thread
-from checkpoint_operator.gather.bare_pods import BarePods, disruption_of
+from checkpoint_operator.gather.bare_pods import disruption_of
 from checkpoint_operator.gather.endpoints import check_servers
+from checkpoint_operator.gather.knowledge import Knowledge
 from checkpoint_operator.gather.kube import Kube, KubeError
 from checkpoint_operator.gather.memory import REFUSED_SECONDS, Memory
-from checkpoint_operator.gather.nodes import Nodes
 from checkpoint_operator.gather.places import Server, connection_of, nowhere, server_of, server_without_secret
-from checkpoint_operator.gather.prefixes import Prefixes, standing
-from checkpoint_operator.gather.redaction import Redactor
+from checkpoint_operator.gather.prefixes import standing
 from checkpoint_operator.gather.run_store import (
     Rules,
     RunStore,
@@ -102,26 +101,21 @@ class Observer:
         *,
         cluster: str,
         rules: Rules,
-        prefixes: Prefixes,
-        redactor: Redactor,
+        knowledge: Knowledge,
         breakers: Breakers,
         memory: MemoryPool,
         writer: str,
         deletions: RateLimit | None,
-        nodes: Nodes,
-        bare_pods: BarePods,
     ) -> None:
         self._kube = kube
         self._cluster = cluster
         self._rules = rules
-        self._prefixes = prefixes
-        self._redactor = redactor
+        self._knowledge = knowledge
+        self._prefixes = knowledge.prefixes
         self._breakers = breakers
         self._memory = memory
         self.writer = writer
         self._deletions = deletions
-        self._nodes = nodes
-        self._bare_pods = bare_pods
 
     async def observe(self, key: Key, memory: Memory, slot: TenantSlot) -> Observed | None:
         """Everything about a Checkpoint, or None when it does not exist.
@@ -173,8 +167,8 @@ class Observer:
             namespace_deleted=await self._namespace_deleted(checkpoint, fault),
             mirrors=tuple(mirror_from(each) for each in snapshots),
             pods=pods,
-            nodes=self._nodes.place(key, (pod.node for pod in pods)),
-            disrupted=self._bare_pods.of(key),
+            nodes=self._knowledge.nodes.place(key, (pod.node for pod in pods)),
+            disrupted=self._knowledge.bare_pods.of(key),
             progress=MappingProxyType(dict(memory.progress)),
             take_over=memory.take_over,
             **memory.known(),
@@ -339,7 +333,7 @@ class Observer:
                 f"A value in Secret {reference.name} is longer than {MAX_SECRET_BYTES} bytes. No store has such keys."
             )
             raise StorageFaultError(StoreFault(Reason.INVALID_CREDENTIALS, message))
-        self._redactor.remember(key, secret)
+        self._knowledge.redactor.remember(key, secret)
         return settings_for(key, spec.storage, secret, self._rules)
 
     def _open(self, settings: StoreSettings) -> RunStore:

@@ -15,20 +15,18 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from checkpoint_operator.act.scrubber import Scrubber
-from checkpoint_operator.decide.quota import Quotas
 from checkpoint_operator.fairness.breakers import Breakers
 from checkpoint_operator.fairness.budget import MemoryPool
 from checkpoint_operator.fairness.rate_limit import RateLimit
-from checkpoint_operator.gather.bare_pods import BarePods
+from checkpoint_operator.gather.knowledge import Knowledge
 from checkpoint_operator.gather.kube import Kube
-from checkpoint_operator.gather.nodes import Nodes, node_from
+from checkpoint_operator.gather.nodes import node_from
 from checkpoint_operator.gather.observer import Observer, checkpoint_from
-from checkpoint_operator.gather.prefixes import Prefixes
 from checkpoint_operator.gather.redaction import Redactor
 from checkpoint_operator.gather.run_store import Rules
 from checkpoint_operator.model.observed import Key
 from checkpoint_operator.process.reconcile import Intervals, Reconciler
-from checkpoint_operator.process.watchdog import Sightings, Version
+from checkpoint_operator.process.watchdog import Version, Watchdog
 from checkpoint_operator.process.web import serving
 from checkpoint_operator.process.work_queue import WorkQueue
 from checkpoint_operator.report.metrics import Metrics
@@ -73,13 +71,9 @@ class Operator:
 
     def __init__(self, options: Options, *, redactor: Redactor) -> None:
         self.options = options
-        self._redactor = redactor
+        self._knowledge = Knowledge(redactor=redactor, quotas=options.quotas)
         self._metrics = Metrics()
-        self._prefixes = Prefixes()
-        self._quotas = Quotas(options.quotas)
-        self._sightings = Sightings()
-        self._nodes = Nodes()
-        self._bare_pods = BarePods()
+        self._watchdog = Watchdog()
         self._scrubber: Scrubber | None = None
         self._resync: asyncio.Task[None] | None = None
         self._opened = contextlib.AsyncExitStack()
@@ -100,14 +94,11 @@ class Operator:
             self._kube,
             cluster=self.options.cluster_id or await self._kube.cluster_uid(),
             rules=self.options.rules,
-            prefixes=self._prefixes,
-            redactor=self._redactor,
+            knowledge=self._knowledge,
             breakers=breakers,
             memory=MemoryPool(),
             writer=self.options.writer,
             deletions=RateLimit(self.options.deletes_per_second) if self.options.deletes_per_second else None,
-            nodes=self._nodes,
-            bare_pods=self._bare_pods,
         )
         if self.options.verify_bytes_per_second:
             self._scrubber = Scrubber(RateLimit(self.options.verify_bytes_per_second), wake=self.wake)
@@ -115,13 +106,9 @@ class Operator:
         reconciler = Reconciler(
             self._kube,
             self._observer,
+            knowledge=self._knowledge,
             metrics=self._metrics,
-            prefixes=self._prefixes,
-            quotas=self._quotas,
-            redactor=self._redactor,
             scrubber=self._scrubber,
-            nodes=self._nodes,
-            bare_pods=self._bare_pods,
             wake=self.wake,
             intervals=self.options.intervals,
         )
@@ -162,21 +149,21 @@ class Operator:
 
     def watched(self, key: Key, metadata: Mapping[str, Any]) -> None:
         """The watch on Checkpoints showed this one, so the watch is alive."""
-        self._sightings.show(key, _version(metadata))
+        self._watchdog.show(key, _version(metadata))
         self.wake(key)
 
     def show_pod(self, key: Key, body: Mapping[str, Any]) -> None:
         """The watch on pods showed this one of a Checkpoint, perhaps for the last time."""
-        self._bare_pods.show(key, body, now=dt.datetime.now(dt.UTC))
+        self._knowledge.bare_pods.show(key, body, now=dt.datetime.now(dt.UTC))
         self.wake(key)
 
     def show_node(self, body: Mapping[str, Any], *, gone: bool) -> None:
         """The watch on nodes showed this one."""
         node = node_from(body)
         if gone:
-            self._nodes.remove(node.name)
+            self._knowledge.nodes.remove(node.name)
             return
-        for key in self._nodes.show(node):
+        for key in self._knowledge.nodes.show(node):
             self.wake(key)
 
     def complaint(self) -> str:
@@ -184,7 +171,7 @@ class Operator:
 
         Nothing that a tenant's store, Secret or log can bring about is a reason: it would stop the others' operator.
         """
-        if self._sightings.blind:
+        if self._watchdog.blind:
             return "listings show Checkpoints, or changes of them, that the watch never showed"
         if self._resync is None or self._resync.done():
             return "Checkpoints are no longer listed"
@@ -210,19 +197,19 @@ class Operator:
                 listed[key] = _version(metadata)
                 checkpoint, _ = checkpoint_from(key, body)
                 self._observer.note(checkpoint)
-                self._quotas.expect(key, checkpoint.status.get("retainedBytes", 0))
+                self._knowledge.quotas.expect(key, checkpoint.status.get("retainedBytes", 0))
         return listed
 
     async def _resync_forever(self) -> None:
         while True:
             await asyncio.sleep(self.options.resync_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
-            shown = self._sightings.shown
+            shown = self._watchdog.shown
             try:
                 listed = await self._list()
             except Exception:
                 logger.exception("resync: the Checkpoints could not be listed; next try in the next interval")
                 continue
-            gone = self._sightings.compare(shown, listed)
+            gone = self._watchdog.compare(shown, listed)
             for key in (*listed, *gone):
                 self._queue.add(key)
                 await asyncio.sleep(0.01)

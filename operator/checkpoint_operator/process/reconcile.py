@@ -13,17 +13,15 @@ from typing import Any
 from checkpoint_operator.act import execute, pods, rounds
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import finalizer, plan, reschedule
-from checkpoint_operator.decide.quota import Quotas, demand_of
+from checkpoint_operator.decide.quota import demand_of
 from checkpoint_operator.fairness.decisions import decided
 from checkpoint_operator.fairness.slots import NoRoomError, TenantSlot
 from checkpoint_operator.fairness.store_threads import AbandonedError
-from checkpoint_operator.gather.bare_pods import BarePods
+from checkpoint_operator.gather.knowledge import Knowledge
 from checkpoint_operator.gather.kube import Kube, KubeError
 from checkpoint_operator.gather.memory import Memory
-from checkpoint_operator.gather.nodes import Nodes
 from checkpoint_operator.gather.observer import Observer, checkpoint_from
-from checkpoint_operator.gather.prefixes import Prefixes
-from checkpoint_operator.gather.redaction import Redactor, working_on
+from checkpoint_operator.gather.redaction import working_on
 from checkpoint_operator.gather.run_store import fault_from, timed_out
 from checkpoint_operator.model.actions import CreateMirror, MirrorAction, ReportMirror
 from checkpoint_operator.model.event_draft import EventDraft
@@ -82,28 +80,20 @@ class Reconciler:
         kube: Kube,
         observer: Observer,
         *,
+        knowledge: Knowledge,
         metrics: Metrics,
-        prefixes: Prefixes,
-        quotas: Quotas,
-        redactor: Redactor,
         scrubber: Scrubber | None,
-        nodes: Nodes,
-        bare_pods: BarePods,
         wake: Callable[[Key], None],
         intervals: Intervals | None = None,
     ) -> None:
         self._kube = kube
         self._observer = observer
+        self._knowledge = knowledge
+        self._redactor = knowledge.redactor
         self._metrics = metrics
-        self._prefixes = prefixes
-        self._quotas = quotas
-        self._redactor = redactor
         self._scrubber = scrubber
-        self._nodes = nodes
-        self._bare_pods = bare_pods
         self._wake = wake
         self._intervals = intervals or Intervals()
-        self._memories: dict[Key, Memory] = {}
 
     async def reconcile(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
         """One pass, or, if not ``thorough``, a look at the log that leads to one when it grew.
@@ -132,7 +122,7 @@ class Reconciler:
                 raise Retry(f"the pass failed: {type(error).__name__}") from error
 
     async def _pass(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
-        memory = self._memories.setdefault(key, Memory())
+        memory = self._knowledge.memory(key)
         if not thorough and not await self._something_new(key, memory, slot):
             return self._interval(memory)
         with self._metrics.reconcile_seconds.time():
@@ -186,12 +176,12 @@ class Reconciler:
     async def _within_quota(self, observed: Observed) -> Observed:
         """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
         key = observed.checkpoint.key
-        if not self._quotas.limit(key.namespace):
+        if not self._knowledge.quotas.limit(key.namespace):
             return observed
         demand = await decided(demand_of, observed)
-        for other in self._quotas.note(key, demand) if demand is not None else ():
+        for other in self._knowledge.quotas.note(key, demand) if demand is not None else ():
             self._wake(other)
-        return replace(observed, quota=self._quotas.of(key))
+        return replace(observed, quota=self._knowledge.quotas.of(key))
 
     async def _read_back(self, observed: Observed, memory: Memory) -> None:
         """After a fault nothing is known: what is being read is read on, and what was found is kept."""
@@ -288,12 +278,12 @@ class Reconciler:
     async def _reschedule(self, observed: Observed) -> None:
         key, spec = observed.checkpoint.key, observed.checkpoint.spec
         if spec is not None and not spec.reschedule.recreate_bare_pods:
-            self._bare_pods.forget(key)
+            self._knowledge.bare_pods.forget(key)
         planned = reschedule.pod_actions(observed)
         if not planned:
             return
         logger.info("%s: %s", key, ", ".join(f"{type(action).__name__} {action.name}" for action in planned))
-        happenings = await pods.carry_out(planned, self._kube, self._bare_pods, key, now=observed.wall)
+        happenings = await pods.carry_out(planned, self._kube, self._knowledge.bare_pods, key, now=observed.wall)
         for happening in happenings:
             await self._tell(happening, observed, dt.datetime.now(dt.UTC))
 
@@ -359,12 +349,8 @@ class Reconciler:
         return min(interval, max(0.0, memory.due_at - now))
 
     def _forget(self, key: Key) -> None:
-        self._memories.pop(key, None)
         self._metrics.forget(key)
-        self._redactor.forget(key)
-        self._nodes.forget(key)
-        self._bare_pods.forget(key)
         if self._scrubber is not None:
             self._scrubber.forget(key)
-        for other in (*self._prefixes.forget(key), *self._quotas.forget(key)):
+        for other in self._knowledge.forget(key):
             self._wake(other)

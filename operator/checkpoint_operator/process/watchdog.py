@@ -23,8 +23,8 @@ class Version:
         return self.uid == other.uid and self.generation >= other.generation
 
 
-class Sightings:
-    """What the watch showed, and what it should have shown."""
+class Watchdog:
+    """Compares what the watch showed with what it should have shown."""
 
     def __init__(self) -> None:
         self._shown: dict[Key, Version] = {}
