@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint_operator.decide.appends import entry_for, start_purge
-from checkpoint_operator.decide.plan import store_actions
+from checkpoint_operator.decide.plan import mirror_actions, store_actions, to_read_back
 from checkpoint_operator.decide.quota import Demand, Quotas, demand_of, spare_bytes
 from checkpoint_operator.model.actions import Purge, Reinstate, Retire
 from checkpoint_operator.model.observed import Key, Observed, Quota
 from checkpoint_operator.report.health import judge_conditions
 from checkpoint_operator.report.metrics import Metrics
+from checkpoint_operator.report.status import status_of
+from checkpoint_sidecar.core import retention
 from checkpoint_sidecar.core.api import ConditionType
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotReinstated, SnapshotRetired
 from checkpoint_sidecar.core.pointers import published_steps
@@ -54,6 +56,22 @@ def test_what_was_retired_for_the_quota_is_still_demanded_so_that_it_decides_the
     before = demand_of(seen(history, SHORT))
     history.retired(100, reasons=("Quota",))
     assert demand_of(seen(history, SHORT)) == before
+
+
+@pytest.mark.parametrize("quota", [None, ROOMY], ids=["without a quota", "with a quota that is not used up"])
+def test_a_pass_judges_what_it_has_seen_once(quota: Quota | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[int] = []
+    case_of = retention.case_of
+    monkeypatch.setattr(
+        retention, "case_of", lambda run, *arguments: judged.append(run.head) or case_of(run, *arguments)
+    )
+    one = seen(run_of(*range(100, 2100, 100)).retired(100), quota)
+    assert demand_of(one) is not None
+    assert store_actions(one)
+    assert mirror_actions(one)
+    assert to_read_back(one)
+    assert status_of(one)["snapshots"] == 19
+    assert len(judged) == 1
 
 
 @pytest.mark.parametrize(

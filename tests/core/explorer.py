@@ -283,7 +283,7 @@ def operator(world: World, passes: int) -> Process:
         verdict = judge(world.run, now=world.now)
         for name in [*verdict.retire, *verdict.keep]:
             yield from append(world, lambda run, name=name: _move(world, run, name))
-        for name in purge_due(world.run, now=world.now)[:1]:
+        for name in purge_due(judge(world.run, now=world.now))[:1]:
             yield from _purge(world, name)
         yield from _collect_orphans(world)
 
@@ -297,7 +297,7 @@ def _move(world: World, run: Run, name: str) -> Body | None:
 
 def _purge(world: World, name: str) -> Process:
     def start(run: Run) -> PurgeStarted | None:
-        due = run.snapshots[name].state is SnapshotState.RETIRED and name in purge_due(run, now=world.now)
+        due = run.snapshots[name].state is SnapshotState.RETIRED and name in purge_due(judge(run, now=world.now))
         return PurgeStarted(name) if due else None
 
     if world.rules.purge_started_first:

@@ -34,7 +34,7 @@ def first_due(history: History, *, terms: Terms = READING) -> float | None:
     for identifier in judge(history.run, now=history.now, terms=terms).retire:
         history.wait(minutes=-1).retired(identifier)
     for seconds in range(0, 4 * int(HOUR), 60):
-        if purge_due(history.run, now=configured + dt.timedelta(seconds=seconds)):
+        if purge_due(judge(history.run, now=configured + dt.timedelta(seconds=seconds))):
             return seconds
     return None
 
@@ -73,7 +73,7 @@ def test_what_was_retired_before_the_edit_waits_no_longer_than_it_would_have() -
 def test_an_edit_of_long_ago_changes_nothing() -> None:
     history = thirty(keep(30, HOUR)).configured(retention=keep(1, 0)).wait(hours=2).retired(100)
     assert purge_at(history.run, history.snapshot(100)) == history.now
-    assert purge_due(history.run, now=history.now) == history.ids(100)
+    assert purge_due(judge(history.run, now=history.now)) == history.ids(100)
 
 
 @given(graces=st.lists(st.sampled_from([0.0, 60.0, 600.0, HOUR]), min_size=2, max_size=5), retired=st.integers(0, 4))
@@ -119,22 +119,22 @@ def test_without_reading_back_sizes_are_the_best_there_is() -> None:
     history = committed(100).verified(100, level="Checksums").committed(200).verified(200)
     assert kept(history, Terms()) == {200: "Newest NewestVerified KeepLast"}
     history.retired(100)
-    assert purge_due(history.run, now=history.now) == history.ids(100)
+    assert purge_due(judge(history.run, now=history.now)) == history.ids(100)
 
 
 def test_nothing_is_deleted_before_one_that_stays_was_read_back() -> None:
     history = committed(100, 200, 300).retired(100, 200).wait(days=30)
-    assert purge_due(history.run, now=history.now, terms=READING) == ()
-    assert waits_for_comparison(history.run, now=history.now, terms=READING) == history.ids(100, 200)
+    assert purge_due(judge(history.run, now=history.now, terms=READING)) == ()
+    assert waits_for_comparison(judge(history.run, now=history.now, terms=READING)) == history.ids(100, 200)
     history.verified(300, level="Checksums")
-    assert purge_due(history.run, now=history.now, terms=READING) == history.ids(100, 200)
-    assert waits_for_comparison(history.run, now=history.now, terms=READING) == ()
+    assert purge_due(judge(history.run, now=history.now, terms=READING)) == history.ids(100, 200)
+    assert waits_for_comparison(judge(history.run, now=history.now, terms=READING)) == ()
 
 
 def test_a_retired_one_comes_back_when_the_newest_proves_damaged() -> None:
     history = committed(100, 200).retired(100).wait(days=30).found_damaged(200)
     assert 100 in kept(history)
-    assert purge_due(history.run, now=history.now, terms=READING) == ()
+    assert purge_due(judge(history.run, now=history.now, terms=READING)) == ()
 
 
 def test_what_is_being_read_stays_so_that_reading_comes_to_an_end() -> None:
@@ -159,10 +159,10 @@ def test_what_waits_for_a_comparison_is_not_deleted_and_few_deletions_begin_at_o
     history: History, seconds: float, terms: Terms
 ) -> None:
     now = history.now + dt.timedelta(seconds=seconds)
-    due = set(purge_due(history.run, now=now, terms=terms))
+    due = set(purge_due(judge(history.run, now=now, terms=terms)))
     assert begun(history) <= due, "what has begun goes on"
     assert len(due - begun(history)) <= PURGES_AT_ONCE
-    waiting = waits_for_comparison(history.run, now=now, terms=terms)
+    waiting = waits_for_comparison(judge(history.run, now=now, terms=terms))
     assert not due & set(waiting)
     assert not (waiting and due - begun(history)), "nothing begins while something waits"
     verdict = judge(history.run, now=now, terms=terms)

@@ -53,8 +53,8 @@ def test_a_limit_of_the_policy_comes_before_the_quota() -> None:
 
 def test_what_a_quota_took_is_purged_while_it_is_short_and_comes_back_when_it_is_not() -> None:
     history = run_of(100, 200).retired(100, reasons=("Quota",)).wait(minutes=2)
-    assert purge_due(history.run, now=history.now, terms=Terms(0)) == history.ids(100)
-    assert purge_due(history.run, now=history.now, terms=Terms(1000)) == ()
+    assert purge_due(judge(history.run, now=history.now, terms=Terms(0))) == history.ids(100)
+    assert purge_due(judge(history.run, now=history.now, terms=Terms(1000))) == ()
     assert history.id(100) in judge(history.run, now=history.now, terms=Terms(1000)).keep
 
 
@@ -86,6 +86,6 @@ def test_more_room_keeps_no_less(history: History, seconds: float, one: int, oth
 def test_nothing_that_a_quota_may_not_take_is_purged_for_it(history: History, seconds: float) -> None:
     now = history.now + dt.timedelta(seconds=seconds)
     spare = set(judge(history.run, now=now).spare)
-    gone = set(purge_due(history.run, now=now, terms=Terms(0))) - set(purge_due(history.run, now=now))
+    gone = set(purge_due(judge(history.run, now=now, terms=Terms(0)))) - set(purge_due(judge(history.run, now=now)))
     assert gone <= spare
     assert all(history.run.snapshots[i].state is SnapshotState.RETIRED for i in gone)

@@ -503,7 +503,9 @@ def test_any_valid_entries_in_any_order_have_a_meaning_and_every_decision_can_be
     held = {s.id for s in run.snapshots.values() if s.state in (SnapshotState.LIVE, RETIRED)}
     assert set(verdict.keep) | set(verdict.retire) == held
     assert not set(verdict.keep) & set(verdict.retire)
-    assert set(purge_due(run, now=now)) <= {s.id for s in run.snapshots.values() if s.state in (RETIRED, PURGING)}
+    assert set(purge_due(judge(run, now=now))) <= {
+        s.id for s in run.snapshots.values() if s.state in (RETIRED, PURGING)
+    }
     plan = restore_plan(run, run.pending)
     assert all(run.snapshots[candidate].live for candidate in plan.candidates)
     assert not (plan.fresh_start and run.pending is None and run.ever_committed) or (

@@ -380,7 +380,7 @@ def test_the_verdict_is(tell: Callable[[], History], keep: dict[int | str, str],
 
 
 def steps_due(history: History, **later: float) -> list[int]:
-    return [history.snapshot(i).step for i in purge_due(history.run, now=history.now + dt.timedelta(**later))]
+    return [history.snapshot(i).step for i in purge_due(judge(history.run, now=history.now + dt.timedelta(**later)))]
 
 
 def test_a_retired_snapshot_is_purged_after_the_grace_period_and_not_a_second_before() -> None:
@@ -495,7 +495,7 @@ def test_the_floors_hold_under_every_policy_and_clock(history: History, seconds:
     last = [s.id for s in good(run)[: run.policy.retention.keep_last or 1]]
     floors = {*newest_verified, *held, *last, in_use(run), rollback_target(run)}
     assert not floors & set(found.retire)
-    assert not floors & set(purge_due(run, now=at(history, seconds))) - {
+    assert not floors & set(purge_due(judge(run, now=at(history, seconds)))) - {
         s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING
     }
 
@@ -596,7 +596,7 @@ def test_a_clock_that_jumps_and_comes_back_leaves_nothing_retired_that_was_not_t
 def test_a_longer_grace_purges_nothing_sooner(history: History, seconds: float, hours: int) -> None:
     now = at(history, seconds)
     short, long = (with_policy(history.run, grace_seconds=3600.0 * each) for each in (hours, hours + 1))
-    assert set(purge_due(long, now=now)) <= set(purge_due(short, now=now))
+    assert set(purge_due(judge(long, now=now))) <= set(purge_due(judge(short, now=now)))
 
 
 def test_every_reason_is_in_the_table_above_and_in_the_documentation() -> None:
@@ -637,7 +637,7 @@ def test_a_snapshot_is_due_only_after_its_grace_period_and_while_it_is_unwanted(
     run, now = history.run, at(history, seconds)
     assert run.policy.retention is not None
     unwanted = judge(run, now=now).retire
-    for identifier in purge_due(run, now=now):
+    for identifier in purge_due(judge(run, now=now)):
         snapshot = run.snapshots[identifier]
         if snapshot.state is not SnapshotState.PURGING:
             assert snapshot.state is SnapshotState.RETIRED

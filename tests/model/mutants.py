@@ -421,7 +421,7 @@ MUTANTS = (
         "sizes are enough to delete others",
         stories.nothing_goes_before_one_that_stays_was_read_back,
         purging.waits_for_comparison,
-        "not terms.reads_back or",
+        "not verdict.terms.reads_back or",
         "True or",
         Upheavals,
     ),

@@ -61,7 +61,7 @@ def start_purge(run: Run, action: actions.Purge, *, owner: Owner, now: dt.dateti
     found = run.snapshots.get(action.snapshot)
     if found is None or found.state is not SnapshotState.RETIRED or run.owner != owner:
         return None
-    due = action.snapshot in purge_due(run, now=now, terms=action.terms)
+    due = action.snapshot in purge_due(judge(run, now=now, terms=action.terms))
     return PurgeStarted(action.snapshot) if due else None
 
 

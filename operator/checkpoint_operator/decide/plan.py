@@ -49,7 +49,7 @@ from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.purging import next_purge_at, purge_due
-from checkpoint_sidecar.core.retention import RetentionVerdict, Terms, judge
+from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 # Per round, so that one Checkpoint cannot keep the others waiting.
@@ -83,7 +83,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
         return (LookAround(),)
     wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
     requests = _due(wanted, run, observed, now)
-    retention = () if spec.suspend else (*_retention(run, now, observed.terms), *_deletions(run, observed, now))
+    retention = () if spec.suspend else (*_retention(run, observed), *_deletions(run, observed, now))
     return (
         *requests,
         *_verifications(run, observed),
@@ -95,11 +95,10 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
 
 def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     """What to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
-    run, now = observed.run, observed.now
+    run, verdict = observed.run, observed.verdict
     # While the Checkpoint is deleted its objects may go before it, and are not wanted back.
-    if run is None or now is None or not observed.ours or observed.checkpoint.deleted_at is not None:
+    if run is None or verdict is None or not observed.ours or observed.checkpoint.deleted_at is not None:
         return ()
-    verdict = judge(run, now=now, terms=observed.terms)
     chain = {snapshot.id for snapshot in lineage(run)}
     existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
     # What another object of this name has left, or a backup brought back: its name is needed, its word is not.
@@ -157,11 +156,10 @@ def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
 
     Before them those under suspicion, whatever was compared before: a second look clears or quarantines them.
     """
-    run, now = observed.run, observed.now
-    if run is None or now is None or not observed.ours:
+    run, verdict = observed.run, observed.verdict
+    if run is None or verdict is None or not observed.ours:
         return ()
-    keep = judge(run, now=now, terms=observed.terms).keep
-    kept = (s for s in run.snapshots.values() if s.live and s.id in keep and not quarantined(run, s))
+    kept = (s for s in run.snapshots.values() if s.live and s.id in verdict.keep and not quarantined(run, s))
     unread = [s for s in kept if s.failures or not s.verified_at_least("Checksums")]
     newest_first = [s for s in reversed(unread) if s.id not in observed.unverifiable]
     return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
@@ -239,8 +237,10 @@ def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
 
 
-def _retention(run: Run, now: dt.datetime, terms: Terms) -> tuple[StoreAction, ...]:
-    verdict = judge(run, now=now, terms=terms)
+def _retention(run: Run, observed: Observed) -> tuple[StoreAction, ...]:
+    verdict, terms = observed.verdict, observed.terms
+    if verdict is None:
+        return ()
     wanted_back = _in_state(run, verdict, SnapshotState.RETIRED, keep=True)
     unwanted = _in_state(run, verdict, SnapshotState.LIVE, keep=False)
     if run.policy.retention is None or run.policy.retention.dry_run:
@@ -252,10 +252,9 @@ def _retention(run: Run, now: dt.datetime, terms: Terms) -> tuple[StoreAction, .
 
 
 def _deletions(run: Run, observed: Observed, now: dt.datetime) -> tuple[StoreAction, ...]:
-    if observed.refusal:
+    if observed.refusal or observed.verdict is None:
         return ()
-    terms = observed.terms
-    purges = [Purge(identifier, terms) for identifier in purge_due(run, now=now, terms=terms)]
+    purges = [Purge(identifier, observed.terms) for identifier in purge_due(observed.verdict)]
     due = _collection_due_at(run, observed)
     orphaned = [CollectOrphans(run.highest_attempt)] if due is not None and due <= now else []
     return (*purges, *orphaned, *_last_leftovers(run, observed, now))

@@ -42,7 +42,9 @@ def demand_of(observed: Observed) -> Demand | None:
     policy = run.policy.retention
     if policy is None or policy.dry_run or spec.suspend:
         return Demand(required=sum(s.commit.bytes for s in run.snapshots.values() if s.live))
-    verdict = judge(run, now=now, terms=replace(observed.terms, spare_bytes=None))
+    verdict = observed.verdict
+    if verdict is None or verdict.terms.spare_bytes is not None:
+        verdict = judge(run, now=now, terms=replace(observed.terms, spare_bytes=None))
     kept = sum(run.snapshots[identifier].commit.bytes for identifier in verdict.keep)
     spare = tuple(
         (found.committed_at.timestamp(), found.commit.bytes)

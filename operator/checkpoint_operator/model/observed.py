@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.compaction import EntryRange
 from checkpoint_sidecar.core.log import Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import Disposition, Policy
-from checkpoint_sidecar.core.retention import Terms
+from checkpoint_sidecar.core.retention import RetentionVerdict, Terms, judge
 from checkpoint_sidecar.core.run import Run
 
 CORDON = "node.kubernetes.io/unschedulable"
@@ -258,7 +259,7 @@ class TakeOver:
     renewed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: the verdict is computed once and kept
 class Observed:
     """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
 
@@ -323,6 +324,13 @@ class Observed:
             spare_bytes=self.quota.spare_bytes if self.quota else None,
             reads_back=self.read_back is not None,
             reading=self.read_back.reading if self.read_back else "",
+        )
+
+    @cached_property
+    def verdict(self) -> RetentionVerdict | None:
+        """What the policy wants of the run's snapshots; None while the log or the store's clock is not known."""
+        return (
+            judge(self.run, now=self.now, terms=self.terms) if self.run is not None and self.now is not None else None
         )
 
     @property

@@ -201,7 +201,7 @@ def _retention_enforced(observed: Observed) -> Judgement:
     if observed.read_back is not None and observed.read_back.unreliable:
         message = f"No snapshot loses its place for it, and it is read again: {observed.read_back.trouble}"
         return Judgement(kind, "False", Reason.UNRELIABLE_READS, message, quotes=True)
-    waiting = _waits_for_comparison(observed, run)
+    waiting = _waits_for_comparison(observed)
     if waiting:
         return Judgement(kind, "False", Reason.VERIFICATION_PENDING, waiting, quotes=True)
     return Judgement(kind, "True", Reason.ENFORCED, "What the policy does not keep is retired, and later deleted.")
@@ -225,10 +225,10 @@ def _saves(count: int) -> str:
     return "a save" if count == 1 else f"{count} saves in a row"
 
 
-def _waits_for_comparison(observed: Observed, run: Run) -> str:
+def _waits_for_comparison(observed: Observed) -> str:
     """Which deletions wait for which snapshot to be read back, or empty."""
-    read_back, now = observed.read_back, observed.now
-    waiting = waits_for_comparison(run, now=now, terms=observed.terms) if now is not None else ()
+    read_back, verdict = observed.read_back, observed.verdict
+    waiting = waits_for_comparison(verdict) if verdict is not None else ()
     if read_back is None or not waiting:
         return ""
     message = (

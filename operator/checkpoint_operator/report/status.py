@@ -20,7 +20,6 @@ from checkpoint_sidecar.core.attempt import places
 from checkpoint_sidecar.core.best import best_snapshot
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
-from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 from checkpoint_sidecar.core.units import quantity
 from checkpoint_sidecar.core.wire import MAX_INT64
@@ -189,8 +188,8 @@ def _pending_purge(observed: Observed, run: Run) -> tuple[api.PendingPurge, ...]
     ]
     pending.sort(key=lambda each: each.purge_after)
     policy = run.policy.retention
-    if policy is not None and policy.dry_run and observed.now is not None:
-        verdict = judge(run, now=observed.now, terms=observed.terms)
+    verdict = observed.verdict
+    if policy is not None and policy.dry_run and verdict is not None:
         # A dry run retires nothing, so the wait has not begun: the earliest moment is a grace period after the commit.
         pending += [
             api.PendingPurge(s.id, s.commit.bytes, _earliest(s, policy.grace_seconds), verdict.retire[s.id])

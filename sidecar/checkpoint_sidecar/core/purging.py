@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from checkpoint_sidecar.core.lineage import newest_compared
 from checkpoint_sidecar.core.policy import RetentionPolicy
-from checkpoint_sidecar.core.retention import NO_TERMS, Terms, judge
+from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 PURGES_AT_ONCE = 8
@@ -25,25 +25,26 @@ PURGES_AT_ONCE = 8
 PURGE_PAUSE = dt.timedelta(seconds=30)
 
 
-def purge_due(run: Run, *, now: dt.datetime, terms: Terms = NO_TERMS) -> tuple[str, ...]:
-    """Snapshots whose data may be deleted now, in order of commit.
+def purge_due(verdict: RetentionVerdict) -> tuple[str, ...]:
+    """Return the snapshots whose data may be deleted now, in order of commit.
 
-    Begun purges always go on: after PurgeStarted there is no way back. Others must be retired for the grace period and
-    still be unwanted. The arguments are those of ``judge``.
+    Purges that began always continue: after PurgeStarted there is no way back. Others must be retired for the grace
+    period and still be unwanted.
     """
+    run = verdict.run
     begun = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]
-    if waits_for_comparison(run, now=now, terms=terms):
+    if waits_for_comparison(verdict):
         return tuple(begun)
     starts = (s.purge_started_at for s in run.snapshots.values() if s.purge_started_at is not None)
-    lately = sum(abs(now - start) < PURGE_PAUSE for start in starts)
-    return (*begun, *_unwanted(run, now=now, terms=terms)[: max(PURGES_AT_ONCE - lately, 0)])
+    lately = sum(abs(verdict.now - start) < PURGE_PAUSE for start in starts)
+    return (*begun, *_unwanted(verdict)[: max(PURGES_AT_ONCE - lately, 0)])
 
 
-def waits_for_comparison(run: Run, *, now: dt.datetime, terms: Terms) -> tuple[str, ...]:
-    """Snapshots that would be deleted now if the checksums of one that stays had been compared."""
-    if not terms.reads_back or newest_compared(run) is not None:
+def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:
+    """Return the snapshots that would be deleted now if the checksums of one that stays had been compared."""
+    if not verdict.terms.reads_back or newest_compared(verdict.run) is not None:
         return ()
-    return _unwanted(run, now=now, terms=terms)
+    return _unwanted(verdict)
 
 
 def purge_at(run: Run, snapshot: Snapshot) -> dt.datetime | None:
@@ -82,13 +83,10 @@ def with_grace_of(run: Run, retention: RetentionPolicy | None, now: dt.datetime)
     return replace(run, longer_grace_until=end, longer_grace_seconds=longest)
 
 
-def _unwanted(run: Run, *, now: dt.datetime, terms: Terms) -> tuple[str, ...]:
-    """Retired snapshots whose grace period is over and that the policy still does not want."""
-    policy = run.policy.retention
+def _unwanted(verdict: RetentionVerdict) -> tuple[str, ...]:
+    """Return the retired snapshots whose grace period is over and that the policy still does not want."""
+    policy = verdict.run.policy.retention
     if policy is None or policy.dry_run:
         return ()
-    over = [s.id for s in run.snapshots.values() if (end := purge_at(run, s)) is not None and end <= now]
-    if not over:
-        return ()
-    retire = judge(run, now=now, terms=terms).retire
-    return tuple(identifier for identifier in over if identifier in retire)
+    ends = ((s.id, purge_at(verdict.run, s)) for s in verdict.run.snapshots.values() if s.id in verdict.retire)
+    return tuple(identifier for identifier, end in ends if end is not None and end <= verdict.now)

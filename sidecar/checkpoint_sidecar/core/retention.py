@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from functools import partial
 
@@ -77,14 +77,20 @@ class RetentionReason(StrEnum):
 class RetentionVerdict:
     """What the policy wants, by snapshot id; every live or retired snapshot is in exactly one of the two.
 
+    Judging walks all snapshots of a run, so a verdict is made once for a log and a moment, and passed on.
+
     Attributes:
         spare: Snapshots that rules alone keep, newest first: a limit on size takes them from the end. They are listed
             as they are before a quota applies, so some of them may be in ``retire``.
+        run, now, terms: What was judged, and when.
     """
 
     keep: Mapping[str, tuple[str, ...]]
     retire: Mapping[str, tuple[str, ...]]
-    spare: tuple[str, ...] = ()
+    spare: tuple[str, ...]
+    run: Run = field(compare=False, repr=False)
+    now: dt.datetime = field(compare=False)
+    terms: Terms = field(compare=False)
 
 
 class Effect(Enum):
@@ -130,9 +136,12 @@ def judge(run: Run, *, now: dt.datetime, terms: Terms = NO_TERMS) -> RetentionVe
         if rule.effect is Effect.ALL and case.keep:
             break
     return RetentionVerdict(
-        {identifier: tuple(reasons) for identifier, reasons in case.keep.items()},
-        {identifier: tuple(reasons) for identifier, reasons in case.retire.items() if identifier not in case.keep},
-        tuple(s.id for s in case.spare),
+        keep={identifier: tuple(reasons) for identifier, reasons in case.keep.items()},
+        retire={name: tuple(reasons) for name, reasons in case.retire.items() if name not in case.keep},
+        spare=tuple(s.id for s in case.spare),
+        run=run,
+        now=now,
+        terms=terms,
     )
 
 
