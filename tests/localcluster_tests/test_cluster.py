@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from localcluster.cluster import wait_ready
+from localcluster.cluster import Cluster, wait_ready
 from localcluster.images import NOBODY
 
 pytestmark = pytest.mark.cluster
 
 
-def pod(cluster, program: str, **spec) -> dict:
+def pod(cluster: Cluster, program: str, **spec: Any) -> dict[str, Any]:
     """The specification of a pod that runs `program` with this Python environment, as a user that is not root."""
     python = cluster.host_python()
     container = {
@@ -34,19 +37,19 @@ def pod(cluster, program: str, **spec) -> dict:
     return {**base, **spec}
 
 
-def create(cluster, kind: str, name: str, spec: dict, version: str = "v1") -> None:
+def create(cluster: Cluster, kind: str, name: str, spec: dict[str, Any], version: str = "v1") -> None:
     manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec}
     cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
 
 
-def run_to_completion(cluster, name: str, spec: dict) -> str:
+def run_to_completion(cluster: Cluster, name: str, spec: dict[str, Any]) -> str:
     """What the pod printed."""
     create(cluster, "Pod", name, spec)
     cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=60s")
     return cluster.kubectl("logs", name)
 
 
-def until(condition, seconds: float = 60.0):
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -55,7 +58,7 @@ def until(condition, seconds: float = 60.0):
 
 
 @pytest.fixture
-def job(cluster):
+def job(cluster: Cluster) -> Iterator[str]:
     """A Job whose pods, told to end, count the seconds that they are given."""
     program = """if True:
         import signal, sys, time
@@ -78,7 +81,7 @@ def job(cluster):
     cluster.kubectl("delete", "pod", "-l", "app=counter", "--force", "--grace-period=0")
 
 
-def ready_pod_of_job(cluster) -> tuple[str, str] | None:
+def ready_pod_of_job(cluster: Cluster) -> tuple[str, str] | None:
     """Name and node of the Job's pod, once it handles signals."""
     template = "{range .items[*]}{.metadata.name} {.spec.nodeName} {.status.phase}{'\\n'}{end}"
     selector = ["-l", "app=counter", "--field-selector=status.phase=Running", "-o", f"jsonpath={template}"]
@@ -90,7 +93,7 @@ def ready_pod_of_job(cluster) -> tuple[str, str] | None:
 
 
 @pytest.mark.parametrize("node", ["node-a", "node-b"])
-def test_a_pod_without_privileges_runs_the_library_on_each_node(cluster, node):
+def test_a_pod_without_privileges_runs_the_library_on_each_node(cluster: Cluster, node: str) -> None:
     program = """if True:
         import os, tempfile, torch, checkpoint_sidecar
         tempfile.mkstemp()
@@ -100,7 +103,7 @@ def test_a_pod_without_privileges_runs_the_library_on_each_node(cluster, node):
     assert printed.split() == [str(NOBODY), "tensor(2.)"]
 
 
-def test_a_pod_finds_the_api_and_is_known_there_by_its_service_account(cluster):
+def test_a_pod_finds_the_api_and_is_known_there_by_its_service_account(cluster: Cluster) -> None:
     program = """if True:
         from kubernetes import client, config
         config.load_incluster_config()
@@ -110,14 +113,14 @@ def test_a_pod_finds_the_api_and_is_known_there_by_its_service_account(cluster):
     assert printed.strip() == "system:serviceaccount:default:default"
 
 
-def test_a_pod_reaches_the_object_store(cluster):
+def test_a_pod_reaches_the_object_store(cluster: Cluster) -> None:
     key = f"{cluster.object_store.bucket()}/key"
     options = cluster.object_store.storage_options()
     program = f"import fsspec; fsspec.filesystem('s3', **{options!r}).pipe_file({key!r}, b'x'); print('stored')"
     assert run_to_completion(cluster, "store-user", pod(cluster, program)).strip() == "stored"
 
 
-def test_draining_gives_a_pod_its_grace_and_moves_its_job_to_the_other_node(cluster, job):
+def test_draining_gives_a_pod_its_grace_and_moves_its_job_to_the_other_node(cluster: Cluster, job: str) -> None:
     first, node = until(lambda: ready_pod_of_job(cluster))
     follower = cluster.kubectl_process("logs", "--follow", first)
     try:
@@ -132,7 +135,7 @@ def test_draining_gives_a_pod_its_grace_and_moves_its_job_to_the_other_node(clus
         follower.kill()
 
 
-def test_a_node_that_loses_power_is_noticed_and_comes_back(cluster, job):
+def test_a_node_that_loses_power_is_noticed_and_comes_back(cluster: Cluster, job: str) -> None:
     first, lost = until(lambda: ready_pod_of_job(cluster))
     node = cluster.node(lost)
     node.power_off()
@@ -146,12 +149,12 @@ def test_a_node_that_loses_power_is_noticed_and_comes_back(cluster, job):
     cluster.kubectl("wait", "--for=delete", f"pod/{first}", "--timeout=60s")
 
 
-def node_readiness(cluster, node: str) -> str:
+def node_readiness(cluster: Cluster, node: str) -> str:
     path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
     return cluster.kubectl("get", "node", node, "-o", path)
 
 
-def test_helm_installs_a_chart(cluster, tmp_path):
+def test_helm_installs_a_chart(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: tiny\nversion: 0.1.0\n")
     (tmp_path / "templates" / "map.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: tiny}\n")

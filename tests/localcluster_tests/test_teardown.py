@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path: Path) -> Iterator[Workspace]:
     require(requirements.cluster_problem())
     place = Workspace(tmp_path / "cluster")
     yield place
@@ -61,7 +62,7 @@ def start_pods(cluster: localcluster.Cluster) -> None:
     cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
 
 
-def test_down_leaves_nothing(place):
+def test_down_leaves_nothing(place: Workspace) -> None:
     assert "nodes node-a, node-b are ready" in run("up", place=place)
     assert "up already" in run("up", place=place)
     assert "node-b        ready" in run("status", place=place)
@@ -73,16 +74,17 @@ def test_down_leaves_nothing(place):
     assert traces(place) == []
 
 
-def test_down_leaves_nothing_of_a_cluster_whose_every_daemon_was_killed(place):
+def test_down_leaves_nothing_of_a_cluster_whose_every_daemon_was_killed(place: Workspace) -> None:
     cluster = localcluster.up(place)
     start_pods(cluster)
     for daemon in place.daemons.all():
+        assert daemon.identity is not None
         daemon.identity.send(signal.SIGKILL)
     run("down", place=place)
     assert traces(place) == []
 
 
-def test_down_leaves_nothing_of_a_start_that_was_killed(place):
+def test_down_leaves_nothing_of_a_start_that_was_killed(place: Workspace) -> None:
     starting = command_line("up", place=place)
     while not cgroups.processes(place.cgroup):
         assert starting.poll() is None
@@ -94,12 +96,12 @@ def test_down_leaves_nothing_of_a_start_that_was_killed(place):
     assert traces(place) == []
 
 
-def test_down_without_a_cluster_is_fine(place):
+def test_down_without_a_cluster_is_fine(place: Workspace) -> None:
     run("down", place=place)
     assert traces(place) == []
 
 
-def test_status_without_a_cluster_says_so(place):
+def test_status_without_a_cluster_says_so(place: Workspace) -> None:
     process = command_line("status", place=place)
     printed, _ = process.communicate(timeout=30)
     assert process.returncode == 1
