@@ -7,11 +7,14 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from checkpoint_operator.report.checks import ConditionCheck
+from checkpoint_operator.report.health import CHAINS
 from checkpoint_sidecar.core.log import FORMAT_MAJOR, KINDS, Envelope
 
 DOCS = Path(__file__).resolve().parent
@@ -60,7 +63,41 @@ def _portable(value: Any) -> Any:
     return made
 
 
-GENERATED = {DOCS / "log-schema.json": lambda: json.dumps(log_schema(), indent=2) + "\n"}
+def conditions_page(page: str) -> str:
+    """The page with the rows of a Checkpoint's conditions in the order in which the operator asks.
+
+    The status and the reason of each row come from the checks; what it means and what to do is written by hand and
+    kept. A reason that is new gets an empty row, which a test refuses.
+    """
+    before, heading, rest = page.partition("## Conditions of a Checkpoint\n")
+    conditions, next_heading, after = rest.partition("\n## ")
+    for kind, chain in CHAINS.items():
+        conditions = _with_rows(conditions, f"### {kind}\n", chain)
+    return f"{before}{heading}{conditions}{next_heading}{after}"
+
+
+_HEAD = "| status | reason | means | do |\n| --- | --- | --- | --- |\n"
+
+
+def _with_rows(conditions: str, heading: str, chain: Iterable[ConditionCheck]) -> str:
+    before, heading, rest = conditions.partition(heading)
+    words, head, rest = rest.partition(_HEAD)
+    rows, end, after = rest.partition("\n\n")
+    written = {tuple(row.split(" | ")[:2]): row for row in rows.splitlines()}
+    wanted = dict.fromkeys((f"| {check.status}", reason) for check in chain for reason in _reasons(check))
+    rows = "\n".join(written.get(key, f"{key[0]} | {key[1]} | | |") for key in wanted)
+    return f"{before}{heading}{words}{head}{rows}{end}{after}"
+
+
+def _reasons(check: ConditionCheck) -> list[str]:
+    return [check.see] if check.see else [f"`{reason}`" for reason in check.reasons]
+
+
+CONDITIONS = DOCS / "conditions.md"
+GENERATED = {
+    DOCS / "log-schema.json": lambda: json.dumps(log_schema(), indent=2) + "\n",
+    CONDITIONS: lambda: conditions_page(CONDITIONS.read_text()),
+}
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from checkpoint_operator.decide.finalizer import FINALIZER, Release, finalizers,
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import Adopt, End, Erase
 from checkpoint_operator.model.observed import Key, Observed, RunProgress, StoreFault
-from checkpoint_operator.report import health
+from checkpoint_operator.report.faults import fault_of
 from checkpoint_sidecar.core import attempt, layout
 from checkpoint_sidecar.core.api import EventReason, Reason
 from checkpoint_sidecar.core.errors import FencedError, LogError, PrefixClaimedError
@@ -136,7 +136,7 @@ def test_a_deleted_checkpoint_that_somebody_else_keeps_claims_nothing_anew() -> 
 
 
 def test_a_new_checkpoint_at_the_prefix_is_told_that_what_lies_there_is_nobodys() -> None:
-    fault = health.fault_of(observed(given_up()))
+    fault = fault_of(observed(given_up()))
     assert fault is not None
     assert (fault.reason, fault.stalled) == (Reason.PREFIX_CLAIMED, True)
     assert "left of a run that was deleted" in fault.message

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 import pytest
 
+from checkpoint_operator.report.checks import ConditionCheck
 from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason, SnapshotReason
 from checkpoint_sidecar.core.errors import Evidence
 
@@ -49,6 +52,38 @@ def test_every_reason_is_explained_and_no_other(heading: str, column: int, reaso
 def test_every_type_of_condition_has_a_heading_under_its_kind() -> None:
     headings = [*re.findall(r"^### (\w+)", section(CHECKPOINT) + section(SNAPSHOT), re.MULTILINE)]
     assert sorted(set(headings)) == sorted(map(str, ConditionType))
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", Path(__file__).parents[2] / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_rows_of_a_condition_are_generated_from_its_checks_and_the_words_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generate = generator()
+    assert generate.conditions_page(PAGE) == PAGE
+    first, *others = generate.CHAINS[ConditionType.PROTECTED]
+    added = ConditionCheck("added", "False", (Reason.DRY_RUN,), lambda _: None)
+    changed = {**generate.CHAINS, ConditionType.PROTECTED: (added, *others[1:], first)}
+    monkeypatch.setattr(generate, "CHAINS", changed)
+    protected = generate.conditions_page(PAGE).partition("### Protected\n")[2].partition("\n### ")[0]
+    rows = [line for line in protected.splitlines() if line.startswith("| ")][2:]
+    assert [re.findall(r"`(\w+)`", row)[0] for row in rows] == [
+        "DryRun",
+        "NotVerified",
+        "SnapshotTooOld",
+        "GracePeriodTooShort",
+        "RecentSnapshot",
+        "NotRunning",
+    ]
+    assert rows[0] == "| False | `DryRun` | | |"
+    assert set(rows[1:]) < set(PAGE.splitlines())
 
 
 def test_links_lead_to_headings_that_exist() -> None:

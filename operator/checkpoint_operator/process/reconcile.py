@@ -29,7 +29,7 @@ from checkpoint_operator.model.observed import Checkpoint, Key, Observed, StoreF
 from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_operator.process.work_queue import Retry
 from checkpoint_operator.report import events, resources
-from checkpoint_operator.report.health import fault_of
+from checkpoint_operator.report.faults import fault_of
 from checkpoint_operator.report.metrics import Metrics
 from checkpoint_operator.report.status import status_of, status_with
 from checkpoint_sidecar.core.api import ConditionType, Reason

@@ -1,0 +1,66 @@
+"""Named checks, and chains of them: the first check of a chain that answers decides a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from checkpoint_operator.model.observed import Observed, StoreFault
+from checkpoint_operator.report.conditions import Judgement
+from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A message that quotes an error or a figure that changes often, see ``Judgement.quotes``."""
+
+    message: str
+
+
+Answer = str | Quote | StoreFault | None
+"""The message if the check applies, or a fault that brings its own reason; None if the next check is to be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionCheck:
+    """One fact that decides a condition where it holds; it is named for that fact.
+
+    Attributes:
+        reasons: The reasons that it may give. A check gives the first one unless it answers with a fault.
+        see: Words that stand for the reasons in the documentation, or empty.
+    """
+
+    name: str
+    status: ConditionStatus
+    reasons: tuple[Reason, ...]
+    answer: Callable[[Observed], Answer]
+    see: str = ""
+
+    def judge(self, kind: ConditionType, observed: Observed) -> Judgement | None:
+        """Return what the condition says if the check applies, or None."""
+        match self.answer(observed):
+            case None:
+                return None
+            case StoreFault() as fault:
+                return Judgement(kind, self.status, fault.reason, fault.message, quotes=True)
+            case Quote(message):
+                return Judgement(kind, self.status, self.reasons[0], message, quotes=True)
+            case message:
+                return Judgement(kind, self.status, self.reasons[0], message)
+
+
+def check(
+    status: ConditionStatus, *reasons: Reason, see: str = ""
+) -> Callable[[Callable[[Observed], Answer]], ConditionCheck]:
+    """Make a check of a function that returns its answer."""
+    return lambda answer: ConditionCheck(answer.__name__, status, reasons, answer, see)
+
+
+def otherwise(status: ConditionStatus, reason: Reason, message: str) -> ConditionCheck:
+    """Return the check that ends a chain: it always applies."""
+    return ConditionCheck("otherwise", status, (reason,), lambda _: message)
+
+
+def first_answer(kind: ConditionType, chain: Iterable[ConditionCheck], observed: Observed) -> Judgement:
+    """Ask the checks of a condition in order."""
+    return next(judged for each in chain if (judged := each.judge(kind, observed)) is not None)
