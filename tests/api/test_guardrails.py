@@ -233,7 +233,7 @@ def test_the_operator_sets_finalizers_and_changes_no_spec(team: Namespace) -> No
         {"metadata": {"finalizers": both[1:]}},
         {"metadata": {"finalizers": [*both, "example.com/another"]}},
     ):
-        with pytest.raises(CommandError, match="nothing of a Checkpoint but its status and its finalizer"):
+        with pytest.raises(CommandError, match="may change only the status and the finalizer of a Checkpoint"):
             team.patch("ckpt", "reported", change, f"--as={OPERATOR}")
     through_status = {"metadata": {"annotations": {CONFIRM: "reported"}}, "status": {"snapshots": 1}}
     stored = team.patch("ckpt", "reported", through_status, "--subresource=status")  # by anyone

@@ -33,16 +33,16 @@ BAD_URLS = {
     "bucket/run": "url must start with s3://, gs://, az:// or file://",
     "s3://bucket/a::b": "url must not chain protocols with '::'",
     "simplecache::s3://bucket/run": "url must not chain protocols with '::'",
-    "s3://bucket/../other": "url must not contain '.' or '..' as a part of its path",
-    "s3://bucket/a/.": "url must not contain '.' or '..' as a part of its path",
-    "s3://key:secret@bucket/run": "credentials belong into the Secret that credentialsSecret names",
+    "s3://bucket/../other": "url must not contain '.' or '..' as a segment of its path",
+    "s3://bucket/a/.": "url must not contain '.' or '..' as a segment of its path",
+    "s3://key:secret@bucket/run": "put credentials into the Secret that credentialsSecret names",
     "s3://bucket/run?versionId=1": "url must not contain a user, a password, a query",
     "s3://bucket/a%2e%2e/b": "url must not contain a user, a password, a query, a fragment or an escape",
     "s3:///run": "url must name a bucket",
     "s3://bucket:9000/run": "url must name a bucket",
-    "file://host/run": "a file url is file:///<absolute path>",
-    "file:///": "a file url is file:///<absolute path>",
-    "s3://bucket//run": "no empty parts",
+    "file://host/run": "a file URL must have the form file:///<absolute path>",
+    "file:///": "a file URL must have the form file:///<absolute path>",
+    "s3://bucket//run": "no empty segments",
     "s3://bucket/a b": "letters, digits and",
     "s3://bucket/übung": "letters, digits and",
     "s3://bucket/" + "x" * 512: "may not be more than 512",
@@ -84,15 +84,15 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "keep a word": ({"retention": {"keepLast": "three"}}, "must be of type integer"),
     "days": (
         {"retention": {"maxAge": "30d"}},
-        "maxAge must be a duration such as 90s, 15m or 720h (there is no unit for days)",
+        "maxAge must be a duration such as 90s, 15m or 720h (days are not supported)",
     ),
     "no unit": ({"save": {"every": "900"}}, "every must be a duration such as 90s, 15m or 720h"),
     "a negative duration": ({"retention": {"gracePeriod": "-1h"}}, "gracePeriod must be a duration such as"),
     "an empty duration": ({"save": {"every": ""}}, "spec.save.every in body should be at least 1 chars long"),
-    "no age at all": ({"retention": {"maxAge": "0s"}}, "maxAge must be longer than zero; omit it to switch"),
-    "an interval of nothing": ({"retention": {"keepEvery": "0h"}}, "keepEvery must be longer than zero"),
+    "no age at all": ({"retention": {"maxAge": "0s"}}, "maxAge must be positive; omit it to disable"),
+    "an interval of nothing": ({"retention": {"keepEvery": "0h"}}, "keepEvery must be positive"),
     "no quantity": ({"retention": {"maxTotalSize": "2 TB"}}, "must be a quantity of bytes such as 500Gi or 2Ti"),
-    "no size at all": ({"retention": {"maxTotalSize": "0"}}, "maxTotalSize must be more than zero"),
+    "no size at all": ({"retention": {"maxTotalSize": "0"}}, "maxTotalSize must be positive"),
     "the same metric twice": (
         {"retention": {"keepBest": [{"metric": "loss"}, {"metric": "loss", "mode": "Max"}]}},
         "Duplicate value",
@@ -100,18 +100,18 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown policy": ({"overwritePolicy": "Always"}, 'supported values: "Never", "Skip", "Replace"'),
     "a snapshot without an id": (
         {"restore": {"rollback": {"request": "1"}}},
-        "rollback.to: Snapshot needs rollback.snapshot",
+        "rollback.to: Snapshot requires rollback.snapshot",
     ),
     "the best, and an id": (
         {
             "restore": {"rollback": {"request": "1", "to": "Best", "snapshot": "1000-7-abcdefg2"}},
             "retention": {"keepBest": [{"metric": "loss"}]},
         },
-        "rollback.snapshot is for rollback.to: Snapshot only",
+        "rollback.snapshot is allowed with rollback.to: Snapshot only",
     ),
     "the best of nothing": (
         {"restore": {"rollback": {"request": "1", "to": "Best"}}},
-        "restore.rollback.to: Best needs a rule in retention.keepBest",
+        "restore.rollback.to: Best requires a rule in retention.keepBest",
     ),
     "the name of an object as id": (
         {"restore": {"rollback": {"request": "1", "snapshot": "run-1000-7-abcdefg2"}}},
@@ -123,15 +123,15 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an endpoint with a password": (
         {"storage": {"url": "s3://b/r", "endpoint": "https://key:secret@host"}},
-        "endpoint must be http(s)://<host>[:<port>]",
+        "endpoint must have the form http(s)://<host>[:<port>]",
     ),
     "an endpoint without scheme": (
         {"storage": {"url": "s3://b/r", "endpoint": "host:9000"}},
-        "endpoint must be http(s)://<host>[:<port>]",
+        "endpoint must have the form http(s)://<host>[:<port>]",
     ),
     "taking over from nobody": (
         {"storage": {"url": "s3://b/r", "takeOverFrom": "old-run"}},
-        "takeOverFrom must be <cluster>/<namespace>/<name>",
+        "takeOverFrom must have the form <cluster>/<namespace>/<name>",
     ),
     "a Secret by the value of a variable": (
         {"storage": {"url": "s3://b/r", "credentialsSecret": {"name": "$(NAME)"}}},
@@ -143,7 +143,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a url by the value of a variable": (
         {"storage": {"url": "s3://b/$(NAME)"}},
-        "the path of url must have letters, digits and",
+        "the path of url must contain only letters, digits and",
     ),
     "a Secret elsewhere": (
         {"storage": {"url": "s3://b/r", "credentialsSecret": {"name": "keys", "namespace": "other"}}},
@@ -192,7 +192,7 @@ def test_a_good_endpoint_is_admitted_by_the_server_and_by_the_code(anywhere: Nam
 @pytest.mark.parametrize("endpoint", BAD_ENDPOINTS)
 def test_a_bad_endpoint_is_refused_by_the_server_and_by_the_code(anywhere: Namespace, endpoint: str) -> None:
     refusal = anywhere.refusal(checkpoint(storage={"url": "s3://b/r", "endpoint": endpoint}))
-    assert "endpoint must be http(s)://<host>[:<port>]" in refusal
+    assert "endpoint must have the form http(s)://<host>[:<port>]" in refusal
     with pytest.raises(ValueError, match="not http") as refused:
         Endpoint.parse(endpoint)
     assert "secret" not in str(refused.value)
@@ -230,7 +230,7 @@ def test_a_bad_spec_is_refused_with_the_reason(anywhere: Namespace, spec: dict[s
 
 def test_names_fit_into_labels(anywhere: Namespace) -> None:
     assert anywhere.refusal(checkpoint("x" * 63)) == ""
-    assert "the name of a Checkpoint has at most 63 characters" in anywhere.refusal(checkpoint("x" * 64))
+    assert "the name of a Checkpoint must have at most 63 characters" in anywhere.refusal(checkpoint("x" * 64))
 
 
 def test_defaults_are_visible_and_are_those_of_the_library(namespace: Namespace) -> None:
@@ -282,7 +282,7 @@ def test_a_rollback_request_keeps_its_target(namespace: Namespace) -> None:
         rollback = {"request": request, "snapshot": "500-7-abcdefg3"}
         return namespace.patch_refusal("ckpt", "run", {"restore": {"rollback": rollback}})
 
-    assert "choose a new rollback.request for another target" in move("1")
+    assert "set a new rollback.request for another target" in move("1")
     assert move("2") == ""
 
 
@@ -313,7 +313,7 @@ def test_only_the_disposition_of_a_snapshot_changes(namespace: Namespace) -> Non
 
 @pytest.mark.parametrize("path", ["../0007-abcdefg2", "step-1000", "step-1000/../../x", "/etc"])
 def test_a_snapshot_lies_in_a_folder_of_a_save(anywhere: Namespace, path: str) -> None:
-    assert "path must be step-<step>/<attempt>-<nonce>" in anywhere.refusal(snapshot(path=path))
+    assert "path must have the form step-<step>/<attempt>-<nonce>" in anywhere.refusal(snapshot(path=path))
 
 
 CONDITION = api.Condition("Ready", "True", "Configured", "All is well.", TIME, 1)

@@ -69,7 +69,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 {{- end }}
 
-{{- /* "true" when dangerous changes need a right or a confirmation. */}}
+{{- /* "true" when changes that can destroy a run require a right or a confirmation. */}}
 {{- define "checkpoint-operator.guards" -}}
 {{- include "checkpoint-operator.applies" (list . "guardrails" "ValidatingAdmissionPolicy" "1.30.0") -}}
 {{- end }}
@@ -79,9 +79,9 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- include "checkpoint-operator.applies" (list . "injection" "MutatingAdmissionPolicy" "1.36.0") -}}
 {{- end }}
 
-{{- /* "true" when a value `<name>.mode` is On, or Auto where the cluster offers the kind, which came with that version.
-       Helm knows the kinds of a cluster that it talks to, or that --api-versions lists; else (helm template) only a version,
-       by default its own. */}}
+{{- /* "true" when the value `<name>.mode` is On, or when it is Auto and the cluster offers the kind, introduced in that version.
+       Helm knows the kinds of a cluster that it is connected to, or that --api-versions lists; otherwise (helm template) only
+       a version, by default its own. */}}
 {{- define "checkpoint-operator.applies" -}}
 {{- $chart := index . 0 }}{{ $name := index . 1 }}{{ $kind := index . 2 }}{{ $since := index . 3 -}}
 {{- $mode := (index $chart.Values $name).mode -}}
@@ -95,7 +95,7 @@ true
 {{- if semverCompare (printf ">=%s-0" $since) $cluster.KubeVersion.Version -}}
 true
 {{- else -}}
-{{- fail (printf "%s.mode is Auto, and Helm knows nothing of the cluster but its version, %s, which has no %s. Set %s.mode to On or Off, or pass the version of your cluster with --kube-version." $name $cluster.KubeVersion.Version $kind $name) -}}
+{{- fail (printf "%s.mode is Auto, and Helm knows only the version of the cluster, %s, which does not offer %s. Set %s.mode to On or Off, or pass the version of your cluster with --kube-version." $name $cluster.KubeVersion.Version $kind $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
