@@ -1,8 +1,8 @@
-"""A DCP checkpoint directory as a run of its own: what a drop-in save does besides moving bytes.
+"""A DCP checkpoint directory as a run of its own: how a drop-in save begins, commits and cleans up.
 
 ``dcp.save(checkpoint_id=...)`` means "this directory holds this checkpoint". Each save is therefore an attempt that
-replaces the directory's only checkpoint, in a log inside the directory. Nobody else looks after such a directory, so
-each save also deletes what the one before it replaced: between saves there are at most two checkpoints in it.
+replaces the directory's only checkpoint, recorded in a log inside the directory. No operator collects garbage there,
+so each save also deletes the checkpoints that earlier ones replaced: between saves the directory holds at most two.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from checkpoint_sidecar.store.base import Store
 logger = logging.getLogger(__name__)
 
 STEP = 0
-"""A directory has no steps; every save of it is a save of this one."""
+"""The step of every save: a directory has no steps."""
 WRITER = "checkpoint_sidecar drop-in"
 
 
@@ -55,8 +55,8 @@ class DirectorySave:
 
     Args:
         store: Opened at the checkpoint directory.
-        overwrite: Whether an existing checkpoint is replaced.
-        world_size: Ranks that save.
+        overwrite: Whether to replace an existing checkpoint.
+        world_size: Number of ranks that save.
     """
 
     def __init__(self, store: Store, *, overwrite: bool, world_size: int) -> None:
@@ -67,16 +67,17 @@ class DirectorySave:
         self._owner = Owner("local", "local", store.url.rpartition("/")[2][-253:])
 
     def begin(self) -> NewSave:
-        """Fence earlier saves of the directory and clear away what they left.
+        """Fence earlier saves of the directory and delete what they left behind.
 
         Raises:
             CheckpointExistsError: There is a checkpoint, and ``overwrite`` is False.
-            PrefixClaimedError: The directory is the root of somebody's run.
+            PrefixClaimedError: The directory is the root of another run.
         """
         if not self._overwrite and not self._log.refresh().ever_committed and self._stock_checkpoint_exists():
             raise self._exists("a checkpoint that torch wrote")
         self._log.append(self._claim)
-        self._log.append(self._identify)
+        if not self._log.run.identified:
+            self._log.append(self._identify)
         started = self._log.append(self._start)
         assert started is not None
         assert isinstance(started.body, AttemptStarted)
@@ -84,15 +85,15 @@ class DirectorySave:
         try:
             self._clear(number)
         except (StoreError, LogError) as error:
-            logger.warning("Replaced checkpoints stay until the next save: %s", error)
+            logger.warning("replaced checkpoints stay until the next save: %s", error)
         return NewSave(SaveFolder(None, number, layout.new_nonce(), self._log.run.short_identity), STEP)
 
     def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
-        """Commit, check the sizes of what was stored, then let torch's reader see it and retire what it replaced.
+        """Commit, check the sizes of the stored files, publish the checkpoint for torch's reader, retire older ones.
 
         Raises:
             CheckpointExistsError, FencedError: Another save of the directory started or won meanwhile.
-            CorruptSnapshotError: The store lost or cut a file; the checkpoint before this one is still there.
+            CorruptSnapshotError: The store lost or cut a file; the previous checkpoint is unchanged.
         """
         draft = SnapshotCommitted(
             snapshot=save.snapshot,
@@ -108,16 +109,16 @@ class DirectorySave:
         self._log.append(lambda run: attempts.commit(run, draft, overwrite=policy))
         try:
             self._verify(save, manifest)
-            self._publish()
+            self._publish(save, manifest)
             for other in self._log.run.snapshots.values():
                 if other.live and other.id != save.snapshot:
                     self._retire(other.id, "Replaced")
         except (StoreError, LogError, ForeignObjectError) as error:
             logger.warning("the checkpoint is committed, but torch's own reader may find the one before: %s", error)
-            self._publish_unchecked()
+            self._publish_unchecked(save, manifest)
 
     def abandon(self, save: NewSave) -> None:
-        """Nothing to do: the next save clears away what this one left."""
+        """Do nothing: the next save deletes what this one left behind."""
 
     def _stock_checkpoint_exists(self) -> bool:
         return self._store.stat(layout.METADATA_NAME) is not None
@@ -134,8 +135,9 @@ class DirectorySave:
         attempts.check_owner(run, self._owner, url=self._store.url)
         return attempts.identify(run)
 
-    def _publish(self) -> None:
-        publish(self._store, self._log, None, replace_foreign=self._overwrite)
+    def _publish(self, save: NewSave, manifest: Manifest) -> None:
+        manifests = {save.snapshot: manifest}
+        publish(self._store, self._log, None, replace_foreign=self._overwrite, manifests=manifests)
 
     def _start(self, run: Run) -> AttemptStarted:
         attempts.check_owner(run, self._owner, url=self._store.url)
@@ -152,15 +154,15 @@ class DirectorySave:
                 save.snapshot, "Sizes", passed=False, evidence=error.evidence, message=str(error)[:1024]
             )
             self._log.append(lambda _: found)
-            # So that no reader chooses it, neither ours by the log nor torch's by the pointer, which was not moved.
+            # No reader may choose it: ours follows the log, torch's the pointer, which was not moved.
             self._retire(save.snapshot, "Damaged")
             raise
         self._log.append(lambda _: SnapshotVerified(save.snapshot, "Sizes", passed=True))
 
-    def _publish_unchecked(self) -> None:
-        """Let both readers choose alike, though it is unknown whether all files arrived; what was replaced stays."""
+    def _publish_unchecked(self, save: NewSave, manifest: Manifest) -> None:
+        """Let both readers choose the same snapshot, although its files could not be checked; older ones stay."""
         try:
-            self._publish()
+            self._publish(save, manifest)
         except (CorruptSnapshotError, StoreError, LogError) as error:
             logger.warning("the pointer for torch's own reader is not up to date: %s", error)
 
@@ -168,23 +170,26 @@ class DirectorySave:
         self._log.append(lambda run: SnapshotRetired(snapshot, (reason,)) if run.snapshots[snapshot].live else None)
 
     def _clear(self, attempt: int) -> None:
-        """Purge what earlier saves retired, and delete what they uploaded and never committed."""
-        run = self._log.refresh()
-        for snapshot in run.snapshots.values():
+        """Purge the snapshots that earlier saves retired, and delete files that they uploaded and never committed."""
+        if attempt == 1:
+            return  # there was no earlier save
+        for snapshot in self._log.run.snapshots.values():
             if snapshot.state in (SnapshotState.RETIRED, SnapshotState.PURGING):
                 self._purge(snapshot)
+        # The log is read after the listing, or a save that another process commits now would look unfinished.
         keys = [info.key for info in self._store.list()]
         ours = belongings(self._log.refresh(), keys)
-        self._store.delete([key for key in keys if _is_leftover(key, ours, below_attempt=attempt)])
+        if leftovers := [key for key in keys if _is_leftover(key, ours, below_attempt=attempt)]:
+            self._store.delete(leftovers)
 
     def _purge(self, snapshot: Snapshot) -> None:
         manifest: Manifest | None = None
         try:
             manifest = read_manifest(self._store, snapshot.commit)
         except CorruptSnapshotError as error:
-            # The manifest goes last: without it an earlier purge was nearly done.
+            # A purge deletes the manifest last: if it is missing, an earlier purge nearly finished.
             if error.evidence != "MissingObject":
-                logger.warning("A replaced checkpoint stays, because what belongs to it is unknown: %s", error)
+                logger.warning("a replaced checkpoint stays, because its manifest is damaged: %s", error)
                 return
         self._log.append(
             lambda run: PurgeStarted(snapshot.id) if run.snapshots[snapshot.id].state is SnapshotState.RETIRED else None

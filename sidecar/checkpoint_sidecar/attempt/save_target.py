@@ -98,6 +98,7 @@ class RunTarget:
         self._draft = draft
         self._tried = ""
         self._entry: SnapshotCommitted | None = None
+        self._manifest: Manifest | None = None
         self.committed = False
 
     @property
@@ -145,7 +146,7 @@ class RunTarget:
             if session.log.append(decide) is None:
                 raise self._not_needed(session.store.url)
         self.committed = True
-        self._entry = entry
+        self._entry, self._manifest = entry, manifest
 
     def publish(self) -> None:
         """Say that the snapshot is committed, if it is, and let torch's own reader see it. Raises nothing.
@@ -195,7 +196,8 @@ class RunTarget:
                 "blocked_seconds": entry.blocked_seconds,
             },
         )
-        publish(self._session.store, self._session.log, entry.step)
+        manifests = {entry.snapshot: self._manifest} if self._manifest else {}
+        publish(self._session.store, self._session.log, entry.step, manifests=manifests)
 
     def abandon(self, save: NewSave) -> None:
         """See ``SaveTarget``: the writer deletes the files, and there is nothing else to undo."""

@@ -121,7 +121,8 @@ class AttemptSession:
             probe(self.store)
         self.log.append(lambda run: decisions.claim(run, self._owner, url=self.store.url))
         leave_marker(self.store, self.log.run)
-        self.log.append(self._identify)
+        if not self.log.run.identified:
+            self.log.append(self._identify)
         wait_for_predecessor(self.log, pods=pods, patience_seconds=patience_seconds)
 
         def next_attempt(run: Run) -> AttemptStarted:

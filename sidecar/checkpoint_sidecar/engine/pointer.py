@@ -10,7 +10,8 @@ Large pointers are copied part by part, in bounded memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from crc32c import crc32c
 
@@ -45,7 +46,14 @@ _SETTINGS = EngineSettings(connections=1)
 logger = logging.getLogger(__name__)
 
 
-def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: bool = False) -> None:
+def publish(
+    store: Store,
+    log: RunLog,
+    step: int | None,
+    *,
+    replace_foreign: bool = False,
+    manifests: Mapping[str, Manifest] = MappingProxyType({}),
+) -> None:
     """Make the pointer of a step show the snapshot the log says it should, or remove it when there is none.
 
     The log is read again after writing: of two publishers that race, the one that wrote last also sees last, and
@@ -54,7 +62,8 @@ def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: boo
     Args:
         store: Opened at the run's root, like ``log``.
         step: None for a DCP drop-in directory.
-        replace_foreign: Whether the user has asked to overwrite what others saved there.
+        replace_foreign: Whether the user has asked to overwrite checkpoints of others.
+        manifests: Committed manifests by snapshot, if the caller has any; others are read.
 
     Raises:
         ForeignObjectError: The pointer is not this run's, and was left alone.
@@ -66,7 +75,7 @@ def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: boo
     while True:
         wanted = published_for(run, step)
         try:
-            _show(store, run, wanted, step, replace_foreign=replace_foreign)
+            _show(store, run, wanted, step, replace_foreign=replace_foreign, manifests=manifests)
         except ForeignObjectError:
             # Perhaps it is that of a commit which came meanwhile.
             if log.refresh().head == run.head:
@@ -105,12 +114,20 @@ def is_own_pointer(store: Store, run: Run, step: int | None) -> bool:
     return shown is not None and _is_own(store, run, step, shown, _origin(store, shown))
 
 
-def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *, replace_foreign: bool) -> None:
+def _show(
+    store: Store,
+    run: Run,
+    snapshot: Snapshot | None,
+    step: int | None,
+    *,
+    replace_foreign: bool,
+    manifests: Mapping[str, Manifest] = MappingProxyType({}),
+) -> None:
     key = layout.pointer_key(step)
     shown = store.stat(key)
     if shown is None:
-        if snapshot is not None and not _Source(store, snapshot).create(key):
-            _show(store, run, snapshot, step, replace_foreign=replace_foreign)
+        if snapshot is not None and not _Source(store, snapshot, manifests).create(key):
+            _show(store, run, snapshot, step, replace_foreign=replace_foreign, manifests=manifests)
         return
     origin = _origin(store, shown)
     if snapshot is not None and origin == Origin(run.short_identity, snapshot.id):
@@ -126,17 +143,19 @@ def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *
     if snapshot is None:
         store.delete([key])
         return
-    if not _shows(store, shown, layout.parse_save_folder(snapshot.commit.path)):
-        _Source(store, snapshot).write(key)
+    # A pointer that names another snapshot as its origin differs; only one without an origin has to be compared.
+    if origin is None and _shows(store, shown, layout.parse_save_folder(snapshot.commit.path)):
+        return
+    _Source(store, snapshot, manifests).write(key)
 
 
 class _Source:
     """The bytes that a snapshot has for its pointer, as its manifest describes them."""
 
-    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+    def __init__(self, store: Store, snapshot: Snapshot, manifests: Mapping[str, Manifest]) -> None:
         self._store = store
         self._folder = layout.parse_save_folder(snapshot.commit.path)
-        self._manifest: Manifest = read_manifest(store, snapshot.commit)
+        self._manifest = manifests.get(snapshot.id) or read_manifest(store, snapshot.commit)
         self._file = self._described()
 
     def create(self, key: str) -> bool:
