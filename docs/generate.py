@@ -70,7 +70,7 @@ def conditions_page(page: str) -> str:
     kept. A reason that is new gets an empty row, which a test refuses.
     """
     before, heading, rest = page.partition("## Conditions of a Checkpoint\n")
-    conditions, next_heading, after = rest.partition("\n## ")
+    conditions, next_heading, after = rest.partition("\n\n## ")
     for kind, chain in CHAINS.items():
         conditions = _with_rows(conditions, f"### {kind}\n", chain)
     return f"{before}{heading}{conditions}{next_heading}{after}"
