@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_sidecar.core import attempt, overwrite, replay, selection
+from checkpoint_sidecar.core import attempt, fold, overwrite, selection
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotCommitted, SnapshotPurged, SnapshotReinstated
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from core.explorer import BrokenPromiseError, Rules, explore
@@ -94,12 +94,12 @@ def _without_verification(patch: pytest.MonkeyPatch) -> None:
 
 
 def _without_consumption(patch: pytest.MonkeyPatch) -> None:
-    fold: Callable[..., Run] = replay._FOLD[SnapshotCommitted]
+    committing: Callable[..., Run] = fold.FOLD[SnapshotCommitted]
 
     def committed(run: Run, *arguments: Any) -> Run:
-        return replace(fold(run, *arguments), pending=run.pending)
+        return replace(committing(run, *arguments), pending=run.pending)
 
-    patch.setitem(replay._FOLD, SnapshotCommitted, committed)
+    patch.setitem(fold.FOLD, SnapshotCommitted, committed)
 
 
 def _without_reinstating(patch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import LogError
+from checkpoint_sidecar.core.fold import FOLD
 from checkpoint_sidecar.core.lineage import restore_plan
 from checkpoint_sidecar.core.log import (
     KINDS,
@@ -31,7 +32,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.policy import Policy, RestorePolicy, SavePolicy
 from checkpoint_sidecar.core.purging import purge_due
-from checkpoint_sidecar.core.replay import _FOLD, advance, replay
+from checkpoint_sidecar.core.replay import advance, replay
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import RestoreRequest, Run, SnapshotState
 from core.strategies import ANY_BODY, NOW, OWNERS
@@ -73,7 +74,7 @@ def meaning(run: Run) -> Run:
 
 
 def test_every_kind_of_entry_has_a_meaning() -> None:
-    assert set(_FOLD) == set(KINDS.values())
+    assert set(FOLD) == set(KINDS.values())
 
 
 def test_a_run_belongs_to_whoever_claimed_it_first() -> None:

@@ -16,7 +16,7 @@ from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import appends, plan
 from checkpoint_operator.gather import run_store
 from checkpoint_sidecar.attempt.session import AttemptSession
-from checkpoint_sidecar.core import attempt, belongings, lineage, log, purging, replay, selection
+from checkpoint_sidecar.core import attempt, belongings, fold, lineage, log, purging, selection
 from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine import confirm, pointer
@@ -82,7 +82,7 @@ _COMMITS = 'type(body).__name__ == "SnapshotCommitted"'
 MUTANTS = (
     # Fencing, and what may begin
     Mutant(0, "a fenced attempt commits", 1, Run.may_commit, "attempt == self.highest_attempt >", "attempt >"),
-    Mutant(0, "an adoption fences no attempt", 101, replay._adopted, "fenced_up_to=run.highest_attempt,", ""),
+    Mutant(0, "an adoption fences no attempt", 101, fold._adopted, "fenced_up_to=run.highest_attempt,", ""),
     Mutant(0, "training silently begins anew", 2, lineage.restore_plan, '"Auto" and not run.ever_committed', '"Auto"'),
     Mutant(
         0,
@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(2, "oneself is taken for the winner", 1, RunLog.append, "== entry_id:", f"== entry_id and not {_COMMITS}:"),
     # 3: what is read is announced before, and in use until the first commit
     Mutant(3, "a start does not say what it reads", 1, attempt.start, "plan.candidates[0] if plan.candidates else", ""),
-    Mutant(3, "an announcement is forgotten", 2, replay._restore_started, "in_use=body.snapshot", ""),
+    Mutant(3, "an announcement is forgotten", 2, fold._restore_started, "in_use=body.snapshot", ""),
     Mutant(
         3,
         "what is in use goes",
@@ -126,7 +126,7 @@ MUTANTS = (
         "return None and ",
     ),
     # 4: a request acts once, and leads to its target or an ancestor
-    Mutant(4, "a request is never consumed", 1, replay._committed, "None if served else run.pending", "run.pending"),
+    Mutant(4, "a request is never consumed", 1, fold._committed, "None if served else run.pending", "run.pending"),
     Mutant(
         4,
         "a rollback falls back to newer ones",
@@ -155,7 +155,7 @@ MUTANTS = (
         5,
         "failures count without evidence",
         101,
-        replay._Working.record_check,
+        fold.Working.record_check,
         'passed and check.evidence != "None"',
         "passed",
     ),
@@ -207,11 +207,11 @@ MUTANTS = (
         8,
         "a rollback recalls what is gone",
         1,
-        replay._rollback,
+        fold._rollback,
         "(SnapshotState.LIVE, SnapshotState.RETIRED)",
         "SnapshotState",
     ),
-    Mutant(8, "what was never retired is purged", 1, replay._purge_started, "is SnapshotState.RETIRED", "is not None"),
+    Mutant(8, "what was never retired is purged", 1, fold._purge_started, "is SnapshotState.RETIRED", "is not None"),
     Mutant(8, "a retired one never comes back", 109, attempt.announce, "in plan.last_resort", "in ()"),
     # 9: grace, on the store's clock
     Mutant(
@@ -429,7 +429,7 @@ MUTANTS = (
         5,
         "released from quarantine is verified",
         stories.what_is_released_from_quarantine_has_to_prove_itself_again,
-        replay._released,
+        fold._released,
         'evidence="", verified="None"',
         'evidence=""',
         Upheavals,

@@ -1,8 +1,19 @@
 """Which snapshots an attempt descends from, and which it may restore.
 
-Lineage is the ``parent`` links walked from the newest valid commit. It is neither the highest step in the bucket (a
-rollback makes higher steps obsolete) nor the chain of AttemptStarted entries (an attempt that dies before its first
-commit must orphan nothing). Links survive purging.
+Each commit names its ``parent``: the attempt's previous commit, else the snapshot that it restored. The lineage is the
+chain of parents from the newest valid commit. A restore walks it, newest first::
+
+    100 <-- 500 <-- 900 <-- 1000 <-- 1100       attempt 1; superseded by the first commit of attempt 2
+                     ^
+                     +------ 950 <-- 1000       attempt 2, rolled back to 900; lineage: 1000, 950, 900, 500, 100
+
+It is neither the highest step in the bucket (a rollback makes higher steps obsolete) nor the chain of AttemptStarted
+entries (an attempt that dies before its first commit must orphan nothing):
+
+- The lineage changes with a commit only. Until attempt 2 commits 950, a start that dies leaves 1100 the newest.
+- A superseded snapshot is restored by a rollback alone. It stays until the lineage has enough good ones of its own.
+- Links survive purging: a snapshot whose data is gone still connects the ones after it to the ones before.
+- A parent is always committed before its child; a link that says otherwise is forged, and ends the walk.
 """
 
 from __future__ import annotations
@@ -14,12 +25,12 @@ from checkpoint_sidecar.core.run import RestoreRequest, Run, Snapshot, SnapshotS
 
 
 def ancestors(run: Run, snapshot: str | None) -> tuple[Snapshot, ...]:
-    """``snapshot`` and everything it descends from, newest first."""
+    """Return ``snapshot`` and everything it descends from, newest first."""
     return tuple(walk(run, snapshot))
 
 
 def walk(run: Run, snapshot: str | None) -> Iterator[Snapshot]:
-    """``ancestors``, one at a time, for who seldom needs them all."""
+    """Yield ``ancestors`` one at a time, for callers that seldom need them all."""
     found = run.snapshots.get(snapshot or "")
     while found is not None:
         yield found
@@ -29,7 +40,7 @@ def walk(run: Run, snapshot: str | None) -> Iterator[Snapshot]:
 
 
 def lineage(run: Run) -> tuple[Snapshot, ...]:
-    """The chain of the newest valid commit, newest first."""
+    """Return the chain of the newest valid commit, newest first."""
     return ancestors(run, run.newest)
 
 
@@ -39,17 +50,17 @@ def quarantined(run: Run, snapshot: Snapshot) -> bool:
 
 
 def in_use(run: Run) -> str | None:
-    """The snapshot the highest attempt announced or restored and still depends on; never retired or purged."""
+    """Return the snapshot that the highest attempt announced or restored and depends on; it is never retired."""
     return run.attempt.in_use if run.attempt else None
 
 
 def rollback_target(run: Run) -> str | None:
-    """The snapshot a pending rollback waits for; the next start restores it, so it is never retired or purged."""
+    """Return the target of a pending rollback; the next start restores it, so it is never retired."""
     return run.pending.snapshot if run.pending else None
 
 
 def superseded(run: Run) -> tuple[Snapshot, ...]:
-    """Snapshots the current lineage does not descend from and that still hold data, in order of commit."""
+    """Return the snapshots that still hold data and are not in the lineage, in order of commit."""
     chain = {snapshot.id for snapshot in lineage(run)}
     held = (SnapshotState.LIVE, SnapshotState.RETIRED)
     return tuple(s for s in run.snapshots.values() if s.id not in chain and s.state in held)
@@ -79,7 +90,7 @@ class RestorePlan:
 
 
 def restore_plan(run: Run, request: RestoreRequest | None) -> RestorePlan:
-    """What an attempt that serves ``request`` (usually ``run.pending``) restores.
+    """Plan what an attempt that serves ``request`` (usually ``run.pending``) restores.
 
     A pending request is served until a commit carries it. A rollback falls back only to its target's ancestors: falling
     back to something newer would undo the rollback.

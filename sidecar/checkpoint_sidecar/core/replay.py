@@ -1,64 +1,70 @@
-"""Folding the log into a ``Run``: the meaning of every entry, one small function each.
+"""Folding the log into a ``Run``: the state of a run, and why no process can break it.
 
-``advance`` is pure and total over valid entries: one that breaks a rule of the protocol changes nothing (or is kept as
-REJECTED), so that one misbehaving writer cannot make the log unreadable. A broken *chain* is different: a gap or a
-digest that does not match means entries were lost or altered, and is refused loudly.
+Two rules carry everything else:
+
+1. **The log alone decides.** What any process believes about a run follows from the entries up to the head, in order,
+   by ``advance``: a pure function, the same in training, in the operator and in a test. It is total over valid
+   entries: one that breaks a rule of the protocol changes nothing (or is kept as REJECTED), so a misbehaving writer
+   cannot make the log unreadable, and its entries need not be prevented, only ignored.
+2. **The chain is unbroken.** Each entry carries its predecessor's digest. A gap or a digest that does not match means
+   that entries were lost or altered; ``LogError`` refuses to read on, because any state would be a guess.
+
+Fencing. The number of an attempt is its token: ``AttemptStarted`` is accepted only with the highest number plus one,
+and only the highest attempt may commit, as long as ``fenced_up_to`` is below it. Time plays no part: a process that
+was paused for a day and wakes up finds its commit rejected, although its upload succeeded::
+
+    entry            state after it
+    1  RunClaimed    the run exists, its identity is the digest of this entry
+    2  Attempt 1     1 may commit
+    3  Commit A      by 1: LIVE
+    4  Attempt 2     2 may commit, 1 is fenced
+    5  Commit B      by 1: REJECTED (Fenced)
+    6  Commit C      by 2, parent A: LIVE
+    7  RunAdopted    another owner: attempts up to 2 are fenced (AttemptFenced does the same, when training is silent)
+
+Rollback. A request waits in ``pending`` until a commit carries it, however many starts that takes; then it is consumed
+and never acts again. ``restore.mode: None`` (a fresh start) takes the same path without a snapshot::
+
+    RollbackRequested(r, 900)      pending = r -> 900; if 900 was retired it is live again, in the same entry
+            |
+    AttemptStarted(request=r)      a start that dies from here on leaves r pending, and the next one serves it again
+            |
+    RestoreStarted(900)            900 is in use: neither retired nor purged
+            |
+    RestoreFinished(900)
+            |
+    SnapshotCommitted(request=r)   newest = this commit, whose parent is 900; r is consumed, nothing is pending
+
+What a commit descends from, and so what a rollback leaves behind, is in ``core.lineage``; which commits are rejected,
+in ``core.overwrite``; what every other entry means, in ``core.fold``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
-
-import msgspec
 
 from checkpoint_sidecar.core.errors import LogError
-from checkpoint_sidecar.core.log import (
-    AttemptFenced,
-    AttemptStarted,
-    DispositionSet,
-    EvictionNoticed,
-    PurgeStarted,
-    QuarantineReleased,
-    RestoreFinished,
-    RestoreStarted,
-    RollbackRequested,
-    RunAdopted,
-    RunClaimed,
-    RunConfigured,
-    SaveFailed,
-    SaveRequested,
-    SavesIdentified,
-    SnapshotCommitted,
-    SnapshotPurged,
-    SnapshotReinstated,
-    SnapshotRetired,
-    SnapshotVerified,
-    StoredEntry,
-    Unknown,
-)
-from checkpoint_sidecar.core.overwrite import rejection
-from checkpoint_sidecar.core.policy import VerifyLevel
-from checkpoint_sidecar.core.purging import with_grace_of
-from checkpoint_sidecar.core.run import Attempt, RestoreRequest, Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.fold import FOLD, Working
+from checkpoint_sidecar.core.log import RunAdopted, RunClaimed, StoredEntry, Unknown
+from checkpoint_sidecar.core.run import Run
 
 
 def replay(entries: Iterable[StoredEntry]) -> Run:
-    """The state after all entries, from number 1."""
+    """Return the state after all entries, from number 1."""
     return advance(Run(), entries)
 
 
 def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
-    """The state after further entries.
+    """Return the state after further entries.
 
     Raises:
         LogError: A number is missing or an entry does not continue its predecessor.
     """
     # Working copies, frozen again at the end: folding n entries costs n steps, not n copies.
     attempts, snapshots, first_commits = dict(run.attempts), dict(run.snapshots), dict(run.first_commits)
-    working = _Working(attempts, snapshots, first_commits)
+    working = Working(attempts, snapshots, first_commits)
     run = replace(run, attempts=attempts, snapshots=snapshots, first_commits=first_commits)
     head, head_digest = run.head, run.head_digest
     for entry in entries:
@@ -68,7 +74,7 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
             if entry.critical:
                 run = replace(run, unknown_critical=entry.body.kind)
             continue
-        run = _FOLD[type(entry.body)](run, working, entry, entry.body)
+        run = FOLD[type(entry.body)](run, working, entry, entry.body)
     return replace(
         run,
         head=head,
@@ -79,47 +85,8 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Working:
-    """The growing tables, updated in place while folding."""
-
-    attempts: dict[int, Attempt]
-    snapshots: dict[str, Snapshot]
-    first_commits: dict[int, int]
-
-    def change_attempt(self, number: int, **changes: Any) -> None:
-        if number in self.attempts:
-            self.attempts[number] = replace(self.attempts[number], **changes)
-
-    def change_snapshot(self, identifier: str, **changes: Any) -> None:
-        if identifier in self.snapshots:
-            self.snapshots[identifier] = replace(self.snapshots[identifier], **changes)
-
-    def state(self, identifier: str) -> SnapshotState | None:
-        found = self.snapshots.get(identifier)
-        return found.state if found else None
-
-    def reinstate(self, identifier: str) -> None:
-        if self.state(identifier) is SnapshotState.RETIRED:
-            self.change_snapshot(identifier, state=SnapshotState.LIVE, retired_at=None, reasons=())
-
-    def record_check(self, check: RestoreFinished | SnapshotVerified, *, passed: bool, level: VerifyLevel) -> None:
-        found = self.snapshots.get(check.snapshot)
-        if found is None:
-            return
-        if passed and not found.verified_at_least(level):
-            self.change_snapshot(check.snapshot, verified=level)
-        if passed and level == "Checksums":
-            # All of it was read and is whole: what was found before was no damage of the stored object.
-            self.change_snapshot(check.snapshot, failures=0, evidence="")
-        # Without evidence a failure says something about the store or the pod, nothing about the snapshot.
-        elif not passed and check.evidence != "None":
-            evidence = f"{check.evidence}: {check.message}"
-            self.change_snapshot(check.snapshot, failures=found.failures + 1, evidence=evidence)
-
-
 def resume(entry: StoredEntry) -> Run | None:
-    """The state before an entry whose predecessors are gone, or None if a log cannot begin with it.
+    """Return the state before an entry whose predecessors are gone, or None if a log cannot begin with it.
 
     A deletion removes all entries of a run but the last one, its tombstone; the next run's claim follows it.
     """
@@ -153,216 +120,3 @@ def _check_chain(run: Run, head: int, head_digest: str, entry: StoredEntry) -> N
             "it does not claim the run",
             "The prefix holds the log of something else; use another one.",
         )
-
-
-def _claimed(run: Run, working: _Working, entry: StoredEntry, body: RunClaimed) -> Run:
-    if run.owner is not None and not run.owner.is_deleted:
-        return run
-    # A new run, which has nothing in common with the one that was deleted but the counting of its entries.
-    for table in (working.attempts, working.snapshots, working.first_commits):
-        table.clear()
-    return Run(
-        first=entry.number,
-        identity=entry.digest,
-        remnants=run.remnants,
-        owner=body.owner,
-        attempts=working.attempts,
-        snapshots=working.snapshots,
-        first_commits=working.first_commits,
-    )
-
-
-def _adopted(run: Run, _: _Working, entry: StoredEntry, body: RunAdopted) -> Run:
-    if run.owner != body.previous_owner:
-        return run
-    return replace(
-        run,
-        owner=body.owner,
-        adoptions=(*run.adoptions, body),
-        tombstone=entry.number if body.owner.is_deleted else 0,
-        fenced_up_to=run.highest_attempt,
-    )
-
-
-def _saves_identified(run: Run, _: _Working, __: StoredEntry, body: SavesIdentified) -> Run:
-    return replace(run, identified=True) if body.run == run.short_identity else run
-
-
-def _configured(run: Run, _: _Working, entry: StoredEntry, body: RunConfigured) -> Run:
-    if run.configured and run.configured[0] == body.uid and body.generation <= run.configured[1]:
-        return run
-    run = with_grace_of(run, body.policy.retention, entry.stored_at)
-    pending = run.pending
-    was, now = run.policy.restore.mode, body.policy.restore.mode
-    fresh = RestoreRequest(f"fresh-{body.uid[:8]}-{body.generation}", None)
-    if now == "None" and was == "Latest" and fresh.id not in run.consumed:
-        pending = fresh
-    elif now == "Latest" and pending is not None and pending.snapshot is None:
-        pending = None
-    return replace(run, configured=(body.uid, body.generation), policy=body.policy, pending=pending)
-
-
-def _rollback(run: Run, working: _Working, _: StoredEntry, body: RollbackRequested) -> Run:
-    restorable = working.state(body.snapshot) in (SnapshotState.LIVE, SnapshotState.RETIRED)
-    if body.request in run.rollbacks or not restorable:
-        return run
-    working.reinstate(body.snapshot)
-    return replace(run, pending=RestoreRequest(body.request, body.snapshot), rollbacks=(*run.rollbacks, body.request))
-
-
-def _attempt_started(run: Run, working: _Working, entry: StoredEntry, body: AttemptStarted) -> Run:
-    if body.attempt == run.highest_attempt + 1:
-        served = run.pending if run.pending and run.pending.id == body.restore_request else None
-        working.attempts[body.attempt] = Attempt(
-            started=body,
-            number=body.attempt,
-            started_at=entry.stored_at,
-            fresh=served is not None and served.snapshot is None,
-            in_use=body.candidate or None,
-        )
-    return run
-
-
-def _restore_started(run: Run, working: _Working, _: StoredEntry, body: RestoreStarted) -> Run:
-    working.change_attempt(body.attempt, in_use=body.snapshot)
-    return run
-
-
-def _restore_finished(run: Run, working: _Working, _: StoredEntry, body: RestoreFinished) -> Run:
-    attempt = working.attempts.get(body.attempt)
-    if attempt is None or working.state(body.snapshot) in (None, SnapshotState.REJECTED):
-        return run
-    working.change_attempt(body.attempt, restores=(*attempt.restores, body))
-    if body.restored:
-        working.change_attempt(body.attempt, in_use=body.snapshot, restored=body.snapshot)
-    elif attempt.in_use == body.snapshot:
-        working.change_attempt(body.attempt, in_use=None)
-    working.record_check(body, passed=body.restored, level=_claim(body, working.snapshots[body.snapshot]))
-    return run
-
-
-def _claim(body: RestoreFinished, snapshot: Snapshot) -> VerifyLevel:
-    """How far a restore has verified a snapshot; what it read of a part of it says nothing about the rest."""
-    compared = 0 if isinstance(body.compared_bytes, msgspec.UnsetType) else body.compared_bytes
-    return body.verified if compared >= snapshot.commit.bytes else "None"
-
-
-def _committed(run: Run, working: _Working, entry: StoredEntry, body: SnapshotCommitted) -> Run:
-    reason = rejection(run, body)
-    if body.snapshot not in working.snapshots:
-        working.snapshots[body.snapshot] = Snapshot(
-            commit=body,
-            number=entry.number,
-            committed_at=entry.stored_at,
-            state=SnapshotState.REJECTED if reason else SnapshotState.LIVE,
-            reasons=(reason,) if reason else (),
-        )
-        working.first_commits.setdefault(body.step, entry.number)
-    if reason:
-        return run
-    working.change_attempt(body.attempt, in_use=None, last_commit=body.snapshot, save_failure=None)
-    if not body.restore_request:
-        return replace(run, newest=body.snapshot)
-    served = run.pending is not None and run.pending.id == body.restore_request
-    return replace(
-        run,
-        newest=body.snapshot,
-        consumed=run.consumed | {body.restore_request},
-        pending=None if served else run.pending,
-    )
-
-
-def _verified(run: Run, working: _Working, _: StoredEntry, body: SnapshotVerified) -> Run:
-    working.record_check(body, passed=body.passed, level=body.level)
-    return run
-
-
-def _save_requested(run: Run, working: _Working, _: StoredEntry, body: SaveRequested) -> Run:
-    attempt = working.attempts.get(body.attempt)
-    if attempt is not None:
-        working.change_attempt(body.attempt, save_requests=(*attempt.save_requests, body))
-    return run
-
-
-def _save_failed(run: Run, working: _Working, _: StoredEntry, body: SaveFailed) -> Run:
-    working.change_attempt(body.attempt, save_failure=body)
-    return run
-
-
-def _eviction(run: Run, working: _Working, entry: StoredEntry, body: EvictionNoticed) -> Run:
-    attempt = working.attempts.get(body.attempt)
-    if attempt is not None and attempt.eviction is None:
-        working.change_attempt(body.attempt, eviction=body, eviction_at=entry.stored_at)
-    return run
-
-
-def _fenced(run: Run, _: _Working, __: StoredEntry, body: AttemptFenced) -> Run:
-    return replace(run, fenced_up_to=body.attempt) if body.attempt == run.highest_attempt else run
-
-
-def _disposition(run: Run, working: _Working, _: StoredEntry, body: DispositionSet) -> Run:
-    working.change_snapshot(body.snapshot, disposition=body.disposition)
-    return run
-
-
-def _released(run: Run, working: _Working, _: StoredEntry, body: QuarantineReleased) -> Run:
-    found = working.snapshots.get(body.snapshot)
-    if found is None or body.request in found.releases:
-        return run
-    working.change_snapshot(body.snapshot, releases=(*found.releases, body.request))
-    if found.failures:
-        # What was verified before the damage was found says nothing about what is there now.
-        working.change_snapshot(body.snapshot, failures=0, evidence="", verified="None")
-    return run
-
-
-def _retired(run: Run, working: _Working, entry: StoredEntry, body: SnapshotRetired) -> Run:
-    if working.state(body.snapshot) is SnapshotState.LIVE:
-        working.change_snapshot(
-            body.snapshot, state=SnapshotState.RETIRED, retired_at=entry.stored_at, reasons=body.reasons
-        )
-    return run
-
-
-def _reinstated(run: Run, working: _Working, _: StoredEntry, body: SnapshotReinstated) -> Run:
-    if working.state(body.snapshot) is SnapshotState.RETIRED:
-        working.reinstate(body.snapshot)
-        if body.attempt is not None:
-            working.change_attempt(body.attempt, in_use=body.snapshot)
-    return run
-
-
-def _purge_started(run: Run, working: _Working, entry: StoredEntry, body: PurgeStarted) -> Run:
-    if working.state(body.snapshot) is SnapshotState.RETIRED:
-        working.change_snapshot(body.snapshot, state=SnapshotState.PURGING, purge_started_at=entry.stored_at)
-    return run
-
-
-def _purged(run: Run, working: _Working, _: StoredEntry, body: SnapshotPurged) -> Run:
-    if working.state(body.snapshot) is SnapshotState.PURGING:
-        working.change_snapshot(body.snapshot, state=SnapshotState.PURGED)
-    return run
-
-
-_FOLD: dict[type, Callable[[Run, _Working, StoredEntry, Any], Run]] = {
-    RunClaimed: _claimed,
-    RunAdopted: _adopted,
-    SavesIdentified: _saves_identified,
-    RunConfigured: _configured,
-    RollbackRequested: _rollback,
-    AttemptStarted: _attempt_started,
-    RestoreStarted: _restore_started,
-    RestoreFinished: _restore_finished,
-    SnapshotCommitted: _committed,
-    SnapshotVerified: _verified,
-    SaveRequested: _save_requested,
-    SaveFailed: _save_failed,
-    EvictionNoticed: _eviction,
-    AttemptFenced: _fenced,
-    DispositionSet: _disposition,
-    QuarantineReleased: _released,
-    SnapshotRetired: _retired,
-    SnapshotReinstated: _reinstated,
-    PurgeStarted: _purge_started,
-    SnapshotPurged: _purged,
-}
