@@ -27,7 +27,7 @@ from checkpoint_sidecar.store.base import Store
 from control.test_execute import DyingStore, Killed, session_on
 from doubles.memory import MemoryStore
 from support.builders import OTHER_OWNER, OWNER, History
-from support.observations import KEY, later, observed, pod
+from support.observations import KEY, changed, later, observed, pod
 from support.trainers import Trainer
 
 HOUR = dt.timedelta(hours=1)
@@ -44,7 +44,7 @@ def deleted(history: History | None, *, policy: str = "Delete", **changes: Any) 
     """A Checkpoint that somebody just deleted and that our finalizer keeps."""
     seen = observed(history, deletionPolicy=policy)
     checkpoint = replace(seen.checkpoint, finalizers=("theirs", FINALIZER), deleted_at=seen.wall)
-    return replace(seen, checkpoint=checkpoint, **changes)
+    return changed(seen, checkpoint=checkpoint, **changes)
 
 
 def given_up() -> History:
@@ -112,11 +112,11 @@ def test_who_reports_progress_without_being_a_pod_here_is_waited_for_too() -> No
     seen = deleted(given_up())
     assert seen.now is not None
     heard = RunProgress(1, 250, seen.now)
-    reporting = replace(seen, progress={1: heard})
+    reporting = changed(seen, progress={1: heard})
     assert plan.store_actions(reporting) == ()
     assert plan.next_look(reporting) == finalizer.SILENCE.total_seconds()
     assert plan.store_actions(later(reporting, minutes=1)) == (Erase(),)
-    assert plan.store_actions(replace(seen, progress={1: replace(heard, ended=True)})) == (Erase(),)
+    assert plan.store_actions(changed(seen, progress={1: replace(heard, ended=True)})) == (Erase(),)
 
 
 def test_after_the_end_no_attempt_commits_or_starts_and_nobody_takes_the_run_over() -> None:
@@ -274,7 +274,7 @@ def test_what_stays_is_listed_in_the_last_event(store: MemoryStore, monkeypatch:
     _, erased = carry_out([End(), Erase()], session, owner=OWNER)
     assert erased.survey is not None
     run = session.log.refresh()
-    seen = replace(deleted(History(owner=None)), run=run, survey=erased.survey.with_pointers([7]))
+    seen = changed(deleted(History(owner=None)), run=run, survey=erased.survey.with_pointers([7]))
     assert plan.store_actions(seen) == ()
     released = release(seen)
     assert released is not None

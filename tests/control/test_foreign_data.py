@@ -31,7 +31,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from doubles.memory import MemoryStore
 from support.builders import OBJECT_UID, OTHER_OWNER, OWNER
-from support.observations import observed, spec_of
+from support.observations import changed, observed, spec_of
 from support.others import WAYS, drop_in, stock
 from support.trainers import Trainer
 
@@ -104,14 +104,14 @@ class World:
         seen = observed(None, retention={"keepLast": 1})
         for _ in range(12):
             run = session.log.run
-            seen = replace(
+            seen = changed(
                 seen,
                 checkpoint=replace(seen.checkpoint, generation=run.configured[1] if run.configured else 1),
                 run=run,
                 now=session.now(),
                 policy=run.policy,
-                shown=shown,
-                collected=run.highest_attempt,
+                pointers=shown,
+                orphans_collected=run.highest_attempt,
             )
             planned = store_actions(seen)
             if not planned:

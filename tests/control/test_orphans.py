@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
 from doubles.memory import MemoryStore
 from support.builders import BEGINNING, OBJECT_UID, OTHER_OWNER, OWNER, History
-from support.observations import later, observed, pod
+from support.observations import changed, later, observed, pod
 from support.trainers import Trainer
 
 HOUR = dt.timedelta(hours=1)
@@ -289,14 +288,14 @@ def test_a_collection_that_died_after_the_fence_is_ended_by_the_next(
 def silent(**changes: Any) -> Observed:
     """A run whose only attempt committed once and then, for a day and an hour, nothing."""
     history = History().configured().started().committed(100).verified(100)
-    return replace(later(observed(history), hours=25), shown={100: history.id(100)}, **changes)
+    return changed(later(observed(history), hours=25), pointers={100: history.id(100)}, **changes)
 
 
 def test_a_silent_attempt_is_swept_once() -> None:
     seen = silent()
     (action,) = store_actions(seen)
     assert isinstance(action, CollectLast)
-    assert store_actions(replace(seen, swept=(action.attempt, action.commit))) == ()
+    assert store_actions(changed(seen, last_collected=(action.attempt, action.commit))) == ()
 
 
 @pytest.mark.parametrize(
@@ -314,7 +313,7 @@ def test_an_attempt_is_not_swept_while(changes: dict[str, Any]) -> None:
 def test_an_attempt_that_said_goodbye_is_swept_after_the_grace() -> None:
     history = History().configured().started().committed(100).verified(100)
     goodbye = {1: RunProgress(1, 100, history.now, ended=True)}
-    seen = replace(observed(history), shown={100: history.id(100)}, progress=goodbye)
+    seen = changed(observed(history), pointers={100: history.id(100)}, progress=goodbye)
     assert (store_actions(seen), next_look(seen)) == ((), 3600)
     assert [type(action) for action in store_actions(later(seen, hours=1))] == [CollectLast]
 
@@ -324,14 +323,14 @@ def test_an_attempt_that_said_goodbye_is_swept_after_the_grace() -> None:
 
 def test_it_is_planned_once_an_attempt_when_the_grace_is_over() -> None:
     history = History().configured().started().committed(100).verified(100).started()
-    fresh = replace(observed(history), shown={100: history.id(100)})
+    fresh = changed(observed(history), pointers={100: history.id(100)})
     assert store_actions(fresh) == ()
     assert next_look(fresh) == 3600
     due = later(fresh, hours=1)
     assert store_actions(due) == (CollectOrphans(2),)
-    assert store_actions(replace(due, collected=2)) == ()
-    assert next_look(replace(due, collected=2)) == 23 * 3600, "when the last attempt was silent for a day"
-    assert next_look(replace(due, collected=2, swept=(2, ""))) is None
+    assert store_actions(changed(due, orphans_collected=2)) == ()
+    assert next_look(changed(due, orphans_collected=2)) == 23 * 3600, "when the last attempt was silent for a day"
+    assert next_look(changed(due, orphans_collected=2, last_collected=(2, ""))) is None
 
 
 def test_it_is_not_planned_for_a_suspended_run() -> None:

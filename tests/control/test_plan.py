@@ -46,7 +46,7 @@ from checkpoint_sidecar.core.policy import RetentionPolicy, SavePolicy
 from checkpoint_sidecar.core.purging import PURGES_AT_ONCE
 from checkpoint_sidecar.core.run import Snapshot
 from support.builders import OBJECT_UID, OTHER_OWNER, OWNER, POD, History
-from support.observations import KEY, later, mirror, observed, pod
+from support.observations import KEY, changed, later, mirror, observed, pod
 
 KEEP_ONE = RetentionPolicy(keep_last=1, grace_seconds=3600)
 KEEP_ONE_SPEC = {"keepLast": 1, "gracePeriod": "1h"}
@@ -59,7 +59,7 @@ def saved(*steps: int, retention: RetentionPolicy | None = None) -> History:
 
 def quiet(seen: Observed) -> Observed:
     """With the stock pointers known to be right, so that only the rest of the plan shows."""
-    return replace(seen, shown=published_steps(seen.run) if seen.run else {})
+    return changed(seen, pointers=published_steps(seen.run) if seen.run else {})
 
 
 def ready_of(seen: Observed) -> tuple[str, str]:
@@ -216,7 +216,7 @@ def test_the_stock_pointer_of_every_step_is_published_until_it_was_seen_to_be_ri
     history = saved(100, 200)
     newest, oldest = (PublishPointer(step, history.id(step)) for step in (200, 100))
     assert plan(observed(history)) == (newest, oldest)
-    assert plan(replace(observed(history), shown=shown_after({}, [newest]))) == (oldest,)
+    assert plan(changed(observed(history), pointers=shown_after({}, [newest]))) == (oldest,)
     assert plan(quiet(observed(history))) == ()
 
 
@@ -224,7 +224,7 @@ def test_the_stock_pointers_follow_a_rollback_to_the_other_branch() -> None:
     history = saved(100, 200, 300)
     shown = published_steps(history.run)
     history.rollback(100).started().restored().committed(200)
-    seen = replace(observed(history), shown=shown)
+    seen = changed(observed(history), pointers=shown)
     assert pointers(seen) == [PublishPointer(200, history.id(200)), PublishPointer(300, "")]
     assert shown_after(shown, pointers(seen)) == {200: history.id(200), 100: history.id(100)}
 
@@ -232,15 +232,15 @@ def test_the_stock_pointers_follow_a_rollback_to_the_other_branch() -> None:
 def test_the_stock_pointer_of_a_retired_snapshot_is_removed_and_comes_back_with_it() -> None:
     history = saved(100, 200)
     shown = published_steps(history.run)
-    removed = pointers(replace(observed(history.retired(100)), shown=shown))
+    removed = pointers(changed(observed(history.retired(100)), pointers=shown))
     assert removed == [PublishPointer(100, "")]
-    seen = replace(observed(history.reinstated(100)), shown=shown_after(shown, removed))
+    seen = changed(observed(history.reinstated(100)), pointers=shown_after(shown, removed))
     assert pointers(seen) == [PublishPointer(100, history.id(100))]
 
 
 def test_the_stock_pointer_of_a_quarantined_snapshot_is_removed() -> None:
     history = saved(100, 200)
-    seen = replace(observed(history), shown=published_steps(history.run))
+    seen = changed(observed(history), pointers=published_steps(history.run))
     history.found_damaged(200, 200)
     assert pointers(replace(seen, run=history.run)) == [PublishPointer(200, "")]
 
@@ -298,8 +298,8 @@ def test_a_dry_run_retires_and_purges_nothing() -> None:
 def test_where_nothing_can_be_deleted_nothing_is_announced_and_the_rest_goes_on() -> None:
     history = saved(100, 200, 300, retention=KEEP_ONE).retired(100)
     history.started().restored()
-    seen = replace(later(observed(history, retention=KEEP_ONE_SPEC), days=1), refusal="object lock")
-    seen = replace(seen, shown={step: history.id(step) for step in (100, 200, 300)})
+    seen = changed(later(observed(history, retention=KEEP_ONE_SPEC), days=1), refusal="object lock")
+    seen = changed(seen, pointers={step: history.id(step) for step in (100, 200, 300)})
     assert kinds(plan(seen)) == ["PublishPointer", "Retire"]
 
 
@@ -344,7 +344,7 @@ def test_every_200_entries_are_compacted_once_and_a_backlog_in_small_steps() -> 
         history.verified(100)
     assert plan(quiet(observed(history))) == tuple(Compact(EntryRange(i + 1, i + 200)) for i in (0, 200, 400, 600))
     done = frozenset(EntryRange(i + 1, i + 200) for i in range(0, 1000, 200))
-    assert plan(replace(quiet(observed(history)), compactions=done)) == ()
+    assert plan(changed(quiet(observed(history)), compactions=done)) == ()
 
 
 # Requests
@@ -525,7 +525,7 @@ def test_a_snapshot_that_cannot_be_verified_for_a_reason_of_its_own_keeps_no_oth
     new = history.ids(600, 500, 400, 300)
     assert [action.snapshot for action in plan(seen)] == list(new)
     why = dict.fromkeys(new, "it has format 2, this version reads 1")
-    seen = replace(seen, unverifiable=why)
+    seen = changed(seen, unverifiable=why)
     assert [action.snapshot for action in plan(seen)] == list(history.ids(200, 100))
     assert not {s.id for s in to_read_back(seen)} & set(new)
     created = {a.body["metadata"]["name"]: a.status for a in mirror_actions(seen) if isinstance(a, CreateMirror)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -25,7 +24,7 @@ from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.retention import Terms
 from support.builders import History
-from support.observations import KEY, observed
+from support.observations import KEY, changed, observed
 
 ONE, TWO, ELSEWHERE = Key("team", "one"), Key("team", "two"), Key("other", "one")
 KEEP_ALL = RetentionPolicy(keep_last=1, keep_every_steps=1, grace_seconds=60)
@@ -39,7 +38,7 @@ def run_of(*steps: int, retention: RetentionPolicy | None = KEEP_ALL) -> History
 
 def seen(history: History, quota: Quota | None, **spec: Any) -> Observed:
     one = observed(history, **{"retention": KEEP_ALL_SPEC, **spec})
-    return replace(one, quota=quota, shown=published_steps(history.run))
+    return changed(one, quota=quota, pointers=published_steps(history.run))
 
 
 # What one Checkpoint demands

@@ -23,7 +23,7 @@ from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.policy import RestorePolicy, SavePolicy
 from support.builders import OTHER_OWNER, OWNER, POD, History
-from support.observations import KEY, observed
+from support.observations import KEY, changed, observed
 
 # Events
 
@@ -70,7 +70,7 @@ def test_an_eviction_names_the_pod_and_the_reason() -> None:
 def test_what_only_a_condition_says_is_told_once() -> None:
     named = {"rollback": {"request": "back", "snapshot": "100-1-abcdefgh"}}
     history = History().configured().started().committed(100).verified(100)
-    seen = replace(observed(history, restore=named), refusal="delete: object lock")
+    seen = changed(observed(history, restore=named), refusal="delete: object lock")
     before, after = status_of(observed(history)), status_of(seen)
     happenings = events.tell_conditions(before, after)
     assert [each.reason for each in happenings] == ["RollbackNotFound", "DeletionRefused"]
@@ -289,7 +289,7 @@ def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     assert value("store_errors_total", reason="SecretNotFound") is None
     assert value("verifications_total", level="Sizes", outcome="passed") == 1
     assert value("verifications_total", level="Checksums", outcome="failed") == 0
-    metrics.observe(replace(observed(history), refusal="object lock"), ready=True)
+    metrics.observe(changed(observed(history), refusal="object lock"), ready=True)
     assert value("deletion_refused") == 1
     for _ in range(2):
         metrics.count_loss(KEY, attempt=2, steps=30, seconds=12)

@@ -16,7 +16,7 @@ from checkpoint_operator.model.observed import Key, Observed, Pod, RunProgress
 from checkpoint_operator.model.pod_body import RECREATED, created_again
 from checkpoint_sidecar.core.log import PodIdentity
 from support.builders import OTHER_OWNER, POD, History
-from support.observations import KEY, later, observed, pod
+from support.observations import KEY, changed, later, observed, pod
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
 GANG = (POD, PodIdentity("llama-1", "uid-1"), PodIdentity("llama-2", "uid-2"))
@@ -306,7 +306,7 @@ def test_a_gang_that_said_goodbye_is_left_alone() -> None:
     seen = in_time(gang(rank(1), rank(2)))
     assert seen.now is not None
     goodbye = RunProgress(1, 100, seen.now, ended=True)
-    assert pod_actions(replace(seen, progress={1: goodbye})) == ()
+    assert pod_actions(changed(seen, progress={1: goodbye})) == ()
 
 
 def test_a_log_that_cannot_be_read_restarts_nobody() -> None:

@@ -49,7 +49,7 @@ def new(memory: Memory) -> Observed:
         policy=policy_of(spec),
         run=memory.session.log.refresh(),
         now=memory.session.now(),
-        **memory.known(),
+        memory=memory.known(),
     )
 
 

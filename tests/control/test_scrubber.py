@@ -27,7 +27,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import StoredObject
 from doubles.memory import MemoryStore
 from support.builders import OWNER, History
-from support.observations import KEY, observed
+from support.observations import KEY, changed, observed
 from support.trainers import Trainer
 
 OTHER = Key("training", "other")
@@ -274,13 +274,13 @@ def test_two_looks_quarantine_a_damaged_snapshot_and_the_one_before_it_is_kept(
     session.probe()
     session.log.refresh()
     spec = {"keepLast": 1, "gracePeriod": "1h"}
-    base = replace(observed(History(), retention=spec, generation=1), shown={100: good.id, 200: bad.id})
+    base = changed(observed(History(), retention=spec, generation=1), pointers={100: good.id, 200: bad.id})
 
     def act(scrubber: Scrubber) -> Run:
         seen = replace(base, run=session.log.refresh(), now=session.now(), findings=scrubber.findings(KEY))
         while planned := plan.store_actions(seen):
             assert [outcome.error for outcome in carry_out(planned, session, owner=OWNER)] == [None] * len(planned)
-            seen = replace(seen, run=session.log.run, now=session.now(), shown=published_steps(session.log.run))
+            seen = changed(seen, run=session.log.run, now=session.now(), pointers=published_steps(session.log.run))
         scrubber.settle(KEY, seen.findings)
         scrubber.want(KEY, plan.to_read_back(seen), store)
         return session.log.run

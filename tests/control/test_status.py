@@ -15,7 +15,7 @@ from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import RestorePolicy, RetentionPolicy, SavePolicy
 from support.builders import OTHER_OWNER, OWNER, POD, History
-from support.observations import KEY, later, observed, pod
+from support.observations import KEY, changed, later, observed, pod
 
 
 def condition(seen: Observed, kind: str) -> tuple[str, str]:
@@ -245,7 +245,7 @@ def test_a_rollback_that_names_nothing_says_what_an_id_is() -> None:
 def test_whether_retention_is_enforced_with(
     retention: RetentionPolicy | None, changes: dict[str, Any], spec: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    seen = replace(observed(History().configured(retention=retention), **spec), **changes)
+    seen = changed(observed(History().configured(retention=retention), **spec), **changes)
     assert condition(seen, "RetentionEnforced") == expected
 
 
@@ -284,7 +284,7 @@ def test_what_failed_in_an_attempt_that_is_over_is_not_failing() -> None:
 
 
 def test_a_refused_deletion_leaves_the_checkpoint_ready() -> None:
-    seen = replace(observed(training(100)), refusal="object lock")
+    seen = changed(observed(training(100)), refusal="object lock")
     assert condition(seen, "Ready") == ("True", "Configured")
     assert condition(seen, "StorageAvailable") == ("True", "Available")
 
@@ -323,7 +323,7 @@ def test_a_restart_tells_what_it_restored_and_what_was_lost() -> None:
     history = training(100)
     died = RunProgress(1, 130, history.now + dt.timedelta(minutes=5))
     history.started().restored()
-    seen = replace(observed(history), progress={1: died})
+    seen = changed(observed(history), progress={1: died})
     restore = status_of(seen)["lastRestore"]
     assert (restore["attempt"], restore["reason"], restore["snapshot"]) == (2, "Latest", history.id(100))
     # The commit is a minute older than the entry that verified it.
@@ -334,8 +334,8 @@ def test_what_was_lost_stays_when_the_hint_is_overwritten() -> None:
     history = training(100)
     died = RunProgress(1, 130, history.now)
     history.started().restored()
-    before = status_of(replace(observed(history), progress={1: died}))
-    after = status_of(replace(observed(history, status=before), progress={2: RunProgress(2, 105, history.now)}))
+    before = status_of(changed(observed(history), progress={1: died}))
+    after = status_of(changed(observed(history, status=before), progress={2: RunProgress(2, 105, history.now)}))
     assert after == before
 
 
@@ -347,7 +347,7 @@ def test_what_was_lost_is_not_made_up() -> None:
 def test_a_save_on_the_way_out_loses_nothing() -> None:
     history = training(100)
     history.started().restored()
-    restore = status_of(replace(observed(history), progress={1: RunProgress(1, 90, history.now)}))["lastRestore"]
+    restore = status_of(changed(observed(history), progress={1: RunProgress(1, 90, history.now)}))["lastRestore"]
     assert (restore["lostSteps"], restore["lostSeconds"]) == (0, 0)
 
 

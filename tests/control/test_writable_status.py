@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from checkpoint_sidecar.core.log import MAX_TEXT, RestoreFinished
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.wire import MAX_INT32, MAX_INT64, MAX_SECONDS
 from support.builders import History
-from support.observations import observed
+from support.observations import changed, observed
 
 CRDS = Path(__file__).parents[2] / "crds"
 BOUNDS = {"int32": 2**31, "int64": 2**63}
@@ -96,7 +95,7 @@ def test_the_status_of_any_log_can_be_written(
         history.retired(oldest, reasons=(text,) * 8)
     seen = observed(history, retention={"keepLast": 1})
     beat = RunProgress(1, MAX_INT64, history.now + dt.timedelta(days=365 * 6000))
-    seen = replace(seen, progress={1: beat})
+    seen = changed(seen, progress={1: beat})
 
     check_writable(status_of(seen), STATUS)
     created = [action for action in mirror_actions(seen) if isinstance(action, CreateMirror)]

@@ -72,7 +72,7 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
 
     run = session.log.refresh()
     for _ in range(_PASSES):
-        seen = replace(seen, run=run, now=session.now(), **memory.known())
+        seen = replace(seen, run=run, now=session.now(), memory=memory.known())
         seen = result_of(rounds.run(seen, memory, blocking=blocking))
         run = session.log.run
         if not plan.store_actions(seen):

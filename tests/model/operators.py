@@ -206,22 +206,19 @@ class _Process:
             memory.note_run(run)
             now = session.now()
         key = checkpoint.key
-        return replace(
-            Observed(
-                owner=user.owner,
-                checkpoint=checkpoint,
-                wall=self._world.wall(),
-                policy=policy_of(checkpoint.spec),
-                quota=Quota(quota, 0, quota) if quota is not None else None,
-                fault=fault,
-                run=run,
-                now=now,
-                mirrors=mirrors,
-                take_over=memory.take_over,
-                findings=self._scrubber.findings(key) if self._scrubber else (),
-                read_back=self._scrubber.state(key) if self._scrubber else None,
-            ),
-            **memory.known(),
+        return Observed(
+            owner=user.owner,
+            checkpoint=checkpoint,
+            wall=self._world.wall(),
+            policy=policy_of(checkpoint.spec),
+            quota=Quota(quota, 0, quota) if quota is not None else None,
+            fault=fault,
+            run=run,
+            now=now,
+            mirrors=mirrors,
+            memory=memory.known(),
+            findings=self._scrubber.findings(key) if self._scrubber else (),
+            read_back=self._scrubber.state(key) if self._scrubber else None,
         )
 
     def _act(self, seen: Observed) -> Observed:

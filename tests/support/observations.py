@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
 
 from checkpoint_operator.gather.spec_policy import policy_of
-from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Pod
+from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Pod, Remembered
 from checkpoint_operator.report import resources
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.policy import Disposition
@@ -40,6 +40,12 @@ def observed(
         run=run,
         now=history.now if history else None,
     )
+
+
+def changed(seen: Observed, **values: Any) -> Observed:
+    """The same with other values, of which some may belong into what earlier passes have found out."""
+    remembered = {field.name: values.pop(field.name) for field in fields(Remembered) if field.name in values}
+    return replace(seen, memory=replace(seen.memory, **remembered), **values)
 
 
 def later(seen: Observed, **duration: float) -> Observed:

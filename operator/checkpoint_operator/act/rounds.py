@@ -56,7 +56,7 @@ async def run(
             return replace(observed, fault=timed_out(session.settings))
         now = session.now()
         memory.note_outcomes(outcomes, now)
-        observed = replace(observed, run=session.log.run, now=now, **memory.known())
+        observed = replace(observed, run=session.log.run, now=now, memory=memory.known())
         failed = next((outcome.error for outcome in outcomes if outcome.failed), None)
         if failed is not None:
             memory.session = None

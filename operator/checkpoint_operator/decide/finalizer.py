@@ -85,7 +85,7 @@ def release(observed: Observed) -> Release | None:
     if observed.rival is not None:
         return _retain(observed, f"the prefix overlaps that of {observed.rival_named}")
     if run is not None and not observed.fault and run.free and not run.remnants:
-        return Release(foreign=describe(observed.survey.foreign) if observed.survey else "")
+        return Release(foreign=describe(observed.memory.survey.foreign) if observed.memory.survey else "")
     if run is not None and run.owner not in (None, observed.owner, observed.owner.deleted):
         return _retain(observed, f"the run belongs to {run.owner}")
     obstacle = in_the_way(observed)
@@ -138,12 +138,12 @@ def _too_early(observed: Observed) -> str:
     heard = _heard_at(observed)
     if heard is not None and observed.now is not None and observed.now - heard < SILENCE:
         return "An attempt has reported progress a moment ago."
-    return observed.refusal
+    return observed.memory.refusal
 
 
 def _heard_at(observed: Observed) -> dt.datetime | None:
     """When the newest attempt reported last, unless that was its goodbye. Not all that trains need be a pod here."""
-    heard = observed.progress.get(max(observed.progress, default=0))
+    heard = observed.memory.progress.get(max(observed.memory.progress, default=0))
     return heard.at if heard is not None and not heard.ended else None
 
 

@@ -79,7 +79,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
             return planned
     if not observed.ours:
         return ()
-    if observed.survey_due:
+    if observed.memory.survey_due:
         return (LookAround(),)
     wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
     requests = _due(wanted, run, observed, now)
@@ -161,7 +161,7 @@ def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
         return ()
     kept = (s for s in run.snapshots.values() if s.live and s.id in verdict.keep and not quarantined(run, s))
     unread = [s for s in kept if s.failures or not s.verified_at_least("Checksums")]
-    newest_first = [s for s in reversed(unread) if s.id not in observed.unverifiable]
+    newest_first = [s for s in reversed(unread) if s.id not in observed.memory.unverifiable]
     return tuple(sorted(newest_first, key=lambda s: s.failures == 0))
 
 
@@ -183,7 +183,7 @@ def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.dat
 
 
 def _ownership(observed: Observed, spec: CheckpointSpec, __: Policy) -> tuple[LogAction, ...]:
-    previous, asked = spec.storage.take_over_from, observed.take_over
+    previous, asked = spec.storage.take_over_from, observed.memory.take_over
     request = f"{observed.checkpoint.uid}/{asked.generation or observed.checkpoint.generation}"
     return (Claim(), *((Adopt(previous, request, asked.renewed),) if previous else ()))
 
@@ -216,7 +216,7 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
 
 def _verifications(run: Run, observed: Observed) -> tuple[Verify, ...]:
     newest_first = reversed(tuple(run.snapshots.values()))
-    waiting = [s for s in newest_first if appends.unverified(s) and s.id not in observed.unverifiable]
+    waiting = [s for s in newest_first if appends.unverified(s) and s.id not in observed.memory.unverifiable]
     return tuple(Verify(snapshot.id) for snapshot in waiting[:MAX_VERIFICATIONS])
 
 
@@ -232,7 +232,7 @@ def seeded(shown: Mapping[int, str], survey: Survey) -> dict[int, str]:
 
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
     """Of all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
-    wanted, shown = published_steps(run), observed.shown
+    wanted, shown = published_steps(run), observed.memory.pointers
     wrong = [step for step in dict.fromkeys((*wanted, *shown)) if wanted.get(step) != shown.get(step)]
     return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
 
@@ -252,7 +252,7 @@ def _retention(run: Run, observed: Observed) -> tuple[StoreAction, ...]:
 
 
 def _deletions(run: Run, observed: Observed, now: dt.datetime) -> tuple[StoreAction, ...]:
-    if observed.refusal or observed.verdict is None:
+    if observed.memory.refusal or observed.verdict is None:
         return ()
     purges = [Purge(identifier, observed.terms) for identifier in purge_due(observed.verdict)]
     due = _collection_due_at(run, observed)
@@ -271,20 +271,22 @@ def _last_collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
     attempt = run.attempt
     if attempt is None or any(pod.active for pod in observed.pods):
         return None
-    if observed.swept == (attempt.number, attempt.last_commit or ""):
+    if observed.memory.last_collected == (attempt.number, attempt.last_commit or ""):
         return None
-    heard = observed.progress.get(attempt.number)
+    heard = observed.memory.progress.get(attempt.number)
     return orphans.last_collection_due_at(run, heard=heard.at if heard else None, ended=bool(heard and heard.ended))
 
 
 def _collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
-    if run.highest_attempt > observed.collected:
+    if run.highest_attempt > observed.memory.orphans_collected:
         return orphans.collection_due_at(run)
-    return orphans.collection_due_at(run, last=observed.collected_at) if observed.collected_at else None
+    last = observed.memory.orphans_collected_at
+    return orphans.collection_due_at(run, last=last) if last else None
 
 
 def _compactions(run: Run, observed: Observed) -> tuple[Compact, ...]:
-    return tuple(Compact(span) for span in due(run.head, observed.compactions, first=run.first)[:MAX_COMPACTIONS])
+    wanted = due(run.head, observed.memory.compactions, first=run.first)
+    return tuple(Compact(span) for span in wanted[:MAX_COMPACTIONS])
 
 
 def _in_state(run: Run, verdict: RetentionVerdict, state: SnapshotState, *, keep: bool) -> list[str]:

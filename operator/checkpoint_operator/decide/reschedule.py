@@ -87,7 +87,7 @@ def _hanging_at(observed: Observed) -> dt.datetime | None:
     attempt = run.attempt if run else None
     if run is None or attempt is None or attempt.eviction_at is None or not _asked_for(observed).restart_gang:
         return None
-    heard = observed.progress.get(attempt.number)
+    heard = observed.memory.progress.get(attempt.number)
     ended = not run.may_commit(attempt.number) or (heard is not None and heard.ended)
     if not observed.ours or ended or len(attempt.started.pods) < 2:
         return None

@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from checkpoint_operator.decide.plan import seeded, shown_after
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import Action, CollectLast, CollectOrphans, LookAround, PublishPointer, Verify
-from checkpoint_operator.model.observed import RunProgress, TakeOver
+from checkpoint_operator.model.observed import Remembered, RunProgress, TakeOver
 from checkpoint_operator.model.outcome import ActionOutcome, refuses_deletion
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.belongings import Survey
@@ -36,12 +35,12 @@ class Memory:
         head: The log number the last pass ended with.
         identity: Of the run that all this is about; empty before it was read.
         heard_at: When training last wrote to the log, on this process's steady clock.
-        shown, collected, collected_at, swept, take_over: See ``Observed``.
+        progress, pointers, orphans_collected, orphans_collected_at, last_collected, take_over: See ``Remembered``.
         survey: What was found under the prefix, or None.
         surveyed_at: When it was looked through last, on the same clock.
         foreign_pointers: Steps whose stock pointer proved to be somebody else's.
         wanted: The last ``spec.storage.takeOverFrom`` that was seen, or None.
-        beat_at: When a new word about progress was last found, on the same clock.
+        heartbeat_at: When a new word about progress was last found, on the same clock.
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
         refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
@@ -56,11 +55,11 @@ class Memory:
     heard_at: float = field(default_factory=time.monotonic)
     progress: dict[int, RunProgress] = field(default_factory=dict)
     progress_at: float = float("-inf")
-    beat_at: float = float("-inf")
-    shown: dict[int, str] = field(default_factory=dict)
-    collected: int = 0
-    collected_at: dt.datetime | None = None
-    swept: tuple[int, str] = (0, "")
+    heartbeat_at: float = float("-inf")
+    pointers: dict[int, str] = field(default_factory=dict)
+    orphans_collected: int = 0
+    orphans_collected_at: dt.datetime | None = None
+    last_collected: tuple[int, str] = (0, "")
     survey: Survey | None = None
     surveyed_at: float = float("-inf")
     foreign_pointers: set[int] = field(default_factory=set)
@@ -90,8 +89,8 @@ class Memory:
         if not run.identity:
             return
         if self.identity not in ("", run.identity):
-            self.progress, self.shown, self.foreign_pointers = {}, {}, set()
-            self.collected, self.collected_at, self.swept = 0, None, (0, "")
+            self.progress, self.pointers, self.foreign_pointers = {}, {}, set()
+            self.orphans_collected, self.orphans_collected_at, self.last_collected = 0, None, (0, "")
             self.survey, self.surveyed_at = None, float("-inf")
         self.identity = run.identity
 
@@ -115,7 +114,7 @@ class Memory:
                 self.surveyed_at = time.monotonic()
             if outcome.survey is not None:
                 self.survey = outcome.survey
-                self.shown = seeded(self.shown, outcome.survey)
+                self.pointers = seeded(self.pointers, outcome.survey)
                 self.foreign_pointers &= outcome.survey.pointers
             if isinstance(action, PublishPointer):
                 (self.foreign_pointers.add if outcome.left_alone else self.foreign_pointers.discard)(action.step)
@@ -125,7 +124,7 @@ class Memory:
             self.refusal, self.refused_at = str(undeleted), time.monotonic()
         # A pointer that is locked counts as shown: it is not tried again until it should show something else.
         settled = [o.action for o in outcomes if o.error is None or o.left_alone or o.refused]
-        self.shown = shown_after(self.shown, (action for action in settled if isinstance(action, PublishPointer)))
+        self.pointers = shown_after(self.pointers, (action for action in settled if isinstance(action, PublishPointer)))
         if not any(outcome.failed or outcome.refused for outcome in outcomes):
             self._note_collections([outcome.action for outcome in outcomes if outcome.error is None], now)
 
@@ -140,20 +139,22 @@ class Memory:
     def _note_collections(self, done: Iterable[Action], now: dt.datetime) -> None:
         for action in done:
             if isinstance(action, CollectOrphans):
-                self.collected, self.collected_at = action.attempt, now
+                self.orphans_collected, self.orphans_collected_at = action.attempt, now
             elif isinstance(action, CollectLast):
-                self.swept = max(self.swept, (action.attempt, action.commit))
+                self.last_collected = max(self.last_collected, (action.attempt, action.commit))
 
-    def known(self) -> dict[str, Any]:
-        """What ``Observed`` has from here, by its names."""
-        return {
-            "shown": MappingProxyType(self.shown),
-            "collected": self.collected,
-            "collected_at": self.collected_at,
-            "survey": self.survey.with_pointers(self.foreign_pointers) if self.survey else None,
-            "survey_due": time.monotonic() - self.surveyed_at > SURVEY_SECONDS,
-            "swept": self.swept,
-            "refusal": self.refused(),
-            "unverifiable": self._unverified(),
-            "compactions": self.session.log.compactions if self.session else frozenset(),
-        }
+    def known(self) -> Remembered:
+        """What a decision may know of all this now."""
+        return Remembered(
+            progress=MappingProxyType(dict(self.progress)),
+            pointers=MappingProxyType(self.pointers),
+            orphans_collected=self.orphans_collected,
+            orphans_collected_at=self.orphans_collected_at,
+            last_collected=self.last_collected,
+            survey=self.survey.with_pointers(self.foreign_pointers) if self.survey else None,
+            survey_due=time.monotonic() - self.surveyed_at > SURVEY_SECONDS,
+            take_over=self.take_over,
+            refusal=self.refused(),
+            unverifiable=self._unverified(),
+            compactions=self.session.log.compactions if self.session else frozenset(),
+        )

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -169,9 +168,7 @@ class Observer:
             pods=pods,
             nodes=self._knowledge.nodes.place(key, (pod.node for pod in pods)),
             disrupted=self._knowledge.bare_pods.of(key),
-            progress=MappingProxyType(dict(memory.progress)),
-            take_over=memory.take_over,
-            **memory.known(),
+            memory=memory.known(),
         )
 
     def note(self, checkpoint: Checkpoint) -> None:
@@ -366,7 +363,7 @@ class Observer:
 def _progress_due(memory: Memory) -> bool:
     """Whether to read the progress of a run, and if so, that this is done now."""
     now = time.monotonic()
-    silent = not memory.running and now - max(memory.beat_at, memory.heard_at) > SILENT_SECONDS
+    silent = not memory.running and now - max(memory.heartbeat_at, memory.heard_at) > SILENT_SECONDS
     if now - memory.progress_at < (SILENT_SECONDS if silent else PROGRESS_SECONDS):
         return False
     memory.progress_at = now
@@ -377,7 +374,7 @@ def _remember_progress(memory: Memory, progress: RunProgress | None) -> None:
     """Remember how far each attempt came: a new attempt overwrites the last word of the one before."""
     if progress is None or progress == memory.progress.get(progress.attempt):
         return
-    memory.beat_at = time.monotonic()
+    memory.heartbeat_at = time.monotonic()
     memory.progress[progress.attempt] = progress
     for attempt in sorted(memory.progress)[:-2]:
         del memory.progress[attempt]

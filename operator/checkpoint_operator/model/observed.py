@@ -259,6 +259,37 @@ class TakeOver:
     renewed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What earlier passes of this process have found out. It does not outlive the process, so it may be empty.
+
+    Attributes:
+        progress: The last known progress by attempt.
+        pointers: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
+        orphans_collected: Attempt for which the leftovers of those before it were collected.
+        orphans_collected_at: When that was, by the store's clock.
+        last_collected: The highest attempt, if its own leftovers were collected too, and its last commit then.
+        survey: What lies under the prefix besides the run's own objects; None while that is not known.
+        survey_due: Whether to look for that now.
+        take_over: What ``spec.storage.takeOverFrom`` asks for, see ``TakeOver``.
+        refusal: Why the store does not let the operator delete, or empty.
+        unverifiable: Why snapshots cannot be compared with their manifests for now, by id.
+        compactions: Ranges of the log that were compacted already.
+    """
+
+    progress: Mapping[int, RunProgress] = field(default_factory=lambda: MappingProxyType({}))
+    pointers: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    orphans_collected: int = 0
+    orphans_collected_at: dt.datetime | None = None
+    last_collected: tuple[int, str] = (0, "")
+    survey: Survey | None = None
+    survey_due: bool = False
+    take_over: TakeOver = field(default_factory=TakeOver)
+    refusal: str = ""
+    unverifiable: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    compactions: frozenset[EntryRange] = frozenset()
+
+
 @dataclass(frozen=True)  # without slots: the verdict is computed once and kept
 class Observed:
     """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
@@ -273,19 +304,9 @@ class Observed:
         namespace_deleted: Whether the namespace is going away; not looked up while that makes no difference.
         nodes: Those of its pods' nodes that announce something.
         disrupted: Pods that nobody but the operator would create again.
-        progress: The last known progress by attempt.
-        shown: The snapshot that the stock pointer of each step was last made to show; empty when nothing is known.
-        collected: Attempt for which the leftovers of those before it were collected.
-        collected_at: When that was, by the store's clock.
-        survey_due: Whether the prefix should be looked through for that.
-        survey: What lies under the prefix besides the run's own objects; None while that is not known.
-        take_over: What ``spec.storage.takeOverFrom`` asks for, see ``TakeOver``.
-        swept: Attempt whose own leftovers were collected although no later one has started, with its last commit then.
-        refusal: Why the store does not let the operator delete, or empty.
-        unverifiable: Why snapshots cannot be compared with their manifests for now, by id.
+        memory: What earlier passes have found out.
         read_back: How reading snapshots back goes; None where none is read.
         findings: What reading snapshots back has found and the log does not say yet.
-        compactions: What needs no compaction of the log any more.
         quota: That of the namespace, or None where there is none.
     """
 
@@ -302,19 +323,9 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     nodes: tuple[Node, ...] = ()
     disrupted: tuple[DisruptedPod, ...] = ()
-    progress: Mapping[int, RunProgress] = field(default_factory=lambda: MappingProxyType({}))
-    shown: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
-    collected: int = 0
-    collected_at: dt.datetime | None = None
-    survey: Survey | None = None
-    survey_due: bool = False
-    take_over: TakeOver = field(default_factory=TakeOver)
-    swept: tuple[int, str] = (0, "")
-    refusal: str = ""
-    unverifiable: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    memory: Remembered = field(default_factory=Remembered)
     read_back: ReadBack | None = None
     findings: tuple[ScrubFinding, ...] = ()
-    compactions: frozenset[EntryRange] = frozenset()
     quota: Quota | None = None
 
     @property

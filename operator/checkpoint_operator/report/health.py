@@ -197,7 +197,9 @@ def _retention_not_known(observed: Observed) -> Answer:
 
 @check("False", Reason.DELETION_REFUSED)
 def _deletion_refused(observed: Observed) -> Answer:
-    return Quote(f"Nothing is deleted, the rest goes on: {observed.refusal}") if observed.refusal else None
+    return (
+        Quote(f"Nothing is deleted, the rest goes on: {observed.memory.refusal}") if observed.memory.refusal else None
+    )
 
 
 @check("False", Reason.QUOTA_EXCEEDED)
@@ -277,15 +279,15 @@ def _save_failed(observed: Observed) -> Answer:
 
 @check("Unknown", Reason.NOT_KNOWN)
 def _prefix_not_listed(observed: Observed) -> Answer:
-    known = observed.survey is not None and observed.ours and observed.fault is None
+    known = observed.memory.survey is not None and observed.ours and observed.fault is None
     return None if known else "The prefix was not looked through yet."
 
 
 @check("True", Reason.LEFT_ALONE)
 def _foreign_objects(observed: Observed) -> Answer:
-    if observed.survey is None or not observed.survey.foreign:
+    if observed.memory.survey is None or not observed.memory.survey.foreign:
         return None
-    return f"Never collected or deleted, because this run did not write it: {describe(observed.survey.foreign)}."
+    return f"Never collected or deleted, because this run did not write it: {describe(observed.memory.survey.foreign)}."
 
 
 CHAINS: Mapping[ConditionType, tuple[ConditionCheck, ...]] = {

@@ -103,7 +103,7 @@ class Metrics:
             self._store_errors.labels(*_labels(key), observed.fault.reason).inc()
         if run is None or not observed.ours:
             return
-        self._refused.labels(*_labels(key)).set(bool(observed.refusal))
+        self._refused.labels(*_labels(key)).set(bool(observed.memory.refusal))
         if observed.quota is not None:
             self._over_quota.labels(*_labels(key)).set(observed.quota.exceeded)
             self._quota.labels(key.namespace).set(observed.quota.limit)

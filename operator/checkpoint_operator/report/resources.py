@@ -163,7 +163,7 @@ def _verified(observed: Observed, run: Run, snapshot: Snapshot) -> Judgement:
             limit = run.policy.restore.max_failures_per_snapshot
             message = f"Failure {snapshot.failures} of {limit}: it keeps its place and is read again. {message}"
         return Judgement(ConditionType.VERIFIED, "False", evidence or "Evidence", message)
-    obstacle = observed.unverifiable.get(snapshot.id, "")
+    obstacle = observed.memory.unverifiable.get(snapshot.id, "")
     if obstacle and snapshot.verified == "None":
         return Judgement(ConditionType.VERIFIED, "Unknown", SnapshotReason.NOT_VERIFIED, obstacle, quotes=True)
     status, reason, message = _VERIFIED[snapshot.verified]

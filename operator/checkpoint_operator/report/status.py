@@ -171,7 +171,7 @@ def _lost(observed: Observed, run: Run, attempt: Attempt, snapshot: Snapshot | N
     if reported.get("attempt") == attempt.number and reported.get("lostSteps") is not None:
         return reported["lostSteps"], reported.get("lostSeconds")
     before = run.attempts.get(attempt.number - 1)
-    progress = observed.progress.get(attempt.number - 1)
+    progress = observed.memory.progress.get(attempt.number - 1)
     if before is None or progress is None or snapshot is None:
         return None, None
     steps = max(0, progress.step - snapshot.step)
