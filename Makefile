@@ -21,9 +21,9 @@ test: ## Run all tests: unit, store, distributed, API server, cluster (WORKERS=0
 	@.ci/bootstrap
 	$(BIN)/pytest --numprocesses=$(WORKERS) --no-loadscope-reorder --durations=15 --durations-min=10 $(HANGS)
 
-test-unit: ## Run the tests that need no server, process group or cluster (seconds)
+test-unit: ## What is decided and how stores are spoken to, without servers, training and clusters: a minute
 	@.ci/bootstrap
-	$(BIN)/pytest -m "not store and not distributed and not api and not cluster"
+	$(BIN)/pytest --numprocesses=$(WORKERS) -m "not slow and not store and not distributed and not api and not cluster" $(addprefix --ignore=tests/,alerts benchmarks cluster crashes demo model training)
 
 test-faults: ## Run the long profile of fault injection: store faults, crashes, model, foreign data (an hour)
 	@.ci/bootstrap

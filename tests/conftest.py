@@ -24,12 +24,17 @@ settings.load_profile("everyday")
 
 COSTLIER = ("store", "distributed", "api", "cluster")
 """Markers of tests that need more than this process, cheapest first; unmarked ones come before them all."""
+SLOW = ("alerts", "benchmarks", "crashes", "docs/test_python_blocks.py", "model", "training")
+"""What takes minutes, although it needs no server: it trains, starts processes or draws thousands of histories."""
 TOGETHER = {"cluster": "cluster", "localcluster_tests": "cluster", "crashes": "crashes"}
 """Folders that one worker runs as a whole: they share a cluster, or fill one table. The rest goes file by file."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if _unit(item.nodeid).removeprefix("tests/").startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=_cost)
     if hasattr(config, "workerinput"):
         # What takes minutes and mostly waits begins first; what is short fills the gaps at the end.
