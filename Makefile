@@ -21,7 +21,7 @@ test: ## Run all tests: unit, store, distributed, API server, cluster (WORKERS=0
 	@.ci/bootstrap
 	$(BIN)/pytest --numprocesses=$(WORKERS) --no-loadscope-reorder --durations=15 --durations-min=10 $(HANGS)
 
-test-unit: ## What is decided and how stores are spoken to, without servers, training and clusters: a minute
+test-unit: ## Run the tests of decisions and stores that need no server, training or cluster (a minute)
 	@.ci/bootstrap
 	$(BIN)/pytest --numprocesses=$(WORKERS) -m "not slow and not store and not distributed and not api and not cluster" $(addprefix --ignore=tests/,alerts benchmarks cluster crashes demo model training)
 
