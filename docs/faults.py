@@ -29,7 +29,7 @@ def store_faults(findings: Iterable[dict[str, str]]) -> Iterator[str]:
     for found in findings:
         if found["verb"] not in verbs:
             verbs.append(found["verb"])
-        adapter = "s3fs" if found["adapter"].startswith("Fsspec") else "native"
+        adapter = "s3fs" if found["adapter"].startswith("S3fs") else "native"
         outcomes[found["fault"]][found["verb"]][found["outcome"].removesuffix("Error")].add(adapter)
     yield "## Between the library and the store\n"
     yield "Through both adapters unless one is named. `UnknownOutcome` is settled by reading back.\n"

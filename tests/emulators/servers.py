@@ -50,10 +50,10 @@ class Emulator:
 @contextlib.contextmanager
 def fake_gcs_server() -> Iterator[Emulator]:
     """Google Cloud Storage, in memory. It looks at no identity."""
-    port = _free_port()
+    port = free_port()
     address = f"127.0.0.1:{port}"
     command = [str(build.google()), "-scheme=http", "-host=127.0.0.1", f"-port={port}", "-backend=memory"]
-    with _running([*command, f"-public-host={address}", "-log-level=error"], port):
+    with running([*command, f"-public-host={address}", "-log-level=error"], port):
         body = json.dumps({"name": BUCKET}).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://{address}/storage/v1/b?project=tests", body, headers)
@@ -66,14 +66,15 @@ def fake_gcs_server() -> Iterator[Emulator]:
 @contextlib.contextmanager
 def azurite() -> Iterator[Emulator]:
     """Azure Blob Storage, in memory. It checks signatures as Azure does."""
-    port = _free_port()
+    port = free_port()
     key = base64.b64encode(secrets.token_bytes(64)).decode()
     main = build.azure() / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     command = [shutil.which("node") or "node", str(main), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
-    options = ["--inMemoryPersistence", "--silent", "--disableTelemetry"]
+    # Azure's own client, below adlfs, may speak a later version of the protocol than Azurite knows.
+    options = ["--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
     credentials = {AZURE_STORAGE_ACCOUNT_NAME: ACCOUNT, AZURE_STORAGE_ACCOUNT_KEY: key}
     emulator = Emulator("azurite", "az", f"http://127.0.0.1:{port}", credentials)
-    with _running([*command, *options], port, AZURITE_ACCOUNTS=f"{ACCOUNT}:{key}"):
+    with running([*command, *options], port, AZURITE_ACCOUNTS=f"{ACCOUNT}:{key}"):
         client = HttpClient(emulator.settings(), PATIENT, credentials)
         client.send(Message("PUT", query={"restype": "container"}, success=(201,)), 10)
         yield emulator
@@ -101,7 +102,8 @@ def service_account_key(**changes: Any) -> str:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int, **environment: str) -> Iterator[None]:
+def running(command: list[str], port: int, **environment: str) -> Iterator[None]:
+    """Run a server until it listens, then the block; end it afterwards."""
     process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
     try:
         _wait(process, port)
@@ -122,7 +124,8 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
     raise RuntimeError(f"{process.args!r} does not listen")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

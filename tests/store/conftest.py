@@ -19,9 +19,9 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.common.calls import Patience
-from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
 from checkpoint_sidecar.store.http.adapter import HttpStore
 from checkpoint_sidecar.store.opening import Driver, open_store
+from checkpoint_sidecar.store.s3.s3fs_adapter import S3fsStore
 from doubles.faulty_server import FaultyServer, faulty_server
 from doubles.memory import MemoryStore
 from emulators import build, servers
@@ -74,7 +74,7 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[tuple[Server, FaultyServe
         yield server, proxy
 
 
-@pytest.fixture(scope="session", params=[FsspecStore, HttpStore], ids=["s3fs", "native"])
+@pytest.fixture(scope="session", params=[S3fsStore, HttpStore], ids=["s3fs", "native"])
 def _route(request: pytest.FixtureRequest, faulty: tuple[Server, FaultyServer]) -> Route:
     server, proxy = faulty
     settings = server.settings(endpoint=proxy.endpoint)

@@ -67,7 +67,7 @@ def test_a_store_without_conditional_writes_gets_status_1_and_is_told_which_prom
 
     shown = capsys.readouterr().out
     assert "BROKEN     a created object is never replaced by a second create" in shown
-    assert "Use a store that honours If-None-Match on PUT." in shown
+    assert "Use a store that honors If-None-Match on PUT." in shown
     assert "Why it matters: A commit is the creation" in shown
     assert "Do not use this store for checkpoints." in shown
     assert moto.secret_key not in shown
@@ -114,7 +114,7 @@ def test_a_missing_bucket_gets_status_2_after_one_question(
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (["ftp://host/run"], "scheme ftp is unknown"),
+        (["gopher://host/run"], "scheme gopher is unknown"),
         (["gs://bucket/run", "--driver", "fsspec"], "does not serve gs"),
         (["s3://bucket/run", "--credentials-folder", "/nowhere"], "/nowhere"),
     ],

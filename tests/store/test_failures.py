@@ -27,9 +27,9 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.calls import Patience
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
-from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
 from checkpoint_sidecar.store.http.adapter import HttpStore
 from checkpoint_sidecar.store.opening import Driver, open_store
+from checkpoint_sidecar.store.s3.s3fs_adapter import S3fsStore
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
 from emulators.servers import service_account_key
 from localcluster.pki import Authority
@@ -70,7 +70,7 @@ USES: dict[str, Callable[[Store, str], object]] = {
     "upload": lambda store, key: upload(store, key, parts=1),
 }
 drivers = pytest.mark.parametrize("driver", ["fsspec", "native"])
-adapters = pytest.mark.parametrize("adapter", [FsspecStore, HttpStore], ids=["s3fs", "native"])
+adapters = pytest.mark.parametrize("adapter", [S3fsStore, HttpStore], ids=["s3fs", "native"])
 
 
 def upload(store: Store, key: str, *, parts: int) -> None:
@@ -218,7 +218,7 @@ def private_server(moto: Server, authority: Authority) -> Iterator[FaultyServer]
 
 @adapters
 def test_a_private_authority_is_trusted_when_its_certificate_is_among_the_credentials(
-    adapter: type[FsspecStore | HttpStore], moto: Server, authority: Authority, private_server: FaultyServer
+    adapter: type[S3fsStore | HttpStore], moto: Server, authority: Authority, private_server: FaultyServer
 ) -> None:
     trusting = Credentials.of(moto.credentials | {"ca.crt": "# Főtanúsítvány\n" + authority.certificate.read_text()})
 
@@ -230,7 +230,7 @@ def test_a_private_authority_is_trusted_when_its_certificate_is_among_the_creden
 
 @adapters
 def test_an_unknown_authority_is_not_trusted(
-    adapter: type[FsspecStore | HttpStore], moto: Server, private_server: FaultyServer
+    adapter: type[S3fsStore | HttpStore], moto: Server, private_server: FaultyServer
 ) -> None:
     with pytest.raises(StoreError, match="certificates"):
         probe(adapter(moto.settings(endpoint=private_server.endpoint), patience=SOON))

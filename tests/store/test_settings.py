@@ -142,7 +142,7 @@ def test_settings_survive_pickling() -> None:
         ("s3://bucket/run", "auto", "HttpStore"),
         ("s3://bucket/run", "native", "HttpStore"),
         ("s3://bucket/run", "obstore", "HttpStore"),
-        ("s3://bucket/run", "fsspec", "FsspecStore"),
+        ("s3://bucket/run", "fsspec", "S3fsStore"),
         ("gs://bucket/run", "auto", "HttpStore"),
         ("az://bucket/run", "auto", "HttpStore"),
         ("file:///mnt/run", "auto", "LocalStore"),
@@ -161,7 +161,7 @@ def test_each_url_is_served_by_its_adapter(url: str, driver: Driver, adapter: st
     [
         ("gs://bucket/run", "fsspec", "does not serve gs"),
         ("az://bucket/run", "fsspec", "does not serve az"),
-        ("ftp://host/run", "auto", "scheme ftp is unknown"),
+        ("gopher://host/run", "auto", "scheme gopher is unknown"),
     ],
 )
 def test_what_nobody_serves_is_a_configuration_error(url: str, driver: Driver, cause: str) -> None:

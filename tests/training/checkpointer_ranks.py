@@ -40,7 +40,7 @@ SERVER.set_forkserver_preload(
         "torch.distributed.fsdp",
         "checkpoint_sidecar.training.checkpointer",
         "checkpoint_sidecar.training.dcp.dropin",
-        "checkpoint_sidecar.store.fsspec.adapter",
+        "checkpoint_sidecar.store.s3.s3fs_adapter",
         "checkpoint_sidecar.store.http.adapter",
         "checkpoint_operator.act.execute",
         "checkpoint_operator.decide.plan",

@@ -11,6 +11,7 @@ import contextlib
 import logging
 
 from checkpoint_sidecar.attempt.run_save import NewSave
+from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core import attempt as attempts
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.belongings import Belongings, belongings
@@ -41,7 +42,7 @@ from checkpoint_sidecar.engine.pointer import publish, repair
 from checkpoint_sidecar.engine.verify import check_sizes, read_manifest
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.purge import delete_save
-from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.base import RestsOnFilesystem, Store
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +73,12 @@ class DirectorySave:
         Raises:
             CheckpointExistsError: There is a checkpoint, and ``overwrite`` is False.
             PrefixClaimedError: The directory is the root of another run.
+            NoConditionalWriteError, BrokenPromiseError: The filesystem cannot hold a checkpoint.
         """
         if not self._overwrite and not self._log.refresh().ever_committed and self._stock_checkpoint_exists():
             raise self._exists("a checkpoint that torch wrote")
+        if isinstance(self._store, RestsOnFilesystem):
+            probe(self._store)
         self._log.append(self._claim)
         if not self._log.run.identified:
             self._log.append(self._identify)

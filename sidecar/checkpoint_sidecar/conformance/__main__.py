@@ -20,6 +20,9 @@ from checkpoint_sidecar.conformance.suite import PromiseFinding, PromiseVerdict,
 from checkpoint_sidecar.core.environment import AddressingStyle
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.store.base import RestsOnFilesystem
+from checkpoint_sidecar.store.fsspec.opening import is_foreign
+from checkpoint_sidecar.store.fsspec.storage_options import settings_of
 from checkpoint_sidecar.store.opening import Driver, open_store
 
 KEPT, BROKEN, UNANSWERED = 0, 1, 2
@@ -42,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     findings: list[PromiseFinding] = []
     try:
+        if options.storage_options or is_foreign(options.url):
+            settings = settings_of(options.url, options.storage_options)
         store, other = (open_store(settings, driver=options.driver) for _ in range(2))
+        if isinstance(store, RestsOnFilesystem):
+            other = store.another_client()
         if not options.json:
             print(f"{store.url} through {type(store).__name__}\n")
         for finding in examine(store, other, CHECKS):
@@ -66,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Check whether an object store keeps what checkpoints need, promise by promise.",
         epilog="Exit status: 0 every promise is kept; 1 at least one is broken; 2 some could not be asked about.",
     )
-    parser.add_argument("url", help="s3://bucket/prefix, gs://..., az://... or a folder; written to and cleaned up")
+    parser.add_argument(
+        "url",
+        help="s3://bucket/prefix, gs://..., az://..., a folder, or a URL that fsspec serves; cleaned up at the end",
+    )
+    parser.add_argument(
+        "--storage-options", default={}, type=json.loads, help="fsspec's storage options, as a JSON object"
+    )
     parser.add_argument("--endpoint", default="", help="URL of the service, for stores other than the cloud's own")
     parser.add_argument("--region", default="", help="region of the bucket")
     parser.add_argument(

@@ -12,12 +12,17 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from checkpoint_sidecar.core.errors import AccessDeniedError, BucketNotFoundError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.layout import CONFORMANCE_FOLDER
-from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.base import RestsOnFilesystem, Store
 
 OPERATION = "try out the store"
+USE_ANOTHER = (
+    "Use a filesystem that does (docs/storage.md lists some), "
+    "or an s3://, gs://, az:// or file:// URL without a filesystem."
+)
 
 
 class BrokenPromiseError(StoreError):
@@ -66,8 +71,13 @@ class Trial:
         Raises:
             BrokenPromiseError: It was not; ``otherwise`` says what happened instead.
         """
-        if not kept:
-            raise BrokenPromiseError(OPERATION, f"{self.store.url}/{self.folder}", otherwise, "Do not use this store.")
+        if kept:
+            return
+        hint = "Do not use this store."
+        if isinstance(self.store, RestsOnFilesystem):
+            otherwise = f"{self.store.filesystem_name} does not keep what checkpoints need: {otherwise}"
+            hint = USE_ANOTHER
+        raise BrokenPromiseError(OPERATION, f"{self.store.url}/{self.folder}", otherwise, hint)
 
     def clean(self) -> None:
         """Delete what may have been put there. Needs no listing: that may be what is missing."""
@@ -82,13 +92,13 @@ class Check:
         promise: What is checked, as a sentence that is true of a good store.
         why: What goes wrong without it.
         run: Asks the store; raises ``BrokenPromiseError`` or another ``StoreError``.
-        probed: Whether a run asks it before it trusts its store.
+        probed: Whether a run makes the check before it trusts its store.
     """
 
     promise: str
     why: str
     run: Callable[[Trial], None]
-    probed: bool = False
+    probed: Literal["Never", "Always", "OnFilesystems"] = "Never"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -137,6 +137,8 @@ class StoreSettings:
         kms_key_id: The key for ``aws:kms``; empty for the bucket's.
         requester_pays: Whether requests agree to be paid for (s3 only).
         tags: Of every object that is written (s3 only).
+        filesystem: An fsspec filesystem that serves the URL instead of this package's own clients; then only the URL
+            and this count.
     """
 
     url: str
@@ -148,6 +150,7 @@ class StoreSettings:
     kms_key_id: str = ""
     requester_pays: bool = False
     tags: tuple[tuple[str, str], ...] = ()
+    filesystem: Any = field(default=None, repr=False)
 
 
 def redacted(text: str, values: Mapping[str, str]) -> str:

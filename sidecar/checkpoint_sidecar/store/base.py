@@ -1,7 +1,7 @@
 """What this project needs of an object store, and nothing else.
 
-Two adapters implement it: the native one (s3, gs, az, over connections of its own) and fsspec (s3 through s3fs). One
-conformance suite in ``tests/store`` runs against both and against the in-memory double.
+Four adapters implement it: ``http`` (s3, gs, az, over connections of its own), ``local``, ``fsspec`` (any filesystem)
+and ``s3.s3fs_adapter`` (s3 through s3fs). One conformance suite runs against all of them and the in-memory double.
 
 Contract common to all verbs:
 
@@ -201,3 +201,15 @@ class KeepsUnfinished(Protocol):
         Raises:
             StoreError: It may still be there.
         """
+
+
+@runtime_checkable
+class RestsOnFilesystem(Protocol):
+    """A store over a filesystem that others wrote, of which the probe asks more."""
+
+    @property
+    def filesystem_name(self) -> str:
+        """The class of the filesystem, as errors name it."""
+
+    def another_client(self) -> Store:
+        """The same store over connections of its own, as another process would have it."""

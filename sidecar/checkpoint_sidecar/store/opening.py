@@ -10,6 +10,7 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.calls import PATIENT, Patience
+from checkpoint_sidecar.store.fsspec.opening import is_foreign, with_filesystem
 
 Driver: TypeAlias = Literal["auto", "native", "fsspec", "obstore"]
 
@@ -26,7 +27,8 @@ def open_store(
     Args:
         settings: Where and who.
         driver: ``native`` speaks the cloud's own protocol, ``fsspec`` goes through s3fs; ``auto`` is native, and
-            ``obstore`` is its former name. Local files are served by the adapter for them under every driver.
+            ``obstore`` is its former name. Local files are served by the adapter for them under every driver. URLs of
+            other schemes, and settings with a filesystem, are served through fsspec under every driver.
         patience: How long to wait for a store that does not answer.
         on_page: Called with the number of objects in each page of a listing. It may raise, to end a listing that does
             not end by itself.
@@ -35,6 +37,12 @@ def open_store(
         ConfigurationError: The URL, the credentials or the driver cannot work.
     """
     # Adapters are imported where they are opened: their clients take longer to import than most commands to run.
+    if settings.filesystem is not None or is_foreign(settings.url):
+        settings = with_filesystem(settings)
+        if settings.filesystem is not None:
+            from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
+
+            return FsspecStore(settings, patience=patience, on_page=on_page)
     scheme = parse_url(settings.url).scheme
     if scheme == "file":
         from checkpoint_sidecar.store.local.adapter import LocalStore
@@ -45,9 +53,23 @@ def open_store(
 
         return HttpStore(settings, patience=patience, on_page=on_page)
     if scheme == "s3":
-        from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
-
-        return FsspecStore(settings, patience=patience, on_page=on_page)
+        return _s3fs_store(settings, patience, on_page)
     raise ConfigurationError(
-        "open the store", settings.url, f"the fsspec driver does not serve {scheme}", "Use the driver native."
+        "open the store",
+        settings.url,
+        f"the fsspec driver does not serve {scheme}",
+        "Use the driver native, or pass a filesystem object.",
     )
+
+
+def _s3fs_store(settings: StoreSettings, patience: Patience, on_page: Callable[[int], None]) -> Store:
+    try:
+        from checkpoint_sidecar.store.s3.s3fs_adapter import S3fsStore
+    except ImportError as error:
+        raise ConfigurationError(
+            "open the store",
+            settings.url,
+            f"the fsspec driver needs s3fs, and the module {error.name} is missing",
+            "Run: pip install 'checkpoint-operator[s3fs]'",
+        ) from error
+    return S3fsStore(settings, patience=patience, on_page=on_page)

@@ -18,12 +18,13 @@ from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS, RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError, FencedError
 from checkpoint_sidecar.core.failures import INTERRUPTS, portable
-from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.store.fsspec import misdirected
+from checkpoint_sidecar.store.fsspec.opening import without_password
+from checkpoint_sidecar.store.fsspec.storage_options import settings_of
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement
@@ -60,8 +61,11 @@ class Checkpointer:
     Args:
         state: Objects to save, by name: modules, optimizers, anything with ``state_dict`` and ``load_state_dict``,
             plain JSON values. See ``training.state.application`` for how each is stored and given back.
-        url: Where the run lives, ``s3://``, ``gs://``, ``az://`` or ``file://``; or settings with an endpoint and
-            credentials.
+        url: Where the run lives: ``s3://``, ``gs://``, ``az://``, ``file://``, or a URL that fsspec serves; or settings
+            with an endpoint and credentials.
+        filesystem: An fsspec filesystem that serves ``url``, instead of this package's own clients. Commits rest on its
+            exclusive create, which is tried out before the run starts; docs/storage.md says which ones have it.
+        storage_options: fsspec's for ``url``, see ``store.fsspec.storage_options``.
         run: Whom the prefix belongs to: a name, or the full owner. By default the last part of the URL's path.
         save: When a save is due, until the operator writes a policy into the run's log.
         overwrite: What saving an existing step means: an error, nothing, or a replacement; likewise.
@@ -97,6 +101,8 @@ class Checkpointer:
         stall_seconds: float | None = None,
         pod: PodIdentity | None = None,
         log_floor: int = 0,
+        filesystem: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._saver: Saver | None = None
@@ -107,7 +113,7 @@ class Checkpointer:
                 self._agreement = Agreement.among_all()
                 failure: Exception | None = None
                 try:
-                    settings = StoreSettings(url) if isinstance(url, str) else url
+                    settings = _settings(url, storage_options or {}, filesystem)
                     owner = run if isinstance(run, Owner) else _local_owner(run, settings.url)
                     limits = replace(EngineSettings.from_environment(), beside_training=True)
                     if stall_seconds is not None:
@@ -117,7 +123,7 @@ class Checkpointer:
                 except INTERRUPTS:
                     raise
                 except BaseException as error:  # noqa: BLE001 - raised below, on all ranks
-                    failure = portable(error, operation="open the run", subject=str(url))
+                    failure = portable(error, operation="open the run", subject=without_password(str(url)))
                 self._agreement.raise_any(failure)
                 self._transfers = Transfers(show=self._agreement.leads)
                 self._saves = BackgroundSave(
@@ -426,6 +432,15 @@ def _check_together(agreed: Agreed) -> None:
         )
 
 
+def _settings(url: str | StoreSettings, options: Mapping[str, Any], filesystem: Any) -> StoreSettings:
+    if isinstance(url, str):
+        return settings_of(url, options, filesystem) if options or filesystem is not None else StoreSettings(url)
+    if options:
+        raise ConfigurationError(
+            "open the run", url.url, "settings and storage_options were both passed", "Pass one of the two."
+        )
+    return url if filesystem is None else replace(url, filesystem=filesystem)
+
+
 def _local_owner(name: str, url: str) -> Owner:
-    location = parse_url(url)
-    return Owner("local", "local", name or location.path.rpartition("/")[2] or location.bucket)
+    return Owner("local", "local", name or url.rstrip("/").rpartition("/")[2])

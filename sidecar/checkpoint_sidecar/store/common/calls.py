@@ -20,7 +20,6 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
     UnknownOutcomeError,
 )
-from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 
 LEAST_TRIES = 3
@@ -96,7 +95,7 @@ class Calls(Generic[Client]):
         last_success: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self._settings = settings
-        self._scheme = parse_url(settings.url).scheme
+        self._scheme = settings.url.partition("://")[0]
         self._connect = connect
         self._errors = errors
         self._explain = explain
@@ -190,10 +189,10 @@ class Calls(Generic[Client]):
     ) -> Result:
         try:
             return request(client)
-        except self._errors as error:
-            fault = self._explain(error)
         except (CheckpointError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
+        except self._errors as error:
+            fault = self._explain(error)
         except BaseException as error:  # noqa: BLE001 - a native client may panic, which is no Exception
             fault = ClientFault(RequestRefusedError, f"the client failed ({type(error).__name__})", _REPORT, sent=True)
         kind = fault.kind

@@ -1,74 +1,63 @@
-"""The adapter over fsspec: S3 through s3fs.
+"""The adapter over any fsspec filesystem: one that the caller made, or one that fsspec makes of a URL.
 
-s3fs brings the client, its event loop, the configuration and the chain of credentials. Its file interface is not used:
-it publishes truncated objects when a block is left by an exception, drops errors of single keys in bulk deletes, and
-serves listings from a cache (s3fs 2026.9). The S3 operations themselves are called instead; large objects do not go
-through it (``s3_bodies``).
+It uses the part of fsspec's interface that filesystems agree on: ``pipe_file``, ``cat_file``, ``open``, ``ls``,
+``info`` and ``rm_file``. What a filesystem can do atomically is decided in ``styles``. Weaker than the other adapters:
+
+- Timeouts and retries inside a request are the filesystem's own, so a request may take as long as it likes.
+- A large object is written in order, and a part that fails fails the object.
+- Modification times are as exact as the filesystem's, often to the second.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import datetime as dt
-import functools
-import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
-import aiohttp
-import s3fs
-from aiobotocore.httpsession import AIOHTTPSession
-from aiobotocore.session import AioSession
-from botocore import exceptions as boto
-from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConstantProvider
-from crc32c import crc32c
-from fsspec.asyn import sync
-from fsspec.exceptions import FSTimeoutError
-
-from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError
-from checkpoint_sidecar.core.location import parse_url
-from checkpoint_sidecar.store import access as secret
+from checkpoint_sidecar.core.errors import (
+    BucketNotFoundError,
+    NoConditionalWriteError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    RequestRefusedError,
+    StoreError,
+    TruncatedObjectError,
+    UnknownOutcomeError,
+)
 from checkpoint_sidecar.store.access import StoreSettings
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
-from checkpoint_sidecar.store.common.calls import LARGE_BODY, PATIENT, Calls, ClientFault, Patience, batches, name_keys
-from checkpoint_sidecar.store.common.listing import beginning
-from checkpoint_sidecar.store.http.answers import explain_answer
-from checkpoint_sidecar.store.http.bodies import HttpBodies
-from checkpoint_sidecar.store.http.certificates import certificate_bundle
-from checkpoint_sidecar.store.http.client import SILENT, explain
-from checkpoint_sidecar.store.http.connections import CONNECT_SECONDS
-from checkpoint_sidecar.store.http.dialect import AnswerError, UnreadableAnswerError, explanation_of
-from checkpoint_sidecar.store.http.proxies import proxy_for
-from checkpoint_sidecar.store.http.upload import HttpUpload
-from checkpoint_sidecar.store.s3.faults import BOTO_ERRORS, explain_boto
-from checkpoint_sidecar.store.s3.identity import S3Identity
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.common.calls import PATIENT, Calls, Patience
+from checkpoint_sidecar.store.fsspec.described import described
+from checkpoint_sidecar.store.fsspec.faults import explain_filesystem
+from checkpoint_sidecar.store.fsspec.styles import style_of
+from checkpoint_sidecar.store.fsspec.upload import FsspecUpload
 
-KEYS_PER_DELETE = 1000
-"""What S3 accepts in one request."""
+PARTIAL_FOLDER = ".partial"
+LEFTOVER_SECONDS = 24 * 3600
+USE_ANOTHER = (
+    "Use a filesystem with an atomic exclusive create (docs/storage.md lists them), "
+    "or an s3://, gs://, az:// or file:// URL without a filesystem."
+)
 
-Result = TypeVar("Result")
-
-_ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError, UnreadableAnswerError)
-
-
-@dataclass(eq=False)
-class _Clients:
-    """Two clients of one bucket; ``bodies`` is the patient one, for requests with large bodies.
-
-    Attributes:
-        identity: Keeps the file of certificates.
-    """
-
-    requests: s3fs.S3FileSystem
-    bodies: s3fs.S3FileSystem
-    identity: S3Identity
+_READ_BYTES = 32 * 1024 * 1024
+_READ_TRIES = 5
+_DELETES_AT_ONCE = 8
 
 
 class FsspecStore:
-    """A ``Store`` in S3, or in what speaks its protocol."""
+    """A ``Store`` in a folder of an fsspec filesystem.
+
+    Args:
+        settings: With a filesystem, and a URL that this filesystem understands.
+        patience: How long failed requests are repeated.
+        on_page: Called with the number of entries of each folder that is listed.
+    """
 
     def __init__(
         self,
@@ -77,258 +66,299 @@ class FsspecStore:
         patience: Patience = PATIENT,
         on_page: Callable[[int], None] = lambda _: None,
     ) -> None:
+        fs = settings.filesystem
         self._settings = settings
         self._on_page = on_page
-        self._patience = patience
-        self._location = parse_url(settings.url)
-        self._prefix = self._location.prefix
-        self._values: Mapping[str, str] = {}
-        self._asked = "the store"
-        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=self._explain, patience=patience)
-        self._bodies = HttpBodies(settings, patience)
+        self._root = str(fs._strip_protocol(settings.url)).rstrip("/")
+        self._style = style_of(fs)
+        self._lock = _lock_of(fs)
+        self._concurrent = bool(fs.async_impl)
+        self._swept = False
+        self.calls: Calls[Any] = Calls(
+            settings, connect=lambda _: fs, errors=(Exception,), explain=explain_filesystem, patience=patience
+        )
 
-    def __reduce__(self) -> tuple[type[FsspecStore], tuple[StoreSettings]]:
-        return type(self), (self._settings,)
+    def __reduce__(self) -> tuple[Callable[[StoreSettings], FsspecStore], tuple[StoreSettings]]:
+        return _reconnected, (self._settings,)
 
     def __repr__(self) -> str:
-        return f"FsspecStore({self._settings!r})"
+        return f"FsspecStore({self.filesystem_name}, {self.url!r})"
 
     @property
     def url(self) -> str:
-        return self._location.url
+        return self._settings.url
+
+    @property
+    def filesystem_name(self) -> str:
+        """See ``RestsOnFilesystem``."""
+        return type(self._settings.filesystem).__name__
+
+    def another_client(self) -> FsspecStore:
+        """See ``RestsOnFilesystem``."""
+        return _reconnected(self._settings)
 
     def put(self, key: str, data: Buffer) -> None:
-        body = bytes(data)
-
-        def request(clients: _Clients) -> object:
-            client = clients.bodies if len(body) > LARGE_BODY else clients.requests
-            return client.call_s3("put_object", **self._written(key, body))
-
-        self._calls.write("write", key, request)
+        body = _bytes(data)
+        try:
+            self.calls.write("write", key, lambda fs: self._put(fs, key, body))
+        except ObjectNotFoundError as error:
+            raise self._no_bucket(error) from None
 
     def put_if_absent(self, key: str, data: Buffer) -> None:
-        body = bytes(data)
-        self._calls.create(
-            "create",
-            key,
-            lambda c: c.requests.call_s3("put_object", **self._written(key, body), IfNoneMatch="*"),
-        )
+        body = _bytes(data)
+        try:
+            self.calls.create("create", key, lambda fs: self._create(fs, key, body))
+        except ObjectNotFoundError as error:
+            raise self._no_bucket(error) from None
+        except RequestRefusedError as error:
+            cause = f"{self.filesystem_name} has no exclusive create ({error.cause})"
+            raise NoConditionalWriteError(error.operation, error.subject, cause, USE_ANOTHER) from None
+        except StoreError as error:
+            raise self._settled(error, key, body) from None
 
     def get(self, key: str, *, max_bytes: int) -> StoredObject:
-        async def request(fs: s3fs.S3FileSystem) -> StoredObject:
-            answer = await fs._call_s3("get_object", **self._object(key))
-            async with answer["Body"] as body:
-                info = _described(key, answer)
-                if info.size > max_bytes:
-                    raise ObjectTooLargeError(
-                        "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
-                    )
-                return StoredObject(info, await body.read())
-
-        return self._calls.run("read", key, lambda c: _in_loop(c.requests, request))
+        return self.calls.run("read", key, lambda fs: self._get(fs, key, max_bytes))
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
-        self._bodies.read_into(key, start, buffers)
-
-    def reconnect(self) -> None:
-        """See ``Reconnects``."""
-        self._calls.reconnect()
-        self._bodies.reconnect()
+        views = [view for buffer in buffers if (view := buffer.cast("B"))]
+        for view in views:
+            for offset in range(0, view.nbytes, _READ_BYTES):
+                piece = view[offset : offset + _READ_BYTES]
+                self._read(key, start + offset, piece)
+            start += view.nbytes
 
     def stat(self, key: str) -> ObjectInfo | None:
-        async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
-            answer = await fs._call_s3("head_object", **self._object(key))
-            return _described(key, answer)
-
-        async def get(fs: s3fs.S3FileSystem) -> ObjectInfo:
-            answer = await fs._call_s3("get_object", **self._object(key))
-            answer["Body"].close()
-            return _described(key, answer)
-
-        with contextlib.suppress(ObjectNotFoundError):
-            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, head))
-        # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
-        with contextlib.suppress(ObjectNotFoundError):
-            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, get))
-        return None
+        try:
+            return self.calls.run("look up", key, lambda fs: self._info(fs, key))
+        except ObjectNotFoundError:
+            return None
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        found = [
-            _info(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
-            for page in self._pages(prefix, beginning(after))
-            for item in page.get("Contents", ())
-        ]
-        # Not every S3 server lists in the order of keys (SeaweedFS sorts "a/b" before "a-b").
-        return iter(sorted((info for info in found if info.key > after), key=lambda info: info.key))
+        folder = prefix.rpartition("/")[0]
+        found = self.calls.run("list", prefix, lambda fs: list(self._walk(fs, folder, prefix, after)))
+        return iter(sorted(found, key=lambda info: info.key))
 
-    def _pages(self, prefix: str, start: str) -> Iterator[dict[str, Any]]:
-        query = {**self._bucket(), "Prefix": self._prefix + prefix}
-        if start:
-            query["StartAfter"] = self._prefix + start
-
-        def request(clients: _Clients) -> dict[str, Any]:
-            found: dict[str, Any] = clients.requests.call_s3("list_objects_v2", **query)
-            # Every listing says so; an answer without it is empty, or about something else.
-            if "IsTruncated" not in found or (found["IsTruncated"] and not found.get("NextContinuationToken")):
-                raise UnreadableAnswerError
-            return found
-
-        while True:
-            page = self._calls.run("list", prefix, request)
-            self._on_page(len(page.get("Contents", ())))
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            query["ContinuationToken"] = page["NextContinuationToken"]
-
-    def upload(self, key: str, size: int) -> HttpUpload:
-        return self._bodies.upload(key, size)
+    def upload(self, key: str, size: int) -> FsspecUpload:
+        return FsspecUpload(self, key, size)
 
     def delete(self, keys: Iterable[str]) -> None:
-        for batch in batches(keys, KEYS_PER_DELETE):
-            self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
+        def delete(key: str) -> None:
+            with contextlib.suppress(ObjectNotFoundError):
+                self.calls.run("delete", key, lambda fs: self._delete(fs, key))
 
-    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
-        return self._bodies.unfinished(prefix)
+        if not self._concurrent:
+            for key in keys:
+                delete(key)
+            return
+        with ThreadPoolExecutor(_DELETES_AT_ONCE, thread_name_prefix="delete") as pool:
+            for _ in pool.map(delete, keys):
+                pass
 
-    def discard(self, upload: UnfinishedUpload) -> None:
-        self._bodies.discard(upload)
+    # For uploads
 
-    def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
-        objects = [{"Key": self._prefix + key} for key in batch]
-        # Not quietly: an answer that is empty or about something else would look like a deletion without errors.
-        answer = clients.requests.call_s3("delete_objects", **self._bucket(), Delete={"Objects": objects})
-        if failed := answer.get("Errors"):
-            kept = [error["Key"].removeprefix(self._prefix) for error in failed]
-            explanation = explanation_of(failed[0].get("Message", ""), self._values)
-            fault = explain_answer(500, failed[0].get("Code", ""), explanation)
-            raise fault.kind("delete", f"{self.url}/{name_keys(kept)}", fault.cause, fault.hint)
-        if len(answer.get("Deleted", ())) < len(batch):
-            raise UnreadableAnswerError
+    @property
+    def stages_uploads(self) -> bool:
+        """Whether a large object is written as a temporary file first."""
+        return self._style.staged_uploads
 
-    def _bucket(self) -> dict[str, Any]:
-        payer = {"RequestPayer": "requester"} if self._settings.requester_pays else {}
-        return {"Bucket": self._location.bucket, **payer}
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn to use the filesystem: clients that are not asynchronous serve one thread at a time."""
+        with contextlib.nullcontext() if self._concurrent else self._lock:
+            yield
 
-    def _object(self, key: str) -> dict[str, Any]:
-        return {**self._bucket(), "Key": self._prefix + key}
+    def path(self, key: str) -> str:
+        """The filesystem's path of a key."""
+        return f"{self._root}/{key}" if key else self._root
 
-    def _written(self, key: str, body: bytes) -> dict[str, Any]:
-        settings = self._settings
-        chosen = {
-            "ServerSideEncryption": settings.server_side_encryption,
-            "SSEKMSKeyId": settings.kms_key_id,
-            "Tagging": urlencode(settings.tags),
-        }
-        return {
-            **self._object(key),
-            **{name: value for name, value in chosen.items() if value},
-            "Body": body,
-            "ChecksumCRC32C": base64.b64encode(crc32c(body).to_bytes(4, "big")).decode(),
-        }
+    def open_partial(self, fs: Any, block_bytes: int | None = None) -> tuple[Any, str]:
+        """A new temporary file, open for writing, and its path."""
+        folder = self.path(PARTIAL_FOLDER)
+        _make_folder(fs, folder)
+        if not self._swept:
+            self._swept = True
+            self._sweep(fs)
+        path = f"{folder}/{secrets.token_hex(16)}"
+        return fs.open(path, "wb", block_size=block_bytes), path
 
-    def _explain(self, error: Exception) -> ClientFault:
-        if isinstance(error, FSTimeoutError):
-            return SILENT
-        if isinstance(error, UnreadableAnswerError):
-            return explain(error)
-        # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
-        cause = error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error
-        return explain_boto(cause, self._values, self._asked)
+    def replace(self, fs: Any, partial: str, key: str, size: int) -> None:
+        """Give a temporary file its name, replacing what has it."""
+        self._check_size(fs, partial, size)
+        self._parent(fs, key)
+        self._style.rename.replace(fs, partial, self.path(key))
 
-    def _connect(self, values: Mapping[str, str]) -> _Clients:
-        self._values = values
-        identity = S3Identity(self._settings, values)
-        self._asked = urlsplit(identity.target.base).netloc
-        return _Clients(
-            requests=self._client(values, identity, self._patience.answer_seconds),
-            bodies=self._client(values, identity, self._patience.body_seconds),
-            identity=identity,
+    # Requests
+
+    def _put(self, fs: Any, key: str, body: bytes) -> None:
+        with self.turn():
+            if not self._style.staged_puts:
+                self._parent(fs, key)
+                fs.pipe_file(self.path(key), body)
+                return
+            with self._staged(fs, body) as partial:
+                self.replace(fs, partial, key, len(body))
+
+    def _create(self, fs: Any, key: str, body: bytes) -> None:
+        with self.turn():
+            if self._style.create is not None:
+                self._parent(fs, key)
+                self._style.create(fs, self.path(key), body)
+                return
+            with self._staged(fs, body) as partial:
+                self._check_size(fs, partial, len(body))
+                self._parent(fs, key)
+                self._style.rename.claim(fs, partial, self.path(key))
+
+    @contextlib.contextmanager
+    def _staged(self, fs: Any, body: bytes) -> Iterator[str]:
+        file, partial = self.open_partial(fs)
+        try:
+            file.write(body)
+            file.close()
+            yield partial
+        finally:
+            with contextlib.suppress(Exception):
+                fs.rm_file(partial)
+
+    def _check_size(self, fs: Any, path: str, size: int) -> None:
+        fs.invalidate_cache()
+        if (stored := fs.info(path)["size"]) != size:
+            raise OSError(f"{stored} of {size} bytes were stored")
+
+    def _get(self, fs: Any, key: str, max_bytes: int) -> StoredObject:
+        # Size and bytes are two requests; between them another writer may replace the object.
+        for _ in range(_READ_TRIES):
+            info = self._info(fs, key)
+            if info.size > max_bytes:
+                raise ObjectTooLargeError(
+                    "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
+                )
+            data = b""
+            if info.size:
+                with self.turn():
+                    data = fs.cat_file(self.path(key), start=0, end=info.size + 1)
+            if len(data) == info.size:
+                return StoredObject(info, data)
+        raise StoreError(
+            "read", f"{self.url}/{key}", f"it was replaced during each of {_READ_TRIES} reads", "Try again."
         )
 
-    def _client(self, values: Mapping[str, str], identity: S3Identity, answer_seconds: float) -> s3fs.S3FileSystem:
-        target = identity.target
-        at = urlsplit(target.base)
-        proxy = proxy_for(at.scheme, at.hostname or "", at.port or (443 if at.scheme == "https" else 80))
-        config: dict[str, Any] = {
-            "retries": {"total_max_attempts": 1},
-            "http_session_cls": _Session,
-            "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": answer_seconds,
-            "max_pool_connections": 64,
-            "proxies": {at.scheme: proxy.url} if proxy else {},
-            # Our own are sent with each request; these would cost more than the upload.
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-            "s3": {"addressing_style": "virtual" if target.virtual_hosted else "path"},
-        }
-        options: dict[str, Any] = {}
-        if not self._settings.credentials.ambient:
-            options["session"] = _session_of_its_own()
-            options["key"] = values[secret.AWS_ACCESS_KEY_ID]
-            options["secret"] = values[secret.AWS_SECRET_ACCESS_KEY]
-            options["token"] = values.get(secret.AWS_SESSION_TOKEN)
-        fs = s3fs.S3FileSystem(
-            **options,
-            endpoint_url=target.endpoint,
-            client_kwargs={"region_name": target.region, "verify": identity.ca_file or certificate_bundle()},
-            config_kwargs=config,
-            use_listings_cache=False,
-            skip_instance_cache=True,
+    def _read(self, key: str, start: int, view: memoryview) -> None:
+        end = start + view.nbytes
+
+        def request(fs: Any) -> bool:
+            try:
+                with self.turn():
+                    data = fs.cat_file(self.path(key), start=start, end=end)
+                if len(data) == view.nbytes:
+                    view[:] = data
+                    return True
+            except FileNotFoundError:
+                raise
+            except Exception:
+                # Object stores refuse a range that begins beyond the end.
+                if self._info(fs, key).size >= end:
+                    raise
+                return False
+            if self._info(fs, key).size >= end:
+                raise OSError("the filesystem returned another number of bytes than it was asked for")
+            return False
+
+        if not self.calls.run("read a range of", key, request):
+            raise TruncatedObjectError(
+                "read a range of",
+                f"{self.url}/{key}",
+                f"only part of the {view.nbytes} bytes at offset {start} exists",
+            )
+
+    def _info(self, fs: Any, key: str) -> ObjectInfo:
+        with self._lock:
+            fs.invalidate_cache()
+            found = fs.info(self.path(key))
+            if found.get("type") == "directory":
+                raise FileNotFoundError(key)
+            return described(fs, key, found)
+
+    def _walk(self, fs: Any, folder: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
+        with self._lock:
+            fs.invalidate_cache()
+            try:
+                entries = fs.ls(self.path(folder), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        self._on_page(len(entries))
+        above = f"{folder}/" if folder else ""
+        for entry in entries:
+            key = entry["name"].strip("/").removeprefix(self._root.strip("/")).strip("/")
+            if key == folder or not key.startswith(above):
+                continue
+            if entry.get("type") == "directory":
+                inside = f"{key}/"
+                if key != PARTIAL_FOLDER and (inside.startswith(prefix) or prefix.startswith(inside)):
+                    yield from self._walk(fs, key, prefix, after)
+            elif key.startswith(prefix) and key > after:
+                yield described(fs, key, entry)
+
+    def _delete(self, fs: Any, key: str) -> None:
+        with self.turn():
+            fs.rm_file(self.path(key))
+
+    def _parent(self, fs: Any, key: str) -> None:
+        """Make the folders of a key, where folders exist."""
+        if not self._concurrent:
+            _make_folder(fs, self.path(key).rpartition("/")[0])
+
+    def _sweep(self, fs: Any) -> None:
+        """Delete what writers that were killed long ago have left."""
+        limit = time.time() - LEFTOVER_SECONDS
+        with contextlib.suppress(Exception):
+            for entry in fs.ls(self.path(PARTIAL_FOLDER), detail=True):
+                if described(fs, "", entry).modified.timestamp() < limit:
+                    fs.rm_file(entry["name"])
+
+    # Errors
+
+    def _no_bucket(self, error: StoreError) -> BucketNotFoundError:
+        return BucketNotFoundError(
+            error.operation, error.subject, "the bucket or folder does not exist", "Create it, or correct the URL."
         )
-        # s3fs, too, repeats requests blindly.
-        fs.retries = 1
-        return fs
+
+    def _settled(self, error: StoreError, key: str, body: bytes) -> StoreError:
+        """What became of a create that failed, by what the key holds.
+
+        Clients report a taken name in many ways. Some repeat a request whose reply was lost, and find their own object.
+        """
+        try:
+            held = self.get(key, max_bytes=len(body)).data
+        except ObjectTooLargeError:
+            held = None
+        except StoreError:
+            return error
+        if held != body:
+            return ObjectExistsError("create", error.subject, "the key is taken")
+        return UnknownOutcomeError("create", error.subject, "the key holds these bytes, perhaps from this request")
 
 
-class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-    """aiohttp follows redirects, and sends a PUT again when a kept connection breaks, a create too.
-
-    A server could lead the client anywhere, and a lost reply would become a lost race.
-    """
-
-    async def _get_session(self, proxy_url: str | None) -> _OneRequest:
-        session: aiohttp.ClientSession = await super()._get_session(proxy_url)
-        session._retry_connection = False
-        return _OneRequest(session)
+def _bytes(data: Buffer) -> bytes:
+    return bytes(memoryview(data).cast("B"))
 
 
-@dataclass
-class _OneRequest:
-    session: aiohttp.ClientSession
-
-    async def request(self, method: str, **options: Any) -> aiohttp.ClientResponse:
-        answer = await self.session.request(method, allow_redirects=False, **options)
-        if 300 <= answer.status < 400:
-            answer.close()
-            # Raised here, because botocore asks about the bucket's region when it sees one, again and again.
-            raise AnswerError(answer.status, location=answer.headers.get("Location", ""), asked=answer.url.authority)
-        return answer
+def _lock_of(fs: Any) -> Any:
+    """The lock of a filesystem object, which several stores may share."""
+    return vars(fs).setdefault("_checkpoint_sidecar_lock", threading.RLock())
 
 
-def _session_of_its_own() -> AioSession:
-    """A session to which neither the environment nor configuration files contribute."""
-    session = AioSession()
-    config = session.get_component("config_store")
-    for name, (_, _, default, _) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
-        config.set_config_provider(name, ConstantProvider(default))
-    for name in ("config_file", "credentials_file"):
-        config.set_config_provider(name, ConstantProvider(os.devnull))
-    return session
-
-
-def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Awaitable[Result]]) -> Result:
-    """Run a request of several awaits in the client's event loop, which lives in a thread of its own."""
-    result: Result = sync(fs.loop, request, fs)
-    return result
-
-
-def _described(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
+def _make_folder(fs: Any, folder: str) -> None:
     try:
-        return _info(key, answer["ContentLength"], answer["LastModified"])
-    except KeyError:
-        raise UnreadableAnswerError("the answer tells neither size nor time of an object") from None
+        fs.makedirs(folder, exist_ok=True)
+    except Exception:
+        # Another writer has made it meanwhile; clients report that in many ways.
+        fs.invalidate_cache()
+        if not fs.isdir(folder):
+            raise
 
 
-def _info(key: str, size: int, modified: dt.datetime) -> ObjectInfo:
-    return ObjectInfo(key, size, modified.astimezone(dt.UTC))
+def _reconnected(settings: StoreSettings) -> FsspecStore:
+    fs = settings.filesystem
+    fresh = type(fs)(*fs.storage_args, **fs.storage_options, skip_instance_cache=True)
+    return FsspecStore(replace(settings, filesystem=fresh))

@@ -15,6 +15,7 @@ from checkpoint_sidecar.core.location import OBJECT_SCHEMES, parse_url
 from checkpoint_sidecar.store import access as keys
 from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.store.fsspec import misdirected
+from checkpoint_sidecar.store.fsspec.opening import is_foreign, with_filesystem
 
 _CREDENTIALS: dict[str, dict[str, str]] = {
     "s3": {
@@ -56,7 +57,7 @@ SCHEMES = frozenset({"file", *OBJECT_SCHEMES, *(alias.removesuffix("://") for al
 _STYLES: dict[str, AddressingStyle] = {"auto": "Auto", "path": "Path", "virtual": "Virtual"}
 
 
-def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> StoreSettings:
+def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any], filesystem: Any = None) -> StoreSettings:
     """Where and who, from a path and fsspec's keyword arguments.
 
     Args:
@@ -64,11 +65,25 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
         options: For S3: ``key``, ``secret``, ``token``, ``endpoint_url``, ``client_kwargs`` (``endpoint_url``,
             ``region_name``), ``config_kwargs`` (``s3.addressing_style``), ``requester_pays``, ``s3_additional_kwargs``
             (``ServerSideEncryption``, ``SSEKMSKeyId``, ``Tagging``); for Google Cloud Storage ``token`` (a service
-            account, as a dictionary or a file); for Azure ``account_name``, ``account_key``, ``sas_token``.
+            account, as a dictionary or a file); for Azure ``account_name``, ``account_key``, ``sas_token``. For URLs
+            of other schemes whatever their filesystem takes.
+        filesystem: An fsspec filesystem that serves the path; without options, which it was made with.
 
     Raises:
         ConfigurationError: An option would be ignored although it matters, or the URL is not allowed.
+        StoreError: The filesystem of another scheme could not connect.
     """
+    if filesystem is not None:
+        if options:
+            raise ConfigurationError(
+                "open the store",
+                os.fspath(path),
+                f"the storage option {next(iter(options))} would not reach the filesystem that was passed",
+                "Pass it where the filesystem is made.",
+            )
+        return with_filesystem(StoreSettings(os.fspath(path), filesystem=filesystem))
+    if _is_foreign(os.fspath(path)):
+        return with_filesystem(StoreSettings(os.fspath(path)), options)
     if "://" not in os.fspath(path):
         misdirected.check(path, "open the store")
     url = _url(os.fspath(path))
@@ -99,6 +114,10 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Sto
     return StoreSettings(
         location.url, endpoint, region, _STYLES[style], credentials, encryption, key, requester_pays, tags
     )
+
+
+def _is_foreign(path: str) -> bool:
+    return not path.startswith(tuple(_ALIASES)) and is_foreign(path)
 
 
 def _url(path: str) -> str:

@@ -19,7 +19,7 @@ _BUCKET = "Create the bucket, or correct the URL; buckets are never created impl
 _ENDPOINT = "If nothing was ever found there, check that the endpoint is an object store's."
 _REGION = "Set the region of the bucket."
 _LOCKED = "The object is locked: wait until its retention ends."
-_CONDITIONAL = "Use a store that honours If-None-Match on PUT."
+_CONDITIONAL = "Use a store that honors If-None-Match on PUT."
 
 _BY_CODE: dict[str, tuple[type[StoreError], str]] = {
     "AccessDenied": (AccessDeniedError, _DENIED),

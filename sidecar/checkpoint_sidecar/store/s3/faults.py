@@ -1,4 +1,4 @@
-"""What the exceptions of botocore mean, the synchronous one's and the asynchronous one's."""
+"""What the exceptions of s3fs mean: those of botocore, and of aiohttp below it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import NewConnectionError
 
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
 from checkpoint_sidecar.store.common.calls import ClientFault
@@ -20,7 +19,7 @@ BOTO_ERRORS: tuple[type[Exception], ...] = (boto.BotoCoreError, boto.ClientError
 
 _NO_CREDENTIALS = ClientFault(AccessDeniedError, NO_CREDENTIALS, GIVE_CREDENTIALS)
 # aiobotocore gives the name EndpointConnectionError to resets of open connections, too.
-_NOT_CONNECTED = (aiohttp.ClientConnectorError, NewConnectionError, socket.gaierror)
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, socket.gaierror)
 _UNREACHABLE = (boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
 # In this order: the first class that fits.
 _TRANSPORT_FAULTS: tuple[tuple[type[Exception], ClientFault], ...] = (

@@ -32,6 +32,7 @@ from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.fsspec import listings, misdirected
+from checkpoint_sidecar.store.fsspec.opening import can_serve, is_foreign
 from checkpoint_sidecar.store.fsspec.storage_options import SCHEMES, settings_of
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.dcp.reader import SnapshotReader
@@ -46,6 +47,7 @@ class _OpenedByPath:
 
     _store: Store
     _path: StrPath
+    _filesystem: Any
     _options: dict[str, Any]
 
     @property
@@ -55,12 +57,14 @@ class _OpenedByPath:
     def reset(self, checkpoint_id: StrPath | None = None) -> None:
         """Begin a save or load, as DCP asks; opens ``checkpoint_id`` with the storage options of the constructor."""
         if checkpoint_id:
-            self._store = open_store(settings_of(checkpoint_id, self._options))
+            self._store = open_store(settings_of(checkpoint_id, self._options, self._filesystem))
             self._path = checkpoint_id
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
         """Return whether the path is one that we can open."""
+        if is_foreign(os.fspath(checkpoint_id)) and can_serve(os.fspath(checkpoint_id)):
+            return True  # without making its filesystem, which may connect
         try:
             settings_of(checkpoint_id, {})
         except ConfigurationError:
@@ -79,6 +83,7 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
         trust: Of the loads to come: what ``safe`` could not load is refused, or an object reported, when it is saved.
         overwrite: Replace an existing checkpoint; the old one stays whole until the new one is committed and checked.
             False raises ``CheckpointExistsError`` inside DCP's ``CheckpointException``.
+        filesystem: An fsspec filesystem that serves the path; it has to keep the promises in docs/storage.md.
         storage_options: fsspec's, see ``store.fsspec.storage_options``.
 
     Raises:
@@ -101,6 +106,7 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
         serialization_format: Any = None,
         *,
         trust: Trust | None = None,
+        filesystem: Any = None,
         **storage_options: Any,
     ) -> None:
         del single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead
@@ -111,10 +117,11 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
                 "stream extensions and the safetensors format are not supported",
                 "Leave _extensions and serialization_format out.",
             )
-        store = open_store(settings_of(path, storage_options))
+        store = open_store(settings_of(path, storage_options, filesystem))
         SnapshotWriter.__init__(self, store, None, trust=trust or self.default_trust)
         BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
         self._path = path
+        self._filesystem = filesystem
         self._options = storage_options
         self._overwrite = overwrite
 
@@ -144,6 +151,7 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
     Args:
         path: URL or local path of the checkpoint; ``dcp.load(checkpoint_id=...)`` replaces it.
         verify, trust: See ``SnapshotReader``.
+        filesystem: An fsspec filesystem that serves the path.
         storage_options: fsspec's, see ``store.fsspec.storage_options``.
 
     Raises:
@@ -153,16 +161,23 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
     default_trust: ClassVar[Trust] = "safe"
 
     def __init__(
-        self, path: StrPath, *, verify: VerifyLevel = "Checksums", trust: Trust | None = None, **storage_options: Any
+        self,
+        path: StrPath,
+        *,
+        verify: VerifyLevel = "Checksums",
+        trust: Trust | None = None,
+        filesystem: Any = None,
+        **storage_options: Any,
     ) -> None:
         super().__init__(
-            open_store(settings_of(path, storage_options)),
+            open_store(settings_of(path, storage_options, filesystem)),
             "",
             None,
             verify=verify,
             trust=trust or self.default_trust,
         )
         self._path = path
+        self._filesystem = filesystem
         self._options = storage_options
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:

@@ -1,0 +1,94 @@
+"""How one kind of fsspec filesystem writes: what it can do in one step, and what needs a temporary file.
+
+fsspec's interface does not say whether a write is atomic, so this is decided by what a filesystem's class implements.
+The probe then checks the decision with real requests (``conformance.probe``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """The two renames of a filesystem, both atomic on the server.
+
+    Attributes:
+        claim: Renames a file unless the new name is taken; then it raises any exception.
+        replace: Renames a file over another one.
+    """
+
+    claim: Callable[[Any, str, str], object]
+    replace: Callable[[Any, str, str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStyle:
+    """How to write through a filesystem.
+
+    Attributes:
+        create: Writes a small object unless the path is taken; None to write a temporary file and claim the name.
+        rename: How a temporary file gets its name.
+        staged_puts: Whether small objects are written as temporary files, because a write is visible while it runs.
+        staged_uploads: The same for large objects.
+    """
+
+    create: Callable[[Any, str, bytes], object] | None
+    rename: Rename
+    staged_puts: bool
+    staged_uploads: bool
+
+
+def style_of(fs: Any) -> WriteStyle:
+    """Decide by the filesystem's class; makes no request."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    kind = type(fs)
+    for protocol, attribute, rename in _RENAMES:
+        if protocol in _protocols(kind) and hasattr(fs, attribute):
+            return WriteStyle(None, rename, staged_puts=True, staged_uploads=True)
+    if isinstance(fs, AsyncFileSystem) and kind._pipe_file is not AsyncFileSystem._pipe_file:
+        # Object stores: a write is one request, or shows when the last request is done.
+        return WriteStyle(_by_mode, _MOVE, staged_puts=False, staged_uploads=False)
+    # fsspec's own pipe_file(mode="create") looks first and writes then, which is not atomic.
+    if kind.pipe_file is not AbstractFileSystem.pipe_file:
+        return WriteStyle(_by_mode, _MOVE, staged_puts=False, staged_uploads=True)
+    moves = kind.mv is not AbstractFileSystem.mv  # the inherited one copies
+    return WriteStyle(_by_exclusive_open, _MOVE, staged_puts=moves, staged_uploads=True)
+
+
+def _protocols(kind: type[Any]) -> tuple[str, ...]:
+    return (kind.protocol,) if isinstance(kind.protocol, str) else tuple(kind.protocol)
+
+
+def _by_mode(fs: Any, path: str, data: bytes) -> None:
+    fs.pipe_file(path, data, mode="create")
+
+
+def _by_exclusive_open(fs: Any, path: str, data: bytes) -> None:
+    # Without a `with` block: leaving one by an exception would publish what was written so far.
+    file = fs.open(path, "xb")
+    file.write(data)
+    file.close()
+
+
+def _sftp_claim(fs: Any, old: str, new: str) -> None:
+    # SFTP's own rename never replaces: OpenSSH links the file to its new name. posix_rename does replace.
+    fs.ftp.rename(old, new)
+
+
+_MOVE = Rename(lambda fs, old, new: fs.mv(old, new), lambda fs, old, new: fs.mv(old, new))
+_RENAMES = (
+    ("sftp", "ftp", Rename(_sftp_claim, lambda fs, old, new: fs.mv(old, new))),
+    (
+        "webdav",
+        "client",
+        Rename(
+            lambda fs, old, new: fs.client.move(old, new, overwrite=False),
+            lambda fs, old, new: fs.client.move(old, new, overwrite=True),
+        ),
+    ),
+)

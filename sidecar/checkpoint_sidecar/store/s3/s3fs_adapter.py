@@ -1,0 +1,334 @@
+"""The adapter over fsspec: S3 through s3fs.
+
+s3fs brings the client, its event loop, the configuration and the chain of credentials. Its file interface is not used:
+it publishes truncated objects when a block is left by an exception, drops errors of single keys in bulk deletes, and
+serves listings from a cache (s3fs 2026.9). The S3 operations themselves are called instead; large objects do not go
+through it (``s3_bodies``).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime as dt
+import functools
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+import s3fs
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore import exceptions as boto
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConstantProvider
+from crc32c import crc32c
+from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
+
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError
+from checkpoint_sidecar.core.location import parse_url
+from checkpoint_sidecar.store import access as secret
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
+from checkpoint_sidecar.store.common.calls import LARGE_BODY, PATIENT, Calls, ClientFault, Patience, batches, name_keys
+from checkpoint_sidecar.store.common.listing import beginning
+from checkpoint_sidecar.store.http.answers import explain_answer
+from checkpoint_sidecar.store.http.bodies import HttpBodies
+from checkpoint_sidecar.store.http.certificates import certificate_bundle
+from checkpoint_sidecar.store.http.client import SILENT, explain
+from checkpoint_sidecar.store.http.connections import CONNECT_SECONDS
+from checkpoint_sidecar.store.http.dialect import AnswerError, UnreadableAnswerError, explanation_of
+from checkpoint_sidecar.store.http.proxies import proxy_for
+from checkpoint_sidecar.store.http.upload import HttpUpload
+from checkpoint_sidecar.store.s3.faults import BOTO_ERRORS, explain_boto
+from checkpoint_sidecar.store.s3.identity import S3Identity
+
+KEYS_PER_DELETE = 1000
+"""What S3 accepts in one request."""
+
+Result = TypeVar("Result")
+
+_ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError, UnreadableAnswerError)
+
+
+@dataclass(eq=False)
+class _Clients:
+    """Two clients of one bucket; ``bodies`` is the patient one, for requests with large bodies.
+
+    Attributes:
+        identity: Keeps the file of certificates.
+    """
+
+    requests: s3fs.S3FileSystem
+    bodies: s3fs.S3FileSystem
+    identity: S3Identity
+
+
+class S3fsStore:
+    """A ``Store`` in S3, or in what speaks its protocol."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        patience: Patience = PATIENT,
+        on_page: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._on_page = on_page
+        self._patience = patience
+        self._location = parse_url(settings.url)
+        self._prefix = self._location.prefix
+        self._values: Mapping[str, str] = {}
+        self._asked = "the store"
+        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=self._explain, patience=patience)
+        self._bodies = HttpBodies(settings, patience)
+
+    def __reduce__(self) -> tuple[type[S3fsStore], tuple[StoreSettings]]:
+        return type(self), (self._settings,)
+
+    def __repr__(self) -> str:
+        return f"S3fsStore({self._settings!r})"
+
+    @property
+    def url(self) -> str:
+        return self._location.url
+
+    def put(self, key: str, data: Buffer) -> None:
+        body = bytes(data)
+
+        def request(clients: _Clients) -> object:
+            client = clients.bodies if len(body) > LARGE_BODY else clients.requests
+            return client.call_s3("put_object", **self._written(key, body))
+
+        self._calls.write("write", key, request)
+
+    def put_if_absent(self, key: str, data: Buffer) -> None:
+        body = bytes(data)
+        self._calls.create(
+            "create",
+            key,
+            lambda c: c.requests.call_s3("put_object", **self._written(key, body), IfNoneMatch="*"),
+        )
+
+    def get(self, key: str, *, max_bytes: int) -> StoredObject:
+        async def request(fs: s3fs.S3FileSystem) -> StoredObject:
+            answer = await fs._call_s3("get_object", **self._object(key))
+            async with answer["Body"] as body:
+                info = _described(key, answer)
+                if info.size > max_bytes:
+                    raise ObjectTooLargeError(
+                        "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
+                    )
+                return StoredObject(info, await body.read())
+
+        return self._calls.run("read", key, lambda c: _in_loop(c.requests, request))
+
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
+        self._bodies.read_into(key, start, buffers)
+
+    def reconnect(self) -> None:
+        """See ``Reconnects``."""
+        self._calls.reconnect()
+        self._bodies.reconnect()
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
+            answer = await fs._call_s3("head_object", **self._object(key))
+            return _described(key, answer)
+
+        async def get(fs: s3fs.S3FileSystem) -> ObjectInfo:
+            answer = await fs._call_s3("get_object", **self._object(key))
+            answer["Body"].close()
+            return _described(key, answer)
+
+        with contextlib.suppress(ObjectNotFoundError):
+            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, head))
+        # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
+        with contextlib.suppress(ObjectNotFoundError):
+            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, get))
+        return None
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        found = [
+            _info(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
+            for page in self._pages(prefix, beginning(after))
+            for item in page.get("Contents", ())
+        ]
+        # Not every S3 server lists in the order of keys (SeaweedFS sorts "a/b" before "a-b").
+        return iter(sorted((info for info in found if info.key > after), key=lambda info: info.key))
+
+    def _pages(self, prefix: str, start: str) -> Iterator[dict[str, Any]]:
+        query = {**self._bucket(), "Prefix": self._prefix + prefix}
+        if start:
+            query["StartAfter"] = self._prefix + start
+
+        def request(clients: _Clients) -> dict[str, Any]:
+            found: dict[str, Any] = clients.requests.call_s3("list_objects_v2", **query)
+            # Every listing says so; an answer without it is empty, or about something else.
+            if "IsTruncated" not in found or (found["IsTruncated"] and not found.get("NextContinuationToken")):
+                raise UnreadableAnswerError
+            return found
+
+        while True:
+            page = self._calls.run("list", prefix, request)
+            self._on_page(len(page.get("Contents", ())))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def upload(self, key: str, size: int) -> HttpUpload:
+        return self._bodies.upload(key, size)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for batch in batches(keys, KEYS_PER_DELETE):
+            self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
+
+    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        return self._bodies.unfinished(prefix)
+
+    def discard(self, upload: UnfinishedUpload) -> None:
+        self._bodies.discard(upload)
+
+    def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
+        objects = [{"Key": self._prefix + key} for key in batch]
+        # Not quietly: an answer that is empty or about something else would look like a deletion without errors.
+        answer = clients.requests.call_s3("delete_objects", **self._bucket(), Delete={"Objects": objects})
+        if failed := answer.get("Errors"):
+            kept = [error["Key"].removeprefix(self._prefix) for error in failed]
+            explanation = explanation_of(failed[0].get("Message", ""), self._values)
+            fault = explain_answer(500, failed[0].get("Code", ""), explanation)
+            raise fault.kind("delete", f"{self.url}/{name_keys(kept)}", fault.cause, fault.hint)
+        if len(answer.get("Deleted", ())) < len(batch):
+            raise UnreadableAnswerError
+
+    def _bucket(self) -> dict[str, Any]:
+        payer = {"RequestPayer": "requester"} if self._settings.requester_pays else {}
+        return {"Bucket": self._location.bucket, **payer}
+
+    def _object(self, key: str) -> dict[str, Any]:
+        return {**self._bucket(), "Key": self._prefix + key}
+
+    def _written(self, key: str, body: bytes) -> dict[str, Any]:
+        settings = self._settings
+        chosen = {
+            "ServerSideEncryption": settings.server_side_encryption,
+            "SSEKMSKeyId": settings.kms_key_id,
+            "Tagging": urlencode(settings.tags),
+        }
+        return {
+            **self._object(key),
+            **{name: value for name, value in chosen.items() if value},
+            "Body": body,
+            "ChecksumCRC32C": base64.b64encode(crc32c(body).to_bytes(4, "big")).decode(),
+        }
+
+    def _explain(self, error: Exception) -> ClientFault:
+        if isinstance(error, FSTimeoutError):
+            return SILENT
+        if isinstance(error, UnreadableAnswerError):
+            return explain(error)
+        # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
+        cause = error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error
+        return explain_boto(cause, self._values, self._asked)
+
+    def _connect(self, values: Mapping[str, str]) -> _Clients:
+        self._values = values
+        identity = S3Identity(self._settings, values)
+        self._asked = urlsplit(identity.target.base).netloc
+        return _Clients(
+            requests=self._client(values, identity, self._patience.answer_seconds),
+            bodies=self._client(values, identity, self._patience.body_seconds),
+            identity=identity,
+        )
+
+    def _client(self, values: Mapping[str, str], identity: S3Identity, answer_seconds: float) -> s3fs.S3FileSystem:
+        target = identity.target
+        at = urlsplit(target.base)
+        proxy = proxy_for(at.scheme, at.hostname or "", at.port or (443 if at.scheme == "https" else 80))
+        config: dict[str, Any] = {
+            "retries": {"total_max_attempts": 1},
+            "http_session_cls": _Session,
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": answer_seconds,
+            "max_pool_connections": 64,
+            "proxies": {at.scheme: proxy.url} if proxy else {},
+            # Our own are sent with each request; these would cost more than the upload.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "s3": {"addressing_style": "virtual" if target.virtual_hosted else "path"},
+        }
+        options: dict[str, Any] = {}
+        if not self._settings.credentials.ambient:
+            options["session"] = _session_of_its_own()
+            options["key"] = values[secret.AWS_ACCESS_KEY_ID]
+            options["secret"] = values[secret.AWS_SECRET_ACCESS_KEY]
+            options["token"] = values.get(secret.AWS_SESSION_TOKEN)
+        fs = s3fs.S3FileSystem(
+            **options,
+            endpoint_url=target.endpoint,
+            client_kwargs={"region_name": target.region, "verify": identity.ca_file or certificate_bundle()},
+            config_kwargs=config,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        # s3fs, too, repeats requests blindly.
+        fs.retries = 1
+        return fs
+
+
+class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
+    """aiohttp follows redirects, and sends a PUT again when a kept connection breaks, a create too.
+
+    A server could lead the client anywhere, and a lost reply would become a lost race.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> _OneRequest:
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)
+        session._retry_connection = False
+        return _OneRequest(session)
+
+
+@dataclass
+class _OneRequest:
+    session: aiohttp.ClientSession
+
+    async def request(self, method: str, **options: Any) -> aiohttp.ClientResponse:
+        answer = await self.session.request(method, allow_redirects=False, **options)
+        if 300 <= answer.status < 400:
+            answer.close()
+            # Raised here, because botocore asks about the bucket's region when it sees one, again and again.
+            raise AnswerError(answer.status, location=answer.headers.get("Location", ""), asked=answer.url.authority)
+        return answer
+
+
+def _session_of_its_own() -> AioSession:
+    """A session to which neither the environment nor configuration files contribute."""
+    session = AioSession()
+    config = session.get_component("config_store")
+    for name, (_, _, default, _) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
+        config.set_config_provider(name, ConstantProvider(default))
+    for name in ("config_file", "credentials_file"):
+        config.set_config_provider(name, ConstantProvider(os.devnull))
+    return session
+
+
+def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Awaitable[Result]]) -> Result:
+    """Run a request of several awaits in the client's event loop, which lives in a thread of its own."""
+    result: Result = sync(fs.loop, request, fs)
+    return result
+
+
+def _described(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
+    try:
+        return _info(key, answer["ContentLength"], answer["LastModified"])
+    except KeyError:
+        raise UnreadableAnswerError("the answer tells neither size nor time of an object") from None
+
+
+def _info(key: str, size: int, modified: dt.datetime) -> ObjectInfo:
+    return ObjectInfo(key, size, modified.astimezone(dt.UTC))
