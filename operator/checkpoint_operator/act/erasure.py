@@ -1,4 +1,4 @@
-"""Deleting data: that of one snapshot, and a whole run. What may be deleted was decided before; everything blocks."""
+"""Deletes the data of one snapshot, or a whole run. ``decide`` chose what to delete. Everything blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from checkpoint_sidecar.runs.purge import delete_save
 from checkpoint_sidecar.store.base import Store
 
 BUDGET_SECONDS = 60.0
-"""After which a call ends with the snapshot it is at, so that a pass never looks as if it hung."""
+"""After this a call ends with its current snapshot, so that a pass never looks stuck."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ def erase(session: RunStore, owner: Owner) -> Survey | None:
     """Delete a run that was given up, as much as the budget allows; call until only its tombstone is left.
 
     Stock pointers go first, so that torch never reads half a checkpoint; then the snapshots, what was never committed,
-    and the log up to its last entry. What the run did not write stays. Killed anywhere, the next call goes on.
+    and the log up to its last entry. What the run did not write stays. After a kill anywhere, the next call continues.
 
     Args:
-        owner: Whose run it was.
+        owner: The former owner of the run.
 
     Returns:
         What is left under the prefix that is not the run's, or None if there is more to delete.
@@ -87,7 +87,7 @@ def _withdraw_pointers(session: RunStore, run: Run, listed: Iterable[str]) -> li
     """Delete the run's stock pointers. Returns the steps whose pointers are not the run's."""
     foreign = []
     for step in {step for key in listed if (step := layout.pointer_step(key)) is not None}:
-        # Asked of each one just before it goes: another operator may have come to the end, and the next run have begun.
+        # Checked just before each deletion: another operator may have finished, and the next run begun.
         if is_own_pointer(session.store, run, step):
             session.delete([layout.pointer_key(step)])
         else:
@@ -96,12 +96,12 @@ def _withdraw_pointers(session: RunStore, run: Run, listed: Iterable[str]) -> li
 
 
 def _delete_log(session: RunStore, run: Run) -> None:
-    """All but the last entry, which says that the run was deleted and goes on counting.
+    """Delete all but the last entry, which marks the run as deleted and keeps the numbers counting.
 
     Entries that a writer appended after it, against the protocol, do not count. They stay: the next run's numbers
     continue after them.
-    No number is ever used again, so that neither a writer nor an operator that was stopped for long can meet the next
-    run's entries when it goes on.
+    No number is ever reused, so that a writer or an operator that resumes after a long stop never meets the next run's
+    entries.
     """
     store = session.store
     numbers = sorted(_numbers(store))

@@ -1,6 +1,6 @@
-"""Carrying out a plan. Every action is idempotent: killed anywhere and planned again, it ends in the same state.
+"""Carries out a plan. Every action is idempotent: after a kill anywhere, the next plan leads to the same state.
 
-Store actions block and run in a thread; each append asks ``entries`` again, so that a plan that has become wrong does
+Store actions block, so they run in a thread. Each append asks ``decide.appends`` again, so that an outdated plan does
 nothing.
 """
 
@@ -52,7 +52,7 @@ from checkpoint_sidecar.runs.marker import leave_marker
 from checkpoint_sidecar.store.base import Store, UnfinishedUpload
 
 _CONNECTIONS = 2
-"""Requests side by side while a snapshot is read: slowly, and in little memory."""
+"""Concurrent requests while a snapshot is read, slowly and in little memory."""
 
 ROUND_SECONDS = 60.0
 
@@ -60,11 +60,10 @@ logger = logging.getLogger(__name__)
 
 
 def carry_out(planned: Iterable[StoreAction], session: RunStore, *, owner: Owner) -> tuple[ActionOutcome, ...]:
-    """Run store actions one after the other. One that fails does not keep the others from their turn.
+    """Run store actions one after the other. A failed action does not stop the others.
 
-    Except for what deletes data: after a surprise nothing more is deleted in this round. Grace periods are measured by
-    a clock that was read just before. After ``ROUND_SECONDS`` no other action begins; those that are left are planned
-    again by the next pass.
+    Deletions are the exception: after one fails, nothing more is deleted in this round. Grace periods are measured by
+    a clock that was read just before. After ``ROUND_SECONDS`` no action begins; the next pass plans the rest again.
     """
     outcomes: list[ActionOutcome] = []
     surprised = clock_read = False
@@ -96,7 +95,7 @@ async def mirror(planned: Iterable[MirrorAction], kube: Kube, *, namespace: str)
     """Create, report and delete CheckpointSnapshot objects.
 
     Raises:
-        KubeError: The API server refused; what was done stays, and the next pass goes on.
+        KubeError: The API server refused; what was done stays, and the next pass continues.
     """
     for action in planned:
         if isinstance(action, CreateMirror):
@@ -147,16 +146,14 @@ def verify(
 
     Raises:
         IncompatibleSnapshotError: A newer version wrote the manifest.
-        StoreError: The store failed; that is no evidence of anything.
+        StoreError: The store failed, which is not evidence against the snapshot.
     """
     try:
         verify_snapshot(store, snapshot.commit, level=level, connections=_CONNECTIONS, before_read=before_read)
     except CorruptSnapshotError as error:
         message = str(error)
         if snapshot.failures and f"{error.subject}: {error.cause}" not in snapshot.evidence:
-            message = (
-                f"something else than the last time, so suspect the network or memory of the reader too: {message}"
-            )
+            message = f"differs from the last time, so suspect the network or memory of the reader too: {message}"
         message = message[:MAX_TEXT]
         found = SnapshotVerified(snapshot.id, level, passed=False, evidence=error.evidence, message=message)
         return ScrubFinding(found, snapshot.failures)
@@ -164,7 +161,7 @@ def verify(
 
 
 def _purge(action: Purge, session: RunStore, owner: Owner) -> None:
-    """Delete a snapshot's data: announce, fix the pointer, delete, and write it down."""
+    """Delete a snapshot's data: announce it, repair the pointer, delete, and record it."""
     session.log.append(lambda run: start_purge(run, action, owner=owner, now=session.now()))
     run = session.log.run
     snapshot = run.snapshots.get(action.snapshot)
@@ -187,9 +184,9 @@ def _look_around(session: RunStore, owner: Owner) -> Survey | None:
 
 
 def _collect_orphans(session: RunStore, owner: Owner) -> None:
-    """Delete what is left of saves that are no snapshots and never can be."""
+    """Delete what is left of saves that never became snapshots and never can."""
     modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
-    # Read again after the listing: what an attempt committed before it was fenced is in the log by now.
+    # Refresh after the listing: commits from before the fence are in the log by now.
     run, now = session.log.refresh(), session.now()
     due = orphans.collection_due_at(run)
     if run.owner == owner and not run.unknown_critical and due is not None and due <= now:
@@ -198,14 +195,14 @@ def _collect_orphans(session: RunStore, owner: Owner) -> None:
 
 
 def _collect_last(action: CollectLast, session: RunStore, owner: Owner) -> None:
-    """Fence the last attempt if it left anything, and then delete that."""
+    """Fence the last attempt if it left anything, then delete what it left."""
     modified = {info.key: info.modified for info in session.store.list(layout.STEP_PREFIX)}
     uploads = unfinished(session.store, belongings(session.log.run, modified))
     written = {**{upload.key: upload.begun for upload in uploads}, **modified}
     if not orphans.left_by_last(session.log.run, written, now=session.now()):
         return
     session.log.append(lambda run: fence(run, action, owner=owner))
-    # As of after the append: what it committed before it was fenced is in there.
+    # As of after the append, with all commits from before the fence.
     run = session.log.run
     if run.owner == owner and run.fenced_up_to >= action.attempt:
         _delete_orphans(session, run, modified, uploads)
@@ -218,7 +215,7 @@ def _delete_orphans(
     keys = orphans.orphaned(run, modified, now=now)
     session.delete(keys)
     if keys:
-        logger.info("%s: deleted %d objects of saves that are no snapshots", session.store.url, len(keys))
+        logger.info("%s: deleted %d objects of saves that never became snapshots", session.store.url, len(keys))
     ours = belongings(run, modified)
     for upload in uploads:
         folder = ours.save_of(upload.key)
@@ -227,7 +224,7 @@ def _delete_orphans(
 
 
 def _delete_remnants(session: RunStore, run: Run) -> None:
-    """Delete what an interrupted deletion left of the log of a run before this one."""
+    """Delete what an interrupted deletion left of an earlier run's log."""
     if run.remnants:
         keys = (info.key for info in session.store.list(layout.LOG_FOLDER))
         session.delete([key for key in keys if 0 < (layout.log_number(key) or 0) < run.first - 1])

@@ -1,4 +1,4 @@
-"""Carrying out what ``reschedule`` decided, and what to tell of it."""
+"""Carries out what ``decide.reschedule`` decided, and drafts the Events about it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 async def carry_out(
     planned: Sequence[PodAction], kube: Kube, pods: BarePods, key: Key, *, now: dt.datetime
 ) -> tuple[EventDraft, ...]:
-    """Create, delete and evict pods; what the API server refuses is told and tried again later.
+    """Create, delete and evict pods. What the API server refuses gets an Event and is retried later.
 
     Raises:
-        KubeError: It gave no answer, or failed itself.
+        KubeError: The API server did not answer, or failed.
     """
-    told: list[EventDraft] = []
+    drafts: list[EventDraft] = []
     for action in planned:
         if not isinstance(action, EvictPod):
-            told += await _replace(action, kube, pods, key, now)
+            drafts += await _replace(action, kube, pods, key, now)
     gang = [action for action in planned if isinstance(action, EvictPod)]
-    return (*told, *(await _restart(gang, kube, key) if gang else ()))
+    return (*drafts, *(await _restart(gang, kube, key) if gang else ()))
 
 
 async def _replace(
@@ -49,7 +49,7 @@ async def _replace(
         message = f"Pod {action.name} was disrupted and is not created again: {why}"
         return [EventDraft(EventReason.POD_NOT_RECREATED, message, f"lost-{action.uid[:8]}", warning=True)]
     pods.settle(key, action.name)
-    # Somebody may have been faster: another operator, or whoever applied it in the first place.
+    # Another operator or the user may have created it first.
     message = f"Pod {action.name} is created again: {action.reason}."
     return [EventDraft(EventReason.POD_RECREATED, message, f"recreated-{action.uid[:8]}")] if created else []
 
@@ -62,23 +62,23 @@ async def _restart(gang: Sequence[EvictPod], kube: Kube, key: Key) -> tuple[Even
                 evicted.append(action.name)
         except KubeError as error:
             refused = f"pod {action.name}: {_refusal(error, 'reschedule.restartGang')}"
-    told = []
+    drafts = []
     if evicted:
         more = f" and {len(evicted) - _MAX_NAMED} more" if len(evicted) > _MAX_NAMED else ""
         names = ", ".join(evicted[:_MAX_NAMED]) + more
         message = f"Attempt {attempt} lost a pod and hung; evicted the others, so that all start together: {names}."
-        told.append(EventDraft(EventReason.GANG_RESTARTED, message, f"gang-{attempt}-{gang[0].uid[:8]}"))
+        drafts.append(EventDraft(EventReason.GANG_RESTARTED, message, f"gang-{attempt}-{gang[0].uid[:8]}"))
     if refused:
         message = f"Attempt {attempt} lost a pod and hangs; the others cannot be evicted: {refused}"
-        told.append(EventDraft(EventReason.GANG_NOT_RESTARTED, message, f"hanging-{attempt}", warning=True))
-    return tuple(told)
+        drafts.append(EventDraft(EventReason.GANG_NOT_RESTARTED, message, f"hanging-{attempt}", warning=True))
+    return tuple(drafts)
 
 
 def _refusal(error: KubeError, right: str) -> str:
-    """What the user can do about it.
+    """Return what the user can do about a refusal.
 
     Raises:
-        KubeError: Nothing; the API server itself is in trouble.
+        KubeError: The user can do nothing: the API server itself failed.
     """
     if error.status == TOO_MANY_REQUESTS:
         return "a PodDisruptionBudget does not allow it yet."

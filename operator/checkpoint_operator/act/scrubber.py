@@ -1,7 +1,7 @@
-"""Reading snapshots back in the background, slowly, to compare every checksum: what disks call scrubbing.
+"""Reads snapshots back slowly in the background to compare every checksum, as disks are scrubbed.
 
-The plan says what of a Checkpoint is worth reading, newest first; what is found is handed to the next pass, which
-writes it into the log. Everything but the reading itself happens in the event loop's thread.
+The plan lists the snapshots that are worth reading, newest first. The next pass takes the findings and writes them
+into the log. Everything but the reading itself happens in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from checkpoint_sidecar.core.run import Snapshot
 from checkpoint_sidecar.store.base import Store
 
 READERS = 2
-"""How many snapshots are read at the same time, so that a huge one does not keep all the others waiting."""
+"""Snapshots read at the same time, so that a huge one does not keep all others waiting."""
 
 REST_SECONDS = 60.0
-"""From damage to the second look at it, so that what was found twice was not one bad moment of the store."""
+"""From finding damage to the second check, so that one bad moment of the store does not count twice."""
 
 RETRY_SECONDS = 600.0
-"""From a failure of the store to the next try, which begins with the first byte."""
+"""From a failure of the store to the next try, which starts from the first byte."""
 
 SLOWEST = 512 * 1024
-"""Bytes per second that a store must send, after the first minute: one that drips would keep a place for weeks."""
+"""Bytes per second that a store must send after the first minute: a trickle would occupy a reader for weeks."""
 
 STUCK_SECONDS = 600.0
-"""After so long without a further piece a reading is given up."""
+"""A reading without progress for so long is abandoned."""
 
 logger = logging.getLogger(__name__)
 
 
 class _StoppedError(Exception):
-    """Nobody wants to know any more."""
+    """The snapshot no longer needs to be read."""
 
 
 class _TooSlowError(Exception):
@@ -59,10 +59,10 @@ class _ScrubRequest:
 
 @dataclass(slots=True)
 class _ScrubReading:
-    """What is being read, and how fast, not counting the waits for the rate limit.
+    """One snapshot being read, and its speed without the waits for the rate limit.
 
     Attributes:
-        moved_at: When the last piece was asked for.
+        moved_at: When the last piece was requested.
     """
 
     snapshot: str
@@ -72,10 +72,10 @@ class _ScrubReading:
     seconds: float = 0.0
 
     def wait_for(self, amount: int, limit: RateLimit) -> None:
-        """Before the next piece is read.
+        """Wait until the next piece may be read.
 
         Raises:
-            _StoppedError, _TooSlowError: It is not to be read.
+            _StoppedError, _TooSlowError: It must not be read.
         """
         self.seconds += time.monotonic() - self.moved_at
         if self.seconds > 60 and self.amount / self.seconds < SLOWEST:
@@ -88,11 +88,11 @@ class _ScrubReading:
 
 
 class Scrubber:
-    """Reads back what Checkpoints want read, one snapshot of each at a time. Namespaces take turns.
+    """Reads back requested snapshots, one of each Checkpoint at a time. Namespaces take turns.
 
     Args:
         limit: Bytes per second, over all Checkpoints.
-        wake: Asks for a pass over a Checkpoint about which something was found.
+        wake: Requests a pass over a Checkpoint with a finding.
     """
 
     def __init__(self, limit: RateLimit, *, wake: Callable[[Key], None], rest_seconds: float = REST_SECONDS) -> None:
@@ -115,7 +115,7 @@ class Scrubber:
         self._start_more()
 
     async def stop(self) -> None:
-        """Stop reading at the next piece; what was read of an unfinished snapshot is forgotten."""
+        """Stop reading at the next piece, and forget unfinished snapshots."""
         self._running = False
         for reading in self._readings.values():
             reading.stop.set()
@@ -131,10 +131,10 @@ class Scrubber:
         *,
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Read back these snapshots of a Checkpoint, the first one first, and no other ones any more.
+        """Read back these snapshots of a Checkpoint in this order, and no others.
 
         Args:
-            release: Called when one of them is read, or is not.
+            release: Called each time the reading of one ends, however it ends.
         """
         reading = self._readings.get(key)
         if reading is not None and reading.snapshot not in {snapshot.id for snapshot in snapshots}:
@@ -152,16 +152,16 @@ class Scrubber:
             self._start_more()
 
     def findings(self, key: Key) -> tuple[ScrubFinding, ...]:
-        """What was found and is not settled yet."""
+        """Return the findings that are not settled yet."""
         return tuple(self._findings.get(key, {}).values())
 
     def state(self, key: Key) -> ReadBack:
-        """What is being read of a Checkpoint, and what is in the way."""
+        """Return which snapshot of a Checkpoint is being read, and the last trouble."""
         reading = self._readings.get(key)
         return replace(self._troubles.get(key, ReadBack()), reading=reading.snapshot if reading else "")
 
     def settle(self, key: Key, findings: Sequence[ScrubFinding]) -> None:
-        """The log has these findings, or needs them no more."""
+        """Drop findings that the log has, or no longer needs."""
         known = self._findings.get(key, {})
         for finding in findings:
             known.pop(finding.check.snapshot, None)
@@ -169,7 +169,7 @@ class Scrubber:
             self._findings.pop(key, None)
 
     def forget(self, key: Key) -> None:
-        """The Checkpoint is gone."""
+        """Forget a Checkpoint that is gone."""
         self.want(key, (), None)
         self._findings.pop(key, None)
         self._rests_until.pop(key, None)
@@ -211,7 +211,7 @@ class Scrubber:
         try:
             finding = await _while_it_moves(read, reading)
         except _StoppedError:
-            logger.info("%s: stopped reading %s back: it is not needed any more", key, snapshot.id)
+            logger.info("%s: stopped reading %s back: it is no longer needed", key, snapshot.id)
         except Exception as error:
             bug = None if isinstance(error, CheckpointError | _TooSlowError) else error
             logger.warning("%s: reading %s back failed, next try later: %s", key, snapshot.id, error, exc_info=bug)
@@ -231,13 +231,13 @@ class Scrubber:
         self._wake(key)
 
     def _rest(self, key: Key, seconds: float) -> None:
-        """Read nothing of a Checkpoint for a while, and then ask for a pass, which says again what it wants."""
+        """Read nothing of a Checkpoint for a while. Then request a pass, which lists again what to read."""
         self._rests_until[key] = time.monotonic() + seconds
         asyncio.get_running_loop().call_later(seconds, self._wake, key)
 
 
 async def _while_it_moves(read: Callable[[], ScrubFinding], reading: _ScrubReading) -> ScrubFinding:
-    """What a reading finds, unless it does not move on."""
+    """Return what a reading finds, unless it makes no progress."""
     task = asyncio.create_task(run_in_thread(read, seconds=math.inf))
     try:
         while not task.done():

@@ -1,4 +1,4 @@
-"""Unfinished uploads: parts that killed writers leave, unseen and paid for. Best effort."""
+"""Unfinished uploads: invisible parts that killed writers leave and that cost money. Best effort."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def unfinished(store: Store, ours: Belongings) -> tuple[UnfinishedUpload, ...]:
-    """Those of the run's own saves.
+    """List the unfinished uploads of the run's own saves.
 
-    Not everybody may list them and not every server can; a lifecycle rule of the bucket serves as well.
+    Listing them needs a right, and a server that can. Otherwise a lifecycle rule of the bucket does the same.
     """
     try:
         listed = tuple(store.unfinished(layout.STEP_PREFIX)) if isinstance(store, KeepsUnfinished) else ()
@@ -26,7 +26,7 @@ def unfinished(store: Store, ours: Belongings) -> tuple[UnfinishedUpload, ...]:
 
 
 def discard(store: Store, upload: UnfinishedUpload) -> None:
-    """Delete the parts of one, if the store lets us."""
+    """Delete the parts of an unfinished upload, if the store allows it."""
     if not isinstance(store, KeepsUnfinished):
         return
     try:

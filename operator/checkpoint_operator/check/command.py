@@ -1,4 +1,4 @@
-"""The command `checkpoint-operator check`: ask the API server, print what is wrong."""
+"""The command `checkpoint-operator check`: asks the API server and prints what is wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from checkpoint_operator.model.rights import Right
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 when all is well."""
+    """Return the exit status: 0 if all is well."""
     parsed = _parser().parse_args(arguments)
     wanted = [right for rules in parsed.rules for right in rights(rules, parsed.namespace)]
     wanted += [right for rules in parsed.cluster_rules for right in rights(rules, ())]

@@ -1,4 +1,4 @@
-"""`checkpoint-operator check`: whether an installation is whole, as `helm test` asks it. Decisions only."""
+"""Decides whether an installation is complete, for `checkpoint-operator check` and `helm test`. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What an installation looks like from inside.
+    """An installation as seen from inside.
 
     Attributes:
         served: Resources and subresources of our API that the server has.
@@ -33,10 +33,10 @@ class Findings:
 
 
 def rights(rules: str, namespaces: Sequence[str]) -> list[Right]:
-    """The rights in a JSON list of RBAC rules, once for each namespace (none: for the whole cluster).
+    """Return the rights in a JSON list of RBAC rules, once for each namespace (none: for the whole cluster).
 
     Raises:
-        ValueError: It is no such list.
+        ValueError: It is not such a list.
     """
     try:
         found: list[dict[str, Any]] = json.loads(rules)
@@ -53,7 +53,7 @@ def rights(rules: str, namespaces: Sequence[str]) -> list[Right]:
 
 
 def complaints(findings: Findings) -> Iterable[str]:
-    """What is wrong, each with what to do about it."""
+    """Yield what is wrong, each with what to do about it."""
     unserved = [kind for kind in KINDS if kind not in findings.served]
     if unserved:
         yield (

@@ -1,4 +1,4 @@
-"""Circuit breakers: a store that does not answer is asked by one pass now and then, not by all of them all the time."""
+"""Circuit breakers: a store that does not answer gets a probe now and then, not a request from every pass."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LONGEST_SECONDS = 300.0
 
 TURN_SECONDS = 0.5
 MOST_SECONDS = 900.0
-"""Between those that come back to an open breaker, and the longest that one of them waits."""
+"""Between Checkpoints that return to an open breaker, and the longest that one of them waits."""
 
 TRUSTED_SECONDS = 600.0
 """A tenant that reached its bucket within this time keeps asking, whatever others report of that server."""
 
 ALIVE_SECONDS = 120.0
-"""A server that anybody reached within this time is not down, however many fail to reach their buckets there."""
+"""A server that any tenant reached within this time is not down, however many others fail to reach it."""
 
 PROBE_SECONDS = 120.0
 """A probe that has not reported within this time counts as failed."""
@@ -36,7 +36,7 @@ class Open:
 
     Attributes:
         cause: What failed last.
-        seconds: Until whoever asked may ask again: after the next probe, one after the other.
+        seconds: Until the caller may ask again: after the next probe, one caller after the other.
     """
 
     cause: str
@@ -61,11 +61,11 @@ class _Breaker:
         return bool(self._wait)
 
     def judge(self) -> Open | None:
-        """What keeps a pass from asking now, or None."""
+        """Return what keeps a pass from asking now, or None."""
         return Open(self._cause, self._turn()) if self.tripped and self._clock() < self._opens_at else None
 
     def _turn(self) -> float:
-        """Seconds until the next turn: a thousand Checkpoints do not all come back with the next probe."""
+        """Return the seconds until the next turn, so that a thousand Checkpoints do not return all at once."""
         now = self._clock()
         self._last_turn = max(self._opens_at, self._last_turn + TURN_SECONDS)
         if self._last_turn - now > MOST_SECONDS:
@@ -73,7 +73,7 @@ class _Breaker:
         return self._last_turn - now
 
     def probe(self) -> None:
-        """A pass asks: while half open, no other one does until it has reported."""
+        """Let one pass ask. While half open, no other pass may until it has reported."""
         if self.tripped:
             self._opens_at = self._clock() + PROBE_SECONDS
 
@@ -105,9 +105,9 @@ class Permit:
 class Breakers:
     """One breaker for each server, and one for each tenant of it: a namespace and a bucket.
 
-    A tenant trips its own. That of the server trips when nobody reaches it, and holds for tenants that have not
-    reached it lately: so a thousand new Checkpoints at a dead server cost a few requests, and nobody can talk a working
-    store down for others.
+    A tenant trips its own. The server's breaker trips when no tenant reaches the server, and stops only tenants that
+    have not reached it lately. So a thousand new Checkpoints at a dead server cost a few requests, and no tenant can
+    talk a working store down for the others.
 
     Args:
         clock: Seconds, monotonic.
@@ -140,7 +140,7 @@ class Breakers:
         return Permit(tenant, server, probes)
 
     def report(self, permit: Permit, cause: str) -> None:
-        """How it went: empty when the store answered, whatever it said, else why it could not be reached."""
+        """Report a pass: why the store could not be reached, or an empty string if it answered at all."""
         own, shared = (permit.server, permit.tenant), permit.server
         if cause:
             self._of(own).failed(cause, probe=own in permit.probes)

@@ -1,6 +1,6 @@
-"""What one pass may cost: time, requests, listed objects and bytes; and what all passes together may hold in memory.
+"""Budgets of one pass (time, requests, listed objects, bytes) and of the memory that all passes share.
 
-A store belongs to a tenant, so nothing it says about how much there is to read can be trusted.
+A store belongs to a tenant, so its own word on how much there is to read cannot be trusted.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from checkpoint_sidecar.store.common.parts import part_bytes_for
 MIB = 1024 * 1024
 
 OBSERVE_SECONDS = 60.0
-"""How long finding out about a run may take. It mostly takes less than one second."""
+"""Time limit for observing a run, which usually takes less than a second."""
 
 ACTION_SECONDS = 120.0
-"""How long one action may take, such as the deletion of a snapshot; the wait for the rate limit does not count."""
+"""Time limit for one action, such as deleting a snapshot, without the waits for the rate limit."""
 
 SMALL_BYTES = MIB
 """Objects up to this size are read without a reservation."""
 
 MEMORY_BYTES = 96 * MIB
-"""Of large objects in memory and of what they decode to, over all passes."""
+"""Memory for large objects and what they decode to, shared by all passes."""
 
 LOG_BYTES = 16 * MIB
 ALL_LOG_BYTES = 96 * MIB
 """Of the run log of one Checkpoint, some 30,000 entries, and of all those that are longer than a megabyte."""
 
 LEAST_PAGE = 100
-"""As so many objects each page of a listing counts, if it has fewer: a listing of empty pages ends, too."""
+"""Each page of a listing counts as at least this many objects, so that endless empty pages end too."""
 
 _BYTES_PER_STRUCT = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be done between one ``Meter.begin`` and the next.
+    """Budget between one ``Meter.begin`` and the next.
 
     Attributes:
         objects: Listed, over all listings.
@@ -66,11 +66,11 @@ class Limits:
 
 
 READING = Limits(requests=2**62, data=2**62)
-"""For reading back in the background: that has a rate, and may take days."""
+"""For reading back in the background, which has a rate limit and may take days."""
 
 
 class MemoryPool:
-    """Bytes that large objects may take at a time, over all passes, and long logs. Safe from several threads."""
+    """Memory for large objects and long logs, shared by all passes. Thread-safe."""
 
     def __init__(self, total: int = MEMORY_BYTES) -> None:
         self.total = total
@@ -79,7 +79,7 @@ class MemoryPool:
         self._logs: weakref.WeakKeyDictionary[Meter, int] = weakref.WeakKeyDictionary()
 
     def note_log(self, meter: Meter, size: int) -> Meter | None:
-        """How long the log is that a meter counts. Returns the one with the longest if all are too long together."""
+        """Note the size of a meter's log. If all logs together are too large, return the meter of the largest."""
         if size <= SMALL_BYTES:
             return None
         with self._changed:
@@ -99,14 +99,14 @@ class MemoryPool:
             return True
 
     def release(self, amount: int) -> None:
-        """Give back."""
+        """Return ``amount`` to the pool."""
         with self._changed:
             self._free += amount
             self._changed.notify_all()
 
 
 class Meter:
-    """Counts what the passes over one Checkpoint cost; ``begin`` starts anew. Safe from several threads.
+    """Counts what the passes over one Checkpoint cost; ``begin`` starts anew. Thread-safe.
 
     Args:
         subject: What errors name.
@@ -133,7 +133,7 @@ class Meter:
         self.begin()
 
     def begin(self, seconds: float = OBSERVE_SECONDS) -> None:
-        """Start to count anew. Large objects that were read are no longer in use."""
+        """Start counting anew. Large objects that were read are no longer in use."""
         with self._lock:
             self._began = self._clock()
             self._seconds = seconds
@@ -141,22 +141,22 @@ class Meter:
         self.free()
 
     def pause(self, seconds: float) -> None:
-        """The operator makes the store's tenant wait for so long: that is not the store's time."""
+        """Do not count these seconds: the operator waits, not the store."""
         with self._lock:
             self._seconds += seconds
 
     def close(self) -> None:
-        """Let nothing through any more: whoever still works was given up."""
+        """Refuse all further requests: the call that still runs was abandoned."""
         with self._lock:
             self._closed = True
         self.free()
 
     def revoke(self) -> None:
-        """Let nothing through any more: the log that was read is too long to be kept beside the others."""
+        """Refuse all further requests: the log is too long to keep beside the others."""
         self._revoked = True
 
     def free(self) -> None:
-        """Large objects that were read are no longer in use."""
+        """Release the memory of large objects that were read."""
         with self._lock:
             reserved, self._reserved = self._reserved, 0
         self._memory.release(reserved)
@@ -222,13 +222,13 @@ class Meter:
         operation, subject = "read", f"{self._subject}/{key}"
         if self._reserved + amount > self._memory.total:
             cause = f"it takes {amount // MIB} MiB of memory, more than {self._memory.total // MIB} MiB"
-            hint = "No snapshot of a real model has such an object: look at what wrote it."
+            hint = "No snapshot of a real model has such an object: check what wrote it."
             raise BudgetError(operation, subject, cause, hint, reason=Reason.OBJECT_TOO_LARGE)
         if not self._memory.reserve(
             amount, seconds=min(OBSERVE_SECONDS, self._seconds - (self._clock() - self._began))
         ):
             cause = f"the operator had no {amount // MIB} MiB of memory for it in time"
-            raise BudgetError(operation, subject, cause, "It is tried again.", reason=Reason.OBJECT_TOO_LARGE)
+            raise BudgetError(operation, subject, cause, "The operator tries again.", reason=Reason.OBJECT_TOO_LARGE)
         with self._lock:
             self._reserved += amount
 
@@ -254,12 +254,12 @@ class Meter:
         elif self._data > limits.data:
             cause = f"a pass read more than {limits.data // MIB:,} MiB"
         if cause:
-            hint = "A pass goes on where the last one ended; if this stays, the store is too slow."
+            hint = "Each pass continues where the last one ended; if this stays, the store is too slow."
             raise BudgetError("use the store", self._subject, cause, hint, reason=Reason.STORE_TOO_SLOW)
 
 
 class MeteredStore:
-    """A ``Store`` whose calls are counted."""
+    """A ``Store`` that counts its calls."""
 
     def __init__(self, inner: Store, meter: Meter) -> None:
         self._inner = inner

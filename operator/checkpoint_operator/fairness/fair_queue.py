@@ -1,4 +1,4 @@
-"""Taking turns: a queue that serves lanes one after the other, however many keys each of them holds."""
+"""A queue that serves its lanes in turns, however many keys each of them holds."""
 
 from __future__ import annotations
 

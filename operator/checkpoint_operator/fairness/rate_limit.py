@@ -1,4 +1,4 @@
-"""How fast the operator may do what costs others: reading snapshots back, and deleting."""
+"""Rate limit for work that costs others: reading snapshots back, and deleting."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 
 class RateLimit:
-    """So much per second, whoever takes it. Safe from several threads.
+    """An amount per second, shared by all callers. Thread-safe.
 
-    What is taken is paid for by the next one who takes: a single large amount never waits for more than came before it.
+    Each caller waits for the amounts before it, not for its own: a single large amount is not delayed.
 
     Args:
         per_second: More than 0.
@@ -24,7 +24,7 @@ class RateLimit:
         self._free_at = clock()
 
     def reserve(self, amount: float) -> float:
-        """Take ``amount``, and return how many seconds to wait before it is used."""
+        """Take ``amount``. Return how many seconds to wait before using it."""
         with self._lock:
             now = self._clock()
             begin = max(now, self._free_at)

@@ -1,7 +1,7 @@
-"""How much of the operator one tenant, or one store, may occupy at a time.
+"""Limits how much of the operator one tenant, or one store, occupies at a time.
 
-A slot is a pass that runs, or a thread that a pass left behind because the store did not return. All of it happens in
-the event loop's thread.
+A slot is a running pass, or a thread that a pass abandoned because the store did not return. Use it only in the event
+loop's thread.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Caps:
 
 
 class Slots:
-    """Counts slots and says where there is room.
+    """Counts the occupied slots.
 
     Args:
         freed: Called after a slot became free.
@@ -101,12 +101,12 @@ class Slots:
         return self._targets[target] < self._caps.target and self._tenants[namespace, target] < self._caps.tenant
 
     def may_enter(self, namespace: str, target: Target) -> bool:
-        """Whether a pass that runs may turn to this store."""
+        """Whether a running pass may use this store."""
         return self._room_at(namespace, target)
 
 
 class TenantSlot:
-    """One occupied slot; free when everyone who holds it has released it."""
+    """One occupied slot, until its last holder releases it."""
 
     def __init__(self, slots: Slots, namespace: str, target: Target | None) -> None:
         self._slots = slots
@@ -115,7 +115,7 @@ class TenantSlot:
         self._holders = 1
 
     def move(self, target: Target) -> bool:
-        """Turn to a store, as soon as it is known which one; returns False where it has no room."""
+        """Count at a store once it is known. Return False if that store has no room."""
         if target == self.target:
             return True
         if not self._slots.may_enter(self._namespace, target):
@@ -126,11 +126,11 @@ class TenantSlot:
         return True
 
     def hold(self) -> None:
-        """Keep the slot occupied until one more ``release``: for a thread, which may outlive its pass."""
+        """Keep the slot until one more ``release``, for a thread that may outlive its pass."""
         self._holders += 1
 
     def release(self) -> None:
-        """Let go; the last one frees the slot."""
+        """Release one hold; the last one frees the slot."""
         self._holders -= 1
         if not self._holders:
             self._slots.give(self._namespace, self.target)

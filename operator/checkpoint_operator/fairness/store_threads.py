@@ -1,4 +1,4 @@
-"""Blocking calls to object stores: each in a thread of its own that nobody waits for longer than its time."""
+"""Blocking calls to object stores, each in a thread of its own and with a deadline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TypeVar
 from checkpoint_operator.fairness.slots import TenantSlot
 
 GRACE_SECONDS = 5.0
-"""A thread that notices by itself that its time is over may say so for this long."""
+"""Extra time in which a thread that notices its deadline can raise its own error."""
 
 T = TypeVar("T")
 
@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 
 class AbandonedError(Exception):
-    """The thread did not return in time. It goes on, and its slot stays occupied until it returns."""
+    """The thread did not return in time. It keeps running and occupies its slot until it returns."""
 
 
 class ClientPanicError(Exception):
-    """A client raised what is not an ``Exception``, as Rust extensions do when they panic."""
+    """A client raised a ``BaseException``, as Rust extensions do when they panic."""
 
 
 def release_frames(error: BaseException) -> None:
     """Free what the local variables of an error's traceback hold; its lines stay.
 
     Errors are kept until they are reported, and some of those frames hold a manifest of 64 MiB. Traceback and error
-    refer to each other, so it would stay until the garbage collector comes by.
+    refer to each other, so without this only the garbage collector would free them.
     """
     chain: list[BaseException] = []
     following: BaseException | None = error
@@ -44,14 +44,14 @@ def release_frames(error: BaseException) -> None:
 
 
 async def run_in_thread(call: Callable[[], T], *, seconds: float, slot: TenantSlot | None = None) -> T:
-    """The result of a blocking call, in the context of the caller.
+    """Return the result of a blocking call, made in the context of the caller.
 
-    Threads are not pooled: one that never returns takes itself and no place among others. They are daemons, so that
-    it does not keep the process from ending either.
+    Threads are not pooled: one that never returns takes no place from others. They are daemons, so that it does not
+    keep the process from exiting either.
 
     Raises:
         AbandonedError: There was no result after ``seconds`` and a little more.
-        ClientPanicError: It raised what is not an ``Exception``.
+        ClientPanicError: It raised a ``BaseException``.
         Exception: What it raised.
     """
     loop = asyncio.get_running_loop()
@@ -62,7 +62,7 @@ async def run_in_thread(call: Callable[[], T], *, seconds: float, slot: TenantSl
         if slot is not None:
             slot.release()
         if future.done():
-            logger.info("a call that was given up has returned")
+            logger.info("an abandoned call has returned")
         elif error is None:
             future.set_result(result)  # type: ignore[arg-type]
         elif isinstance(error, Exception) and not isinstance(error, StopIteration):
@@ -79,7 +79,7 @@ async def run_in_thread(call: Callable[[], T], *, seconds: float, slot: TenantSl
         except BaseException as error:  # noqa: BLE001 - a panic must not end anything but this call
             raised = error
             release_frames(error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed and nothing waits
             loop.call_soon_threadsafe(ended, result, raised)
 
     if slot is not None:

@@ -1,7 +1,7 @@
 """Pods without a controller that a disruption ended, from the bodies the watch last showed. No clock, no I/O.
 
-What counts is the condition DisruptionTarget: the Eviction API, taints, preemption, the kubelet and the collector of
-lost pods set it, and somebody who deletes a pod does not.
+The condition DisruptionTarget decides: the Eviction API, taints, preemption, the kubelet and the collector of lost
+pods set it, and `kubectl delete pod` does not.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from checkpoint_operator.model.pod_body import RECREATED
 from checkpoint_operator.model.timestamps import parse_timestamp
 
 LIVED_LONG = dt.timedelta(minutes=10)
-"""A pod that ran this long was no part of a loop."""
+"""A pod that ran this long was not part of a restart loop."""
 
 
 def disruption_of(status: Mapping[str, Any]) -> str:
-    """Why a pod was or is being disrupted, or empty."""
+    """Return why a pod was or is being disrupted, or an empty string."""
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return condition.get("reason") or "DisruptionTarget"
@@ -28,13 +28,13 @@ def disruption_of(status: Mapping[str, Any]) -> str:
 
 
 class BarePods:
-    """What the watch showed of pods that nobody but us would create again. Lost with the process."""
+    """The disrupted pods that only the operator would create again, as the watch showed them."""
 
     def __init__(self) -> None:
         self._disrupted: dict[Key, dict[str, DisruptedPod]] = {}
 
     def show(self, key: Key, body: Mapping[str, Any], *, now: dt.datetime) -> None:
-        """The watch showed a labelled pod, there or just gone."""
+        """Note a labelled pod that the watch showed, or whose deletion it showed."""
         metadata, status = body["metadata"], body.get("status") or {}
         if any(owner.get("controller") for owner in metadata.get("ownerReferences") or ()):
             return
@@ -50,21 +50,21 @@ class BarePods:
             mine[name] = DisruptedPod(name, uid, reason, body, now, _failures(metadata, status, now))
 
     def of(self, key: Key) -> tuple[DisruptedPod, ...]:
-        """The disrupted pods of a Checkpoint that nobody has replaced yet, as far as known."""
+        """Return the disrupted pods of a Checkpoint that were not replaced yet, as far as known."""
         return tuple(self._disrupted.get(key, {}).values())
 
     def settle(self, key: Key, name: str) -> None:
-        """The pod is there again."""
+        """Note that the pod exists again."""
         self._disrupted.get(key, {}).pop(name, None)
 
     def postpone(self, key: Key, name: str, *, now: dt.datetime) -> None:
-        """It could not be created."""
+        """Note that the pod could not be created."""
         mine = self._disrupted.get(key, {})
         if name in mine:
             mine[name] = replace(mine[name], since=now, failures=mine[name].failures + 1)
 
     def forget(self, key: Key) -> None:
-        """The Checkpoint is gone, or does not want its pods back."""
+        """Forget a Checkpoint that is gone, or does not want its pods back."""
         self._disrupted.pop(key, None)
 
 

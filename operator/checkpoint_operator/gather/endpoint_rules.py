@@ -1,4 +1,4 @@
-"""Which servers ``spec.storage.endpoint`` may send the operator to. Pure: whoever asks has resolved the names.
+"""Decides which servers ``spec.storage.endpoint`` may name. Pure: the caller has resolved the names.
 
 Users write endpoints, and the operator stands where users do not: beside the cluster's API, and, by way of the node,
 before the service that hands out the machine's cloud identity.
@@ -31,7 +31,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server that somebody names. ``str`` gives it as a URL."""
+    """A server that a spec or a Secret names. ``str`` gives it as a URL."""
 
     scheme: str
     host: str
@@ -55,7 +55,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Endpoints that an administrator allows.
+    """A rule for endpoints that an administrator allows.
 
     Attributes:
         scheme, port: Empty and None for any.
@@ -93,10 +93,10 @@ class Pattern:
 def refusal(
     endpoint: Endpoint, addresses: Iterable[Address], *, allowed: Sequence[Pattern] = (), api_server: str = ""
 ) -> str:
-    """Why the operator sends nothing to an endpoint, or an empty string.
+    """Return why the operator sends nothing to an endpoint, or an empty string.
 
     Args:
-        addresses: All that a connection to it may reach.
+        addresses: Every address that a connection to it may reach.
         allowed: If there are any, an endpoint must be one of them. Where one names this very host, the administrator
             has decided; else what is never an object store is refused.
         api_server: Address of the cluster's own API, as pods know it.
@@ -126,7 +126,7 @@ def _never_a_store(address: Address, api_server: str) -> str:
 
 
 def _unwrapped(address: Address) -> Address:
-    """The IPv4 address inside an IPv6 one, if there is one."""
+    """Return the IPv4 address inside an IPv6 one, if there is one."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:

@@ -1,4 +1,4 @@
-"""The servers that a store's settings lead to, checked before the first request. Resolves names, so it blocks."""
+"""Checks the servers that a store's settings lead to, before the first request. Resolves names, so it blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from checkpoint_sidecar.store.s3.target import target_of
 def check_servers(settings: StoreSettings, rules: Rules) -> None:
     """Refuse settings that would send the operator where it must not go.
 
-    Names are resolved again by the client when it connects; a name whose answer changes in between is beyond this.
+    The client resolves names again when it connects; this cannot catch a name whose answer changes in between.
 
     Raises:
         StorageFaultError: An endpoint is not allowed, or a value of the Secret that becomes part of one makes no sense.
@@ -46,7 +46,7 @@ def check_servers(settings: StoreSettings, rules: Rules) -> None:
 
 
 def _named(settings: StoreSettings) -> Iterator[tuple[str, str]]:
-    """What names a server, and its URL; the cloud's own servers have names that nobody chooses."""
+    """Yield each setting that names a server, and its URL. Users do not choose the names of the cloud's own servers."""
     scheme = parse_url(settings.url).scheme
     values = settings.credentials.read()
     if settings.endpoint:
@@ -59,7 +59,7 @@ def _named(settings: StoreSettings) -> Iterator[tuple[str, str]]:
     account = values.get(AZURE_STORAGE_ACCOUNT_NAME)
     if scheme == "az" and account is not None and not ACCOUNT.fullmatch(account):
         # It becomes a part of the host's name.
-        message = f"{AZURE_STORAGE_ACCOUNT_NAME} is no name of a storage account: 3 to 24 small letters and digits."
+        message = f"{AZURE_STORAGE_ACCOUNT_NAME} is not an account name. Use 3 to 24 lowercase letters and digits."
         raise StorageFaultError(StoreFault(Reason.INVALID_CREDENTIALS, message))
 
 
@@ -83,7 +83,7 @@ def _hosts(endpoint: Endpoint, settings: StoreSettings) -> tuple[str, ...]:
 
 
 def _resolve(host: str) -> list[Address]:
-    """What the name leads to now; nothing if it cannot be resolved here, as where a proxy does that."""
+    """Resolve a name; empty if that is impossible here, as where a proxy does it."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):  # UnicodeError: an invalid host name, such as one with an empty label

@@ -1,4 +1,4 @@
-"""The only module that talks to the API server (kopf's watches aside). Plain dicts in, plain dicts out."""
+"""The only client of the API server, except for kopf's watches. Takes and returns plain dicts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _persistently = tenacity.retry(
 
 
 class _ModestClient(client.ApiClient):
-    """Has so many requests under way at a time, and no more: the API server serves others, too."""
+    """Limits the requests at a time: the API server has other clients."""
 
     def __init__(self, configuration: client.Configuration) -> None:
         super().__init__(configuration)
@@ -70,7 +70,7 @@ class Kube:
     """A connection; use it as an asynchronous context manager.
 
     Attributes:
-        statuses: Where it notes each status that it writes.
+        statuses: Each status that it wrote.
     """
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ class Kube:
 
     @_persistently
     async def create_event(self, body: Mapping[str, Any]) -> bool:
-        """Create an Event, with some tries: nothing tells its story again. False when one of that name exists."""
+        """Create an Event, with retries, because no later pass repeats it. False when one of that name exists."""
         call = self._core.create_namespaced_event(
             body["metadata"]["namespace"],
             dict(body),  # type: ignore[arg-type]  # a model would only be turned into this very dict
@@ -339,7 +339,7 @@ async def _answer(operation: str, subject: str, call: Awaitable[Any]) -> Any:
     try:
         return await call
     except ApiException as error:
-        # Its text has the response's body and headers; only the status goes on.
+        # Its text has the response's body and headers; pass on only the status.
         cause = f"the API server answered {error.status} {error.reason}"
         raise KubeError(operation, subject, cause, status=error.status or 0) from None
     except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError

@@ -1,4 +1,4 @@
-"""What one Checkpoint's passes hand on to the next."""
+"""What the passes over one Checkpoint hand on to the next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.run import Run
 
 SURVEY_SECONDS = 3600.0
-"""Between two looks at everything that lies under a prefix."""
+"""Between two surveys of everything under a prefix."""
 
 UNVERIFIABLE_SECONDS = 600.0
 """From a snapshot that could not be verified to the next try."""
@@ -29,7 +29,7 @@ REFUSED_SECONDS = 3600.0
 
 @dataclass
 class Memory:
-    """All of it can be lost without harm.
+    """What is known of one Checkpoint. All of it can be lost without harm.
 
     Attributes:
         head: The log number the last pass ended with.
@@ -37,10 +37,10 @@ class Memory:
         heard_at: When training last wrote to the log, on this process's steady clock.
         progress, pointers, orphans_collected, orphans_collected_at, last_collected, take_over: See ``Remembered``.
         survey: What was found under the prefix, or None.
-        surveyed_at: When it was looked through last, on the same clock.
-        foreign_pointers: Steps whose stock pointer proved to be somebody else's.
+        surveyed_at: When the prefix was surveyed last, on the same clock.
+        foreign_pointers: Steps whose stock pointer proved not to be the run's.
         wanted: The last ``spec.storage.takeOverFrom`` that was seen, or None.
-        heartbeat_at: When a new word about progress was last found, on the same clock.
+        heartbeat_at: When a new heartbeat was last found, on the same clock.
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
         refusal, refused_at: Why a deletion was refused last, and when, on the same clock.
@@ -74,18 +74,18 @@ class Memory:
     secret_at: float = float("-inf")
 
     def _unverified(self) -> Mapping[str, str]:
-        """Why some snapshots are not verified for now."""
+        """Return why some snapshots are not verified for now, by id."""
         since = time.monotonic() - UNVERIFIABLE_SECONDS
         return MappingProxyType({snapshot: why for snapshot, (why, at) in self.unverifiable.items() if at > since})
 
     def refused(self) -> str:
-        """Why nothing is deleted for now, or empty."""
+        """Return why nothing is deleted for now, or an empty string."""
         if self.session is not None and self.session.refusal:
             return self.session.refusal
         return self.refusal if time.monotonic() - self.refused_at < REFUSED_SECONDS else ""
 
     def note_run(self, run: Run) -> None:
-        """The log was read. What is remembered of another run at this prefix says nothing about this one."""
+        """Note that the log was read. Forget what was known of another run at this prefix."""
         if not run.identity:
             return
         if self.identity not in ("", run.identity):
@@ -95,14 +95,14 @@ class Memory:
         self.identity = run.identity
 
     def note_spec(self, spec: CheckpointSpec, generation: int) -> None:
-        """The spec as it is now: a value that is set anew is another request."""
+        """Note the spec as it is now. A take-over that is set anew is another request."""
         value = spec.storage.take_over_from
         if self.wanted is None or self.wanted != value:
             self.take_over = TakeOver(generation, renewed=self.wanted is not None)
         self.wanted = value
 
     def note_outcomes(self, outcomes: Sequence[ActionOutcome], now: dt.datetime) -> None:
-        """What was carried out has told something about the store and about what lies under the prefix.
+        """Learn from what was carried out about the store and about what lies under the prefix.
 
         Args:
             now: The store's clock.
@@ -110,7 +110,7 @@ class Memory:
         for outcome in outcomes:
             action = outcome.action
             if isinstance(action, LookAround):
-                # A prefix that cannot be looked through is not tried again at once.
+                # After a failure the survey is not repeated at once either.
                 self.surveyed_at = time.monotonic()
             if outcome.survey is not None:
                 self.survey = outcome.survey
@@ -122,14 +122,14 @@ class Memory:
         undeleted = next((o.error for o in outcomes if o.refused and refuses_deletion(o.error)), None)
         if undeleted is not None:
             self.refusal, self.refused_at = str(undeleted), time.monotonic()
-        # A pointer that is locked counts as shown: it is not tried again until it should show something else.
+        # A locked pointer counts as published: the next try is when it should show something else.
         settled = [o.action for o in outcomes if o.error is None or o.left_alone or o.refused]
         self.pointers = shown_after(self.pointers, (action for action in settled if isinstance(action, PublishPointer)))
         if not any(outcome.failed or outcome.refused for outcome in outcomes):
             self._note_collections([outcome.action for outcome in outcomes if outcome.error is None], now)
 
     def _note_unverifiable(self, reasons: Mapping[str, str]) -> None:
-        """Some snapshots could not be compared with their manifests, each for a reason of its own."""
+        """Note why some snapshots could not be compared with their manifests."""
         now = time.monotonic()
         recent = {
             snapshot: found for snapshot, found in self.unverifiable.items() if now - found[1] < UNVERIFIABLE_SECONDS
@@ -144,7 +144,7 @@ class Memory:
                 self.last_collected = max(self.last_collected, (action.attempt, action.commit))
 
     def known(self) -> Remembered:
-        """What a decision may know of all this now."""
+        """Return what decisions may know of all this now."""
         return Remembered(
             progress=MappingProxyType(dict(self.progress)),
             pointers=MappingProxyType(self.pointers),

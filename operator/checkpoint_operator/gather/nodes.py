@@ -1,6 +1,6 @@
-"""What the watched nodes announce, and which Checkpoints have pods there. In memory only: no clock, no I/O.
+"""Announcements of the watched nodes, and the Checkpoints that have pods there. No clock, no I/O.
 
-A node changes every few seconds, because its kubelet reports. Only a change of what it announces is news, and only to
+A node changes every few seconds, because its kubelet reports. Only a change of its announcements matters, and only to
 the Checkpoints that have pods on it.
 """
 
@@ -26,7 +26,7 @@ ANNOUNCING_PREFIX = "aws-node-termination-handler/"
 
 
 def node_from(body: Mapping[str, Any]) -> Node:
-    """A node as watched, with those taints only by which it may announce its end."""
+    """Read a watched node, with only those taints that may announce its end."""
     metadata = body["metadata"]
     taints = (body.get("spec") or {}).get("taints") or ()
     found = (
@@ -38,7 +38,7 @@ def node_from(body: Mapping[str, Any]) -> Node:
 
 
 class Nodes:
-    """Fed by the watch on nodes and by the passes over Checkpoints."""
+    """The announcing nodes, from the watch, and where each Checkpoint has pods, from the passes."""
 
     def __init__(self) -> None:
         self._announcing: dict[str, Node] = {}
@@ -46,9 +46,9 @@ class Nodes:
         self._places: dict[Key, frozenset[str]] = {}
 
     def show(self, node: Node) -> frozenset[Key]:
-        """The watch showed a node; returns whom that concerns.
+        """Note a node that the watch showed. Return the Checkpoints that this concerns.
 
-        What was there before stays in front, and what comes back after it was gone is told from its first time.
+        Earlier announcements stay in front, and one that returns differs from its first time by its count.
         """
         known = self._announcing.get(node.name)
         if known is not None and known.uid != node.uid:
@@ -67,17 +67,17 @@ class Nodes:
         return frozenset(key for key, names in self._places.items() if node.name in names)
 
     def remove(self, name: str) -> None:
-        """The node is gone; what becomes of its pods is told by the pods."""
+        """Forget a node that is gone. The watch on pods shows what becomes of its pods."""
         node = self._announcing.pop(name, None)
         if node is not None:
             self._appeared.pop(node.uid, None)
 
     def place(self, key: Key, names: Iterable[str]) -> tuple[Node, ...]:
-        """A Checkpoint has pods on these nodes; returns those of them that announce something."""
+        """Note on which nodes a Checkpoint has pods. Return those nodes that announce something."""
         self._places[key] = frozenset(names)
         found = (self._announcing.get(name) for name in sorted(self._places[key]))
         return tuple(node for node in found if node is not None and node.announcements)
 
     def forget(self, key: Key) -> None:
-        """The Checkpoint is gone."""
+        """Forget a Checkpoint that is gone."""
         self._places.pop(key, None)

@@ -1,4 +1,4 @@
-"""Gathering everything about one Checkpoint: from the API server, the object store and what earlier passes remember.
+"""Gathers everything about one Checkpoint: from the API server, the object store and what earlier passes found.
 
 "Unknown" is not "empty": a listing that fails raises, and a store that cannot be read gives a ``StoreFault`` and no
 ``Run``.
@@ -61,13 +61,13 @@ from checkpoint_sidecar.store.access import KNOWN_KEYS, StoreSettings
 
 PROGRESS_SECONDS = 10.0
 SILENT_SECONDS = 120.0
-"""Between looks at the progress of a run that has not reported for so long and has no pods."""
+"""Between polls of the heartbeat of a run that sent none for so long and has no pods."""
 
 MAX_SECRET_BYTES = 64 * 1024
 
 REPROBE_SECONDS = 300.0
 QUIET_SECRET_SECONDS = 60.0
-"""Between looks at the Secret of a run that has not reported for ``SILENT_SECONDS`` and has no pods."""
+"""Between polls of the Secret of a run that sent no heartbeat for ``SILENT_SECONDS`` and has no pods."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _LogReading:
-    """What was found in a store."""
+    """Result of reading a store."""
 
     run: Run | None = None
     now: dt.datetime | None = None
@@ -84,13 +84,13 @@ class _LogReading:
 
 
 class Observer:
-    """Reads; decides nothing and changes nothing but the probe's own objects.
+    """Reads the API server and the store. Writes nothing but the objects of the probe, and decides nothing.
 
     Args:
-        cluster: UID that stands for this cluster in the owner of a run.
-        breakers: Whether stores may be asked.
-        memory: For large objects, over all passes.
-        writer: Who this operator is in the logs' audit trail.
+        cluster: UID of this cluster in the owner of a run.
+        breakers: Say whether a store may be asked.
+        memory: Pool for large objects, shared by all passes.
+        writer: Signature of this operator in the logs' audit trail.
         deletions: Objects per second, over all Checkpoints; None for no limit.
     """
 
@@ -117,7 +117,7 @@ class Observer:
         self._deletions = deletions
 
     async def observe(self, key: Key, memory: Memory, slot: TenantSlot) -> Observed | None:
-        """Everything about a Checkpoint, or None when it does not exist.
+        """Observe a Checkpoint; None if it does not exist.
 
         Raises:
             KubeError: The API server did not answer completely.
@@ -172,7 +172,7 @@ class Observer:
         )
 
     def note(self, checkpoint: Checkpoint) -> None:
-        """A Checkpoint exists: who may have a prefix can only be told from all of them."""
+        """Note that a Checkpoint exists. Prefixes are settled among all Checkpoints."""
         if checkpoint.spec is not None:
             self._prefixes.note(
                 checkpoint.key,
@@ -184,9 +184,9 @@ class Observer:
             )
 
     async def secret_changed(self, key: Key, memory: Memory) -> bool:
-        """Whether the Secret is another one than the last pass read, or gone.
+        """Whether the Secret changed or vanished since the last pass read it.
 
-        Looked at as often as the log while pods run or training was heard of lately, else more rarely.
+        Polled as often as the log while pods run or training wrote lately, else more rarely.
         """
         now = time.monotonic()
         quiet = not memory.running and now - memory.heard_at > SILENT_SECONDS
@@ -197,11 +197,11 @@ class Observer:
         try:
             return _digest(await self._kube.secret(key.namespace, name)) != known
         except KubeError as error:
-            logger.debug("%s: Secret %s was not looked at: %s", key, name, error)
+            logger.debug("%s: Secret %s could not be polled: %s", key, name, error)
             return False
 
     async def log_grew(self, memory: Memory, slot: TenantSlot) -> bool:
-        """Whether there is something new in the log, at the price of one small read.
+        """Whether the log has new entries; costs one small read.
 
         Raises:
             CheckpointError: The log could not be read.
@@ -213,11 +213,11 @@ class Observer:
         session.meter.begin()
         wanted = _progress_due(memory)
 
-        def look() -> tuple[Run, RunProgress | None]:
+        def poll() -> tuple[Run, RunProgress | None]:
             run = session.log.poll()
             return run, session.progress() if wanted else None
 
-        run, progress = await self.in_thread(look, memory, slot)
+        run, progress = await self.in_thread(poll, memory, slot)
         if wanted:
             _remember_progress(memory, progress)
         return run.head != memory.head
@@ -225,10 +225,10 @@ class Observer:
     async def in_thread(
         self, call: Callable[[], T], memory: Memory, slot: TenantSlot, *, seconds: float = OBSERVE_SECONDS
     ) -> T:
-        """The result of a blocking call to the store of a Checkpoint.
+        """Return the result of a blocking call to a Checkpoint's store.
 
         Raises:
-            AbandonedError: It did not return in time; its session is given up with it.
+            AbandonedError: It did not return in time; its session is abandoned too.
         """
         try:
             return await run_in_thread(call, seconds=seconds, slot=slot)
@@ -239,11 +239,11 @@ class Observer:
             raise
 
     def _admit(self, key: Key, settings: StoreSettings, slot: TenantSlot) -> Permit:
-        """Ask whether the store may be asked now.
+        """Return a permit to use the store now.
 
         Raises:
             NoRoomError: It is busy.
-            StorageFaultError: It did not answer lately.
+            StorageFaultError: It did not answer in the last tries.
         """
         connection = connection_of(settings)
         if not slot.move(connection):
@@ -253,7 +253,7 @@ class Observer:
             return answer
         message = (
             f"Nothing was sent to {settings.endpoint or settings.url}: {answer.cause}, several times in a row. "
-            "It is tried now and then, and as soon as it answers, here too."
+            "The operator probes the store now and then, and resumes as soon as it answers."
         )
         raise StorageFaultError(StoreFault(Reason.STORE_UNAVAILABLE, message, retry_seconds=answer.seconds + 1))
 
@@ -289,14 +289,14 @@ class Observer:
         fault = found.fault
         self._breakers.report(permit, fault.unreachable if fault else "")
         if fault is not None and found.run is None and not _worth_keeping(memory.session, fault):
-            # Whatever was wrong may be put right in a way that only a new connection notices.
+            # The repair may be one that only a new connection notices.
             memory.session = None
         if wanted:
             _remember_progress(memory, found.progress)
         return found
 
     async def _namespace_deleted(self, checkpoint: Checkpoint, fault: StoreFault | None) -> bool:
-        """Asked only where it makes a difference."""
+        """Ask the API server, but only where the answer makes a difference."""
         if checkpoint.deleted_at is None or fault is None or finalizer.FINALIZER not in checkpoint.finalizers:
             return False
         return await self._kube.namespace_deleted(checkpoint.key.namespace)
@@ -305,7 +305,7 @@ class Observer:
         return Owner(self._cluster, key.namespace, key.name)
 
     async def _server(self, key: Key) -> Server:
-        """The server of another Checkpoint, whose Secret names it."""
+        """Find the server of another Checkpoint, which its Secret names."""
         body = await self._kube.checkpoint(key)
         spec = checkpoint_from(key, body)[0].spec if body is not None else None
         if spec is None:
@@ -339,10 +339,10 @@ class Observer:
         return RunStore(settings, writer=self.writer, deletions=self._deletions, meter=meter, reading=reading)
 
     def _read(self, session: RunStore, checkpoint: Checkpoint, *, progress: bool) -> _LogReading:
-        """The run, the store's clock, and what is wrong.
+        """Read the run, the store's clock and, if wanted, the heartbeat.
 
         Args:
-            progress: Whether to read that, too.
+            progress: Whether to read the heartbeat.
         """
         # Where nothing can be deleted, a probe leaves its objects behind.
         interval = REFUSED_SECONDS if session.refusal else REPROBE_SECONDS
@@ -353,15 +353,15 @@ class Observer:
         missing = missing_log(session, run, checkpoint)
         if missing is not None:
             return _LogReading(fault=missing)
-        beat = session.progress() if progress else None
+        heartbeat = session.progress() if progress else None
         if session.read_only:
             fault = StoreFault(Reason.READ_ONLY, session.read_only, stalled=True)
-            return _LogReading(run, session.now() if run.head else None, fault, beat)
-        return _LogReading(run, session.now(), None, beat)
+            return _LogReading(run, session.now() if run.head else None, fault, heartbeat)
+        return _LogReading(run, session.now(), None, heartbeat)
 
 
 def _progress_due(memory: Memory) -> bool:
-    """Whether to read the progress of a run, and if so, that this is done now."""
+    """Whether to read the heartbeat of a run now; notes that it is read."""
     now = time.monotonic()
     silent = not memory.running and now - max(memory.heartbeat_at, memory.heard_at) > SILENT_SECONDS
     if now - memory.progress_at < (SILENT_SECONDS if silent else PROGRESS_SECONDS):
@@ -371,7 +371,7 @@ def _progress_due(memory: Memory) -> bool:
 
 
 def _remember_progress(memory: Memory, progress: RunProgress | None) -> None:
-    """Remember how far each attempt came: a new attempt overwrites the last word of the one before."""
+    """Remember how far each attempt came: a new attempt overwrites the heartbeat of the one before."""
     if progress is None or progress == memory.progress.get(progress.attempt):
         return
     memory.heartbeat_at = time.monotonic()
@@ -381,12 +381,12 @@ def _remember_progress(memory: Memory, progress: RunProgress | None) -> None:
 
 
 def _digest(secret: Mapping[str, str] | None) -> str:
-    """What tells one content of a Secret from another, without keeping it."""
+    """Digest the content of a Secret, so that a change shows and the content is not kept."""
     return hashlib.sha256(json.dumps(secret, sort_keys=True).encode()).hexdigest()
 
 
 def _worth_keeping(session: RunStore | None, fault: StoreFault) -> bool:
-    """Whether the next pass can go on where this one ended: a long log at a store that is merely slow."""
+    """Whether the next pass can continue where this one ended: a long log at a slow store."""
     return session is not None and fault.reason is Reason.STORE_TOO_SLOW and session.proven
 
 
@@ -400,7 +400,7 @@ def _translate(checkpoint: Checkpoint, complaint: str) -> tuple[Policy | None, S
 
 
 def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]:
-    """A Checkpoint as read, and what is wrong with its spec, or an empty string."""
+    """Read a Checkpoint. Return it, and what is wrong with its spec or an empty string."""
     metadata = body["metadata"]
     deleted_at = metadata.get("deletionTimestamp")
     spec: CheckpointSpec | None = None
@@ -423,7 +423,7 @@ def checkpoint_from(key: Key, body: Mapping[str, Any]) -> tuple[Checkpoint, str]
 
 
 def mirror_from(body: Mapping[str, Any]) -> Mirror:
-    """A CheckpointSnapshot as read. Its snapshot's id is the last three parts of its name."""
+    """Read a CheckpointSnapshot. The last three parts of its name are the snapshot's id."""
     metadata = body["metadata"]
     owners = metadata.get("ownerReferences") or ()
     return Mirror(
@@ -440,7 +440,7 @@ def mirror_from(body: Mapping[str, Any]) -> Mirror:
 
 
 def pod_from(body: Mapping[str, Any]) -> Pod:
-    """A pod as read."""
+    """Read a pod."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     started = status.get("startTime")
     return Pod(

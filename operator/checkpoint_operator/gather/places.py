@@ -1,4 +1,4 @@
-"""Which store a Checkpoint's settings lead to. Pure."""
+"""The server and the connection that a Checkpoint's settings lead to. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CLOUDS = {
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What answers requests: a host and port, or a cloud's own service, and with Azure an account there."""
+    """A host and port, or a cloud's own service; with Azure, an account there."""
 
     name: str
     account: str = ""
@@ -38,7 +38,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What decides whether a connection succeeds; equal for all Checkpoints for which it does or does not."""
+    """All that decides whether a connection succeeds. Equal for Checkpoints that succeed or fail together."""
 
     server: Server
     bucket: str = ""
@@ -46,7 +46,7 @@ class Connection:
 
 
 def server_of(settings: StoreSettings) -> Server:
-    """The server that settings lead to. Names are compared, not addresses: one server may have several."""
+    """Return the server that settings lead to. Names are compared, not addresses: one server may have several."""
     scheme = parse_url(settings.url).scheme
     values = settings.credentials.read()
     named = settings.endpoint
@@ -57,7 +57,7 @@ def server_of(settings: StoreSettings) -> Server:
 
 
 def server_without_secret(storage: Storage) -> Server | None:
-    """The server that a spec leads to, or None if that is up to its Secret."""
+    """Return the server that a spec leads to, or None if its Secret decides."""
     try:
         scheme = parse_url(storage.url).scheme
     except ConfigurationError:
@@ -68,12 +68,12 @@ def server_without_secret(storage: Storage) -> Server | None:
 
 
 def nowhere(reason: str) -> Server:
-    """Stands for the server of a Checkpoint that leads to none."""
+    """Return a server for a Checkpoint that leads to none; it equals no other one."""
     return Server("", reason)
 
 
 def connection_of(settings: StoreSettings) -> Connection:
-    """What the settings' connections depend on."""
+    """Return what connections with these settings depend on."""
     location = parse_url(settings.url)
     style, region = settings.addressing_style, settings.region
     target = target_of(location.bucket, style=style, region=region, endpoint=settings.endpoint)
@@ -87,7 +87,7 @@ def connection_of(settings: StoreSettings) -> Connection:
 
 
 def google_base_url(key: str) -> str:
-    """The server that a Google key names, or an empty string."""
+    """Return the server that a Google key names, or an empty string."""
     try:
         return named_server(key)
     except ValueError:

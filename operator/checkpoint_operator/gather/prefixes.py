@@ -1,8 +1,8 @@
-"""Which Checkpoint may have a prefix when several want overlapping ones: the one that holds it, else the oldest.
+"""Decides which Checkpoint gets a prefix when several want overlapping ones: the holder, else the oldest.
 
-The run log settles two claims on the *same* prefix; of a prefix inside another the logs know nothing.
+The run log settles two claims on the *same* prefix. It cannot settle a prefix inside another one.
 
-Prefixes overlap only at one server: anybody can run a store of one's own and name its buckets like other people's.
+Prefixes overlap only at one server: any tenant can run a store and name its buckets like those of others.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from checkpoint_sidecar.core.log import Owner
 
 
 class Standing(IntEnum):
-    """How well a Checkpoint stands; smaller is better."""
+    """Precedence of a Checkpoint; smaller comes first."""
 
     HOLDER = 0
     """Its run log names it."""
     NEW = 1
-    """It was not judged yet."""
+    """No pass has judged it yet."""
     REFUSED = 2
-    """It could not use its prefix so far, so it keeps nobody from it: a wish alone must not block a whole bucket."""
+    """It never got its prefix, so it blocks no other Checkpoint: a wish alone must not block a whole bucket."""
 
 
 def standing(status: Mapping[str, Any], owner: Owner) -> Standing:
-    """As the Checkpoint's status tells it, which outlives this process."""
+    """Read the standing from the Checkpoint's status, which outlives this process."""
     if status.get("claimedBy") in (str(owner), str(owner.deleted)):
         return Standing.HOLDER
     return Standing.REFUSED if status.get("conditions") else Standing.NEW
@@ -52,16 +52,16 @@ class _PrefixClaim:
 
 
 class Prefixes:
-    """All Checkpoints seen so far and where they want to live."""
+    """All Checkpoints seen so far, with the prefixes they want."""
 
     def __init__(self) -> None:
         self._wishes: dict[Key, _PrefixClaim] = {}
 
     def note(self, key: Key, *, url: str, server: Server | None, standing: Standing, created_at: str, uid: str) -> None:
-        """A Checkpoint exists. URLs that name no place are forgotten: they overlap nothing.
+        """Note a Checkpoint. One with an invalid URL is forgotten, because it overlaps nothing.
 
         Args:
-            server: None while it is not known, as that takes the Secret; what was known before stays.
+            server: None while it is not known because the Secret was not read; a known one stays.
         """
         known = self._wishes.get(key)
         if server is None and known is not None and known.url == url.rstrip("/"):
@@ -72,25 +72,25 @@ class Prefixes:
             self._wishes.pop(key, None)
 
     def forget(self, key: Key) -> tuple[Key, ...]:
-        """A Checkpoint is gone. Returns those that overlapped it and may have a chance now."""
+        """Forget a Checkpoint that is gone. Return those that overlapped it and may get their prefix now."""
         gone = self._wishes.pop(key, None)
         if gone is None:
             return ()
         return tuple(other for other, wish in self._wishes.items() if overlaps(wish.url, gone.url))
 
     def locate(self, key: Key, server: Server) -> None:
-        """The server of a Checkpoint is known now."""
+        """Note the server of a Checkpoint."""
         if key in self._wishes:
             self._wishes[key] = replace(self._wishes[key], server=server)
 
     def to_locate(self, key: Key) -> tuple[Key, ...]:
-        """Checkpoints that would be this one's rivals if they were at its server, which is not known of them."""
+        """Return the Checkpoints of unknown server that would be rivals of this one if they shared its server."""
         return tuple(other for _, other in self._before(key) if self._wishes[other].server is None)
 
     def rival(self, key: Key) -> Key | None:
-        """The Checkpoint to which this one must leave an overlapping prefix, or None.
+        """Return the Checkpoint to which this one must leave an overlapping prefix, or None.
 
-        An *equal* prefix is no matter of precedence: who is in the log has it.
+        Precedence does not settle an *equal* prefix: it belongs to the owner in the log.
         """
         mine = self._wishes.get(key)
         if mine is None or mine.server is None:
@@ -98,7 +98,7 @@ class Prefixes:
         return next((other for _, other in self._before(key) if self._wishes[other].server == mine.server), None)
 
     def _before(self, key: Key) -> list[tuple[tuple[Standing, str, str], Key]]:
-        """Those with an overlapping prefix, at whatever server, that come first."""
+        """Return those with an overlapping prefix, at any server, that take precedence, in order."""
         mine = self._wishes.get(key)
         if mine is None:
             return []

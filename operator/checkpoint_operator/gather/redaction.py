@@ -1,4 +1,4 @@
-"""Keeping secrets out of the texts that leave the process: log messages, messages of conditions and Events.
+"""Keeps secrets out of the texts that leave the process: log messages, and messages of conditions and Events.
 
 A tenant chooses the values of its Secrets. So they are cut out of texts about its own Checkpoint and no other, and
 never out of fields that mean something: reasons, names, ids, owners.
@@ -23,7 +23,7 @@ from checkpoint_sidecar.store.access import (
 )
 
 _HIDDEN = "[redacted]"
-# Names are no secrets, and replacing something short would tear other words apart.
+# Names are not secret, and replacing a short value would tear other words apart.
 _SHORTEST = 8
 
 KEPT_BYTES = 32 * 1024
@@ -53,7 +53,7 @@ _checkpoint: contextvars.ContextVar[Key | None] = contextvars.ContextVar("checkp
 
 @contextlib.contextmanager
 def working_on(key: Key) -> Iterator[None]:
-    """What is written meanwhile, in this context and in threads that have a copy of it, is about this Checkpoint."""
+    """Mark all texts written meanwhile, in this context and in threads with a copy of it, as about this Checkpoint."""
     token = _checkpoint.set(key)
     try:
         yield
@@ -62,14 +62,14 @@ def working_on(key: Key) -> Iterator[None]:
 
 
 class Redactor:
-    """Cuts out secrets of the Checkpoint that is worked on, and whatever looks like a signature. Thread-safe."""
+    """Redacts the secrets of the current Checkpoint, and anything that looks like a signature. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[Key, tuple[str, ...]] = {}
 
     def remember(self, key: Key, secret: Mapping[str, str]) -> None:
-        """Do not let the secret values of a Checkpoint's Secret through."""
+        """Redact the secret values of a Checkpoint's Secret from now on."""
         values = [value for value in _secret_values(secret) if _SHORTEST <= len(value) <= KEPT_BYTES]
         with self._lock:
             newest = [*values, *(value for value in self._known.get(key, ()) if value not in values)]
@@ -82,12 +82,12 @@ class Redactor:
             self._known[key] = tuple(kept)
 
     def forget(self, key: Key) -> None:
-        """The Checkpoint is gone."""
+        """Forget a Checkpoint that is gone."""
         with self._lock:
             self._known.pop(key, None)
 
     def clean_messages(self, status: Mapping[str, Any]) -> dict[str, Any]:
-        """A status with its free texts cleaned, and nothing else."""
+        """Return a status with its free texts redacted, and nothing else changed."""
         cleaned = dict(status)
         if "conditions" in cleaned:
             cleaned["conditions"] = [
@@ -98,9 +98,9 @@ class Redactor:
         return cleaned
 
     def clean(self, text: str) -> str:
-        """``text`` without secrets of the Checkpoint that is worked on."""
+        """Return ``text`` without secrets of the current Checkpoint."""
         key = _checkpoint.get()
-        # One value may hold another; what is left of the longer one would be half a secret.
+        # One value may contain another: replacing the shorter first would leave half a secret.
         for value in sorted(self._known.get(key, ()) if key else (), key=len, reverse=True):
             text = text.replace(value, _HIDDEN)
         for pattern, replacement in _PATTERNS:

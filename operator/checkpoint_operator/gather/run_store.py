@@ -1,6 +1,6 @@
-"""Reaching a run's store on behalf of its Checkpoint: who may use which identity, and an open store with its clock.
+"""A run's store, opened for its Checkpoint: the identities that may be used, the log and the store's clock.
 
-Everything here blocks and runs in threads.
+Everything here blocks, so it runs in threads.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ NAMESPACE_IN_PREFIX = "{namespace}"
 
 KEYS_PER_BATCH = 500
 PROVEN_SECONDS = 3600.0
-"""For so long a store that kept its contract is believed to keep it; a probe takes some twenty requests."""
+"""How long a passed probe counts; each takes some twenty requests."""
 
 OVER_BUDGET_SECONDS = 600.0
-"""From finding that a run costs too much to the next look at it, which costs as much again."""
+"""Until the next try at a run that costs too much, which costs as much again."""
 
 PATIENCE_SECONDS = 30.0
 # A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
@@ -75,7 +75,7 @@ _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
 
 
 _NO_ANSWER = (StoreError, UnknownOutcomeError)
-"""What escapes an adapter after a store kept silent or failed until the patience ended. Subclasses are answers."""
+"""What an adapter raises after a store did not answer in time. Subclasses are answers."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class StorageFaultError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the operator's administrator allows.
+    """The rules of the operator's administrator.
 
     Attributes:
         ambient: ``(namespace, URL prefix)`` pairs that may be read and written with the operator's own identity.
@@ -115,7 +115,7 @@ class Rules:
 
 
 def fault_from(error: CheckpointError) -> StoreFault:
-    """What an error of the library means for the Checkpoint."""
+    """Translate an error of the library into a fault of the Checkpoint."""
     if isinstance(error, BudgetError):
         too_slow = error.reason is Reason.STORE_TOO_SLOW
         return StoreFault(
@@ -134,11 +134,11 @@ def fault_from(error: CheckpointError) -> StoreFault:
 def timed_out(settings: StoreSettings) -> StoreFault:
     """The fault of a request that was abandoned because it did not return in time."""
     where = settings.endpoint or settings.url
-    return StoreFault(Reason.PASS_TIMED_OUT, f"A request to {where} did not return in time. It is tried again.")
+    return StoreFault(Reason.PASS_TIMED_OUT, f"A request to {where} did not return in time. The operator tries again.")
 
 
 def settings_for(key: Key, storage: Storage, secret: Mapping[str, str] | None, rules: Rules) -> StoreSettings:
-    """How to open the store.
+    """Return how to open the store.
 
     Args:
         secret: The named Secret's values, or None when the spec names none.
@@ -190,11 +190,11 @@ class RunStore:
     """An open store of one Checkpoint, with its log.
 
     Args:
-        settings: A session serves one set of settings; others need another session.
-        writer: Who appends, for the log's audit trail.
+        settings: Fixed; other settings need another session.
+        writer: Signature of this operator in the log's audit trail.
         deletions: Objects per second; None for no limit.
-        meter: What counts the calls; by default nothing limits them.
-        reading: The same for reading back in the background, which no pass waits for.
+        meter: Counts the calls; by default without limits.
+        reading: Counts the calls that read snapshots back in the background.
 
     Attributes:
         readable: The store for reading back in the background.
@@ -230,12 +230,12 @@ class RunStore:
         self.refusal = ""
 
     def probe(self) -> None:
-        """Check that the store keeps its contract, or, within the hour, only that it can be written; read its clock.
+        """Check that the store keeps its contract, and read its clock. Within an hour, check only that it takes writes.
 
-        A store that only refuses to be written, or only to delete, is no failure: see ``read_only`` and ``refusal``.
+        A store that only refuses writes, or only deletions, does not fail: see ``read_only`` and ``refusal``.
 
         Raises:
-            StoreError: It does not, or it failed.
+            StoreError: It does not keep its contract, or it failed.
         """
         self.probed_at = time.monotonic()
         self.read_only = self.refusal = ""
@@ -266,11 +266,11 @@ class RunStore:
         return self._proven_at is not None
 
     def begin_action(self) -> None:
-        """Another action begins, with a budget of its own."""
+        """Start the budget of another action."""
         self.meter.begin(ACTION_SECONDS)
 
     def keys(self) -> list[str]:
-        """All keys under the prefix.
+        """List all keys under the prefix.
 
         Raises:
             StoreError: It could not be listed completely.
@@ -278,7 +278,7 @@ class RunStore:
         return [info.key for info in self.store.list()]
 
     def forget_log(self) -> None:
-        """What is read from here on is another log: that of a run that was deleted began and ended under these keys."""
+        """Read the log from its start: that of a deleted run had the same keys."""
         self.log = RunLog(self.store, writer=self._writer, patience_seconds=PATIENCE_SECONDS)
 
     def read_log(self) -> Run:
@@ -310,7 +310,7 @@ class RunStore:
             self.store.delete(batch)
 
     def _check_readable(self) -> None:
-        """Read the log, and the clock as far as it tells.
+        """Read the log, and from its newest entry the clock.
 
         Raises:
             AccessDeniedError: It cannot be read either.
@@ -319,11 +319,11 @@ class RunStore:
         run = self.log.refresh()
         newest = self.store.stat(layout.log_key(run.head)) if run.head else None
         if newest is not None:
-            # No later moment is known of a store that cannot be written; nothing is decided by it.
+            # The latest known moment of a store that cannot be written. No decision depends on it.
             self._clock = (newest.modified, time.monotonic())
 
     def _discard_probes(self) -> None:
-        """Delete what processes that were killed while they probed have left."""
+        """Delete what killed processes left of their probes."""
         modified = {info.key: info.modified for info in self.store.list(layout.PROBE_FOLDER)}
         self.delete(orphans.old_probes(modified, now=self.now()))
 
@@ -336,8 +336,8 @@ class RunStore:
         # A fresh key each time: where objects are locked, none can be replaced.
         key = f"{layout.PROBE_FOLDER}{secrets.token_hex(8)}/clock"
         self.store.put(key, b"")
-        # Taken after the answer, so that the time that follows from it is late by the answer's way and never early:
-        # nothing is deleted before its grace is over.
+        # Taken after the answer, so that the derived time may be late but never early: nothing may be deleted
+        # before its grace period ends.
         answered = time.monotonic()
         info = self.store.stat(key)
         if info is None:
@@ -347,10 +347,10 @@ class RunStore:
             self.store.delete([key])
 
     def now(self) -> dt.datetime:
-        """The store's clock, as far as this process's steady clock can tell since the last probe.
+        """Return the time by the store's clock, extrapolated since the last reading with this process's steady clock.
 
         Raises:
-            StoreError: It was never probed.
+            StoreError: The store was never probed.
         """
         if self._clock is None:
             raise StoreError("read the store's clock", self.store.url, "it was not probed yet")
@@ -358,7 +358,7 @@ class RunStore:
         return modified + dt.timedelta(seconds=time.monotonic() - then)
 
     def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
-        """Some entries of the log, read again.
+        """Read some entries of the log again.
 
         Raises:
             LogError, StoreError: One cannot be read.
@@ -366,7 +366,7 @@ class RunStore:
         return tuple(entry.decode() for entry in get_entries(self.store, numbers))
 
     def progress(self) -> RunProgress | None:
-        """The last word of the running attempt, or None."""
+        """Read the last heartbeat of the running attempt; None if there is none."""
         stored = read_heartbeat(self.store)
         if stored is None:
             return None
@@ -375,7 +375,7 @@ class RunStore:
 
 
 def missing_log(session: RunStore, run: Run, checkpoint: Checkpoint) -> StoreFault | None:
-    """Whether there was a run here whose log is gone, or shorter than the Checkpoint's status has seen it.
+    """Return a fault if the log of an earlier run is gone, or shorter than the Checkpoint's status has seen it.
 
     Raises:
         StoreError: The store failed.

@@ -1,4 +1,4 @@
-"""From the user's spelling of a spec to the policy in the log; the only place that parses durations and quantities."""
+"""Translates a spec into the policy in the log. The only module that parses durations and quantities."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from checkpoint_sidecar.core.wire import MAX_INT64
 
 
 def policy_of(spec: api.CheckpointSpec) -> Policy:
-    """The policy a spec asks for.
+    """Return the policy that a spec asks for.
 
     Raises:
-        ValueError: A duration or quantity that is none; the message names the field.
-        msgspec.ValidationError: A value that the schema does not admit, stored by an API server that did not check it.
+        ValueError: A duration or quantity is invalid; the message names the field.
+        msgspec.ValidationError: The schema does not allow a value; an older CRD stored it.
     """
     policy = Policy(
         save=SavePolicy(

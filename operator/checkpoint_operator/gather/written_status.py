@@ -1,7 +1,6 @@
-"""What this operator wrote as the status of each object, so that a watch can tell what another hand has changed.
+"""Statuses that this operator wrote, so that a watch notices when someone else changes one.
 
-A wiped status would otherwise stay so until the next complete pass: the generation, by which a watch tells news, counts
-changes of the spec only.
+Otherwise a wiped status would stay wiped until the next complete pass: the generation counts changes of the spec only.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ class Statuses:
         self._written: dict[Object, int] = {}
 
     def note(self, which: Object, status: Mapping[str, Any]) -> None:
-        """This status is about to be written; noted before, because the watch may be faster than the answer."""
+        """Note a status before it is written, because the watch may be faster than the answer."""
         self._written[which] = _digest(status)
 
     def forget(self, which: Object) -> None:
-        """The object is gone."""
+        """Forget an object that is gone."""
         self._written.pop(which, None)
 
     def changed(self, which: Object, status: Mapping[str, Any] | None) -> bool:
-        """Whether an object's status is another one than this process wrote last. False if it never wrote any."""
+        """Whether an object's status differs from the one this process wrote last. False if it never wrote one."""
         written = self._written.get(which)
         return written is not None and written != _digest(status or {})
 

@@ -1,4 +1,4 @@
-"""What a plan is made of: one frozen dataclass per kind of effect. What each does is in ``entries`` and ``execute``."""
+"""The actions of a plan, one frozen dataclass per effect. ``decide.appends`` and ``act`` carry them out."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RequestSave:
     """Ask the running attempt to save now.
 
     Attributes:
-        reason: Why, if not because the user did; see ``SaveRequested``.
+        reason: Empty if the user asked; see ``SaveRequested``.
     """
 
     request: str
@@ -87,14 +87,14 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class RecordCheck:
-    """Write down what ``Verify`` or the scrubber found."""
+    """Record in the log what ``Verify`` or the scrubber found."""
 
     finding: ScrubFinding
 
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Make a snapshot no candidate any more, if the policy still wants it.
+    """Take a snapshot out of the candidates, if the policy still wants that.
 
     Attributes:
         terms: What this operator added to the policy when this was planned.
@@ -106,7 +106,7 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class Reinstate:
-    """The way back; ``terms`` as in ``Retire``."""
+    """Undo ``Retire``; ``terms`` as there."""
 
     snapshot: str
     terms: Terms = NO_TERMS
@@ -126,7 +126,7 @@ class PublishPointer:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Delete a snapshot's data, or go on deleting it; ``terms`` as in ``Retire``."""
+    """Delete a snapshot's data, or continue to; ``terms`` as in ``Retire``."""
 
     snapshot: str
     terms: Terms = NO_TERMS
@@ -141,7 +141,7 @@ class Compact:
 
 @dataclass(frozen=True, slots=True)
 class LookAround:
-    """Look through the prefix for what the run did not write, and for stock pointers."""
+    """Survey the prefix for what the run did not write, and for stock pointers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class CollectOrphans:
 
 @dataclass(frozen=True, slots=True)
 class CollectLast:
-    """The same for the highest attempt itself, of which nothing was heard for long: fence it if it left anything.
+    """Do the same for the highest attempt itself after a long silence: fence it if it left anything.
 
     Attributes:
         commit: Its last commit when this was planned, or empty; another one is a sign of life.
@@ -165,17 +165,17 @@ class CollectLast:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Give the run up, for good: it belongs to nobody from here on."""
+    """Give the run up for good: it has no owner from then on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Erase:
-    """Delete a run that belongs to nobody, or go on deleting it."""
+    """Delete a run that was given up, or continue to."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreateMirror:
-    """Create a CheckpointSnapshot and write its status, which cannot be given with the object."""
+    """Create a CheckpointSnapshot and write its status, which needs a request of its own."""
 
     body: Mapping[str, Any]
     status: Mapping[str, Any]
@@ -214,7 +214,7 @@ class CreatePod:
 
 @dataclass(frozen=True, slots=True)
 class DeletePod:
-    """Delete what is left of a bare pod, to have its name."""
+    """Delete what is left of a bare pod, to free its name."""
 
     name: str
     uid: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EventDraft:
-    """One Event to be.
+    """The content of one Event.
 
     Attributes:
         identifier: Unique within the run.

@@ -1,6 +1,6 @@
-"""What the operator knows about one Checkpoint in one pass: frozen values that every decision reads.
+"""The frozen values that decisions read: what the operator knows about one Checkpoint in one pass.
 
-``None`` always means "not known", never "there is none": a decision that finds it must not act.
+``None`` always means "not known", never "there is none": a decision that meets it must not act.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Checkpoint:
     Attributes:
         spec: None when it does not decode; the schema should have refused it.
         status: As stored, for comparison and for what only it remembers (transition times, ``logSequence``).
-        resource_version: Of the object as it was read, so that what was changed meanwhile is not overwritten.
-        deleted_at: When somebody asked for its deletion, by the API server's clock.
+        resource_version: Of the object as read, so that writes do not overwrite later changes.
+        deleted_at: When its deletion was requested, by the API server's clock.
     """
 
     key: Key
@@ -59,7 +59,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Toleration:
-    """What a pod bears. Empty fields match everything; ``limited`` is a pod that has to go after some time."""
+    """A toleration of a pod. Empty fields match everything; ``limited`` means only for some time."""
 
     key: str = ""
     operator: str = "Equal"
@@ -70,10 +70,10 @@ class Toleration:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A taint by which a node says that it, or its pods, will be gone soon.
+    """A taint that announces that a node, or its pods, will be gone soon.
 
     Attributes:
-        since: When it was set, as the API server writes times; empty if whoever set it does not say.
+        since: When it was set, as the API server writes times; empty if the taint does not say.
         times: How often this very taint was seen to appear, from 1.
     """
 
@@ -86,7 +86,7 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node, and what it announces, the earliest first."""
+    """A node and its announcements, the earliest first."""
 
     name: str
     uid: str
@@ -128,7 +128,7 @@ class DisruptedPod:
     Attributes:
         reason: That of its condition DisruptionTarget.
         body: As last seen.
-        since: When that was first seen, or when it was last tried in vain to create it again; the operator's clock.
+        since: When that was first seen, or when creating it last failed; the operator's clock.
         failures: How often it was created again without living long, or could not be created.
     """
 
@@ -145,7 +145,7 @@ class Mirror:
     """A CheckpointSnapshot object.
 
     Attributes:
-        uid: Of this object, so that no other one of the same name is deleted for it.
+        uid: Of this object, so that no other one of the same name is deleted instead.
         controller: UID of the object that controls it, or empty: after ``kubectl delete --cascade=orphan`` or a
             restore from a backup there is none, or one that is gone.
         release_request: A user's request to release the snapshot from quarantine, or empty.
@@ -168,11 +168,11 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far an attempt had come, by its own last word: a hint for reporting, never for decisions.
+    """How far an attempt came, by its last heartbeat: a hint for reporting, never for decisions.
 
     Attributes:
         at: The store's clock when it was written.
-        ended: Whether it was a goodbye.
+        ended: Whether the attempt said that it ends.
     """
 
     attempt: int
@@ -183,11 +183,11 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class ScrubFinding:
-    """What comparing the stored objects of a snapshot with its manifest has found.
+    """Result of comparing the stored objects of a snapshot with its manifest.
 
     Attributes:
-        failures: How much evidence the log held against the snapshot before; of two who find the same damage at the
-            same time, only the first one's counts.
+        failures: Failures that the log held against the snapshot before, so that of two findings at the same time
+            only the first counts.
     """
 
     check: SnapshotVerified
@@ -196,10 +196,10 @@ class ScrubFinding:
 
 @dataclass(frozen=True, slots=True)
 class ReadBack:
-    """How reading the snapshots of a Checkpoint back goes.
+    """State of reading the snapshots of a Checkpoint back.
 
     Attributes:
-        reading: Id of the snapshot that is being read, or empty.
+        reading: Id of the snapshot being read, or empty.
         trouble: Why the last one could not be read to its end, or empty.
         unreliable: Whether that was because each read gave other bytes.
     """
@@ -214,7 +214,7 @@ class StoreFault:
     """Why the run's store or log cannot be used.
 
     Attributes:
-        stalled: Only a human can help; retrying is for the case that somebody did.
+        stalled: Only a person can fix it; retries only notice the fix.
         unreachable: Why the store could not be reached, without any names; empty when it answered, whatever it said.
         retry_seconds: When to try again, or None for a back-off.
     """
@@ -228,11 +228,11 @@ class StoreFault:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What the quota of its namespace means for a Checkpoint, in bytes.
+    """A Checkpoint's part of the quota of its namespace, in bytes.
 
     Attributes:
         limit: For all Checkpoints of the namespace together.
-        required: What they retain that no quota takes.
+        required: What they retain regardless of any quota.
         spare_bytes: What is left to this one for snapshots that rules alone keep; None if all of them may stay.
     """
 
@@ -248,7 +248,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """Since when the Checkpoint asks to take another one's run over.
+    """The Checkpoint's request to take over the run of another one.
 
     Attributes:
         generation: At which the present value was first seen; 0 if not known.
@@ -295,7 +295,7 @@ class Observed:
     """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
 
     Attributes:
-        owner: Who this Checkpoint is in the log.
+        owner: Name of this Checkpoint in the log.
         policy: Its spec in machine units; None when the spec cannot be translated.
         run: The log's fold; None when the log could not be read.
         now: The store's clock; None when it is not known.
@@ -303,10 +303,10 @@ class Observed:
         rival: The Checkpoint that has an overlapping prefix.
         namespace_deleted: Whether the namespace is going away; not looked up while that makes no difference.
         nodes: Those of its pods' nodes that announce something.
-        disrupted: Pods that nobody but the operator would create again.
+        disrupted: Pods that only the operator would create again.
         memory: What earlier passes have found out.
         read_back: How reading snapshots back goes; None where none is read.
-        findings: What reading snapshots back has found and the log does not say yet.
+        findings: Results of reading snapshots back that are not in the log yet.
         quota: That of the namespace, or None where there is none.
     """
 
@@ -330,7 +330,7 @@ class Observed:
 
     @property
     def terms(self) -> Terms:
-        """What this operator adds to the policy in the log."""
+        """Terms that this operator adds to the policy in the log."""
         return Terms(
             spare_bytes=self.quota.spare_bytes if self.quota else None,
             reads_back=self.read_back is not None,
@@ -346,7 +346,7 @@ class Observed:
 
     @property
     def rival_named(self) -> str:
-        """The rival in words that name nothing of other namespaces."""
+        """The rival, without names from other namespaces."""
         if self.rival is not None and self.rival.namespace == self.checkpoint.key.namespace:
             return f"Checkpoint {self.rival.name}"
         return "a Checkpoint in another namespace"

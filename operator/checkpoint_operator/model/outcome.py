@@ -20,7 +20,7 @@ from checkpoint_sidecar.core.errors import (
 
 
 class BudgetError(StoreError):
-    """A pass would cost more than one Checkpoint may.
+    """A pass would exceed the budget of one Checkpoint.
 
     Attributes:
         reason: That of the condition.
@@ -34,16 +34,16 @@ class BudgetError(StoreError):
 
 
 def refuses_deletion(error: CheckpointError | None) -> bool:
-    """Whether a store that works does not let this operator delete: a missing right, or a lock on the objects."""
+    """Whether a working store does not let this operator delete: a missing right, or a lock on the objects."""
     return isinstance(error, (AccessDeniedError, RequestRefusedError)) and error.operation == "delete"
 
 
 @dataclass(frozen=True, slots=True)
 class ActionOutcome:
-    """How one action ended; ``error`` is None when it is done or had become needless.
+    """How one action ended. ``error`` is None if it is done or had become unnecessary.
 
     Attributes:
-        survey: What else lies under the prefix, if the action had to look.
+        survey: What else lies under the prefix, if the action surveyed it.
     """
 
     action: Action
@@ -52,19 +52,19 @@ class ActionOutcome:
 
     @property
     def harmless(self) -> bool:
-        """Whether nothing but a report depends on it."""
+        """Whether only a report depends on the action."""
         return isinstance(self.action, LookAround)
 
     @property
     def left_alone(self) -> bool:
-        """Whether the object to be changed is not the run's."""
+        """Whether the object to change turned out not to be the run's."""
         return isinstance(self.error, ForeignObjectError)
 
     @property
     def refused(self) -> bool:
-        """Whether a store that works did not let it happen: to delete, or to replace a pointer that is locked.
+        """Whether a working store did not allow it: a deletion, or replacing a locked pointer.
 
-        Nor is a pointer a fault that cannot be checked because it, or the manifest, is larger than any of a real model.
+        A pointer that cannot be checked, because it or the manifest is larger than any real one, counts too.
         """
         locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
         beyond_memory = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
@@ -73,12 +73,12 @@ class ActionOutcome:
 
     @property
     def failed(self) -> bool:
-        """Whether the store failed, so that nothing more is worth trying for now."""
-        told = self.refused or self.left_alone or self.harmless or self.unverifiable
-        return self.error is not None and not told
+        """Whether the store failed, so that further actions are pointless for now."""
+        expected = self.refused or self.left_alone or self.harmless or self.unverifiable
+        return self.error is not None and not expected
 
     @property
     def unverifiable(self) -> str:
-        """Why a snapshot could not be compared with its manifest, for a reason that concerns no other one; or empty."""
+        """Why this one snapshot could not be compared with its manifest, or an empty string."""
         own = isinstance(self.error, (IncompatibleSnapshotError, UnreliableReadError))
         return str(self.error) if own and isinstance(self.action, Verify) else ""

@@ -18,9 +18,9 @@ _TOKEN_VOLUME = "kube-api-access-"  # noqa: S105 - of the service account, mount
 
 
 def created_again(body: Mapping[str, Any], *, failures: int) -> dict[str, Any]:
-    """The pod to create in place of one that is gone: as it was submitted, as far as its body tells.
+    """Return the pod to create in place of one that is gone, restored to what was submitted.
 
-    The environment of the injection stays, since one set by hand looks the same.
+    Injected environment variables stay, since those set by hand look the same.
 
     Args:
         failures: See ``DisruptedPod``.
@@ -37,7 +37,7 @@ def created_again(body: Mapping[str, Any], *, failures: int) -> dict[str, Any]:
 
 
 def _label_terms(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What selects other pods by their labels."""
+    """Yield the terms that select other pods by their labels."""
     yield from spec.get("topologySpreadConstraints") or ()
     for kind in ("podAffinity", "podAntiAffinity"):
         affinity = (spec.get("affinity") or {}).get(kind) or {}

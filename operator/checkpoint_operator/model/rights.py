@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """What a role allows: one verb on one resource, in one namespace or (empty) in the whole cluster."""
+    """One verb on one resource, in one namespace or (empty) in the whole cluster."""
 
     verb: str
     group: str

@@ -1,4 +1,4 @@
-"""The only file that imports kopf: every event becomes a key in the queue, and nothing is decided here.
+"""The only module that imports kopf. It turns every event into a key in the queue and decides nothing.
 
 No timers, daemons or change handlers: those put finalizers and annotations on objects, and an object with a finalizer
 cannot be deleted while the operator is down.
@@ -26,7 +26,7 @@ def run(operator: Operator) -> None:
         registry=registry_for(operator),
         settings=_settings(),
         standalone=True,
-        # Nobody is peered with, but kopf would ask the system for the user's name, and a container's user has none.
+        # There are no peers, but without an identity kopf would look up the user's name, which a container lacks.
         identity=cast(Any, "checkpoint-operator"),
         clusterwide=not namespaces,
         namespaces=namespaces,
@@ -47,7 +47,7 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
         try:
             await operator.start()
         except Exception as error:
-            # Anything else would be retried here for ever, with the pod looking healthy.
+            # kopf would retry any other error without end, while the pod looks healthy.
             raise kopf.PermanentError(f"the operator cannot start: {error}") from error
 
     @kopf.on.cleanup(registry=registry)
@@ -73,7 +73,7 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
         body = event["object"]
         metadata = body["metadata"]
         key = Key(namespace or "", metadata["name"])
-        # One that appears was created by the operator, which knows; anything else is what a user wants.
+        # The operator created a new one and knows it already; any other change is a user's.
         appears = key not in generations and spec["disposition"] == "Auto"
         if event["type"] == "DELETED":
             generations.pop(key, None)
@@ -99,7 +99,7 @@ def registry_for(operator: Operator) -> kopf.OperatorRegistry:
 
 
 def _is_news(generations: dict[Key, tuple[Any, ...]], key: Key, metadata: Mapping[str, Any]) -> bool:
-    """Whether an object is new or its spec changed; the operator's own status writes would wake it for nothing."""
+    """Whether an object is new or its spec changed. The operator's own status writes must not wake it."""
     release = (metadata.get("annotations") or {}).get(RELEASE_ANNOTATION)
     seen = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), release)
     known = generations.get(key) == seen

@@ -12,14 +12,14 @@ from checkpoint_operator.gather.redaction import Redactor
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """Format of the log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class _Redacting(logging.Formatter):
-    """Cleans message and traceback, whoever wrote them; a message is one line, whatever it quotes."""
+    """Redacts messages and tracebacks of all libraries. A message is one line, whatever it quotes."""
 
     def __init__(self, inner: logging.Formatter, redactor: Redactor) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Redacting(logging.Formatter):
 
 
 def configure(log_format: LogFormat, *, redactor: Redactor, verbose: bool = False) -> None:
-    """Set up the root logger; replaces what was there."""
+    """Set up the root logger, replacing its handlers."""
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     structured = JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler = logging.StreamHandler(sys.stderr)

@@ -1,4 +1,4 @@
-"""One operator process: its connections, its queue, and whether it is well. Knows nothing of kopf."""
+"""One operator process: its connections, its queue and its health. Independent of kopf."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Options:
     """How to run.
 
     Attributes:
-        namespaces: Which to serve; empty for the whole cluster.
+        namespaces: Those to serve; empty for the whole cluster.
         cluster_id: What stands for this cluster in the owner of a run; empty for the UID of kube-system.
         metrics_address: Host (empty for all addresses) and port, or None for no metrics.
         liveness: URL to answer probes at, or empty.
         resync_seconds: Between complete passes over everything.
-        verify_bytes_per_second: How fast snapshots are read back to compare their checksums; 0 for not at all.
-        deletes_per_second: How many objects are deleted at most; 0 for no limit.
+        verify_bytes_per_second: How fast to read snapshots back to compare their checksums; 0 turns that off.
+        deletes_per_second: Most objects to delete per second; 0 for no limit.
         quotas: See ``Quotas``.
         watch_nodes: Whether to save when a node announces its end; needs the right to watch nodes.
     """
@@ -67,7 +67,7 @@ class Options:
 
 
 class Operator:
-    """Started and stopped by ``handlers``, which also feeds it with keys."""
+    """The process. ``handlers`` starts it, stops it and passes it what the watches show."""
 
     def __init__(self, options: Options, *, redactor: Redactor) -> None:
         self.options = options
@@ -79,7 +79,7 @@ class Operator:
         self._opened = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        """Connect, and begin to work on every Checkpoint there is.
+        """Connect and start working on every Checkpoint.
 
         Raises:
             KubeError: The API server refused; without the CRDs it answers 404 here.
@@ -124,7 +124,7 @@ class Operator:
         logger.info("started: %s", ", ".join(self.options.namespaces) or "all namespaces")
 
     async def stop(self) -> None:
-        """End what is being worked on, then disconnect."""
+        """Finish the current passes, then disconnect."""
         if self._resync is not None:
             self._resync.cancel()
             await asyncio.gather(self._resync, return_exceptions=True)
@@ -140,25 +140,25 @@ class Operator:
         return self._kube.statuses.changed((plural, metadata["namespace"], metadata["name"]), body.get("status"))
 
     def gone(self, plural: str, key: Key) -> None:
-        """The watch showed that an object is deleted."""
+        """Note that the watch showed the deletion of an object."""
         self._kube.statuses.forget((plural, key.namespace, key.name))
 
     def wake(self, key: Key) -> None:
-        """Something about this Checkpoint changed."""
+        """Request a pass: something about this Checkpoint changed."""
         self._queue.add(key)
 
     def watched(self, key: Key, metadata: Mapping[str, Any]) -> None:
-        """The watch on Checkpoints showed this one, so the watch is alive."""
+        """Note that the watch on Checkpoints showed this one, and request a pass."""
         self._watchdog.show(key, _version(metadata))
         self.wake(key)
 
     def show_pod(self, key: Key, body: Mapping[str, Any]) -> None:
-        """The watch on pods showed this one of a Checkpoint, perhaps for the last time."""
+        """Note that the watch on pods showed a pod of this Checkpoint, perhaps for the last time."""
         self._knowledge.bare_pods.show(key, body, now=dt.datetime.now(dt.UTC))
         self.wake(key)
 
     def show_node(self, body: Mapping[str, Any], *, gone: bool) -> None:
-        """The watch on nodes showed this one."""
+        """Note that the watch on nodes showed this one."""
         node = node_from(body)
         if gone:
             self._knowledge.nodes.remove(node.name)
@@ -167,9 +167,9 @@ class Operator:
             self.wake(key)
 
     def complaint(self) -> str:
-        """Why this process should be restarted, or an empty string.
+        """Return why this process should be restarted, or an empty string.
 
-        Nothing that a tenant's store, Secret or log can bring about is a reason: it would stop the others' operator.
+        No tenant's store, Secret or log may cause a reason: that would restart the operator of all others.
         """
         if self._watchdog.blind:
             return "listings show Checkpoints, or changes of them, that the watch never showed"
@@ -184,7 +184,7 @@ class Operator:
         return web.json_response({"healthy": complaint or "ok"}, status=500 if complaint else 200)
 
     def _recovered(self, connection: Hashable) -> None:
-        """A store answers again: look at all that use it."""
+        """Request a pass over each Checkpoint whose store answers again."""
         for key in self._queue.at(connection):
             self._queue.add(key)
 

@@ -1,4 +1,4 @@
-"""One pass over one Checkpoint: observe, plan, execute, report. The only place where the rooms meet."""
+"""One pass over one Checkpoint. The only module that wires observe, plan, execute and report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CONTINUE_SECONDS = 2.0
 """Until the pass that continues, so that one large backlog does not keep the other Checkpoints waiting."""
 
 ACT_SECONDS = 600.0
-"""After which a round of actions is given up; one that takes longer than its own budget ends by itself before."""
+"""Deadline of a round of actions. Its own budget ends a slow round before that."""
 
 INVALID = 422
 
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """Seconds between looks at a log.
+    """Seconds between polls of a log.
 
     Attributes:
         busy: While pods run, or training wrote to the log within the last ``settle`` seconds.
@@ -68,11 +68,11 @@ class Intervals:
 
 
 class Reconciler:
-    """Brings the world and one Checkpoint's spec together; ``reconcile`` is the work of the queue.
+    """Makes the world match the spec of each Checkpoint; the queue calls ``reconcile``.
 
     Args:
-        scrubber: Reads snapshots back; None if nothing is to be read.
-        wake: Asks for a pass over another Checkpoint.
+        scrubber: Reads snapshots back; None if that is off.
+        wake: Requests a pass over another Checkpoint.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Reconciler:
         self._intervals = intervals or Intervals()
 
     async def reconcile(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
-        """One pass, or, if not ``thorough``, a look at the log that leads to one when it grew.
+        """Run one pass; if not ``thorough``, only when a poll of the log finds something new.
 
         Returns:
-            Seconds until the next look, or None when the Checkpoint is gone.
+            Seconds until the next poll, or None when the Checkpoint is gone.
 
         Raises:
             Retry: The store or the API server cannot be used now.
@@ -112,10 +112,10 @@ class Reconciler:
                 self._metrics.count_error(key)
                 raise Retry(str(error)) from error
             except (Retry, NoRoomError):
-                raise  # a fault of the store or the spec: counted as such
+                raise  # a fault of the store or the spec, which is counted as one
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # a client's panic is no Exception
+            except BaseException as error:  # a client's panic is not an Exception
                 self._metrics.count_error(key)
                 logger.exception("%s: the pass failed", key)
                 await self._report_error(key, error)
@@ -123,7 +123,7 @@ class Reconciler:
 
     async def _pass(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
         memory = self._knowledge.memory(key)
-        if not thorough and not await self._something_new(key, memory, slot):
+        if not thorough and not await self._has_news(key, memory, slot):
             return self._interval(memory)
         with self._metrics.reconcile_seconds.time():
             observed = await self._observer.observe(key, memory, slot)
@@ -134,10 +134,10 @@ class Reconciler:
             observed = await self._act(await self._within_quota(self._with_findings(observed)), memory, slot)
             observed = await self._within_quota(observed)
             if await self._release(observed):
-                self._forget(key)  # whoever comes under this name finds another run, or none
+                self._forget(key)  # the next Checkpoint of this name finds another run, or none
                 return self._intervals.idle
             await self._read_back(observed, memory)
-            observed, entries = await self._news(observed, memory, slot)
+            observed, entries = await self._unreported(observed, memory, slot)
             await self._report(observed, entries)
             await self._reschedule(observed)
             mirrors_wait = await self._mirror(observed)
@@ -150,20 +150,20 @@ class Reconciler:
         raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}", seconds=fault.retry_seconds)
 
     async def _hold(self, observed: Observed) -> None:
-        """Set our finalizer as soon as the spec asks for it, and remove it when it no longer does."""
+        """Set our finalizer as soon as the spec asks for it. Remove it when the spec no longer does."""
         checkpoint, wanted = observed.checkpoint, finalizer.finalizers(observed.checkpoint)
         if wanted is not None:
             await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, wanted)
 
     async def _release(self, observed: Observed) -> bool:
-        """Let a Checkpoint go whose run is deleted, or cannot be; returns whether that was so."""
+        """Remove our finalizer once the run is deleted, or cannot be. Return whether it was removed."""
         checkpoint, released = observed.checkpoint, finalizer.release(observed)
         if released is None:
             return False
-        happening = finalizer.last_word(released)
-        level = logging.WARNING if happening.warning else logging.INFO
-        logger.log(level, "%s: %s: %s", checkpoint.key, happening.reason, self._redactor.clean(happening.message))
-        await self._tell(happening, observed, observed.wall)
+        draft = finalizer.last_word(released)
+        level = logging.WARNING if draft.warning else logging.INFO
+        logger.log(level, "%s: %s: %s", checkpoint.key, draft.reason, self._redactor.clean(draft.message))
+        await self._create_event(draft, observed, observed.wall)
         await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, finalizer.without(checkpoint))
         return True
 
@@ -174,7 +174,7 @@ class Reconciler:
         return replace(observed, findings=self._scrubber.findings(key), read_back=self._scrubber.state(key))
 
     async def _within_quota(self, observed: Observed) -> Observed:
-        """With what the quota of the namespace leaves to this run; others whose part has changed are woken."""
+        """Add what the namespace's quota leaves to this run. Wake the Checkpoints whose part changed."""
         key = observed.checkpoint.key
         if not self._knowledge.quotas.limit(key.namespace):
             return observed
@@ -184,7 +184,7 @@ class Reconciler:
         return replace(observed, quota=self._knowledge.quotas.of(key))
 
     async def _read_back(self, observed: Observed, memory: Memory) -> None:
-        """After a fault nothing is known: what is being read is read on, and what was found is kept."""
+        """Request what to read back. A fault changes nothing: reading continues, and findings are kept."""
         if self._scrubber is None or memory.session is None or observed.fault is not None:
             return
         key = observed.checkpoint.key
@@ -193,7 +193,7 @@ class Reconciler:
         wanted = await decided(plan.to_read_back, observed)
         self._scrubber.want(key, wanted, session.readable, release=session.reading.free)
 
-    async def _something_new(self, key: Key, memory: Memory, slot: TenantSlot) -> bool:
+    async def _has_news(self, key: Key, memory: Memory, slot: TenantSlot) -> bool:
         if time.monotonic() >= memory.due_at:
             return True
         try:
@@ -207,15 +207,15 @@ class Reconciler:
 
         return await rounds.run(observed, memory, blocking=blocking)
 
-    async def _news(
+    async def _unreported(
         self, observed: Observed, memory: Memory, slot: TenantSlot
     ) -> tuple[Observed, tuple[StoredEntry, ...]]:
-        """The log entries that the status does not reflect yet."""
+        """Read the log entries that the status does not reflect yet."""
         run, session = observed.run, memory.session
         if run is None or session is None or not observed.ours:
             return observed, ()
         numbers = events.untold(observed.checkpoint.status, run.head)
-        # Those of them that are in the status already were reported by another operator.
+        # Another operator reported those that are in the status already.
         appended = (
             range(max(memory.head, run.head - events.MAX_TOLD) + 1, run.head + 1) if memory.head > 0 else range(0)
         )
@@ -228,13 +228,13 @@ class Reconciler:
         except AbandonedError:
             return replace(observed, fault=timed_out(session.settings)), ()
         others = events.tell_other_operators((e for e in entries if e.number in appended), self._observer.writer)
-        for happening in others:
+        for draft in others:
             self._metrics.count_other_operator(observed.checkpoint.key, 1)
-            await self._tell(happening, observed, observed.wall)
+            await self._create_event(draft, observed, observed.wall)
         return observed, tuple(entry for entry in entries if entry.number in numbers)
 
     async def _report(self, observed: Observed, entries: tuple[StoredEntry, ...]) -> None:
-        """Write the status if it changed, and after it the Events that tell why."""
+        """Write the status if it changed, and then the Events that explain it."""
         checkpoint = observed.checkpoint
         status = self._redactor.clean_messages(await decided(status_of, observed))
         ready = resources.conditions_of(status).get(ConditionType.READY, {})
@@ -252,14 +252,14 @@ class Reconciler:
             return
         self._metrics.count(checkpoint.key, entries)
         self._count_losses(checkpoint.key, status)
-        happenings = events.tell_conditions(checkpoint.status, status)
+        drafts = events.tell_conditions(checkpoint.status, status)
         if observed.run is not None:
-            happenings = (*happenings, *events.tell(entries, observed.run))
-        for place, happening in enumerate(happenings):
-            await self._tell(happening, observed, observed.wall + dt.timedelta(microseconds=place))
+            drafts = (*drafts, *events.tell(entries, observed.run))
+        for place, draft in enumerate(drafts):
+            await self._create_event(draft, observed, observed.wall + dt.timedelta(microseconds=place))
 
     async def _report_error(self, key: Key, error: BaseException) -> None:
-        """Say in the status that a pass failed in a way that nobody foresaw; the log says more."""
+        """Report an unexpected error in the status; the operator's log has the details."""
         message = f"The operator failed at this Checkpoint ({type(error).__name__}); its log says more. It tries again."
         try:
             body = await self._kube.checkpoint(key)
@@ -270,7 +270,7 @@ class Reconciler:
             logger.warning("%s: %s", key, refused)
 
     async def _report_only(self, checkpoint: Checkpoint, fault: StoreFault) -> None:
-        """Write a fault into the status, and leave everything else there as it is."""
+        """Write a fault into the status and change nothing else there."""
         status = status_with(checkpoint, fault, wall=dt.datetime.now(dt.UTC))
         if status != checkpoint.status:
             await self._kube.write_checkpoint_status(checkpoint.key, checkpoint.uid, status)
@@ -283,27 +283,27 @@ class Reconciler:
         if not planned:
             return
         logger.info("%s: %s", key, ", ".join(f"{type(action).__name__} {action.name}" for action in planned))
-        happenings = await pods.carry_out(planned, self._kube, self._knowledge.bare_pods, key, now=observed.wall)
-        for happening in happenings:
-            await self._tell(happening, observed, dt.datetime.now(dt.UTC))
+        drafts = await pods.carry_out(planned, self._kube, self._knowledge.bare_pods, key, now=observed.wall)
+        for draft in drafts:
+            await self._create_event(draft, observed, dt.datetime.now(dt.UTC))
 
-    async def _tell(self, happening: EventDraft, observed: Observed, moment: dt.datetime) -> None:
+    async def _create_event(self, draft: EventDraft, observed: Observed, moment: dt.datetime) -> None:
         event = resources.event(
             observed.checkpoint,
-            reason=happening.reason,
-            message=self._redactor.clean(happening.message),
-            warning=happening.warning,
-            identifier=happening.identifier,
+            reason=draft.reason,
+            message=self._redactor.clean(draft.message),
+            warning=draft.warning,
+            identifier=draft.identifier,
             time=moment,
         )
         try:
             await self._kube.create_event(event)
         except KubeError as error:
-            # Its entry counts as told already. One Event that is lost must not take the others with it.
-            logger.warning("%s: an Event is lost (%s): %s", observed.checkpoint.key, happening.reason, error)
+            # Its entry counts as reported already. One lost Event must not cost the others.
+            logger.warning("%s: lost an Event (%s): %s", observed.checkpoint.key, draft.reason, error)
 
     async def _mirror(self, observed: Observed) -> bool:
-        """Bring the CheckpointSnapshot objects in line with the log; returns whether some are left to create."""
+        """Make the CheckpointSnapshot objects match the log. Return whether some are left to create."""
         stored = {mirror.name: mirror.status for mirror in observed.mirrors}
         planned: list[MirrorAction] = []
         for action in await decided(plan.mirror_actions, observed):
@@ -344,8 +344,8 @@ class Reconciler:
 
     def _interval(self, memory: Memory) -> float:
         now = time.monotonic()
-        lively = memory.running or now - memory.heard_at < self._intervals.settle
-        interval = self._intervals.busy if lively else self._intervals.idle
+        active = memory.running or now - memory.heard_at < self._intervals.settle
+        interval = self._intervals.busy if active else self._intervals.idle
         return min(interval, max(0.0, memory.due_at - now))
 
     def _forget(self, key: Key) -> None:

@@ -1,4 +1,4 @@
-"""Whether the watch on Checkpoints is alive, told by comparing what it showed with complete listings. Pure.
+"""Detects that the watch on Checkpoints is dead, by comparing what it showed with complete listings. Pure.
 
 A watch may stop without an error, and one that reconnects never says what was deleted in between.
 """
@@ -13,13 +13,13 @@ from checkpoint_operator.model.observed import Key
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Which object, and which state of its spec."""
+    """An object, and a state of its spec."""
 
     uid: str
     generation: int
 
     def covers(self, other: Version) -> bool:
-        """Whether who was shown this knows of the other: watches may leave out what was soon replaced."""
+        """Whether this version makes the other one old news: watches may skip what was soon replaced."""
         return self.uid == other.uid and self.generation >= other.generation
 
 
@@ -33,11 +33,11 @@ class Watchdog:
 
     @property
     def shown(self) -> frozenset[Key]:
-        """What the watch showed until now; take it *before* a listing begins."""
+        """The Checkpoints that the watch showed until now. Read it *before* a listing begins."""
         return frozenset(self._shown)
 
     def show(self, key: Key, version: Version) -> None:
-        """The watch showed this Checkpoint."""
+        """Note that the watch showed this Checkpoint."""
         self._shown[key] = version
 
     def compare(self, shown_before: Set[Key], listed: Mapping[Key, Version]) -> frozenset[Key]:

@@ -12,7 +12,7 @@ from aiohttp import web
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MOST_CONNECTIONS = 64
-"""At a time; a further one takes the place of the oldest, so that a probe gets through a crowd."""
+"""Most connections at a time. One more closes the oldest, so that a probe gets through a crowd."""
 
 CONNECTION_SECONDS = 30.0
 """A connection is closed after this time, whatever its client does."""
@@ -20,7 +20,7 @@ CONNECTION_SECONDS = 30.0
 
 @contextlib.asynccontextmanager
 async def serving(host: str, port: int, path: str, answer: Answer) -> AsyncIterator[None]:
-    """Answer GET requests meanwhile.
+    """Answer GET requests while the context is open.
 
     Args:
         host: Empty for all addresses, over IPv4 and over IPv6, as far as the machine has them.

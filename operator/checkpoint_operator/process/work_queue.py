@@ -1,4 +1,4 @@
-"""A work queue: each key at most once at a time, lanes served in turns, back-off with jitter, looks at intervals."""
+"""A work queue: each key at most once at a time, namespaces in turns, back-off with jitter, polls at intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class HasNamespace(Hashable, Protocol):
-    """What keys are told apart by, and served in turns by."""
+    """A key. Namespaces are served in turns."""
 
     @property
     def namespace(self) -> str: ...
@@ -55,7 +55,7 @@ class WorkQueue(Generic[K]):
     """Calls ``work(key, thorough, slot)`` for every key that asks for it.
 
     ``add`` asks for a thorough call; a key that asks again while it waits is called once, and one that asks while it is
-    being worked on is called once more afterwards. ``work`` returns the seconds until the next look (a call that is
+    being worked on is called once more afterwards. ``work`` returns the seconds until the next poll (a call that is
     not thorough), or None to forget the key; an exception is logged and followed by a thorough call after a back-off.
 
     Namespaces take turns, and within a namespace stores do; ``slots`` says how many calls there may be at a time.
@@ -91,12 +91,12 @@ class WorkQueue(Generic[K]):
         self._running = self._stopped = self._starting = False
 
     def start(self) -> None:
-        """Start to work, in the running event loop."""
+        """Start calling, in the running event loop."""
         self._running = True
         self._start_more()
 
     async def stop(self, *, grace: float) -> None:
-        """Start nothing new, and give what is being worked on ``grace`` seconds to end."""
+        """Start nothing new, and wait up to ``grace`` seconds for the calls that run."""
         self._running, self._stopped = False, True
         for timer in self._timers.values():
             timer.cancel()
@@ -111,11 +111,11 @@ class WorkQueue(Generic[K]):
         await asyncio.gather(*late, return_exceptions=True)
 
     def add(self, key: K) -> None:
-        """Ask for a thorough call as soon as possible. Call it from the event loop's thread."""
+        """Request a thorough call as soon as possible. Call this in the event loop's thread."""
         self._want(key, thorough=True)
 
     def at(self, target: Target) -> list[K]:
-        """The keys whose store is this one."""
+        """Return the keys that use this store."""
         return [key for key, known in self._targets.items() if known == target]
 
     def _want(self, key: K, *, thorough: bool) -> None:
@@ -126,7 +126,7 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         waiting = key in self._wanted
         self._wanted[key] = thorough or self._wanted.get(key, False)
-        # A key that waits has its place in the queue; one that is being worked on gets one at the end of that.
+        # A waiting key has its place in the queue. A busy key gets one when its call ends.
         if not waiting and key not in self._busy:
             self._enqueue(key)
 
@@ -141,7 +141,7 @@ class WorkQueue(Generic[K]):
         target = self._targets.get(key)
         self._ready.put(key, key.namespace, target)
         if self._slots.room(key.namespace, target) and not self._starting:
-            # Not at once: the requests of one moment become one call.
+            # Not at once, so that the requests of one moment become one call.
             self._starting = True
             asyncio.get_running_loop().call_soon(self._start_more)
 
@@ -186,7 +186,7 @@ class WorkQueue(Generic[K]):
             self._retry(key, str(error), error.seconds)
         except asyncio.CancelledError:
             raise
-        except BaseException:  # a client's panic is no Exception; whatever it was, the other keys go on
+        except BaseException:  # a client's panic is not an Exception; the other keys must go on
             logger.exception("%s: the pass failed", key)
             self._retry(key, "the pass failed", None)
         else:
