@@ -9,8 +9,6 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 GENERATED = {"docs/faults.md"}
-UNREAD = {"docs/storage.md"}
-"""Not yet in plain English."""
 PATTERNS = (
     "*.md",
     "docs/**/*.md",
@@ -30,7 +28,9 @@ TEXTS = sorted(
     - GENERATED
     - {"CHANGELOG.md"}
 )
-TICS = re.compile(r"\b(whoever|nobody|somebody|everybody|for ever|goes on|(?:is|are) told|comes to)\b", re.IGNORECASE)
+TICS = re.compile(
+    r"\b(whoever|nobody|somebody|everybody|for ever|goes on|(?:is|are) told(?! from)|comes to)\b", re.IGNORECASE
+)
 """Phrases for code that acts as if it were a person, or that English has a shorter word for."""
 
 
@@ -46,7 +46,7 @@ def test_no_conflict_of_a_merge_is_left(text: str) -> None:
     assert [line for line in lines if re.match(r"(<{7}|>{7}|={7}$|\|{7})", line)] == []
 
 
-@pytest.mark.parametrize("text", [text for text in TEXTS if text not in UNREAD])
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_text_names_the_actor(text: str) -> None:
     lines = (REPOSITORY / text).read_text().splitlines()
     found = [f"{number}: {line.strip()[:100]}" for number, line in enumerate(lines, 1) if TICS.search(line)]

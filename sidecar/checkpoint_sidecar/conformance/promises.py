@@ -320,7 +320,7 @@ def _clock_is_close(trial: Trial) -> None:
 CHECKS: tuple[Check, ...] = (
     Check(
         "what is written is read back, byte for byte",
-        "Everything else rests on it.",
+        "Nothing else can work without it.",
         _written_is_read_back,
     ),
     Check(
@@ -331,7 +331,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         f"of {_CREATORS} concurrent creates exactly one wins",
-        "Two pods that commit at once would both be told that theirs is the snapshot.",
+        "Two pods that commit at once would both believe that they succeeded.",
         _one_creator_wins,
         probed="OnFilesystems",
     ),
@@ -342,12 +342,12 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "a deleted object can be created again",
-        "The command and the operator try the store out again and again.",
+        "The command and the operator probe the store repeatedly.",
         _created_again,
     ),
     Check(
         "a listing shows an object right after it was written",
-        "A restart would not see the newest entries of the log at once; the operator would judge by an old state.",
+        "A restart would not see the newest entries of the log at once; the operator would decide by an old state.",
         _listed_at_once,
         probed="Always",
     ),
@@ -358,33 +358,33 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "an overwritten object is read whole, the old one or the new one",
-        "Progress is one object that is overwritten again and again; a reader would see half of it.",
+        "The heartbeat is overwritten repeatedly; a reader would see half of it.",
         _overwritten_whole,
         probed="OnFilesystems",
     ),
     Check(
-        "missing objects are told from errors",
+        "a missing object is reported as missing, not as an error",
         "A failing store would look like an empty one, and training would start at step 0.",
         _missing_is_told,
     ),
     Check(
         "an object above the limit is refused",
-        "A hostile or broken object would fill the memory of the operator.",
+        "A hostile or damaged object would exhaust the memory of the operator.",
         _large_is_refused,
     ),
     Check(
         "ranged reads are exact, and an error beyond the end",
-        "Tensors are read by range; a short answer would leave the rest of one as it was.",
+        "Tensors are read by range; a short answer would leave a part of a tensor unchanged.",
         _ranges_are_exact,
     ),
     Check(
         "keys keep their characters and are listed in order",
-        "Entries and files would be missed, or taken for others.",
+        "Entries and files would be missed or confused.",
         _keys_are_kept,
     ),
     Check(
         f"{MANY_KEYS:,} objects are listed and deleted completely",
-        "Runs of some thousand steps have logs of more than one page; what is not listed does not exist.",
+        "Long runs have logs of more than one page; an object that is not listed would be taken for missing.",
         _pages_are_complete,
     ),
     Check(
@@ -394,17 +394,17 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "an aborted upload leaves nothing, and an older object as it was",
-        "Half a file would be taken for a whole one.",
+        "Half a file would be mistaken for a complete one.",
         _aborted_leaves_nothing,
     ),
     Check(
         "deleting is complete, and no error for what is gone",
-        "Purging would stop half-way, or remove the manifest of files that are still there.",
+        "Purging would stop half-way, or remove the manifest of files that still exist.",
         _deleted_completely,
     ),
     Check(
         "the store's clock is close to this machine's",
-        "Requests are refused when the clocks are far apart, and grace periods are measured on the store's.",
+        "Stores refuse requests when the clocks differ too much, and grace periods are measured on the store's clock.",
         _clock_is_close,
     ),
 )
