@@ -1,4 +1,4 @@
-"""Doing something small every few seconds beside the training loop."""
+"""Runs a small action every few seconds beside the training loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Call ``action`` every ``seconds`` in a thread, until ``stop``, and ``goodbye`` once after it.
+    """Calls ``action`` every ``seconds`` in a thread until ``stop``, then ``goodbye`` once.
 
-    An action that fails is tried again at the next turn; an outage is logged when it begins and when it ends, not at
-    every turn.
+    A failed action is retried at its next turn; only the first failure of an outage and its end are logged.
 
     Args:
-        at_once: Whether the first call is due at the start, or ``seconds`` later.
+        at_once: Whether the first call is made at the start rather than ``seconds`` later.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Periodic:
         self._thread.start()
 
     def stop(self, *, timeout_seconds: float = 5.0) -> None:
-        """Ask the thread to end and wait for it; one that hangs in a request is left behind."""
+        """Stop the thread and wait for it; a thread that hangs in a request is abandoned."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
@@ -64,7 +63,7 @@ class Periodic:
             except BaseException as error:  # noqa: BLE001 - a native client may panic; the next turn needs this thread
                 if not failing:
                     cause = str(error) if isinstance(error, CheckpointError) else described(error)
-                    logger.warning("%s: %s; trying again every %g s", self._name, cause, self._seconds)
+                    logger.warning("%s: %s; retrying every %g s", self._name, cause, self._seconds)
                 failing = True
             else:
                 if failing:

@@ -1,4 +1,4 @@
-"""What a save is to DCP storage, and who decides about it."""
+"""The interface between DCP storage and the code that admits and commits its saves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class NewSave:
     """A save that was admitted and may upload.
 
     Attributes:
-        folder: Fresh; nobody else writes there, and it is never written again.
-        step: Optimizer step the state belongs to.
+        folder: A new folder that only this save writes.
+        step: Optimizer step of the state.
     """
 
     folder: SaveFolder
@@ -24,32 +24,35 @@ class NewSave:
 
     @property
     def snapshot(self) -> str:
-        """Id of the snapshot it becomes when it is committed."""
+        """Id of the snapshot that a commit makes of it."""
         return layout.snapshot_id(self.step, self.folder.attempt, self.folder.nonce)
 
 
 class SaveTarget(Protocol):
     """Decides whether and where a save goes, and commits it.
 
-    Called on the coordinator rank only, by ``SnapshotWriter``, from whatever thread or process DCP saves in. For
-    ``async_save`` in a process it is pickled together with the writer.
+    Called on the coordinator rank only, by ``SnapshotWriter``, in the thread or process in which DCP saves. For
+    ``async_save`` in a process, it is pickled with the writer.
     """
 
     def begin(self) -> NewSave:
-        """Admit the save and pick a fresh folder, before anything is uploaded.
+        """Admit the save and choose a new folder, before anything is uploaded.
 
         Raises:
-            CheckpointExistsError, FencedError: It may not happen. Every rank then fails with this error.
+            CheckpointExistsError, FencedError: The save is refused. Every rank then fails with this error.
         """
 
     def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
-        """Make it a snapshot. All its files and its manifest are stored; ``digest`` is the manifest's SHA-256.
+        """Commit the save as a snapshot, after all its files and its manifest are stored.
+
+        Args:
+            digest: SHA-256 of the manifest.
 
         Raises:
-            CheckpointExistsError, FencedError, PrefixClaimedError: It certainly was not committed; the writer deletes
-                the save's files. Raise these for nothing else.
-            CheckpointError: Anything else: it may be committed, and the files stay.
+            CheckpointExistsError, FencedError, PrefixClaimedError: The save is certainly not committed; the writer
+                deletes its files. Raise these in no other case.
+            CheckpointError: Any other failure: the save may be committed, and the files stay.
         """
 
     def abandon(self, save: NewSave) -> None:
-        """Some rank failed before ``commit`` was tried. Called at most once per save; must not raise."""
+        """Handle the failure of a rank before ``commit``. Called at most once per save; must not raise."""

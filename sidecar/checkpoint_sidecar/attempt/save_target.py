@@ -1,4 +1,4 @@
-"""Where a save of a ``Checkpointer`` goes, and its commit. Rank 0 only; no torch here."""
+"""Admits and commits the saves of a ``Checkpointer``. Used on rank 0 only."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _LONGEST_NAME = 64
 
 
 def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Metrics as the log keeps them: what ``repr`` says of a float is exactly that float.
+    """Return metrics as the log stores them: as the ``repr`` of a float, which is exact.
 
     Args:
-        metrics: Numbers by name; tensors of one element count as numbers.
+        metrics: Numbers, or tensors of one element, by name.
 
     Raises:
-        ConfigurationError: Too many, too long a name, or not a number.
+        ConfigurationError: There are too many, a name is too long, or a value is not a number.
     """
     operation = "record metrics"
     if len(metrics) > _MOST_METRICS:
@@ -64,18 +64,18 @@ def _number(value: Any) -> float:
 
 
 class SaveNotNeeded(CheckpointExistsError):  # noqa: N818 - it ends a save without being a failure
-    """The step was saved in the meantime, and the policy says to keep that one."""
+    """The step was saved in the meantime, and the policy keeps that save."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What is known of a save before it uploads.
+    """The facts about a save that are known before it uploads.
 
     Attributes:
         metrics: Decimal strings.
         save_request: The request it serves, or empty.
         began: ``time.monotonic()`` at the start of the copy.
-        blocked_seconds: How long the training loop waited.
+        blocked_seconds: Time for which the training loop waited.
     """
 
     step: int
@@ -149,28 +149,28 @@ class RunTarget:
         self._entry, self._manifest = entry, manifest
 
     def publish(self) -> None:
-        """Say that the snapshot is committed, if it is, and let torch's own reader see it. Raises nothing.
+        """Log a committed snapshot and publish it for torch's own reader. Never raises.
 
-        Not part of the commit, so that a store that keeps silent from here on holds no other rank up.
+        Separate from the commit, so that a store that is silent from now on delays no other rank.
         """
         if not self.committed or self._entry is None:
             return
         try:
             self._after_commit(self._entry)
-        except BaseException as error:  # noqa: BLE001 - the snapshot stands, and nothing waits for this
-            # Only torch's own reader does not see it until the operator repairs the pointer.
+        except BaseException as error:  # noqa: BLE001 - the snapshot is committed in any case
+            # Only torch's own reader misses the snapshot, until the operator repairs the pointer.
             cause = str(error) if isinstance(error, CheckpointError) else described(error)
             logger.warning("step %d is saved, but its stock .metadata is not published: %s", self._draft.step, cause)
 
     def settle(self, error: Exception) -> tuple[Exception | None, bool]:
-        """What a save that ended with an error has come to: the error to tell, if any, and whether it is committed.
+        """Decide how a failed save ended. Returns the error to report, if any, and whether the save is committed.
 
-        An error after the commit was tried says nothing about the commit, whatever it is: the log does.
+        An error after the attempt to commit does not say whether the commit was made; the log does.
         """
         if self._tried and not self.committed and not isinstance(error, _REFUSALS):
             try:
                 found = self._session.log.refresh().snapshots.get(self._tried)
-            except BaseException as unread:  # noqa: BLE001 - any of them means that nothing is known
+            except BaseException as unread:  # noqa: BLE001 - after any error the outcome is unknown
                 cause = f"{error}; and whether it was committed cannot be read: {described(unread)}"
                 hint = "It may be committed; the next start finds it if it is."
                 return UnknownOutcomeError(self._operation, self._tried, cause, hint), False
@@ -200,7 +200,7 @@ class RunTarget:
         publish(self._session.store, self._session.log, entry.step, manifests=manifests)
 
     def abandon(self, save: NewSave) -> None:
-        """See ``SaveTarget``: the writer deletes the files, and there is nothing else to undo."""
+        """Log the failure; the writer deletes the files. See ``SaveTarget``."""
         logger.warning("the save of step %d failed before its commit", save.step)
 
     def _not_needed(self, subject: str) -> SaveNotNeeded:

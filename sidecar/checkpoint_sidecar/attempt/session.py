@@ -1,6 +1,6 @@
-"""One attempt's dealings with the run's log. Rank 0 only; no torch here.
+"""Reads and appends one attempt's entries of the run log. Used on rank 0 only.
 
-What may be written is decided in ``core.attempt``; here it is appended, and what the log says is looked up.
+``core.attempt`` decides what may be written.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 3.0
 
-# Errors that name the caller's next move by themselves; anything else that stops a restore becomes RestoreInterrupted.
+# Errors that name the caller's next step; every other error that stops a restore becomes RestoreInterrupted.
 _TELLING = (FencedError, IncompatibleSnapshotError, UntrustedSnapshotError, RestoreError, RestoreInterrupted)
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """The policy until the log has one."""
+    """The policy that applies until the log has one."""
 
     save: SavePolicy
     overwrite: OverwritePolicy
@@ -70,9 +70,9 @@ class Candidate:
     """A snapshot that is announced in the log and may be read.
 
     Attributes:
-        path: Of its folder, relative to the store's root.
-        metadata: The bytes of its ``.metadata``, checked; rank 0 reads them for all.
-        verify: How far to check its bytes.
+        path: Its folder, relative to the store's root.
+        metadata: The verified bytes of its ``.metadata``; rank 0 reads them for all ranks.
+        verify: How thoroughly to check its bytes.
     """
 
     snapshot: str
@@ -88,8 +88,8 @@ class AttemptSession:
 
     Args:
         store: Opened at the run's root.
-        owner: Who the run belongs to.
-        log_floor: Number of a log entry that was seen in this run, from the environment; 0 if none is known.
+        owner: The owner of the run.
+        log_floor: Number of a log entry known to exist in this run, from the environment; 0 if unknown.
     """
 
     def __init__(self, store: Store, owner: Owner, defaults: Defaults, *, log_floor: int = 0) -> None:
@@ -108,12 +108,12 @@ class AttemptSession:
         """Claim the prefix if it is free, wait for an attempt that still trains, and take the next number.
 
         Raises:
-            LogMissingError: There was a run here, and its log is gone or was cut.
+            LogMissingError: There was a run here, and its log is missing or incomplete.
             PrefixClaimedError: The prefix belongs to another run.
-            StoreError, LogError: The store failed or does not keep what commits rest on.
+            StoreError, LogError: The store failed, or lacks a guarantee that commits need.
         """
         run = self.log.refresh()
-        # The deleted run's successor begins behind its tombstone: there is nothing to account for.
+        # The successor of a deleted run begins after its tombstone: nothing has to be accounted for.
         keys = () if run.ever_committed or (run.head and run.free) else telling_keys(self.store)
         found = unaccounted(run, keys) if run.head else traces(keys)
         decisions.check_log(run, url=self.store.url, floor=self._log_floor, traces=found)
@@ -149,7 +149,7 @@ class AttemptSession:
         return decisions.identify(run)
 
     def stop(self, *, timeout_seconds: float) -> None:
-        """Stop looking at the log."""
+        """Stop polling the log."""
         self._poll.stop(timeout_seconds=timeout_seconds)
 
     # Restoring
@@ -157,11 +157,11 @@ class AttemptSession:
     def next_candidate(self) -> Candidate | None:
         """Announce the next snapshot to try, or None for a fresh start.
 
-        Candidates whose manifest or metadata is damaged are recorded and passed over here, before any other rank hears
-        of them.
+        Candidates with a damaged manifest or metadata are recorded and skipped, before any other rank learns of
+        them.
 
         Raises:
-            RestoreError: Nothing is left to try, and a fresh start is not what the policy asks for.
+            RestoreError: No candidate is left, and the policy does not ask for a fresh start.
             FencedError, RestoreInterrupted: See ``core.attempt``.
         """
         while True:
@@ -186,13 +186,12 @@ class AttemptSession:
         missing: tuple[str, ...] = (),
         unused: tuple[str, ...] = (),
     ) -> None:
-        """Every rank loaded it.
+        """Record that every rank loaded the candidate.
 
         Args:
-            compared: What all ranks together compared with checksums. Only all of it verifies the snapshot: a model
-                without its optimizer says nothing about the rest.
-            missing: Names that the snapshot lacks, which keep the state they had.
-            unused: Names that the snapshot has and nothing took.
+            compared: The bytes that all ranks together compared with checksums. Only all bytes verify the snapshot.
+            missing: Names that the snapshot lacks, which keep their present state.
+            unused: Names that only the snapshot has.
         """
         self._compare_rest(candidate, compared)
         size = candidate.manifest.size
@@ -224,15 +223,15 @@ class AttemptSession:
         )
 
     def failed(self, snapshot: str, error: Exception) -> None:
-        """Record why a candidate was not restored. Returns if the next one may be tried.
+        """Record why a candidate was not restored. Returns if the next one may be tried, and raises otherwise.
 
-        That is so if there is evidence against it. Reads that cannot be relied on may be the fault of this machine, so
-        they interrupt the start; another one may have a better machine. Only when as many starts as evidence would need
-        have failed by it, training goes on from the snapshot before; this one is not blamed.
+        The next one is tried if there is evidence against this one. Unreliable reads may be the fault of this machine,
+        so they interrupt the start, and the next start may run on another machine. After as many interrupted starts as
+        the policy allows, the snapshot is skipped without being marked damaged.
 
         Raises:
             RestoreInterrupted: The error says nothing about the snapshot.
-            FencedError, IncompatibleSnapshotError: As given.
+            FencedError, IncompatibleSnapshotError: The given error.
         """
         evidence = error.evidence if isinstance(error, CorruptSnapshotError) else "None"
         if not isinstance(error, FencedError):
@@ -263,7 +262,7 @@ class AttemptSession:
         return unexplained >= run.policy.restore.max_failures_per_snapshot
 
     def _compare_rest(self, candidate: Candidate, compared: ComparedBytes) -> None:
-        """What fails here is no reason to doubt what was restored; the operator reads all of it in its own time."""
+        """Compare the bytes that the restore did not need. A failure does not affect the restore."""
         if candidate.verify != "Checksums":
             return
         settings = EngineSettings.from_environment()
@@ -284,14 +283,14 @@ class AttemptSession:
             raise self._nothing_left(f"{len(self.skipped)} snapshots proved damaged, maxFallback is {limit}")
 
     def _begin_anew(self) -> None:
-        """Raise unless starting at step 0 is what the policy asks for, and still possible."""
+        """Raise unless the policy asks for a start at step 0 and this process can still make one."""
         run = self.log.run
         if not decisions.plan_for(run, self.attempt).fresh_start:
             raise self._nothing_left(
                 "no snapshot can be restored" if run.ever_committed else "nothing was ever committed"
             )
         if self.skipped:
-            # Loading them has overwritten part of the model: what is in memory is no longer a fresh start.
+            # Loading them has overwritten part of the model, so this process can no longer make a fresh start.
             raise self._nothing_left("every snapshot proved damaged; a fresh start needs a new process")
         asked = "nothing is restored, as the policy asks" if run.ever_committed else "nothing to restore"
         logger.info("%s: starting at step 0", asked)
@@ -302,7 +301,7 @@ class AttemptSession:
             "restore",
             self.store.url,
             f"{cause}{tried}",
-            "Training does not start at step 0 by itself. Look at the snapshots' evidence, then roll back to a good "
+            "Training does not start at step 0 by itself. Check the snapshots' evidence, then roll back to a good "
             "one (spec.restore.rollback) or ask for a fresh start (spec.restore.mode: None).",
         )
 
@@ -338,7 +337,7 @@ class AttemptSession:
 
     @property
     def fenced(self) -> FencedError | None:
-        """The error to raise if a later attempt started, the run changed hands, or its log is no more."""
+        """The error to raise if a later attempt started, the run has another owner, or its log is gone."""
         if self.log.replaced is not None:
             return self.log.replaced
         try:
@@ -349,19 +348,19 @@ class AttemptSession:
 
     @property
     def saved_step(self) -> int | None:
-        """The step training would go on from if it were restarted now."""
+        """The step from which training would continue if it restarted now."""
         found = self.log.run.snapshots.get(base_of(self.state))
         return found.step if found else None
 
     def saved(self, step: int) -> Snapshot | None:
-        """The live snapshot of a step that this attempt made or descends from."""
+        """Return the live snapshot of a step that this attempt made or descends from."""
         return existing_save(self.log.run, base_of(self.state), step)
 
     def admit(self, step: int, trigger: Trigger) -> Snapshot | None:
-        """The snapshot that makes a save of ``step`` needless, or None when it may go on.
+        """Return the snapshot that makes a save of ``step`` unnecessary, or None to admit the save.
 
-        Only this attempt's own commits and the operator's retirements can change the answer, so the log as last read is
-        good enough to fail before anything is copied; the commit asks again.
+        Only this attempt's commits and the operator's retirements can change the answer, so the log as last read is
+        enough to fail before anything is copied; the commit decides again.
 
         Raises:
             CheckpointExistsError, FencedError: See ``core.attempt.admit_save``.

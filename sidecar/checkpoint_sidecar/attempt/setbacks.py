@@ -1,4 +1,4 @@
-"""Failed saves in a row: whether training goes on, and telling the operator. Rank 0 only; no torch here."""
+"""Counts failed saves, decides whether training continues, and reports to the operator. Used on rank 0 only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Setbacks:
     """Counts failed saves since the last commit.
 
     Args:
-        step: Where training begins.
+        step: The step at which training begins.
         clock: Seconds, monotonic.
     """
 
@@ -32,43 +32,43 @@ class Setbacks:
         self._saved_step = step
         self._saved_at = clock()
         self._report: SaveFailed | None = None
-        self._told = False
+        self._reported = False
         self._reports: Periodic | None = None
 
     def made_up(self, step: int) -> None:
-        """A save of this step is committed."""
+        """Record that a save of this step is committed."""
         self._failures = 0
         self._saved_step, self._saved_at = step, self._clock()
-        self._report, self._told = None, False
+        self._report, self._reported = None, False
 
     def note(self, error: Exception, step: int, trigger: Trigger | None) -> str:
-        """Count a failure. Returns why training should stop, or empty when it goes on.
+        """Count a failure. Returns the reason to stop training, or an empty string to continue.
 
         Args:
-            step: Where training is.
-            trigger: Of the save that is to follow, which is tried in any case if it is the last one.
+            step: The present step.
+            trigger: Trigger of the next save, which is tried in any case if it is the last one.
         """
         self._failures += 1
         self._failed_at = self._clock()
         reason = self._reason(error, step)
         if not reason or trigger in ("Final", "Termination"):
-            self._tell(SaveFailed(self._session.attempt, step, self._failures, str(error)[:MAX_TEXT]))
+            self._report_once(SaveFailed(self._session.attempt, step, self._failures, str(error)[:MAX_TEXT]))
             if self._session.save_policy.on_failure == "Continue":
                 return ""
         return reason
 
     def may_retry(self) -> bool:
-        """Whether a save that was asked for and failed may be tried again by now."""
+        """Return whether a requested save that failed may be retried now."""
         return self._clock() - self._failed_at >= retry_delay(self._failures)
 
     def overdue(self, step: int) -> bool:
-        """Whether a save that hangs has kept training unsaved for too long."""
+        """Return whether training has been unsaved for too long because a save hangs."""
         policy = self._session.save_policy
         unsaved = self._clock() - self._saved_at
         return bool(given_up(policy, failures=0, unsaved_steps=step - self._saved_step, unsaved_seconds=unsaved))
 
     def stop(self, *, timeout_seconds: float) -> None:
-        """End the reports."""
+        """Stop the reports."""
         if self._reports is not None:
             self._reports.stop(timeout_seconds=timeout_seconds)
 
@@ -83,15 +83,15 @@ class Setbacks:
         )
 
     def _may_pass(self, error: CheckpointError) -> bool:
-        """Whether the next save may succeed although nobody does anything about it."""
+        """Return whether the next save may succeed without any action."""
         if isinstance(error, StateCopyError):
             # State that was never saved is likely to be state that cannot be saved.
             return self._session.state.last_commit is not None
         return isinstance(error, StoreError) or type(error) is CheckpointError
 
-    def _tell(self, report: SaveFailed) -> None:
-        """Have it written into the log as soon as the store lets us, once until the next commit."""
-        if not self._told:
+    def _report_once(self, report: SaveFailed) -> None:
+        """Write the failure into the log as soon as the store allows, once until the next commit."""
+        if not self._reported:
             self._report = report
         if self._reports is None:
             self._reports = Periodic(self._write, seconds=POLL_SECONDS, name="report failed saves")
@@ -103,4 +103,4 @@ class Setbacks:
             return
         after = self._session.state.last_commit
         self._session.log.append(lambda run: decisions.save_failed(run, report, after=after))
-        self._told, self._report = True, None
+        self._reported, self._report = True, None

@@ -1,1 +1,1 @@
-"""Bytes: checksummed writing and verified reading of large objects. Knows no torch, no policy and no Kubernetes."""
+"""Writes large objects with checksums and reads them verified. Independent of torch, policy and Kubernetes."""

@@ -1,4 +1,4 @@
-"""CRC32C (Castagnoli polynomial, RFC 3720 appendix B.4) of blocks, and of what blocks make when put together."""
+"""CRC32C (Castagnoli polynomial, RFC 3720 appendix B.4) of blocks, and of their concatenation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _BYTE = 1 << (31 - 8)  # x^8
 
 
 def block_checksums(buffers: Iterable[Buffer], block_bytes: int) -> list[int]:
-    """The CRC32C of each block of ``block_bytes`` of the buffers put together; the last block may be shorter.
+    """Return the CRC32C of each block of the concatenated buffers; the last block may be shorter.
 
-    Other threads run meanwhile.
+    Releases the interpreter's lock.
+
+    Args:
+        block_bytes: Block size.
     """
     checksums: list[int] = []
     current, room = 0, block_bytes
@@ -35,17 +38,17 @@ def block_checksums(buffers: Iterable[Buffer], block_bytes: int) -> list[int]:
 
 
 def combine(first: int, second: int, second_bytes: int) -> int:
-    """The CRC32C of two byte strings put together, from their own checksums.
+    """Return the CRC32C of two concatenated byte strings, from the checksum of each.
 
     Args:
-        second_bytes: The length of the second one.
+        second_bytes: Length of the second one.
     """
     # A checksum is a remainder in GF(2)[x]; bytes that follow multiply what came before by a power of x.
     return _product(first, _power(second_bytes)) ^ second
 
 
 def of_blocks(checksums: Sequence[int], block_bytes: int, size: int) -> int:
-    """The CRC32C of ``size`` bytes whose blocks have these checksums."""
+    """Return the CRC32C of ``size`` bytes whose blocks have these checksums."""
     if not checksums:
         return 0
     *full, last = checksums
@@ -58,9 +61,9 @@ def of_blocks(checksums: Sequence[int], block_bytes: int, size: int) -> int:
 
 @lru_cache(maxsize=16)
 def _block_factors(block_bytes: int) -> tuple[tuple[int, ...], ...]:
-    """What each value of each byte of a checksum becomes when ``block_bytes`` follow.
+    """Return, for each byte of a checksum, a table of what its values become when ``block_bytes`` follow.
 
-    A snapshot of a terabyte has a quarter of a million blocks, and whoever combines them holds the interpreter's lock.
+    A snapshot of a terabyte has a quarter of a million blocks, and combining them holds the interpreter's lock.
     """
     power = _power(block_bytes)
     return tuple(tuple(_product(value << shift, power) for value in range(256)) for shift in (0, 8, 16, 24))
@@ -68,7 +71,7 @@ def _block_factors(block_bytes: int) -> tuple[tuple[int, ...], ...]:
 
 @lru_cache(maxsize=256)
 def _power(count: int) -> int:
-    """The power of x by which ``count`` bytes that follow multiply."""
+    """Return the power of x by which ``count`` following bytes multiply a checksum."""
     result, square = _ONE, _BYTE
     while count:
         if count & 1:

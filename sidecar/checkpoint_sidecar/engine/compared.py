@@ -1,4 +1,4 @@
-"""Which bytes of a snapshot were compared with their checksums: what a claim that it is verified rests on."""
+"""Records which bytes of a snapshot were compared with their checksums, so that it can be called verified."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from checkpoint_sidecar.engine.requests import ByteRange
 
 
 class ComparedBytes:
-    """The blocks of a snapshot, in the order of its manifest, and which of them were compared.
+    """Flags for the blocks of a snapshot, in the order of its manifest: 1 for each that was compared.
 
-    Several threads may mark blocks at once. Ranks that read parts of the same snapshot combine their ``flags``, one
-    byte for each block, by the larger of each.
+    Safe from several threads. Ranks that read parts of the same snapshot combine their ``flags`` by maximum.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -25,13 +24,13 @@ class ComparedBytes:
         self.flags = bytearray(count)
 
     def mark(self, name: str, span: ByteRange) -> None:
-        """These bytes were compared: whole blocks, but for the last one of the file."""
+        """Record that these bytes were compared: whole blocks, except for the last one of the file."""
         first = self._first[name] + span.start // self._manifest.block_bytes
         last = self._first[name] + -(-span.end // self._manifest.block_bytes)
         self.flags[first:last] = b"\1" * (last - first)
 
     def left(self) -> Iterator[tuple[str, ByteRange]]:
-        """What was not compared: spans of blocks, by file."""
+        """Yield the spans of blocks that were not compared, each with its file's name."""
         size = self._manifest.block_bytes
         for file in self._manifest.files:
             first = self._first[file.name]

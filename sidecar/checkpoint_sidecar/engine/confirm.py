@@ -1,8 +1,8 @@
-"""Evidence against a snapshot is found several times, each time over a fresh connection, before it is believed.
+"""Confirms evidence against a snapshot with repeated reads, each over a fresh connection.
 
-A bit that flips on the way says nothing about the stored object, and it can flip again: what is wrong in the same way
-each time is wrong in the store. What is wrong in another way each time points at the network, a gateway or the memory
-of this machine, and costs no snapshot its place.
+A bit that flips in transit says nothing about the stored object, and it can flip again. Evidence that is the same in
+each read is damage in the store. Evidence that differs points at the network, a gateway or this machine's memory, and
+is not held against the snapshot.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from checkpoint_sidecar.core.errors import CorruptSnapshotError, UnreliableReadE
 from checkpoint_sidecar.store.base import Reconnects, Store
 
 READS = 3
-"""How often the same bytes are read before they are believed to be damaged."""
+"""How many reads must find the same damage."""
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-def confirmed(store: Store, look: Callable[[], T], *, found: CorruptSnapshotError | None = None) -> T:
-    """The result of ``look``, repeated over fresh connections while it finds evidence.
+def confirmed(store: Store, read: Callable[[], T], *, found: CorruptSnapshotError | None = None) -> T:
+    """Return the result of ``read``, which is repeated over fresh connections while it finds evidence.
 
     Args:
-        found: What was found already, if the first look was another one.
+        found: Evidence of an earlier read, which counts as the first.
 
     Raises:
-        CorruptSnapshotError: Each of ``READS`` looks found the same.
-        UnreliableReadError: Each found something, and not always the same.
+        CorruptSnapshotError: Each of ``READS`` reads found the same damage.
+        UnreliableReadError: Each found damage, but not always the same.
     """
     causes = [found.cause] if found else []
     while True:
         if causes and isinstance(store, Reconnects):
             store.reconnect()
         try:
-            result = look()
+            result = read()
         except CorruptSnapshotError as error:
             causes.append(error.cause)
             if len(causes) >= READS:
@@ -46,7 +46,7 @@ def confirmed(store: Store, look: Callable[[], T], *, found: CorruptSnapshotErro
                 raise
         else:
             if causes:
-                logger.warning("%s: what was read is whole after all; earlier reads said: %s", store.url, causes[-1])
+                logger.warning("%s: a repeated read is intact; earlier reads found: %s", store.url, causes[-1])
             return result
 
 

@@ -1,4 +1,4 @@
-"""Files to be written, laid out before their first byte moves, and how they are cut into parts."""
+"""Describes the contents of files before they are written, and cuts them into parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 SMALL_BYTES = 64 * 1024
-"""Less than this is copied together with its small neighbours: each buffer of its own costs the sender a call."""
+"""Smaller pieces are copied together with their neighbors, because each separate buffer costs the sender a call."""
 
 
 class Segment(Protocol):
@@ -15,19 +15,19 @@ class Segment(Protocol):
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Bytes."""
 
     @property
     def in_memory(self) -> bool:
-        """Whether ``view`` costs no memory."""
+        """Whether ``view`` needs no new memory."""
 
     def view(self, start: int, stop: int) -> memoryview:
-        """Its bytes from ``start`` to ``stop``, in memory that nobody changes while the view is in use."""
+        """Return the bytes from ``start`` to ``stop``, in memory that does not change while the view is in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """A segment that is at hand."""
+    """A segment that is in memory."""
 
     data: bytes | memoryview
 
@@ -62,7 +62,7 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class SegmentPiece:
-    """Some bytes of a segment; in a part, never none."""
+    """A range of a segment's bytes, not empty."""
 
     segment: Segment
     start: int
@@ -82,11 +82,11 @@ class SegmentPiece:
 
 @dataclass(frozen=True, slots=True)
 class UploadPart:
-    """What is sent at once.
+    """A part of a file, sent in one request.
 
     Attributes:
-        index: From 0.
-        runs: Each becomes one buffer: small pieces that follow each other, or one large piece.
+        index: Number of the part, from 0.
+        runs: Consecutive small pieces, or one large piece, that become one buffer.
     """
 
     index: int
@@ -98,11 +98,11 @@ class UploadPart:
 
     @property
     def memory_bytes(self) -> int:
-        """What ``buffers`` costs."""
+        """Memory that ``buffers`` allocates."""
         return sum(piece.size for run in self.runs for piece in run if len(run) > 1 or not piece.segment.in_memory)
 
     def buffers(self) -> list[memoryview]:
-        """The part's bytes, one buffer after the other."""
+        """Return the part's bytes as consecutive buffers."""
         return [run[0].view() if len(run) == 1 else _joined(run) for run in self.runs]
 
 

@@ -1,4 +1,4 @@
-"""How much of the machine moving bytes may take."""
+"""Resource limits for transfers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONNECTIONS = "CHECKPOINT_CONNECTIONS"
 STALL_SECONDS = "CHECKPOINT_STALL_SECONDS"
 
 LEAST_MEMORY_BYTES = 32 * 1024 * 1024
-"""One part of an object. With less there is no room for anything."""
+"""Minimum memory: one part of an object."""
 MOST_CONNECTIONS = 256
 _STALL_WANTED = "a number of seconds above 0, such as 180"
 
@@ -28,14 +28,14 @@ class EngineSettings:
     """Limits of each process.
 
     Attributes:
-        memory_bytes: What a save or a restore may hold in memory beyond the tensors themselves.
-        connections: Requests to the store side by side, at most.
-        beside_training: Whether something else wants the processor meanwhile.
-        stall_seconds: How long a save that is waited for may move no byte before it is given up. By default longer than
-            a store may keep silent before a request is tried again.
+        memory_bytes: Maximum memory of a save or restore beyond the tensors themselves.
+        connections: Maximum of concurrent requests to the store.
+        beside_training: Whether training needs the processor at the same time.
+        stall_seconds: Timeout of a save that moves no bytes while training waits for it. The default is longer than a
+            store may be silent before a request is retried.
 
     Raises:
-        ConfigurationError: A limit cannot work.
+        ConfigurationError: A limit is out of range.
     """
 
     memory_bytes: int = 256 * 1024 * 1024
@@ -53,16 +53,16 @@ class EngineSettings:
 
     @property
     def threads_at_first(self) -> int:
-        """One for each core that this rank has, and beside training for every fourth."""
+        """Initial number of threads: one for each core of this rank, or for every fourth one beside training."""
         cores = cores_of_rank()
         return max(1, cores // 4) if self.beside_training else cores
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> EngineSettings:
-        """The defaults, but for what the variables above say.
+        """Return the defaults, overridden by the environment variables above.
 
         Raises:
-            ConfigurationError: One of them makes no sense.
+            ConfigurationError: A variable is invalid.
         """
         settings = cls()
         if text := environ.get(MEMORY, ""):
@@ -79,7 +79,7 @@ class EngineSettings:
 
 
 def cores_of_rank(environ: Mapping[str, str] = os.environ) -> int:
-    """Of the cores that this process may use, its share among the ranks that torchrun has started beside it."""
+    """Return this rank's share of the cores that the process may use, among the ranks of torchrun on this node."""
     ranks = environ.get("LOCAL_WORLD_SIZE", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, int(ranks) if ranks.isdecimal() else 1))

@@ -1,4 +1,4 @@
-"""How far a save or a restore has got, in bytes, and calling it off."""
+"""Counts the bytes of a save or restore, and cancels it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ProgressSnapshot:
     """The counters at one moment.
 
     Attributes:
-        done: Bytes that have arrived.
-        total: Bytes that are to arrive, as far as is known yet.
-        seconds: Since the counting began.
+        done: Bytes transferred.
+        total: Bytes to transfer, as far as known.
+        seconds: Time since counting began.
     """
 
     done: int
@@ -26,15 +26,15 @@ class ProgressSnapshot:
 
     @property
     def bytes_per_second(self) -> float:
-        """The average since the counting began."""
+        """Average rate since counting began."""
         return self.done / self.seconds if self.seconds > 0 else 0.0
 
 
 class TransferMeter:
-    """Counts bytes for any number of threads, which learn from it when their work is no longer wanted.
+    """Counts bytes for any number of threads, and stops them after ``cancel``.
 
     Args:
-        total: Bytes that are to arrive; ``expect`` adds what is not known at the start.
+        total: Bytes to transfer; ``expect`` adds bytes that are not known at the start.
         clock: Seconds, monotonic.
     """
 
@@ -47,7 +47,7 @@ class TransferMeter:
         self._lock = threading.Lock()
 
     def expect(self, count: int) -> None:
-        """This many more bytes are to arrive.
+        """Add bytes to the total.
 
         Raises:
             TransferCancelledError: See ``cancel``.
@@ -57,7 +57,7 @@ class TransferMeter:
             self._check()
 
     def add(self, count: int) -> None:
-        """This many bytes have arrived: a part is stored, a range is verified and in its place.
+        """Count bytes as transferred: a part is stored, or a range is verified and delivered.
 
         Raises:
             TransferCancelledError: See ``cancel``.
@@ -67,7 +67,7 @@ class TransferMeter:
             self._check()
 
     def cancel(self) -> None:
-        """Call it off: whoever next reports bytes gets an error, and cleans up as after any other."""
+        """Cancel the transfer: every later report of bytes raises an error."""
         with self._lock:
             self._cancelled = True
 
@@ -76,7 +76,7 @@ class TransferMeter:
         return self._cancelled
 
     def check(self) -> None:
-        """For who waits for others that move the bytes.
+        """Raise an error after ``cancel``. Called by threads that wait while others transfer.
 
         Raises:
             TransferCancelledError: See ``cancel``.
@@ -93,5 +93,5 @@ class TransferMeter:
             raise TransferCancelledError(
                 "move data",
                 f"{self._done} of {self._total} bytes",
-                "it was called off, because this process has to end",
+                "it was cancelled, because this process has to end",
             )

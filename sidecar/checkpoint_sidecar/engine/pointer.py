@@ -1,10 +1,10 @@
-"""The stock pointer: the ``.metadata`` that lets torch's own reader load a step.
+"""Maintains the stock pointer: the ``.metadata`` that lets torch's own reader load a step.
 
-It is derived from the log and may be wrong or missing at any time; library and operator both repair it. Nothing of ours
+It is derived from the log and may be wrong or missing at any time; library and operator both repair it, and neither
 reads it. A pointer that this run did not write is never changed: it may be the only pointer to another checkpoint.
 
-Only bytes that match the snapshot's manifest are published, and the manifest only if it is the one that was committed.
-Large pointers are copied part by part, in bounded memory.
+Only bytes that match the committed manifest of the snapshot are published. Large pointers are copied part by part, in
+bounded memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from checkpoint_sidecar.store.common.parts import PART_BYTES
 MAX_METADATA_BYTES = 1024 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
 _SETTINGS = EngineSettings(connections=1)
-"""One request at a time: its buffer and one part are all the memory that a copy takes."""
+"""One request at a time: a copy needs memory for its buffer and one part only."""
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def publish(
         try:
             _show(store, run, wanted, step, replace_foreign=replace_foreign, manifests=manifests)
         except ForeignObjectError:
-            # Perhaps it is that of a commit which came meanwhile.
+            # It may belong to a commit that was made meanwhile.
             if log.refresh().head == run.head:
                 raise
         except (CorruptSnapshotError, ObjectNotFoundError):
@@ -150,7 +150,7 @@ def _show(
 
 
 class _Source:
-    """The bytes that a snapshot has for its pointer, as its manifest describes them."""
+    """The bytes of a snapshot's pointer, as its manifest describes them."""
 
     def __init__(self, store: Store, snapshot: Snapshot, manifests: Mapping[str, Manifest]) -> None:
         self._store = store
@@ -181,7 +181,7 @@ class _Source:
         operation = "publish a checkpoint for torch's own reader"
         file = self._manifest.file(STOCK_METADATA_NAME)
         if file is None:
-            raise CorruptSnapshotError(operation, subject, "the manifest has none", evidence="ManifestMismatch")
+            raise CorruptSnapshotError(operation, subject, "the manifest does not list it", evidence="ManifestMismatch")
         if file.size > MAX_METADATA_BYTES:
             cause = f"it has {file.size} bytes, more than {MAX_METADATA_BYTES}"
             raise ObjectTooLargeError(operation, subject, cause, "This run's own reader does not need it.")
@@ -205,11 +205,11 @@ class _Source:
         return data
 
     def _copy(self, key: str, *, create: bool) -> None:
-        """Copy them in parts, each compared before it is sent; they become visible when all of them match."""
+        """Copy the bytes part by part, comparing each before it is sent; they become visible once all match."""
         files = Files(self._store, self._folder.path, self._manifest, settings=_SETTINGS)
         with self._store.upload(key, self._file.size) as upload:
             for index, start in enumerate(range(0, self._file.size, upload.part_bytes)):
-                # A new buffer each time: a store may still hold the one before.
+                # A new buffer for each part: the store may still hold the previous one.
                 part = memoryview(bytearray(min(upload.part_bytes, self._file.size - start)))
                 files.read([Want(self._file.name, ByteRange(start, part.nbytes), part)])
                 upload.write_part(index, [part])
@@ -233,7 +233,7 @@ def _is_own(store: Store, run: Run, step: int | None, shown: ObjectInfo, origin:
 
 
 def _shows(store: Store, shown: ObjectInfo, folder: SaveFolder) -> bool:
-    """Whether the object is what this save has to be published."""
+    """Return whether the object has the bytes of this save's pointer."""
     stored = store.stat(folder.stock_metadata)
     if stored is None or stored.size != shown.size:
         return False
@@ -242,7 +242,7 @@ def _shows(store: Store, shown: ObjectInfo, folder: SaveFolder) -> bool:
 
 
 def _contains(store: Store, shown: ObjectInfo, marks: tuple[bytes, ...]) -> bool:
-    """Whether any of the marks is in the object."""
+    """Return whether the object contains any of the marks."""
     overlap = max(map(len, marks)) - 1
     before = b""
     for piece in _pieces(store, shown):
@@ -253,7 +253,7 @@ def _contains(store: Store, shown: ObjectInfo, marks: tuple[bytes, ...]) -> bool
 
 
 def _pieces(store: Store, info: ObjectInfo) -> Iterator[bytes]:
-    """An object's bytes, in bounded memory."""
+    """Yield an object's bytes in bounded memory."""
     for start in range(0, info.size, _CHUNK_BYTES):
         piece = bytearray(min(_CHUNK_BYTES, info.size - start))
         store.read_into(info.key, start, [memoryview(piece)])

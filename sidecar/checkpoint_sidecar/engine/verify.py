@@ -1,4 +1,4 @@
-"""Comparing a committed snapshot with what is stored, without restoring it."""
+"""Compares a committed snapshot with the stored objects, without restoring it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from checkpoint_sidecar.store.base import Store
 _PARALLEL_REQUESTS = 8
 
 _LITTLE_BYTES = 16 * 1024 * 1024
-"""What a restore that needed all tensors may have left out, and rank 0 reads for the sake of the claim."""
+"""Maximum of what rank 0 reads after a restore, so that the snapshot counts as verified."""
 
 
 def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
-    """The manifest of a committed snapshot, checked against the commit.
+    """Read the manifest of a committed snapshot and check it against the commit.
 
     Raises:
-        CorruptSnapshotError: It is missing, or not the one that was committed.
+        CorruptSnapshotError: It is missing or differs from the committed one.
         IncompatibleSnapshotError: A newer version wrote it.
-        StoreError: The store failed, which says nothing about the snapshot.
+        StoreError: The store failed; this says nothing about the snapshot.
     """
     key = layout.parse_save_folder(commit.path).manifest
 
-    def look() -> Manifest:
+    def read() -> Manifest:
         try:
             data = store.get(key, max_bytes=manifests.MAX_MANIFEST_BYTES).data
         except ObjectNotFoundError as error:
@@ -46,7 +46,7 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
             raise CorruptSnapshotError("read the manifest", key, error.cause, evidence="ManifestMismatch") from error
         return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
 
-    return confirmed(store, look)
+    return confirmed(store, read)
 
 
 def read_file(
@@ -59,21 +59,24 @@ def read_file(
     settings: EngineSettings,
     compared: ComparedBytes | None = None,
 ) -> bytes:
-    """A whole file of a snapshot, for small ones like ``.metadata``.
+    """Read a small file of a snapshot, such as ``.metadata``.
 
     Args:
         folder: ``SaveFolder.path``.
-        level: How far it is checked.
-        compared: Where to mark what was verified.
+        level: How thoroughly to check it.
+        compared: Records the bytes that were verified.
 
     Raises:
-        CorruptSnapshotError: It is not what was committed, or the manifest does not have it.
-        StoreError: The store failed, which says nothing about the snapshot.
+        CorruptSnapshotError: It differs from what was committed, or the manifest does not list it.
+        StoreError: The store failed; this says nothing about the snapshot.
     """
     file = manifest.file(name)
     if file is None:
         raise CorruptSnapshotError(
-            "read a file of the snapshot", f"{folder}/{name}", "the manifest has none", evidence="ManifestMismatch"
+            "read a file of the snapshot",
+            f"{folder}/{name}",
+            "the manifest does not list it",
+            evidence="ManifestMismatch",
         )
     check_sizes(store, folder, [file], level=level)
     data = bytearray(file.size)
@@ -85,15 +88,15 @@ def read_file(
 def compare_rest(
     store: Store, folder: str, manifest: Manifest, compared: ComparedBytes, *, settings: EngineSettings
 ) -> None:
-    """Compare what a restore has left out if that is little: ends of archives, and what only torch's reader needs.
+    """Compare the bytes that a restore did not read, if they are few: ends of archives, and torch's own metadata.
 
     Args:
         folder: ``SaveFolder.path``.
-        compared: What was compared; complete afterwards, unless much was left out.
+        compared: The bytes that were compared; complete afterwards, unless many were left.
 
     Raises:
-        CorruptSnapshotError: Some of it is not what was committed.
-        StoreError: The store failed, which says nothing about the snapshot.
+        CorruptSnapshotError: Some of them differ from what was committed.
+        StoreError: The store failed; this says nothing about the snapshot.
     """
     left = list(compared.left())
     if sum(span.length for _, span in left) <= _LITTLE_BYTES:
@@ -112,11 +115,12 @@ def verify_snapshot(
     """Check every file of a snapshot.
 
     Args:
-        connections: Requests side by side. This times ``REQUEST_BYTES`` are held in memory, at least one block.
-        before_read: Called with a number of bytes before they are read. It may wait, to read slowly, or raise, to end.
+        level: How thoroughly to check.
+        connections: Concurrent requests. Memory use is this times ``REQUEST_BYTES``, at least one block.
+        before_read: Called with a number of bytes before they are read. It may wait, to slow down, or raise, to stop.
 
     Returns:
-        Bytes of the files that were checked.
+        Total bytes of the checked files.
 
     Raises:
         CorruptSnapshotError: The first difference found.
@@ -139,11 +143,11 @@ def verify_snapshot(
 
 
 def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: VerifyLevel = "Sizes") -> None:
-    """Compare the sizes of some files of a save with the store's; one request each where all is well, no data is read.
+    """Compare the sizes of some files of a save with the stored ones, with one request for each and no data read.
 
     Args:
         folder: ``SaveFolder.path``.
-        level: Nothing is checked at ``None``.
+        level: At ``None``, nothing is checked.
 
     Raises:
         CorruptSnapshotError: A file is missing or has another size.
