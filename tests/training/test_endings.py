@@ -50,7 +50,7 @@ def sigterm(marker: str, rank: int = 0) -> tuple[tuple[str, int, str], ...]:
 
 
 FULL = "the disk is full"
-SILENT = "did not end in time: the store took and gave nothing for 2 s"
+SILENT = "did not end in time: no data was sent or received for 2 s"
 TOO_LATE = "the steps after 0 are lost"
 
 TABLE: dict[str, tuple[Case, Expected]] = {

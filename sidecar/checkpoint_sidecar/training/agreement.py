@@ -1,7 +1,7 @@
-"""Collectives among all ranks, on a gloo group of their own.
+"""Collectives among all ranks, on a separate gloo group.
 
-The model's own group is left alone: it may be NCCL (which needs GPU tensors for everything) and it belongs to the user.
-Everything works without a process group as well, as a world of one.
+The model's group is not used: it belongs to the user and may be NCCL, which needs GPU tensors for everything. Without a
+process group, everything works as in a world of one rank.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from checkpoint_sidecar.training.vote import Agreed, Vote
 
 T = TypeVar("T")
 
-# A peer that dies is noticed at once, by its connection. The timeout is for peers that are alive and slow: one that
-# uploads for an hour longer than this rank, or compiles before its first step.
-_PATIENCE = dt.timedelta(hours=2)
+# The connection reports a peer that dies at once. The timeout is for peers that are alive and slow: one that uploads
+# for an hour longer than this rank, or compiles before its first step.
+_TIMEOUT = dt.timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Raised:
 
 
 class Agreement:
-    """Every rank must call the same methods in the same order, from one thread per instance.
+    """Collectives of one group. Every rank must call the same methods in the same order, from one thread per instance.
 
     Args:
         group: The gloo group, or None for a world of one.
@@ -51,11 +51,11 @@ class Agreement:
 
     @classmethod
     def among_all(cls) -> Agreement:
-        """A new group of all ranks. Collective: every rank calls it at the same point."""
+        """Create a group of all ranks. Collective: every rank calls it at the same point."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls(None)
         with exchange(dist.get_rank(), dist.get_world_size()):
-            return cls(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_PATIENCE)))
+            return cls(cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_TIMEOUT)))
 
     @property
     def leads(self) -> bool:
@@ -63,7 +63,7 @@ class Agreement:
         return self.rank == 0
 
     def vote(self, vote: Vote) -> Agreed:
-        """One small all-reduce: what all ranks' votes together say."""
+        """Combine all ranks' votes in one small all-reduce."""
         ballot = vote.encode()
         if self.group is None:
             return Agreed.decode(ballot)
@@ -73,7 +73,7 @@ class Agreement:
         return Agreed.decode(tally.tolist())
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank, on every rank."""
+        """Return every rank's value, by rank, on every rank."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -82,7 +82,7 @@ class Agreement:
         return values
 
     def combine(self, flags: bytearray) -> None:
-        """Replace flags, one byte each and as many on every rank, by the largest of all ranks."""
+        """Replace flags, one byte each and equally many on every rank, by the maximum over all ranks."""
         if self.group is not None and flags:
             dist.all_reduce(torch.frombuffer(flags, dtype=torch.uint8), op=dist.ReduceOp.MAX, group=self.group)
 
@@ -108,24 +108,24 @@ class Agreement:
         return cast("T", cast("_Returned", outcome).value)
 
     def gather_errors(self, error: Exception | None) -> list[Exception | None]:
-        """Every rank's error or None, by rank, on every rank."""
+        """Return every rank's error or None, by rank, on every rank."""
         subject = f"rank {self.rank}"
         return self.gather(None if error is None else portable(error, operation="run", subject=subject))
 
     def raise_any(self, error: Exception | None) -> None:
-        """Raise on every rank if one has an error; all raise the same one, see ``most_telling``."""
+        """Raise the same error on every rank if any rank has one; see ``most_telling``."""
         found = most_telling(self.gather_errors(error))
         if found is not None:
             raise found
 
     def close(self) -> None:
-        """Leave the group. Local; peers need not take part."""
+        """Leave the group. Not collective."""
         group, self.group = self.group, None
         if group is not None and dist.is_initialized():
             dist.destroy_process_group(group)
 
     def break_off(self) -> None:
-        """Leave in the middle of an exchange: its peers get an error at once, instead of waiting for their timeout.
+        """Leave during a collective, so that peers get an error at once instead of waiting for the timeout.
 
         The connections close when the last reference to the group is gone, so call this outside of ``except`` blocks,
         whose tracebacks may hold one.
@@ -137,7 +137,7 @@ class Agreement:
 
 @contextmanager
 def exchange(rank: int, world_size: int) -> Iterator[None]:
-    """A collective; one that fails says which rank noticed."""
+    """Run a collective; if it fails, raise an error that names this rank."""
     try:
         yield
     except RuntimeError as error:
@@ -145,7 +145,7 @@ def exchange(rank: int, world_size: int) -> Iterator[None]:
 
 
 def rank_lost(error: RuntimeError, *, rank: int, world_size: int) -> RankLostError:
-    """What a failed collective means."""
+    """Return the error for a failed collective."""
     return RankLostError(
         "exchange with the other ranks",
         f"rank {rank} of {world_size}",

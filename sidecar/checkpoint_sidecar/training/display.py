@@ -1,4 +1,4 @@
-"""Showing a human how far a save or restore has got: a bar on a terminal, a log line now and then elsewhere."""
+"""Shows the progress of a save or restore: a bar on terminals, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BAR_SECONDS = 0.25
 
 @contextmanager
 def shown(operation: str, step: int, progress: TransferMeter) -> Iterator[None]:
-    """Show it for the length of a block. Who finishes it says so, and how fast it was.
+    """Show the progress inside the block. The caller logs the end and the speed.
 
     Log lines carry their numbers as attributes too (``extra``): operation, step, bytes, total_bytes, seconds.
     """

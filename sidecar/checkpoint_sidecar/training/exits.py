@@ -1,11 +1,10 @@
-"""A process does not end as if all were well when something it was asked to save is not saved.
+"""Makes a process fail at its end if a requested save is missing.
 
-Closing a ``Checkpointer`` raises what went wrong. This is for scripts that do not close it.
+Closing a ``Checkpointer`` raises the errors of its saves. This module serves scripts that do not close it.
 
-What happens at the end of a process is, in this order: hooks of ``threading``, the threads that are no daemons,
-functions of ``atexit``, and the last flush of standard output and error. If that flush fails, the interpreter changes
-the exit code to 120 (see ``sys.exit``). It is the one place from which the code can still be changed after everything
-else was cleaned up.
+The end of a process consists of, in this order: hooks of ``threading``, the end of non-daemon threads, functions of
+``atexit``, and the last flush of standard output and error. If that flush fails, the interpreter changes the exit code
+to 120 (see ``sys.exit``). It is the only way to change the exit code after everything else was cleaned up.
 """
 
 from __future__ import annotations
@@ -24,49 +23,49 @@ from typing import Any, Protocol
 logger = logging.getLogger(__name__)
 
 EXIT_SECONDS = 5.0
-"""How long the end of the process waits for threads that were given up: those of a pool are no daemons."""
+"""How long the end of the process waits for abandoned threads; those of a pool are not daemons."""
 
 
 class Unfinished(Protocol):
     """Work that the end of the process waits for."""
 
     def finish_at_exit(self) -> Exception | None:
-        """Wait until it is over, or given up, and return what went wrong and was not raised."""
+        """Wait until it has ended or was abandoned. Returns an error that was not raised, or None."""
 
 
 _unfinished: set[Unfinished] = set()
-_untold: list[Exception] = []
+_unreported: list[Exception] = []
 _given_up: list[Callable[[], int]] = []
 
 
 def expect(work: Unfinished) -> None:
-    """Have the end of the process wait for this."""
+    """Make the end of the process wait for this work."""
     _unfinished.add(work)
 
 
 def forget(work: Unfinished) -> None:
-    """It is over, and how it ended was told."""
+    """Stop waiting for work that has ended and whose result was reported."""
     _unfinished.discard(work)
 
 
 def fail(error: Exception) -> None:
-    """Let this process end as a failure: the error could not be raised where anything would notice it."""
-    _untold.append(error)
+    """Make this process fail at its end, because no caller could notice the error."""
+    _unreported.append(error)
 
 
 def give_up_threads(exit_code: Callable[[], int]) -> None:
-    """Threads hang in requests or collectives: end the process without them, once the rest is cleaned up.
+    """End the process without waiting for threads that hang in requests or collectives, after everything else.
 
-    They may keep it from its end, as those of pools do, or crash it when the interpreter ends under them.
+    Threads of pools would keep the process alive; others may crash it while the interpreter shuts down.
 
     Args:
-        exit_code: Asked for at the end.
+        exit_code: Returns the exit code; called at the end.
     """
     _given_up.append(exit_code)
 
 
 def leave_now(code: int) -> None:
-    """End this process whatever its threads do. What was logged and printed gets out."""
+    """End this process at once, after flushing its output."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -93,7 +92,7 @@ class _FailingAtTheEnd:
 
 def _finish() -> None:
     errors = [error for work in list(_unfinished) if (error := work.finish_at_exit()) is not None]
-    errors += _untold
+    errors += _unreported
     for error in errors:
         logger.critical("this process fails, because not everything is saved: %s", error)
     if errors:
@@ -103,7 +102,7 @@ def _finish() -> None:
 
 
 def _cut_short(code: int) -> None:
-    # After SIGTERM the grace period is over already.
+    # After SIGTERM the grace period has ended already.
     time.sleep(EXIT_SECONDS if code == 1 else 0.5)
     leave_now(code)
 
@@ -115,7 +114,7 @@ def _leave_threads() -> None:
 
 def _forget_all() -> None:
     _unfinished.clear()
-    _untold.clear()
+    _unreported.clear()
     _given_up.clear()
 
 

@@ -1,7 +1,6 @@
-"""When to save, and what to do when that fails or training has to end. The same on all ranks.
+"""Decides when to save, and how to handle failures and the end of training. The same on all ranks.
 
-Whatever ranks must do alike is agreed on: rank 0 decides by the run's log and broadcasts, and an error of one rank is
-raised on all.
+Rank 0 decides by the run log and broadcasts its decisions; an error of one rank is raised on all.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ logger = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
 
 _QUIET_SECONDS = 30.0
-"""A save that moves no byte for this long hangs, perhaps in an outage of the store."""
+"""Time without a transferred byte after which a save counts as hanging, perhaps in an outage of the store."""
 
 _BORNE: frozenset[Trigger] = frozenset({"Schedule", "Request", "Eviction"})
-"""Of saves that training does without if it must."""
+"""Triggers of saves whose failure training may survive."""
 
 
 class Saver:
-    """Begins saves and deals with their ends. Every rank calls every method at the same point, unless it says more.
+    """Begins saves and handles their results. Methods are collective unless they say otherwise.
 
     Args:
-        session: On rank 0.
-        step: Where training begins.
+        session: The attempt's session on rank 0; None on the others.
+        step: The step at which training begins.
 
     Attributes:
-        last_staging_seconds: How long the latest save kept the loop waiting for the copy into host memory.
+        last_staging_seconds: Time for which the latest save blocked training to copy the state to host memory.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Saver:
         self.last_staging_seconds: float | None = None
 
     def vote(self, step: int) -> Vote:
-        """This rank's word after a step. No collective."""
+        """Return this rank's vote after a step. Not collective."""
         self._step = step
         if self._saves.failed:
             self._unserve()
@@ -81,10 +80,10 @@ class Saver:
         return Vote(step, trigger=trigger, saving=running, failed=failed, stop=self._watch.stop())
 
     def save(self, step: int, trigger: Trigger, metrics: Metrics) -> str | None:
-        """Start a save, after the one before is over. Returns the snapshot that makes it needless, or None.
+        """Start a save after the previous one has ended. Returns the snapshot that makes it unnecessary, or None.
 
         Raises:
-            CheckpointError: It cannot be started, or one before failed, and training may not go on.
+            CheckpointError: It cannot start, or the previous one failed, and training must stop.
         """
         began = time.monotonic()
         error = self._settle()
@@ -113,10 +112,10 @@ class Saver:
             raise error
 
     def look(self, trigger: Trigger | None) -> None:
-        """See to a save that failed behind training's back.
+        """Handle a background save that failed.
 
         Args:
-            trigger: Of the save that follows.
+            trigger: Trigger of the next save.
 
         Raises:
             CheckpointError: See ``save``.
@@ -124,11 +123,11 @@ class Saver:
         self._bear(self._settle(), trigger)
 
     def saved_as(self, step: int) -> str:
-        """The id of the snapshot of a step that was saved."""
+        """Return the id of the snapshot of a saved step."""
         return self._agreement.from_rank_0(lambda: self._found(step))
 
     def terminate(self, step: int, metrics: Metrics) -> NoReturn:
-        """Save what still can be saved in the time that is left, then leave."""
+        """Save as much as the remaining time allows, then raise ``Terminated``."""
         failed = False
         while True:
             agreed = self._agreement.vote(Vote(step, saving=self._saves.running, stop=self._watch.stop()))
@@ -153,13 +152,13 @@ class Saver:
         raise Terminated(step, saved)
 
     def lost(self) -> str:
-        """What is lost if this process ends now. No collective."""
+        """Say what is lost if this process ends now. Not collective."""
         if self._session is None:
             return "what was trained since the last commit is lost"
         return f"the steps after {self._saved_step() or 0} are lost"
 
     def stop(self, *, timeout_seconds: float) -> None:
-        """End the reports. No collective."""
+        """Stop the reports of failed saves. Not collective."""
         if self._setbacks:
             self._setbacks.stop(timeout_seconds=timeout_seconds)
 
@@ -195,7 +194,7 @@ class Saver:
         return None
 
     def _settle(self) -> Exception | None:
-        """Wait for the running save and agree on how it ended: the same error on all ranks, or None."""
+        """Wait for the running save. Returns its error, the same on all ranks, or None."""
         self._saves.finish()
         ended = self._saves.take()
         said = self._agreement.gather((ended, self._fenced(), self._watch.stop() is not None))
@@ -215,7 +214,7 @@ class Saver:
         return error
 
     def _bear(self, error: Exception | None, trigger: Trigger | None) -> None:
-        """Go on after a failed save, or raise its error."""
+        """Let training continue after a failed save, or raise its error."""
         if error is None:
             return
         reason = self._note(error, trigger)
@@ -232,12 +231,12 @@ class Saver:
         logger.error("the last save before the end failed: %s", error)
 
     def _unserve(self) -> None:
-        """What was to be served by a save that failed is due again."""
+        """Make the request or eviction due again that a failed save was to serve."""
         self._last = replace(self._last, request="")
         self._eviction_served = False
 
     def _note(self, error: Exception, trigger: Trigger | None) -> str:
-        """Take a failure down. Returns why training should stop, or empty."""
+        """Count a failure. Returns the reason to stop training, or an empty string."""
         self._unserve()
         if isinstance(error, FencedError):
             return "a later attempt has started"
@@ -246,7 +245,7 @@ class Saver:
     # On rank 0
 
     def _admit(self, step: int, trigger: Trigger, metrics: Metrics) -> tuple[str, str, dict[str, str]]:
-        """The snapshot that makes the save needless, or empty; the request it serves; the metrics as decimals."""
+        """Return the snapshot that makes the save unnecessary, or "", the request to serve, and decimal metrics."""
         decimals = decimal_strings(metrics)
         existing = self._led.admit(step, trigger)
         return existing.id if existing else "", self._led.state.save_request, decimals
@@ -282,15 +281,15 @@ class Saver:
         assert self._setbacks is not None  # only rank 0 gets here
         return self._setbacks
 
-    # Rank 0 knows more than the others, which say None and False
+    # Known to rank 0; the others answer None and False
 
     def _trigger(self) -> Trigger | None:
-        """Why a save is due."""
+        """Return the reason for a save, if one is due."""
         if self._session is None or self._step <= self._last.step:
             return None
         attempt, policy = self._session.state, self._session.save_policy
         if self._saves.quiet_seconds >= _QUIET_SECONDS and policy.on_failure == "Continue":
-            # It hangs. Training goes on meanwhile, and what is due stays due until it is over.
+            # The save hangs. Training continues, and a due save stays due until this one has ended.
             return None
         retry = self._counted.may_retry()
         if attempt.eviction and not self._eviction_served and retry:
@@ -299,7 +298,7 @@ class Saver:
         return due(policy, self._last, step=self._step, now=time.monotonic(), request=request)
 
     def _overdue(self) -> bool:
-        """Whether the running save hangs, and has for so long that training must not go on."""
+        """Return whether the running save has been hanging for so long that training must stop."""
         if self._setbacks is None or self._saves.quiet_seconds < self._saves.stall_seconds:
             return False
         return self._setbacks.overdue(self._step)

@@ -1,11 +1,11 @@
 """One save at a time per rank: copied to host memory at once, uploaded and committed in the background.
 
-The background is a thread that ends with its save. A process that reaches its end waits for it, since nothing makes up
-for the save later. Whoever has to leave sooner calls it off, which aborts its uploads and deletes its files.
+The background is a thread that ends with its save. A process waits for it before it exits. A process that must exit
+sooner cancels the save, which aborts its uploads and deletes its files.
 
-Ranks meet twice on the way. In ``Checkpointer`` they agree that all of them have staged the state and started their
-threads; only then does any thread go on to DCP's collectives. There a failure of one rank is raised on all of them, and
-a rank that fails outside of DCP's care breaks its connections off, so that no other one waits for it.
+Ranks synchronize twice. In ``Checkpointer`` they agree that all of them have staged the state and started their
+threads; only then do the threads enter DCP's collectives. There, a failure of one rank is raised on all of them, and a
+rank that fails outside DCP's error handling closes its connections, so that no other rank waits for it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from checkpoint_sidecar.training.vote import Stop
 logger = logging.getLogger(__name__)
 
 CANCELLED_SECONDS = 10.0
-"""How long the exit of the interpreter waits for a save that was called off: one that hangs in a request is left."""
+"""How long the exit of the interpreter waits for a cancelled save; one that hangs in a request is abandoned."""
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class SaveOutcome:
     """How a save ended on one rank.
 
     Attributes:
-        error: Why it failed, or None.
-        committed: Whether the snapshot is in the log for certain; only rank 0 looks.
-        broken: Whether the rank has left the exchange with the others in the middle: they need a new group.
-        step: Which step it was of; None if no save has ended.
+        error: The reason for a failure, or None.
+        committed: Whether the snapshot is certainly in the log; only rank 0 checks.
+        broken: Whether the rank left a collective before its end, so that all ranks need a new group.
+        step: The saved step; None if no save has ended.
     """
 
     error: Exception | None = None
@@ -65,13 +65,13 @@ class SaveOutcome:
 
 
 class BackgroundSave:
-    """Uploads staged state dicts. All methods are called by the training thread.
+    """Uploads staged state dicts. Call all methods from the training thread.
 
     Args:
-        agreement: Used by the background thread alone, so that its collectives never meet those of training.
-        transfers: Where running saves are to be seen.
+        agreement: A group for the background thread alone, so that its collectives never mix with those of training.
+        transfers: Shows running saves.
         settings: Limits of the transfer.
-        stop: What is left of the grace period, if this process was asked to terminate.
+        stop: Returns the rest of the grace period, if this process was asked to terminate.
     """
 
     def __init__(
@@ -102,28 +102,28 @@ class BackgroundSave:
 
     @property
     def failed(self) -> bool:
-        """Whether a save failed whose outcome was not taken yet."""
+        """Whether a save has failed whose outcome was not taken yet."""
         return self._save is not None and not self._save.running and self._save.outcome.error is not None
 
     @property
     def quiet_seconds(self) -> float:
-        """For how long the running save has moved no byte, as far as was looked."""
+        """Seconds since the running save was last seen to transfer a byte."""
         return self._save.quiet_seconds() if self._save is not None and self._save.running else 0.0
 
     def stage(self, state: dict[str, Any], modules: Mapping[str, Module]) -> dict[str, Any]:
-        """Copy to host memory, into the buffers of the previous save, which must be over.
+        """Copy the state to host memory, into the buffers of the previous save, which must have ended.
 
         Args:
-            modules: Those whose state dicts are part of the state, by name.
+            modules: The modules whose state dicts are part of the state, by name.
         """
         self._buffers = {name: buffers_among(module, state[name], prefix=name) for name, module in modules.items()}
         return self._copy(state)
 
     def prepare(self, staged: dict[str, Any], *, step: int, target: RunTarget | None, began: float) -> None:
-        """Get everything ready that can fail, up to the thread itself.
+        """Do everything that can fail before the upload, including the start of the thread.
 
         Args:
-            target: On rank 0.
+            target: The save target on rank 0; None on the others.
             began: ``time.monotonic()`` when the save began.
         """
         progress = TransferMeter()
@@ -134,45 +134,45 @@ class BackgroundSave:
         self._save = prepared
 
     def begin(self) -> None:
-        """Upload and commit what was prepared, on all ranks."""
+        """Start to upload and commit the prepared save."""
         assert self._save is not None
         exits.expect(self)
         self._save.open.set()
 
     def drop(self) -> None:
-        """Forget what was prepared: another rank could not."""
+        """Discard the prepared save, because another rank could not prepare."""
         if self._save is not None:
             self._save.dropped = True
             self._save.open.set()
             self._save = None
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Wait for the running save, if there is one. Returns whether it is over, with success or without."""
+        """Wait for the running save, if there is one. Returns whether it has ended, successfully or not."""
         if self._save is not None:
             self._save.thread.join(timeout_seconds)
         return not self.running
 
     def finish(self) -> None:
-        """Wait for the running save, but not for ever.
+        """Wait for the running save within the grace period and the stall timeout.
 
-        It is called off when the grace period is nearly over, and given up when it does not end then either, or when
-        it has moved no byte for ``stall_seconds``. Ctrl-C calls it off too.
+        The save is cancelled when the grace period is nearly over or no byte was transferred for ``stall_seconds``,
+        and abandoned if it does not stop then. Ctrl-C cancels it too.
         """
         try:
-            while not self.wait(_LOOK_SECONDS):
+            while not self.wait(_POLL_SECONDS):
                 stop = self._stop()
                 if stop and stop.remaining_seconds <= RESERVE_SECONDS:
                     self.give_up("the grace period is over", CLEANUP_SECONDS)
                 elif self.quiet_seconds >= self.stall_seconds and not (stop and stop.limited):
-                    self.give_up(f"the store took and gave nothing for {self.stall_seconds:g} s", CLEANUP_SECONDS)
+                    self.give_up(f"no data was sent or received for {self.stall_seconds:g} s", CLEANUP_SECONDS)
         except KeyboardInterrupt:
             self.cancel()
             raise
 
     def give_up(self, cause: str, seconds: float) -> None:
-        """Call the running save off, and leave it to itself if it does not end within some seconds.
+        """Cancel the running save, and abandon it if it does not stop within some seconds.
 
-        What is left has its own connections to other ranks and its own buffers; later saves get new ones.
+        An abandoned save keeps its connections to other ranks and its buffers; later saves get new ones.
         """
         self.cancel()
         if self.wait(seconds):
@@ -183,16 +183,16 @@ class BackgroundSave:
             exits.give_up_threads(self._exit_code)
 
     def cancel(self) -> None:
-        """Call the running save off, on all ranks in the end.
+        """Cancel the running save, eventually on all ranks.
 
-        Soon, when the requests under way are over, it fails with ``TransferCancelledError``, uploads aborted and files
-        deleted. One that has uploaded everything is committed all the same.
+        After its current requests it fails with ``TransferCancelledError``, aborts its uploads and deletes its files.
+        A save that has uploaded everything is still committed.
         """
         if self._save is not None:
             self._save.progress.cancel()
 
     def take(self) -> SaveOutcome:
-        """How the latest save ended, once. What becomes of its error is said by ``owe`` or ``settled``."""
+        """Return how the latest save ended, once. Report its error to ``owe`` or ``settled`` afterwards."""
         if self._save is None or self._save.running:
             return SaveOutcome()
         finished, self._save = self._save, None
@@ -203,37 +203,37 @@ class BackgroundSave:
         return outcome
 
     def owe(self, error: Exception) -> None:
-        """Training goes on after this failure; the process fails in the end, unless a later save makes up for it."""
+        """Record that training continues after a failure; the process fails at its end unless a later save succeeds."""
         self.debt = error
         exits.expect(self)
 
     def settled(self) -> None:
-        """What failed was raised, or does not matter any more."""
+        """Record that earlier failures were raised or no longer matter."""
         self.debt = None
         exits.forget(self)
 
     def regroup(self, agreement: Agreement) -> None:
-        """Use another group of all ranks from here on."""
+        """Use another group of all ranks from now on."""
         self._agreement.close()
         self._agreement = agreement
-        # Some ranks may have counted one save more than others.
+        # Some ranks may have counted one more save than others.
         self._compared = History()
 
     def close(self) -> None:
-        """Free the buffers and leave the background's group; a save that still runs keeps both."""
+        """Free the buffers and leave the background's group, unless a save still runs."""
         if not self.running:
             self.settled()
             self._copy.close()
             self._agreement.close()
 
     def finish_at_exit(self) -> Exception | None:
-        """Let a save that still runs come to its end; an interrupt (Ctrl-C) calls it off."""
+        """Wait for a running save; an interrupt (Ctrl-C) cancels it."""
         if self.running:
             assert self._save is not None
             logger.info("save step %d: still uploading; this process exits afterwards", self._save.step)
             try:
                 if self._save.progress.cancelled:
-                    self.give_up("it was called off", CANCELLED_SECONDS)
+                    self.give_up("it was cancelled", CANCELLED_SECONDS)
                 self.finish()
             except KeyboardInterrupt:
                 self.give_up("it was interrupted", CANCELLED_SECONDS)
@@ -274,8 +274,8 @@ class _Save:
         self._given_up = False
         self._seen = (0, 0)
         self._moved_at = time.monotonic()
-        # A daemon, so that one that hangs although it was called off cannot keep the interpreter from exiting; that no
-        # other is cut off is seen to by ``exits``.
+        # A daemon, so that a cancelled save that hangs cannot keep the interpreter from exiting; ``exits`` waits for
+        # all others.
         self.thread = threading.Thread(target=self._run, name=f"save step {step}", daemon=True)
 
     @property
@@ -284,7 +284,7 @@ class _Save:
 
     @property
     def outcome(self) -> SaveOutcome:
-        """How it ended; for one that is over."""
+        """How the save ended; call it only afterwards."""
         if self._outcome is None:
             cause = "its thread ended with neither a result nor an error"
             return SaveOutcome(CheckpointError(self._operation, self.thread.name, cause), broken=True, step=self.step)
@@ -297,7 +297,7 @@ class _Save:
         return now - self._moved_at
 
     def give_up(self, cause: str, url: str) -> bool:
-        """Count it as over although its thread hangs. Returns whether it is lost; it may be committed already."""
+        """Treat the save as ended although its thread hangs. Returns False if it is committed already."""
         self._given_up = True
         if self._outcome is not None:
             logger.warning("%s: publishing it to torch's own reader was given up: %s", self._operation, cause)
@@ -333,7 +333,7 @@ class _Save:
             self._target.publish()
 
     def _save(self) -> tuple[Exception | None, bool]:
-        """Upload and commit. Returns why that failed, or None, and whether the exchange with other ranks broke."""
+        """Upload and commit. Returns the error, or None, and whether a collective was broken off."""
         try:
             with self._transfers.under_way("save", self.step, self.progress):
                 save(
@@ -353,8 +353,8 @@ class _Save:
         return None, False
 
     def _foreign(self, failure: BaseException) -> Exception:
-        """What an exception means that DCP let through. Without its traceback, which holds on to the group."""
-        logger.debug("%s: failed outside of DCP's care", self._operation, exc_info=failure)
+        """Translate an exception that DCP did not handle. Drops its traceback, which would keep the group alive."""
+        logger.debug("%s: failed outside DCP's error handling", self._operation, exc_info=failure)
         rank, world_size = self._agreement.rank, self._agreement.world_size
         if isinstance(failure, RuntimeError) and "gloo" in str(failure):
             return rank_lost(failure, rank=rank, world_size=world_size)

@@ -1,7 +1,8 @@
-"""Copying a state dict to host memory, so that training can go on while the copy is uploaded.
+"""Copies a state dict to host memory, so that training continues while the copy is uploaded.
 
-torch has stagers of its own, but none before 2.9 keeps its buffers, that of 2.12 breaks after its first copy, and none
-takes FSDP1's tensors. Fresh memory costs several times what the copy does, because every page of it is faulted in.
+torch has stagers too, but those before 2.9 do not keep their buffers, that of 2.12 breaks after its first copy, and
+none accepts FSDP1's tensors. New memory costs several times as much as the copy, because every page of it is faulted
+in.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from checkpoint_sidecar.engine.limits import cores_of_rank
 from checkpoint_sidecar.training.dcp.memory import is_plain
 
 _MOST_THREADS = 4
-"""From memory to memory: with more of them, memory is what they wait for."""
+"""Maximum of threads that copy in host memory; more of them would wait for memory."""
 
 _Kind: TypeAlias = tuple[torch.Size, torch.dtype, bool]
 _Buffers: TypeAlias = defaultdict[_Kind, list[torch.Tensor]]
@@ -31,16 +32,16 @@ _Buffers: TypeAlias = defaultdict[_Kind, list[torch.Tensor]]
 class HostCopy:
     """Copies state dicts of nested dicts, lists and tuples.
 
-    Tensors, also the shards of a ``DTensor`` or ``ShardedTensor``, land in buffers that are kept from one copy to the
-    next, several at a time; those on a GPU land in page-locked memory. Two of one place in memory, such as tied
-    weights, become one. Everything else is deep-copied.
+    Tensors, also the shards of a ``DTensor`` or ``ShardedTensor``, are copied concurrently into buffers that are reused
+    for the next copy; the buffers of GPU tensors are page-locked. Tensors that share memory, such as tied weights, are
+    copied once. Everything else is deep-copied.
     """
 
     def __init__(self) -> None:
         self._buffers: _Buffers = defaultdict(list)
 
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The copy, complete. It lives in the buffers of the previous one, which must not be in use any more."""
+        """Return a complete copy. It uses the buffers of the previous copy, which must no longer be in use."""
         free, self._buffers = self._buffers, defaultdict(list)
         copying = _Copying(free, self._buffers)
         try:
@@ -55,11 +56,11 @@ class HostCopy:
 
 
 class _Copying:
-    """One copy.
+    """A copy in progress.
 
     Args:
         free: Buffers to use.
-        used: Where those that were used are put, and new ones.
+        used: Receives the buffers that were used, old and new.
     """
 
     def __init__(self, free: _Buffers, used: _Buffers) -> None:
@@ -83,9 +84,9 @@ class _Copying:
         return copy.deepcopy(value)
 
     def wait(self) -> None:
-        """Return when the last byte is on the host."""
+        """Wait until the last byte is on the host."""
         with ThreadPoolExecutor(min(cores_of_rank(), _MOST_THREADS), thread_name_prefix="stage") as threads:
-            # The largest first, or the last thread would be alone with one of them.
+            # The largest first, or one thread would still copy it when the others have finished.
             largest_first = sorted(self._on_host, key=lambda pair: pair[0].nbytes, reverse=True)
             list(threads.map(_copy, largest_first))
         for stream in self._streams.values():
@@ -109,7 +110,7 @@ class _Copying:
         plain = value.detach()
         if not is_plain(plain):
             return plain.to("cpu", copy=True)
-        # What two tensors of the same values in the same place have in common.
+        # Equal for tensors that have the same elements in the same memory.
         identity = (
             plain.device,
             plain.data_ptr(),
@@ -167,12 +168,12 @@ class SideStream:
         self._stream.wait_stream(backend.current_stream(device))
 
     def copy(self, source: torch.Tensor, buffer: torch.Tensor) -> None:
-        """Begin to copy; both must live until ``wait`` returns."""
+        """Start a copy; keep both tensors alive until ``wait`` returns."""
         with self._backend.stream(self._stream):
             buffer.copy_(source, non_blocking=True)
 
     def wait(self) -> None:
-        """Return when everything is copied."""
+        """Wait until everything is copied."""
         end = self._backend.Event()
         end.record(self._stream)
         end.synchronize()

@@ -1,4 +1,4 @@
-"""What a rank is saving or restoring at the moment, for whoever wants to know."""
+"""The running save or restore of a rank."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Operation: TypeAlias = Literal["save", "restore"]
 
 @dataclass(frozen=True, slots=True)
 class TransferProgress:
-    """A save or restore under way.
+    """A running save or restore.
 
     Attributes:
         step: The step that is saved or restored.
-        bytes: Of this rank's share.
+        bytes: Progress of this rank's share, in bytes.
     """
 
     operation: Operation
@@ -28,10 +28,10 @@ class TransferProgress:
 
 
 class Transfers:
-    """At most one save or restore at a time.
+    """Keeps track of the one save or restore that runs.
 
     Args:
-        show: Whether to show it to a human, as a progress bar or in log lines. One rank is enough.
+        show: Whether to show a progress bar or log lines. One rank is enough.
     """
 
     def __init__(self, *, show: bool) -> None:
@@ -40,7 +40,7 @@ class Transfers:
 
     @property
     def progress(self) -> TransferProgress | None:
-        """How far it has got, or None while nothing is under way."""
+        """The progress, or None while nothing runs."""
         now = self._now
         if now is None:
             return None
@@ -49,7 +49,7 @@ class Transfers:
 
     @contextmanager
     def under_way(self, operation: Operation, step: int, progress: TransferMeter) -> Iterator[None]:
-        """For the length of a block, this is what goes on."""
+        """Report this operation as running inside the block."""
         self._now = operation, step, progress
         try:
             with shown(operation, step, progress) if self._show else nullcontext():

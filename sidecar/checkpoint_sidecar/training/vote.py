@@ -1,8 +1,8 @@
-"""What every rank tells the others after each step, in a handful of integers. Pure.
+"""Encodes each rank's vote after a step as a few integers. Pure.
 
-All ranks must act alike: save, stop or raise at the same step. So each casts a ``Vote``, one all-reduce takes the
-element-wise maximum, and every rank reads the same ``Agreed`` from it. Every field is therefore encoded so that the
-larger integer is the one that must win.
+All ranks must save, stop or raise at the same step. So each casts a ``Vote``, one all-reduce takes the element-wise
+maximum, and every rank decodes the same ``Agreed``. Each field is encoded so that the value that must win is the
+largest.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 _NEVER = -(2**62)
 
 UNLIMITED = 1e9
-"""Seconds: as good as for ever, and still a number that is sent as an integer."""
+"""Seconds that stand for no limit, small enough to be sent as an integer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A process was asked to stop.
+    """A request to stop.
 
     Attributes:
-        remaining_seconds: Until the first process is killed; ``UNLIMITED`` when none will be.
-        repeated: The request came more than once: start nothing new.
-        save: The training code itself asked: save, whatever the policy says about SIGTERM.
+        remaining_seconds: Time until the first process is killed; ``UNLIMITED`` if none will be.
+        repeated: Whether the request came more than once, so that nothing new may start.
+        save: Whether the training code asked, so that the policy for SIGTERM does not apply.
     """
 
     remaining_seconds: float
@@ -35,20 +35,20 @@ class Stop:
 
     @property
     def limited(self) -> bool:
-        """Whether the process is killed at some time."""
+        """Whether the process will be killed."""
         return self.remaining_seconds < UNLIMITED / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One rank's word.
+    """The state of one rank after a step.
 
     Attributes:
-        step: The step it has just finished.
-        trigger: Why a save is due; only rank 0 looks, the others vote None.
-        saving: Its earlier save is still being uploaded.
-        failed: Something went wrong behind its back: a save failed, or the run was taken over.
-        stop: It was asked to terminate.
+        step: The step that it has just finished.
+        trigger: The reason for a save; only rank 0 knows it, the others vote None.
+        saving: Whether an earlier save is still being uploaded.
+        failed: Whether a background save failed, or the run was taken over.
+        stop: The request to terminate, if any.
     """
 
     step: int
@@ -75,10 +75,10 @@ LENGTH = len(Vote(0).encode())
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What all votes together say, the same on all ranks.
+    """The combined votes, the same on all ranks.
 
     Attributes:
-        first, last: Lowest and highest step voted; they differ only if the ranks' loops ran apart.
+        first, last: Lowest and highest step voted; they differ only if the ranks' loops are out of step.
         trigger, saving, failed, stop: As in ``Vote``, true of at least one rank.
     """
 
@@ -91,7 +91,7 @@ class Agreed:
 
     @classmethod
     def decode(cls, maximum: list[int]) -> Agreed:
-        """Read the element-wise maximum of all encoded votes."""
+        """Decode the element-wise maximum of all encoded votes."""
         last, first, trigger, saving, failed, spent, repeated, save = maximum
         return cls(
             first=-first,

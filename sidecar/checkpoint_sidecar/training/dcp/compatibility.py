@@ -1,4 +1,4 @@
-"""Whether a checkpoint is all there, and fits what it is loaded into. Pure, and asked before any tensor is touched."""
+"""Checks that a checkpoint is complete and compatible with its destinations, before any tensor is written. Pure."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def tiles(size: Sequence[int], chunks: Iterable[ChunkStorageMetadata]) -> bool:
 
 
 def check_types(state_dict: Mapping[str, Any], metadata: Metadata, *, subject: str) -> None:
-    """Check that what is loaded has the dtype, or the kind, of what it is loaded into.
+    """Check that items have the dtype, or the kind, of their destinations.
 
     Args:
         state_dict: Destinations by the name under which they were saved.

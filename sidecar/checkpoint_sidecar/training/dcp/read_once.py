@@ -117,10 +117,10 @@ def pass_on(share: SharedReads, targets: Mapping[ReadItem, torch.Tensor], group:
                 work = dist.isend(data, peer, group=group, tag=transfer.number)
                 under_way.append((work, data, None))
             else:
-                lands = target.device.type == "cpu" and target.is_contiguous()
-                host = target if lands else torch.empty(target.shape, dtype=target.dtype)
+                direct = target.device.type == "cpu" and target.is_contiguous()
+                host = target if direct else torch.empty(target.shape, dtype=target.dtype)
                 work = dist.irecv(as_bytes(host), peer, group=group, tag=transfer.number)
-                under_way.append((work, host, None if lands else target))
+                under_way.append((work, host, None if direct else target))
         for work, host, destination in under_way:
             assert work is not None  # this rank is a member of the group
             work.wait()

@@ -52,8 +52,8 @@ _MOST_FRAME_BYTES = 64 * 1024
 class SnapshotReader(StorageReader):
     """Loads from one save folder.
 
-    Use it with ``StrictLoadPlanner``, which lets all ranks refuse a misfit together; with other planners each rank
-    checks its own share, before it writes into a tensor.
+    Use it with ``StrictLoadPlanner``, which lets all ranks refuse an incompatible item together; with other planners
+    each rank checks its own share, before it writes into a tensor.
 
     Args:
         store: Opened at the run's root.
@@ -61,7 +61,7 @@ class SnapshotReader(StorageReader):
         manifest: The committed manifest; None reads a stock checkpoint, which cannot be verified.
         verify: How far stored bytes are checked before they are used.
         trust: ``safe`` unpickles DCP's classes and what ``torch.load(weights_only=True)`` allows; ``full`` anything.
-        progress: Told of this rank's bytes.
+        progress: Counts this rank's bytes.
         settings: Connections and memory; by default those of the environment.
         metadata: The bytes of ``.metadata``, verified, where one rank has read them for all.
         sharing: A gloo group of all ranks that load, over which each passes on what it reads for others too.
@@ -158,7 +158,7 @@ class SnapshotReader(StorageReader):
         return metadata
 
     def load_objects(self, names: Sequence[str]) -> dict[str, Any]:
-        """Items that are no tensors, by name, before anything is planned. Call ``open`` first.
+        """Load items that are not tensors, by name, before anything is planned. Call ``open`` first.
 
         Raises:
             CorruptSnapshotError, StoreError: They could not be read.
@@ -228,7 +228,7 @@ class SnapshotReader(StorageReader):
         except BaseException:
             all_succeeded(False, group)
             raise
-        # Whoever failed makes DCP raise on every rank.
+        # The error of a failed rank makes DCP raise on every rank.
         if all_succeeded(True, group):
             pass_on(share, targets, group)
             for item in share.received:
@@ -338,7 +338,7 @@ class SnapshotReader(StorageReader):
             target.copy_(saved)
 
     def _sanitized(self, item: ReadItem, data: memoryview) -> io.BytesIO:
-        """The item as our own pickle of what a restricted unpickler made of it: planners load without restriction."""
+        """Load an item with restrictions and pickle it again, because planners unpickle without restrictions."""
         clean = io.BytesIO()
         torch.save(self._load(item.storage_index.fqn, data, None), clean)
         clean.seek(0)

@@ -1,7 +1,7 @@
-"""DCP storage that saves one snapshot: stock files, checksummed, in a fresh folder, committed last.
+"""DCP storage that saves one snapshot: stock files with checksums, in a new folder, committed last.
 
-The bytes are those of torch's own ``FileSystemWriter``: one ``torch.save`` archive per item, one after the other, and a
-pickled ``Metadata`` of torch's own classes. What differs is how they are moved, and when they become a checkpoint.
+The bytes are those of torch's own ``FileSystemWriter``: consecutive ``torch.save`` archives, one for each item, and a
+pickled ``Metadata`` of torch's own classes. The transfer differs, and so does the moment of the commit.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class SnapshotWriter(StorageWriter):
     Args:
         store: Opened at the run's root.
         target: Admits and commits the save; needed on the coordinator rank only.
-        progress: Told of this rank's bytes.
+        progress: Counts this rank's bytes.
         settings: Connections and memory; by default those of the environment.
-        trust: Of the loads to come: what ``safe`` could not load is refused, or an object reported, when it is saved.
+        trust: The trust of later loads. Under ``safe``, tensors that could not be loaded are refused, objects reported.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class SnapshotWriter(StorageWriter):
         except REFUSALS:
             self._delete_written()
             raise
-        # After any other failure of the commit it may stand or yet land: nothing is deleted on account of it.
+        # After any other failure the commit may have been made or may still arrive, so nothing is deleted.
 
     def discard(self, failure: BaseException) -> None:
         """Delete what this rank uploaded for a save that certainly was not committed; never raises.
@@ -235,7 +235,7 @@ class SnapshotWriter(StorageWriter):
         try:
             self._store.delete(keys)
         except StoreError as error:
-            logger.warning("Leftovers of a failed save stay for now: %s", error)
+            logger.warning("leftovers of a failed save stay for now: %s", error)
 
     def _describe(
         self, save: NewSave, metadata: Metadata, files: list[File], *, world_size: int
@@ -264,7 +264,7 @@ class SnapshotWriter(StorageWriter):
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What one rank is told in its plan."""
+    """A rank's plan: the folder and block size of the save."""
 
     folder: SaveFolder
     rank: int
@@ -272,7 +272,7 @@ class _Share:
 
 
 def _origin_of(save: NewSave) -> bytes:
-    """What torch's reader does not come to: it stops at the end of the pickle."""
+    """Return bytes that follow the pickle, which torch's reader does not read."""
     return Origin(save.folder.run, save.snapshot).encode() if save.folder.run else b""
 
 
