@@ -105,7 +105,7 @@ def test_leftovers_that_cannot_be_deleted_do_not_hide_why_the_save_failed(caplog
     store.suffix = "/.metadata"
     with pytest.raises(AccessDeniedError):
         attempt_save(store, target)
-    assert "Leftovers" in caplog.text
+    assert "leftovers" in caplog.text
 
 
 def test_a_value_that_cannot_be_saved_is_reported_as_an_ordinary_error() -> None:
