@@ -176,3 +176,11 @@ def test_clients_are_imported_only_when_a_store_is_opened() -> None:
         "print([name for name in ('s3fs', 'fsspec', 'botocore', 'aiohttp', 'cryptography') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_driver_fsspec_without_its_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules, "checkpoint_sidecar.store.s3.s3fs_adapter", raising=False)
+
+    with pytest.raises(ConfigurationError, match=r"Run: pip install 'checkpoint-operator\[s3fs\]'"):
+        open_store(StoreSettings("s3://bucket/run"), driver="fsspec")

@@ -236,7 +236,7 @@ class FsspecStore:
             data = b""
             if info.size:
                 with self.turn():
-                    data = fs.cat_file(self.path(key), start=0, end=info.size + 1)
+                    data = self._style.read(fs, self.path(key), 0, info.size + 1)
             if len(data) == info.size:
                 return StoredObject(info, data)
         raise StoreError(
@@ -249,7 +249,7 @@ class FsspecStore:
         def request(fs: Any) -> bool:
             try:
                 with self.turn():
-                    data = fs.cat_file(self.path(key), start=start, end=end)
+                    data = self._style.read(fs, self.path(key), start, end)
                 if len(data) == view.nbytes:
                     view[:] = data
                     return True

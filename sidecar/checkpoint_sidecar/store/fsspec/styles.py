@@ -6,7 +6,7 @@ The probe then checks the decision with real requests (``conformance.probe``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,39 +25,41 @@ class Rename:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteStyle:
-    """How to write through a filesystem.
+class AccessStyle:
+    """How to write and read through a filesystem.
 
     Attributes:
         create: Writes a small object unless the path is taken; None to write a temporary file and claim the name.
         rename: How a temporary file gets its name.
         staged_puts: Whether small objects are written as temporary files, because a write is visible while it runs.
         staged_uploads: The same for large objects.
+        read: Returns the bytes of a path from one offset up to another, fewer at the end of the file.
     """
 
     create: Callable[[Any, str, bytes], object] | None
     rename: Rename
     staged_puts: bool
     staged_uploads: bool
+    read: Callable[[Any, str, int, int], bytes] = lambda fs, path, start, end: fs.cat_file(path, start=start, end=end)
 
 
-def style_of(fs: Any) -> WriteStyle:
+def style_of(fs: Any) -> AccessStyle:
     """Decide by the filesystem's class; makes no request."""
     from fsspec.asyn import AsyncFileSystem
     from fsspec.spec import AbstractFileSystem
 
     kind = type(fs)
-    for protocol, attribute, rename in _RENAMES:
+    for protocol, attribute, style in _KNOWN:
         if protocol in _protocols(kind) and hasattr(fs, attribute):
-            return WriteStyle(None, rename, staged_puts=True, staged_uploads=True)
+            return style
     if isinstance(fs, AsyncFileSystem) and kind._pipe_file is not AsyncFileSystem._pipe_file:
         # Object stores: a write is one request, or shows when the last request is done.
-        return WriteStyle(_by_mode, _MOVE, staged_puts=False, staged_uploads=False)
+        return AccessStyle(_by_mode, _MOVE, staged_puts=False, staged_uploads=False)
     # fsspec's own pipe_file(mode="create") looks first and writes then, which is not atomic.
     if kind.pipe_file is not AbstractFileSystem.pipe_file:
-        return WriteStyle(_by_mode, _MOVE, staged_puts=False, staged_uploads=True)
+        return AccessStyle(_by_mode, _MOVE, staged_puts=False, staged_uploads=True)
     moves = kind.mv is not AbstractFileSystem.mv  # the inherited one copies
-    return WriteStyle(_by_exclusive_open, _MOVE, staged_puts=moves, staged_uploads=True)
+    return AccessStyle(_by_exclusive_open, _MOVE, staged_puts=moves, staged_uploads=True)
 
 
 def _protocols(kind: type[Any]) -> tuple[str, ...]:
@@ -75,20 +77,53 @@ def _by_exclusive_open(fs: Any, path: str, data: bytes) -> None:
     file.close()
 
 
+def _sftp_read(fs: Any, path: str, start: int, end: int) -> bytes:
+    with fs.open(path, "rb") as file:
+        last = min(end, file.stat().st_size)
+        if start >= last:
+            return b""
+        file.seek(start)
+        # Otherwise each 32 KiB wait for the answer to the 32 KiB before.
+        file.prefetch(last)
+        data: bytes = file.read(last - start)
+        return data
+
+
+def write_views(file: Any, views: Sequence[memoryview]) -> None:
+    """Write buffers one after the other into an open file."""
+    if not hasattr(file, "set_pipelined"):
+        for view in views:
+            file.write(view)
+        return
+    # paramiko: writes do not wait for their answers, except for the last byte, whose write checks all answers.
+    file.set_pipelined(True)
+    for view in views[:-1]:
+        file.write(view)
+    file.write(views[-1][:-1])
+    file.set_pipelined(False)
+    file.write(views[-1][-1:])
+
+
 def _sftp_claim(fs: Any, old: str, new: str) -> None:
     # SFTP's own rename never replaces: OpenSSH links the file to its new name. posix_rename does replace.
     fs.ftp.rename(old, new)
 
 
 _MOVE = Rename(lambda fs, old, new: fs.mv(old, new), lambda fs, old, new: fs.mv(old, new))
-_RENAMES = (
-    ("sftp", "ftp", Rename(_sftp_claim, lambda fs, old, new: fs.mv(old, new))),
-    (
-        "webdav",
-        "client",
-        Rename(
-            lambda fs, old, new: fs.client.move(old, new, overwrite=False),
-            lambda fs, old, new: fs.client.move(old, new, overwrite=True),
-        ),
-    ),
+_SFTP = AccessStyle(
+    None,
+    Rename(_sftp_claim, lambda fs, old, new: fs.mv(old, new)),
+    staged_puts=True,
+    staged_uploads=True,
+    read=_sftp_read,
 )
+_WEBDAV = AccessStyle(
+    None,
+    Rename(
+        lambda fs, old, new: fs.client.move(old, new, overwrite=False),
+        lambda fs, old, new: fs.client.move(old, new, overwrite=True),
+    ),
+    staged_puts=True,
+    staged_uploads=True,
+)
+_KNOWN = (("sftp", "ftp", _SFTP), ("webdav", "client", _WEBDAV))

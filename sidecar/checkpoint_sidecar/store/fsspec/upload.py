@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.store.common.parts import PartedUpload
+from checkpoint_sidecar.store.fsspec.styles import write_views
 
 if TYPE_CHECKING:
     from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
@@ -54,8 +55,7 @@ class FsspecUpload(PartedUpload):
     def _append(self, fs: Any, views: Sequence[memoryview]) -> None:
         with self._store.turn():
             self._open_file(fs)
-            for view in views:
-                self._file.write(view)
+            write_views(self._file, views)
 
     def _open_file(self, fs: Any) -> None:
         if self._file is not None:
