@@ -19,7 +19,7 @@ def probe(store: Store) -> None:
     Raises:
         NoConditionalWriteError: A second creation succeeded: two writers could commit under one number.
         AccessDeniedError: Credentials are missing, wrong, or do not allow one of the verbs; the message names it.
-        BucketNotFoundError: There is no such bucket.
+        BucketNotFoundError: The bucket does not exist.
         BrokenPromiseError: The store does not return or list what was written.
         StoreError: The store failed.
     """

@@ -124,7 +124,7 @@ def _one_creator_wins(trial: Trial) -> None:
         undecided = [writer for writer, error in enumerate(errors) if isinstance(error, UnknownOutcomeError)]
         if len(winners) > 1 and isinstance(trial.store, RestsOnFilesystem):
             raise replaced(trial.store, key)
-        trial.expect(len(winners) <= 1, f"{len(winners)} of {_CREATORS} were told that they had created the object")
+        trial.expect(len(winners) <= 1, f"{len(winners)} of {_CREATORS} creates succeeded")
         trial.expect(trial.store.stat(key) is not None, f"none of {_CREATORS} has created the object")
         # S3 may answer "conflict" to all that it has not refused; then the object tells who has won.
         trial.expect(int(_read(trial.store, key)) in (winners or undecided), "the object is not the winner's")
@@ -197,10 +197,10 @@ def _missing_is_told(trial: Trial) -> None:
     trial.store.put(trial.key("folder/object"), b"data")
     for name in ("missing", "folder"):
         key = trial.key(name)
-        trial.expect(trial.store.stat(key) is None, f"there is no object {key}, and it is described")
+        trial.expect(trial.store.stat(key) is None, f"the object {key} does not exist, and it is described")
         read = not _raises(ObjectNotFoundError, trial.store.get, key, max_bytes=10)
         read = read or not _raises(ObjectNotFoundError, read_range, trial.store, key, 0, 1)
-        trial.expect(not read, f"there is no object {key}, and it is read")
+        trial.expect(not read, f"the object {key} does not exist, and it is read")
 
 
 def _large_is_refused(trial: Trial) -> None:
@@ -219,7 +219,7 @@ def _ranges_are_exact(trial: Trial) -> None:
         trial.expect(read == data[start : start + length], f"a read of {length} bytes at {start} returns others")
     for start, length in ((0, 1001), (900, 101), (1000, 1), (5000, 5)):
         short = _raises(TruncatedObjectError, read_range, trial.store, key, start, length)
-        trial.expect(short, f"a read of {length} bytes at {start} of 1000 is no error")
+        trial.expect(short, f"a read of {length} bytes at {start} of 1000 is not an error")
     buffers = [bytearray(length) for length in (3, 0, 400, 1)]
     trial.store.read_into(key, 100, [memoryview(buffer) for buffer in buffers])
     trial.expect(b"".join(buffers) == data[100:504], "a read into several buffers returns other bytes")

@@ -1,7 +1,7 @@
 """What a store has to keep for checkpoints to be safe in it, as checks that can be run against any store.
 
 The same checks serve three callers: the probe before a run trusts its store (a few of them), the command
-``python -m checkpoint_sidecar.conformance`` for a store that nobody here has seen, and this package's own tests.
+``python -m checkpoint_sidecar.conformance`` for a store that was never tested, and this package's own tests.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def replay_compactions(store: Store, run: Run, found: frozenset[EntryRange]) -> 
     """The state after as many entries beyond ``run`` as compactions can tell.
 
     Entries are chained, each with the digest of the one before. So if the last one read is what the log itself holds
-    under that number, all of them are, whoever wrote the compactions.
+    under that number, all of them are, regardless of the writer of the compactions.
 
     Raises:
         LogMissingError: There are compactions, and no log.

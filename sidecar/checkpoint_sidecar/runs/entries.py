@@ -18,10 +18,10 @@ _BATCH = 256
 
 
 def get_entry(store: Store, number: int) -> RawEntry | None:
-    """The entry of this number, or None when there is none.
+    """Read the entry of this number; return None when it does not exist.
 
     Raises:
-        LogError: The object under its key is no entry.
+        LogError: The object under its key is not an entry.
         StoreError: The store failed.
     """
     key = layout.log_key(number)

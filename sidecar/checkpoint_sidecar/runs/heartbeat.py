@@ -28,7 +28,7 @@ class StoredHeartbeat:
 
 
 def read_heartbeat(store: Store) -> StoredHeartbeat | None:
-    """Read the latest heartbeat, or None when there is none.
+    """Read the latest heartbeat; return None when it does not exist.
 
     An unreadable heartbeat counts as none: a start of training or a pass of the operator must not depend on a hint.
     It is logged once for each store and process.

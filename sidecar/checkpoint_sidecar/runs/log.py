@@ -50,8 +50,9 @@ class RunLog:
         store: Opened at the run's root.
         writer: Who appends, for the audit trail: ``"library 0.1.0"``.
         patience_seconds: How long an append with unknown outcome is retried before ``UnknownOutcomeError`` is raised;
-            None for ever. Training waits for ever, because giving up would make it report a failure for a save that
-            may yet land; the operator gives up and re-plans. A writer with patience also backs off after a lost race.
+            None for no limit. Training waits without limit, because giving up would make it report a failure
+            for a save that may yet land; the operator gives up and re-plans. A writer with patience also backs off
+            after a lost race.
     """
 
     def __init__(self, store: Store, *, writer: str, patience_seconds: float | None = None) -> None:
@@ -80,7 +81,7 @@ class RunLog:
 
     @property
     def replaced(self) -> LogReplacedError | None:
-        """The error that every call raises, if this log is no more."""
+        """The error that every call raises after this log was replaced; None until then."""
         return self._replaced
 
     @property
@@ -295,7 +296,10 @@ class RunLog:
 
     def _replace(self, cause: str) -> LogReplacedError:
         self._replaced = LogReplacedError(
-            "use the run log", self.store.url, cause, "The run of this process is no more: let it exit."
+            "use the run log",
+            self.store.url,
+            cause,
+            "The run of this process was deleted or replaced: let this process exit.",
         )
         return self._replaced
 

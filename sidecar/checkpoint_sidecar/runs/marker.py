@@ -17,7 +17,9 @@ from checkpoint_sidecar.store.base import Store
 
 
 def leave_marker(store: Store, run: Run) -> None:
-    """Say that this run exists. The object of somebody else under that key stays. One small read if it says so already.
+    """Write the object that says that this run exists.
+
+    Makes one small read if it is there already. An object of another writer stays.
 
     Raises:
         StoreError: The store failed.

@@ -80,7 +80,7 @@ class Credentials:
     def read_for(self, scheme: str) -> Mapping[str, str]:
         """Like ``read``, but refuses values that name no identity for the scheme.
 
-        Falling back to the ambient identity would use somebody else's rights for a Secret with a misspelt key.
+        Falling back to the ambient identity would use other rights than the Secret's when a key is misspelled.
 
         Raises:
             ConfigurationError: The folder cannot be read or required keys are missing.
@@ -171,7 +171,7 @@ def _secrets(values: Mapping[str, str]) -> Iterator[str]:
 
 
 def _strings_in(text: str) -> Iterator[str]:
-    """The strings in a JSON document; none if it is none."""
+    """Yield the strings in a JSON document; nothing if the text is not JSON."""
     try:
         remaining: list[Any] = [json.loads(text)]
     except ValueError:

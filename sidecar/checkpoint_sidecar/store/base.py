@@ -63,7 +63,7 @@ class UnfinishedUpload:
 
 
 class Upload(Protocol):
-    """A large object being written in parts; visible to nobody before ``complete``."""
+    """A large object being written in parts; invisible before ``complete``."""
 
     @property
     def part_bytes(self) -> int:
@@ -81,7 +81,7 @@ class Upload(Protocol):
 
         Raises:
             StoreError: The store does not have the part. Also of parts under way when another thread calls ``abort``.
-            ValueError: There is no such part, or it has another size.
+            ValueError: The object does not have such a part, or the part has another size.
         """
 
     def complete(self) -> None:
@@ -190,13 +190,13 @@ class Reconnects(Protocol):
 
 @runtime_checkable
 class KeepsUnfinished(Protocol):
-    """A store in which the parts of killed writers stay, unseen and paid for, until somebody discards them."""
+    """A store that keeps the parts of killed writers, unseen and paid for, until they are discarded."""
 
     def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         """Every unfinished upload whose key starts with ``prefix``. None in stores that expire them by themselves."""
 
     def discard(self, upload: UnfinishedUpload) -> None:
-        """Delete its parts; it can no longer be completed. One that is over is no error.
+        """Delete its parts; it cannot be completed afterwards. An upload that has ended already is not an error.
 
         Raises:
             StoreError: It may still be there.

@@ -52,7 +52,7 @@ class AzureIdentity:
 
     Raises:
         ConfigurationError: They cannot be used.
-        AccessDeniedError: There is no ambient identity.
+        AccessDeniedError: No ambient identity was found.
     """
 
     def __init__(self, values: Mapping[str, str], *, ambient: bool) -> None:
@@ -75,7 +75,7 @@ class AzureIdentity:
         """URL and headers with the identity in them.
 
         Raises:
-            StoreError: There is no identity.
+            StoreError: No identity was found.
         """
         if self._tokens is not None:
             return url, headers | {"Authorization": f"Bearer {self._tokens.current()}"}

@@ -199,7 +199,7 @@ class Calls(Generic[Client]):
         if fault.sent and effect != "Read":
             kind = UnknownOutcomeError
         if kind is ObjectExistsError and effect != "Create":
-            # A precondition failed that was not set: nobody has won a race.
+            # A precondition failed that was not set: no race was lost.
             kind = RequestRefusedError
         # Raised outside the handler: the client's exception may quote secrets and must not hang on ours.
         raise kind(operation, f"{self._settings.url}/{key}", fault.cause, fault.hint)

@@ -8,7 +8,7 @@ _BELOW_SLASH = re.compile(r"[\x00-.]")
 
 
 def beginning(after: str) -> str:
-    """A key that every store lists before all keys later than ``after``; empty when there is none worth asking for.
+    """Return a key that every store lists before all keys later than ``after``; empty to list from the start.
 
     A store need not begin later than this, and what it lists too much is left out by the caller. Stores that walk
     folders (SeaweedFS lists ``a/b`` before ``a-b``, and after ``a`` neither) agree with the order of keys as long as no

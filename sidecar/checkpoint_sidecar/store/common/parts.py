@@ -111,14 +111,14 @@ class PartedUpload(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """Nobody writes any more: remove everything. Raises nothing."""
+        """Remove everything; called after the last writer has returned. Raises nothing."""
 
     def _aborted(self) -> StoreError:
         return StoreError("upload", self._subject, "the upload was aborted")
 
     def _check_size(self, index: int, size: int) -> None:
         if not 0 <= index < self._parts:
-            raise ValueError(f"{self._subject} has {self._parts} parts; part {index} is none of them")
+            raise ValueError(f"{self._subject} has {self._parts} parts; part {index} does not exist")
         wanted = min(self._part_bytes, self._size - index * self._part_bytes)
         if size != wanted:
             raise ValueError(f"part {index} of {self._subject} has {wanted} bytes, and {size} were given")

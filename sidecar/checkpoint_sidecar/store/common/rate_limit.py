@@ -1,4 +1,4 @@
-"""How many large requests a store is given at once: fewer when it asks to slow down, then gradually more again."""
+"""The rate limit (AIMD): fewer large requests at once when a store asks to slow down, then gradually more again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 _LOOK_SECONDS = 0.1
-"""How often somebody who waits for a permit looks whether it is still wanted."""
+"""How often a thread that waits for a permit checks whether the request is still wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class AimdLimit:
     """Additive increase, multiplicative decrease, as TCP does it.
 
     Attributes:
@@ -29,11 +29,11 @@ class Pace:
         """Whether one more request may begin."""
         return under_way + 1 <= self.limit
 
-    def after_success(self) -> Pace:
+    def after_success(self) -> AimdLimit:
         """One more at once for every round of successful requests."""
         return replace(self, limit=self.limit + 1 / self.limit)
 
-    def after_overload(self, *, slowed: int, under_way: int) -> Pace:
+    def after_overload(self, *, slowed: int, under_way: int) -> AimdLimit:
         """Half as many at once.
 
         Args:
@@ -43,21 +43,21 @@ class Pace:
         """
         if slowed != self.slowed:
             return self
-        return Pace(max(1.0, min(self.limit, under_way) / 2), self.slowed + 1)
+        return AimdLimit(max(1.0, min(self.limit, under_way) / 2), self.slowed + 1)
 
 
-class Pacer:
-    """Hands out the permits to send; one for all threads that use a store.
+class AimdLimiter:
+    """Hands out permits to send a large request; all threads that use a store share one.
 
     Args:
-        overload: Whether a failure says that the store has too much to do.
+        overload: Returns whether a failure says that the store is overloaded.
     """
 
     def __init__(self, overload: Callable[[BaseException], bool]) -> None:
         self._overload = overload
         self._changed = threading.Condition()
         self._under_way = 0
-        self.pace = Pace()
+        self.rate = AimdLimit()
         self.last_success = -math.inf
         """By the monotonic clock."""
 
@@ -69,20 +69,20 @@ class Pacer:
             unwanted: Whether the request need not be made any more; then it begins at once, to find that out itself.
         """
         with self._changed:
-            while not (self.pace.allows(self._under_way) or unwanted()):
+            while not (self.rate.allows(self._under_way) or unwanted()):
                 self._changed.wait(_LOOK_SECONDS)
             self._under_way += 1
-            slowed = self.pace.slowed
+            slowed = self.rate.slowed
         try:
             yield
         except BaseException as error:
             if self._overload(error):
                 with self._changed:
-                    self.pace = self.pace.after_overload(slowed=slowed, under_way=self._under_way)
+                    self.rate = self.rate.after_overload(slowed=slowed, under_way=self._under_way)
             raise
         else:
             with self._changed:
-                self.pace = self.pace.after_success()
+                self.rate = self.rate.after_success()
                 self.last_success = time.monotonic()
         finally:
             with self._changed:

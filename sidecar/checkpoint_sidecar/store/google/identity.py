@@ -48,7 +48,7 @@ def parse_key(text: str) -> ServiceAccountKey:
     """A service account's key file, read strictly: what cannot be read in full, or in two ways, is refused.
 
     Raises:
-        ValueError: It is none; the message says why and quotes nothing.
+        ValueError: The text is not a key; the message says why and quotes nothing.
     """
     fields = _object(text)
     anonymous = fields.get("disable_oauth", False)
@@ -117,7 +117,7 @@ class GoogleIdentity:
         """Headers that authorize a request.
 
         Raises:
-            StoreError: There is no identity.
+            StoreError: No identity was found.
         """
         return {"Authorization": f"Bearer {self._tokens.current()}"} if self._tokens else {}
 

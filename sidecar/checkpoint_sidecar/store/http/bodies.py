@@ -16,7 +16,7 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import UnfinishedUpload
 from checkpoint_sidecar.store.common.calls import Calls, Patience
-from checkpoint_sidecar.store.common.rate_limit import Pacer
+from checkpoint_sidecar.store.common.rate_limit import AimdLimiter
 from checkpoint_sidecar.store.http.client import ERRORS, HttpClient, WrongRangeError, connecting, explain
 from checkpoint_sidecar.store.http.connections import Answer, Cancellation
 from checkpoint_sidecar.store.http.dialect import (
@@ -50,14 +50,14 @@ class HttpBodies:
         self.prefix = parse_url(settings.url).prefix
         self._streams = parse_url(settings.url).scheme == "gs"
         self.patience = patience
-        self._pacer = Pacer(_is_overload)
+        self._rate_limiter = AimdLimiter(_is_overload)
         self.calls: Calls[HttpClient] = Calls(
             settings,
             connect=connecting(settings, patience),
             errors=ERRORS,
             explain=explain,
             patience=patience,
-            last_success=lambda: self._pacer.last_success,
+            last_success=lambda: self._rate_limiter.last_success,
         )
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
@@ -69,7 +69,7 @@ class HttpBodies:
 
         def request(client: HttpClient) -> Answer:
             message = client.dialect.get(self.prefix + key, start, length)
-            with self._pacer.permit(lambda: False):
+            with self._rate_limiter.permit(lambda: False):
                 answer = client.send(message, self.patience.answer_seconds, into=views)
                 _check_range(answer, start, length)
                 return answer
@@ -118,7 +118,7 @@ class HttpBodies:
             self.calls.run("discard the unfinished upload of", upload.key, request)
 
     def size_of(self, key: str) -> int | None:
-        """How many bytes an object has; None where there is none."""
+        """Return the size of an object in bytes, or None when it does not exist."""
 
         def request(client: HttpClient) -> int:
             answer = client.send(client.dialect.head(self.prefix + key), self.patience.answer_seconds)
@@ -131,7 +131,7 @@ class HttpBodies:
 
     def send(self, client: HttpClient, message: Message, cancellation: Cancellation) -> Answer:
         """Send a request with a large body, when it is its turn."""
-        with self._pacer.permit(cancellation.cancelled.is_set):
+        with self._rate_limiter.permit(cancellation.cancelled.is_set):
             return client.send(message, self.patience.body_seconds, cancellation=cancellation)
 
     def _page_of_uploads(self, prefix: str, query: dict[str, str], client: HttpClient) -> UploadPage | None:

@@ -80,7 +80,7 @@ class HttpClient:
             limit: See ``Connections.exchange``.
 
         Raises:
-            AnswerError: The answer is no success, or a redirect.
+            AnswerError: The server refused the request or redirected it.
             OSError, HTTPException: See ``Connections.exchange``.
         """
         if not self._checksums:

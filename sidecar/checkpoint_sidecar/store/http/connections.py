@@ -31,7 +31,7 @@ IDLE_SECONDS = 45.0
 """How long a connection is kept for the next request."""
 
 MOST_ANSWER_BYTES = 64 * 1024
-"""What is read of an answer that is no data; the rest is dropped with its connection."""
+"""Most bytes read of an answer without data; the rest is dropped with its connection."""
 
 SLOWEST_BYTES = 1024
 """Per second: an answer that arrives more slowly, on average, is treated as a time-out. A server that sends a byte now
@@ -46,8 +46,8 @@ _READ_AT_ONCE = 1024 * 1024
 _PORTS = {"http": 80, "https": 443}
 _SLICE = 256 * 1024
 _WAKING_BYTES = 1024 * 1024
-"""The kernel wakes whoever waits for a body once for so much (``SO_RCVLOWAT``), not for every few packets: waking up is
-two fifths of what receiving over loopback costs."""
+"""The kernel wakes a thread that waits for a body once for this many bytes (``SO_RCVLOWAT``), not for every few
+packets: waking up is two fifths of what receiving over loopback costs."""
 
 _READ_AHEAD = 8192
 """What ``http.client`` may have read of a body when it has read the headers."""
@@ -57,7 +57,7 @@ FAILURES = (OSError, http.client.HTTPException)
 
 
 class NoConnectionError(OSError):
-    """The request was not sent: there is no connection. The message names host, port and cause."""
+    """The request was not sent: the connection could not be opened. The message names host, port and cause."""
 
 
 class CancelledRequestError(Exception):
@@ -309,7 +309,7 @@ class _Link:
 
     @property
     def dropped(self) -> bool:
-        """Whether the server has closed it, or said something that nobody asked for."""
+        """Return whether the server has closed the connection, or sent something without a request."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))

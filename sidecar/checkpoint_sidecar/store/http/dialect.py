@@ -148,7 +148,7 @@ class Dialect(ABC):
         """The URL and the headers of a request, with the identity of the moment.
 
         Raises:
-            StoreError: There is no identity.
+            StoreError: No identity was found.
         """
 
     @abstractmethod
@@ -175,7 +175,7 @@ class Dialect(ABC):
         """What such a page says; the objects with their whole keys.
 
         Raises:
-            UnreadableAnswerError: It is no page of a listing.
+            UnreadableAnswerError: The answer is not a page of a listing.
         """
 
     @abstractmethod
@@ -291,14 +291,14 @@ def parse_xml(answer: Answer, *roots: str) -> ET.Element:
 
 
 def xml_error(body: bytes) -> tuple[str, str]:
-    """Code and message of an error document; empty where there is none."""
+    """Return code and message of an error document; empty strings for other answers."""
     root = _document(body)
     return (_text(root, "Code"), _text(root, "Message")) if root is not None and root.tag == "Error" else ("", "")
 
 
 def _document(body: bytes) -> ET.Element | None:
     if b"<!" in body:
-        # No store declares entities; whoever does has something else in mind.
+        # Stores do not declare entities; a document that does is an attack.
         return None
     try:
         root = ET.fromstring(body)  # noqa: S314 - without a document type it holds nothing to expand
@@ -317,7 +317,7 @@ def required(element: ET.Element, name: str) -> str:
     """The text of a child.
 
     Raises:
-        UnreadableAnswerError: There is none.
+        UnreadableAnswerError: The element is missing.
     """
     found = element.findtext(name)
     if found is None:

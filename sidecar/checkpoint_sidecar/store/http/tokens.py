@@ -55,7 +55,7 @@ class Tokens:
         """A valid token.
 
         Raises:
-            StoreError: There is none.
+            StoreError: No token was found.
         """
         with self._lock:
             now = time.monotonic()
@@ -90,7 +90,7 @@ def ask(
         proxied: False for a service of this machine's platform.
 
     Raises:
-        AccessDeniedError: There is none to be had.
+        AccessDeniedError: The identity provider gives no token.
     """
     body = [memoryview(urlencode(form).encode())] if form is not None else []
     sent = {**({"Content-Type": "application/x-www-form-urlencoded"} if form is not None else {}), **(headers or {})}

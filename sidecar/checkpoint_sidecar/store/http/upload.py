@@ -62,7 +62,7 @@ class HttpUpload(PartedUpload):
         try:
             self._complete()
         except (ObjectNotFoundError, UnknownOutcomeError):
-            # Perhaps there is no such upload any more because an earlier try, whose reply was lost, completed it.
+            # An earlier try, whose reply was lost, may have completed the upload.
             if self._bodies.size_of(self._key) != self._size:
                 raise
 

@@ -17,7 +17,7 @@ def reserve(descriptor: int, size: int) -> None:
     """Take the space for an empty file that will have ``size`` bytes, so that a full disk shows before the first one.
 
     Raises:
-        OSError: ENOSPC, EDQUOT or EFBIG: there is no such space.
+        OSError: ENOSPC, EDQUOT or EFBIG: the space is not available.
     """
     if not size:
         return

@@ -59,7 +59,7 @@ class S3Identity:
 
     Raises:
         ConfigurationError: botocore's configuration files cannot be used.
-        AccessDeniedError: There is no ambient identity.
+        AccessDeniedError: No ambient identity was found.
     """
 
     def __init__(self, settings: StoreSettings, values: Mapping[str, str]) -> None:
