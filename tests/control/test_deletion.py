@@ -14,7 +14,7 @@ from checkpoint_operator.decide import finalizer, plan
 from checkpoint_operator.decide.appends import entry_for
 from checkpoint_operator.decide.finalizer import FINALIZER, Release, finalizers, in_the_way, release
 from checkpoint_operator.gather.run_store import RunStore
-from checkpoint_operator.model.actions import Adopt, End, Erase
+from checkpoint_operator.model.actions import Adopt, CollectOrphans, End, Erase
 from checkpoint_operator.model.observed import Key, Observed, RunProgress, StoreFault
 from checkpoint_operator.report.faults import fault_of
 from checkpoint_sidecar.core import attempt, layout
@@ -409,6 +409,27 @@ def test_an_entry_against_the_rules_after_the_end_costs_the_prefix_nothing(
     run = RunLog(store, writer="reader").refresh()
     assert (run.head, run.erased) == (tombstone + 1, True)
     assert Trainer(store).start().run.first == tombstone + 2
+
+
+def test_the_next_run_deletes_what_is_left_below_the_tombstone_and_nothing_above_it(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number above it that became free could be taken by a writer that was stopped before its claim."""
+    carry_out([End()], session_on(store, monkeypatch), owner=OWNER)
+    tombstone = RunLog(store, writer="reader").refresh().head
+    RunLog(store, writer="without rules").append(lambda _: SaveRequested("late", 1))
+    RunLog(store, writer="without rules").append(lambda _: SaveRequested("later", 1))
+    remnant = store.get(layout.log_key(tombstone - 1), max_bytes=1 << 20).data
+    delete(store, monkeypatch)
+    store.put(layout.log_key(tombstone - 1), remnant)
+    trainer = Trainer(store).start().start()
+    session = session_on(store, monkeypatch)
+    soon = session.now() + 2 * HOUR
+    monkeypatch.setattr(session, "now", lambda: soon)
+    (outcome,) = carry_out([CollectOrphans(2)], session, owner=OWNER)
+    assert outcome.error is None
+    numbers = {layout.log_number(key) for key in keys(store)} - {None}
+    assert numbers == set(range(tombstone, trainer.run.head + 1))
 
 
 def test_a_compaction_does_not_make_a_half_deleted_log_readable(

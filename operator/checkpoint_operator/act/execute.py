@@ -10,7 +10,7 @@ import contextlib
 import datetime as dt
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from checkpoint_operator.act import erasure
 from checkpoint_operator.act.unfinished import discard, unfinished
@@ -42,8 +42,9 @@ from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CorruptSnapshotError,
     ForeignObjectError,
+    LogError,
 )
-from checkpoint_sidecar.core.log import MAX_TEXT, Owner, SnapshotVerified
+from checkpoint_sidecar.core.log import MAX_TEXT, Owner, RunAdopted, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.pointer import repair
@@ -224,7 +225,25 @@ def _delete_orphans(
 
 
 def _delete_remnants(session: RunStore, run: Run) -> None:
-    """Delete what an interrupted deletion left of an earlier run's log."""
+    """Delete what an interrupted deletion left of an earlier run's log: all below its tombstone."""
     if run.remnants:
-        keys = (info.key for info in session.store.list(layout.LOG_FOLDER))
-        session.delete([key for key in keys if 0 < (layout.log_number(key) or 0) < run.first - 1])
+        listed = {layout.log_number(info.key) or 0: info.key for info in session.store.list(layout.LOG_FOLDER)}
+        tombstone = _tombstone_below(session, run.first, listed)
+        session.delete([key for number, key in listed.items() if 0 < number < tombstone])
+
+
+def _tombstone_below(session: RunStore, first: int, listed: Collection[int]) -> int:
+    """Number of the earlier run's tombstone, or of the lowest entry of stale writers that stand where it was.
+
+    Such entries may follow the tombstone. They stay, so that no stale writer can create one of these numbers again.
+    """
+    number = first
+    while number - 1 in listed:
+        number -= 1
+        try:
+            (entry,) = session.entries([number])
+        except LogError:
+            continue  # a stale writer's, and unreadable
+        if isinstance(entry.body, RunAdopted) and entry.body.owner.is_deleted:
+            break
+    return number
