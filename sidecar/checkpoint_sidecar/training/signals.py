@@ -1,4 +1,4 @@
-"""Noticing SIGTERM, whatever the main thread is doing, and leaving before SIGKILL comes.
+"""Notices SIGTERM while the main thread does anything at all, and exits before SIGKILL.
 
 Python runs signal handlers in the main thread, between two bytecodes: a loop that waits for the GPU or for a collective
 learns of SIGTERM only when that returns, and then no longer knows how much of the grace period is gone. The
@@ -42,7 +42,7 @@ START_SECONDS = 5.0
 _LAST_SECONDS = 0.4
 """Before SIGKILL: the last resort must be quicker."""
 
-_GLANCE_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _AFTER_HANDLER = b"\xff"  # no signal has this number
 _ASKED = b"\xfe"
 
@@ -159,11 +159,11 @@ class TerminationWatch:
         writing.close()
 
     def training(self) -> None:
-        """The start is over: there is something to save."""
+        """Note that the start has ended, so that there is something to save."""
         self._starting = False
 
     def ask(self, within_seconds: float | None = None) -> None:
-        """Ask for a last save and the end by oneself. Safe in signal handlers: it only notes it."""
+        """Request a last save and the end of training. Safe in signal handlers."""
         if within_seconds is not None:
             self._until = min(self._until, self._clock() + within_seconds)
         self._asked = True
@@ -176,7 +176,7 @@ class TerminationWatch:
         self._wake(_ASKED)
 
     def stop(self) -> Stop | None:
-        """What is left of the grace period, or None while nothing asked to terminate."""
+        """Return the rest of the grace period, or None while there is no request to terminate."""
         if self._first is None and not self._asked and not self._joined:
             return None
         until = min(self._until, float("inf") if self._first is None else self._first + self._grace)
@@ -200,7 +200,7 @@ class TerminationWatch:
         return self._starting
 
     def wake(self) -> None:
-        """Let the thread know that a handler was called."""
+        """Wake the thread after a handler was called."""
         self._wake(_AFTER_HANDLER)
 
     def _wake(self, byte: bytes) -> None:
@@ -214,7 +214,7 @@ class TerminationWatch:
         announced = False
         with reading:
             while True:
-                if select.select([reading], [], [], _GLANCE_SECONDS if announced else None)[0]:
+                if select.select([reading], [], [], _POLL_SECONDS if announced else None)[0]:
                     numbers = reading.recv(64)
                     if not numbers:
                         return
@@ -229,7 +229,7 @@ class TerminationWatch:
 
     def _pass_on(self, numbers: bytes) -> None:
         if self._previous_wakeup != -1 and numbers:
-            with contextlib.suppress(OSError):  # whoever reads there is gone, or has more than enough to read
+            with contextlib.suppress(OSError):  # the reader is gone, or has enough to read
                 os.write(self._previous_wakeup, numbers)
 
     def _note(self, numbers: bytes) -> None:
@@ -266,7 +266,7 @@ class TerminationWatch:
 
 
 class _Handler:
-    """The Python handler of a watch, and what it took the place of."""
+    """The Python handler of a watch, and the handler that it replaced."""
 
     def __init__(self, watch: TerminationWatch, previous: Any) -> None:
         self._watch = watch
@@ -285,7 +285,7 @@ class _Handler:
             raise Terminated(0, None)
 
     def before(self) -> Any:
-        """The former handler, but for those of watches that were removed since."""
+        """Return the previous handler, skipping those of watches that were removed since."""
         previous = self._previous
         while isinstance(previous, _Handler) and not previous._watch.installed:
             previous = previous._previous

@@ -49,7 +49,7 @@ class History:
 
 
 class BalancedSavePlanner(DefaultSavePlanner):
-    """torch's planner, but for who writes what several ranks hold: replicated tensors, and shards with replicas.
+    """torch's planner, with replicated tensors and shards divided evenly among the ranks that hold them.
 
     torch goes by the size of the whole tensor when it divides them up, and never divides one. Here it is the bytes that
     are written that count, and large chunks are written by their holders together, some rows each; any reader puts
@@ -142,10 +142,10 @@ class BalancedSavePlanner(DefaultSavePlanner):
 
 
 def balanced(plans: list[SavePlan], compared: ReplicaComparison | None = None, **options: Any) -> list[SavePlan]:
-    """The plans of all ranks with every item in one of them only, large ones divided.
+    """Return the plans of all ranks with each item in one plan only, and large items divided.
 
     Args:
-        compared: The items; by default they are compared here.
+        compared: The compared items; by default they are compared here.
         options: See ``assign``.
     """
     replicas = (compared or compare(plans)).replicas
@@ -163,11 +163,11 @@ def balanced(plans: list[SavePlan], compared: ReplicaComparison | None = None, *
 
 
 def _unplannable(state: dict[str, Any], failure: Exception) -> ConfigurationError:
-    """The error of a state dict that torch can make no plan for, by the name of what it fails for."""
+    """Return an error that names the value for which torch cannot make a plan."""
     for name, value in state.items():
         try:
             create_default_local_save_plan({name: value}, is_coordinator=True)
-        except Exception as error:  # noqa: BLE001 - of anybody's tensor class
+        except Exception as error:  # noqa: BLE001 - a tensor class may raise anything
             return _unsavable(name, value, str(error).partition("\n")[0])
     return _unsavable("the state dict", state, str(failure).partition("\n")[0])
 

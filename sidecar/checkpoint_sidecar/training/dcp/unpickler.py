@@ -1,8 +1,8 @@
-"""Reading pickles that come out of a bucket without running what is in them.
+"""Reads pickles from a bucket without running code that they contain.
 
-A pickle is a program. DCP reads ``.metadata`` with plain ``pickle.load``, so that whoever can write to the bucket can
-run code in the training job. Here only the classes that make up DCP's ``Metadata`` can be built, of fields that have
-the types they should have.
+A pickle is a program. DCP reads ``.metadata`` with plain ``pickle.load``, so that anyone who can write to the bucket
+can run code in the training job. This module builds only the classes of DCP's ``Metadata``, from fields of the right
+types.
 """
 
 from __future__ import annotations

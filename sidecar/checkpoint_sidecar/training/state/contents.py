@@ -58,7 +58,7 @@ class Contents:
 
     Attributes:
         tensors: Shape and dtype of each stored tensor, by item name.
-        objects: Names of items that are no tensors.
+        objects: Names of items that are not tensors.
         paths: Keys and positions that lead to an item in the nested state it was flattened from.
         values: Items that were read, by name: of ``objects``, and of ``tensors`` once they are loaded.
     """

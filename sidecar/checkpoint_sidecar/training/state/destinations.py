@@ -116,7 +116,7 @@ class Destinations:
             self._add(ref, (counterparts or {}).get(ref.item))
 
     def add_object(self, item: str) -> None:
-        """Read an item that is no tensor."""
+        """Read an item that is not a tensor."""
         self.items[item] = None
 
     def add_whole(self, item: str) -> None:

@@ -59,7 +59,7 @@ def of_object(value: Any, seed: int = 0) -> int | None:
 def _digest_of(value: Any, seed: int) -> int | None:
     try:
         return int.from_bytes(_Walk(seed).of(value)[:8])
-    except Exception:  # noqa: BLE001 - the parts are anybody's classes
+    except Exception:  # noqa: BLE001 - classes of the parts may raise anything
         return None
 
 

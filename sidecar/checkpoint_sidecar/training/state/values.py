@@ -229,7 +229,7 @@ def unpack(data: bytes, find: Find, *, subject: str, trusted: bool = False) -> A
     except (UntrustedSnapshotError, IncompatibleSnapshotError):
         raise
     except Exception as error:
-        # Bytes that nobody packed may fail anywhere.
+        # Bytes that were not packed by us may fail anywhere.
         raise IncompatibleSnapshotError(
             "unpack a value", subject, f"it cannot be rebuilt: {type(error).__name__}: {error}"
         ) from error
@@ -385,7 +385,7 @@ def _of(kind: type[T], value: Any) -> T:
 
 
 def _random(state: Any) -> random.Random:
-    rebuilt = random.Random()  # noqa: S311 - somebody else's generator, not a secret
+    rebuilt = random.Random()  # noqa: S311 - the user's generator, not a secret
     rebuilt.setstate(state)
     return rebuilt
 
