@@ -27,12 +27,12 @@ from checkpoint_sidecar.core.errors import (
     ObjectTooLargeError,
     RequestRefusedError,
     StoreError,
-    TruncatedObjectError,
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.common.calls import PATIENT, Calls, Patience
+from checkpoint_sidecar.store.common.ranges import check_fits, truncated
 from checkpoint_sidecar.store.fsspec.described import described
 from checkpoint_sidecar.store.fsspec.faults import explain_filesystem
 from checkpoint_sidecar.store.fsspec.styles import style_of
@@ -229,10 +229,7 @@ class FsspecStore:
         # Size and bytes are two requests; between them another writer may replace the object.
         for _ in range(_READ_TRIES):
             info = self._info(fs, key)
-            if info.size > max_bytes:
-                raise ObjectTooLargeError(
-                    "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
-                )
+            check_fits(info.size, max_bytes, f"{self.url}/{key}")
             data = b""
             if info.size:
                 with self.turn():
@@ -265,11 +262,7 @@ class FsspecStore:
             return False
 
         if not self.calls.run("read a range of", key, request):
-            raise TruncatedObjectError(
-                "read a range of",
-                f"{self.url}/{key}",
-                f"only part of the {view.nbytes} bytes at offset {start} exists",
-            )
+            raise truncated(view.nbytes, start, f"{self.url}/{key}")
 
     def _info(self, fs: Any, key: str) -> ObjectInfo:
         with self._lock:

@@ -13,14 +13,15 @@ from dataclasses import replace
 
 from crc32c import crc32c
 
-from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError, StoreError
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, StoreError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.common.calls import LARGE_BODY, PATIENT, Calls, Patience, batches, name_keys
 from checkpoint_sidecar.store.common.listing import beginning
 from checkpoint_sidecar.store.common.parts import PartedUpload
-from checkpoint_sidecar.store.http.answers import explain_answer
+from checkpoint_sidecar.store.common.ranges import check_fits
+from checkpoint_sidecar.store.http.answers import not_deleted
 from checkpoint_sidecar.store.http.bodies import HttpBodies
 from checkpoint_sidecar.store.http.client import ERRORS, HttpClient, connecting, explain
 from checkpoint_sidecar.store.http.dialect import (
@@ -77,10 +78,7 @@ class HttpStore:
             message = client.dialect.get(self._prefix + key)
             answer = client.send(message, self._patience.answer_seconds, limit=max_bytes)
             info = replace(described_by_headers(answer), key=key)
-            if info.size > max_bytes:
-                raise ObjectTooLargeError(
-                    "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
-                )
+            check_fits(info.size, max_bytes, f"{self.url}/{key}")
             if len(answer.body) != info.size:
                 raise UnreadableAnswerError
             return StoredObject(info, answer.body)
@@ -167,9 +165,9 @@ class HttpStore:
         answer = client.send(client.dialect.delete(paths), self._patience.answer_seconds, limit=MOST_PAGE_BYTES)
         if kept := client.dialect.kept(answer):
             first = kept[0]
-            fault = explain_answer(500, first.code, explanation_of(first.explanation, client.dialect.secrets))
             names = [each.key.removeprefix(self._prefix) for each in kept]
-            raise fault.kind("delete", f"{self.url}/{name_keys(names)}", fault.cause, fault.hint)
+            explanation = explanation_of(first.explanation, client.dialect.secrets)
+            raise not_deleted(f"{self.url}/{name_keys(names)}", first.code, explanation)
 
     def _delete_one(self, client: HttpClient, path: str) -> None:
         try:

@@ -81,3 +81,15 @@ def explain_answer(status: int, code: str, explanation: str = "", *, proxy: str 
     answering = f"the proxy {proxy}, or the store behind it," if proxy and not code else "the store"
     cause = f"{answering} answered {code or status}" + (f": {explanation}" if explanation else "")
     return ClientFault(kind, cause, hint, sent=kind is StoreError)
+
+
+def not_deleted(subject: str, code: str, explanation: str) -> StoreError:
+    """The error about keys that the answer to a bulk delete names as kept.
+
+    Args:
+        subject: The keys, as errors name them.
+        code: The store's code for the first key.
+        explanation: The store's own words, without secrets.
+    """
+    fault = explain_answer(500, code, explanation)
+    return fault.kind("delete", subject, fault.cause, fault.hint)

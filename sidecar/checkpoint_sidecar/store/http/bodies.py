@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from checkpoint_sidecar.core.errors import (
     ObjectNotFoundError,
-    TruncatedObjectError,
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import UnfinishedUpload
 from checkpoint_sidecar.store.common.calls import Calls, Patience
+from checkpoint_sidecar.store.common.ranges import truncated
 from checkpoint_sidecar.store.common.rate_limit import AimdLimiter
 from checkpoint_sidecar.store.http.client import ERRORS, HttpClient, WrongRangeError, connecting, explain
 from checkpoint_sidecar.store.http.connections import Answer, Cancellation
@@ -75,11 +75,7 @@ class HttpBodies:
                 return answer
 
         if not self.calls.run("read a range of", key, request).filled:
-            raise TruncatedObjectError(
-                "read a range of",
-                f"{self.url}/{key}",
-                f"only part of the {length} bytes at offset {start} exists",
-            )
+            raise truncated(length, start, f"{self.url}/{key}")
 
     def reconnect(self) -> None:
         """See ``Reconnects``."""

@@ -25,16 +25,15 @@ from checkpoint_sidecar.core.errors import (
     NoConditionalWriteError,
     ObjectExistsError,
     ObjectNotFoundError,
-    ObjectTooLargeError,
     RequestRefusedError,
     StoreError,
-    TruncatedObjectError,
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.common.parts import PartedUpload
+from checkpoint_sidecar.store.common.ranges import check_fits, truncated
 from checkpoint_sidecar.store.local.bodies import read_into, reserve, write_from
 
 PARTIAL_FOLDER = ".partial"
@@ -93,10 +92,7 @@ class LocalStore:
     def get(self, key: str, *, max_bytes: int) -> StoredObject:
         with self._explained("read", key), self._path(key).open("rb") as file:
             info = _info(key, os.fstat(file.fileno()))
-            if info.size > max_bytes:
-                raise ObjectTooLargeError(
-                    "read", f"{self._url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
-                )
+            check_fits(info.size, max_bytes, f"{self._url}/{key}")
             return StoredObject(info, file.read(info.size))
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
@@ -104,9 +100,7 @@ class LocalStore:
             length = sum(buffer.nbytes for buffer in buffers)
             read = read_into(file.fileno(), start, buffers)
         if read != length:
-            raise TruncatedObjectError(
-                "read a range of", f"{self._url}/{key}", f"{read} of {length} bytes at offset {start} exist"
-            )
+            raise truncated(length, start, f"{self._url}/{key}")
 
     def stat(self, key: str) -> ObjectInfo | None:
         with self._explained("look up", key):

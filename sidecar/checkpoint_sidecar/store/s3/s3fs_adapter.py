@@ -28,14 +28,15 @@ from crc32c import crc32c
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
-from checkpoint_sidecar.core.errors import ObjectNotFoundError, ObjectTooLargeError
+from checkpoint_sidecar.core.errors import ObjectNotFoundError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import access as secret
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
 from checkpoint_sidecar.store.common.calls import LARGE_BODY, PATIENT, Calls, ClientFault, Patience, batches, name_keys
 from checkpoint_sidecar.store.common.listing import beginning
-from checkpoint_sidecar.store.http.answers import explain_answer
+from checkpoint_sidecar.store.common.ranges import check_fits
+from checkpoint_sidecar.store.http.answers import not_deleted
 from checkpoint_sidecar.store.http.bodies import HttpBodies
 from checkpoint_sidecar.store.http.certificates import certificate_bundle
 from checkpoint_sidecar.store.http.client import SILENT, explain
@@ -119,10 +120,7 @@ class S3fsStore:
             answer = await fs._call_s3("get_object", **self._object(key))
             async with answer["Body"] as body:
                 info = _described(key, answer)
-                if info.size > max_bytes:
-                    raise ObjectTooLargeError(
-                        "read", f"{self.url}/{key}", f"it has {info.size} bytes, more than {max_bytes}"
-                    )
+                check_fits(info.size, max_bytes, f"{self.url}/{key}")
                 return StoredObject(info, await body.read())
 
         return self._calls.run("read", key, lambda c: _in_loop(c.requests, request))
@@ -201,8 +199,7 @@ class S3fsStore:
         if failed := answer.get("Errors"):
             kept = [error["Key"].removeprefix(self._prefix) for error in failed]
             explanation = explanation_of(failed[0].get("Message", ""), self._values)
-            fault = explain_answer(500, failed[0].get("Code", ""), explanation)
-            raise fault.kind("delete", f"{self.url}/{name_keys(kept)}", fault.cause, fault.hint)
+            raise not_deleted(f"{self.url}/{name_keys(kept)}", failed[0].get("Code", ""), explanation)
         if len(answer.get("Deleted", ())) < len(batch):
             raise UnreadableAnswerError
 
