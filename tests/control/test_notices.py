@@ -11,7 +11,7 @@ from checkpoint_operator.decide.plan import store_actions
 from checkpoint_operator.gather.nodes import Nodes, node_from
 from checkpoint_operator.model.actions import RequestSave
 from checkpoint_operator.model.observed import CORDON, Key, Node, Observed, Pod, Toleration
-from checkpoint_operator.report.events import tell
+from checkpoint_operator.report.events import for_entries
 from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.log import PodIdentity
 from support.builders import History
@@ -244,7 +244,7 @@ def test_a_pass_that_comes_after_the_node_finds_what_it_announced() -> None:
 def test_status_and_events_tell_why_a_save_is_asked_for_and_an_eviction_has_the_last_word() -> None:
     history = training().save_requested("node-1", reason="Node node-a is cordoned.")
     assert status_of(observed(history))["attempt"]["notice"] == "Node node-a is cordoned."
-    (told,) = tell(history.entries[-1:], history.run)
+    (told,) = for_entries(history.entries[-1:], history.run)
     assert (told.reason, told.message) == ("SaveRequested", "Attempt 1 is asked to save: Node node-a is cordoned.")
     history.evicted("EvictionByEvictionAPI")
     assert status_of(observed(history))["attempt"]["notice"] == "Pod llama-0 is leaving: EvictionByEvictionAPI"
@@ -253,7 +253,7 @@ def test_status_and_events_tell_why_a_save_is_asked_for_and_an_eviction_has_the_
 def test_what_the_user_asks_for_is_no_notice_and_no_event() -> None:
     history = training().save_requested("now-1")
     assert "notice" not in status_of(observed(history))["attempt"]
-    assert tell(history.entries[-1:], history.run) == ()
+    assert for_entries(history.entries[-1:], history.run) == ()
 
 
 def test_the_user_is_answered_by_a_save_that_a_node_asked_for_later() -> None:

@@ -71,7 +71,7 @@ def test_what_is_released_is_verified_anew_told_and_echoed() -> None:
     history.released(200)
     assert (before, history.snapshot(200).failures) == (1, 0)
     assert Verify(history.id(200)) in plan.store_actions(asked(history))
-    (told,) = events.tell(history.entries[-1:], history.run)
+    (told,) = events.for_entries(history.entries[-1:], history.run)
     assert told.reason == EventReason.QUARANTINE_RELEASED
     assert "release-1" in told.message
     (status,) = [

@@ -29,7 +29,7 @@ from support.observations import KEY, changed, observed
 
 
 def told(history: History, after: int = 0) -> list[str]:
-    return [each.reason for each in events.tell(history.entries[after:], history.run)]
+    return [each.reason for each in events.for_entries(history.entries[after:], history.run)]
 
 
 def test_the_events_of_a_run_tell_its_story_in_order() -> None:
@@ -51,20 +51,20 @@ def test_the_events_of_a_run_tell_its_story_in_order() -> None:
 def test_damage_rejection_failure_and_adoption_are_warnings() -> None:
     history = History().configured(restore=RestorePolicy(max_failures_per_snapshot=1)).started().committed(100, 200)
     history.found_damaged(200).started().failed_to_restore(100).committed(300, attempt=1).adopted()
-    warnings = [each.reason for each in events.tell(history.entries, history.run) if each.warning]
+    warnings = [each.reason for each in events.for_entries(history.entries, history.run) if each.warning]
     assert warnings == ["SnapshotQuarantined", "RestoreFailed", "SnapshotRejected", "RunAdopted"]
 
 
 def test_failed_saves_are_a_warning_that_says_why() -> None:
-    (happening,) = events.tell(History().started().save_failed(7, failures=3).entries[-1:], History().run)
-    assert (happening.reason, happening.warning) == ("SaveFailed", True)
-    assert happening.message == "3 saves in a row of attempt 1 failed, at step 7; it trains on: the disk is full"
+    (draft,) = events.for_entries(History().started().save_failed(7, failures=3).entries[-1:], History().run)
+    assert (draft.reason, draft.warning) == ("SaveFailed", True)
+    assert draft.message == "3 saves in a row of attempt 1 failed, at step 7; it trains on: the disk is full"
 
 
 def test_an_eviction_names_the_pod_and_the_reason() -> None:
-    (happening,) = events.tell(History().started().evicted("PreemptionByScheduler").entries[-1:], History().run)
-    assert POD.name in happening.message
-    assert "PreemptionByScheduler" in happening.message
+    (draft,) = events.for_entries(History().started().evicted("PreemptionByScheduler").entries[-1:], History().run)
+    assert POD.name in draft.message
+    assert "PreemptionByScheduler" in draft.message
 
 
 def test_what_only_a_condition_says_is_told_once() -> None:
@@ -72,11 +72,11 @@ def test_what_only_a_condition_says_is_told_once() -> None:
     history = History().configured().started().committed(100).verified(100)
     seen = changed(observed(history, restore=named), refusal="delete: object lock")
     before, after = status_of(observed(history)), status_of(seen)
-    happenings = events.tell_conditions(before, after)
-    assert [each.reason for each in happenings] == ["RollbackNotFound", "DeletionRefused"]
-    assert "100-1-abcdefgh" in happenings[0].message
-    assert all(each.warning for each in happenings)
-    assert events.tell_conditions(after, after) == ()
+    drafts = events.for_conditions(before, after)
+    assert [each.reason for each in drafts] == ["RollbackNotFound", "DeletionRefused"]
+    assert "100-1-abcdefgh" in drafts[0].message
+    assert all(each.warning for each in drafts)
+    assert events.for_conditions(after, after) == ()
 
 
 def test_another_rollback_that_names_nothing_is_told_again() -> None:
@@ -87,7 +87,7 @@ def test_another_rollback_that_names_nothing_is_told_again() -> None:
         return status_of(observed(history, restore=named, generation=generation))
 
     one, other = status("100-1-abcdefgh", 1), status("200-1-abcdefgh", 2)
-    first, second = events.tell_conditions({}, one) + events.tell_conditions(one, other)
+    first, second = events.for_conditions({}, one) + events.for_conditions(one, other)
     assert first.identifier != second.identifier
 
 
@@ -103,7 +103,7 @@ def test_another_rollback_that_names_nothing_is_told_again() -> None:
     ],
 )
 def test_what_is_told_is(status: dict[str, int], head: int, numbers: list[int]) -> None:
-    assert list(events.untold(status, head)) == numbers
+    assert list(events.since_last_report(status, head)) == numbers
 
 
 def test_two_operators_that_tell_the_same_entry_create_the_same_event() -> None:
@@ -113,7 +113,7 @@ def test_two_operators_that_tell_the_same_entry_create_the_same_event() -> None:
         event(checkpoint, reason=h.reason, message=h.message, warning=False, identifier=h.identifier, time=history.now)[
             "metadata"
         ]["name"]
-        for h in (*events.tell(history.entries, history.run), *events.tell(history.entries, history.run))
+        for h in (*events.for_entries(history.entries, history.run), *events.for_entries(history.entries, history.run))
     }
     assert len(names) == 3
 
@@ -129,10 +129,10 @@ def test_an_event_of_any_alphabet_fits_into_what_the_api_server_takes() -> None:
 def test_another_operator_is_told_of_and_libraries_are_not() -> None:
     entries = History().configured().started().committed(100).entries
     written = [msgspec.structs.replace(entry, writer=f"library {number}") for number, entry in enumerate(entries)]
-    assert events.tell_other_operators(written, "operator 1 pod-a") == ()
+    assert events.for_other_operators(written, "operator 1 pod-a") == ()
     written[1] = msgspec.structs.replace(written[1], writer="operator 1 pod-b")
     written[2] = msgspec.structs.replace(written[2], writer="operator 1 pod-a")
-    (told_once,) = events.tell_other_operators([*written, written[1]], "operator 1 pod-a")
+    (told_once,) = events.for_other_operators([*written, written[1]], "operator 1 pod-a")
     assert (told_once.reason, told_once.warning) == ("SecondOperator", True)
     assert "pod-b" in told_once.message
 
@@ -374,5 +374,5 @@ def test_the_command_line_refuses(arguments: list[str], capsys: pytest.CaptureFi
 
 
 def test_owners_in_messages_are_those_of_the_status() -> None:
-    (happening,) = events.tell(History(owner=OTHER_OWNER).adopted(OWNER).entries[-1:], History().run)
-    assert str(OTHER_OWNER) in happening.message
+    (draft,) = events.for_entries(History(owner=OTHER_OWNER).adopted(OWNER).entries[-1:], History().run)
+    assert str(OTHER_OWNER) in draft.message

@@ -39,10 +39,10 @@ _MAX_REASONS = 8
 
 
 def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) -> Body | None:
-    """The entry that carries out an action, or None when the log already says so or no longer allows it.
+    """Return the entry that carries out an action, or None when the log already says so or no longer allows it.
 
     Args:
-        owner: Who this operator speaks for; it writes into nobody else's log.
+        owner: The owner that this operator acts for; it never writes into the log of another.
         now: The store's clock.
     """
     if isinstance(action, actions.Claim):
@@ -57,7 +57,7 @@ def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) ->
 
 
 def start_purge(run: Run, action: actions.Purge, *, owner: Owner, now: dt.datetime) -> PurgeStarted | None:
-    """The point of no return, if the policy in the log still wants it."""
+    """Return the entry after which there is no way back, or None if the policy in the log no longer wants the purge."""
     found = run.snapshots.get(action.snapshot)
     if found is None or found.state is not SnapshotState.RETIRED or run.owner != owner:
         return None
@@ -66,7 +66,7 @@ def start_purge(run: Run, action: actions.Purge, *, owner: Owner, now: dt.dateti
 
 
 def fence(run: Run, action: actions.CollectLast, *, owner: Owner) -> AttemptFenced | None:
-    """The end of an attempt that nobody ended, unless it has shown a sign of life since this was planned."""
+    """Return the entry that fences a silent attempt, or None if it has shown a sign of life since this was planned."""
     attempt = run.attempt
     if attempt is None or attempt.number != action.attempt or run.owner != owner:
         return None
@@ -76,7 +76,7 @@ def fence(run: Run, action: actions.CollectLast, *, owner: Owner) -> AttemptFenc
 
 
 def finish_purge(run: Run, snapshot: str, *, owner: Owner) -> SnapshotPurged | None:
-    """The end of a purge whose data is gone."""
+    """Return the entry that ends a purge whose data is gone."""
     found = run.snapshots.get(snapshot)
     if found is None or found.state is not SnapshotState.PURGING or run.owner != owner:
         return None
@@ -84,11 +84,11 @@ def finish_purge(run: Run, snapshot: str, *, owner: Owner) -> SnapshotPurged | N
 
 
 def why_not_retired(run: Run, snapshot: str) -> str:
-    """Why a user cannot retire a snapshot now, or an empty string."""
+    """Return why a user cannot retire a snapshot now, or an empty string."""
     if run.policy.retention is None:
         return "the Checkpoint has no spec.retention, without which nothing is ever retired"
     if snapshot == in_use(run):
-        return "an attempt restores it or goes on from it"
+        return "an attempt restores it or continues from it"
     newest_verified = next((s.id for s in walk(run, run.newest) if s.live and s.proven), None)
     return "it is the newest verified snapshot" if snapshot == newest_verified else ""
 
@@ -128,7 +128,7 @@ def rollback_target_exists(run: Run, snapshot: str) -> bool:
 
 
 def answered_saves(run: Run) -> Iterator[str]:
-    """The save requests that a commit answered, newest first. One answers what its attempt was asked before as well."""
+    """Yield the save requests that commits answered, newest first; a commit answers earlier ones of its attempt too."""
     for snapshot in reversed(tuple(run.snapshots.values())):
         answered = snapshot.commit.save_request
         if not answered or snapshot.state is SnapshotState.REJECTED:
@@ -141,7 +141,7 @@ def answered_saves(run: Run) -> Iterator[str]:
 
 
 def answered_user(run: Run) -> str | None:
-    """The newest of the user's save requests that a commit answered, or None."""
+    """Return the newest of the user's save requests that a commit answered, or None."""
     own = {each.request for attempt in run.attempts.values() for each in attempt.save_requests if each.reason}
     return next((request for request in answered_saves(run) if request not in own), None)
 
@@ -173,7 +173,7 @@ def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Bo
 
 
 def _release(run: Run, action: actions.ReleaseQuarantine, _: dt.datetime) -> Body | None:
-    # Also if nothing was found yet: the request acts now, and not on damage that somebody finds years later.
+    # Also if nothing was found yet: the request acts now, and not on damage that is found years later.
     found = run.snapshots.get(action.snapshot)
     if found is None or found.state not in (SnapshotState.LIVE, SnapshotState.RETIRED):
         return None

@@ -1,6 +1,6 @@
-"""A save before there is trouble: what a node announces becomes a request to the attempt that runs on it. Pure.
+"""Early saves: when a node announces that it will go, the attempt that runs on it is asked to save. Pure.
 
-The eviction itself, which comes later if at all, is told by the pod.
+The eviction itself comes later, if at all, and is read from the pod.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from checkpoint_sidecar.core.run import Run
 
 
 def requested_saves(run: Run, pods: Iterable[Pod], nodes: Iterable[Node]) -> tuple[RequestSave, ...]:
-    """One request for each node that announces its end to a pod of the running attempt.
+    """Return one request for each node that announces its end to a pod of the running attempt.
 
     All at once, since one save answers all that were asked before it. None when an eviction was noticed: that asks for
     a save by itself.
@@ -29,18 +29,18 @@ def requested_saves(run: Run, pods: Iterable[Pod], nodes: Iterable[Node]) -> tup
 
 
 def _first(node: Node, pods: Iterable[Pod]) -> Announcement | None:
-    """The earliest announcement that concerns a pod: what follows on the same node is the same story."""
+    """Return the earliest announcement that concerns a pod; later ones of the same node need no second save."""
     there = tuple(pods)
     return next((each for each in node.announcements if any(_concerns(each, pod) for pod in there)), None)
 
 
 def _concerns(announced: Announcement, pod: Pod) -> bool:
-    # A node that is dedicated by a NoExecute taint bears the pods that tolerate it for ever.
+    # On a node that is dedicated by a NoExecute taint, pods that tolerate the taint stay.
     return announced.effect != "NoExecute" or not any(_tolerates(each, announced) for each in pod.tolerations)
 
 
 def _tolerates(toleration: Toleration, announced: Announcement) -> bool:
-    """Whether the pod may stay for good."""
+    """Return whether the pod may stay without a time limit."""
     if toleration.limited or toleration.effect not in ("", announced.effect):
         return False
     if toleration.operator == "Exists":
@@ -49,7 +49,7 @@ def _tolerates(toleration: Toleration, announced: Announcement) -> bool:
 
 
 def _request(node: Node, what: Announcement) -> str:
-    """The same for as long as it is announced; another one when it is announced again."""
+    """Return an id that stays the same while the announcement stands, and differs when it is made again."""
     parts = (node.uid, what.key, what.effect, what.value, what.since, str(what.times))
     return f"node-{node.uid[:8]}-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:12]}"
 

@@ -1,14 +1,14 @@
-"""What becomes of a run whose Checkpoint is deleted. Pure.
+"""The deletion of a run whose Checkpoint is deleted. Pure.
 
 With ``deletionPolicy: Delete`` a finalizer keeps the Checkpoint until its run is gone from the bucket:
 
-1. The run log says that the run belongs to nobody (``Owner.deleted``): no attempt may start or commit from here on,
-   neither one that runs on somewhere nor one of a new Checkpoint at the same prefix.
+1. The run log says that the run has no owner any more (``Owner.deleted``): no attempt may start or commit from here
+   on, neither one that still runs somewhere nor one of a new Checkpoint at the same prefix.
 2. When its pods are gone, its data is deleted, and after everything else its log. The last entry stays: the tombstone
-   of the run, after which the next one at the prefix goes on counting.
+   of the run, after which the next run at the prefix continues the numbers.
 3. The finalizer goes, and with it the Checkpoint.
 
-The finalizer must not block a namespace for ever: what is in the way for ``PATIENCE`` leaves the data where it is.
+The finalizer must not block a namespace forever: an obstacle that lasts for ``PATIENCE`` leaves the data in the bucket.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from checkpoint_sidecar.core.units import size
 FINALIZER = f"{GROUP}/purge"
 
 PATIENCE = dt.timedelta(hours=1)
-"""From the deletion of a Checkpoint until what is in the way is taken for lasting."""
+"""From the deletion of a Checkpoint until an obstacle counts as permanent."""
 
 SILENCE = dt.timedelta(minutes=1)
-"""After how long an attempt that reports every ten seconds is taken for ended, wherever its pods are."""
+"""An attempt that reports every ten seconds counts as ended after this much silence, wherever its pods are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The finalizer goes.
+    """The removal of the finalizer.
 
     Attributes:
         retained: Why data stays in the bucket, and what; empty when nothing of the run is left.
@@ -47,7 +47,7 @@ class Release:
 
 
 def finalizers(checkpoint: Checkpoint) -> tuple[str, ...] | None:
-    """Those that a Checkpoint should have, or None while they are right or it is not known what the spec asks for."""
+    """Return the finalizers that a Checkpoint should have, or None if they are right or the spec is not known."""
     has, spec = FINALIZER in checkpoint.finalizers, checkpoint.spec
     if spec is None or checkpoint.deleted_at is not None or has == (spec.deletion_policy == "Delete"):
         return None
@@ -55,17 +55,17 @@ def finalizers(checkpoint: Checkpoint) -> tuple[str, ...] | None:
 
 
 def without(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The finalizers of others."""
+    """Return the finalizers of others."""
     return tuple(each for each in checkpoint.finalizers if each != FINALIZER)
 
 
 def ending(observed: Observed) -> bool:
-    """Whether the Checkpoint is deleted and waits for its run to be."""
+    """Return whether the Checkpoint is deleted and waits for the deletion of its run."""
     return observed.checkpoint.deleted_at is not None and FINALIZER in observed.checkpoint.finalizers
 
 
 def actions(observed: Observed) -> tuple[StoreAction, ...]:
-    """What to do next to a run whose Checkpoint waits for its deletion."""
+    """Plan the next step of the deletion of a run."""
     run, spec = observed.run, observed.checkpoint.spec
     if run is None or spec is None or spec.deletion_policy != "Delete" or _unusable(observed):
         return ()
@@ -76,7 +76,7 @@ def actions(observed: Observed) -> tuple[StoreAction, ...]:
 
 
 def release(observed: Observed) -> Release | None:
-    """Whether the finalizer has done its work, or cannot do it; None while it is too early to say."""
+    """Return why the finalizer is removed: its work is done or cannot be done; None while it is too early to say."""
     deleted_at, spec, run = observed.checkpoint.deleted_at, observed.checkpoint.spec, observed.run
     if deleted_at is None or not ending(observed):
         return None
@@ -95,7 +95,7 @@ def release(observed: Observed) -> Release | None:
 
 
 def last_word(released: Release) -> EventDraft:
-    """The Event that tells why the finalizer goes."""
+    """Draft the Event that says why the finalizer is removed."""
     if released.retained:
         return EventDraft(EventReason.DATA_RETAINED, released.retained, "retained", warning=True)
     message = "Nothing of the run is left in the bucket but the last entry of its log, which marks that it was deleted."
@@ -105,7 +105,7 @@ def last_word(released: Release) -> EventDraft:
 
 
 def in_the_way(observed: Observed) -> str:
-    """What keeps the data from being deleted now, or an empty string."""
+    """Return why the data cannot be deleted now, or an empty string."""
     return _unusable(observed) or _too_early(observed)
 
 
@@ -121,7 +121,7 @@ def next_look(observed: Observed) -> float | None:
 
 
 def _unusable(observed: Observed) -> str:
-    """Why the run's log cannot be read or written."""
+    """Return why the run's log cannot be read or written, or an empty string."""
     if observed.fault is not None:
         return observed.fault.message
     if observed.rival is not None or observed.run is None or observed.now is None:
@@ -131,24 +131,24 @@ def _unusable(observed: Observed) -> str:
 
 
 def _too_early(observed: Observed) -> str:
-    """Why no data is deleted yet although the run may be."""
+    """Return why no data is deleted yet although the run may be, or an empty string."""
     training = next((pod.name for pod in observed.pods if pod.active), "")
     if training:
         return f"Pod {training} has not ended yet."
     heard = _heard_at(observed)
     if heard is not None and observed.now is not None and observed.now - heard < SILENCE:
-        return "An attempt has reported progress a moment ago."
+        return "An attempt reported progress a moment ago."
     return observed.memory.refusal
 
 
 def _heard_at(observed: Observed) -> dt.datetime | None:
-    """When the newest attempt reported last, unless that was its goodbye. Not all that trains need be a pod here."""
+    """Return when the newest attempt reported last, unless that was its goodbye. It may train outside this cluster."""
     heard = observed.memory.progress.get(max(observed.memory.progress, default=0))
     return heard.at if heard is not None and not heard.ended else None
 
 
 def _hopeless(observed: Observed) -> bool:
-    """Whether waiting cannot help: what a namespace loses while it is deleted never comes back."""
+    """Return whether waiting cannot help: an object that a namespace loses while it is deleted never comes back."""
     lost = observed.fault is not None and observed.fault.reason is Reason.SECRET_NOT_FOUND
     return lost and observed.namespace_deleted
 

@@ -10,9 +10,9 @@ from checkpoint_sidecar.core.run import Attempt
 
 
 def members(attempt: Attempt, pods: Iterable[Pod]) -> Iterator[Pod]:
-    """The labelled pods that belong to an attempt.
+    """Yield the labelled pods that belong to an attempt.
 
-    Of a large attempt the log lists only the first pods; any other one counts if it existed when the attempt started.
+    The log lists only the first pods of a large attempt; any other one counts if it existed when the attempt started.
     """
     listed = {pod.uid for pod in attempt.started.pods}
     truncated = len(attempt.started.pods) == MAX_PODS
@@ -22,13 +22,13 @@ def members(attempt: Attempt, pods: Iterable[Pod]) -> Iterator[Pod]:
 
 
 def lost(attempt: Attempt, pods: Iterable[Pod]) -> tuple[PodIdentity, str] | None:
-    """A pod that the attempt is losing, or has lost while others of it are still there, and why; None if there is none.
+    """Return a pod that the attempt is losing, or has lost while others are still there, and why; or None.
 
     Args:
         pods: All that carry the label.
     """
     mine = tuple(members(attempt, pods))
-    # A pod that ended well and is being cleaned up was not evicted.
+    # A pod that succeeded and is being cleaned up was not evicted.
     leaving = next((pod for pod in mine if pod.leaving and pod.phase != "Succeeded"), None)
     if leaving is not None:
         return PodIdentity(leaving.name, leaving.uid), leaving.leaving

@@ -14,13 +14,13 @@ OBSERVED_SAVES = 3
 
 
 def needed_seconds(run: Run) -> float | None:
-    """The grace period that fits a save as long as recent ones took, as the library reckons, or None before any."""
+    """Return the grace period that fits a save as slow as recent ones; None before any save."""
     recent = [snapshot.commit.seconds for snapshot in lineage(run)][:OBSERVED_SAVES]
     return seconds_to_end(max(recent)) if recent else None
 
 
 def too_short(run: Run, pods: Iterable[Pod]) -> str:
-    """What to tell about the pod that has too little time to save when it is evicted, or an empty string."""
+    """Return a message about the pod with too little time to save when it is evicted, or an empty string."""
     needed = needed_seconds(run)
     known = [(pod.grace_seconds, pod.name) for pod in pods if pod.active and pod.grace_seconds is not None]
     if needed is None or not run.policy.save.on_termination or not known:

@@ -63,7 +63,7 @@ UNKNOWN = "?"  # what a stock pointer shows that another process wrote
 
 
 def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
-    """What to do to the run's log and data next; empty when nothing is left or the run must not be touched."""
+    """Plan what to do to the run's log and data next; empty when nothing is left or the run must not be touched."""
     run, now, spec, policy = observed.run, observed.now, observed.checkpoint.spec, observed.policy
     if finalizer.ending(observed):
         return finalizer.actions(observed)
@@ -72,7 +72,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
     if run.unknown_critical:
         return ()
     if observed.checkpoint.deleted_at is not None and not observed.ours:
-        return ()  # what it gave up, or never had, it does not claim on its way out
+        return ()  # a Checkpoint that is being deleted claims nothing
     for step in (_ownership, _configuration):
         planned = _due(step(observed, spec, policy), run, observed, now)
         if planned:
@@ -94,14 +94,14 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
 
 
 def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
-    """What to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
+    """Plan what to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
     run, verdict = observed.run, observed.verdict
     # While the Checkpoint is deleted its objects may go before it, and are not wanted back.
     if run is None or verdict is None or not observed.ours or observed.checkpoint.deleted_at is not None:
         return ()
     chain = {snapshot.id for snapshot in lineage(run)}
     existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
-    # What another object of this name has left, or a backup brought back: its name is needed, its word is not.
+    # Left by another object of this name, or restored from a backup: the name is needed, the content does not count.
     foreign = [mirror for mirror in observed.mirrors if not mirror.belongs_to(observed.checkpoint, run)]
     planned: list[MirrorAction] = [DeleteMirror(m.name, m.uid) for m in foreign[:MAX_NEW_MIRRORS] if not m.deleting]
     strangers = {mirror.name for mirror in foreign}
@@ -143,7 +143,7 @@ def next_look(observed: Observed) -> float | None:
 
 
 def silence(observed: Observed) -> float:
-    """Seconds since training last wrote to the log, by its commits and starts; 0 if it never did: it may soon."""
+    """Return the seconds since training last wrote a commit or a start to the log; 0 if it never did: it may soon."""
     run, now = observed.run, observed.now
     if run is None or now is None or run.attempt is None:
         return 0.0
@@ -152,9 +152,9 @@ def silence(observed: Observed) -> float:
 
 
 def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
-    """Snapshots that stay and whose checksums were not compared yet, newest first.
+    """Return the snapshots that stay and whose checksums were not compared yet, newest first.
 
-    Before them those under suspicion, whatever was compared before: a second look clears or quarantines them.
+    Suspects come before them, whatever was compared before: a second reading clears or quarantines them.
     """
     run, verdict = observed.run, observed.verdict
     if run is None or verdict is None or not observed.ours:
@@ -166,7 +166,7 @@ def to_read_back(observed: Observed) -> tuple[Snapshot, ...]:
 
 
 def rollback_target(spec: CheckpointSpec, run: Run) -> str | None:
-    """The snapshot that ``spec.restore.rollback`` means, or None when there is none such."""
+    """Return the snapshot that ``spec.restore.rollback`` means, or None if there is none."""
     rollback = spec.restore.rollback
     if rollback is None:
         return None
@@ -221,17 +221,17 @@ def _verifications(run: Run, observed: Observed) -> tuple[Verify, ...]:
 
 
 def shown_after(shown: Mapping[int, str], done: Iterable[PublishPointer]) -> dict[int, str]:
-    """What the stock pointers show once these are published."""
+    """Return what the stock pointers show once these are published."""
     return {step: shows for step, shows in {**shown, **{a.step: a.snapshot for a in done}}.items() if shows}
 
 
 def seeded(shown: Mapping[int, str], survey: Survey) -> dict[int, str]:
-    """What the stock pointers show that are there; those that this process did not publish may be wrong."""
+    """Return what the existing stock pointers show; those that this process did not publish may be wrong."""
     return {step: shown.get(step, UNKNOWN) for step in sorted(survey.pointers)}
 
 
 def _pointers(run: Run, observed: Observed) -> tuple[PublishPointer, ...]:
-    """Of all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
+    """Plan for all steps: a trainer may die between a commit and its pointer, and a rollback changes many at once."""
     wanted, shown = published_steps(run), observed.memory.pointers
     wrong = [step for step in dict.fromkeys((*wanted, *shown)) if wanted.get(step) != shown.get(step)]
     return tuple(PublishPointer(step, wanted.get(step, "")) for step in wrong[:MAX_POINTERS])
@@ -296,6 +296,6 @@ def _in_state(run: Run, verdict: RetentionVerdict, state: SnapshotState, *, keep
 
 
 def _mirrored(snapshot: Snapshot) -> bool:
-    # A malformed path may be anything, and the API server would refuse the object for ever.
+    # A malformed path may be anything, and the API server would refuse the object every time.
     well_formed = snapshot.commit.path.startswith("step-") and "InvalidPath" not in snapshot.reasons
     return well_formed and snapshot.state is not SnapshotState.PURGED

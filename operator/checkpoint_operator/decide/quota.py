@@ -1,8 +1,8 @@
 """How the Checkpoints of a namespace share its quota. No I/O.
 
-A quota limits what is retained: the bytes of the snapshots that can be restored. Nothing that must be kept is given up
-for it, and no save waits for it. Of the rest (``Verdict.spare``) the newest of the whole namespace stay, as far as the
-quota reaches, whichever Checkpoint they belong to.
+A quota limits the bytes of the snapshots that can be restored. It never takes a snapshot that must be kept, and no save
+waits for it. Of the rest (``RetentionVerdict.spare``) the newest of the whole namespace stay, as far as the quota
+reaches, whichever Checkpoint they belong to.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Demand:
 
 
 def demand_of(observed: Observed) -> Demand | None:
-    """What a Checkpoint wants to retain, or None when that is not known.
+    """Return what a Checkpoint wants to retain, or None when that is not known.
 
-    Whether it was retired meanwhile does not matter, so that a quota decides the same twice.
+    Snapshots that were retired for the quota count too, so that it decides the same the next time.
     """
     run, now, spec = observed.run, observed.now, observed.checkpoint.spec
     if run is None or now is None or spec is None:
@@ -54,12 +54,12 @@ def demand_of(observed: Observed) -> Demand | None:
 
 
 def spare_bytes(demands: Mapping[Key, Demand], limit: int) -> dict[Key, int]:
-    """How many bytes of spare snapshots each may retain; Checkpoints that may retain all of theirs are left out."""
+    """Return how many bytes of spare snapshots each may retain, without Checkpoints that may retain all of theirs."""
     room = limit - sum(demand.required for demand in demands.values())
-    everybodys = [(at, key, size) for key, demand in demands.items() for at, size in demand.spare]
+    spares = [(at, key, size) for key, demand in demands.items() for at, size in demand.spare]
     allowed: dict[Key, int] = {}
     cut: set[Key] = set()
-    for _, key, size in sorted(everybodys, key=lambda each: each[0], reverse=True):
+    for _, key, size in sorted(spares, key=lambda each: each[0], reverse=True):
         room -= size
         if room < 0:
             cut.add(key)
@@ -81,12 +81,12 @@ class Quotas:
         self._shares: dict[str, dict[Key, Quota]] = {}
 
     def expect(self, key: Key, retained: int) -> None:
-        """A Checkpoint exists of which only the status was read; what that says counts until more is known."""
+        """Count what the status of a Checkpoint says until more is known about it."""
         if key not in self._demands.get(key.namespace, {}):
             self.note(key, Demand(required=retained))
 
     def note(self, key: Key, demand: Demand) -> tuple[Key, ...]:
-        """What a Checkpoint demands now. Returns the others whose part of the quota is another one than before."""
+        """Record what a Checkpoint demands now. Returns the others whose share of the quota has changed."""
         demands = self._demands.setdefault(key.namespace, {})
         if not self.limit(key.namespace) or demands.get(key) == demand:
             return ()
@@ -94,16 +94,16 @@ class Quotas:
         return self._share_out(key)
 
     def forget(self, key: Key) -> tuple[Key, ...]:
-        """A Checkpoint is gone. Returns the others whose part of the quota is another one than before."""
+        """Forget a Checkpoint. Returns the others whose share of the quota has changed."""
         gone = self._demands.get(key.namespace, {}).pop(key, None)
         return self._share_out(key) if gone is not None else ()
 
     def of(self, key: Key) -> Quota | None:
-        """What the quota of its namespace means for a Checkpoint; None without one, or before it was noted."""
+        """Return what the quota of its namespace means for a Checkpoint; None without one, or before it was noted."""
         return self._shares.get(key.namespace, {}).get(key)
 
     def limit(self, namespace: str) -> int:
-        """Bytes that the Checkpoints of a namespace may retain together; 0 for any number."""
+        """Return how many bytes the Checkpoints of a namespace may retain together; 0 for no limit."""
         return self._limits.get(namespace, self._limits.get(OTHER_NAMESPACES, 0))
 
     def _share_out(self, changed: Key) -> tuple[Key, ...]:

@@ -1,4 +1,4 @@
-"""What ``spec.reschedule`` asks for: bare pods created again, and gangs restarted that hang. Pure.
+"""``spec.reschedule``: create bare pods again, and restart gangs that hang. Pure.
 
 Bare pods need no log: whether a pod is wanted is the API server's knowledge alone. A gang hangs when it is still the
 running attempt although the grace period of the pod that it lost has passed; by then its last save is done or never
@@ -19,17 +19,17 @@ from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS
 from checkpoint_sidecar.core.run import Attempt
 
 FIRST_WAIT, LONGEST_WAIT = dt.timedelta(seconds=10), dt.timedelta(minutes=5)
-"""Between two creations of a pod that does not live: doubling, as the kubelet restarts containers."""
+"""Between two creations of a pod that keeps failing: doubling, as the kubelet restarts containers."""
 
 MARGIN = dt.timedelta(seconds=15)
-"""Beyond the grace period: for the notice that came late, and for processes that end at the last moment."""
+"""Beyond the grace period: for an eviction that was noticed late, and for processes that end at the last moment."""
 
 RETRY_SECONDS = 30.0
-"""Until the next try of what the API server did not let happen."""
+"""Until the next try of an action that the API server refused."""
 
 
 def pod_actions(observed: Observed) -> tuple[PodAction, ...]:
-    """What to do to pods now."""
+    """Plan what to do to pods now."""
     return (*_creations(observed), *_restarts(observed))
 
 
@@ -47,7 +47,7 @@ def next_look(observed: Observed) -> float | None:
 
 
 def _asked_for(observed: Observed) -> Reschedule:
-    """The user's wish, of which nothing is left once the Checkpoint is being deleted."""
+    """Return what the user asks for; nothing once the Checkpoint is being deleted."""
     spec = observed.checkpoint.spec
     return spec.reschedule if spec is not None and observed.checkpoint.deleted_at is None else Reschedule()
 
@@ -64,7 +64,7 @@ def _creations(observed: Observed) -> Iterator[PodAction]:
             body = created_again(gone.body, failures=gone.failures)
             yield CreatePod(gone.name, gone.uid, gone.reason, body)
         elif there.uid == gone.uid and there.phase == "Failed":
-            # What the kubelet evicts stays as a record, under the name that the next one needs.
+            # A pod that the kubelet evicts stays as a record, under the name that the next one needs.
             yield DeletePod(gone.name, gone.uid)
 
 
@@ -82,7 +82,7 @@ def _restarts(observed: Observed) -> tuple[EvictPod, ...]:
 
 
 def _hanging_at(observed: Observed) -> dt.datetime | None:
-    """When the peers of a lost pod count as hanging, by the store's clock; None if there are none to restart."""
+    """Return when the peers of a lost pod count as hanging, by the store's clock; None if there are none to restart."""
     run = observed.run
     attempt = run.attempt if run else None
     if run is None or attempt is None or attempt.eviction_at is None or not _asked_for(observed).restart_gang:
@@ -99,7 +99,7 @@ def _hanging_at(observed: Observed) -> dt.datetime | None:
 
 
 def _survivors(attempt: Attempt, observed: Observed) -> tuple[Pod, ...]:
-    """The pods of a gang that lost one, as far as they run on as if nothing had happened."""
+    """Return the pods of a gang that lost one, as far as they still run as before."""
     mine = tuple(members(attempt, observed.pods))
     staying = tuple(pod for pod in mine if pod.active and not pod.leaving)
     if attempt.eviction is None or attempt.eviction.pod.uid in {pod.uid for pod in staying}:

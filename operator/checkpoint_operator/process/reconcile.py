@@ -214,10 +214,10 @@ class Reconciler:
         run, session = observed.run, memory.session
         if run is None or session is None or not observed.ours:
             return observed, ()
-        numbers = events.untold(observed.checkpoint.status, run.head)
+        numbers = events.since_last_report(observed.checkpoint.status, run.head)
         # Another operator reported those that are in the status already.
         appended = (
-            range(max(memory.head, run.head - events.MAX_TOLD) + 1, run.head + 1) if memory.head > 0 else range(0)
+            range(max(memory.head, run.head - events.MAX_REPORTED) + 1, run.head + 1) if memory.head > 0 else range(0)
         )
         wanted = sorted({*numbers, *appended})
         try:
@@ -227,7 +227,7 @@ class Reconciler:
             return replace(observed, fault=fault_from(error)), ()
         except AbandonedError:
             return replace(observed, fault=timed_out(session.settings)), ()
-        others = events.tell_other_operators((e for e in entries if e.number in appended), self._observer.writer)
+        others = events.for_other_operators((e for e in entries if e.number in appended), self._observer.writer)
         for draft in others:
             self._metrics.count_other_operator(observed.checkpoint.key, 1)
             await self._create_event(draft, observed, observed.wall)
@@ -252,9 +252,9 @@ class Reconciler:
             return
         self._metrics.count(checkpoint.key, entries)
         self._count_losses(checkpoint.key, status)
-        drafts = events.tell_conditions(checkpoint.status, status)
+        drafts = events.for_conditions(checkpoint.status, status)
         if observed.run is not None:
-            drafts = (*drafts, *events.tell(entries, observed.run))
+            drafts = (*drafts, *events.for_entries(entries, observed.run))
         for place, draft in enumerate(drafts):
             await self._create_event(draft, observed, observed.wall + dt.timedelta(microseconds=place))
 

@@ -1,7 +1,7 @@
-"""The Events that tell a run's story: one per log entry that a human would want to know of. Pure.
+"""The Events of a run: one for each log entry that a human would want to know about. Pure.
 
-They follow from the entries after ``status.logSequence``, so that each is told once, whoever wrote the entry and
-whether or not the operator was there when it happened.
+They follow from the entries after ``status.logSequence``, so that each is reported once, whichever process wrote the
+entry and whether or not the operator ran when it happened.
 """
 
 from __future__ import annotations
@@ -37,34 +37,36 @@ from checkpoint_sidecar.core.units import size
 OPERATOR = "operator"
 """How the signatures of operators begin, in ``StoredEntry.writer``; libraries have other ones."""
 
-MAX_TOLD = 50
-FIRST_TOLD = 16
-"""How much is told of a log that the status never reflected: the claim of a new run, not the story of an old one."""
+MAX_REPORTED = 50
+FIRST_REPORTED = 16
+"""How many entries are reported of a log that the status never reflected: all of a new run, the end of an old one."""
 
 
-def untold(status: Mapping[str, Any], head: int) -> range:
-    """Numbers of the log entries whose story is not told yet, as far as it will be told at all."""
-    told = status.get("logSequence")
-    if told is None:
-        return range(max(0, head - FIRST_TOLD) + 1, head + 1)
-    # A smaller head is another log: somebody emptied the bucket, and its story begins anew.
-    return range(max(told, head - MAX_TOLD) + 1, head + 1) if told <= head else range(1, min(head, FIRST_TOLD) + 1)
+def since_last_report(status: Mapping[str, Any], head: int) -> range:
+    """Return the numbers of the log entries to report: those after the last report, but not too many."""
+    reported = status.get("logSequence")
+    if reported is None:
+        return range(max(0, head - FIRST_REPORTED) + 1, head + 1)
+    # A smaller head is another log: the bucket was emptied, and a new run has begun.
+    if reported > head:
+        return range(1, min(head, FIRST_REPORTED) + 1)
+    return range(max(reported, head - MAX_REPORTED) + 1, head + 1)
 
 
-def tell(entries: Iterable[StoredEntry], run: Run) -> tuple[EventDraft, ...]:
-    """The Events of some entries.
+def for_entries(entries: Iterable[StoredEntry], run: Run) -> tuple[EventDraft, ...]:
+    """Draft the Events of some entries.
 
     Args:
         run: The state after all of them.
     """
-    told = []
+    drafts = []
     for entry in entries:
-        teller = _TELL.get(type(entry.body))
-        line = teller(entry.body, run) if teller else None
+        describe = _LINES.get(type(entry.body))
+        line = describe(entry.body, run) if describe else None
         if line is not None:
             reason, message, warning = line
-            told.append(EventDraft(reason, message, str(entry.number), warning))
-    return tuple(told)
+            drafts.append(EventDraft(reason, message, str(entry.number), warning))
+    return tuple(drafts)
 
 
 _CONDITIONS: tuple[tuple[ConditionType, Reason, EventReason, str], ...] = (
@@ -76,24 +78,24 @@ _CONDITIONS: tuple[tuple[ConditionType, Reason, EventReason, str], ...] = (
 )
 
 
-def tell_conditions(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[EventDraft, ...]:
-    """Events for what no log entry tells: a condition is as a human would want to know.
+def for_conditions(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[EventDraft, ...]:
+    """Draft Events for what no log entry says: a condition has changed to something a human should know about.
 
     Args:
         before, after: Statuses of the Checkpoint.
     """
     old, new = (conditions_of(status) for status in (before, after))
-    told = []
+    drafts = []
     for kind, reason, event, word in _CONDITIONS:
         was, now = (condition.get(kind, {}) for condition in (old, new))
-        told_before = (was.get("reason"), was.get("message")) == (reason, now.get("message"))
-        if now.get("reason") == reason and not told_before:
-            told.append(EventDraft(event, now["message"], f"{word}-{after['observedGeneration']}", warning=True))
-    return tuple(told)
+        known = (was.get("reason"), was.get("message")) == (reason, now.get("message"))
+        if now.get("reason") == reason and not known:
+            drafts.append(EventDraft(event, now["message"], f"{word}-{after['observedGeneration']}", warning=True))
+    return tuple(drafts)
 
 
-def tell_other_operators(entries: Iterable[StoredEntry], writer: str) -> tuple[EventDraft, ...]:
-    """Events about other operators that write to a log, too.
+def for_other_operators(entries: Iterable[StoredEntry], writer: str) -> tuple[EventDraft, ...]:
+    """Draft Events about other operators that write to the same log.
 
     Args:
         entries: Those that were appended while this operator, whose signature is ``writer``, worked on the log.
@@ -165,7 +167,7 @@ def _released(body: QuarantineReleased, _: Run) -> _Line:
 
 
 def _save_requested(body: SaveRequested, _: Run) -> _Line:
-    # What the user asked for is no news to the user.
+    # The user knows of the user's own requests.
     message = f"Attempt {body.attempt} is asked to save: {body.reason}"
     return (EventReason.SAVE_REQUESTED, message, False) if body.reason else None
 
@@ -181,7 +183,7 @@ def _evicted(body: EvictionNoticed, _: Run) -> _Line:
 
 
 def _fenced(body: AttemptFenced, _: Run) -> _Line:
-    message = f"Nobody trains as attempt {body.attempt} any more; what it left of unfinished saves is deleted."
+    message = f"Attempt {body.attempt} has ended without a later one; its unfinished saves are deleted."
     return EventReason.ATTEMPT_FENCED, message, False
 
 
@@ -191,15 +193,15 @@ def _retired(body: SnapshotRetired, _: Run) -> _Line:
 
 
 def _reinstated(body: SnapshotReinstated, _: Run) -> _Line:
-    who = f"by attempt {body.attempt}" if body.attempt else "by policy"
-    return EventReason.SNAPSHOT_REINSTATED, f"{body.snapshot} may be restored again ({who}).", False
+    by = f"by attempt {body.attempt}" if body.attempt else "by policy"
+    return EventReason.SNAPSHOT_REINSTATED, f"{body.snapshot} may be restored again ({by}).", False
 
 
 def _purged(body: SnapshotPurged, _: Run) -> _Line:
     return EventReason.SNAPSHOT_PURGED, f"The data of {body.snapshot} is deleted: {size(body.bytes)}.", False
 
 
-_TELL: dict[type, Callable[[Any, Run], _Line]] = {
+_LINES: dict[type, Callable[[Any, Run], _Line]] = {
     RunClaimed: _claimed,
     RunAdopted: _adopted,
     AttemptStarted: _started,

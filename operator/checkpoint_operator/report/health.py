@@ -197,9 +197,8 @@ def _retention_not_known(observed: Observed) -> Answer:
 
 @check("False", Reason.DELETION_REFUSED)
 def _deletion_refused(observed: Observed) -> Answer:
-    return (
-        Quote(f"Nothing is deleted, the rest goes on: {observed.memory.refusal}") if observed.memory.refusal else None
-    )
+    refusal = observed.memory.refusal
+    return Quote(f"Nothing is deleted, everything else continues: {refusal}") if refusal else None
 
 
 @check("False", Reason.QUOTA_EXCEEDED)
@@ -210,8 +209,8 @@ def _quota_exceeded(observed: Observed) -> Answer:
     # A quotation: the figures change with every commit of the namespace.
     return Quote(
         f"The Checkpoints of namespace {observed.checkpoint.key.namespace} must retain {size(quota.required)}; its "
-        f"quota is {size(quota.limit)}. Nothing is lost and saves go on. Give spec.retention to those that have none, "
-        "lower keepLast, release held snapshots, or ask the administrator for more."
+        f"quota is {size(quota.limit)}. Nothing is lost and saves continue. Give spec.retention to those that have "
+        "none, lower keepLast, release held snapshots, or ask the administrator for more."
     )
 
 
@@ -224,7 +223,7 @@ def _suspended(observed: Observed) -> Answer:
 @check("True", Reason.NO_RETENTION)
 def _no_retention(observed: Observed) -> Answer:
     without = observed.run is not None and observed.run.policy.retention is None
-    return "There is no spec.retention: everything is kept." if without else None
+    return "spec.retention is not set: everything is kept." if without else None
 
 
 @check("False", Reason.DRY_RUN)
@@ -239,7 +238,7 @@ def _unreliable_reads(observed: Observed) -> Answer:
     read_back = observed.read_back
     if read_back is None or not read_back.unreliable:
         return None
-    return Quote(f"No snapshot loses its place for it, and it is read again: {read_back.trouble}")
+    return Quote(f"Each read returned other bytes. No snapshot is blamed, and it is read again: {read_back.trouble}")
 
 
 @check("False", Reason.VERIFICATION_PENDING)
@@ -280,7 +279,7 @@ def _save_failed(observed: Observed) -> Answer:
 @check("Unknown", Reason.NOT_KNOWN)
 def _prefix_not_listed(observed: Observed) -> Answer:
     known = observed.memory.survey is not None and observed.ours and observed.fault is None
-    return None if known else "The prefix was not looked through yet."
+    return None if known else "The prefix was not listed yet."
 
 
 @check("True", Reason.LEFT_ALONE)

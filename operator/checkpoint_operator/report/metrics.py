@@ -45,7 +45,7 @@ _OF_STORES = frozenset(
         Reason.LOG_UNREADABLE,
     }
 )
-"""Reasons that an object store gives; the others are the spec's, or somebody else's."""
+"""Reasons that an object store gives; the others are about the spec or about another owner."""
 
 
 class Metrics:

@@ -115,7 +115,7 @@ def event(
 
     Args:
         identifier: What happened, by a name of its own (a log number): the object's name follows from it, so that a
-            second operator that tells the same story creates no second Event.
+            second operator that reports the same entry creates no second Event.
         time: To the microsecond: what happened in one second is listed in the order of these.
     """
     moment = timestamp(time)

@@ -28,7 +28,7 @@ from checkpoint_sidecar.core.wire import MAX_INT64
 def status_of(observed: Observed) -> dict[str, Any]:
     """The whole status, as the API server would store it.
 
-    What only the log could tell stays as it was while the log cannot be read.
+    Fields that follow from the log alone stay as they were while the log cannot be read.
     """
     checkpoint = observed.checkpoint
     judged = conditions.merge(

@@ -52,7 +52,7 @@ def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ())
     """Raise unless the log may be that of a new run, or is as long as it was seen to be.
 
     Args:
-        floor: Number of an entry that somebody has seen in this log; 0 if nobody has.
+        floor: Number of an entry that was seen in this log before; 0 if none was.
         traces: What was found of a run that has no log, or of attempts that are not in it, see ``core.belongings``;
             looked for only where nothing was ever committed.
 
@@ -81,7 +81,7 @@ def claim(run: Run, owner: Owner, *, url: str) -> RunClaimed | None:
     """The run's first entry, or None when the prefix is already ours.
 
     Raises:
-        PrefixClaimedError: It belongs to somebody else.
+        PrefixClaimedError: It belongs to another owner.
     """
     if run.free:
         return RunClaimed(owner)
@@ -98,7 +98,7 @@ def check_owner(run: Run, owner: Owner, *, url: str) -> None:
     """Raise unless the prefix is ``owner``'s.
 
     Raises:
-        PrefixClaimedError: It belongs to somebody else.
+        PrefixClaimedError: It belongs to another owner.
     """
     if run.owner == owner:
         return
@@ -131,7 +131,7 @@ def current(run: Run, attempt: int) -> Attempt:
     """The attempt's state.
 
     Raises:
-        FencedError: A later attempt started, the run changed hands, or nobody heard of this attempt for a day.
+        FencedError: A later attempt started, the run changed hands, or this attempt was silent for a day.
     """
     if not run.may_commit(attempt):
         cause = f"the run was taken over by {run.owner}, or nothing was heard of this attempt for too long"
@@ -191,7 +191,7 @@ def finish_restore(run: Run, outcome: RestoreFinished) -> RestoreFinished:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The save may go on; its commit names ``replaces`` (empty for a new step)."""
+    """The save may continue; its commit names ``replaces`` (empty for a new step)."""
 
     replaces: str
 
@@ -214,7 +214,7 @@ def admit_save(
     Raises:
         CheckpointExistsError: The step is saved and the policy is Never. Automatic saves of a saved step are no-ops
             instead, under every policy: a SIGTERM right after a scheduled save is no mistake of the user's.
-        RestoreError: The attempt would begin anew, and nobody asked for that.
+        RestoreError: The attempt would begin anew although no request asks for that.
         FencedError: See ``current``.
     """
     state = current(run, attempt)

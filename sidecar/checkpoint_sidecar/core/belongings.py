@@ -1,10 +1,10 @@
-"""What under a prefix belongs to the run, and what does not. One rule for everything that is deleted or replaced.
+"""Which objects under a prefix belong to the run. One rule for everything that is deleted or replaced.
 
-An object is a run's own because of what it *proves*, never because its name looks right: other people save checkpoints
+An object is a run's own because of what it *proves*, never because its name looks right: others save checkpoints
 with the same library below the prefix of a run, and their folders look alike.
 
 - The folder of a save belongs to the run if its name carries the run's identity, or if the run's log names it. Folders
-  of version 0.1.0 and before carry no identity; those that no log entry names belong to nobody that could be told.
+  of version 0.1.0 and before carry no identity; those that no log entry names have no known owner.
 - Of such a folder only what the writer of saves writes is the run's.
 - Nothing in or below a folder that has a log of its own is, unless the log names it as a snapshot that holds data.
 - A stock pointer says in its content which save it shows, see ``core.pointers``.
@@ -63,7 +63,7 @@ class Belongings:
 
 
 def belongings(run: Run, keys: Iterable[str]) -> Belongings:
-    """What tells the objects of ``run``.
+    """Return how to tell the objects of ``run`` from others.
 
     Args:
         keys: A listing, complete for the folders that are asked about.
@@ -86,7 +86,7 @@ def nested_runs(keys: Iterable[str]) -> frozenset[str]:
 
 
 def traces(keys: Collection[str]) -> tuple[str, ...]:
-    """What tells, where there is no log, that a run was here and that its log was lost; a few keys or folders.
+    """Return the keys or folders that show, where there is no log, that a run was here and lost its log.
 
     Folders of saves count, unless they lie in a folder with a log of its own. A bare ``step-N/.metadata`` does not:
     that is how torch itself saves, and how a new run may well find its prefix.
@@ -112,7 +112,7 @@ def unaccounted(run: Run, keys: Iterable[str]) -> tuple[str, ...]:
 
 
 class Foreign(Enum):
-    """What somebody else's objects are, as far as their names tell."""
+    """The kind of an object that is not the run's, as far as its name shows."""
 
     NESTED = "has a run log of its own"
     UNPROVEN = "looks like a save, but nothing proves that this run wrote it"
@@ -125,7 +125,7 @@ class Survey:
     """What lies under the prefix of a run besides its own objects.
 
     Attributes:
-        pointers: Steps that have a stock ``.metadata``, whoever wrote it.
+        pointers: Steps that have a stock ``.metadata``, whether or not the run wrote it.
         foreign: Keys and folders that are not the run's, with what they are.
     """
 
@@ -152,8 +152,8 @@ def survey(run: Run, keys: Collection[str]) -> Survey:
 
 
 def describe(foreign: Collection[tuple[str, Foreign]]) -> str:
-    """A bounded list of what is not the run's, for conditions, Events and errors."""
-    # What has a meaning first: ten thousand files of a data set must not hide another run.
+    """List objects that are not the run's, up to a limit, for conditions, Events and errors."""
+    # Recognized kinds first: ten thousand files of a data set must not hide another run.
     order = sorted(foreign, key=lambda each: (list(Foreign).index(each[1]), each[0]))
     named = [f"{_cut(path)} ({kind.value})" if kind.value else _cut(path) for path, kind in order[:MAX_NAMED]]
     more = [f"and {len(order) - MAX_NAMED} more"] if len(order) > MAX_NAMED else []

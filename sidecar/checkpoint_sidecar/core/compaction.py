@@ -1,13 +1,14 @@
 """Compactions: a range of log entries in one object, so that opening a long log does not cost a request per entry.
 
-A compaction is derived and never needed: whoever finds it missing, damaged or lying reads the entries themselves, which
-stay. It holds them verbatim, kinds this version does not know included, with the store's time of each. It is gzip of ::
+A compaction is derived and never needed: a reader that finds it missing, damaged or wrong reads the entries
+themselves, which stay. It holds them verbatim, kinds this version does not know included, with the store's time of
+each. It is gzip of ::
 
     {"format": "1.0", "first": 1, "last": 200, "sizes": [283, ...], "storedAt": [1767225600000000, ...]}\\n
     <bytes of entry 1><bytes of entry 2>...
 
 Every 200 entries make a compaction, ten compactions make one of 2,000, and ten of those one of 20,000: a reader needs
-few objects, and nobody ever holds more than ``MAX_COMPACTION_BYTES``.
+few objects, and no reader holds more than ``MAX_COMPACTION_BYTES``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.wire import decode_json
 
 SPANS = (200, 2_000, 20_000)
-"""How many entries a compaction holds. It ends at a multiple of that; other ranges are nobody's."""
+"""How many entries a compaction holds. It ends at a multiple of that; other ranges are not compactions."""
 
 MAX_COMPACTION_BYTES = 64 * 1024 * 1024
 """Before compression: room for 200 entries of the largest size."""
@@ -155,7 +156,7 @@ def encode(entries: Sequence[RawEntry]) -> bytes | None:
 
 
 def unpack(data: bytes, span: EntryRange) -> Iterator[RawEntry]:
-    """The entries of a compaction, not yet understood. Rot is noticed here, forgery only by who follows the chain.
+    """Yield the entries of a compaction as bytes. Damage is noticed here, forgery by readers that follow the chain.
 
     Raises:
         LogError: Not a compaction, of another span, of a larger major format, or larger than it may be.

@@ -1,4 +1,4 @@
-"""The environment of an injected pod: who it is and where its run lives. Never *what to load*: that is in the log.
+"""The environment of an injected pod: its identity and the place of its run. What to load is in the log, never here.
 
 The admission policy of the chart sets these variables in pods that carry ``POD_LABEL``. On clusters without it, the
 same variables are set by hand in the pod template.
@@ -51,7 +51,7 @@ _OPERATION = "read the pod's checkpoint environment"
 
 @dataclass(frozen=True, slots=True)
 class RunEnvironment:
-    """What an injected pod is told.
+    """The settings of an injected pod.
 
     Attributes:
         owner: The Checkpoint this pod trains under.
@@ -133,7 +133,7 @@ def _addressing_style(text: str) -> AddressingStyle:
         return _ADDRESSING_STYLES[text]
     except KeyError:
         raise ConfigurationError(
-            _OPERATION, ADDRESSING_STYLE, f"{text!r} is no addressing style", "Use Auto, Path or Virtual."
+            _OPERATION, ADDRESSING_STYLE, f"{text!r} is not an addressing style", "Use Auto, Path or Virtual."
         ) from None
 
 

@@ -124,7 +124,7 @@ class StoreError(CheckpointError):
     """The object store refused or failed.
 
     Attributes:
-        retryable: Whether the same call may succeed later without anybody changing anything.
+        retryable: Whether the same call may succeed later without any change.
     """
 
     retryable = True
@@ -133,8 +133,8 @@ class StoreError(CheckpointError):
 class UnreliableReadError(StoreError):
     """Each read of the same bytes gave other ones, none of them what was committed.
 
-    That is no evidence against the stored object: what brings or holds the bytes may be at fault. A start is
-    interrupted by it, and where that happens again and again it goes on from the snapshot before.
+    That is no evidence against the stored object: the network or the memory in between may be at fault. A start is
+    interrupted by it, and if that repeats it continues from the snapshot before.
     """
 
 
@@ -183,7 +183,7 @@ class ObjectTooLargeError(StoreError):
 
 
 class TruncatedObjectError(StoreError):
-    """The object ends before the range that was asked for: it is shorter than the caller was told."""
+    """The object ends before the range that was asked for: it is shorter than the caller expected."""
 
     retryable = False
 

@@ -41,7 +41,7 @@ def raising_portable(operation: str, subject: str) -> Iterator[None]:
     except INTERRUPTS:
         raise
     except BaseException as error:
-        told = portable(error, operation=operation, subject=subject)
-        if told is error:
+        portable_error = portable(error, operation=operation, subject=subject)
+        if portable_error is error:
             raise
-        raise told from None
+        raise portable_error from None

@@ -27,7 +27,7 @@ class Heartbeat(msgspec.Struct, frozen=True, rename="camel"):
         step: The last step every rank finished.
         time: The writer's clock, ISO 8601, for humans; ages are measured by the store's clock.
         pods: The attempt's pods, as in AttemptStarted.
-        ended: The attempt said goodbye: its processes are exiting, nobody needs to wait for them.
+        ended: The attempt said goodbye: its processes are exiting, no need to wait for them.
     """
 
     attempt: AttemptNumber

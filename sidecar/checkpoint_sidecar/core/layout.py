@@ -97,7 +97,7 @@ class SaveFolder:
 
     @property
     def stock_metadata(self) -> str:
-        """Key of the bytes to publish at ``pointer``, stored with the save so that nobody has to unpickle anything."""
+        """Key of the bytes to publish at ``pointer``, stored with the save so that no reader unpickles anything."""
         return f"{self.path}/{STOCK_METADATA_NAME}"
 
     @property

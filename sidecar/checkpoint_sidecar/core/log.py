@@ -158,7 +158,7 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):
-    """The commit point of a save. Written by rank 0 of the attempt that uploaded it, by nobody else.
+    """The commit point of a save. Only rank 0 of the attempt that uploaded it writes it.
 
     Attributes:
         parent: The attempt's previous commit, else the snapshot it restored, else empty. Lineage walks these links.
@@ -204,7 +204,7 @@ class SaveRequested(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     """Ask the named attempt to save now.
 
     Attributes:
-        reason: Why the operator asks of its own accord; empty when the user did.
+        reason: Why the operator asks; empty when the user does.
     """
 
     request: Identifier
@@ -236,7 +236,7 @@ class EvictionNoticed(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class AttemptFenced(msgspec.Struct, frozen=True, rename="camel"):
-    """Nobody trains any more as the highest attempt: it may not commit from here on, so what it left can be deleted.
+    """The highest attempt has ended: it may not commit from here on, so its leftovers can be deleted.
 
     A start that comes later has a higher number and is not concerned.
     """
@@ -245,14 +245,14 @@ class AttemptFenced(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class DispositionSet(msgspec.Struct, frozen=True, rename="camel"):
-    """The user's word on one snapshot, kept here so that it survives loss of etcd."""
+    """The user's decision about one snapshot, kept here so that it survives loss of etcd."""
 
     snapshot: Identifier
     disposition: Disposition
 
 
 class QuarantineReleased(msgspec.Struct, frozen=True, rename="camel"):
-    """Forget what was found against a snapshot: a human has put it right, or knows better. Each request acts once."""
+    """Forget the evidence against a snapshot: a human has repaired it, or knows better. Each request acts once."""
 
     snapshot: Identifier
     request: Identifier
@@ -369,8 +369,8 @@ def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writ
     """The bytes of an entry.
 
     Raises:
-        LogError: They exceed ``MAX_ENTRY_BYTES``, or a field is out of its bounds: nobody could read such an entry,
-            and an entry cannot be taken back.
+        LogError: They exceed ``MAX_ENTRY_BYTES``, or a field is out of its bounds: no reader could decode such an
+            entry, and an entry cannot be taken back.
     """
     operation, kind = "write a log entry", type(body).__name__
     envelope = Envelope(

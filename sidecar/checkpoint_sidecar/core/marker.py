@@ -29,7 +29,7 @@ def encode(run: Run) -> bytes:
 
 
 def decode(data: bytes) -> Marker | None:
-    """Read a marker, or None for the object of somebody else."""
+    """Read a marker, or None if the object is not ours."""
     try:
         return msgspec.json.decode(data, type=Marker)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,12 +1,12 @@
-"""Leftovers of saves that are no snapshots and never can be: what a killed attempt leaves behind.
+"""Leftovers of saves that can never become snapshots: the objects that a killed attempt leaves behind.
 
 An attempt that is fenced cannot commit any more. So if the log is read *after* the objects were listed, a save of a
 fenced attempt that no snapshot holds is left over: not even a process that still runs can make a snapshot of it. That
 includes what a rejected commit names, and files that a late writer adds to a snapshot that was purged. Which objects
 are the run's at all is decided in ``core.belongings``.
 
-Saves of the highest attempt are its own to clean up. If no later one starts, and nothing is heard of it for long, it is
-fenced by an entry of its own before what it left is deleted.
+Saves of the highest attempt are its own to clean up. If no later one starts, and it is silent for long, an entry fences
+it before its leftovers are deleted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from checkpoint_sidecar.core.layout import SaveFolder, is_probe
 from checkpoint_sidecar.core.run import Run
 
 DEFAULT_GRACE_SECONDS = 3600.0
-"""How long leftovers are kept, for somebody who wants to look at them, where no retention policy says."""
+"""How long leftovers are kept for inspection where no retention policy says."""
 
 AGAIN_SECONDS = 3600.0
 """From one collection to the next: a writer that was stopped for hours may still add files."""
 
 SILENCE_SECONDS = 86400.0
-"""After how long an attempt of which nothing is heard is taken for dead; one that trains reports all the time."""
+"""After how much silence an attempt counts as dead; one that trains reports all the time."""
 
 
 def collection_due_at(run: Run, *, last: dt.datetime | None = None) -> dt.datetime | None:
@@ -100,7 +100,7 @@ def abandoned(run: Run, folder: SaveFolder, written: dt.datetime, *, now: dt.dat
 
 
 def old_probes(modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> tuple[str, ...]:
-    """Keys that may be deleted of what is left in the folder in which stores are probed.
+    """Return the keys that may be deleted in the folder in which stores are probed.
 
     Args:
         modified: A listing of ``PROBE_FOLDER``, which each probe leaves as it found it unless it is killed.

@@ -1,4 +1,4 @@
-"""Names of those who appear in a run's log: the owner of the run, and the pods of its attempts."""
+"""Names in a run's log: the owner of the run, and the pods of its attempts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def deleted(self) -> Owner:
-        """Nobody, who adopts a run of this owner when its deletion begins. No Checkpoint can have such a name."""
+        """The owner of a run of this owner once its deletion has begun. No Checkpoint can have such a name."""
         return Owner(self.cluster, self.namespace, f"{self.name}{_DELETED}")
 
     @property

@@ -1,4 +1,4 @@
-"""What the stock ``.metadata`` pointer of each step should show: one rule for who publishes and for who repairs.
+"""What the stock ``.metadata`` pointer of each step should show: one rule for publishing and repairing.
 
 A pointer says whose it is, since torch's own checkpoints have theirs under the same name. Behind the pickle, where
 torch's reader has stopped reading, stands one line: ``checkpoint-operator <short identity of the run> <snapshot id>``.

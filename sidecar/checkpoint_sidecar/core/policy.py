@@ -73,7 +73,7 @@ class RestorePolicy(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Policy(msgspec.Struct, frozen=True, rename="camel"):
-    """Everything a run is told. The defaults are what a pod uses before the first RunConfigured."""
+    """The whole policy of a run. Pods use the defaults before the first RunConfigured."""
 
     save: SavePolicy = SavePolicy()
     overwrite: OverwritePolicy = "Never"

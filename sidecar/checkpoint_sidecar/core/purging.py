@@ -1,12 +1,12 @@
 """When the data of retired snapshots may be deleted: the last decision before there is no way back. Pure.
 
-Retirement is the policy's (``core.retention``); here is what deletion waits for besides:
+The policy decides what is retired (``core.retention``). Deletion waits for three more things:
 
-1. The grace period, by the store's clock. After an edit that shortens it the longer one goes on: an edit that also
-   tightens the policy must leave the time that was promised before to notice it.
-2. A snapshot whose checksums were compared, where snapshots are read back: right sizes are no proof to delete others
-   for.
-3. The purges before it: a few at a time, so that whoever sees the wrong snapshots go has time to stop it.
+1. The grace period, by the store's clock. After an edit that shortens it the longer one still applies: an edit that
+   also tightens the policy must leave the time that was promised before to notice it.
+2. A snapshot whose checksums were compared, where snapshots are read back: right sizes are not enough to delete
+   others.
+3. The purges before it: a few at a time, so that a user who sees the wrong snapshots go has time to stop it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:
 
 
 def purge_at(run: Run, snapshot: Snapshot) -> dt.datetime | None:
-    """The end of the grace period of a retired snapshot; None where there is none."""
+    """Return the end of the grace period of a retired snapshot; None where there is none."""
     policy, retired_at = run.policy.retention, snapshot.retired_at
     if snapshot.state is not SnapshotState.RETIRED or retired_at is None or policy is None:
         return None
@@ -61,7 +61,7 @@ def purge_at(run: Run, snapshot: Snapshot) -> dt.datetime | None:
 
 
 def next_purge_at(run: Run, *, now: dt.datetime) -> dt.datetime | None:
-    """When the passing of time alone lets the next purge begin, or None."""
+    """Return when the passing of time alone lets the next purge begin, or None."""
     ends = [end for s in run.snapshots.values() if (end := purge_at(run, s)) is not None]
     paused = [s.purge_started_at + PURGE_PAUSE for s in run.snapshots.values() if s.purge_started_at]
     # Once for all that began in this pause, and only if something waits for its end.
@@ -70,7 +70,7 @@ def next_purge_at(run: Run, *, now: dt.datetime) -> dt.datetime | None:
 
 
 def with_grace_of(run: Run, retention: RetentionPolicy | None, now: dt.datetime) -> Run:
-    """The run as of an edit of its policy at ``now``: a grace period that the edit shortens goes on."""
+    """The run as of an edit of its policy at ``now``: a grace period that the edit shortens still applies."""
     if retention is None:
         return run  # nothing goes; the next policy is compared with the one before this
     longest, until = run.last_grace_seconds, run.longer_grace_until

@@ -107,7 +107,7 @@ class Effect(Enum):
     LIMIT = auto()
     """Retire them although a rule keeps them."""
     QUOTA = auto()
-    """As LIMIT, and go on counting them as spare."""
+    """As LIMIT, but still count them as spare."""
     KEEP = auto()
     """Keep them, unless a rule before retires them."""
     REST = auto()

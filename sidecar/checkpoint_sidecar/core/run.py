@@ -96,7 +96,7 @@ class Attempt:
         started_at: The store's clock.
         fresh: Whether it serves a request to begin at step 0.
         in_use: The snapshot it announced or restored, until that fails or the attempt commits; never retired meanwhile.
-        restored: The snapshot it goes on from, or None.
+        restored: The snapshot it continues from, or None.
         last_commit: Its newest commit, or None.
         restores: Its finished restores, in order.
         save_requests: What it was asked to save for, in order.
@@ -124,7 +124,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class RestoreRequest:
-    """Something else than Latest is asked of the next start, once.
+    """A request that the next start restores something other than the latest snapshot, once.
 
     Attributes:
         snapshot: The rollback's target, or None for a fresh start (``restore.mode: None``).
@@ -142,16 +142,16 @@ class Run:
         head: Number of the last entry, 0 for an empty log.
         head_digest: SHA-256 of its bytes; the next entry carries it.
         first: Number of the entry that claimed the run.
-        identity: SHA-256 of that entry's bytes; empty while nobody has claimed the prefix, and of a deleted run.
+        identity: SHA-256 of that entry's bytes; empty before the prefix is claimed, and of a deleted run.
         identified: Whether folders of saves carry the identity, so that versions that cannot read them stay away.
         erased: Whether all that is left of a run is its tombstone: the prefix is free again.
         tombstone: Number of the entry by which the run was given up, 0 while it was not.
         remnants: Whether there are log entries of no meaning below the first one.
         fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands, or
-            nobody trained any more).
+            training has ended).
         configured: ``(uid, generation)`` of the policy in force, or None before the first RunConfigured.
         longer_grace_until, longer_grace_seconds: Edits have shortened the grace period: until then, by the store's
-            clock, nothing goes that would not go after so many seconds.
+            clock, no snapshot is purged before it was retired for so many seconds.
         last_grace_seconds: That of the latest policy that had one.
         pending: The rollback or fresh start no commit has carried yet.
         rollbacks: Ids of all rollbacks requested so far, in order; each acts once.

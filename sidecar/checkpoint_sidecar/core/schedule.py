@@ -59,7 +59,7 @@ def retry_delay(failures: int) -> float:
 
 
 def given_up(policy: SavePolicy, *, failures: int, unsaved_steps: int, unsaved_seconds: float) -> str:
-    """Why training should stop after a failed automatic save, or empty when it goes on.
+    """Why training should stop after a failed automatic save, or empty when it continues.
 
     Args:
         failures: In a row.

@@ -27,7 +27,7 @@ class Situation:
         remaining_seconds: Until SIGKILL.
         saving: A save is still being uploaded.
         saved: The present step is committed already.
-        wanted: The policy asks for a save on termination, nobody asked twice to terminate, nothing failed.
+        wanted: The policy asks for a save on termination, termination was requested only once, and nothing failed.
         expected_seconds: How long a save takes, from the copy to the commit, by the latest one; None before the first.
     """
 
