@@ -143,9 +143,7 @@ class Promises:
         """An object is about to be deleted, by an actor that lives or by a late request."""
         self._untouched(key)
         found = LOG_KEY.fullmatch(key) or COMPACTION_KEY.fullmatch(key)
-        # Once a run has begun behind a tombstone and what stale writers added to it, its own claim begins the log.
-        kept_from = max(self.tombstone, self.run.first - 1)
-        require(not found or int(found[1]) < kept_from, "P4", f"{key} is deleted")
+        require(not found or int(found[1]) < self.tombstone, "P4", f"{key} is deleted")
         if not SAVE_KEY.fullmatch(key) or self._of_former_run(key):
             return
         snapshot = _snapshot_of(key)

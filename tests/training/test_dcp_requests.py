@@ -48,11 +48,11 @@ def test_a_save_into_a_new_directory(store: CountingStore, tensors: int) -> None
     claim = Counter(get=2, put_if_absent=1, list=1)
     # Identity, start, commit, verification.
     entries = times(4, APPEND)
-    # The log before and after; the pointer, and the bytes that it is to have.
-    pointer = Counter(get=3, stat=1, put_if_absent=1)
+    # The log before and after, and the manifest; the pointer, and the bytes that it is to have.
+    pointer = Counter(get=4, stat=1, put_if_absent=1)
     asked = save(store, tensors)
     assert asked == opening + claim + entries + FILES + SIZES + pointer
-    assert asked.total() == 38
+    assert asked.total() == 39
 
 
 def test_the_second_save_of_a_directory(store: CountingStore) -> None:
@@ -63,8 +63,8 @@ def test_the_second_save_of_a_directory(store: CountingStore) -> None:
     # Start, commit, verification, and that the checkpoint before is replaced.
     entries = times(4, APPEND)
     leftovers = Counter(list=1, get=1)
-    # The log before and after; the pointer and the origin at its end, and the bytes that it is to have.
-    pointer = Counter(get=4, stat=1, put=1)
+    # The log before and after, and the manifest; the pointer and the origin at its end, and the bytes that it gets.
+    pointer = Counter(get=5, stat=1, put=1)
     assert save(store, 1) == opening + claim + entries + leftovers + FILES + SIZES + pointer
 
 
@@ -79,5 +79,5 @@ def test_the_third_save_of_a_directory_also_purges_the_first(store: CountingStor
     # What belongs to it, that no pointer shows it, and its files before its manifest.
     purge = Counter(get=4, stat=1, delete=2)
     leftovers = Counter(list=1, get=1)
-    pointer = Counter(get=4, stat=1, put=1)
+    pointer = Counter(get=5, stat=1, put=1)
     assert save(store, 1) == opening + claim + entries + purge + leftovers + FILES + SIZES + pointer

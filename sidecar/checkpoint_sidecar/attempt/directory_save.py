@@ -113,13 +113,13 @@ class DirectorySave:
         self._log.append(lambda run: attempts.commit(run, draft, overwrite=policy))
         try:
             self._verify(save, manifest)
-            self._publish(save, manifest)
+            self._publish()
             for other in self._log.run.snapshots.values():
                 if other.live and other.id != save.snapshot:
                     self._retire(other.id, "Replaced")
         except (StoreError, LogError, ForeignObjectError) as error:
             logger.warning("the checkpoint is committed, but torch's own reader may find the one before: %s", error)
-            self._publish_unchecked(save, manifest)
+            self._publish_unchecked()
 
     def abandon(self, save: NewSave) -> None:
         """Do nothing: the next save deletes what this one left behind."""
@@ -139,9 +139,8 @@ class DirectorySave:
         attempts.check_owner(run, self._owner, url=self._store.url)
         return attempts.identify(run)
 
-    def _publish(self, save: NewSave, manifest: Manifest) -> None:
-        manifests = {save.snapshot: manifest}
-        publish(self._store, self._log, None, replace_foreign=self._overwrite, manifests=manifests)
+    def _publish(self) -> None:
+        publish(self._store, self._log, None, replace_foreign=self._overwrite)
 
     def _start(self, run: Run) -> AttemptStarted:
         attempts.check_owner(run, self._owner, url=self._store.url)
@@ -163,10 +162,10 @@ class DirectorySave:
             raise
         self._log.append(lambda _: SnapshotVerified(save.snapshot, "Sizes", passed=True))
 
-    def _publish_unchecked(self, save: NewSave, manifest: Manifest) -> None:
+    def _publish_unchecked(self) -> None:
         """Let both readers choose the same snapshot, although its files could not be checked; older ones stay."""
         try:
-            self._publish(save, manifest)
+            self._publish()
         except (CorruptSnapshotError, StoreError, LogError) as error:
             logger.warning("the pointer for torch's own reader is not up to date: %s", error)
 

@@ -98,7 +98,6 @@ class RunTarget:
         self._draft = draft
         self._tried = ""
         self._entry: SnapshotCommitted | None = None
-        self._manifest: Manifest | None = None
         self.committed = False
 
     @property
@@ -146,7 +145,7 @@ class RunTarget:
             if session.log.append(decide) is None:
                 raise self._not_needed(session.store.url)
         self.committed = True
-        self._entry, self._manifest = entry, manifest
+        self._entry = entry
 
     def publish(self) -> None:
         """Log a committed snapshot and publish it for torch's own reader. Never raises.
@@ -196,8 +195,7 @@ class RunTarget:
                 "blocked_seconds": entry.blocked_seconds,
             },
         )
-        manifests = {entry.snapshot: self._manifest} if self._manifest else {}
-        publish(self._session.store, self._session.log, entry.step, manifests=manifests)
+        publish(self._session.store, self._session.log, entry.step)
 
     def abandon(self, save: NewSave) -> None:
         """Log the failure; the writer deletes the files. See ``SaveTarget``."""

@@ -10,8 +10,7 @@ bounded memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 
 from crc32c import crc32c
 
@@ -46,14 +45,7 @@ _SETTINGS = EngineSettings(connections=1)
 logger = logging.getLogger(__name__)
 
 
-def publish(
-    store: Store,
-    log: RunLog,
-    step: int | None,
-    *,
-    replace_foreign: bool = False,
-    manifests: Mapping[str, Manifest] = MappingProxyType({}),
-) -> None:
+def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: bool = False) -> None:
     """Make the pointer of a step show the snapshot the log says it should, or remove it when there is none.
 
     The log is read again after writing: of two publishers that race, the one that wrote last also sees last, and
@@ -63,7 +55,6 @@ def publish(
         store: Opened at the run's root, like ``log``.
         step: None for a DCP drop-in directory.
         replace_foreign: Whether the user has asked to overwrite checkpoints of others.
-        manifests: Committed manifests by snapshot, if the caller has any; others are read.
 
     Raises:
         ForeignObjectError: The pointer is not this run's, and was left alone.
@@ -75,7 +66,7 @@ def publish(
     while True:
         wanted = published_for(run, step)
         try:
-            _show(store, run, wanted, step, replace_foreign=replace_foreign, manifests=manifests)
+            _show(store, run, wanted, step, replace_foreign=replace_foreign)
         except ForeignObjectError:
             # It may belong to a commit that was made meanwhile.
             if log.refresh().head == run.head:
@@ -114,20 +105,12 @@ def is_own_pointer(store: Store, run: Run, step: int | None) -> bool:
     return shown is not None and _is_own(store, run, step, shown, _origin(store, shown))
 
 
-def _show(
-    store: Store,
-    run: Run,
-    snapshot: Snapshot | None,
-    step: int | None,
-    *,
-    replace_foreign: bool,
-    manifests: Mapping[str, Manifest] = MappingProxyType({}),
-) -> None:
+def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *, replace_foreign: bool) -> None:
     key = layout.pointer_key(step)
     shown = store.stat(key)
     if shown is None:
-        if snapshot is not None and not _Source(store, snapshot, manifests).create(key):
-            _show(store, run, snapshot, step, replace_foreign=replace_foreign, manifests=manifests)
+        if snapshot is not None and not _Source(store, snapshot).create(key):
+            _show(store, run, snapshot, step, replace_foreign=replace_foreign)
         return
     origin = _origin(store, shown)
     if snapshot is not None and origin == Origin(run.short_identity, snapshot.id):
@@ -146,16 +129,17 @@ def _show(
     # A pointer that names another snapshot as its origin differs; only one without an origin has to be compared.
     if origin is None and _shows(store, shown, layout.parse_save_folder(snapshot.commit.path)):
         return
-    _Source(store, snapshot, manifests).write(key)
+    _Source(store, snapshot).write(key)
 
 
 class _Source:
     """The bytes of a snapshot's pointer, as its manifest describes them."""
 
-    def __init__(self, store: Store, snapshot: Snapshot, manifests: Mapping[str, Manifest]) -> None:
+    def __init__(self, store: Store, snapshot: Snapshot) -> None:
         self._store = store
         self._folder = layout.parse_save_folder(snapshot.commit.path)
-        self._manifest = manifests.get(snapshot.id) or read_manifest(store, snapshot.commit)
+        # Read back, so that no reader is led to a snapshot whose manifest the store has lost or damaged.
+        self._manifest: Manifest = read_manifest(store, snapshot.commit)
         self._file = self._described()
 
     def create(self, key: str) -> bool:
