@@ -51,7 +51,7 @@ def _unit(nodeid: str) -> str:
     return TOGETHER.get(path.parent.name, str(path))
 
 
-class WholeUnits(LoadScopeScheduling):
+class WholeUnits(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Gives each worker, whenever it is about to run out, the next unit."""
 
     def _split_scope(self, nodeid: str) -> str:

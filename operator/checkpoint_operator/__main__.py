@@ -206,7 +206,7 @@ def _address(text: str) -> tuple[str, int]:
 
 def _rate(text: str) -> float:
     try:
-        rate = float(parse_quantity(text))  # type: ignore[no-untyped-call]
+        rate = float(parse_quantity(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a quantity such as 64Mi or 1000") from error
     if rate < 0:

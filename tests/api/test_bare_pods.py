@@ -93,7 +93,8 @@ def submitted(spec: Body) -> Body:
 
 
 def live(namespace: Namespace) -> Body:
-    return json.loads(namespace.kubectl("get", "pod", "trainer", "--output=json"))
+    found: Body = json.loads(namespace.kubectl("get", "pod", "trainer", "--output=json"))
+    return found
 
 
 def schedule_and_debug(namespace: Namespace) -> None:

@@ -80,10 +80,12 @@ def of_kind(objects: list[Body], kind: str) -> list[Body]:
 
 def operator_pod(objects: list[Body]) -> Body:
     (deployment,) = of_kind(objects, "Deployment")
-    return deployment["spec"]["template"]["spec"]
+    spec: Body = deployment["spec"]["template"]["spec"]
+    return spec
 
 
 def operator_container(objects: list[Body]) -> Body:
+    container: Body
     (container,) = operator_pod(objects)["containers"]
     return container
 

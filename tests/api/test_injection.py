@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint_sidecar.core import environment
 from checkpoint_sidecar.core.environment import RunEnvironment
-from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.log import Owner, PodIdentity
 from support.admission import Body, Namespace, checkpoint, eventually, pod
 
 pytestmark = pytest.mark.api
@@ -82,7 +82,7 @@ def test_the_library_reads_what_is_injected(served: Namespace) -> None:
         kms_key_id="alias/training",
         requester_pays=True,
         tags=(("cost", "x=1"), ("team", "a b")),
-        pod=environment.PodIdentity("trainer", "8a1"),
+        pod=PodIdentity("trainer", "8a1"),
         grace_seconds=30.0,
     )
 

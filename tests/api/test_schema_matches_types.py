@@ -31,11 +31,13 @@ SCALARS = {
 
 
 def crd(plural: str) -> Schema:
-    return yaml.safe_load((CRDS / f"{plural}.yaml").read_text())
+    loaded: Schema = yaml.safe_load((CRDS / f"{plural}.yaml").read_text())
+    return loaded
 
 
 def root(plural: str) -> Schema:
-    return crd(plural)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema: Schema = crd(plural)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
 
 
 def differences(schema: Schema, kind: msgspec.inspect.Type, path: str) -> Iterator[str]:

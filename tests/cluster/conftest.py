@@ -88,7 +88,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> comparison.State:
 
 
 @pytest.fixture(scope="session")
-def final_state(operator: Cluster, bucket_of_runs: str) -> comparison.State:
+def final_state(operator: Cluster, bucket_of_runs: str) -> Callable[[TrainingRun], comparison.State]:
     """Reads the last step of a run as stock torch sees it."""
 
     def read(run: TrainingRun) -> comparison.State:

@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from checkpoint_sidecar.core import attempt as library
 from checkpoint_sidecar.core import layout
@@ -227,7 +228,7 @@ def _restore(world: World, number: int) -> Generator[None, None, bool]:
         if not restored:
             blamed = not interrupted or not world.rules.evidence_only
             outcome = RestoreFinished(number, snapshot, False, "ChecksumMismatch" if blamed else "None")
-        yield from append(world, lambda run, outcome=outcome: library.finish_restore(run, outcome))
+        yield from append(world, partial(library.finish_restore, outcome=outcome))
         if restored or interrupted:
             return restored
 
@@ -279,16 +280,20 @@ def operator(world: World, passes: int) -> Process:
                 yield
                 whole = whole and file in world.files[name]
             check = SnapshotVerified(name, "Checksums", whole and name not in world.damaged, "ChecksumMismatch")
-            yield from append(world, lambda run, check=check: check if run.snapshots[check.snapshot].live else None)
+            yield from append(world, partial(_record, check))
         verdict = judge(world.run, now=world.now)
         for name in [*verdict.retire, *verdict.keep]:
-            yield from append(world, lambda run, name=name: _move(world, run, name))
+            yield from append(world, partial(_move, world, name))
         for name in purge_due(judge(world.run, now=world.now))[:1]:
             yield from _purge(world, name)
         yield from _collect_orphans(world)
 
 
-def _move(world: World, run: Run, name: str) -> Body | None:
+def _record(check: SnapshotVerified, run: Run) -> Body | None:
+    return check if run.snapshots[check.snapshot].live else None
+
+
+def _move(world: World, name: str, run: Run) -> Body | None:
     verdict, state = judge(run, now=world.now), run.snapshots[name].state
     if state is SnapshotState.LIVE and name in verdict.retire:
         return SnapshotRetired(name, verdict.retire[name])
@@ -342,6 +347,10 @@ def _configure(run: Run, world: World, mode: RestoreMode) -> RunConfigured:
     return RunConfigured(OBJECT_UID, generation, policy)
 
 
+def _whatever_is_there(body: Body, _: Run) -> Body:
+    return body
+
+
 def explore(seed: int, *, rules: Rules, requests: int = 0, steps: int = 700) -> World:
     """One random run of everything.
 
@@ -361,7 +370,7 @@ def explore(seed: int, *, rules: Rules, requests: int = 0, steps: int = 700) -> 
     )
     processes: list[Iterator[None]] = []
     for beginning in (RunClaimed(OWNER), _configure(world.run, world, "Latest")):
-        for _ in append(world, lambda _, body=beginning: body):
+        for _ in append(world, partial(_whatever_is_there, beginning)):
             pass
     spawn: dict[str, list[Callable[[], Process]]] = {
         "trainer": [lambda: trainer(world, 3)] * 7,

@@ -65,7 +65,7 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def commits(draw: st.DrawFn, **fixed: Any) -> SnapshotCommitted:
+def commits(draw: st.DrawFn, /, **fixed: Any) -> SnapshotCommitted:
     """A well-formed commit; whether it is legal depends on the run it meets."""
     step, attempt, nonce = draw(STEPS), draw(ATTEMPTS), nonce_of(draw(st.integers(0, 2)))
     commit = SnapshotCommitted(

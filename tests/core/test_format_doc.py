@@ -36,6 +36,7 @@ def names_in(text: str) -> set[str]:
 
 
 def fields_in_row(kind: str) -> str:
+    row: str
     (row,) = re.findall(rf"^\| `{kind}` \|.*$", FORMAT_DOC, flags=re.MULTILINE)
     return row.split("|")[3]
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from checkpoint_sidecar.core import attempt, fold, overwrite, selection
+from checkpoint_sidecar.core.lineage import RestorePlan, restore_plan
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotCommitted, SnapshotPurged, SnapshotReinstated
-from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.run import RestoreRequest, Run, Snapshot, SnapshotState
 from core.explorer import BrokenPromiseError, Rules, explore
 
 SEEDS = range(100)
@@ -103,13 +104,15 @@ def _without_consumption(patch: pytest.MonkeyPatch) -> None:
 
 
 def _without_reinstating(patch: pytest.MonkeyPatch) -> None:
-    plan = attempt.restore_plan
-    patch.setattr(attempt, "restore_plan", lambda run, request: replace(plan(run, request), last_resort=()))
+    def planned(run: Run, request: RestoreRequest | None) -> RestorePlan:
+        return replace(restore_plan(run, request), last_resort=())
+
+    patch.setattr(attempt, "restore_plan", planned)
 
 
 def _without_keeping_the_superseded(patch: pytest.MonkeyPatch) -> None:
     def newest_first(run: Run) -> tuple[Snapshot, ...]:
-        return tuple(s for s in reversed(run.snapshots.values()) if s.state is not SnapshotState.REJECTED)
+        return tuple(s for s in reversed([*run.snapshots.values()]) if s.state is not SnapshotState.REJECTED)
 
     patch.setattr(selection, "lineage", newest_first)
 

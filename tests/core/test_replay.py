@@ -132,13 +132,14 @@ def test_a_start_takes_the_next_number_and_uses_its_candidate_at_once() -> None:
 def test_a_snapshot_is_in_use_from_its_announcement_until_the_first_commit() -> None:
     history = History().started().committed(100, 200).started()
     seen = []
-    for tell in (
+    tales: tuple[Callable[[], History], ...] = (
         lambda: history,
         lambda: history.failed_to_restore(200),
         lambda: history.restoring(100),
         lambda: history.restored(100),
         lambda: history.committed(150),
-    ):
+    )
+    for tell in tales:
         attempt = tell().run.attempt
         assert attempt is not None
         seen.append(attempt.in_use)

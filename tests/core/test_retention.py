@@ -52,7 +52,7 @@ def rolled_back(history: History, to: int) -> History:
 
 BEST_2 = RetentionPolicy(keep_best=(KeepBest("loss", "Min", 2),))
 SEVERAL_BEST = RetentionPolicy(keep_best=(KeepBest("loss", "Min", 1), KeepBest("accuracy", "Max", 2)))
-REPLACING = {"replaces": "200-1-aaaaaaae"}
+REPLACED = "200-1-aaaaaaae"
 
 
 def measured(*losses: str, rule: RetentionPolicy = BEST_2) -> History:
@@ -279,24 +279,24 @@ GOLDEN: dict[str, tuple[Callable[[], History], dict[int | str, str], dict[int | 
         {150: "NoRuleKeepsIt"},
     ),
     "a replaced one stays until its replacement is verified": (
-        lambda: run_of(100, 200).verified(200).committed(200, **REPLACING),
+        lambda: run_of(100, 200).verified(200).committed(200, replaces=REPLACED),
         {200: "Newest KeepLast", "200-1-aaaaaaae": "NewestVerified ReplacementUnverified", 100: "KeepLast"},
         {},
     ),
     "a replaced one goes once its replacement is verified": (
-        lambda: run_of(100, 200).verified(200).committed(200, **REPLACING).verified(200),
+        lambda: run_of(100, 200).verified(200).committed(200, replaces=REPLACED).verified(200),
         {200: "Newest NewestVerified KeepLast", 100: "KeepLast"},
         {"200-1-aaaaaaae": "Replaced"},
     ),
     "a replaced one stands again when its replacement proves damaged": (
-        lambda: run_of(100, 200).verified(200).committed(200, **REPLACING).found_damaged(200, 200),
+        lambda: run_of(100, 200).verified(200).committed(200, replaces=REPLACED).found_damaged(200, 200),
         {"200-1-aaaaaaae": "Newest NewestVerified KeepLast", 100: "KeepLast"},
         {200: "Damaged"},
     ),
     "a user who retires the replacement wants the replaced one back": (
         lambda: (
             run_of(100, 200, retention=RetentionPolicy(keep_every_steps=100))
-            .committed(200, **REPLACING)
+            .committed(200, replaces=REPLACED)
             .committed(300)
             .verified(200, 300)
             .disposed(200, "Retire")
@@ -311,7 +311,7 @@ GOLDEN: dict[str, tuple[Callable[[], History], dict[int | str, str], dict[int | 
     "a replacement inherits the place of the old one under the rules": (
         lambda: (
             run_of(100, 200, retention=RetentionPolicy(keep_last=1, keep_every_steps=100))
-            .committed(200, **REPLACING)
+            .committed(200, replaces=REPLACED)
             .committed(250, 300)
             .verified(300)
         ),
@@ -503,7 +503,7 @@ def test_the_floors_hold_under_every_policy_and_clock(history: History, seconds:
 @given(stories(), NOW)
 def test_the_verdict_depends_on_the_log_and_not_on_the_order_of_tables(history: History, seconds: float) -> None:
     run = history.run
-    shuffled = replace(run, snapshots=MappingProxyType(dict(reversed(run.snapshots.items()))))
+    shuffled = replace(run, snapshots=MappingProxyType(dict(reversed([*run.snapshots.items()]))))
     one, other = judge(run, now=at(history, seconds)), judge(shuffled, now=at(history, seconds))
     assert {i: sorted(reasons) for i, reasons in one.keep.items()} == {i: sorted(r) for i, r in other.keep.items()}
     assert {i: sorted(reasons) for i, reasons in one.retire.items()} == {i: sorted(r) for i, r in other.retire.items()}

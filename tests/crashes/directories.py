@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -60,9 +62,10 @@ def _join(rank: int, rendezvous: Path, body: Callable[..., None], *arguments: An
 
 def _save(path: Path, values: tuple[int, ...], crash: Crash | None) -> None:
     if crash is not None:
-        dropin.open_store = lambda settings: crash.wrap(dist.get_rank(), open_store(settings))
+        rank = dist.get_rank()
+        mock.patch.object(dropin, "open_store", lambda settings: crash.wrap(rank, open_store(settings))).start()
     for value in values:
-        dcp.save(_state(value), storage_writer=CheckpointWriter(path))
+        state_dict_saver.save(_state(value), storage_writer=CheckpointWriter(path))
 
 
 def _load_and_save(path: Path, value: int, found: Path) -> None:
@@ -78,8 +81,8 @@ def _state(value: int) -> dict[str, Any]:
     return {"x": distribute_tensor(whole, init_device_mesh("cpu", (_RANKS,)), [Shard(0)])}
 
 
-def _load(reader: dcp.StorageReader) -> int:
+def _load(reader: StorageReader) -> int:
     state = _state(0)
-    dcp.load(state, storage_reader=reader)
+    state_dict_loader.load(state, storage_reader=reader)
     (value,) = set(state["x"].full_tensor().tolist())
     return int(value)

@@ -6,6 +6,7 @@ import datetime as dt
 import time
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 from checkpoint_operator.act import rounds
 from checkpoint_operator.decide import plan
@@ -18,6 +19,7 @@ from checkpoint_operator.model.observed import Checkpoint, Observed
 from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
 from crashes.points import Crash
 from support.builders import OBJECT_UID
@@ -48,7 +50,11 @@ def operate(settings: StoreSettings, crash: Crash | None = None, **spec: Any) ->
 
 def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any]) -> None:
     if crash is not None:
-        run_store.open_store = lambda settings, **options: crash.wrap(0, open_store(settings, **options))
+
+        def crashing(settings: StoreSettings, **options: Any) -> Store:
+            return crash.wrap(0, open_store(settings, **options))
+
+        mock.patch.object(run_store, "open_store", crashing).start()
     session = RunStore(settings, writer="operator test")
     session.probe()
     memory = Memory(session)

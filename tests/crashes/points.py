@@ -175,7 +175,7 @@ class _CrashingStore:
             self._store.delete(keys)
 
     @contextmanager
-    def _around(self, verb: Verb, keys: list[str], data: Buffer = b"") -> Iterator[bool]:
+    def _around(self, verb: Verb, keys: Sequence[str], data: Buffer = b"") -> Iterator[bool]:
         """Strikes before or after the call; yields whether it is to be struck in its middle."""
         here = self._is_here(verb, keys, data)
         when = self._crash.point.when
@@ -185,7 +185,7 @@ class _CrashingStore:
         if here and when == "after":
             self._crash.strike(keys[0])
 
-    def _is_here(self, verb: Verb, keys: list[str], data: Buffer) -> bool:
+    def _is_here(self, verb: Verb, keys: Sequence[str], data: Buffer) -> bool:
         point = self._crash.point
         if verb != point.verb or not any(re.search(point.key, key) for key in keys):
             return False

@@ -83,7 +83,7 @@ def expected(crash: Crash) -> tuple[int, int]:
 
 def cases() -> list[object]:
     """Every mode at every point; in the quick profile one."""
-    found = []
+    found: list[object] = []
     for number, point in enumerate(POINTS):
         modes: tuple[Mode, ...] = ("kill rank 0", "kill rank 1", "exception") if LONG else (quick_mode(point, number),)
         found += [pytest.param(point, mode, id=f"{mode} {point}") for mode in modes]

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.distributed
 DOOMED, NEWEST, AFTERWARDS = 2, 4, 5
 """Steps: the snapshot that the policy wants gone, the one it keeps, and where the attempt after the crash ends."""
 
-KEEP_ALL = {"retention": {"keepLast": 10, "gracePeriod": "0s"}}
-KEEP_ONE = {"retention": {"keepLast": 1, "gracePeriod": "0s"}}
+KEEP_ALL: dict[str, Any] = {"retention": {"keepLast": 10, "gracePeriod": "0s"}}
+KEEP_ONE: dict[str, Any] = {"retention": {"keepLast": 1, "gracePeriod": "0s"}}
 
 ABSENT = ["half snapshots", "half checkpoints for torch", "unknown keys", "gaps in the log", "orphans"]
 

@@ -57,7 +57,7 @@ LAST_RESORT = around_append("SnapshotReinstated")
 
 def cases(points: Iterable[Point]) -> list[object]:
     """Every mode at every point; in the quick profile one."""
-    found = []
+    found: list[object] = []
     for number, point in enumerate(points):
         modes = MODES if LONG else (quick_mode(point, number),)
         found += [pytest.param(point, mode, id=f"{mode} {point}") for mode in modes]

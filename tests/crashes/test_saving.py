@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ ABSENT = [
 ]
 """What ``evidence`` looks for."""
 
-COLLECTING = {"retention": {"keepLast": 10, "gracePeriod": "0s"}}
+COLLECTING: dict[str, Any] = {"retention": {"keepLast": 10, "gracePeriod": "0s"}}
 
 BEFORE, CRASHED, AFTERWARDS = 2, 4, 5
 """Steps: saved by an attempt before, being saved when the crash happens, trained to by the attempt afterwards."""
@@ -67,7 +68,7 @@ def expected(point: Point, mode: Mode) -> int:
 
 def cases() -> list[object]:
     """Every mode at every point; in the quick profile one, and all around the commit."""
-    found = []
+    found: list[object] = []
     for number, point in enumerate([*UPLOADING, *DESCRIBING, *COMMITTED]):
         modes = MODES if LONG else (quick_mode(point, number),)
         if point.entry:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from checkpoint_sidecar import Checkpointer, RandomState
@@ -152,10 +154,9 @@ def _run_rank(rank: int, job: Job, folder: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=job.world_size)
         if job.on_upload is not None:
             on_upload = partial(job.on_upload, rank)
-            checkpointer.open_store = lambda settings: Watched(open_store(settings), on_upload)
+            _open_stores_with(lambda store: Watched(store, on_upload))
         if job.wrap_store is not None:
-            wrap = partial(job.wrap_store, rank)
-            checkpointer.open_store = lambda settings: wrap(open_store(settings))
+            _open_stores_with(partial(job.wrap_store, rank))
         if job.part_bytes is not None:
             parts.PART_BYTES = job.part_bytes
         found["final"] = _train(rank, job, found["steps"])
@@ -168,18 +169,17 @@ def _run_rank(rank: int, job: Job, folder: Path) -> None:
         os.replace(folder / f"rank-{rank}.partial", folder / f"rank-{rank}")
 
 
+def _open_stores_with(wrap: Callable[[Store], Store]) -> None:
+    mock.patch.object(checkpointer, "open_store", lambda settings: wrap(open_store(settings))).start()
+
+
 def _train(rank: int, job: Job, done: list[int]) -> Final:
     torch.manual_seed(0)
     model = sharded(nn.Sequential(nn.Linear(8, job.width), nn.Tanh(), nn.Linear(job.width, 8)), job.sharding)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3)
-    state = {
-        "model": model,
-        "optim": optimizer,
-        "scheduler": scheduler,
-        "random": RandomState(),
-        "seen": {"samples": 0},
-    }
+    seen = {"samples": 0}
+    state = {"model": model, "optim": optimizer, "scheduler": scheduler, "random": RandomState(), "seen": seen}
     torch.manual_seed(1000 + rank)
     save = SavePolicy(every_steps=job.every_steps, every_seconds=None, on_failure=job.on_failure)
     with Checkpointer(state, job.url, save=save, grace_seconds=job.grace_seconds, **job.options) as saver:
@@ -188,18 +188,19 @@ def _train(rank: int, job: Job, done: list[int]) -> Final:
             loss.backward()
             if job.sharding == "none":
                 for parameter in model.parameters():
+                    assert parameter.grad is not None
                     dist.all_reduce(parameter.grad)
             optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
-            state["seen"]["samples"] += 4
+            seen["samples"] += 4
             done.append(step)
             if job.on_step is not None:
                 job.on_step(rank, step)
             saver.step(step, metrics={"loss": loss})
     moments = [tensor for each in optimizer.state.values() for _, tensor in sorted(each.items())]
     tensors = [getattr(tensor, "_local_tensor", tensor).detach() for tensor in (*model.parameters(), *moments)]
-    return Final([state["seen"], scheduler.state_dict()], [*map(torch.clone, tensors), torch.get_rng_state()])
+    return Final([seen, scheduler.state_dict()], [*map(torch.clone, tensors), torch.get_rng_state()])
 
 
 def sharded(model: nn.Module, sharding: Sharding) -> nn.Module:
@@ -207,7 +208,7 @@ def sharded(model: nn.Module, sharding: Sharding) -> nn.Module:
     if sharding == "fsdp1":
         return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
     if sharding == "fsdp2":
-        return fully_shard(model, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     return model
 
 

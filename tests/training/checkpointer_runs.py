@@ -42,7 +42,7 @@ class Training:
 
     def train(self, step: int) -> float:
         """One optimizer step; depends on everything that must come back."""
-        loss = self.model(torch.randn(3, 4)).square().mean()
+        loss: torch.Tensor = self.model(torch.randn(3, 4)).square().mean()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -91,7 +91,7 @@ class RunStorage:
         return restored.step if restored else 0
 
     def snapshot(self, step: int) -> Snapshot:
-        return next(s for s in reversed(self.run.snapshots.values()) if s.step == step)
+        return next(s for s in reversed([*self.run.snapshots.values()]) if s.step == step)
 
     def bodies(self, kind: type[Any]) -> list[Any]:
         store, found = self.store, []

@@ -330,9 +330,9 @@ class Kube:
 
 async def _load(configuration: client.Configuration) -> None:
     try:
-        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        await config.load_kube_config(client_configuration=configuration)
 
 
 async def _answer(operation: str, subject: str, call: Awaitable[Any]) -> Any:

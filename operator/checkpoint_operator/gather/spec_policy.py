@@ -71,6 +71,6 @@ def _bytes(field: str, quantity: api.Quantity | None) -> int | None:
         return None
     try:
         # Limited before it becomes an integer: 1e99999999 is a quantity, and has as many digits.
-        return int(min(parse_quantity(quantity), Decimal(MAX_INT64)))  # type: ignore[no-untyped-call]
+        return int(min(parse_quantity(quantity), Decimal(MAX_INT64)))
     except (ValueError, ArithmeticError) as error:
         raise ValueError(f"spec.{field}: {quantity!r} is not a quantity such as 500Gi or 2Ti") from error

@@ -87,7 +87,7 @@ class AdaptivePool:
     ) -> None:
         self._pool.shutdown()
 
-    def start(self, step: Callable[..., None], *arguments: object) -> None:
+    def start(self, step: Callable[..., object], *arguments: object) -> None:
         """Start a step as soon as a thread is free.
 
         Raises:
@@ -129,7 +129,7 @@ class AdaptivePool:
         if self.first_error is not None:
             raise self.first_error
 
-    def _work(self, step: Callable[..., None], *arguments: object) -> None:
+    def _work(self, step: Callable[..., object], *arguments: object) -> None:
         began, busy = time.monotonic(), _busy_seconds()
         try:
             if self.first_error is None:

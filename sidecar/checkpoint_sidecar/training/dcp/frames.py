@@ -43,7 +43,7 @@ def frame(dtype: torch.dtype, shape: torch.Size) -> Frame:
     Costs no memory of the tensor's size, and a fraction of a millisecond at the first call.
     """
     # Its pages are never touched, so the system never provides them.
-    storage = torch.UntypedStorage(shape.numel() * dtype.itemsize)  # type: ignore[no-untyped-call]
+    storage = torch.UntypedStorage(shape.numel() * dtype.itemsize)
     stride = torch.empty(shape, dtype=dtype, device="meta").stride()
     tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, stride)
     archive = _ArchiveWithoutPayload()

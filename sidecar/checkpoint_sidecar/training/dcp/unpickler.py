@@ -107,7 +107,7 @@ class _Properties(TensorProperties):
         self.__class__ = TensorProperties  # type: ignore[assignment]
 
 
-_KNOWN_PROPERTIES = len(TensorProperties().__getstate__())  # type: ignore[no-untyped-call]
+_KNOWN_PROPERTIES = len(TensorProperties().__getstate__())
 
 
 class _OfAnyVersion(pickle.Unpickler):
@@ -194,7 +194,7 @@ def _set_properties(instance: TensorProperties, state: Any) -> None:
     known = state[:_KNOWN_PROPERTIES] if type(state) is tuple else ()
     if not known or type(known[0]) is not torch.dtype or not all(map(_is_property, known)):
         raise RefusedError("a tensor's properties are not those of a tensor")
-    instance.__setstate__(known)  # type: ignore[no-untyped-call]
+    instance.__setstate__(known)
 
 
 def _is_property(value: Any) -> bool:

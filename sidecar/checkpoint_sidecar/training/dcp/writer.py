@@ -299,7 +299,7 @@ class _PortablePickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if type(value) is not TensorProperties:
             return NotImplemented
-        return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:5]  # type: ignore[attr-defined, no-untyped-call]
+        return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:5]  # type: ignore[attr-defined]
 
 
 def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:

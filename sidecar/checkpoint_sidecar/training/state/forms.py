@@ -231,7 +231,7 @@ class Opaque:
         return ""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.tensor.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        return self.tensor.__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Opaque:
         # The copy to host memory, before an upload.
