@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
-from doubles.faulty_api import ApiFault, FaultyApi, faulty_api
+from doubles.faulty_api import ApiFault, Effect, FaultyApi, faulty_api
 from localcluster import network
 from support.admission import Namespace, checkpoint
 from support.operators import OperatorProcess, Watched
@@ -62,7 +63,7 @@ def create(namespace: Namespace, folder: Path, name: str = "run") -> tuple[Watch
     ],
 )
 def test_it_recovers_and_misses_nothing_when_requests_are_answered_by(
-    faults: list[tuple[str, str, str]],
+    faults: list[tuple[str, str, Effect]],
     namespace: Namespace,
     api: FaultyApi,
     operator: Callable[..., OperatorProcess],
@@ -103,6 +104,10 @@ def test_watches_that_fall_silent_delay_the_work_and_fail_the_liveness_probe(
     assert "the watch never showed" in process.logged
 
 
+def shows_its_sizes_to_match(mirror: str, run: Watched) -> bool:
+    return "SizesMatch" in str(run.snapshots().get(mirror))
+
+
 def _until_noticed(namespace: Namespace, probes: str) -> None:
     """A watch that happens to begin anew lists what it has missed: then it is the next change that it misses."""
     for every_steps in range(21, 27):
@@ -127,9 +132,7 @@ def test_a_commit_costs_one_write_of_the_status_and_a_snapshot_two_and_an_idle_o
         time.sleep(2)
         api.forget()
         snapshot = trainer.commit(step)
-        run.eventually(
-            lambda it, name=f"run-{snapshot.id}": "SizesMatch" in str(it.snapshots().get(name)), within=WITHIN
-        )
+        run.eventually(partial(shows_its_sizes_to_match, f"run-{snapshot.id}"), within=WITHIN)
         time.sleep(5)
         assert written(api) == {
             "PATCH checkpoints status": 1,

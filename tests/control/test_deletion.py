@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -293,7 +294,7 @@ def test_two_operators_delete_one_run_and_the_slow_one_leaves_the_next_run_alone
         for info in store.list():
             copy.put(info.key, store.get(info.key, max_bytes=1 << 20).data)
         slow = Stopped(copy, at)
-        slow.meanwhile = lambda copy=copy: next_run(copy, monkeypatch)
+        slow.meanwhile = partial(next_run, copy, monkeypatch)
         delete(slow, monkeypatch)
         if slow.stopped:
             trainer = Trainer(copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ from checkpoint_sidecar.core.log import PurgeStarted, SnapshotReinstated, Snapsh
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.retention import Terms
+from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.core.selection import Case, case_of
 from support.builders import History
 from support.observations import KEY, changed, observed
 
@@ -60,10 +63,12 @@ def test_what_was_retired_for_the_quota_is_still_demanded_so_that_it_decides_the
 @pytest.mark.parametrize("quota", [None, ROOMY], ids=["without a quota", "with a quota that is not used up"])
 def test_a_pass_judges_what_it_has_seen_once(quota: Quota | None, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
-    case_of = retention.case_of
-    monkeypatch.setattr(
-        retention, "case_of", lambda run, *arguments: judged.append(run.head) or case_of(run, *arguments)
-    )
+
+    def counted(run: Run, now: dt.datetime, terms: Terms) -> Case:
+        judged.append(run.head)
+        return case_of(run, now, terms)
+
+    monkeypatch.setattr(retention, "case_of", counted)
     one = seen(run_of(*range(100, 2100, 100)).retired(100), quota)
     assert demand_of(one) is not None
     assert store_actions(one)

@@ -83,7 +83,8 @@ def doomed(store: Locked, session: RunStore) -> Snapshot:
     first, second = trainer.commit(100), trainer.commit(200)
     session.probe()
     session.log.refresh()
-    planned = [Configure(OBJECT_UID, 1, NO_GRACE), Verify(first.id), Verify(second.id), Retire(first.id)]
+    check = [Verify(first.id), Verify(second.id)]
+    planned: list[StoreAction] = [Configure(OBJECT_UID, 1, NO_GRACE), *check, Retire(first.id)]
     assert [outcome.error for outcome in carry_out(planned, session, owner=OWNER)] == [None] * 4
     return first
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
@@ -341,7 +342,7 @@ def test_a_store_that_drips_or_keeps_silent_gives_its_place_to_others(
     async def body(scrubber: Scrubber) -> None:
         for number in range(READERS):
             key = Key("hostile", f"run-{number}")
-            scrubber.want(key, [snapshot], Silent(), release=lambda key=key: released.append(key))
+            scrubber.want(key, [snapshot], Silent(), release=partial(released.append, key))
         scrubber.want(KEY, [snapshot], trainer.store)
         await woken.times(1)
         assert scrubber.findings(KEY)

@@ -417,10 +417,10 @@ def test_pods_that_are_gone_were_still_pods_of_the_attempt() -> None:
 
 def test_a_save_request_is_echoed_once_a_commit_answered_it_and_stays() -> None:
     history = History().configured().started().save_requested("now-1")
-    asked = {"save": {"request": "now-1"}}
-    assert "lastSaveRequest" not in status_of(observed(history, **asked))
+    asked = {"request": "now-1"}
+    assert "lastSaveRequest" not in status_of(observed(history, save=asked))
     history.committed(100, save_request="now-1")
-    status = status_of(observed(history, **asked))
+    status = status_of(observed(history, save=asked))
     assert status["lastSaveRequest"] == "now-1"
     assert status_of(observed(history))["lastSaveRequest"] == "now-1"
 

@@ -52,7 +52,7 @@ def test_the_operators_own_identity_opens_what_is_allowed(url: str) -> None:
         pytest.param({"url": "s3://training/team-a", "endpoint": "https://elsewhere"}, id="an endpoint of the user's"),
     ],
 )
-def test_the_operators_own_identity_is_never_used_for(storage: dict[str, str]) -> None:
+def test_the_operators_own_identity_is_never_used_for(storage: dict[str, Any]) -> None:
     assert refusal(**storage) == "AmbientNotAllowed"
 
 

@@ -34,6 +34,7 @@ from checkpoint_sidecar.training import agreement, checkpointer, restoring, save
 from checkpoint_sidecar.training.checkpointer import Checkpointer
 from checkpoint_sidecar.training.dcp.errors import never_reached_commit
 from checkpoint_sidecar.training.state.leftovers import Leftovers
+from checkpoint_sidecar.training.transfers import Transfers
 from checkpoint_sidecar.training.vote import Stop
 from model.actors import launch
 from model.promises import require
@@ -252,7 +253,7 @@ class Lock:
 
     def __enter__(self) -> None:
         actor = me()
-        actor.wait_until(lambda: self._holder in (None, actor) or self._holder.ended, "the log")  # type: ignore[union-attr]
+        actor.wait_until(lambda: self._holder in (None, actor) or self._holder.ended, "the log")
         self._holder = actor
         self._depth += 1
 
@@ -453,6 +454,11 @@ def _file(name: str, data: bytes) -> manifest.File:
     return manifest.File(name, len(data), checksum, checksum.to_bytes(4, "big"))
 
 
+def _show_nothing(transfers: Transfers, **_: object) -> None:
+    transfers._show = False
+    transfers._now = None
+
+
 def in_gangs(world: World, patch: pytest.MonkeyPatch) -> None:
     """Take from the code under test what a gang plays instead; after ``world.in_world``."""
     clock = SimpleNamespace(monotonic=lambda: world.seconds, sleep=lambda _: None, time=lambda: world.seconds)
@@ -462,7 +468,7 @@ def in_gangs(world: World, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpointer, "open_store", lambda _: Shared(world))
     patch.setattr(checkpointer, "TrainingState", State)
     patch.setattr(checkpointer, "TerminationWatch", lambda *_, **__: Watch(world))
-    patch.setattr(checkpointer.Transfers, "__init__", lambda self, **_: vars(self).update(_show=False, _now=None))
+    patch.setattr(Transfers, "__init__", _show_nothing)
     threads = SimpleNamespace(Event=Event, Thread=lambda target, name, **_: Thread(world, target, name))
     patch.setattr(saving, "threading", threads)
     patch.setattr(log, "threading", SimpleNamespace(RLock=Lock))

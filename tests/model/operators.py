@@ -186,9 +186,9 @@ class _Process:
         assert checkpoint.spec is not None
         memory.note_spec(checkpoint.spec, checkpoint.generation)
         if memory.session is None:
-            session = _Session(self._actor.name, patient=self._patient)
-            session.probe()
-            memory.session = session
+            opened = _Session(self._actor.name, patient=self._patient)
+            opened.probe()
+            memory.session = opened
         session = memory.session
         fault = run = now = None
         try:

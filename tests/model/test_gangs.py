@@ -264,6 +264,7 @@ MUTANTS = (
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.wrong)
 def test_without_one_of_its_rules_a_gang_falls_apart(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(mutant.caught_by, int)
     mutant.apply(monkeypatch)
     with pytest.raises((AssertionError, RuntimeError)):
         tell_all((mutant.caught_by, *range(60)))
