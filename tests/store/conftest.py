@@ -159,16 +159,15 @@ def _further() -> Iterator[Any]:
             yield pytest.param(_at(url, driver), id=f"{url} through {driver}", marks=pytest.mark.store)
 
 
-DRIVERS: list[Any] = [pytest.param("fsspec", id="s3fs"), pytest.param("native", id="native")]
-S3_STORES = [
-    pytest.param((server, driver.values[0]), id=f"{server} through {driver.id}", marks=pytest.mark.store)
-    for server in ("seaweed", "moto")
-    for driver in DRIVERS
-]
+DRIVERS: dict[str, Driver] = {"s3fs": "fsspec", "native": "native"}
+S3_ROUTES = {
+    f"{server} through {name}": (server, driver) for server in ("seaweed", "moto") for name, driver in DRIVERS.items()
+}
+S3_STORES = [pytest.param(route, id=name, marks=pytest.mark.store) for name, route in S3_ROUTES.items()]
 STORES = [
     pytest.param(_memory, id="memory"),
     pytest.param(_local, id="local files"),
-    *(pytest.param(_s3(*case.values[0]), id=case.id, marks=pytest.mark.store) for case in S3_STORES),
+    *(pytest.param(_s3(*route), id=name, marks=pytest.mark.store) for name, route in S3_ROUTES.items()),
     pytest.param(_cloud("google"), id="fake-gcs-server", marks=pytest.mark.store),
     pytest.param(_cloud("azure"), id="azurite", marks=pytest.mark.store),
     *_further(),

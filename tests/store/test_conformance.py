@@ -95,7 +95,8 @@ class ListsLate(MemoryStore):
 
 class RemembersWhatIsMissing(MemoryStore):
     def stat(self, key: str) -> ObjectInfo | None:
-        return self.__dict__.setdefault("remembered", {}).setdefault(key, super().stat(key))
+        remembered: dict[str, ObjectInfo | None] = self.__dict__.setdefault("remembered", {})
+        return remembered.setdefault(key, super().stat(key))
 
 
 class WritesBitByBit(MemoryStore):
@@ -139,7 +140,8 @@ class UploadsOnly(MemoryStore):
     upload_kind: Any
 
     def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
-        return self.upload_kind(super().upload(key, size))
+        upload: AbstractContextManager[Upload] = self.upload_kind(super().upload(key, size))
+        return upload
 
 
 class _Forwarding:

@@ -138,7 +138,11 @@ def test_a_bucket_whose_policy_demands_encryption_takes_every_write(driver: Driv
 def test_what_the_policy_says_is_in_the_error(driver: Driver, moto: Server) -> None:
     with bucket(moto, wants_encryption) as encrypted:
         store = open_store(moto.settings(endpoint=encrypted.endpoint), driver=driver)
-        for write in (lambda: store.put("key", b"data"), lambda: write_object(store, "key", bytes(SMALLEST_PART + 1))):
+        writes: tuple[Callable[[], None], ...] = (
+            lambda: store.put("key", b"data"),
+            lambda: write_object(store, "key", bytes(SMALLEST_PART + 1)),
+        )
+        for write in writes:
             with pytest.raises(AccessDeniedError, match=r"AccessDenied: User is not authorized.*explicit deny"):
                 write()
         assert store.stat("key") is None

@@ -49,7 +49,7 @@ def server(route: Route) -> FaultyServer:
 
 
 @pytest.fixture
-def store(route: Route, server: FaultyServer) -> Store:
+def store(route: Route, server: FaultyServer) -> S3fsStore | HttpStore:
     """An adapter that reaches moto through the faults."""
     return route.patient
 
@@ -238,7 +238,7 @@ def test_an_unknown_authority_is_not_trusted(
         read_range(adapter(moto.settings(endpoint=private_server.endpoint), patience=SOON), "object", 0, 1)
 
 
-def test_a_store_that_cannot_be_reached_is_a_retryable_error(store: Store, moto: Server) -> None:
+def test_a_store_that_cannot_be_reached_is_a_retryable_error(store: S3fsStore | HttpStore, moto: Server) -> None:
     dead = type(store)(moto.settings(endpoint="http://127.0.0.1:9"), patience=SOON)
 
     for use in USES.values():

@@ -9,7 +9,8 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoint_sidecar import Checkpointer, CheckpointReader, CheckpointWriter
 from checkpoint_sidecar.core.errors import NoConditionalWriteError
@@ -76,9 +77,9 @@ def test_a_checkpoint_is_written_and_read_by_dcp_through_a_filesystem() -> None:
     path = f"/{secrets.token_hex(6)}/checkpoint"
     saved, loaded = _model(1), _model(2)
 
-    dcp.save(saved.state_dict(), storage_writer=CheckpointWriter(path, filesystem=fs))
+    state_dict_saver.save(saved.state_dict(), storage_writer=CheckpointWriter(path, filesystem=fs))
     state = loaded.state_dict()
-    dcp.load(state, storage_reader=CheckpointReader(path, filesystem=fs))
+    state_dict_loader.load(state, storage_reader=CheckpointReader(path, filesystem=fs))
     loaded.load_state_dict(state)
 
     assert _same(saved, loaded)
@@ -89,6 +90,6 @@ def test_a_checkpoint_is_not_written_where_a_create_replaces(monkeypatch: pytest
     original = type(fs).pipe_file
     monkeypatch.setattr(type(fs), "pipe_file", lambda self, path, value, **_: original(self, path, value))
 
-    with pytest.raises(dcp.api.CheckpointException) as raised:
-        dcp.save(_model(1).state_dict(), storage_writer=CheckpointWriter("/run", filesystem=fs))
+    with pytest.raises(CheckpointException) as raised:
+        state_dict_saver.save(_model(1).state_dict(), storage_writer=CheckpointWriter("/run", filesystem=fs))
     assert any(isinstance(error, NoConditionalWriteError) for error, _ in raised.value.failures.values())

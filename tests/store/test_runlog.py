@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,9 +26,9 @@ from checkpoint_sidecar.core.log import AttemptStarted, Body, Owner, RunAdopted,
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.runs.log import POLLS_PER_PROOF, RunLog
-from checkpoint_sidecar.store.base import Store, StoredObject
+from checkpoint_sidecar.store.base import Buffer, Store, StoredObject
 from doubles.counting import CountingStore
-from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply, loses_the_request, passes
+from doubles.faulty import Fault, FaultyStore, LandsLate, fails_with, loses_the_reply, loses_the_request, passes
 from doubles.memory import MemoryStore
 
 OWNER = Owner("cluster", "team", "llama")
@@ -67,6 +68,10 @@ def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
 
 
+def _whatever_is_there(body: Body, _: Run) -> Body:
+    return body
+
+
 def test_concurrent_appenders_give_a_gapless_chain_with_each_entry_once() -> None:
     store = claimed(MemoryStore())
     barrier = threading.Barrier(8)
@@ -75,8 +80,7 @@ def test_concurrent_appenders_give_a_gapless_chain_with_each_entry_once() -> Non
         log = RunLog(store, writer=f"writer {writer}")
         barrier.wait()
         for i in range(10):
-            body = request(f"{writer}-{i}")
-            log.append(lambda _, body=body: body)
+            log.append(partial(_whatever_is_there, request(f"{writer}-{i}")))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(append_ten, range(8)))
@@ -144,7 +148,7 @@ def test_nothing_is_written_when_compute_has_nothing_to_write() -> None:
         pytest.param([loses_the_request, fails_with(DOWN)], id="the store goes down once the outcome is unknown"),
     ],
 )
-def test_an_append_of_unknown_outcome_is_settled_and_written_once(puts: list) -> None:
+def test_an_append_of_unknown_outcome_is_settled_and_written_once(puts: list[Fault]) -> None:
     log = RunLog(FaultyStore(claimed(MemoryStore()), puts=puts), writer="test")
 
     entry = log.append(start)
@@ -157,7 +161,7 @@ def test_an_append_of_unknown_outcome_is_settled_and_written_once(puts: list) ->
 def test_a_late_landing_of_an_earlier_try_is_recognised_as_ones_own() -> None:
     late = LandsLate()
 
-    def landing_first(put: object) -> None:
+    def landing_first(put: Callable[[], Any]) -> None:
         late.land()
         put()
 
@@ -187,7 +191,7 @@ def test_another_writer_may_take_the_number_while_the_outcome_is_unknown() -> No
     store = claimed(MemoryStore())
     other = RunLog(store, writer="other")
 
-    def loses_the_request_to_a_faster_writer(put: object) -> None:
+    def loses_the_request_to_a_faster_writer(put: Callable[[], Any]) -> None:
         other.append(start)
         loses_the_request(put)
 
@@ -196,6 +200,7 @@ def test_another_writer_may_take_the_number_while_the_outcome_is_unknown() -> No
     entry = log.append(start)
 
     assert entry is not None
+    assert isinstance(entry.body, AttemptStarted)
     assert (entry.number, entry.body.attempt) == (3, 2)
 
 
@@ -358,6 +363,16 @@ def deleted(store: MemoryStore) -> None:
     store.delete([layout.log_key(number) for number in range(1, log.run.head)])
 
 
+def emptied_and_begun_anew(store: MemoryStore, entries: int) -> None:
+    emptied(store)
+    begun_anew(store, entries)
+
+
+def deleted_and_begun_anew(store: MemoryStore) -> None:
+    deleted(store)
+    begun_anew(store)
+
+
 def begun_anew(store: MemoryStore, entries: int = 4) -> None:
     log = RunLog(store, writer="another run")
     log.append(claim)
@@ -367,10 +382,10 @@ def begun_anew(store: MemoryStore, entries: int = 4) -> None:
 
 WAYS_TO_GO = [
     pytest.param(emptied, id="emptied"),
-    pytest.param(lambda store: (emptied(store), begun_anew(store, 1)), id="emptied, and begun anew, shorter"),
-    pytest.param(lambda store: (emptied(store), begun_anew(store, 4)), id="emptied, and begun anew, as long"),
-    pytest.param(lambda store: (emptied(store), begun_anew(store, 5)), id="emptied, and begun anew, longer"),
-    pytest.param(lambda store: (deleted(store), begun_anew(store)), id="deleted, and the next run has begun"),
+    pytest.param(partial(emptied_and_begun_anew, entries=1), id="emptied, and begun anew, shorter"),
+    pytest.param(partial(emptied_and_begun_anew, entries=4), id="emptied, and begun anew, as long"),
+    pytest.param(partial(emptied_and_begun_anew, entries=5), id="emptied, and begun anew, longer"),
+    pytest.param(deleted_and_begun_anew, id="deleted, and the next run has begun"),
 ]
 
 
@@ -457,7 +472,7 @@ def test_a_writer_that_waited_with_its_first_entry_until_another_run_came_and_we
     class Slow(MemoryStore):
         """Its first conditional write takes as long as the life of a run."""
 
-        def put_if_absent(self, key: str, data: bytes) -> None:  # type: ignore[override]
+        def put_if_absent(self, key: str, data: Buffer) -> None:
             if key == layout.log_key(1) and not list(store.list()):
                 claimed(store)
                 for _ in range(3):

@@ -48,7 +48,7 @@ def botocores(style: AddressingStyle, endpoint: str, bucket: str) -> str:
         aws_secret_access_key="key",
         config=Config(s3={"addressing_style": style.lower()}),
     )
-    sent = []
+    sent: list[str] = []
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         sent.append(request.url)

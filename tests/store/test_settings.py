@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_the_ambient_identity_needs_no_values() -> None:
 
 
 @pytest.mark.parametrize("text", [repr, str, "{}".format, "{!r}".format])
-def test_no_secret_is_shown(text: object) -> None:
+def test_no_secret_is_shown(text: Callable[[object], str]) -> None:
     settings = StoreSettings("s3://bucket/run", credentials=Credentials.of(KEYS))
     stores: list[Store] = [open_store(settings, driver=driver) for driver in ("fsspec", "native")]
 

@@ -11,7 +11,8 @@ from typing import Any
 from botocore.session import get_session
 
 from checkpoint_sidecar.store.access import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials, StoreSettings
-from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.http.adapter import HttpStore
+from checkpoint_sidecar.store.s3.s3fs_adapter import S3fsStore
 from doubles.faulty_server import FaultyServer
 
 REGION = "us-east-1"
@@ -79,5 +80,5 @@ class Route:
 
     server: Server
     proxy: FaultyServer
-    patient: Store
-    hasty: Store
+    patient: S3fsStore | HttpStore
+    hasty: S3fsStore | HttpStore

@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import checkpoint_operator.gather.run_store as operator_storage
 from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import End
 from checkpoint_sidecar.attempt.directory_save import DirectorySave
 from checkpoint_sidecar.core import compaction, layout
@@ -78,7 +78,7 @@ def main(root: Path) -> None:
     trainer.log.compact(compaction.due(trainer.run.head, frozenset())[0])
     trainer.commit(200)
     training(store_at(root / "being-deleted"))
-    session = operator_storage.Session(StoreSettings(f"file://{root / 'being-deleted'}"), writer="operator 0.1.0")
+    session = RunStore(StoreSettings(f"file://{root / 'being-deleted'}"), writer="operator 0.1.0")
     session.probe()
     assert [done.error for done in carry_out([End()], session, owner=OWNER)] == [None]
     session.store.delete(["step-100/.metadata"])
