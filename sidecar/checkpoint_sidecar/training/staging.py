@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor  # type: ignore[attr-defined]
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.tensor import DTensor
 
 from checkpoint_sidecar.engine.limits import cores_of_rank

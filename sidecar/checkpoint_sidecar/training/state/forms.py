@@ -7,8 +7,8 @@ import io
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed._shard.sharded_tensor import Shard as LocalShard  # type: ignore[attr-defined]
-from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
+from torch.distributed._shard.sharded_tensor import Shard as LocalShard
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, empty
