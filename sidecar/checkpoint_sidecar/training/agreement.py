@@ -155,6 +155,6 @@ def rank_lost(error: RuntimeError, *, rank: int, world_size: int) -> RankLostErr
 
 
 def most_telling(errors: Iterable[Exception | None]) -> Exception | None:
-    """The error to raise: that of the lowest rank, but no mere echo of another rank's end if there is anything else."""
+    """Return the lowest rank's error, but prefer any error over one that only reports the end of another rank."""
     found = [error for error in errors if error is not None]
     return min(found, key=lambda error: isinstance(error, RankLostError), default=None)

@@ -1,4 +1,4 @@
-"""``Checkpointer``: the library's main way in."""
+"""``Checkpointer``: the library's main interface."""
 
 from __future__ import annotations
 
@@ -42,47 +42,47 @@ logger = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
 
 _LEAVE_SECONDS = 5.0
-# They end a generator or a task, and are reported nowhere.
+# They end a generator or a task without a report.
 _UNSEEN = (GeneratorExit, asyncio.CancelledError)
 
 
 class Checkpointer:
-    """Restores a training run, and saves it when due, when asked, and when its pod is asked to terminate.
+    """Restores a training run, and saves it on schedule, on request, and when its pod is terminated.
 
     >>> with Checkpointer({"model": model, "optim": optim}, url="s3://training/llama-7b") as checkpointer:
     ...     for step in checkpointer.steps(total):
     ...         loss = train_step(step)
     ...         checkpointer.step(step, metrics={"loss": loss})
 
-    Create it after the process group and after the model was sharded, on every rank, in the main thread. Every rank
-    calls every method at the same point; errors of one rank are raised on all. Saves run in the background: the loop
-    waits only for the copy into host memory, and for the end of the save before. Works without a process group too.
+    Create it on every rank, in the main thread, after the process group exists and the model is sharded. Every rank
+    must call every method at the same point; an error of one rank is raised on all. Saves run in the background: the
+    loop waits only for the copy to host memory and for the previous save to end. A process group is not required.
 
     Args:
         state: Objects to save, by name: modules, optimizers, anything with ``state_dict`` and ``load_state_dict``,
-            plain JSON values. See ``training.state.application`` for how each is stored and given back.
-        url: Where the run lives: ``s3://``, ``gs://``, ``az://``, ``file://``, or a URL that fsspec serves; or settings
+            plain JSON values. See ``training.state.application`` for how each is stored and restored.
+        url: Location of the run: ``s3://``, ``gs://``, ``az://``, ``file://``, or a URL that fsspec serves; or settings
             with an endpoint and credentials.
-        filesystem: An fsspec filesystem that serves ``url``, instead of this package's own clients. Commits rest on its
-            exclusive create, which is tried out before the run starts; docs/storage.md says which ones have it.
-        storage_options: fsspec's for ``url``, see ``store.fsspec.storage_options``.
-        run: Whom the prefix belongs to: a name, or the full owner. By default the last part of the URL's path.
+        filesystem: An fsspec filesystem that serves ``url``, instead of this package's own clients. Commits rely on its
+            exclusive create, which is tested before the run starts; docs/storage.md lists filesystems that have it.
+        storage_options: fsspec's options for ``url``, see ``store.fsspec.storage_options``.
+        run: Owner of the prefix: a name, or the full owner. By default the last part of the URL's path.
         save: When a save is due, until the operator writes a policy into the run's log.
-        overwrite: What saving an existing step means: an error, nothing, or a replacement; likewise.
-        while_saving: What a scheduled save does while another one is still uploading: wait for it, or skip its turn.
-        trust: ``full`` allows snapshots to execute any pickled class on restore; only for snapshots that are your own.
-        strict: Refuse to restore when the snapshot lacks a name that an object of the state wants (``Optional`` objects
-            may be absent), or holds one of an object that the object does not take. False restores what both have and
-            reports the rest. Objects that only the snapshot has are reported either way.
-        grace_seconds: From SIGTERM to SIGKILL.
-        takeover_seconds: How long a start waits for another attempt that is still training before it stops that one.
-        stall_seconds: How long a save that is waited for may move no byte before it is given up; by default what
-            ``CHECKPOINT_STALL_SECONDS`` says, else 180.
-        pod: This process's pod; made up from host and process id by default.
-        log_floor: Number of a log entry that is known to exist, so that a log that was lost is not taken for a new run.
+        overwrite: Whether saving an existing step raises an error, does nothing or replaces it; likewise.
+        while_saving: Whether a scheduled save waits for one that is still uploading, or is skipped.
+        trust: ``full`` allows snapshots to execute any pickled class on restore; use it for your own snapshots only.
+        strict: Refuse to restore if the snapshot lacks a name that an object of the state has (``Optional`` objects may
+            be absent), or has a name that the object lacks. False restores the names that both have and reports the
+            rest. Objects that only the snapshot has are reported either way.
+        grace_seconds: Time between SIGTERM and SIGKILL.
+        takeover_seconds: How long a start waits for another attempt that still trains before it stops that attempt.
+        stall_seconds: Timeout of a save that transfers no bytes while training waits for it; by default
+            ``CHECKPOINT_STALL_SECONDS``, else 180.
+        pod: This process's pod; by default derived from host name and process id.
+        log_floor: Number of a log entry that is known to exist, so that a lost log is not mistaken for a new run.
 
     Raises:
-        ConfigurationError: The URL, or an object of the state, cannot work.
+        ConfigurationError: The URL or an object of the state is invalid.
     """
 
     def __init__(
@@ -154,13 +154,13 @@ class Checkpointer:
 
     @classmethod
     def from_env(cls, state: MutableMapping[str, Any], **options: Any) -> Self:
-        """The checkpointer of an injected pod; ``options`` as in the constructor.
+        """Create the checkpointer of an injected pod; ``options`` as in the constructor.
 
         Raises:
-            ConfigurationError: The pod was not injected; the message says how to change that.
+            ConfigurationError: The pod was not injected; the message explains how to fix that.
         """
         env = RunEnvironment.parse(os.environ)
-        # A trainer in this process may save by itself as well.
+        # A trainer in this process may also save by itself.
         misdirected.refuse()
         settings = StoreSettings(
             env.url,
@@ -184,9 +184,9 @@ class Checkpointer:
     # The training loop
 
     def steps(self, total: int) -> Iterator[int]:
-        """Restore, then yield the steps that remain: step N means that N optimizer steps are done after it.
+        """Restore, then yield the remaining steps. After step N, N optimizer steps are done.
 
-        After the last one its state is saved, unless it is already, and all saves are waited for.
+        After the last step, save its state unless it is saved already, and wait for all saves.
 
         Raises:
             CheckpointError: As from ``restore`` and ``save``.
@@ -196,7 +196,7 @@ class Checkpointer:
         saver = self._restored("train")
         if self._step >= total:
             return
-        # What was drawn since the restore, by the iterator of a data loader perhaps, was drawn before the save too.
+        # A draw since the restore, such as one by a data loader's iterator, was made before the save too.
         self._state.apply_again()
         for step in range(self._step + 1, total + 1):
             yield step
@@ -206,16 +206,15 @@ class Checkpointer:
             saver.wait()
 
     def step(self, step: int, metrics: Metrics | None = None) -> None:
-        """Say that ``step`` is done; save if it is time.
+        """Report that ``step`` is done, and start a save if one is due.
 
         Args:
-            metrics: Numbers by name, stored with the snapshot if one is made. Those of rank 0 count.
+            metrics: Numbers by name, stored with the snapshot if there is one. Only those of rank 0 are used.
 
         Raises:
-            Terminated: A pod of the run was asked to terminate, and what could be saved is saved. Let it go.
-            FencedError: A later attempt has started. Let it go.
-            CheckpointError: A save failed, and ``save.onFailure`` or the number of failures says that this ends
-                training.
+            Terminated: A pod of the run was asked to terminate, and as much as possible is saved. Do not catch it.
+            FencedError: A later attempt has started. Do not catch it.
+            CheckpointError: A save failed, and ``save.onFailure`` or the number of failures requires training to stop.
         """
         saver = self._restored("finish a step")
         with self._watch.inside(f"finish step {step}"):
@@ -233,14 +232,14 @@ class Checkpointer:
                 saver.save(step, agreed.trigger, self._metrics)
 
     def save(self, step: int, metrics: Metrics | None = None) -> str:
-        """Save now and wait for the commit: when this returns, the snapshot survives the loss of every pod.
+        """Save now and wait for the commit. After it returns, the snapshot survives the loss of every pod.
 
         Returns:
-            The snapshot's id; under the overwrite policy Skip perhaps that of an earlier one.
+            The snapshot's id. Under the overwrite policy Skip this may be an earlier snapshot.
 
         Raises:
             CheckpointExistsError: The step is saved and the policy is Never.
-            CheckpointError: The save failed, or an earlier one after which training may not go on.
+            CheckpointError: The save failed, or an earlier one did after which training must stop.
         """
         saver = self._restored("save")
         with self._watch.inside(f"save step {step}"):
@@ -249,13 +248,13 @@ class Checkpointer:
             return existing or saver.saved_as(step)
 
     def save_and_stop(self, within_seconds: float | None = None) -> None:
-        """Ask for a last save and the end of training: the next ``step`` saves and raises ``Terminated`` on all ranks.
+        """Request a last save and the end of training: the next ``step`` saves and raises ``Terminated`` on all ranks.
 
-        For signals of a job's own, such as SIGUSR1 of Slurm before its time limit. Only makes a note, so it may be
-        called in a signal handler, in any thread, on one rank or on several, any number of times.
+        Use it for a job's own signals, such as SIGUSR1, which Slurm sends before the time limit. It only sets a flag,
+        so it may be called in a signal handler, in any thread, on one rank or several, any number of times.
 
         Args:
-            within_seconds: When the process is killed, from now; None if it is left as long as the save takes.
+            within_seconds: Seconds until the process is killed; None if the save may take as long as it needs.
         """
         self._watch.ask(within_seconds)
 
@@ -263,7 +262,7 @@ class Checkpointer:
         """Wait for the running save, if there is one.
 
         Raises:
-            CheckpointError: It failed, or this attempt is fenced.
+            CheckpointError: The save failed, or this attempt is fenced.
         """
         if self._saver:
             with self._watch.inside("wait for the running save"):
@@ -271,21 +270,20 @@ class Checkpointer:
 
     @property
     def last_staging_seconds(self) -> float | None:
-        """How long the latest save kept the loop waiting for the copy into host memory."""
+        """Time for which the latest save blocked the loop to copy the state to host memory."""
         return self._saver.last_staging_seconds if self._saver else None
 
     @property
     def progress(self) -> TransferProgress | None:
-        """What this rank saves or restores at the moment and how far it has got; None if nothing. For any thread."""
+        """Progress of this rank's running save or restore, or None. May be read from any thread."""
         return self._transfers.progress
 
     def restore(self) -> Restored | None:
-        """Start an attempt and load what it goes on from; None for a fresh start. ``steps`` calls it.
+        """Start an attempt and load its snapshot. Returns None for a fresh start. ``steps`` calls it.
 
         Raises:
-            RestoreError: Something was committed once and nothing can be restored. Training never starts at step 0 by
-                itself.
-            RestoreInterrupted: The store failed or the like; start again.
+            RestoreError: Snapshots were committed, but none can be restored. Training never falls back to step 0.
+            RestoreInterrupted: The restore stopped for a reason such as a failing store; start again.
             IncompatibleSnapshotError: The snapshot does not fit the model; nothing was loaded.
             PrefixClaimedError: The URL belongs to another run.
         """
@@ -331,7 +329,7 @@ class Checkpointer:
         return restored
 
     def close(self) -> None:
-        """Wait for the running save and let go of everything. Idempotent.
+        """Wait for the running save and release all resources. Idempotent.
 
         Raises:
             CheckpointError: The save failed.
@@ -355,7 +353,7 @@ class Checkpointer:
         if error is None or self._closed or self._forked:
             self.close()
             return
-        # The peers may be anywhere, so no collectives here. A running save needs only their background threads.
+        # Other ranks may be at any point, so no collectives here. A running save needs only their background threads.
         try:
             with self._watch.inside("wait for the running save"):
                 self._saves.finish()
@@ -404,11 +402,11 @@ class Checkpointer:
 
     @property
     def _forked(self) -> bool:
-        """Whether this is a child of the process that trains, such as a worker of a data loader: it owns nothing."""
+        """Whether this process is a child of the one that trains, such as a data loader's worker. It owns nothing."""
         return os.getpid() != self._pid
 
     def _leave(self) -> None:
-        """Let go of everything, without collectives."""
+        """Release all resources, without collectives."""
         self._closed = True
         stop = self._watch.stop()
         seconds = _LEAVE_SECONDS if stop is None else min(1.0, stop.remaining_seconds - 1.0)

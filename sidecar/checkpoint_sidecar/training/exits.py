@@ -4,7 +4,7 @@ Closing a ``Checkpointer`` raises the errors of its saves. This module serves sc
 
 The end of a process consists of, in this order: hooks of ``threading``, the end of non-daemon threads, functions of
 ``atexit``, and the last flush of standard output and error. If that flush fails, the interpreter changes the exit code
-to 120 (see ``sys.exit``). It is the only way to change the exit code after everything else was cleaned up.
+to 120 (see ``sys.exit``). This is the only way to change the exit code after all other cleanup.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Unfinished(Protocol):
     """Work that the end of the process waits for."""
 
     def finish_at_exit(self) -> Exception | None:
-        """Wait until it has ended or was abandoned. Returns an error that was not raised, or None."""
+        """Wait until the work has ended or was abandoned. Returns an error that was not raised, or None."""
 
 
 _unfinished: set[Unfinished] = set()

@@ -131,7 +131,7 @@ class Saver:
         failed = False
         while True:
             agreed = self._agreement.vote(Vote(step, saving=self._saves.running, stop=self._watch.stop()))
-            assert agreed.stop is not None  # the ranks that were asked do not forget it
+            assert agreed.stop is not None  # the ranks that voted to stop still vote so
             self._watch.join(agreed.stop)
             act = self._agreement.from_rank_0(partial(self._next_act, agreed, failed=failed))
             if act is LastAct.STOP:
@@ -152,7 +152,7 @@ class Saver:
         raise Terminated(step, saved)
 
     def lost(self) -> str:
-        """Say what is lost if this process ends now. Not collective."""
+        """Describe the loss if this process ends now. Not collective."""
         if self._session is None:
             return "what was trained since the last commit is lost"
         return f"the steps after {self._saved_step() or 0} are lost"

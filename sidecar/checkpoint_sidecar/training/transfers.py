@@ -1,4 +1,4 @@
-"""The running save or restore of a rank."""
+"""Tracks the running save or restore of a rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of ``.distcp`` files: one ``torch.save`` archive per item after the other, known before a byte moves."""
+"""Lays out ``.distcp`` files, a sequence of ``torch.save`` archives, one per item, before any byte is transferred."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from checkpoint_sidecar.training.dcp.restricted import Trust, load_restricted
 logger = logging.getLogger(__name__)
 
 FILE_BYTES = 4 * 1024**3
-"""A file that has reached this size is followed by another one."""
+"""Size at which a file is finished and another one begins."""
 
 
 @dataclass(slots=True)
@@ -30,8 +30,8 @@ class Layout:
     """The files of one rank.
 
     Attributes:
-        files: What to write.
-        results: Where each item will be, as DCP wants to know it.
+        files: The files to write.
+        results: The place of each item, in DCP's form.
     """
 
     files: list[FilePlan] = field(default_factory=list)
@@ -41,14 +41,14 @@ class Layout:
 def lay_out(
     items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, rank: int, trust: Trust = "full"
 ) -> Layout:
-    """Place items and their data in a rank's files, in this order. Nothing of a plain tensor is copied.
+    """Place items and their data in a rank's files, in this order. Plain tensors are not copied.
 
     Args:
-        trust: Of the loads to come. ``safe`` makes sure that tensors which are not plain can be loaded, and warns of
+        trust: Trust of later loads. ``safe`` checks that tensors which are not plain can be loaded, and warns of
             objects that cannot.
 
     Raises:
-        ConfigurationError: A tensor cannot be saved, or not be loaded again.
+        ConfigurationError: A tensor cannot be saved, or cannot be loaded again.
     """
     layout = Layout()
     segments: list[Segment] = []
@@ -69,7 +69,7 @@ def lay_out(
 
 
 def payload_bytes(item: WriteItem) -> int:
-    """Bytes of an item's tensor, known from its plan; 0 for an object, which has to be serialized first."""
+    """Return the size of an item's tensor from its plan, in bytes; 0 for an object, which is not serialized yet."""
     tensor = item.tensor_data
     return tensor.chunk.sizes.numel() * tensor.properties.dtype.itemsize if tensor else 0
 
@@ -122,7 +122,7 @@ def _saved(name: str, tensor: torch.Tensor, trust: Trust) -> memoryview:
     try:
         tensor = tensor.cpu()
         if tensor.layout is torch.strided and has_memory(tensor) and tensor.untyped_storage().size() != tensor.nbytes:
-            # Of a view of a larger storage torch saves all of it.
+            # For a view of a larger storage, torch saves the whole storage.
             tensor = tensor.clone()
         torch.save(tensor, stream)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, pickle.PicklingError) as error:
@@ -144,7 +144,7 @@ def _saved(name: str, tensor: torch.Tensor, trust: Trust) -> memoryview:
 
 
 def _report(name: str, data: io.BytesIO) -> None:
-    """Say once of an object that it cannot be loaded again by default."""
+    """Warn once that an object cannot be loaded again by default."""
     _REPORTED.add(name)
     try:
         load_restricted(io.BytesIO(data.getbuffer()), subject=name, trust="safe")
@@ -162,9 +162,9 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 _LOADABLE: set[tuple[type, torch.layout, torch.dtype]] = set()
-"""Kinds of tensors that were saved and could be loaded, in this process."""
+"""Kinds of tensors that this process has saved and loaded again."""
 _REPORTED: set[str] = set()
-"""Names of objects that were looked at."""
+"""Names of objects that were checked."""
 
 
 def _copy_range(source: torch.Tensor, start: int, target: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """Drop-in DCP storage: torch's ``FsspecWriter`` and ``FsspecReader``, atomic and verified.
 
 Existing ``dcp.save``, ``dcp.load`` and ``dcp.async_save`` code keeps its arguments. The checkpoint directory becomes a
-run of its own, with a log inside (see ``attempt.directory_save``); torch's own reader can load it at any time.
+separate run, with a log inside (see ``attempt.directory_save``); torch's own reader can load it at any time.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class _OpenedByPath:
         return self._path
 
     def reset(self, checkpoint_id: StrPath | None = None) -> None:
-        """Begin a save or load, as DCP asks; opens ``checkpoint_id`` with the storage options of the constructor."""
+        """Begin a save or load for DCP; open ``checkpoint_id`` with the storage options of the constructor."""
         if checkpoint_id:
             self._store = open_store(settings_of(checkpoint_id, self._options, self._filesystem))
             self._path = checkpoint_id
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
-        """Return whether the path is one that we can open."""
+        """Return whether this package can open the path."""
         if is_foreign(os.fspath(checkpoint_id)) and can_serve(os.fspath(checkpoint_id)):
-            return True  # without making its filesystem, which may connect
+            return True  # without creating its filesystem, which may connect
         try:
             settings_of(checkpoint_id, {})
         except ConfigurationError:
@@ -78,17 +78,17 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
     Args:
         path: URL or local path of the checkpoint; ``dcp.save(checkpoint_id=...)`` replaces it.
         single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead: Accepted for compatibility. There is
-            always one file per rank, and nothing is ever reported as saved that the store has not confirmed.
+            always one file per rank, and a save is reported only after the store has confirmed it.
         cache_staged_state_dict: See ``BlockingAsyncStager``.
-        trust: Of the loads to come: what ``safe`` could not load is refused, or an object reported, when it is saved.
-        overwrite: Replace an existing checkpoint; the old one stays whole until the new one is committed and checked.
+        trust: Trust of later loads: a save refuses tensors that ``safe`` could not load, and warns of such objects.
+        overwrite: Replace an existing checkpoint; the old one stays intact until the new one is committed and checked.
             False raises ``CheckpointExistsError`` inside DCP's ``CheckpointException``.
         filesystem: An fsspec filesystem that serves the path; it has to keep the promises in docs/storage.md.
         storage_options: fsspec's, see ``store.fsspec.storage_options``.
 
     Raises:
-        ConfigurationError: The path or an option cannot work, or something was asked for that stock ``.distcp`` files
-            without extensions cannot hold.
+        ConfigurationError: The path or an option is invalid, or stock ``.distcp`` files without extensions do not
+            support it.
     """
 
     default_trust: ClassVar[Trust] = "safe"
@@ -146,7 +146,7 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
 
 
 class CheckpointReader(_OpenedByPath, SnapshotReader):
-    """Loads a checkpoint directory: ours, verified; torch's own, as it is.
+    """Loads a checkpoint directory of this package, with verification, or one of torch's own, without.
 
     Args:
         path: URL or local path of the checkpoint; ``dcp.load(checkpoint_id=...)`` replaces it.
@@ -186,7 +186,7 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Check that all ranks found the same snapshot: each reads the log itself, and a save may end in between."""
+        """Check that all ranks found the same snapshot. Each reads the log itself, and a save may end in between."""
         if len({plan.storage_data for plan in plans}) > 1:
             raise RestoreInterrupted(
                 "load a checkpoint",
@@ -210,15 +210,15 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
 
 
 def install(*, trust: Trust = "safe") -> None:
-    """Let DCP use these classes wherever it would use ``FsspecWriter`` and ``FsspecReader``, in this process.
+    """Make DCP use these classes instead of ``FsspecWriter`` and ``FsspecReader`` in this process.
 
-    For code that only passes a URL as ``checkpoint_id``, like torchtitan. Local paths stay with torch's classes, and
-    so do URLs of other schemes than ours (``hf://``, ``hdfs://``, ``memory://`` ...) and chained ones. From then on it
-    is an error to make a folder, or one of torch's writers and readers of local files, of a URL that some program took
-    for a local path.
+    Use it for code that only passes a URL as ``checkpoint_id``, like torchtitan. Torch's classes still handle local
+    paths, URLs with other schemes (``hf://``, ``hdfs://``, ``memory://`` ...) and chained URLs. From then on, creating
+    a folder, or one of torch's readers and writers of local files, raises an error for a URL that a program mistook for
+    a local path.
 
     Args:
-        trust: For every load, and for what a save may hold; see ``SnapshotReader``.
+        trust: Trust of every load, which also limits the contents of a save; see ``SnapshotReader``.
     """
     for module in _patched_modules():
         writer, reader = _replaced.setdefault(module, (module.FsspecWriter, module.FsspecReader))
@@ -247,7 +247,7 @@ def uninstall() -> None:
 
 @contextmanager
 def installed(*, trust: Trust = "safe") -> Iterator[None]:
-    """``install`` for the length of a block."""
+    """Apply ``install`` inside a block."""
     install(trust=trust)
     try:
         yield
@@ -260,18 +260,18 @@ _guarded: dict[type, Any] = {}
 
 
 def _in_place_of(stock: Any, ours: Any, **attributes: Any) -> type:
-    """A class that is ours for the URLs that we serve, and makes an instance of the stock one for all others."""
+    """Return a class that behaves as ours for URLs that we serve, and creates a stock instance for all others."""
 
     def new(cls: type, path: StrPath, *args: Any, **options: Any) -> Any:
         return object.__new__(cls) if cls is not made or _is_ours(path) else stock(path, *args, **options)
 
     def validate_checkpoint_id(cls: type, checkpoint_id: StrPath) -> bool:
         del cls
-        # A URL that only we could serve is ours even if it is refused: the refusal says why.
+        # A URL that only we could serve is ours even if we refuse it: the error says why.
         return bool(_is_ours(checkpoint_id) or stock.validate_checkpoint_id(checkpoint_id))
 
     def reduce(self: Any, protocol: Any) -> Any:
-        # As one of ours: the class made here cannot be found by its name, for example by a process that saves.
+        # Pickles as our class: the class made here cannot be imported by name, for example in a process that saves.
         del protocol
         return object.__new__, (ours,), self.__dict__
 
@@ -287,7 +287,7 @@ def _is_ours(path: StrPath) -> bool:
 
 
 def _checking(init: Any) -> Any:
-    """The constructor of one of torch's classes for local files, refusing what was a URL; it serves subclasses too."""
+    """Return a constructor for one of torch's classes for local files that refuses former URLs, also in subclasses."""
 
     @functools.wraps(init)
     def checked(self: Any, path: StrPath, *args: Any, **options: Any) -> None:
@@ -299,10 +299,10 @@ def _checking(init: Any) -> Any:
 
 
 def _patched_modules() -> list[ModuleType]:
-    """Every module that DCP, or its caller, may take the two names from.
+    """Return every module from which DCP, or its caller, may import the two names.
 
-    torch 2.15 moved them to ``fsspec_filesystem`` and warns on import of the old module; before it there was only
-    ``_fsspec_filesystem``, looked up when a save starts.
+    torch 2.15 moved them to ``fsspec_filesystem`` and warns on import of the old module. Earlier versions have only
+    ``_fsspec_filesystem``, which is looked up when a save starts.
     """
     package = "torch.distributed.checkpoint"
     home = "fsspec_filesystem" if find_spec(f"{package}.fsspec_filesystem") else "_fsspec_filesystem"

@@ -1,7 +1,7 @@
-"""The bytes that ``torch.save`` puts around a tensor's own: they depend on its dtype and shape alone.
+"""Computes the bytes that ``torch.save`` puts around a tensor's own, which depend only on its dtype and shape.
 
-A tensor in a ``.distcp`` file is an archive of its own. Knowing its frame, a writer sends the tensor's memory as it is
-and a reader puts it where it belongs, both without torch's archive reader and writer in between.
+Each tensor in a ``.distcp`` file is a separate archive. With its frame, a writer sends the tensor's memory directly and
+a reader receives it in place, both without torch's archive reader and writer.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _CHECKSUM_OF_A_RECORD = re.compile(rb"(?<=PK\x07\x08).{4}", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What ``torch.save`` writes for a contiguous tensor in host memory, but for the tensor's bytes.
+    """The output of ``torch.save`` for a contiguous tensor in host memory, without the tensor's bytes.
 
     Attributes:
-        head: Comes before the payload.
-        payload_bytes: The tensor's memory.
-        tail: Comes after it. The archive's own checksum of the payload in it is 0, which torch never reads.
+        head: Bytes before the payload.
+        payload_bytes: Size of the tensor's memory.
+        tail: Bytes after the payload. They give the payload's checksum as 0; torch never reads it.
     """
 
     head: bytes
@@ -32,17 +32,17 @@ class Frame:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole archive."""
+        """Size of the whole archive in bytes."""
         return len(self.head) + self.payload_bytes + len(self.tail)
 
 
 @lru_cache(maxsize=8192)
 def frame(dtype: torch.dtype, shape: torch.Size) -> Frame:
-    """The frame of a plain tensor that requires no gradient, by the running version of torch.
+    """Return the frame of a plain tensor that requires no gradient, as the running version of torch writes it.
 
-    Costs no memory of the tensor's size, and a fraction of a millisecond at the first call.
+    It allocates no memory of the tensor's size, and takes a fraction of a millisecond at the first call.
     """
-    # Its pages are never touched, so the system never provides them.
+    # Its pages are never touched, so the system never allocates them.
     storage = torch.UntypedStorage(shape.numel() * dtype.itemsize)
     stride = torch.empty(shape, dtype=dtype, device="meta").stride()
     tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, stride)
@@ -53,10 +53,10 @@ def frame(dtype: torch.dtype, shape: torch.Size) -> Frame:
 
 
 def payload_matches(head: memoryview, expected: Frame) -> bool:
-    """Whether a stored archive begins like this frame, so that its payload follows at ``len(expected.head)``.
+    """Return whether a stored archive begins like this frame, so that its payload follows at ``len(expected.head)``.
 
-    The archive's checksums of its own small records are ignored, since they may be switched off in torch. Of an empty
-    tensor the head is the whole archive, and only matches where they are not.
+    The archive's checksums of its small records are ignored, since torch can be configured to omit them. For an empty
+    tensor, the head is the whole archive and matches only if they are present.
 
     Args:
         head: At least ``len(expected.head)`` bytes of the archive.
@@ -70,7 +70,7 @@ def _without_checksums(archive: bytes) -> bytes:
 
 
 class _ArchiveWithoutPayload:
-    """A stream for ``torch.save`` under ``skip_data``, which seeks over the payload unless it is empty."""
+    """A stream for ``torch.save`` under ``skip_data``, which seeks past the payload unless it is empty."""
 
     def __init__(self) -> None:
         self.head = bytearray()
@@ -86,4 +86,4 @@ class _ArchiveWithoutPayload:
         self._current = self.tail
 
     def flush(self) -> None:
-        """``torch.save`` expects it of a stream."""
+        """Do nothing; ``torch.save`` requires this method."""

@@ -1,8 +1,8 @@
-"""What a value that ``torch.save`` wrote would cost to load: looked at before torch loads it.
+"""Estimates the cost of loading a value that ``torch.save`` wrote, before torch loads it.
 
-``torch.load(weights_only=True)`` restricts which classes a value may be made of. It does not restrict what that costs:
-a compressed record inflates to a thousand times its size, ``bytearray`` takes a length, ``codecs.encode`` doubles what
-it is given, and a tuple nested in itself takes years to hash.
+``torch.load(weights_only=True)`` restricts the classes of a value, but not the cost of building it: a compressed record
+inflates to a thousand times its size, ``bytearray`` takes a length, ``codecs.encode`` doubles its input, and a tuple
+nested in itself takes years to hash.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from checkpoint_sidecar.training.dcp.pickles import MalformedError, RefusedError, read
 
 _ALLOCATING = re.compile(r"torch\.(\w+\.)*\w*(Tensor|Storage)|numpy\.ndarray")
-"""Classes that take the number of elements to allocate; pickles name them, and do not call them."""
+"""Classes that take the number of elements to allocate; pickles name them but do not call them."""
 _OF_ATOMS = re.compile(r"(builtins|__builtin__)\.(int|float|bool|str|bytes|bytearray)|fractions\.Fraction")
-"""What is made of numbers and strings; of anything else it may take long to make."""
+"""Types that may be made of numbers and strings; made of other values, they may take long to build."""
 _COPIES_PER_BYTE = 64
-"""So many bytes and elements may be copied by calls for each byte of a pickle, beyond a million."""
+"""Bytes and elements that calls may copy for each byte of a pickle, beyond a million."""
 _MOST_DIGITS = 4000
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
@@ -28,7 +28,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 
 
 def inspect(stream: io.BytesIO) -> None:
-    """Check an archive and the pickle in it; leaves the stream at its beginning.
+    """Check an archive and the pickle in it, and rewind the stream.
 
     Raises:
         RefusedError: Loading it could take far more time or memory than its size justifies, or change this process.
@@ -50,7 +50,7 @@ def inspect(stream: io.BytesIO) -> None:
 
 
 def _records(archive: zipfile.ZipFile, stream: io.BytesIO) -> list[zipfile.ZipInfo]:
-    """The records, known to be stored as they are, and to be those that torch's own reader of archives finds."""
+    """Return the records, after checking that they are uncompressed and the ones that torch's own reader finds."""
     size = len(stream.getbuffer())
     end = size - _END.size
     if end < 0:
@@ -77,16 +77,16 @@ def _records(archive: zipfile.ZipFile, stream: io.BytesIO) -> list[zipfile.ZipIn
 
 
 class _Name(str):
-    """Stands for a class or function."""
+    """A placeholder for a class or function."""
 
     __slots__ = ()
 
 
 class _Made:
-    """Stands for what a call makes.
+    """A placeholder for the result of a call.
 
     Attributes:
-        size: How many elements it holds.
+        size: Number of elements.
     """
 
     __slots__ = ("size",)
@@ -96,7 +96,7 @@ class _Made:
 
 
 class _Inspection:
-    """The owner of a pickle machine that calls nothing and only looks at what would be called."""
+    """Interprets a pickle without calling anything, and checks each call that it would make."""
 
     unshared: frozenset[type] = frozenset()
 
@@ -163,12 +163,12 @@ class _Inspection:
 
 
 def _are_short(function: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether a value made of these is about as large as they are."""
+    """Return whether a value made of these is about as large as they are."""
     if function.endswith(("bytes", "bytearray")):
         return all(type(each) in (str, bytes, list) or type(each) is _Made for each in arguments)
     if function.endswith("str"):
         return all(type(each) is str for each in arguments)
-    # An exponent in a string makes a large number of a few digits.
+    # An exponent in a string makes a huge number from a few digits.
     return all(type(each) in (int, float, bool) or (type(each) is str and _is_short(each)) for each in arguments)
 
 

@@ -13,7 +13,7 @@ from checkpoint_sidecar.training.dcp.compatibility import check_types
 
 
 class StrictLoadPlanner(DefaultLoadPlanner):
-    """Refuses a checkpoint that does not fit, on all ranks together, before any of them writes into a tensor.
+    """Refuses a checkpoint that does not fit, on all ranks together, before any rank writes into a tensor.
 
     Raises (from DCP, wrapped; see ``failures.raising_ours``):
         IncompatibleSnapshotError: A tensor is missing, or has another shape, dtype or kind.
@@ -23,8 +23,8 @@ class StrictLoadPlanner(DefaultLoadPlanner):
         assert self.metadata is not None  # set by set_up_planner
         subject = str(getattr(self.metadata.storage_meta, "checkpoint_id", "") or "checkpoint")
         try:
-            # torch's own method first asks whether torch 2.3 or older wrote the checkpoint, and takes a rank without
-            # a shard of some FSDP1 tensor for proof of it. No snapshot is that old.
+            # torch's own method first checks whether torch 2.3 or older wrote the checkpoint, and concludes so from a
+            # rank without a shard of some FSDP1 tensor. Snapshots are never that old.
             plan = create_default_local_load_plan(self.state_dict, self.metadata, not self.allow_partial_load)
         except (RuntimeError, ValueError) as error:
             raise IncompatibleSnapshotError("load the checkpoint", subject, str(error)) from error
@@ -45,5 +45,5 @@ class ItemPlanner(StrictLoadPlanner):
 
     @property
     def loaded(self) -> dict[str, Any]:
-        """After a load: the tensors that were given, and the objects that were read."""
+        """After a load, the given tensors and the objects that were read."""
         return {name: self.state_dict[name] if each is None else each for name, each in self._items.items()}

@@ -1,7 +1,7 @@
-"""Reading once what several ranks need alike, and passing it on: replicated tensors, replicas of hybrid sharding.
+"""Reads data that several ranks need once, and sends it to the others: replicated tensors, hybrid sharding's replicas.
 
-Who reads what is planned on the coordinator. Nothing is passed on before every rank has read, so that a rank that
-cannot read makes all of them fail instead of leaving its peers waiting.
+The coordinator plans the reads of each rank. Data is sent only after every rank has read, so that a rank that cannot
+read makes all ranks fail instead of leaving its peers waiting.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from checkpoint_sidecar.engine.budget import groups_within
 from checkpoint_sidecar.training.dcp.memory import as_bytes
 
 MINIMUM_BYTES = 1024 * 1024
-"""Smaller items are read by every rank that needs them."""
+"""Every rank that needs a smaller item reads it."""
 
 _WINDOW_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One item on its way from the rank that reads it to another.
+    """The transfer of one item from the rank that reads it to another.
 
     Attributes:
-        number: The same on both sides, and unique: all ranks go by this order.
-        item: What it is in the plan of this side.
+        number: Unique number, the same on both sides: all ranks follow this order.
+        item: The item in this side's plan.
         peer: The other side's rank in the group.
-        sending: Which side this is.
+        sending: Whether this side sends.
     """
 
     number: int
@@ -43,39 +43,39 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class SharedReads:
-    """One rank's part in passing on what was read."""
+    """One rank's transfers of data that was read."""
 
     transfers: tuple[Transfer, ...]
 
     @property
     def received(self) -> frozenset[ReadItem]:
-        """Items that this rank does not read."""
+        """Items that this rank receives instead of reading."""
         return frozenset(transfer.item for transfer in self.transfers if not transfer.sending)
 
 
 def plan_shares(
     plans: Sequence[Sequence[ReadItem]], size_of: Callable[[ReadItem], int], *, minimum: int = MINIMUM_BYTES
 ) -> list[SharedReads] | None:
-    """Let one rank read what several need alike: largest first, each time the one of them that reads least so far.
+    """Assign each item that several ranks need to one of them: largest first, to the rank that reads least so far.
 
     Args:
         plans: Items by rank.
-        size_of: Bytes of a tensor's item.
-        minimum: Of an item's bytes to be worth passing on.
+        size_of: Returns the bytes of a tensor's item.
+        minimum: Minimum bytes of an item that is sent.
 
     Returns:
-        Shares by rank; None when there is nothing to pass on.
+        Shares by rank, or None if no item is sent.
     """
     holders: defaultdict[object, dict[int, ReadItem]] = defaultdict(dict)
     for rank, items in enumerate(plans):
         for item in items:
             if item.type is LoadItemType.TENSOR and size_of(item) >= minimum:
-                # A second item of the same bytes on the same rank is that rank's own affair.
+                # A rank with two items of the same bytes reads the second one itself.
                 holders[item.storage_index, item.storage_offsets, item.lengths].setdefault(rank, item)
     load = [0] * len(plans)
     transfers: list[list[Transfer]] = [[] for _ in plans]
     numbers = itertools.count()
-    # What only one rank needs comes first, as a part of what that rank has to read in any case.
+    # Items that only one rank needs come first, because that rank reads them in any case.
     for held in sorted(holders.values(), key=lambda held: (len(held) > 1, -size_of(next(iter(held.values()))))):
         reader = min(held, key=load.__getitem__)
         load[reader] += size_of(held[reader])
@@ -90,21 +90,21 @@ def plan_shares(
 
 
 def all_succeeded(succeeded: bool, group: dist.ProcessGroup) -> bool:
-    """Whether every rank says so. Collective."""
+    """Return whether every rank has succeeded. Collective."""
     failures = torch.tensor(0 if succeeded else 1)
     dist.all_reduce(failures, op=dist.ReduceOp.MAX, group=group)
     return not failures.item()
 
 
 def pass_on(share: SharedReads, targets: Mapping[ReadItem, torch.Tensor], group: dist.ProcessGroup) -> None:
-    """Send and receive what the plan says. Every rank calls it, after all of them have read.
+    """Send and receive the planned items. Every rank calls this, after all ranks have read.
 
-    A window of transfers is under way at a time. Since all go by the same order, the first transfer that is not done
-    has begun on both of its sides, and no two ranks wait for each other.
+    A window of transfers runs at a time. Since all ranks follow the same order, the first unfinished transfer has begun
+    on both sides, and no two ranks wait for each other.
 
     Args:
-        targets: Each item's tensor: the source of what is sent, the destination of what is received.
-        group: Gloo.
+        targets: Each item's tensor: the source if it is sent, the destination if it is received.
+        group: A gloo group.
     """
     for window in groups_within(_WINDOW_BYTES, share.transfers, lambda transfer: targets[transfer.item].nbytes):
         under_way: list[tuple[dist.Work | None, torch.Tensor, torch.Tensor | None]] = []

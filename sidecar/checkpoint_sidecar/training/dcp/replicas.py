@@ -1,7 +1,7 @@
-"""Whether what several ranks hold under one name is one value. Pure: it sees plans and digests, never the data.
+"""Decides whether ranks hold one value under the same name. Pure: it uses plans and digests, never the data.
 
-A checkpoint keeps one value per name. Where ranks hold different ones, sharing the writing out between them would make
-a value that no rank ever had.
+A checkpoint keeps one value per name. If ranks hold different values and each writes a part, the result is a value that
+no rank ever had.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_NAMES = 8
 
 
 class Kind(StrEnum):
-    """How a value is held."""
+    """The way a value is held."""
 
     TENSOR = "a whole tensor"
     SHARD = "a part of a sharded tensor"
@@ -35,12 +35,12 @@ class Kind(StrEnum):
 
 
 class Holding(NamedTuple):
-    """What a rank says of an item of its plan; a tuple, as each rank sends one for each of its items.
+    """A rank's description of an item in its plan. A tuple, because each rank sends one for each of its items.
 
     Attributes:
-        digest: Of its value; None if it was not taken.
+        digest: Digest of its value; None if it was not computed.
         divisible: Whether it can be written in parts, by rows.
-        buffers_of: The module that it is a buffer of, or other state besides parameters; empty for everything else.
+        buffers_of: The module whose buffer, or other state besides parameters, it is; empty for other items.
         mesh: Identifies the ranks that a sharded tensor is spread over.
     """
 
@@ -52,16 +52,16 @@ class Holding(NamedTuple):
 
 
 Holder: TypeAlias = tuple[int, WriteItem, Holding]
-"""A rank, an item of its plan, and what it says of it."""
+"""A rank, an item of its plan, and the rank's description of it."""
 
 
 @dataclass(frozen=True)
 class DescribedPlan(SavePlan):
-    """A rank's plan with what it holds; it travels to the coordinator as any plan does.
+    """A rank's plan with its holdings, sent to the coordinator like any plan.
 
     Attributes:
-        holdings: By item.
-        seed: Of the digests; digests of different seeds cannot be compared.
+        holdings: The rank's holdings, by item.
+        seed: Seed of the digests; digests with different seeds cannot be compared.
     """
 
     holdings: tuple[Holding, ...] = ()
@@ -73,7 +73,7 @@ class Replica:
     """An item and the ranks that hold it.
 
     Attributes:
-        divisible: Whether all of them can write it in parts.
+        divisible: Whether all of those ranks can write it in parts.
     """
 
     item: WriteItem
@@ -83,10 +83,10 @@ class Replica:
 
 @dataclass(slots=True)
 class ReplicaComparison:
-    """The items of all ranks, each of them once.
+    """The items of all ranks, each listed once.
 
     Attributes:
-        differing: Names of buffers that differ from rank to rank, by module; those of the lowest rank are taken.
+        differing: Names of buffers that differ between ranks, by module; the lowest rank's buffers are saved.
     """
 
     replicas: list[Replica] = field(default_factory=list)
@@ -94,13 +94,13 @@ class ReplicaComparison:
 
 
 def compare(plans: Sequence[SavePlan]) -> ReplicaComparison:
-    """Compare what the plans of all ranks hold under the same names.
+    """Compare the values that all ranks plan to save under the same names.
 
-    All buffers of a module are taken from the lowest rank that holds them, so that those which belong together, such as
-    the mean and the variance of batch norm, are of one rank. Plans that are not described are taken at their word.
+    All buffers of a module are saved from the lowest rank that holds them, so that related ones, such as the mean and
+    variance of batch norm, come from one rank. Values in plans without a description count as equal.
 
     Raises:
-        ConfigurationError: Ranks hold different things under one name, and none of them is right.
+        ConfigurationError: Ranks hold different values under one name.
     """
     held: dict[MetadataIndex, list[Holder]] = defaultdict(list)
     for rank, plan in enumerate(plans):
@@ -145,7 +145,7 @@ def _undescribed(item: WriteItem) -> Holding:
 
 
 def _first_other(holders: Sequence[Holder]) -> int | None:
-    """The first rank whose value is not that of the lowest one; None if all values that can be compared are equal."""
+    """Return the first rank whose value differs from the lowest rank's, or None if all comparable values are equal."""
     lowest: int | None = None
     for rank, _, holding in holders:
         if lowest is None:
@@ -156,7 +156,7 @@ def _first_other(holders: Sequence[Holder]) -> int | None:
 
 
 def _check_forms(held: dict[MetadataIndex, list[Holder]]) -> None:
-    """Check that everything of one name has one kind, dtype and shape, and is divided in one way."""
+    """Check that all items of one name have the same kind, dtype, shape and division."""
     names: dict[str, Holder] = {}
     meshes: dict[str, list[set[int]]] = defaultdict(list)
     for index, holders in held.items():
@@ -179,10 +179,10 @@ def _check_forms(held: dict[MetadataIndex, list[Holder]]) -> None:
 
 
 def _difference(known: Holder, holder: Holder, beside: Holder) -> tuple[str, str] | None:
-    """How what two ranks hold under one name differs, in words; None if it does not.
+    """Describe how two ranks' values of one name differ, or return None if they do not.
 
     Args:
-        beside: What the lowest rank holds of the same part.
+        beside: The lowest rank's holding of the same part.
     """
     (_, one, first), (_, other, second) = known, holder
     whole, item = one.tensor_data, other.tensor_data
@@ -217,10 +217,10 @@ def _refused(found: dict[MetadataIndex, list[int]], what: str, hint: str) -> Con
 
 
 def buffers_among(module: torch.nn.Module, state: Mapping[str, object], *, prefix: str) -> set[str]:
-    """The names in a module's state dict of what is no parameter: buffers, extra state, and what hooks added.
+    """Return the names in a module's state dict that are not parameters: buffers, extra state, additions by hooks.
 
     Args:
-        state: Shares the module's memory.
+        state: The state dict, which shares the module's memory.
         prefix: The module's name in the whole state dict.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -235,5 +235,5 @@ def buffers_among(module: torch.nn.Module, state: Mapping[str, object], *, prefi
 def _place(tensor: torch.Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except RuntimeError:  # a subclass without memory of its own
+    except RuntimeError:  # a tensor subclass without its own memory
         return 0

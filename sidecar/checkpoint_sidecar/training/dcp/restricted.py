@@ -1,4 +1,4 @@
-"""Reading what ``torch.save`` has written without running what is in it: for values that DCP has pickled."""
+"""Reads values that DCP wrote with ``torch.save``, without running code in them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def load_restricted(stream: io.BytesIO, *, subject: str, trust: Trust, map_location: str | None = "cpu") -> Any:
-    """What ``torch.save`` has written, built from plain data and tensors only unless it is trusted.
+    """Load a value that ``torch.save`` wrote. Unless it is trusted, build plain data and tensors only.
 
     Args:
-        subject: What to name in errors.
+        subject: Name in errors.
 
     Raises:
         UntrustedSnapshotError: It needs a class that ``trust="safe"`` refuses, or far more memory than its size.
@@ -64,9 +64,9 @@ def load_restricted(stream: io.BytesIO, *, subject: str, trust: Trust, map_locat
 
 
 def safe_classes() -> list[Any]:
-    """What ``torch.load(weights_only=True)`` may rebuild besides what torch allows: plain data and nothing that acts.
+    """Return the classes that ``torch.load(weights_only=True)`` may also rebuild, besides torch's own: plain data only.
 
-    For values that DCP pickled, in snapshots of earlier versions and stock checkpoints.
+    Needed for values that DCP pickled, in snapshots of earlier versions and stock checkpoints.
     """
     found: list[Any] = [
         collections.defaultdict,
@@ -102,7 +102,7 @@ def safe_classes() -> list[Any]:
         )
         kinds = {type(numpy.dtype(code)) for code in "?bhilqBHILQefdgFDGSUMm"}
         found += [numpy.ndarray, numpy.dtype, multiarray.scalar, multiarray._reconstruct, *kinds]
-        # NumPy 1 pickles under the names of its old modules.
+        # NumPy 1 writes the names of its old modules.
         found += [
             (multiarray.scalar, "numpy.core.multiarray.scalar"),
             (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),

@@ -1,4 +1,4 @@
-"""A save planner for ``dcp.save`` under which all ranks write about the same number of bytes."""
+"""A save planner for ``dcp.save`` that lets all ranks write about the same number of bytes."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from checkpoint_sidecar.training.state import digests
 logger = logging.getLogger(__name__)
 
 _FRAME_BYTES = 1600
-"""What ``torch.save`` adds to a tensor, about."""
+"""Bytes that ``torch.save`` adds to a tensor, approximately."""
 
 _SAVES_BETWEEN_CHECKS = 10
-"""Of the replicas of sharded tensors, which are equal by construction."""
+"""How many saves pass between checks of sharded tensors' replicas, which are equal by construction."""
 
 
 @dataclasses.dataclass(slots=True)
 class History:
-    """What the saves of one process have compared and reported so far.
+    """A record of the comparisons and reports of one process's saves.
 
     Attributes:
-        saves: How many there were.
+        saves: Number of saves so far.
         reported: Modules whose buffers were reported to differ.
     """
 
@@ -51,16 +51,15 @@ class History:
 class BalancedSavePlanner(DefaultSavePlanner):
     """torch's planner, with replicated tensors and shards divided evenly among the ranks that hold them.
 
-    torch goes by the size of the whole tensor when it divides them up, and never divides one. Here it is the bytes that
-    are written that count, and large chunks are written by their holders together, some rows each; any reader puts
-    them together again.
+    torch assigns items by the size of the whole tensor, and never divides one. This planner counts the bytes that are
+    written, and lets the holders of a large chunk write some rows each; any reader reassembles them.
 
-    What several ranks hold under one name is compared first; see ``training.dcp.replicas`` for what is refused.
+    Values that several ranks hold under one name are compared first; ``training.dcp.replicas`` lists the refusals.
 
     Args:
         flatten_state_dict, flatten_sharded_tensors: See ``DefaultSavePlanner``.
-        buffers: By module, the flattened names of its buffers and other state that is no parameter. Each rank may have
-            values of its own for them: those of the lowest rank are saved.
+        buffers: By module, the flattened names of its buffers and other state besides parameters. Their values may
+            differ between ranks: those of the lowest rank are saved.
         history: Shared by the planners of successive saves.
 
     Raises (from DCP, wrapped; see ``failures.raising_ours``):
@@ -107,14 +106,14 @@ class BalancedSavePlanner(DefaultSavePlanner):
         data = super().resolve_data(held)
         assert isinstance(data, torch.Tensor)
         for dimension, (start, length) in enumerate(_place(held, write_item)):
-            # What is written whole need not know how to be cut.
+            # An item that is written whole does not have to be divisible.
             if length < data.size(dimension):
                 data = data.narrow(dimension, start, length)
         return data
 
     def _holding(self, item: WriteItem, *, several: bool) -> Holding:
         value = self.state_dict[item.index.fqn]
-        # A ShardedTensor that holds nothing here, or several parts, cannot even be asked.
+        # A ShardedTensor with no part or several parts on this rank raises an error here.
         if isinstance(value, torch.Tensor) and not isinstance(value, ShardedTensor) and value.is_nested:
             raise _unsavable(item.index.fqn, value, "its rows have different lengths")
         seed = self._saves_before
@@ -183,7 +182,7 @@ def _unsavable(name: str, value: Any, cause: str) -> ConfigurationError:
 
 
 def _fields(plan: SavePlan) -> dict[str, Any]:
-    """What torch's own class knows of a plan."""
+    """Return the fields of torch's own plan class."""
     return {field.name: getattr(plan, field.name) for field in dataclasses.fields(SavePlan)}
 
 
@@ -192,10 +191,10 @@ def _divisible(tensor: Any) -> bool:
 
 
 def _replication(value: Any, *, every_rank_checks: bool) -> tuple[int, bool]:
-    """The identity of the ranks that a sharded tensor is spread over, and whether its replicas are to be compared.
+    """Return the identity of the ranks that hold a sharded tensor, and whether to compare its replicas.
 
-    Within one mesh replicas are equal by construction. A mesh of some ranks leaves room for another of the same name
-    on other ranks, as the stages of a pipeline make them: always compared.
+    Within one mesh, replicas are equal by construction. Next to a mesh of some ranks, other ranks may hold another
+    tensor of the same name, as pipeline stages do: these are always compared.
     """
     if not isinstance(value, DTensor):
         return 0, every_rank_checks
@@ -210,7 +209,7 @@ def _rows(item: WriteItem) -> int:
 
 
 def _dimension(item: WriteItem) -> int:
-    """Along which an item is cut: the first one with a choice, because its rows are contiguous."""
+    """Return the dimension to cut along: the first that is longer than 1, because its rows are contiguous."""
     assert item.tensor_data is not None
     return next((index for index, size in enumerate(item.tensor_data.chunk.sizes) if size > 1), 0)
 
@@ -231,7 +230,7 @@ def _cut(item: WriteItem, share: AssignedRows) -> WriteItem:
 
 
 def _place(held: WriteItem, wanted: WriteItem) -> list[tuple[int, int]]:
-    """Where in a chunk another one lies: start and length in each dimension."""
+    """Return the place of one chunk in another: start and length in each dimension."""
     assert held.tensor_data is not None
     assert wanted.tensor_data is not None
     outer, inner = held.tensor_data.chunk, wanted.tensor_data.chunk

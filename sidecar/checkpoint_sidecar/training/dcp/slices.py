@@ -1,4 +1,4 @@
-"""Where a slice of a row-major tensor lies in the tensor's bytes. Pure."""
+"""Locates a slice of a row-major tensor in the tensor's bytes. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Slice:
     """A box of elements of a contiguous tensor.
 
     Attributes:
-        sizes: The shape of the whole tensor.
-        offsets, lengths: Of the box, by dimension.
+        sizes: Shape of the whole tensor.
+        offsets, lengths: Position and shape of the box, by dimension.
     """
 
     sizes: tuple[int, ...]
@@ -22,22 +22,22 @@ class Slice:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the whole tensor, in elements."""
+        """Strides of the whole tensor, in elements."""
         return tuple(math.prod(self.sizes[dimension + 1 :]) for dimension in range(len(self.sizes)))
 
     @property
     def first(self) -> int:
-        """The first element's position in the whole tensor, in elements."""
+        """Position of the first element in the whole tensor, in elements."""
         return sum(offset * stride for offset, stride in zip(self.offsets, self.strides, strict=True))
 
     @property
     def count(self) -> int:
-        """Elements of the box."""
+        """Number of elements in the box."""
         return math.prod(self.lengths)
 
     @property
     def extent(self) -> int:
-        """Elements of the whole tensor from the box's first to its last."""
+        """Number of elements of the whole tensor from the box's first to its last."""
         if not self.count:
             return 0
         return 1 + sum((length - 1) * stride for length, stride in zip(self.lengths, self.strides, strict=True))
@@ -48,7 +48,7 @@ class Slice:
         return self.extent == self.count
 
     def split(self, limit: int) -> Iterator[Slice]:
-        """Boxes that make up this one, each with an extent of at most ``limit`` elements or of a single one."""
+        """Divide the box into boxes with an extent of at most ``limit`` elements or of a single one."""
         longest = next((d for d, length in enumerate(self.lengths) if length > 1), None)
         if self.extent <= limit or longest is None:
             yield self

@@ -1,4 +1,4 @@
-"""Reads pickles from a bucket without running code that they contain.
+"""Reads pickles from a bucket without running the code that they contain.
 
 A pickle is a program. DCP reads ``.metadata`` with plain ``pickle.load``, so that anyone who can write to the bucket
 can run code in the training job. This module builds only the classes of DCP's ``Metadata``, from fields of the right
@@ -42,8 +42,8 @@ _PATHS = {
 }
 _MOST_DIMENSIONS = 1024
 
-# By exact name. FileSystemWriter records its checkpoint_id as a path; a path of the running system could not be made
-# of one of another.
+# By exact name. FileSystemWriter records its checkpoint_id as a path; a path class of another operating system cannot
+# be instantiated here.
 ALLOWED: dict[tuple[str, str], Any] = {
     **{
         (_METADATA, kind.__name__): kind
@@ -71,11 +71,11 @@ def load_metadata(data: bytes | memoryview, *, subject: str, trusted: bool = Fal
 
     Args:
         data: The bytes of ``.metadata``.
-        subject: What to name in errors, usually its key.
+        subject: Name in errors, usually the key.
         trusted: Allow every class, as torch does.
 
     Raises:
-        UntrustedSnapshotError: It holds something else than metadata is made of; nothing of it was executed.
+        UntrustedSnapshotError: It holds classes that are not part of metadata; none of its code was executed.
         CorruptSnapshotError: It is not a pickle of a ``Metadata``.
     """
     operation = "read the checkpoint's metadata"
@@ -100,7 +100,7 @@ def load_metadata(data: bytes | memoryview, *, subject: str, trusted: bool = Fal
 
 
 class _Properties(TensorProperties):
-    """Ignores what a later version of torch than this one says about a tensor, instead of choking on it."""
+    """Tensor properties that ignore the additions of later versions of torch, instead of failing on them."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         super().__setstate__(state[:_KNOWN_PROPERTIES])  # type: ignore[no-untyped-call]
@@ -117,9 +117,9 @@ class _OfAnyVersion(pickle.Unpickler):
 
 
 class _MetadataOnly:
-    """The owner of a pickle machine that makes ``Metadata`` and nothing else."""
+    """Interprets a pickle and builds nothing but ``Metadata``."""
 
-    # What was checked when it was built in must not be changed afterwards.
+    # A value that was checked when it became part of another must not change afterwards.
     unshared = frozenset({list, dict, Metadata, TensorStorageMetadata, StorageMeta})
 
     def find(self, module: str, name: str) -> Any:
@@ -164,7 +164,7 @@ class _MetadataOnly:
         known = instance.__dict__
         for name, value in state.items():
             allowed = fields.get(name)
-            # Later versions of torch may know more.
+            # Later versions of torch may have more of them.
             if allowed is None:
                 continue
             if type(value) not in allowed:
@@ -190,7 +190,7 @@ class _MetadataOnly:
 
 
 def _set_properties(instance: TensorProperties, state: Any) -> None:
-    # Later versions of torch say more.
+    # Later versions of torch add fields.
     known = state[:_KNOWN_PROPERTIES] if type(state) is tuple else ()
     if not known or type(known[0]) is not torch.dtype or not all(map(_is_property, known)):
         raise RefusedError("a tensor's properties are not those of a tensor")
@@ -218,7 +218,7 @@ _NONE = type(None)
 _PATH = _is_tuple_of(str, int)
 _NAMES = _is_tuple_of(str)
 
-# The types of each field of each class. Names that are absent here are ignored.
+# The types of each class's fields. Other names are ignored.
 _TYPES: dict[type, dict[str, tuple[type, ...]]] = {
     Metadata: {
         "state_dict_metadata": (dict,),
@@ -249,7 +249,7 @@ _FIELDS = {kind: {name: frozenset(types) for name, types in fields.items()} for 
 
 
 def _is_metadata(metadata: Metadata) -> bool:
-    # As it was stored: a class may have defaults for what is missing.
+    # The stored attributes: a class may have defaults for missing ones.
     stored = metadata.__dict__
     tensors = stored.get("state_dict_metadata", {})
     paths = stored.get("planner_data") or {}
@@ -264,7 +264,7 @@ def _is_metadata(metadata: Metadata) -> bool:
     )
 
 
-# What the containers among the fields may hold.
+# The types that containers among the fields may hold.
 _CONTAINERS: dict[type, Callable[[Any], bool]] = {
     Metadata: _is_metadata,
     TensorStorageMetadata: lambda tensor: {ChunkStorageMetadata}.issuperset(

@@ -1,4 +1,4 @@
-"""The application's state: named objects on one side, what torch.distributed.checkpoint saves and loads on the other.
+"""Translates between the application's named objects and the items that torch.distributed.checkpoint saves and loads.
 
 | object | stored as |
 | --- | --- |
@@ -8,8 +8,8 @@
 | the same with ``per_rank = True`` (``PerRank``, ``RandomState``) | one packed value per rank |
 | plain value (None, bool, int, float, str, lists and dicts of them) | JSON text |
 
-What is loaded into is made from what the snapshot holds, never from what fresh objects look like: see ``contents`` for
-the items of a snapshot and ``values`` for packed ones. Nothing is stepped, neither to save nor to load.
+Destinations of a load follow from the snapshot's contents, never from the state of fresh objects: see ``contents`` for
+the items of a snapshot and ``values`` for packed ones. Neither saving nor loading steps an optimizer.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ StateDict = dict[str, Any]
 _RESTORE = "restore"
 _DEEPEST = 100
 _MOST_DIGITS = 4000
-"""Of a whole number that Python reads back from text under its default limit."""
+"""Maximum length of an integer that Python parses from text under its default limit."""
 
 
 class PerRank:
     """Marks an object whose state differs from rank to rank, such as a data loader.
 
-    Each rank gets its own state back. A rank that the snapshot does not know (more ranks than saved it) keeps the state
-    it has, and a warning says so.
+    Each rank gets its own state back. A rank without a saved state (there are more ranks than saved it) keeps its
+    present state and logs a warning.
     """
 
     per_rank: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class PerRank:
 
 
 class Optional:
-    """Marks an object of the state that a snapshot may lack; then it keeps the state it has.
+    """Marks an object that a snapshot may lack; then it keeps its present state.
 
     >>> Checkpointer({"model": model, "ema": Optional(ema)}, url=...)
     """
@@ -82,17 +82,17 @@ class TrainingState:
     """Reads and writes the objects that make up a training run.
 
     Args:
-        objects: By name; kept, not copied. After a restore, plain values stand here again: lists and dicts are changed
-            in place, others replaced under their name.
-        rank: Of this process.
-        trust: Whether values may hold any pickled class, or only what can be rebuilt without running anything.
+        objects: Objects by name; the mapping is used, not copied. A restore changes plain lists and dicts in place, and
+            replaces other plain values under their names.
+        rank: This process's rank.
+        trust: Whether values may hold any pickled class, or only types that can be rebuilt without running code.
 
     Attributes:
-        modules: Those among the objects, by name.
+        modules: The objects that are modules, by name.
 
     Raises:
-        ConfigurationError: An object is none of the kinds above, is on the meta device, or is an optimizer with a
-            parameter that is in no module of the state.
+        ConfigurationError: An object is not of a kind above, is on the meta device, or is an optimizer with a
+            parameter that no module of the state contains.
     """
 
     def __init__(self, objects: MutableMapping[str, Any], *, rank: int, trust: Trust = "safe") -> None:
@@ -112,21 +112,21 @@ class TrainingState:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all objects."""
+        """Names of all objects."""
         return tuple(self._objects)
 
     # Saving
 
     def capture(self) -> StateDict:
-        """A state dict that shares memory with the objects and changes none. Collective under FSDP1.
+        """Return a state dict that shares memory with the objects. Changes none of them. Collective under FSDP1.
 
         Raises:
-            ConfigurationError: Part of it would not come back; the message names it.
+            ConfigurationError: Part of the state could not be restored; the message names it.
         """
         first = not self._proven
         capture = Capture(rank=self._rank, pickles=self._trust == "full", proven=self._proven)
         captured: StateDict = {}
-        # First what may be collective: no rank must be missing there because of something that it refuses.
+        # Collective captures come first: a rank that refuses an object must not be missing from them.
         state_of = {name: guarded(name, partial(modules.module_state, each)) for name, each in self.modules.items()}
         held = {name: guarded(name, each.capture) for name, each in self._optimizers.items()}
         for name, value in self._items():
@@ -146,7 +146,7 @@ class TrainingState:
         return captured
 
     def _not_saved(self) -> list[str]:
-        """What the objects hold that no snapshot will."""
+        """Describe state of the objects that snapshots leave out."""
         lost = list(
             bounded(
                 f"{name}.{buffer} (not persistent)"
@@ -166,13 +166,13 @@ class TrainingState:
     # Loading
 
     def destinations(self, contents: Contents) -> Destinations:
-        """Where to load each item that this rank needs, and what does not match. Collective under FSDP1.
+        """Return where to load each item that this rank needs, and the mismatches. Collective under FSDP1.
 
         Args:
-            contents: Of the snapshot; its values are those that ``Contents.shared_items`` names.
+            contents: Contents of the snapshot, with the values that ``Contents.shared_items`` names.
 
         Raises:
-            CheckpointError: What describes an object cannot be read.
+            CheckpointError: The description of an object cannot be read.
         """
         found = Destinations(contents, self._meshes(), self._rank)
         for name, value in self._items():
@@ -206,10 +206,10 @@ class TrainingState:
             found.add_refs(contents.flattened(name, _itself), self._counterparts(name, value, contents))
 
     def apply(self, loaded: Contents | StateDict) -> None:
-        """Put a loaded state back into the objects. Collective where the modules are sharded.
+        """Restore a loaded state into the objects. Collective where the modules are sharded.
 
         Args:
-            loaded: What the snapshot holds, with everything that was loaded; or what ``capture`` returned.
+            loaded: Contents of the snapshot with all loaded values, or the result of ``capture``.
 
         Raises:
             IncompatibleSnapshotError: An object refuses its state; the message names it.
@@ -220,7 +220,7 @@ class TrainingState:
         def put(ref: Ref) -> Any:
             return _revived(contents.values.get(ref.item), ref.form)
 
-        # Modules first: lazy ones make the parameters only now that state of an optimizer belongs to.
+        # Modules first: only now do lazy ones create the parameters that the optimizers' state belongs to.
         for name, value in sorted(self._items(), key=lambda item: not isinstance(item[1], Module)):
             if name not in contents.names:
                 self._warn_of_absence(name, value)
@@ -234,7 +234,7 @@ class TrainingState:
                 self._apply_plain(name, contents.values.get(name))
 
     def apply_again(self) -> None:
-        """Put back once more what may have been used since the restore: the random number generators."""
+        """Restore the random number generators once more, which may have been used since the restore."""
         for value, state in self._again:
             value.load_state_dict(state)
         self._again.clear()
@@ -302,15 +302,15 @@ class TrainingState:
         else:
             self._objects[name] = loaded
 
-    # What a snapshot says of an object; ``leaf`` decides what stands for its tensors
+    # An object as the snapshot describes it; ``leaf`` chooses the stand-ins for its tensors
 
     def _module(self, name: str, contents: Contents, leaf: Leaf) -> dict[str, Any]:
-        """``state`` by clean name, ``ties``, ``frozen``, ``versions``; the latter three are None if unknown."""
+        """Return ``state`` by clean name, ``ties``, ``frozen``, ``versions``; the latter three are None if unknown."""
         merged: dict[str, Any] = {"state": {}, "ties": None, "frozen": None, "versions": None}
         for form in contents.forms(name):
             found = self._unpack(name, contents.values[form], leaf)
             objects = {key: self._unpack(name, contents.values[f"{name}.{key}"], leaf) for key in found["objects"]}
-            written = found.get("versions")  # an empty one says that all were of version 1
+            written = found.get("versions")  # empty if all were of version 1
             merged = {
                 "state": found["state"] | objects | merged["state"],
                 "ties": [*(merged["ties"] or ()), *found["ties"]],
@@ -349,7 +349,7 @@ class TrainingState:
         return unpack(data, find, subject=name, trusted=self._trust == "full")
 
     def _counterparts(self, name: str, value: Stateful, contents: Contents) -> dict[str, Any]:
-        """Sharded tensors that an object holds now, by item name: they say how to shard what is loaded."""
+        """Return an object's present sharded tensors, by item name: loaded ones are sharded like them."""
         if not torch.distributed.is_initialized() or not any(item in contents.tensors for item in contents.below(name)):
             return {}
         try:
@@ -386,7 +386,7 @@ def _itself(ref: Ref) -> Ref:
 
 
 def _revived(value: Any, form: Form) -> Any:
-    """A loaded item as it was saved."""
+    """Return a loaded item as it was saved."""
     value = value.tensor if isinstance(value, Opaque) else value
     return form.finish(value) if isinstance(value, torch.Tensor) else value
 
@@ -423,7 +423,7 @@ def _check_plain(name: str, value: Any) -> None:
     """Refuse a plain value that JSON would change.
 
     Raises:
-        ConfigurationError: The message says where in the value it is.
+        ConfigurationError: Part of the value would change; the message gives its place.
     """
     for place, cause in _changed_by_json(value, name, 0):
         raise ConfigurationError(

@@ -1,6 +1,6 @@
-"""How the objects of the application's state are handed to DCP: packed, with their tensors beside them.
+"""Captures the objects of the application's state for DCP: packed, with their tensors as separate items.
 
-See ``contents`` for the items this makes of an object.
+See ``contents`` for the items of an object.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from checkpoint_sidecar.training.state.values import Packer, Path, Place, Unsupp
 T = TypeVar("T")
 
 INLINE_BYTES = 64 * 1024
-"""A larger tensor of an object that is not sharded becomes an item of its own, copied and uploaded as tensors are."""
+"""A larger tensor of an object that is not sharded becomes a separate item, copied and uploaded like any tensor."""
 
 _OPERATION = "save the training state"
 
 
 class Capture:
-    """What one save holds.
+    """The contents of one save.
 
     Args:
-        rank: Of this process.
-        pickles: Pickle what cannot be packed, for readers that trust it.
-        proven: Kinds of values that were read back once; grows.
+        rank: This process's rank.
+        pickles: Pickle values that cannot be packed, for readers that trust the snapshot.
+        proven: Kinds of values that were read back once; this adds to it.
     """
 
     def __init__(self, *, rank: int, pickles: bool, proven: set[str]) -> None:
@@ -43,15 +43,15 @@ class Capture:
         self._proven = proven
 
     def module(self, name: str, module: Module, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A module's state: tensors under clean names, and what describes them."""
+        """Capture a module's state: tensors under clean names, and their description."""
         modules.check_module(name, module)
         items = _Items(self._rank)
 
         def place(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
-            # A tensor of the state dict itself, and not one inside an extra state.
+            # A tensor of the state dict itself, not one inside an extra state.
             return items.put(path[1:], tensor, form) if len(path) == 2 or _stands_alone(form) else None
 
-        # Objects that belong to one of the module's parts: like its buffers they may differ from rank to rank.
+        # Objects that belong to a submodule: like its buffers, they may differ between ranks.
         objects = {key: each for key, each in state.items() if is_extra(key) and not is_tensor(each)}
         described = {
             "state": {key: each for key, each in state.items() if key not in objects},
@@ -67,7 +67,7 @@ class Capture:
         return items.tree | extras | {FORM: {_digest(data): data}}
 
     def optimizer(self, name: str, optimizer: NamedOptimizer, captured: OptimizerState) -> dict[str, Any]:
-        """An optimizer's state: tensors under the names of parameters, and what describes them."""
+        """Capture an optimizer's state: tensors under the names of parameters, and their description."""
         parameters = optimizer.parameters()
         items = _Items(self._rank)
 
@@ -93,7 +93,7 @@ class Capture:
         return tree | {FORM: {_digest(data): data}}
 
     def shared(self, name: str, value: Stateful) -> dict[str, Any]:
-        """The state of an object that all ranks hold alike."""
+        """Capture the state of an object that is the same on all ranks."""
         state = guarded(name, value.state_dict)
         items = _Items(self._rank)
         data = self._pack(
@@ -102,10 +102,10 @@ class Capture:
         return items.tree | {PACKED: data}
 
     def own(self, name: str, value: Stateful, key: str) -> dict[str, Any]:
-        """The state of an object that each rank holds for itself.
+        """Capture the state of an object that differs between ranks.
 
         Args:
-            key: Of this rank.
+            key: This rank's key.
         """
         state = guarded(name, value.state_dict)
         items = _Items(self._rank)
@@ -131,7 +131,7 @@ class Capture:
                 'trust="full" here and at every restore.',
             ) from unsupported
         if packer.kinds - self._proven:
-            # What cannot be read back is found out now, and not at the next start.
+            # Detects now, not at the next start, that a value cannot be read back.
             try:
                 unpack(data, lambda _, __: None, subject=name, trusted=self._pickles)
             except CheckpointError as error:
@@ -140,7 +140,7 @@ class Capture:
         return data
 
     def _proving(self, place: Place) -> Place:
-        """``place``, after a look at the first tensor of each class that is more than its elements."""
+        """Wrap ``place`` to check the first tensor of each class that consists of more than its elements."""
 
         def proving(path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form] | None:
             if form.opaque:
@@ -157,11 +157,11 @@ class Capture:
 
 
 class _Items:
-    """Tensors of one object that are stored as items of their own.
+    """Tensors of one object that are stored as separate items.
 
     Attributes:
-        tree: As nested dicts, from which DCP makes the names of items.
-        flat: By those names.
+        tree: The tensors as nested dicts, from which DCP makes the names of items.
+        flat: The tensors by those names.
     """
 
     def __init__(self, rank: int) -> None:
@@ -170,7 +170,7 @@ class _Items:
         self.flat: dict[str, Any] = {}
 
     def put(self, path: Path, tensor: torch.Tensor, form: Form) -> tuple[str, Form]:
-        """Store a tensor under its path, or under one like it if that is taken; the name and form to record."""
+        """Store a tensor under its path, or a similar one if that is taken. Returns the name and form to record."""
         parts = [str(part) for part in path] or ["value"]
         if parts[0] in (PACKED, FORM):
             parts[0] += "~"
@@ -185,7 +185,7 @@ class _Items:
         if form.opaque:
             value = Opaque(elements(tensor))
             if form.distributed:
-                # Only the rank itself knows how to put its part together again.
+                # Only the rank itself can reassemble its part.
                 parts[-1] += f".rank-{self._rank:05d}"
         self.flat[name] = value
         branch = self.tree
@@ -208,7 +208,7 @@ def _stands_alone(form: Form) -> bool:
 
 
 def _is_simple(value: Any) -> bool:
-    """Whether DCP can store a value as it is, for readers that know nothing of packed ones."""
+    """Return whether DCP can store a value unchanged, for readers that do not know packed ones."""
     if is_tensor(value):
         return type(value) is torch.Tensor and value.layout is torch.strided and value.numel() == 1
     if isinstance(value, list | tuple):
@@ -223,7 +223,7 @@ def _digest(data: bytes) -> str:
 
 
 def guarded(name: str, read: Callable[[], T]) -> T:
-    """What an object says of itself, or an error that names it."""
+    """Return an object's own ``state_dict``, or raise an error that names the object."""
     try:
         return read()
     except CheckpointError:

@@ -1,6 +1,6 @@
-"""What a snapshot holds, object by object, in the form of any version. Pure; nothing is read here.
+"""The contents of a snapshot, object by object, as any version stored them. Pure; nothing is read here.
 
-DCP knows a flat set of named items. Each belongs to the object whose name its own begins with:
+DCP stores a flat set of named items. An item belongs to the object whose name is the start of the item's name:
 
 | items of an object | hold |
 | --- | --- |
@@ -36,12 +36,12 @@ _RANK = re.compile(r"rank-\d{5,}")
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """What stands in a described state for a tensor that is an item of its own.
+    """A placeholder in a described state for a tensor that is stored as a separate item.
 
     Attributes:
         item: The name of the item.
-        form: Of the tensor.
-        flattened: Whether an earlier version stored it: shape and dtype are all that is known.
+        form: The tensor's form.
+        flattened: Whether an earlier version stored it; then only its shape and dtype are known.
     """
 
     item: str
@@ -60,7 +60,7 @@ class Contents:
         tensors: Shape and dtype of each stored tensor, by item name.
         objects: Names of items that are not tensors.
         paths: Keys and positions that lead to an item in the nested state it was flattened from.
-        values: Items that were read, by name: of ``objects``, and of ``tensors`` once they are loaded.
+        values: Items that were read, by name: those of ``objects``, and those of ``tensors`` once they are loaded.
     """
 
     tensors: Mapping[str, Form]
@@ -71,7 +71,7 @@ class Contents:
 
     @classmethod
     def of(cls, metadata: Metadata) -> Contents:
-        """The contents that DCP's metadata lists."""
+        """Return the contents that DCP's metadata lists."""
         tensors, objects = {}, []
         for name, entry in metadata.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):
@@ -82,13 +82,13 @@ class Contents:
 
     @classmethod
     def held(cls, state: dict[str, Any]) -> Contents:
-        """The contents of a captured state, every value at hand."""
+        """Return the contents of a captured state, with every value."""
         flat, paths = flatten_state_dict(state)
         tensors = {name: _form(value.size(), value.dtype) for name, value in flat.items() if is_tensor(value)}
         return cls(tensors, frozenset(flat.keys() - tensors.keys()), paths, dict(flat))
 
     def below(self, name: str) -> list[str]:
-        """The items of an object."""
+        """Return the items of an object."""
         if not self._by_object:
             by_object: dict[str, list[str]] = defaultdict(list)
             for item in (*self.tensors, *self.objects):
@@ -98,22 +98,22 @@ class Contents:
 
     @property
     def names(self) -> set[str]:
-        """Of all objects."""
+        """Return the names of all objects."""
         self.below("")
         return set(self._by_object)
 
     def forms(self, name: str) -> list[str]:
-        """Items with packed states of a sharded object, in the same order on every rank."""
+        """Return the items with packed states of a sharded object, in the same order on every rank."""
         return sorted(item for item in self.below(name) if item.startswith(f"{name}.{FORM}."))
 
     def ranks(self, name: str) -> list[str]:
-        """Items with the packed state of one rank."""
+        """Return the items with the packed state of one rank."""
         return [
             item for item in self.below(name) if item in self.objects and _RANK.fullmatch(item.removeprefix(f"{name}."))
         ]
 
     def shared_items(self, names: Iterable[str]) -> list[str]:
-        """What has to be read before anything can be allocated: all that is no tensor and concerns every rank."""
+        """Return the items to read before memory is allocated: those that are not tensors and that every rank needs."""
         found: list[str] = []
         for name in names:
             packed = f"{name}.{PACKED}"
@@ -127,12 +127,12 @@ class Contents:
         return sorted(found)
 
     def flattened(self, name: str, leaf: Leaf) -> Any:
-        """The nested state of an object as earlier versions stored it.
+        """Return the nested state of an object as earlier versions stored it.
 
-        Keys are text, and empty dicts are not there: flattening loses both.
+        Keys are strings and empty dicts are absent, because flattening loses both.
 
         Args:
-            leaf: Returns what to put where a tensor is.
+            leaf: Returns the stand-in for a tensor.
         """
         tree: dict[str, Any] = {}
         for item in sorted(self.below(name), key=lambda item: [str(part) for part in self.paths.get(item, ())]):
@@ -143,7 +143,7 @@ class Contents:
 
 
 def refs_in(value: Any) -> Iterator[Ref]:
-    """Every ``Ref`` in a described state."""
+    """Yield every ``Ref`` in a described state."""
     if isinstance(value, Ref):
         yield value
     elif isinstance(value, Mapping):
@@ -157,7 +157,7 @@ def refs_in(value: Any) -> Iterator[Ref]:
 
 
 def retyped(stored: Any, live: Any) -> Any:
-    """A state that was flattened, with the key types and empty dicts that a live one has in the same places."""
+    """Return a flattened state with the key types and empty dicts that a live one has in the same places."""
     if isinstance(live, Mapping) and isinstance(stored, Mapping):
         keys = {str(key): key for key in live}
         found = {keys.get(key, key): retyped(value, live.get(keys.get(key, key))) for key, value in stored.items()}
@@ -168,18 +168,18 @@ def retyped(stored: Any, live: Any) -> Any:
 
 
 def _numbers(found: dict[Any, Any]) -> dict[Any, Any]:
-    """The keys as the whole numbers they were: those of a scheduler's milestones."""
+    """Convert the keys back to integers, such as those of a scheduler's milestones."""
     whole = all(isinstance(key, int) or re.fullmatch(r"-?\d+", str(key)) for key in found)
     return {int(key): value for key, value in found.items()} if whole else found
 
 
 def is_extra(name: str) -> bool:
-    """Whether a name is that of the extra state of a module or one of its parts (``get_extra_state``)."""
+    """Return whether the name denotes the extra state (``get_extra_state``) of a module or submodule."""
     return name.rpartition(".")[2] == "_extra_state"
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether DCP stores a value as a tensor."""
+    """Return whether DCP stores a value as a tensor."""
     return isinstance(value, torch.Tensor | ShardedTensor)
 
 

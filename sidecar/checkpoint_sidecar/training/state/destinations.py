@@ -1,7 +1,7 @@
-"""Where each item of a snapshot is loaded to, decided from what the snapshot holds.
+"""Decides where each item of a snapshot is loaded, from the snapshot's contents.
 
 A tensor of a module goes straight into the module's memory. State of an optimizer goes into new memory, shaped and
-sharded like the parameter it belongs to. The rest becomes what it was.
+sharded like the parameter it belongs to. All other items are rebuilt as they were.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from checkpoint_sidecar.training.state.optimizers import NamedOptimizer, Optimiz
 
 
 class Destinations:
-    """What to load, and into what.
+    """Items to load, and their destinations.
 
     Args:
-        contents: Of the snapshot.
+        contents: Contents of the snapshot.
         meshes: Device meshes of the live modules.
-        rank: Of this process.
+        rank: This process's rank.
 
     Attributes:
         items: By item name: a tensor to fill, or None for an object to read.
-        leftovers: What does not match.
+        leftovers: The mismatches.
     """
 
     def __init__(self, contents: Contents, meshes: list[DeviceMesh], rank: int) -> None:
@@ -53,11 +53,11 @@ class Destinations:
     def add_module(
         self, name: str, module: Module, state: Mapping[str, Any], ties: list[tuple[str, ...]] | None
     ) -> None:
-        """A module's state dict goes where it is.
+        """Load a module's state dict into the module's own memory.
 
         Args:
             state: As described by the snapshot.
-            ties: Groups of names that were one parameter; None if that is not known.
+            ties: Groups of names that were one parameter; None if unknown.
         """
         live = modules.module_state(module)
         flexible: set[str] | None = None
@@ -84,7 +84,7 @@ class Destinations:
                 )
             elif (isinstance(stored, Ref) or is_tensor(present)) and not extra:
                 self.leftovers.misfits.add(f"{place} is a tensor on one side only")
-            # Tensors inside an extra state that has become an object.
+            # Tensors inside an extra state that is an object now.
             if not isinstance(stored, Ref):
                 for ref in refs_in(stored):
                     self._add(ref, None)
@@ -94,7 +94,7 @@ class Destinations:
                 self.leftovers.misfits.add(f"{name}: {', '.join(saved)} are one parameter here, and were several")
 
     def add_optimizer(self, name: str, optimizer: NamedOptimizer, saved: OptimizerState) -> None:
-        """State of parameters goes into new memory beside them."""
+        """Load state of parameters into new memory that is shaped and sharded like them."""
         missing, unused = optimizer.misfits(saved)
         self.leftovers.missing.update(f"{name}.{each}" for each in missing)
         self.leftovers.unused.update(f"{name}.{each}" for each in unused)
@@ -107,10 +107,10 @@ class Destinations:
             self._add(ref, None)
 
     def add_refs(self, state: Any, counterparts: Mapping[str, Any] | None = None) -> None:
-        """Tensors of an object that is not sharded.
+        """Load tensors of an object that is not sharded.
 
         Args:
-            counterparts: Sharded tensors that it holds now, by item name.
+            counterparts: The object's present sharded tensors, by item name.
         """
         for ref in refs_in(state):
             self._add(ref, (counterparts or {}).get(ref.item))
@@ -120,12 +120,12 @@ class Destinations:
         self.items[item] = None
 
     def add_whole(self, item: str) -> None:
-        """A tensor about which nothing else is known yet, into host memory; or an object."""
+        """Load an object, or load a tensor whose owner is not known yet into host memory."""
         form = self._contents.tensors.get(item)
         self.items[item] = torch.empty(form.shape, dtype=form.torch_dtype) if form else None
 
     def loaded(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What was loaded, by the names that the described states use."""
+        """Return the loaded values, by the names that the described states use."""
         found = {item: value.tensor if isinstance(value, Opaque) else value for item, value in values.items()}
         for item, (own, like) in self._wrapped.items():
             found[item] = wrapped_like(like, found[own])
@@ -135,7 +135,7 @@ class Destinations:
         """Allocate a tensor.
 
         Args:
-            like: What it belongs to.
+            like: The tensor that it belongs to.
         """
         form, listed = ref.form, self._contents.tensors.get(ref.item)
         if form.opaque:
@@ -188,7 +188,7 @@ def _same(present: Any, form: Form) -> bool:
 
 
 def _writable(tensor: Any) -> Any:
-    """The tensor itself, or memory like it if several of its elements share a place."""
+    """Return the tensor itself, or new memory like it if several of its elements share memory."""
     if isinstance(tensor, torch.Tensor) and not isinstance(tensor, DTensor | ShardedTensor):
         overlaps = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) if overlaps else tensor

@@ -1,7 +1,7 @@
 """Short digests of values, equal on two ranks that hold the same value, whatever the order of their sets and dicts.
 
-Digests are compared between processes, so nothing in them depends on addresses, hash seeds or which equal strings
-happen to be one object, as the bytes of a pickle do.
+Digests are compared between processes. Unlike the bytes of a pickle, they therefore do not depend on addresses, hash
+seeds, or on which equal strings happen to be one object.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from checkpoint_sidecar.training.dcp.memory import as_buffer, as_bytes, is_plain
 from checkpoint_sidecar.training.state.values import MAGIC, unpack
 
 WHOLE_BYTES = 64 * 1024
-"""Values up to this size are read whole; larger ones are sampled."""
+"""Values up to this size are read completely; larger ones are sampled."""
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 1024
 _MOST_PARTS = 20_000
-"""Objects of more parts than this are not compared: walking them would take longer than writing them."""
+"""Objects of more parts are not compared, because walking them would take longer than writing them."""
 
 _NAMED = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 
 
 def of_tensor(tensor: torch.Tensor, seed: int = 0) -> int | None:
-    """The digest of a tensor's values; None where they cannot be read.
+    """Return the digest of a tensor's values, or None if they cannot be read.
 
     Args:
-        seed: Which parts of a large tensor to read.
+        seed: Selects the parts of a large tensor to read.
     """
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
@@ -52,7 +52,7 @@ def of_tensor(tensor: torch.Tensor, seed: int = 0) -> int | None:
 
 
 def of_object(value: Any, seed: int = 0) -> int | None:
-    """The digest of any other value; None if it is too large or cannot be taken apart."""
+    """Return the digest of any other value, or None if it is too large or cannot be taken apart."""
     return _digest_of(value, seed)
 
 
@@ -91,7 +91,7 @@ def _checksum(memory: memoryview, seed: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _sampling(size: int, seed: int) -> tuple[int, int]:
-    """Where the first sample of ``size`` bytes begins, and how far apart samples are: one in each of equal sections."""
+    """Return the first sample's offset and the distance of samples of ``size`` bytes, one in each equal section."""
     section = size // _SAMPLES
     return random.Random(seed).randrange(section - _SAMPLE_BYTES), section  # noqa: S311 - every rank must choose alike
 
@@ -101,7 +101,7 @@ class _TooLargeError(Exception):
 
 
 class _Walk:
-    """Takes a value apart as pickle does, and digests the parts in an order of its own."""
+    """Takes a value apart as pickle does, and digests the parts in a canonical order."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -173,9 +173,9 @@ class _Walk:
         raise TypeError(f"the memory of a {kind} is unknown")
 
     def _packed(self, data: bytes) -> bytes:
-        """The digest of a packed value, whose bytes depend on the order of its dicts; of its bytes if it is large."""
+        """Return the digest of a packed value regardless of the order of its dicts, or of its bytes if it is large."""
         if len(data) <= _MOST_PARTS:
-            # Bytes of another origin may begin like a packed value.
+            # Bytes that were not packed may begin like a packed value.
             with suppress(Exception):
                 walk = _Walk(self._seed)
                 return walk.of(unpack(data, lambda name, form: (name, repr(form)), subject="a value", trusted=True))

@@ -1,4 +1,4 @@
-"""What a tensor is besides its elements, as plain data, and how memory for one like it is allocated."""
+"""Describes tensors, without their elements, as plain data, and allocates memory for similar ones."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from checkpoint_sidecar.training.dcp.memory import is_plain
 
 
 class Form(NamedTuple):
-    """A tensor without its elements. A tuple, because each save makes one for each tensor.
+    """A tensor without its elements. A tuple, because each save creates one for each tensor.
 
     Attributes:
         dtype: Its name in torch.
-        device: Its type: what is on some GPU comes back on the current one.
+        device: Its type: a tensor from any GPU returns to the current one.
         parameter, grad: Whether it is a ``Parameter``, and whether it requires a gradient.
         like: Whether it has the shape and the sharding of the parameter it belongs to.
-        placements: Of a ``DTensor``, one for each dimension of its mesh; None for every other tensor.
-        mesh_names: Of the dimensions of that mesh, if they have any.
+        placements: A ``DTensor``'s placements, one for each dimension of its mesh; None for other tensors.
+        mesh_names: Names of that mesh's dimensions, if they have any.
         sharded: Whether it is a ``ShardedTensor``.
-        raw: Whether it is the bytes of something else, such as an array.
-        opaque: Whether it, or what a rank holds of it, is more than its elements: a subclass, sparse, quantized.
-        strides: How its elements lie in memory, unless in row-major order or as those of the parameter it is ``like``.
-            Matrix products of equal numbers that lie in another order may differ in the last bit.
+        raw: Whether it holds the bytes of another value, such as an array.
+        opaque: Whether it, or a rank's part of it, is more than its elements: a subclass, sparse, quantized.
+        strides: Its strides, unless it is in row-major order or laid out as the parameter it is ``like``. With
+            another layout, matrix products of equal numbers may differ in the last bit.
     """
 
     dtype: str
@@ -64,12 +64,12 @@ class Form(NamedTuple):
         return self.placements is not None or self.sharded
 
     def encode(self) -> dict[str, Any]:
-        """As MessagePack can hold it; what has its default is left out."""
+        """Return values that MessagePack can hold. Fields with their default are left out."""
         return {name: value for value, (name, default) in zip(self, _DEFAULTS, strict=True) if value != default}
 
     @classmethod
     def decode(cls, data: dict[str, Any]) -> Form:
-        """The form again; fields of later versions are left out."""
+        """Rebuild a form. Fields of later versions are ignored."""
         known = {name: value for name, value in data.items() if name in cls._fields}
         for name in ("shape", "placements", "mesh_names", "strides"):
             if known.get(name) is not None:
@@ -77,7 +77,7 @@ class Form(NamedTuple):
         return cls(**{"dtype": "", "shape": ()} | known)
 
     def home(self) -> torch.device:
-        """The device that a tensor of this form comes back to, if no other tensor decides it."""
+        """Return the device that a tensor of this form is restored to, unless another tensor decides."""
         if self.device == "cpu":
             return torch.device("cpu")
         backend = getattr(torch, self.device, None)
@@ -86,7 +86,7 @@ class Form(NamedTuple):
         return torch.device(self.device, backend.current_device())
 
     def finish(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A loaded tensor as it was: on its device, laid out, a parameter, requiring a gradient."""
+        """Return a loaded tensor as it was: its device, layout, ``Parameter`` class and ``requires_grad``."""
         if not self.distributed and not self.like and self.device != "cpu" and tensor.device.type == "cpu":
             tensor = tensor.to(self.home())
         if self.strides is not None and tensor.stride() != self.strides:
@@ -102,18 +102,18 @@ _DEFAULTS = tuple(zip(Form._fields, Form("", ()), strict=True))
 
 
 def describe(tensor: Any, *, like: Any = None) -> Form:
-    """The form of a tensor.
+    """Return the form of a tensor.
 
     Args:
         like: The parameter it belongs to.
 
     Raises:
-        ValueError: A tensor without elements, or one whose elements no rank has; the message says which.
+        ValueError: The tensor has no elements, or no rank has them; the message says which.
     """
     if is_uninitialized(tensor):
         raise ValueError("is not initialized yet: run the module once before the first save")
     sharded = isinstance(tensor, ShardedTensor)
-    # One of which this rank holds nothing cannot even be asked.
+    # A tensor of which this rank has no part raises an error here.
     if not sharded and tensor.is_meta:
         raise ValueError("is on the meta device and has no elements: move the module with to_empty(device=...)")
     names: tuple[str, ...] | None = None
@@ -142,7 +142,7 @@ def describe(tensor: Any, *, like: Any = None) -> Form:
 
 
 def strides_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """The strides of a tensor whose elements fill its memory once, in whatever order; None for others."""
+    """Return the strides of a tensor whose elements fill its memory once, in any order; None for others."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -152,18 +152,18 @@ def strides_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 
 def is_uninitialized(tensor: Any) -> bool:
-    """Whether a lazy module has not made this parameter or buffer yet."""
+    """Return whether a lazy module has not created this parameter or buffer yet."""
     return isinstance(tensor, UninitializedTensorMixin)
 
 
 def elements(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor, without a gradient."""
+    """Return this rank's part of a tensor, without a gradient."""
     local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
     return local.detach()
 
 
 def is_like(tensor: Any, parameter: Any) -> bool:
-    """Whether a tensor is shaped and sharded as a parameter is."""
+    """Return whether a tensor is shaped and sharded like a parameter."""
     if tuple(tensor.size()) != tuple(parameter.size()) or isinstance(tensor, DTensor) != isinstance(parameter, DTensor):
         return False
     if isinstance(tensor, DTensor):
@@ -172,7 +172,7 @@ def is_like(tensor: Any, parameter: Any) -> bool:
 
 
 def allocate_like(model: Any, dtype: torch.dtype) -> Any:
-    """Memory shaped and sharded as another tensor, of a dtype."""
+    """Allocate a tensor of a dtype, shaped and sharded like another one."""
     if isinstance(model, ShardedTensor):
         metadata = copy.deepcopy(model.metadata())
         properties = metadata.tensor_properties
@@ -196,14 +196,14 @@ def allocate_like(model: Any, dtype: torch.dtype) -> Any:
 
 
 def wrapped_like(model: DTensor, local: torch.Tensor) -> DTensor:
-    """The distributed tensor of which this rank holds ``local``, distributed as another one is."""
+    """Return the distributed tensor whose part on this rank is ``local``, distributed like another one."""
     return DTensor.from_local(
         local, model.device_mesh, model.placements, run_check=False, shape=model.shape, stride=model.stride()
     )
 
 
 def allocate_on(mesh: DeviceMesh, form: Form) -> DTensor:
-    """Memory for a ``DTensor`` of this form; on a mesh of other dimensions every rank gets all of it."""
+    """Allocate a ``DTensor`` of this form. On a mesh with other dimensions, every rank gets all of it."""
     placements = [_decode(each) for each in form.placements or ()]
     if len(placements) != mesh.ndim:
         placements = [Replicate() for _ in range(mesh.ndim)]
@@ -211,16 +211,16 @@ def allocate_on(mesh: DeviceMesh, form: Form) -> DTensor:
 
 
 class Opaque:
-    """A tensor that is more than its elements, as one object: DCP neither cuts it nor fits it to another.
+    """A tensor that is more than its elements, as one object: DCP neither cuts it nor reshards it.
 
-    It is pickled as the tensor itself, so that every reader gets that.
+    It is pickled as the tensor itself, so every reader gets the tensor.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
     def refused(self, *, trusted: bool) -> str:
-        """Why it could not be read back, as the end of a sentence; empty if it can."""
+        """Return why it could not be read back, as the end of a sentence, or an empty string."""
         stream = io.BytesIO()
         try:
             torch.save(self.tensor.cpu(), stream)
@@ -243,7 +243,7 @@ def _encode(placement: Placement) -> str:
         return "R"
     if type(placement) is Shard:
         return f"S{placement.dim}"
-    # As torch's own metadata has no place for how such shards interleave, they are put together by their offsets.
+    # torch's metadata cannot describe how such shards interleave, so they are assembled by their offsets.
     return f"S{placement.dim}" if hasattr(placement, "dim") else "R"
 
 

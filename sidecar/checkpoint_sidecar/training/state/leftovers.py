@@ -1,4 +1,4 @@
-"""What does not match between a snapshot and the objects it is loaded into, and whether that is fatal. Pure."""
+"""Finds mismatches between a snapshot and the objects it is loaded into, and decides if they are fatal. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from checkpoint_sidecar.core.errors import IncompatibleSnapshotError
 
 MOST_NAMES = 32
-"""Names in a message or log entry; the rest is counted."""
+"""Maximum number of names in a message or log entry; the others are counted."""
 
 
 @dataclass(slots=True)
 class Leftovers:
-    """What a restore cannot match.
+    """Mismatches of a restore.
 
     Attributes:
-        missing: Names that the objects want and the snapshot lacks.
+        missing: Names that the objects have and the snapshot lacks.
         absent: Optional objects that the snapshot lacks.
-        unused: Names that the snapshot has and the objects do not take.
+        unused: Names that the snapshot has and the objects lack.
         gone: Objects of the snapshot that the state does not have.
-        misfits: Reasons why a stored value cannot be put where it belongs, each with its name.
+        misfits: Reasons why a stored value does not fit its destination, each with its name.
     """
 
     missing: set[str] = field(default_factory=set)
@@ -31,7 +31,7 @@ class Leftovers:
 
     @classmethod
     def of_all(cls, ranks: Sequence[Leftovers]) -> Leftovers:
-        """What the ranks together cannot match: one that takes a name takes it for all."""
+        """Combine the mismatches of all ranks: a name that one rank uses counts as used."""
         return cls(
             missing=set().union(*(each.missing for each in ranks)),
             absent=set().union(*(each.absent for each in ranks)),
@@ -42,20 +42,20 @@ class Leftovers:
 
     @property
     def not_restored(self) -> tuple[str, ...]:
-        """What keeps the state it has, bounded."""
+        """Names that keep their present state, bounded."""
         return bounded(self.missing | self.absent)
 
     @property
     def not_used(self) -> tuple[str, ...]:
-        """What stays in the snapshot, bounded."""
+        """Names in the snapshot that are not restored, bounded."""
         return bounded(self.unused | self.gone)
 
 
 def refusal(leftovers: Leftovers, subject: str, *, strict: bool) -> IncompatibleSnapshotError | None:
-    """Why the snapshot must not be loaded, or None.
+    """Return why the snapshot must not be loaded, or None.
 
     Args:
-        strict: Whether names that only one side has are fatal. Objects that the state does not have never are.
+        strict: Whether names that only one side has are fatal. Objects that the state lacks never are.
     """
     operation = "restore"
     if leftovers.misfits:
@@ -82,7 +82,7 @@ def refusal(leftovers: Leftovers, subject: str, *, strict: bool) -> Incompatible
 
 
 def bounded(names: Iterable[str]) -> tuple[str, ...]:
-    """The names in order; of many the first ones and a count."""
+    """Return the names in order; if there are many, the first ones and a count."""
     ordered = sorted(names)
     if len(ordered) <= MOST_NAMES:
         return tuple(ordered)

@@ -1,7 +1,7 @@
-"""The state of modules under the names that survive wrapping, and how it is put back.
+"""Captures and restores the state of modules, under names that survive wrapping.
 
-Names are those of ``module.state_dict()`` without what DistributedDataParallel, FSDP1, ``torch.compile`` and activation
-checkpointing put in front, so that a run may change its wrappers from one start to the next.
+Names are those of ``module.state_dict()`` without the prefixes of DistributedDataParallel, FSDP1, ``torch.compile`` and
+activation checkpointing, so that a run may change its wrappers from one start to the next.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _WRAPPERS = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod")
 
 
 def is_flat(module: Module) -> bool:
-    """Whether part of a module is wrapped by FSDP1, which keeps its parameters in flat ones."""
+    """Return whether FSDP1, which keeps parameters in flat ones, wraps part of a module."""
     return bool(FullyShardedDataParallel.fsdp_modules(module))
 
 
 @contextmanager
 def sharded_state(module: Module) -> Iterator[None]:
-    """Let FSDP1 hand out and take sharded state; no other module is changed."""
+    """Make FSDP1 return and accept sharded state inside the block. Other modules are unchanged."""
     if not is_flat(module):
         yield
         return
@@ -50,19 +50,19 @@ def sharded_state(module: Module) -> Iterator[None]:
 
 
 def module_state(module: Module) -> dict[str, Any]:
-    """The module's state dict by clean names; tensors share its memory. Collective under FSDP1."""
+    """Return the module's state dict by clean names; tensors share its memory. Collective under FSDP1."""
     return {clean: value for clean, (_, value) in _named_state(module).items()}
 
 
 def put_module_state(
     module: Module, state: Mapping[str, Any], *, strict: bool, versions: Mapping[str, int] | None = None
 ) -> None:
-    """Put back a state by clean names, through the module's own ``load_state_dict``. Collective under FSDP1.
+    """Restore a state by clean names, through the module's own ``load_state_dict``. Collective under FSDP1.
 
-    Buffers that the module has as None, or in another shape, are replaced first: ``load_state_dict`` cannot.
+    Buffers that are None in the module, or have another shape, are replaced first, as ``load_state_dict`` cannot.
 
     Args:
-        versions: Of the modules that saved it; None if they are not known.
+        versions: Versions of the modules that saved it; None if unknown.
     """
     buffers = _buffers(module)
     for name, value in state.items():
@@ -74,7 +74,7 @@ def put_module_state(
     raw = {clean: key for clean, (key, _) in _named_state(module).items()}
     named = OrderedDict((raw.get(name, name), value) for name, value in state.items())
     clean = cleaner(module)
-    # Where torch looks for what the state was saved by: modules fill in or rename what other versions lack.
+    # torch reads versions here, so that modules can add or rename entries of a state from another version.
     named._metadata = {  # type: ignore[attr-defined]
         prefix: {"version": part._version if versions is None else versions.get(clean(prefix), 1)}
         for prefix, part in module.named_modules(remove_duplicate=False)
@@ -84,14 +84,14 @@ def put_module_state(
 
 
 def replaceable(module: Module) -> set[str]:
-    """Clean names of what may come back with another shape than it has now: buffers, and what is not initialized."""
+    """Return clean names whose shape a restore may change: buffers, and uninitialized parameters."""
     clean = cleaner(module)
     lazy = (clean(key) for key, tensor in module.named_parameters() if is_uninitialized(tensor))
     return {*_buffers(module), *lazy}
 
 
 def parameter_names(module: Module) -> dict[int, tuple[str, ...]]:
-    """The clean names of each parameter, by ``id``: several where weights are tied."""
+    """Return the clean names of each parameter, by ``id``; tied weights have several."""
     clean = cleaner(module)
     names: dict[int, tuple[str, ...]] = {}
     for key, parameter in module.named_parameters(remove_duplicate=False):
@@ -102,12 +102,12 @@ def parameter_names(module: Module) -> dict[int, tuple[str, ...]]:
 
 
 def tied_names(module: Module) -> list[tuple[str, ...]]:
-    """Groups of names that stand for one parameter."""
+    """Return groups of names that denote one parameter."""
     return sorted(names for names in parameter_names(module).values() if len(names) > 1)
 
 
 def frozen_names(module: Module) -> list[str]:
-    """Parameters that require no gradient."""
+    """Return the names of parameters that require no gradient."""
     clean = cleaner(module)
     return sorted(
         {
@@ -119,11 +119,11 @@ def frozen_names(module: Module) -> list[str]:
 
 
 def thaw(module: Module, frozen: Iterable[str], saved: Iterable[str]) -> list[str]:
-    """Let parameters require gradients as they did when they were saved. Returns the names of those that did not.
+    """Restore which parameters require gradients. Returns the names of those whose setting was changed.
 
     Args:
-        frozen: Names of those that required none.
-        saved: Names of all that were saved.
+        frozen: Names of the saved parameters that required none.
+        saved: Names of all saved parameters.
     """
     clean = cleaner(module)
     without, known, changed = set(frozen), set(saved), []
@@ -136,7 +136,7 @@ def thaw(module: Module, frozen: Iterable[str], saved: Iterable[str]) -> list[st
 
 
 def versions(module: Module) -> dict[str, int]:
-    """The versions of the classes of a module's parts, by clean names, apart from those of version 1."""
+    """Return the versions of the classes of submodules, by clean name, except for version 1."""
     clean = cleaner(module)
     return {
         clean(prefix): part._version
@@ -146,7 +146,7 @@ def versions(module: Module) -> dict[str, int]:
 
 
 def unsaved_buffers(module: Module) -> list[str]:
-    """Non-persistent buffers: no state dict has them; the module's constructor makes them again."""
+    """Return the non-persistent buffers. No state dict has them; the module's constructor creates them again."""
     return [
         f"{prefix}.{leaf}" if prefix else leaf
         for prefix, part in module.named_modules()
@@ -156,7 +156,7 @@ def unsaved_buffers(module: Module) -> list[str]:
 
 
 def check_module(name: str, module: Module) -> None:
-    """Refuse a module whose elements are nowhere.
+    """Refuse a module without memory for its elements.
 
     Raises:
         ConfigurationError: It is on the meta device.
@@ -172,8 +172,8 @@ def check_module(name: str, module: Module) -> None:
 
 
 def cleaner(module: Module) -> Callable[[str], str]:
-    """Returns what turns a key of ``module.state_dict()`` into one without the parts that wrappers added."""
-    # Walking the whole path of each key, as torch does, takes as long as everything else that a capture does.
+    """Return a function that removes the parts added by wrappers from a key of ``module.state_dict()``."""
+    # Walking the whole path of each key, as torch does, takes as long as the rest of a capture.
     return partial(_found_name, module) if any(map(_is_wrapper, module.modules())) else _without_wrappers
 
 
@@ -191,7 +191,7 @@ def _found_name(module: Module, key: str) -> str:
     try:
         (clean,) = _get_fqns(module, key)
     except (AttributeError, AssertionError, RuntimeError, ValueError):
-        # A hook of the module has renamed it, so that it leads nowhere.
+        # A hook of the module has renamed it, so the path does not exist.
         return _without_wrappers(key)
     return clean
 
@@ -214,17 +214,17 @@ def _named_state(module: Module) -> dict[str, tuple[str, Any]]:
 
 
 def _buffers(module: Module) -> dict[str, tuple[Module, str]]:
-    """Where each persistent buffer is, also one that is None, by clean name."""
+    """Return the location of each persistent buffer by clean name, including those that are None."""
     clean = cleaner(module)
     return {
         clean(f"{prefix}.{leaf}" if prefix else leaf): (part, leaf)
         for prefix, part in module.named_modules()
-        for leaf, _ in part._buffers.items()  # a scripted module's buffers can be gone through in no other way
+        for leaf, _ in part._buffers.items()  # the only way to iterate over a scripted module's buffers
         if leaf not in part._non_persistent_buffers_set
     }
 
 
 def _takes(present: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether ``copy_`` can put the value where the present one is."""
+    """Return whether ``copy_`` can overwrite the present value."""
     overlaps = any(stride == 0 and size > 1 for stride, size in zip(present.stride(), present.shape, strict=True))
     return present.shape == value.shape and not overlaps

@@ -1,7 +1,7 @@
-"""The state of optimizers by the names of their parameters, and how it is put back. Nothing here takes a step.
+"""Captures and restores the state of optimizers by the names of their parameters, without taking a step.
 
-An optimizer numbers its parameters in the order of its groups. A snapshot names them, so that it fits an optimizer that
-was built in another order, and one that has no state yet.
+An optimizer numbers its parameters in the order of its groups. A snapshot names them instead, so that it fits an
+optimizer that was built in another order or has no state yet.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _PARAMS = "params"
 
 @dataclass(slots=True)
 class OptimizerState:
-    """What an optimizer holds, by parameter names.
+    """State of an optimizer, by parameter names.
 
     Attributes:
         groups: Parameter groups; ``params`` has names.
-        state: Of each parameter that has one.
-        loose: State that belongs to no parameter, by the optimizer's own keys.
-        rest: What else its ``state_dict`` returned.
+        state: State of each parameter that has one.
+        loose: State that does not belong to a parameter, by the optimizer's own keys.
+        rest: Everything else in its ``state_dict``.
     """
 
     groups: list[dict[str, Any]]
@@ -39,15 +39,15 @@ class OptimizerState:
 
     @property
     def names(self) -> set[str]:
-        """Of all parameters in its groups."""
+        """Names of all parameters in its groups."""
         return {name for group in self.groups for name in group[_PARAMS]}
 
     def described(self) -> dict[str, Any]:
-        """As it is packed."""
+        """Return the plain value that is packed."""
         return {"state": self.state, "param_groups": self.groups, "loose": self.loose, "rest": self.rest}
 
     def merged(self, other: OptimizerState) -> OptimizerState:
-        """Both together: what ranks of a pipeline hold, each of its own parameters."""
+        """Combine the states of two pipeline ranks, each of which has its own parameters."""
         own = self.names
         groups = [dict(group, params=list(group[_PARAMS])) for group in self.groups]
         for index, group in enumerate(other.groups):
@@ -60,14 +60,14 @@ class OptimizerState:
 
 
 class NamedOptimizer:
-    """An optimizer beside the modules whose parameters it has.
+    """An optimizer together with the modules that own its parameters.
 
     Args:
-        name: In the application's state.
+        name: Its name in the application's state.
         modules: All modules of that state, by name.
 
     Raises:
-        ConfigurationError: It has a parameter that is in none of the modules.
+        ConfigurationError: One of its parameters is not in any of the modules.
     """
 
     def __init__(self, name: str, optimizer: Optimizer, modules: Mapping[str, Module]) -> None:
@@ -78,12 +78,12 @@ class NamedOptimizer:
 
     @property
     def flat(self) -> Module | None:
-        """The module that FSDP1 has flattened, if this optimizer is over one."""
+        """The module that FSDP1 has flattened, if the optimizer's parameters belong to one."""
         owner = self._owner()
         return self._modules[owner] if owner is not None and is_flat(self._modules[owner]) else None
 
     def capture(self) -> OptimizerState:
-        """Its state as it is; tensors are its own. Collective under FSDP1."""
+        """Return its present state; tensors share its memory. Collective under FSDP1."""
         state = self._optimizer.state_dict()
         if not {"state", "param_groups"} <= set(state):
             raise ConfigurationError(
@@ -122,16 +122,16 @@ class NamedOptimizer:
         return OptimizerState(groups, named, loose, rest)
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters by every name they may have in a snapshot: where tensors of their state belong."""
+        """Return the parameters by every name that they may have in a snapshot."""
         return {name: parameter for parameter, names in self._names() for name in names}
 
     def homes(self) -> dict[str, Any]:
-        """What state of each parameter is shaped and sharded like: the parameter, as its module hands it out."""
+        """Return the parameters as their modules return them; their state has the same shape and sharding."""
         module = self.flat
         return self.parameters() if module is None else module_state(module)
 
     def misfits(self, saved: OptimizerState) -> tuple[list[str], list[str]]:
-        """Names of parameters that the snapshot lacks, and names that the optimizer lacks."""
+        """Return the names of parameters that the snapshot lacks, and those that the optimizer lacks."""
         known = saved.names
         live: set[str] = set()
         missing: list[str] = []
@@ -142,12 +142,12 @@ class NamedOptimizer:
         return missing, sorted(known - live)
 
     def restore(self, saved: OptimizerState) -> None:
-        """Put a state back through the optimizer's own ``load_state_dict``. Collective under FSDP1.
+        """Restore a state through the optimizer's own ``load_state_dict``. Collective under FSDP1.
 
-        Parameters that the snapshot does not know keep what they have.
+        Parameters without saved state keep their present state.
 
         Raises:
-            IncompatibleSnapshotError: Parameters of one group were in several, or the optimizer refuses it.
+            IncompatibleSnapshotError: Parameters of one group were saved in several, or the optimizer refuses it.
         """
         if (module := self.flat) is not None:
             self._restore_flat(module, saved)
@@ -187,7 +187,7 @@ class NamedOptimizer:
         self._load({**saved.rest, **numbered})
 
     def _options(self, saved: OptimizerState, index: int, names: list[tuple[str, ...]]) -> dict[str, Any]:
-        """The saved options of the group that these parameters are in now."""
+        """Return the saved options of the group that contains these parameters now."""
         found = {
             number
             for number, group in enumerate(saved.groups)
@@ -220,14 +220,14 @@ class NamedOptimizer:
                 f"its load_state_dict raised {type(error).__name__}: {error}",
                 "Build the optimizer as it was when the snapshot was saved.",
             ) from error
-        # Undo what Optimizer.load_state_dict does to values: it casts tensors to the parameter's dtype.
+        # Undo the casts of Optimizer.load_state_dict, which converts tensors to the parameter's dtype.
         for number, parameter in parameters.items():
             present, saved = self._optimizer.state.get(parameter), state["state"].get(number)
             if isinstance(present, dict) and isinstance(saved, dict):
                 present.update({key: _as_saved(saved.get(key), value) for key, value in present.items()})
 
     def _names(self) -> Iterator[tuple[torch.Tensor, tuple[str, ...]]]:
-        """Each parameter with its names in a snapshot, the one it is saved under first."""
+        """Return each parameter with its names in a snapshot; it is saved under the first."""
         owner = self._owner()
         named = {module: parameter_names(self._modules[module]) for module in self._modules}
         for index, group in enumerate(self._optimizer.param_groups):
@@ -253,7 +253,7 @@ class NamedOptimizer:
             yield from ((name,) for name in self.capture().names)
 
     def _owner(self) -> str | None:
-        """The first module that has all parameters; None if they are spread over several."""
+        """Return the first module that has all parameters, or None if they belong to several."""
         owned = {id(parameter) for group in self._optimizer.param_groups for parameter in group[_PARAMS]}
         for name, module in self._modules.items():
             if owned <= {id(parameter) for parameter in module.parameters()}:
@@ -275,14 +275,14 @@ class _Numbers:
 
 
 class _Box:
-    """Hides a value from ``Optimizer.load_state_dict``, which would take it apart."""
+    """Hides a value from ``Optimizer.load_state_dict``, which would otherwise convert its parts."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 def _boxed(state: Any) -> Any:
-    """A parameter's state with all but dicts, tensors and numbers hidden."""
+    """Return a parameter's state with every value hidden that is not a dict, tensor or number."""
     if type(state) is dict:
         return {key: _boxed(value) for key, value in state.items()}
     return state if isinstance(state, torch.Tensor | int | float | complex | None) else _Box(state)
@@ -295,14 +295,14 @@ def _as_saved(saved: Any, present: Any) -> Any:
         known = saved if isinstance(saved, dict) else {}
         return {key: _as_saved(known.get(key), value) for key, value in present.items()}
     if isinstance(saved, torch.Tensor) and isinstance(present, torch.Tensor):
-        # The optimizer may have moved it to where it needs it; another dtype has other bits.
+        # The optimizer may have moved it to another device. Another dtype would change its bits.
         return present if saved.dtype == present.dtype and type(saved) is type(present) else saved
-    # Anything else is the optimizer's own reading, such as a tensor of a step that was saved as a number.
+    # Any other difference is the optimizer's own conversion, such as a tensor for a step that was saved as a number.
     return present
 
 
 def _numbered(packed: list[dict[str, Any]], groups: list[dict[str, Any]]) -> dict[int, Any]:
-    """The parameters by the numbers that ``state_dict`` has given them."""
+    """Return the parameters by their numbers in ``state_dict``."""
     return {
         number: parameter
         for numbers, group in zip(packed, groups, strict=True)
@@ -311,6 +311,6 @@ def _numbered(packed: list[dict[str, Any]], groups: list[dict[str, Any]]) -> dic
 
 
 def _group_of(module: Module) -> Any:
-    """The process group over which FSDP1 has sharded; None for the hybrid strategies, which have two."""
+    """Return the process group over which FSDP1 has sharded; None for hybrid strategies, which have two."""
     wrapped = FullyShardedDataParallel.fsdp_modules(module)[0]
     return None if "HYBRID" in wrapped.sharding_strategy.name else wrapped.process_group

@@ -12,7 +12,7 @@ import torch
 class RandomState:
     """Saves and restores this rank's generators: torch's on CPU and current GPU, Python's, and NumPy's if imported.
 
-    Each rank has its own. A rank that the snapshot does not know (more ranks than saved it) keeps its seeds.
+    Each rank has its own. A rank without saved generators (there are more ranks than saved them) keeps its seeds.
 
     >>> Checkpointer({"model": model, "optim": optim, "random": RandomState()}, url=...)
     """

@@ -1,9 +1,9 @@
-"""Python values as bytes that can be read back without running anything: the packed form of what is not sharded.
+"""Packs Python values that are not sharded into bytes that can be read back without running code.
 
 A packed value is a magic word and MessagePack. Scalars stand for themselves; everything else is a list that begins
-with a tag from the tables below. Packing accepts exactly the types it can rebuild, so that what was packed comes back
-equal and of the same type; it refuses the rest and says where in the value it is. Tensors may be left out, to be stored
-as items of their own; a reference then takes their place.
+with a tag from the tables below. Packing accepts exactly the types that it can rebuild, so that a packed value is
+restored equal and with the same type. It refuses all others and names their place in the value. A tensor may be stored
+as a separate item; a reference then takes its place.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _BIT_GENERATORS = frozenset({"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
 
 
 class Unsupported(Exception):  # noqa: N818 - what is raised is the answer to a question
-    """A value that would not come back.
+    """Raised for a value that could not be restored.
 
     Attributes:
         path: Keys and positions that lead to it.
-        cause: Why not, as the rest of a sentence that begins with the place.
+        cause: The reason, as the rest of a sentence that begins with the place.
     """
 
     def __init__(self, path: Path, cause: str) -> None:
@@ -62,7 +62,7 @@ class Unsupported(Exception):  # noqa: N818 - what is raised is the answer to a 
 
     @property
     def place(self) -> str:
-        """The path as text, with dots."""
+        """The path as text, separated by dots."""
         return ".".join(map(str, self.path))
 
 
@@ -70,12 +70,12 @@ class Packer:
     """Packs values.
 
     Args:
-        place: Decides about each tensor, given its path and form: the name it is stored under as an item of its own,
-            with the form to record; or None to pack its bytes.
-        pickles: Pickle what is not on the allow-list, for readers that trust it, instead of refusing it.
+        place: Decides about each tensor, given its path and form: returns the name of a separate item and the form to
+            record, or None to pack its bytes.
+        pickles: Pickle types that are not on the allow-list, for readers that trust them, instead of refusing them.
 
     Attributes:
-        kinds: Tags of everything packed so far.
+        kinds: Tags of all values packed so far.
     """
 
     def __init__(self, place: Place, *, pickles: bool = False) -> None:
@@ -84,13 +84,13 @@ class Packer:
         self.kinds: set[str] = set()
 
     def pack(self, value: Any, *, at: Path = ()) -> bytes:
-        """The bytes of a value.
+        """Return the bytes of a value.
 
         Args:
-            at: Path of the value itself, for errors and for ``place``.
+            at: Path of the value, for errors and for ``place``.
 
         Raises:
-            Unsupported: Part of it would not come back.
+            Unsupported: Part of it could not be restored.
         """
         return MAGIC + msgspec.msgpack.encode(self._node(value, at, ()))
 
@@ -115,7 +115,7 @@ class Packer:
             tag, parts = simple
             return self._tag(tag, *(self._node(part, path, inside) for part in parts(value)))
         if kind in (set, frozenset):
-            # In the order of their bytes, so that equal sets have equal bytes in every process.
+            # Sorted by their bytes, so that equal sets have equal bytes in every process.
             members = (self._node(each, path, inside) for each in value)
             return self._tag(kind.__name__, sorted(members, key=msgspec.msgpack.encode))
         if kind is SimpleNamespace:
@@ -135,7 +135,7 @@ class Packer:
 
     def _all(self, values: Iterable[Any], path: Path, inside: tuple[int, ...]) -> list[Any]:
         values = list(values)
-        # What holds numbers only, such as the order of a million samples, is not looked at one by one.
+        # Sequences of numbers only, such as the order of a million samples, are not visited one by one.
         if set(map(type, values)) <= {int, float, bool} and all(
             value in _INT64 for value in _extremes(values) if type(value) is int
         ):
@@ -211,16 +211,16 @@ class Packer:
 
 
 def unpack(data: bytes, find: Find, *, subject: str, trusted: bool = False) -> Any:
-    """The value that was packed.
+    """Return the value that was packed.
 
     Args:
-        find: Returns what to put where a tensor was stored as an item of its own, given its name and form.
-        subject: What to name in errors.
-        trusted: Unpickle what was pickled, and with it run whatever code it names.
+        find: Returns the value for a tensor that was stored as a separate item, given its name and form.
+        subject: Name of the value in errors.
+        trusted: Unpickle pickled parts, which runs any code that they name.
 
     Raises:
-        UntrustedSnapshotError: It holds pickled objects, and they are not trusted.
-        IncompatibleSnapshotError: It cannot be rebuilt by this version.
+        UntrustedSnapshotError: It holds pickled objects, and ``trusted`` is False.
+        IncompatibleSnapshotError: This version cannot rebuild it.
     """
     if not data.startswith(MAGIC):
         raise IncompatibleSnapshotError("unpack a value", subject, "it does not begin as packed values do")
@@ -229,7 +229,7 @@ def unpack(data: bytes, find: Find, *, subject: str, trusted: bool = False) -> A
     except (UntrustedSnapshotError, IncompatibleSnapshotError):
         raise
     except Exception as error:
-        # Bytes that were not packed by us may fail anywhere.
+        # Bytes that this module did not pack may fail anywhere.
         raise IncompatibleSnapshotError(
             "unpack a value", subject, f"it cannot be rebuilt: {type(error).__name__}: {error}"
         ) from error
@@ -305,7 +305,7 @@ class _Unpacker:
     def _ndarray(self, dtype: Any, shape: list[int], order: str, data: list[Any]) -> Any:
         bytes_of = self.of(data)
         if not isinstance(bytes_of, torch.Tensor):
-            # What the caller puts where a tensor was.
+            # The caller's value for a tensor.
             return bytes_of
         flat = bytes_of.numpy()
         return flat.view(_numpy_dtype(self.of(dtype))).reshape(shape, order="F" if order == "F" else "C")
@@ -339,15 +339,15 @@ class _Unpacker:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """The elements of a strided tensor on any device, in row-major order."""
+    """Return the elements of a strided tensor on any device, in row-major order."""
     return bytes(as_buffer(tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()))
 
 
 def tensor_of(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor in host memory that ``tensor_bytes`` made these of."""
+    """Rebuild, in host memory, the tensor that ``tensor_bytes`` was given."""
     if not data:
         return torch.empty(0, dtype=dtype).reshape(shape)
-    # A copy, because memory of Python's cannot be resized.
+    # A copy, because a tensor over Python's memory cannot be resized.
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).clone().view(dtype).reshape(shape)
 
 
@@ -378,7 +378,7 @@ def _generator(device: str, state: torch.Tensor) -> torch.Generator:
 
 
 def _of(kind: type[T], value: Any) -> T:
-    """The value, known to be of a type: of others a constructor may make something huge."""
+    """Return the value after checking its type: from other types a constructor may make a huge object."""
     if type(value) is not kind:
         raise TypeError(f"a {type(value).__name__} instead of a {kind.__name__}")
     return value
@@ -403,7 +403,7 @@ def _constant_parts(value: Any) -> tuple[str]:
 
 _SEQUENCES: dict[Any, str] = {list: "list", tuple: "tuple", torch.Size: "size"}
 
-# Types made of a few parts: the tag and the parts of each.
+# Types that consist of a few parts: the tag and the parts of each.
 _SIMPLE: dict[type, tuple[str, Callable[[Any], Iterable[Any]]]] = {
     str: ("str", lambda value: (value.encode("utf-8", "surrogatepass"),)),
     complex: ("complex", lambda value: (value.real, value.imag)),
@@ -440,7 +440,7 @@ _SIMPLE: dict[type, tuple[str, Callable[[Any], Iterable[Any]]]] = {
     random.Random: ("random", lambda value: (value.getstate(),)),
 }
 
-# How values of these tags are rebuilt from their parts.
+# Functions that rebuild values of these tags from their parts.
 _REBUILD: dict[str, Callable[..., Any]] = {
     "int": lambda text: int(text, 16),
     "str": lambda data: data.decode("utf-8", "surrogatepass"),
