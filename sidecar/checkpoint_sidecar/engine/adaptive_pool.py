@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.2
 """How often a waiting thread checks whether the work was cancelled."""
 
 _MOSTLY_WAITING = 0.25
-"""A step that computes for a smaller share of its time makes room for one more thread."""
+"""If a step computes for a smaller share of its time, the pool may add a thread."""
 
 _SCHEDULING = Path("/proc/thread-self/schedstat")
 """Linux: nanoseconds this thread ran, nanoseconds it was ready to run, and how often it was scheduled."""

@@ -32,9 +32,9 @@ class Sink(Protocol):
     """A destination outside host memory that takes bytes as they arrive."""
 
     def accept(self, offset: int, data: memoryview) -> None:
-        """Take verified bytes.
+        """Accept verified bytes.
 
-        Several threads call it, in any order; every byte comes once.
+        Several threads call it, in any order; every byte is passed once.
 
         Args:
             offset: Position of the first byte in the wanted range.

@@ -46,14 +46,14 @@ logger = logging.getLogger(__name__)
 
 
 def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: bool = False) -> None:
-    """Make the pointer of a step show the snapshot the log says it should, or remove it when there is none.
+    """Make the pointer of a step show the snapshot that the log selects, or remove it if there is none.
 
     The log is read again after writing: of two publishers that race, the one that wrote last also sees last, and
     corrects itself. Costs a few small reads when nothing has to change.
 
     Args:
         store: Opened at the run's root, like ``log``.
-        step: None for a DCP drop-in directory.
+        step: The step; None for a DCP drop-in directory.
         replace_foreign: Whether the user has asked to overwrite checkpoints of others.
 
     Raises:
@@ -68,7 +68,7 @@ def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: boo
         try:
             _show(store, run, wanted, step, replace_foreign=replace_foreign)
         except ForeignObjectError:
-            # It may belong to a commit that was made meanwhile.
+            # It may belong to a newer commit.
             if log.refresh().head == run.head:
                 raise
         except (CorruptSnapshotError, ObjectNotFoundError):
@@ -96,7 +96,7 @@ def repair(store: Store, log: RunLog, step: int | None) -> None:
 
 
 def is_own_pointer(store: Store, run: Run, step: int | None) -> bool:
-    """Whether there is a pointer of this step, and this run wrote it.
+    """Return whether there is a pointer of this step that this run wrote.
 
     Raises:
         StoreError: The store failed.
@@ -198,7 +198,7 @@ class _Source:
                 files.read([Want(self._file.name, ByteRange(start, part.nbytes), part)])
                 upload.write_part(index, [part])
             if create and self._store.stat(key) is not None:
-                # Not every store publishes an object of several parts only if its key is free.
+                # Not every store supports create-if-absent for an object of several parts.
                 raise ObjectExistsError("create", f"{self._store.url}/{key}", "it appeared meanwhile")
 
 

@@ -175,7 +175,7 @@ class _Task:
         except TruncatedObjectError as error:
             raise CorruptSnapshotError("read a range", self.key, error.cause, evidence="SizeMismatch") from error
         except CutOffError as error:
-            # The adapter has retried for long, although the manifest could be read.
+            # The adapter has retried for a long time, and yet the manifest could be read.
             cause, hint = f"{error.cause}, in each of several tries", "Check the gateways in front of the store."
             raise UnreliableReadError("read a range", self.key, cause, hint) from error
 
@@ -226,7 +226,7 @@ class _Task:
                 if isinstance(want.into, memoryview):
                     want.into[offset : offset + len(data)] = data
                 else:
-                    assert not isinstance(want.into, Assembly)  # those receive in staging memory
+                    assert not isinstance(want.into, Assembly)  # assemblies are received in staging memory
                     want.into.accept(offset, data)
                 position, number = stop, number + 1
 

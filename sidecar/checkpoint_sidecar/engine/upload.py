@@ -93,8 +93,8 @@ class _Uploads(AdaptivePool):
         self._progress.expect(plan.size)
         sums: dict[int, list[int]] = {}
         for part in parts_of(plan, upload.part_bytes):
-            # Memory is reserved in the order of the parts: a store that takes a stream sends a part only after those
-            # before it, so that none of these may wait for memory that a later part holds.
+            # Memory is reserved in the order of the parts: a stream sends a part only after those before it, so they
+            # must never wait for memory that a later part holds.
             self._budget.acquire(part.memory_bytes, meanwhile=self.check)
             self.start(self._send, part, upload, sums)
         return sums

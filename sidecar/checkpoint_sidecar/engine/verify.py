@@ -23,7 +23,7 @@ from checkpoint_sidecar.store.base import Store
 _PARALLEL_REQUESTS = 8
 
 _LITTLE_BYTES = 16 * 1024 * 1024
-"""Maximum of what rank 0 reads after a restore, so that the snapshot counts as verified."""
+"""Maximum bytes that rank 0 reads after a restore to complete the verification of a snapshot."""
 
 
 def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
@@ -42,7 +42,7 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
         except ObjectNotFoundError as error:
             raise missing(key) from error
         except ObjectTooLargeError as error:
-            # No manifest of that size was ever committed.
+            # A committed manifest never has that size.
             raise CorruptSnapshotError("read the manifest", key, error.cause, evidence="ManifestMismatch") from error
         return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
 

@@ -1,4 +1,4 @@
-"""The requests of Azure Blob Storage's REST API that a store needs."""
+"""Builds requests to Azure Blob Storage's REST API."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KEYS_PER_PAGE = "5000"
 
 
 class AzureDialect(PartsDialect):
-    """See ``Dialect``. Blocks that are never committed are discarded by Azure after a week."""
+    """See ``Dialect``. Azure discards uncommitted blocks after a week."""
 
     def __init__(self, settings: StoreSettings, values: Mapping[str, str]) -> None:
         super().__init__(values)
@@ -56,12 +56,12 @@ class AzureDialect(PartsDialect):
         if message.body or message.method == "PUT":
             headers["Content-Length"] = str(sum(view.nbytes for view in message.body))
         url, headers = self._identity.signed(message.method, url, headers)
-        # The connection says so by itself.
+        # The connection sets it by itself.
         headers.pop("Content-Length", None)
         return url, headers
 
     def put(self, key: str, body: Sequence[memoryview], crc32c: int, *, create: bool) -> Message:  # noqa: ARG002
-        """See ``Dialect``. Azure verifies no CRC32C."""
+        """See ``Dialect``. Azure does not verify CRC32C."""
         condition = {"If-None-Match": "*"} if create else {}
         headers = {"x-ms-blob-type": "BlockBlob", **condition}
         return Message("PUT", escaped(key), headers=headers, body=body, success=(201,))
@@ -118,7 +118,7 @@ class AzureDialect(PartsDialect):
 
 
 def _service(endpoint: str, account: str) -> str:
-    """The base URL of the account; emulators at an address have it in the path."""
+    """Return the base URL of the account; emulators at an IP address have the account in the path."""
     if not endpoint:
         return f"https://{account}.blob.core.windows.net"
     url = urlsplit(endpoint)
@@ -148,5 +148,5 @@ def _info(item: ET.Element) -> ObjectInfo:
 
 
 def _block_id(upload_id: str, index: int) -> str:
-    """Ids of one object have one length; those of another upload of it are others."""
+    """Return a block's id. Ids of one object have the same length; those of its other uploads differ."""
     return base64.b64encode(f"{upload_id[:16]}{index:08}".encode()).decode()

@@ -1,4 +1,4 @@
-"""Who we are in Azure: a key or a signature that was given, or what the environment of this process holds."""
+"""The identity in Azure: a given key or signature, or the ambient identity of this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from checkpoint_sidecar.store import access as secret
 from checkpoint_sidecar.store.http.tokens import GIVE_CREDENTIALS, Token, Tokens, ask
 
 ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
-"""Names of storage accounts: they become part of a host name."""
+"""Matches names of storage accounts, which become part of a host name."""
 
 _PARAMETERS = frozenset(
     {
@@ -45,13 +45,13 @@ _METADATA = "http://169.254.169.254/metadata/identity/oauth2/token"
 
 
 class AzureIdentity:
-    """An account, and what signs requests to it. Safe from several threads.
+    """An account and its credentials, which sign requests. Safe from several threads.
 
     Args:
         values: The credentials; empty for the ambient identity.
 
     Raises:
-        ConfigurationError: They cannot be used.
+        ConfigurationError: They are invalid.
         AccessDeniedError: No ambient identity was found.
     """
 
@@ -68,11 +68,11 @@ class AzureIdentity:
 
     @property
     def secrets(self) -> Mapping[str, str]:
-        """What messages are cleaned of."""
+        """Secrets to remove from messages."""
         return {**self._values, "token": self._tokens.last} if self._tokens else self._values
 
     def signed(self, method: str, url: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
-        """URL and headers with the identity in them.
+        """Return the URL and headers, signed.
 
         Raises:
             StoreError: No identity was found.
@@ -110,7 +110,7 @@ def _account_key(text: str) -> bytes:
 
 
 def _shared_signature(text: str) -> str:
-    """The token as a query, of the parameters that shared access signatures have and no others."""
+    """Return the token as a query, with only the parameters that shared access signatures have."""
     if not text:
         return ""
     try:
@@ -133,7 +133,7 @@ def _from_environment() -> dict[str, str]:
 
 
 def _token_of_this_process() -> Token:
-    """By workload identity, a client's secret, or the machine's managed identity, whichever is configured."""
+    """Get a token by workload identity, a client's secret or the machine's managed identity, as configured."""
     client, tenant = os.environ.get("AZURE_CLIENT_ID", ""), os.environ.get("AZURE_TENANT_ID", "")
     form = {"client_id": client, "grant_type": "client_credentials", "scope": f"{_RESOURCE}/.default"}
     authority = os.environ.get("AZURE_AUTHORITY_HOST", _AUTHORITY).rstrip("/")

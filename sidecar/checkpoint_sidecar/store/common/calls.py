@@ -1,4 +1,4 @@
-"""Running a client's requests: repeated while that is safe, with fresh credentials, and with errors in our words."""
+"""Runs a client's requests: repeats them while that is safe, renews credentials, and translates errors."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for a store, in seconds.
+    """Timeouts for a store, in seconds.
 
     Attributes:
-        deadline_seconds: How long transient failures of one request are retried, and at least ``LEAST_TRIES`` times.
-        answer_seconds: How long it may keep silent.
-        body_seconds: The same for requests with a large body. The clients (aiohttp, reqwest) count the time in which
-            they send as silence, and a part may take minutes on a slow link.
+        deadline_seconds: How long to retry after transient failures of one request, but at least ``LEAST_TRIES`` times.
+        answer_seconds: How long the store may be silent.
+        body_seconds: The same for requests with a large body. The clients (aiohttp, reqwest) count the time for sending
+            as silence, and a part may take minutes on a slow link.
     """
 
     deadline_seconds: float = 60.0
@@ -56,14 +56,14 @@ _REPORT = "Check URL, endpoint and credentials; if they are right, this is a fau
 
 @dataclass(frozen=True, slots=True)
 class ClientFault:
-    """What a client's exception means.
+    """The meaning of a client's exception.
 
     Attributes:
         kind: The error to raise.
-        cause: Without anything secret: clients put URLs, signatures and key ids into their messages, so none of that
-            text is passed on.
-        hint: What to do about it.
-        sent: Whether the request may have reached the store, which makes the outcome of a write unknown.
+        cause: The cause, without secrets: clients put URLs, signatures and key ids into their messages, so it contains
+            none of that text.
+        hint: The next step for the user.
+        sent: Whether the request may have reached the store, so that the outcome of a write is unknown.
     """
 
     kind: type[StoreError]
@@ -76,12 +76,12 @@ class Calls(Generic[Client]):
     """Runs requests of one adapter. Safe from several threads.
 
     Args:
-        settings: Where and who.
-        connect: Makes a client from credentials.
+        settings: Location and credentials.
+        connect: Creates a client from credentials.
         errors: The exceptions of the client library.
-        explain: What one of them means.
-        patience: How long transient failures of one request are retried.
-        last_success: When the store last did anything of the kind, by the monotonic clock; patience begins anew then.
+        explain: Returns the meaning of one of them.
+        patience: How long to retry after transient failures of one request.
+        last_success: Time of the last success of such requests, by the monotonic clock; restarts the deadline.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class Calls(Generic[Client]):
         self._connected: tuple[Client, Mapping[str, str]] | None = None
 
     def run(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
-        """A request that may be repeated whatever became of it: it changes nothing, or the same thing again.
+        """Run a request that may be repeated after any outcome: it changes nothing, or repeats the same change.
 
         Raises:
-            StoreError: Or a subclass; after transient failures, when the deadline has passed.
+            StoreError: The request failed; after transient failures, once the deadline has passed. May be a subclass.
         """
         return self._until(_transient, operation, key, request, "Read")
 
@@ -120,10 +120,10 @@ class Calls(Generic[Client]):
         *,
         cancelled: threading.Event | None = None,
     ) -> Result:
-        """A write that may be repeated although it may have reached the store.
+        """Run a write that may be repeated although it may have reached the store.
 
         Args:
-            cancelled: Ends the waiting for the next try; the request must notice by itself.
+            cancelled: Ends the wait before a retry; the request must check it by itself.
 
         Raises:
             UnknownOutcomeError: It may have taken effect, or may yet.
@@ -131,7 +131,7 @@ class Calls(Generic[Client]):
         return self._until(_transient, operation, key, request, "Write", cancelled)
 
     def create(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
-        """A write that is repeated only if it certainly did not reach the store.
+        """Run a write, and repeat it only if it certainly did not reach the store.
 
         Raises:
             UnknownOutcomeError: It may have taken effect, or may yet.
@@ -139,15 +139,15 @@ class Calls(Generic[Client]):
         return self._until(_not_sent, operation, key, request, "Create")
 
     def once(self, operation: str, key: str, request: Callable[[Client], Result]) -> Result:
-        """One step of a longer write, which only its caller may repeat."""
+        """Run one step of a longer write, which only the caller may repeat."""
         return self._explained(operation, key, request, self._client(), "Write")
 
     def with_client(self, use: Callable[[Client], None]) -> None:
-        """Do something with the client that makes no request."""
+        """Call a function with the client. It must not make a request."""
         use(self._client())
 
     def reconnect(self) -> None:
-        """Use another client from now on, which has no connections yet."""
+        """Use a new client from now on, which has no connections yet."""
         with self._lock:
             values = self._settings.credentials.read_for(self._scheme)
             self._connected = self._connect(values), values
@@ -199,9 +199,9 @@ class Calls(Generic[Client]):
         if fault.sent and effect != "Read":
             kind = UnknownOutcomeError
         if kind is ObjectExistsError and effect != "Create":
-            # A precondition failed that was not set: no race was lost.
+            # The request had no precondition, so this is not a lost race.
             kind = RequestRefusedError
-        # Raised outside the handler: the client's exception may quote secrets and must not hang on ours.
+        # Raised outside the handler: the client's exception may quote secrets and must not be the context of ours.
         raise kind(operation, f"{self._settings.url}/{key}", fault.cause, fault.hint)
 
     def _client(self) -> Client:
@@ -212,7 +212,7 @@ class Calls(Generic[Client]):
             return self._connected[0]
 
     def _reconnected(self, denied: Client) -> bool:
-        """Whether there is now another client than the one that was denied: the credentials have rotated."""
+        """Reconnect if the credentials have rotated. Returns whether the client now differs from the denied one."""
         with self._lock:
             if self._connected is None or self._connected[0] is not denied:
                 return True
@@ -232,12 +232,12 @@ def _not_sent(error: BaseException) -> bool:
 
 
 def batches(keys: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The keys in lists of at most ``size``."""
+    """Yield the keys in lists of at most ``size``."""
     remaining = iter(keys)
     while batch := list(itertools.islice(remaining, size)):
         yield batch
 
 
 def name_keys(keys: Sequence[str]) -> str:
-    """Several keys in one error: the first, and how many more."""
+    """Describe several keys in one error: the first, and the number of others."""
     return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} others"

@@ -1,4 +1,4 @@
-"""Objects in parts of equal size: how they are cut, and what all uploads of them have in common."""
+"""Divides objects into parts of equal size; the common base of their uploads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.store.base import Buffer, Store
 
 PART_BYTES = 32 * 1024 * 1024
-"""The least size of a part."""
+"""Minimum size of a part."""
 
 MOST_PARTS = 9_000
 """S3 allows 10,000."""
@@ -21,16 +21,16 @@ _ALIGNMENT = 4 * 1024 * 1024
 
 
 def part_bytes_for(size: int) -> int:
-    """The size of the parts of an object of ``size`` bytes; a multiple of 4 MiB, and with it of the checksum blocks."""
+    """Return the part size of an object of ``size`` bytes; a multiple of 4 MiB, and so of the checksum blocks."""
     units = -(-size // (MOST_PARTS * _ALIGNMENT))
     return max(PART_BYTES, units * _ALIGNMENT)
 
 
 def write_object(store: Store, key: str, data: Buffer) -> None:
-    """Write an object that is in memory, part after part.
+    """Write an object from memory, part after part.
 
     Raises:
-        StoreError: It is not visible, unless it is an ``UnknownOutcomeError``.
+        StoreError: The write failed. The object is not visible, except perhaps after an ``UnknownOutcomeError``.
     """
     view = memoryview(data).cast("B")
     with store.upload(key, view.nbytes) as upload:
@@ -39,11 +39,11 @@ def write_object(store: Store, key: str, data: Buffer) -> None:
 
 
 class PartedUpload(ABC):
-    """An ``Upload`` that knows its parts, ends once, and waits for its writers; how to write is left to the store.
+    """An ``Upload`` that tracks its parts, ends once, and waits for its writers. Subclasses write to a store.
 
     Args:
-        subject: The object, as errors name it.
-        size: In bytes.
+        subject: Name of the object in errors.
+        size: Size in bytes.
     """
 
     def __init__(self, subject: str, size: int) -> None:
@@ -99,19 +99,19 @@ class PartedUpload(ABC):
 
     @abstractmethod
     def _write(self, index: int, views: Sequence[memoryview]) -> None:
-        """Store one part; the views are in bytes and none is empty."""
+        """Store one part. The views are in bytes and not empty."""
 
     @abstractmethod
     def _publish(self) -> None:
-        """All parts are written: make the object visible."""
+        """Make the object visible, after all parts are written."""
 
     @abstractmethod
     def _interrupt(self) -> None:
-        """Make ``_write`` of other threads return soon."""
+        """Make ``_write`` return soon in other threads."""
 
     @abstractmethod
     def _discard(self) -> None:
-        """Remove everything; called after the last writer has returned. Raises nothing."""
+        """Remove all parts. Called after the last writer has returned. Does not raise."""
 
     def _aborted(self) -> StoreError:
         return StoreError("upload", self._subject, "the upload was aborted")

@@ -1,4 +1,4 @@
-"""Reading ranges of bytes, and the errors about sizes that every adapter raises."""
+"""Reads ranges of bytes, and raises every adapter's errors about sizes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from checkpoint_sidecar.store.base import Store
 
 
 def read_range(store: Store, key: str, start: int, length: int) -> bytes:
-    """Exactly ``length`` bytes from offset ``start``, which are in memory twice for a moment.
+    """Read exactly ``length`` bytes from offset ``start``; they are in memory twice for a moment.
 
     Raises:
-        ObjectNotFoundError: No such key.
+        ObjectNotFoundError: The key does not exist.
         TruncatedObjectError: The object ends earlier.
         StoreError: The store failed.
     """
@@ -30,6 +30,6 @@ def check_fits(size: int, max_bytes: int, subject: str) -> None:
 
 
 def truncated(length: int, start: int, subject: str) -> TruncatedObjectError:
-    """The error about an object that ends before the end of a range."""
+    """Return the error for an object that ends before the end of a range."""
     cause = f"only part of the {length} bytes at offset {start} exists"
     return TruncatedObjectError("read a range of", subject, cause)

@@ -15,31 +15,30 @@ _LOOK_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class AimdLimit:
-    """Additive increase, multiplicative decrease, as TCP does it.
+    """Additive increase, multiplicative decrease, as in TCP.
 
     Attributes:
-        limit: Requests at once; infinite until the store has asked to slow down, for the callers' threads bound them.
-        slowed: How often it was lowered.
+        limit: Concurrent requests; infinite until the store asks to slow down, since the callers' threads limit them.
+        slowed: How often the limit was lowered.
     """
 
     limit: float = math.inf
     slowed: int = 0
 
     def allows(self, under_way: int) -> bool:
-        """Whether one more request may begin."""
+        """Return whether one more request may begin."""
         return under_way + 1 <= self.limit
 
     def after_success(self) -> AimdLimit:
-        """One more at once for every round of successful requests."""
+        """Return a limit that grows by one per round of successful requests."""
         return replace(self, limit=self.limit + 1 / self.limit)
 
     def after_overload(self, *, slowed: int, under_way: int) -> AimdLimit:
-        """Half as many at once.
+        """Return half the limit.
 
         Args:
-            slowed: What ``slowed`` was when the refused request began. The requests of one burst are refused together,
-                which says no more than one refusal.
-            under_way: Requests at the time, the refused one among them.
+            slowed: Value of ``slowed`` when the refused request began. Refusals of one burst count as a single refusal.
+            under_way: Running requests, including the refused one.
         """
         if slowed != self.slowed:
             return self
@@ -47,10 +46,10 @@ class AimdLimit:
 
 
 class AimdLimiter:
-    """Hands out permits to send a large request; all threads that use a store share one.
+    """Grants permits for large requests; all threads that use a store share one limiter.
 
     Args:
-        overload: Returns whether a failure says that the store is overloaded.
+        overload: Returns whether a failure means that the store is overloaded.
     """
 
     def __init__(self, overload: Callable[[BaseException], bool]) -> None:
@@ -59,14 +58,14 @@ class AimdLimiter:
         self._under_way = 0
         self.rate = AimdLimit()
         self.last_success = -math.inf
-        """By the monotonic clock."""
+        """Time of the last success, by the monotonic clock."""
 
     @contextmanager
     def permit(self, unwanted: Callable[[], bool]) -> Iterator[None]:
         """Wait for a permit, and hold it for one request.
 
         Args:
-            unwanted: Whether the request need not be made any more; then it begins at once, to find that out itself.
+            unwanted: Returns whether the request is no longer needed; then it begins at once and detects that itself.
         """
         with self._changed:
             while not (self.rate.allows(self._under_way) or unwanted()):

@@ -1,6 +1,6 @@
-"""Clients that stores have in common.
+"""Clients that stores share.
 
-A client takes a third of a megabyte, and an operator has a thousand runs in a bucket or two.
+A client takes a third of a megabyte, and an operator may serve a thousand runs in one or two buckets.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Client = TypeVar("Client")
 
 
 class SharedClients(Generic[Client]):
-    """One client for each bucket and identity, for as long as any store has it. Safe from several threads.
+    """One client for each bucket and identity, kept while any store uses it. Safe from several threads.
 
     Args:
-        make: Opens a client of a bucket, whose URL has no path; in several threads at once, if need be.
+        make: Creates a client of a bucket, whose URL has no path; may be called in several threads at once.
     """
 
     def __init__(self, make: Callable[[StoreSettings, Patience, Mapping[str, str]], Client]) -> None:
@@ -32,23 +32,23 @@ class SharedClients(Generic[Client]):
         self._clients: weakref.WeakValueDictionary[Hashable, Client] = weakref.WeakValueDictionary()
 
     def get(self, settings: StoreSettings, patience: Patience, values: Mapping[str, str]) -> Client:
-        """The client for a run's store.
+        """Return the client for a run's store.
 
         Args:
-            values: The credentials as they are now.
+            values: The present credentials.
 
         Raises:
-            StoreError: It cannot be made.
+            StoreError: It cannot be created.
         """
         location = replace(parse_url(settings.url), path="")
         bucket = replace(settings, url=location.url)
-        # Clients take identity, proxies and certificates from the environment too, and do not outlive a fork.
+        # Clients also take identity, proxies and certificates from the environment, and do not survive a fork.
         environment = frozenset(os.environ.items())
         key = (os.getpid(), bucket, patience, frozenset(values.items()), environment)
         with self._lock:
             client = self._clients.get(key)
         if client is None:
-            # Outside the lock: finding an identity may take seconds, and other buckets do not wait for it.
+            # Outside the lock: finding an identity may take seconds, and other buckets must not wait for it.
             made = self._make(bucket, patience, values)
             with self._lock:
                 client = self._clients.setdefault(key, made)

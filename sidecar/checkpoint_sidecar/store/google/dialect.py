@@ -1,4 +1,4 @@
-"""The requests of Google Cloud Storage that a store needs: reads by its XML API, all else by its JSON API."""
+"""Builds requests to Google Cloud Storage: reads use its XML API, all others its JSON API."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DATA = {"Content-Type": "application/octet-stream"}
 
 
 class GoogleDialect(StreamDialect):
-    """See ``Dialect``. Uploads that are not finished are discarded by Google after a week."""
+    """See ``Dialect``. Google discards unfinished uploads after a week."""
 
     def __init__(self, settings: StoreSettings, values: Mapping[str, str]) -> None:
         super().__init__(values)
@@ -100,7 +100,7 @@ class GoogleDialect(StreamDialect):
 
     def failure(self, message: Message, answer: Answer) -> tuple[str, str]:
         """See ``Dialect``."""
-        # Of an upload that has begun, 404 says that it is over.
+        # For an upload that has begun, 404 means that it has ended.
         if message.path in (self._objects, self._uploads) and "upload_id" not in message.query and answer.status == 404:
             return "NoSuchBucket", ""
         try:
@@ -110,11 +110,11 @@ class GoogleDialect(StreamDialect):
             return xml_error(answer.body)
 
     def begin_stream(self, key: str) -> Message:
-        """Begin an upload whose parts come in their order."""
+        """Begin an upload whose parts arrive in order."""
         return Message("POST", self._uploads, {"uploadType": "resumable", "name": key})
 
     def stream_id(self, answer: Answer) -> str:
-        """The upload that was begun. The answer names a URL, of which nothing else is used."""
+        """Return the id of the upload that was begun. The rest of the URL in the answer is not used."""
         found = parse_qs(urlsplit(answer.headers.get("location", "")).query).get("upload_id", ())
         if len(found) != 1:
             raise UnreadableAnswerError
@@ -128,7 +128,7 @@ class GoogleDialect(StreamDialect):
         return Message("PUT", self._uploads, _stream(key, stream_id), headers, body, (200, 201, 308))
 
     def streamed(self, answer: Answer, size: int) -> int:
-        """How many bytes are stored."""
+        """Return how many bytes are stored."""
         if answer.status != 308:
             return size
         stored = answer.headers.get("range", "")
@@ -163,5 +163,5 @@ def _encoded(crc32c: int) -> str:
 
 
 def _time(text: str) -> dt.datetime:
-    # Headers have whole seconds, and an object has one time.
+    # Headers have whole seconds, and an object must have one time only.
     return in_utc(dt.datetime.fromisoformat(text)).replace(microsecond=0)

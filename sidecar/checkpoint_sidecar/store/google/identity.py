@@ -1,4 +1,4 @@
-"""Who we are in Google Cloud: a service account's key that was given, or what the environment of this process holds."""
+"""The identity in Google Cloud: a given service account key, or the ambient identity of this process."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _WELL_KNOWN = ".config/gcloud/application_default_credentials.json"
 
 @dataclass(frozen=True, slots=True)
 class ServiceAccountKey:
-    """The fields of a key file that are used; all others are dropped.
+    """The used fields of a key file; all others are dropped.
 
     Attributes:
-        base_url: Another server than Google's (``gcs_base_url``), as emulators have it; mostly empty.
-        anonymous: Whether that server wants no identity (``disable_oauth``).
+        base_url: Server to use instead of Google's (``gcs_base_url``), such as an emulator; usually empty.
+        anonymous: Whether that server needs no identity (``disable_oauth``).
     """
 
     client_email: str
@@ -45,10 +45,10 @@ class ServiceAccountKey:
 
 
 def parse_key(text: str) -> ServiceAccountKey:
-    """A service account's key file, read strictly: what cannot be read in full, or in two ways, is refused.
+    """Parse a service account's key file strictly: refuse one that is incomplete or ambiguous.
 
     Raises:
-        ValueError: The text is not a key; the message says why and quotes nothing.
+        ValueError: The text is not a key; the message gives the reason without quoting it.
     """
     fields = _object(text)
     anonymous = fields.get("disable_oauth", False)
@@ -68,36 +68,36 @@ def parse_key(text: str) -> ServiceAccountKey:
 
 
 def named_server(text: str) -> str:
-    """The server that a key file names (``gcs_base_url``), or an empty string.
+    """Return the server that a key file names (``gcs_base_url``), or an empty string.
 
     Raises:
-        ValueError: It cannot be read in full; the message says why and quotes nothing.
+        ValueError: It cannot be parsed; the message gives the reason without quoting it.
     """
     return _field(_object(text), "gcs_base_url", needed=False)
 
 
 def key_of(values: Mapping[str, str]) -> ServiceAccountKey:
-    """The key among a store's credentials.
+    """Return the key among a store's credentials.
 
     Raises:
-        ConfigurationError: It cannot be used.
+        ConfigurationError: It is invalid.
     """
     try:
         return parse_key(values[secret.GOOGLE_APPLICATION_CREDENTIALS_JSON])
     except ValueError as error:
         cause = str(error)
-    # Raised outside the handler: the exception may hold the key.
+    # Raised outside the handler: the exception may contain the key.
     raise _refused(secret.GOOGLE_APPLICATION_CREDENTIALS_JSON, cause)
 
 
 class GoogleIdentity:
-    """What authorizes requests. Safe from several threads.
+    """Authorizes requests. Safe from several threads.
 
     Args:
-        key: The key that was given; None for the ambient identity.
+        key: The given key; None for the ambient identity.
 
     Raises:
-        ConfigurationError: The key cannot be used.
+        ConfigurationError: The key is invalid.
     """
 
     def __init__(self, key: ServiceAccountKey | None) -> None:
@@ -110,11 +110,11 @@ class GoogleIdentity:
 
     @property
     def secrets(self) -> Mapping[str, str]:
-        """What messages are cleaned of."""
+        """Secrets to remove from messages."""
         return {"token": self._tokens.last} if self._tokens else {}
 
     def headers(self) -> dict[str, str]:
-        """Headers that authorize a request.
+        """Return the headers that authorize a request.
 
         Raises:
             StoreError: No identity was found.
@@ -123,7 +123,7 @@ class GoogleIdentity:
 
 
 class _Signer:
-    """Makes tokens of a key. Google's services accept what the key has signed, so no token is asked for."""
+    """Makes tokens from a key. Google's services accept a token that the key has signed, so none is requested."""
 
     def __init__(self, key: ServiceAccountKey) -> None:
         # Imported here: only Google's keys need it.
@@ -159,7 +159,7 @@ class _Signer:
 
 
 def _token_of_this_process() -> Token:
-    """By the file that the environment or gcloud names, else the platform's metadata service."""
+    """Get a token by the file that the environment or gcloud names, else from the platform's metadata service."""
     path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or os.environ.get("GOOGLE_SERVICE_ACCOUNT")
     file = Path(path) if path else Path.home() / _WELL_KNOWN
     if path or file.exists():
@@ -197,7 +197,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 class _DuplicateError(ValueError):
-    """A field stands twice in an object: parsers differ in which one counts."""
+    """Raised if a field occurs twice in an object, because parsers differ in which one they use."""
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

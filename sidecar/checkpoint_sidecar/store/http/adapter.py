@@ -1,7 +1,7 @@
-"""The adapter that speaks the protocols of S3, Google Cloud Storage and Azure itself, over connections of its own.
+"""The adapter that implements the protocols of S3, Google Cloud Storage and Azure, over its own connections.
 
-So one place decides who is asked, as whom, through which proxy, by which certificates, and that no answer leads a
-request to another server.
+This way, one place decides on the server, identity, proxy and certificates, and ensures that answers never redirect
+requests to another server.
 """
 
 from __future__ import annotations

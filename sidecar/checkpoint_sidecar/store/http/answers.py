@@ -1,4 +1,4 @@
-"""What an object store's answer means: its HTTP status and error code, for S3, Google Cloud Storage and Azure alike."""
+"""Interprets error answers by HTTP status and error code, for S3, Google Cloud Storage and Azure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BY_CODE: dict[str, tuple[type[StoreError], str]] = {
     "BlobNotFound": (ObjectNotFoundError, ""),
     "PreconditionFailed": (ObjectExistsError, ""),
     "BlobAlreadyExists": (ObjectExistsError, ""),
-    # Another write or delete of the key was under way; nothing says that an object exists now.
+    # Another write or delete of the key was in progress; an object need not exist now.
     "ConditionalRequestConflict": (StoreError, ""),
     "OperationAborted": (StoreError, ""),
     "NotImplemented": (NoConditionalWriteError, _CONDITIONAL),
@@ -45,7 +45,7 @@ _BY_CODE: dict[str, tuple[type[StoreError], str]] = {
     "AuthorizationHeaderMalformed": (RequestRefusedError, _REGION),
     "IllegalLocationConstraintException": (RequestRefusedError, _REGION),
     "PermanentRedirect": (RequestRefusedError, _REGION),
-    # Object lock and immutability, by their names at MinIO and Azure.
+    # Object lock and immutability, as MinIO and Azure name them.
     "ObjectLocked": (RequestRefusedError, _LOCKED),
     "BlobImmutableDueToPolicy": (RequestRefusedError, _LOCKED),
     "BadDigest": (StoreError, ""),
@@ -69,27 +69,27 @@ _BY_STATUS: dict[int, tuple[type[StoreError], str]] = {
 
 
 def explain_answer(status: int, code: str, explanation: str = "", *, proxy: str = "") -> ClientFault:
-    """What went wrong, by the error code where it is known, else by the HTTP status.
+    """Return the meaning of an error, by its code if that is known, else by the HTTP status.
 
     Args:
-        explanation: The store's own sentence, without secrets.
-        proxy: The proxy that passed the answer on, or gave it.
+        explanation: The store's own message, without secrets.
+        proxy: The proxy that forwarded or gave the answer.
     """
     fallback = (StoreError, "") if status >= 500 else (RequestRefusedError, "")
     kind, hint = _BY_CODE.get(code) or _BY_STATUS.get(status, fallback)
-    # A store names a code; a proxy that cannot reach it does not.
+    # A store gives a code; a proxy that cannot reach the store does not.
     answering = f"the proxy {proxy}, or the store behind it," if proxy and not code else "the store"
     cause = f"{answering} answered {code or status}" + (f": {explanation}" if explanation else "")
     return ClientFault(kind, cause, hint, sent=kind is StoreError)
 
 
 def not_deleted(subject: str, code: str, explanation: str) -> StoreError:
-    """The error about keys that the answer to a bulk delete names as kept.
+    """Return the error for keys that a bulk delete did not delete.
 
     Args:
         subject: The keys, as errors name them.
         code: The store's code for the first key.
-        explanation: The store's own words, without secrets.
+        explanation: The store's own message for it, without secrets.
     """
     fault = explain_answer(500, code, explanation)
     return fault.kind("delete", subject, fault.cause, fault.hint)

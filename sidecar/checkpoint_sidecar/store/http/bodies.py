@@ -1,4 +1,4 @@
-"""Large objects over HTTP, for every cloud: parts and ranges between the caller's memory and a socket."""
+"""Transfers large objects over HTTP for every cloud: parts and ranges between the caller's memory and a socket."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class HttpBodies:
     """The large objects of one store.
 
     Args:
-        settings: Where and who.
-        patience: Counted, for parts and ranges, from the last one that succeeded: a store that has too much to do is
-            given as much time as it needs, as long as it does something.
+        settings: Location and credentials.
+        patience: Timeouts. For parts and ranges they count from the last success, so an overloaded store gets as much
+            time as it needs while it makes progress.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class HttpBodies:
             return None
 
     def send(self, client: HttpClient, message: Message, cancellation: Cancellation) -> Answer:
-        """Send a request with a large body, when it is its turn."""
+        """Send a request with a large body once the rate limit permits it."""
         with self._rate_limiter.permit(cancellation.cancelled.is_set):
             return client.send(message, self.patience.body_seconds, cancellation=cancellation)
 
@@ -140,7 +140,7 @@ class HttpBodies:
 
 
 def _check_range(answer: Answer, start: int, length: int) -> None:
-    """Raise if an answer has other bytes than were asked for, or more: it says nothing about the object.
+    """Raise an error if an answer has other or more bytes than requested. It says nothing about the object.
 
     Gateways and caches answer so.
     """
@@ -155,5 +155,5 @@ def _check_range(answer: Answer, start: int, length: int) -> None:
 
 
 def _is_overload(error: BaseException) -> bool:
-    """A store that falls silent has too much to do as well, or its link has."""
+    """Return whether the error means overload. A silent store, or its link, counts as overloaded too."""
     return isinstance(error, TimeoutError) or (isinstance(error, AnswerError) and error.status in _OVERLOADED)

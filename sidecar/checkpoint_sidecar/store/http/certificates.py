@@ -1,4 +1,4 @@
-"""Which authorities are trusted: those given, or the system's, or botocore's own where the system has none."""
+"""Chooses the trusted authorities: those given, else the system's, else botocore's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from checkpoint_sidecar.core.errors import ConfigurationError
 
 
 def trust(ca_file: str, url: str) -> ssl.SSLContext:
-    """The authorities in a file, or those of the system, or botocore's own where the system has none.
+    """Return a TLS context that trusts a file's authorities, else the system's, else botocore's.
 
-    One context for all who trust the same: it takes most of a megabyte, and an operator has a thousand clients.
+    Clients with the same authorities share one context: it takes almost a megabyte, and an operator has a thousand
+    clients.
 
     Raises:
         ConfigurationError: The file cannot be read, or holds no certificate.
@@ -34,10 +35,10 @@ def trust(ca_file: str, url: str) -> ssl.SSLContext:
 
 
 def _certificates_in(bundle: bytes) -> str:
-    """A bundle without the text between its certificates, which may be in any encoding: ``ssl`` reads ASCII only.
+    """Return a bundle's certificates without the text between them: it may have any encoding, but ``ssl`` reads ASCII.
 
     Raises:
-        ValueError: Nothing is left of it. Taken for "none given", that would trust the system's authorities.
+        ValueError: It has no certificates. An empty result would mean "not given" and trust the system's authorities.
     """
     text = bundle.decode("ascii", errors="ignore")
     if not text.strip():
@@ -47,7 +48,7 @@ def _certificates_in(bundle: bytes) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _context(certificates: str, *_system: str | None) -> ssl.SSLContext:
-    """A context for certificates in PEM; without any, for the system's, which the environment names."""
+    """Return a context for certificates in PEM; if empty, for the system's, which the environment names."""
     if certificates:
         return ssl.create_default_context(cadata=certificates)
     context = ssl.create_default_context()
@@ -57,7 +58,7 @@ def _context(certificates: str, *_system: str | None) -> ssl.SSLContext:
 
 
 def certificate_bundle() -> str:
-    """The system's file of authorities, or botocore's own where the system has none."""
+    """Return the path of the system's authorities, or of botocore's if the system has none."""
     system = ssl.get_default_verify_paths().cafile
     return system or _botocores_own()
 
@@ -68,7 +69,7 @@ def _system_has_any() -> bool:
 
 
 def certificate_file(pem: str) -> str:
-    """A file with these certificates: botocore takes them from files only."""
+    """Return a file with these certificates, because botocore reads them from files only."""
     descriptor, path = tempfile.mkstemp(suffix=".crt")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(pem)
@@ -76,7 +77,7 @@ def certificate_file(pem: str) -> str:
 
 
 def delete_with(owner: object, path: str) -> None:
-    """Delete a file when an object that needs it is gone."""
+    """Delete a file when the object that needs it is garbage-collected."""
     weakref.finalize(owner, _remove, path)
 
 
@@ -86,7 +87,7 @@ def _remove(path: str) -> None:
 
 
 def _botocores_own() -> str:
-    # Imported here: it takes long, and few machines have no authorities.
+    # Imported here: the import is slow, and few machines lack authorities.
     import botocore.httpsession
 
     path: str = botocore.httpsession.get_cert_path(True)

@@ -1,4 +1,4 @@
-"""One bucket and one identity: requests are signed, sent and judged here, for every cloud."""
+"""Signs and sends requests for one bucket and identity, and checks the answers, for every cloud."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from checkpoint_sidecar.store.http.dialect import (
 
 
 class WrongRangeError(Exception):
-    """The answer has another part of the object than the one that was asked for, which the message names."""
+    """Raised if an answer has another part of the object than the requested one, which the message names."""
 
 
 ERRORS = (*FAILURES, AnswerError, UnreadableAnswerError, CancelledRequestError, WrongRangeError)
-"""What ``HttpClient.send`` raises, for ``explain``."""
+"""Exceptions of ``HttpClient.send``, for ``explain``."""
 
 _NOT_IMPLEMENTED = frozenset({"NotImplemented"})
 
@@ -57,11 +57,11 @@ class HttpClient:
 
     @property
     def checksums(self) -> bool:
-        """Whether the server implements checksum headers, as far as is known."""
+        """Whether the server implements checksum headers, as far as known."""
         return self._checksums
 
     def reconnect(self) -> None:
-        """Send requests from now on over new connections."""
+        """Use new connections from now on."""
         self._connections.renew()
 
     def send(
@@ -76,7 +76,7 @@ class HttpClient:
         """Send a request once. Checksum headers are left out where the server does not implement them.
 
         Args:
-            into: Where the body goes if the answer is a success of exactly this length.
+            into: Receives the body of a success of exactly this length.
             limit: See ``Connections.exchange``.
 
         Raises:
@@ -90,7 +90,7 @@ class HttpClient:
         except AnswerError as error:
             if not message.checksum_headers or error.code not in _NOT_IMPLEMENTED:
                 raise
-        # The request was refused for what it asks for, so nothing was done.
+        # The server refused a header and did nothing.
         self._checksums = False
         return self._send(replace(message, checksum_headers={}), answer_seconds, into, limit, cancellation)
 
@@ -107,7 +107,7 @@ class HttpClient:
         answer = self._connections.exchange(
             request, into=into, fill_on=message.success if into else (), limit=limit, cancellation=cancellation
         )
-        # To Google, 308 says that more is expected, unless it names a place.
+        # Google's 308 means that it expects more bytes, unless it has a location.
         if answer.status in message.success and (answer.status < 300 or "location" not in answer.headers):
             return answer
         code, explanation = self.dialect.failure(message, answer)
@@ -122,7 +122,7 @@ class HttpClient:
 
 
 def _dialect(settings: StoreSettings, values: Mapping[str, str]) -> Dialect:
-    # Imported where they are opened: botocore takes longer to import than most commands to run.
+    # Imported here: importing botocore takes longer than most commands run.
     match parse_url(settings.url).scheme:
         case "s3":
             from checkpoint_sidecar.store.s3.dialect import S3Dialect
@@ -143,7 +143,7 @@ CLIENTS: SharedClients[HttpClient] = SharedClients(HttpClient)
 
 
 def connecting(settings: StoreSettings, patience: Patience) -> Callable[[Mapping[str, str]], HttpClient]:
-    """The shared client of a bucket, from the credentials of the moment."""
+    """Return a function that gets the shared client of a bucket for given credentials."""
     return functools.partial(CLIENTS.get, settings, patience)
 
 
@@ -154,7 +154,7 @@ SILENT = ClientFault(StoreError, "the store did not answer in time", sent=True)
 
 
 def explain(error: Exception) -> ClientFault:
-    """What one of ``ERRORS`` means."""
+    """Return the meaning of one of ``ERRORS``."""
     match error:
         case AnswerError() if 300 <= error.status < 400:
             return _redirect(error)
@@ -182,7 +182,7 @@ def explain(error: Exception) -> ClientFault:
 
 def _redirect(error: AnswerError) -> ClientFault:
     led = urlsplit(error.location)
-    # Nothing but the host: path and query may hold a signature.
+    # Only the host: path and query may contain a signature.
     host = led.netloc.rpartition("@")[2] if led.scheme in ("http", "https") else ""
     to = explanation_of(host, {}) or "another place"
     why = ": ".join(filter(None, (error.code or str(error.status), error.explanation)))

@@ -1,9 +1,9 @@
-"""HTTP/1.1 to object stores: bodies are sent from the caller's memory and received into it, over kept connections.
+"""HTTP/1.1 to object stores: sends bodies from the caller's memory and receives into it, over reused connections.
 
-No redirect is followed: an answer with status 3xx is returned like any other. Python runs once per body and not once
-per packet: a plain socket is left to block in the kernel until all bytes are through, without the interpreter's lock,
-which the training loop wants. Timeouts are therefore the kernel's, and measure silence: a slow body may take as long as
-it likes, as long as it does not trickle. Through TLS, Python sees every slice.
+Redirects are not followed: an answer with status 3xx is returned like any other. Python runs once per body, not once
+per packet: a plain socket blocks in the kernel until all bytes are transferred, without the interpreter's lock, which
+the training loop needs. Timeouts are therefore the kernel's and measure silence: a slow body may take any time, unless
+it falls below ``SLOWEST_BYTES``. With TLS, Python handles every slice.
 """
 
 from __future__ import annotations
@@ -28,50 +28,50 @@ from checkpoint_sidecar.store.http.proxies import Proxy, proxy_for
 CONNECT_SECONDS = 5.0
 
 IDLE_SECONDS = 45.0
-"""How long a connection is kept for the next request."""
+"""How long an idle connection is kept for the next request."""
 
 MOST_ANSWER_BYTES = 64 * 1024
-"""Most bytes read of an answer without data; the rest is dropped with its connection."""
+"""Maximum bytes to read of an answer without data; the rest is dropped with its connection."""
 
 SLOWEST_BYTES = 1024
-"""Per second: an answer that arrives more slowly, on average, is treated as a time-out. A server that sends a byte now
-and then is never silent, and would occupy its thread indefinitely."""
+"""Minimum bytes per second: an answer that is slower on average counts as timed out. A server that sends an occasional
+byte is never silent, and would otherwise occupy its thread indefinitely."""
 
 _MOST_HEAD_BYTES = 1024 * 1024
 _MOST_OVERHEAD = 8
-"""Times the size of a body: what chunks and their ends may add to it."""
+"""Maximum overhead of chunked encoding, as a multiple of the body's size."""
 
 _READ_AT_ONCE = 1024 * 1024
 
 _PORTS = {"http": 80, "https": 443}
 _SLICE = 256 * 1024
 _WAKING_BYTES = 1024 * 1024
-"""The kernel wakes a thread that waits for a body once for this many bytes (``SO_RCVLOWAT``), not for every few
-packets: waking up is two fifths of what receiving over loopback costs."""
+"""The kernel wakes a thread that waits for a body once per this many bytes (``SO_RCVLOWAT``), not for every few
+packets: waking up is two fifths of the cost of receiving over loopback."""
 
 _READ_AHEAD = 8192
-"""What ``http.client`` may have read of a body when it has read the headers."""
+"""Bytes of a body that ``http.client`` may have read together with the headers."""
 
 Failure: TypeAlias = OSError | http.client.HTTPException
 FAILURES = (OSError, http.client.HTTPException)
 
 
 class NoConnectionError(OSError):
-    """The request was not sent: the connection could not be opened. The message names host, port and cause."""
+    """Raised if a connection cannot be opened, so the request was not sent. The message has host, port and cause."""
 
 
 class CancelledRequestError(Exception):
-    """The request was cut off by ``Cancellation.cancel``."""
+    """Raised if ``Cancellation.cancel`` interrupted the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What to send.
+    """A request to send.
 
     Attributes:
-        url: May be signed: it never gets into an error.
+        url: The URL. It may be signed, so errors never contain it.
         body: Views in bytes.
-        answer_seconds: How long the server may think once it has the body. Some of it may still be on the way then.
+        answer_seconds: Timeout of the answer once the body is sent. Part of the body may still be in transit then.
     """
 
     method: str
@@ -83,13 +83,13 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back.
+    """A server's answer.
 
     Attributes:
-        filled: Whether the body went into the caller's memory.
-        body: Otherwise, up to the limit, the body.
-        whole: Whether nothing more will come over the connection, and another request can go over it.
-        proxy: The proxy that passed the answer on, or gave it: ``host:port``, or empty.
+        filled: Whether the body was received in the caller's memory.
+        body: Otherwise the body, up to the limit.
+        whole: Whether the answer was read completely, so that the connection can carry another request.
+        proxy: The proxy that forwarded or gave the answer: ``host:port``, or empty.
     """
 
     status: int
@@ -101,10 +101,10 @@ class Answer:
 
 
 class _Incoming(io.RawIOBase):
-    """What comes over a socket as an answer. Ends one that trickles, or that has no end.
+    """The incoming bytes of an answer. Ends an answer that is too slow or endless.
 
     Args:
-        most_bytes: That are read through this; what is received into the caller's memory is only counted.
+        most_bytes: Maximum bytes to read through this; bytes received in the caller's memory are only counted.
     """
 
     def __init__(self, raw: io.RawIOBase, seconds: float, most_bytes: int) -> None:
@@ -124,7 +124,7 @@ class _Incoming(io.RawIOBase):
         return received
 
     def count(self, received: int) -> None:
-        """So many bytes have come."""
+        """Count received bytes."""
         self._until += received / SLOWEST_BYTES
         if time.monotonic() > self._until:
             raise TimeoutError("the answer trickles")
@@ -135,7 +135,7 @@ class _Incoming(io.RawIOBase):
 
 
 class Cancellation:
-    """Ends requests that are under way in other threads, at once."""
+    """Interrupts running requests of other threads at once."""
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
@@ -166,11 +166,11 @@ class Cancellation:
 
 
 class Connections:
-    """Connections to any servers, as many as there are requests at once. Safe from several threads, not across fork.
+    """Connections to any servers, one per concurrent request. Safe from several threads, not across fork.
 
     Args:
-        trust: Made on the first ``https`` URL.
-        silence_seconds: How long a server may take no more of a body, or give no more.
+        trust: Creates the TLS context, at the first ``https`` URL.
+        silence_seconds: How long a server may neither take nor send any bytes of a body.
         proxied: Whether the environment's proxies are used.
     """
 
@@ -184,7 +184,7 @@ class Connections:
         self._generation = 0
 
     def renew(self) -> None:
-        """Use none of the connections that are open now for another request."""
+        """Use new connections for later requests."""
         with self._lock:
             self._generation += 1
             idle = [link for links in self._idle.values() for link in links]
@@ -204,12 +204,12 @@ class Connections:
         """Send a request and receive its answer.
 
         Args:
-            into: Where the body goes if the status is one of ``fill_on`` and the body has exactly this length.
-            limit: How much of the body of any other success is read; nothing when the server announces more.
+            into: Receives the body if the status is one of ``fill_on`` and the body has exactly this length.
+            limit: Maximum bytes to read of any other success; a body announced as larger is not read.
 
         Raises:
-            NoConnectionError: Nothing was sent.
-            TimeoutError: The server kept silent.
+            NoConnectionError: The connection could not be opened; nothing was sent.
+            TimeoutError: The server was silent for too long.
             OSError, HTTPException: The connection broke.
             CancelledRequestError: See ``Cancellation``.
         """
@@ -229,14 +229,14 @@ class Connections:
         return answer
 
     def _keep(self, url: SplitResult, link: _Link, generation: int) -> None:
-        """Keep a connection for the next request, and close those that were idle for too long."""
+        """Keep a connection for the next request, and close those that have been idle for too long."""
         link.idle_since = time.monotonic()
         old = [link]
         with self._lock:
             if generation == self._generation:
                 idle = self._idle[url.scheme, url.netloc]
                 idle.append(link)
-                # The latest is taken first, so the oldest stand at the beginning.
+                # The latest is reused first, so the oldest are at the beginning.
                 old = [each for each in idle if each.idle_since < link.idle_since - IDLE_SECONDS]
                 del idle[: len(old)]
         for each in old:
@@ -282,11 +282,11 @@ class _Link:
     """One connection; one request at a time.
 
     Args:
-        proxy: The proxy that the connection leads through, if any.
-        forwarded: Whether the proxy reads the requests, and so wants whole URLs and its own authorization.
+        proxy: The connection's proxy, if any.
+        forwarded: Whether the proxy reads the requests, and so needs whole URLs and its own authorization.
 
     Attributes:
-        idle_since: When it was last given back, by the monotonic clock.
+        idle_since: Time of its last return, by the monotonic clock.
     """
 
     def __init__(
@@ -309,7 +309,7 @@ class _Link:
 
     @property
     def dropped(self) -> bool:
-        """Return whether the server has closed the connection, or sent something without a request."""
+        """Return whether the server has closed the connection, or sent bytes without a request."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
@@ -318,7 +318,7 @@ class _Link:
         self._connection.close()
 
     def cut(self) -> None:
-        """Make the request under way fail; for other threads."""
+        """Make the running request fail. Called by other threads."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
@@ -328,7 +328,7 @@ class _Link:
         try:
             self._send(request)
         except (BrokenPipeError, ConnectionResetError):
-            # Servers that are overloaded refuse a body before they have read it, and hang up.
+            # Overloaded servers refuse a body before they have read it, and close the connection.
             with contextlib.suppress(*FAILURES):
                 return self._receive(request, (), (), MOST_ANSWER_BYTES)
             raise
@@ -351,7 +351,7 @@ class _Link:
 
     def _send_all(self, view: memoryview) -> None:
         while view:
-            # TLS would take the timeout for the whole, and a plain socket takes what it can until it times out.
+            # With TLS the timeout would cover the whole body; a plain socket sends what it can until then.
             sent = _in_kernel(self._socket.send, view if self._plain else view[:_SLICE])
             view = view[sent:]
 
@@ -385,7 +385,7 @@ class _Link:
         return Answer(response.status, headers, filled, body, whole, self._proxy)
 
     def _fill(self, response: http.client.HTTPResponse, into: Sequence[memoryview], incoming: _Incoming) -> None:
-        """The beginning may lie in the response's buffer, which one small read empties; the rest is on the socket."""
+        """Fill memory: first from the response's buffer, which one small read empties, then from the socket."""
         ahead = memoryview(response.read1(_READ_AHEAD))
         self._block()
         coming = sum(view.nbytes for view in into) - ahead.nbytes
@@ -398,7 +398,7 @@ class _Link:
                 self._wake_at(_WAKING_BYTES)
                 self._receive_all(bulk, incoming)
             if bulk.nbytes < rest.nbytes:
-                # Of the last bytes there may never be so many at once.
+                # The last bytes may never reach that number.
                 self._wake_at(1)
                 self._receive_all(rest[bulk.nbytes :], incoming)
             coming -= rest.nbytes
@@ -420,7 +420,7 @@ class _Link:
             view = view[received:]
 
     def _block(self) -> None:
-        """Leave the waiting to the kernel, which knows how long, if there is nothing between it and us."""
+        """Let the kernel wait, with its own timeout, if the socket is plain."""
         self._socket.settimeout(None if self._plain else self._silence_seconds)
 
 
@@ -432,7 +432,7 @@ def _in_kernel(call: Callable[..., int], *arguments: object) -> int:
 
 
 def _fill_in_chunks(response: http.client.HTTPResponse, into: Sequence[memoryview]) -> bool:
-    """For a body of unknown length: whether it had exactly the length that is wanted."""
+    """Receive a body of unknown length. Returns whether it had exactly the wanted length."""
     for view in into:
         position = 0
         while position < view.nbytes:
@@ -444,7 +444,7 @@ def _fill_in_chunks(response: http.client.HTTPResponse, into: Sequence[memoryvie
 
 
 def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
-    """The body, or its first ``limit`` bytes; nothing of one that is announced to be longer and is no error."""
+    """Return the body or its first ``limit`` bytes; nothing of a success that is announced as longer."""
     if response.status < 300 and response.length is not None and response.length > limit:
         return b""
     pieces, room = [], limit
@@ -467,7 +467,7 @@ def _no_connection(host: str, port: int, proxy: Proxy | None, error: Exception) 
         case OSError(strerror=str(cause)) if cause:
             pass
         case _:
-            # Of a proxy's refusal the message has its status.
+            # The message of a proxy's refusal has its status.
             cause = str(error) if proxy and isinstance(error, OSError) else type(error).__name__
     through = f" through the proxy {proxy}" if proxy else ""
     return f"{host}:{port}{through} ({cause})"

@@ -1,4 +1,4 @@
-"""What the protocols of S3, Google Cloud Storage and Azure have in common: requests, and what is read from answers."""
+"""The common interface of the protocols of S3, Google Cloud Storage and Azure: requests and their answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from checkpoint_sidecar.store.http.certificates import certificate_file, delete_
 from checkpoint_sidecar.store.http.connections import Answer
 
 MOST_PAGE_BYTES = 16 * 1024 * 1024
-"""What a page of a listing may have: 5,000 keys of 1,024 bytes, each of them escaped."""
+"""Maximum size of a page of a listing: 5,000 keys of 1,024 bytes, each of them escaped."""
 
 _MOST_EXPLANATION = 300
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
@@ -29,10 +29,10 @@ class Message:
     """A request before it is signed.
 
     Attributes:
-        path: Below the base URL, escaped; empty for the base itself.
+        path: Path below the base URL, escaped; empty for the base itself.
         body: Views in bytes.
-        success: The statuses of an answer that is one; any other raises ``AnswerError``.
-        checksum_headers: Headers that some servers do not implement, and that may be left out.
+        success: The statuses of a success; any other raises ``AnswerError``.
+        checksum_headers: Headers that some servers do not implement and that may be left out.
     """
 
     method: str
@@ -46,7 +46,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing; ``token`` asks for the next one and is empty on the last."""
+    """One page of a listing; ``token`` requests the next one and is empty on the last."""
 
     objects: Sequence[ObjectInfo]
     token: str = ""
@@ -54,7 +54,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class UploadPage:
-    """One page of the unfinished uploads; ``query`` asks for the next one and is empty on the last."""
+    """One page of the unfinished uploads; ``query`` requests the next one and is empty on the last."""
 
     uploads: Sequence[UnfinishedUpload]
     query: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class UploadPage:
 
 @dataclass(frozen=True, slots=True)
 class KeptObject:
-    """An object that a deletion left, and why."""
+    """An object that was not deleted, and the reason."""
 
     key: str
     code: str
@@ -71,20 +71,20 @@ class KeptObject:
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """A part that the store has: its tag, and its CRC32C if the store was given that."""
+    """A stored part: its tag, and its CRC32C if the store received one."""
 
     tag: str
     crc32c: int | None
 
 
 class AnswerError(Exception):
-    """The store answered, and not with what was asked for.
+    """Raised for an answer that refuses or redirects a request.
 
     Args:
-        code: The store's word for what went wrong; may be empty.
-        explanation: The store's own sentence, without secrets.
-        location: Where the answer wants to lead the client; empty unless it is a redirect.
-        asked: Host and port that were asked.
+        code: The store's error code; may be empty.
+        explanation: The store's own message, without secrets.
+        location: Target of a redirect, or empty.
+        asked: Host and port that received the request.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class AnswerError(Exception):
 
 
 class UnreadableAnswerError(Exception):
-    """The answer is a success by its status, and does not say what such an answer says.
+    """Raised for an answer whose status is a success, but whose content is incomplete.
 
     Args:
-        cause: What it lacks; empty where it may have been damaged on the way, so that asking again is worth it.
+        cause: The missing part; empty if the answer may have been damaged in transit, so that a retry may help.
     """
 
     def __init__(self, cause: str = "") -> None:
@@ -119,12 +119,12 @@ class UnreadableAnswerError(Exception):
 
 
 class Dialect(ABC):
-    """The requests for one bucket, by one identity. Keys are whole: with the store's prefix.
+    """Builds the requests of one identity for one bucket. Keys are complete, with the store's prefix.
 
     Attributes:
-        base: What the paths of all requests stand below.
-        ca_file: The authorities whose certificates are trusted; empty for the system's.
-        keys_per_delete: How many keys one request deletes.
+        base: Base URL of all requests.
+        ca_file: File of the trusted authorities; empty for the system's.
+        keys_per_delete: Maximum number of keys in one delete request.
     """
 
     base: str
@@ -140,12 +140,12 @@ class Dialect(ABC):
 
     @property
     def secrets(self) -> Mapping[str, str]:
-        """What messages of the store are cleaned of."""
+        """Secrets to remove from the store's messages."""
         return self._values
 
     @abstractmethod
     def signed(self, message: Message, url: str) -> tuple[str, Mapping[str, str]]:
-        """The URL and the headers of a request, with the identity of the moment.
+        """Return the URL and headers of a request, signed with the present identity.
 
         Raises:
             StoreError: No identity was found.
@@ -156,7 +156,7 @@ class Dialect(ABC):
         """Write an object; with ``create`` only if the key is free."""
 
     def check_written(self, answer: Answer, crc32c: int) -> None:  # noqa: B027 - most stores check it themselves
-        """Raise if the answer to ``put`` says that the store has other bytes."""
+        """Raise an error if the answer to ``put`` shows that the store has other bytes."""
 
     @abstractmethod
     def get(self, key: str, start: int | None = None, length: int = 0) -> Message:
@@ -168,11 +168,11 @@ class Dialect(ABC):
 
     @abstractmethod
     def list(self, prefix: str, after: str, token: str) -> Message:
-        """One page of the objects whose keys start with ``prefix``, perhaps only of those later than ``after``."""
+        """Request a page of the objects whose keys start with ``prefix``, optionally only those after ``after``."""
 
     @abstractmethod
     def listed(self, answer: Answer) -> Page:
-        """What such a page says; the objects with their whole keys.
+        """Parse such a page; the objects have complete keys.
 
         Raises:
             UnreadableAnswerError: The answer is not a page of a listing.
@@ -183,26 +183,26 @@ class Dialect(ABC):
         """Delete at most ``keys_per_delete`` objects."""
 
     def kept(self, answer: Answer) -> Sequence[KeptObject]:  # noqa: ARG002
-        """Those that were not deleted, where one request deletes several; a missing one is not among them.
+        """Return the objects that a request for several did not delete. Missing objects count as deleted.
 
         Raises:
-            UnreadableAnswerError: It confirms no deletion.
+            UnreadableAnswerError: The answer does not confirm a deletion.
         """
         raise UnreadableAnswerError
 
     @abstractmethod
     def failure(self, message: Message, answer: Answer) -> tuple[str, str]:
-        """Code and explanation in an answer that is an error."""
+        """Return the code and explanation of an error."""
 
 
 class PartsDialect(Dialect):
-    """Large objects are written in parts, in any order."""
+    """A dialect that writes large objects in parts, in any order."""
 
     def begin_upload(self, key: str) -> Message | None:
-        """Begin an object in parts, or None where nothing has to be begun."""
+        """Begin an object in parts. Returns None if the store does not require that."""
 
     def upload_id(self, answer: Answer) -> str:  # noqa: ARG002
-        """The upload that was begun."""
+        """Return the id of the upload that was begun."""
         raise UnreadableAnswerError
 
     @abstractmethod
@@ -211,28 +211,28 @@ class PartsDialect(Dialect):
 
     @abstractmethod
     def tag(self, answer: Answer) -> str:
-        """What completing asks for of a part."""
+        """Return the tag of a stored part, which completing requires."""
 
     @abstractmethod
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[StoredPart]) -> Message:
         """Publish the object."""
 
     def check_completed(self, answer: Answer) -> None:
-        """Raise unless the answer says that the object is published."""
+        """Raise an error unless the answer confirms that the object is published."""
 
     def abort_upload(self, key: str, upload_id: str) -> Message | None:
-        """Discard the parts, or None where the store does so by itself."""
+        """Discard the parts. Returns None if the store does so by itself."""
 
     def unfinished(self, prefix: str, query: Mapping[str, str]) -> Message | None:
-        """One page of the uploads that were not finished, or None where the store discards them by itself."""
+        """Request a page of the unfinished uploads. Returns None if the store discards them by itself."""
 
     def listed_uploads(self, answer: Answer) -> UploadPage:  # noqa: ARG002
-        """What such a page says."""
+        """Parse such a page."""
         raise UnreadableAnswerError
 
 
 class StreamDialect(Dialect):
-    """Large objects are written from the beginning to the end."""
+    """A dialect that writes large objects from the beginning to the end."""
 
     @abstractmethod
     def begin_stream(self, key: str) -> Message:
@@ -240,18 +240,18 @@ class StreamDialect(Dialect):
 
     @abstractmethod
     def stream_id(self, answer: Answer) -> str:
-        """The upload that was begun."""
+        """Return the id of the upload that was begun."""
 
     @abstractmethod
     def stream(self, key: str, stream_id: str, body: Sequence[memoryview], start: int, size: int) -> Message:
-        """Send bytes from ``start`` on, of an object of ``size``; none to ask how many are stored.
+        """Send bytes from ``start`` of an object of ``size``; none to query how many are stored.
 
         The last byte publishes the object.
         """
 
     @abstractmethod
     def streamed(self, answer: Answer, size: int) -> int:
-        """How many bytes are stored."""
+        """Return how many bytes are stored."""
 
     @abstractmethod
     def abort_stream(self, key: str, stream_id: str) -> Message:
@@ -259,28 +259,28 @@ class StreamDialect(Dialect):
 
 
 def url_of(base: str, message: Message) -> str:
-    """The URL of a message."""
+    """Return the URL of a message."""
     query = urlencode(sorted(message.query.items()), quote_via=quote, safe="-_.~")
     return f"{base}{'/' if message.path else ''}{message.path}{'?' if query else ''}{query}"
 
 
 def escaped(key: str, *, safe: str = "/-_.~") -> str:
-    """A key as a path."""
+    """Return a key as a path."""
     return quote(key, safe=safe)
 
 
 def explanation_of(text: str, secrets: Mapping[str, str]) -> str:
-    """The sentence of a store, in one line of bounded length, without signatures and without anything secret."""
+    """Return a store's message in one line of bounded length, without signatures and secrets."""
     line = _UNPRINTABLE.sub(" ", text[: 4 * _MOST_EXPLANATION]).strip()
     return redacted(_SIGNATURES.sub("***", line), secrets)[:_MOST_EXPLANATION].rstrip(". ")
 
 
 def parse_xml(answer: Answer, *roots: str) -> ET.Element:
-    """The document in an answer, without namespaces.
+    """Return the document in an answer, without namespaces.
 
     Raises:
-        AnswerError: It is an error: S3 answers 200 before it knows that it fails.
-        UnreadableAnswerError: It is another document than one of ``roots``, or none, or not whole.
+        AnswerError: It is an error: S3 answers 200 before it knows whether it fails.
+        UnreadableAnswerError: Its root is not one of ``roots``, or it is missing or incomplete.
     """
     root = _document(answer.body)
     if root is not None and root.tag == "Error":
@@ -314,7 +314,7 @@ def _text(element: ET.Element, name: str) -> str:
 
 
 def required(element: ET.Element, name: str) -> str:
-    """The text of a child.
+    """Return the text of a child element.
 
     Raises:
         UnreadableAnswerError: The element is missing.
@@ -326,15 +326,15 @@ def required(element: ET.Element, name: str) -> str:
 
 
 def joined(views: Iterable[memoryview]) -> bytes:
-    """The bytes of a small body."""
+    """Return the bytes of a small body."""
     return b"".join(views)
 
 
 def described_by_headers(answer: Answer) -> ObjectInfo:
-    """The object that an answer describes as HTTP does.
+    """Return the object that an answer's HTTP headers describe.
 
     Raises:
-        UnreadableAnswerError: It describes none.
+        UnreadableAnswerError: The headers are missing or invalid.
     """
     try:
         size = int(answer.headers["content-length"])
@@ -345,9 +345,9 @@ def described_by_headers(answer: Answer) -> ObjectInfo:
 
 
 def in_utc(time: dt.datetime) -> dt.datetime:
-    """A time that a store told. One without a time zone is UTC, whatever the time zone of this machine.
+    """Return a store's time in UTC. Without a time zone it is UTC, regardless of this machine's zone.
 
     Raises:
-        OverflowError: It is beyond the calendar.
+        OverflowError: It is outside the calendar.
     """
     return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)

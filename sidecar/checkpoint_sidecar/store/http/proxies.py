@@ -1,7 +1,7 @@
-"""Which proxy a request goes through: the environment's, by the rules of Go's ``net/http``, for every client alike.
+"""Chooses the proxy of a request from the environment, by the rules of Go's ``net/http``, for every client.
 
-``HTTPS_PROXY`` and ``HTTP_PROXY`` by the scheme of the request, ``NO_PROXY`` for exceptions, in capitals or not. This
-host is never reached through a proxy.
+``HTTPS_PROXY`` and ``HTTP_PROXY`` apply by the scheme of the request, ``NO_PROXY`` has the exceptions, in upper or
+lower case. Requests to this host never use a proxy.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from checkpoint_sidecar.core.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy that is spoken to without TLS. ``str`` gives its host and port.
+    """A proxy that is used without TLS. ``str`` gives its host and port.
 
     Attributes:
-        url: As HTTP libraries take it; holds user and password.
-        authorization: Headers for it.
+        url: URL in the form of HTTP libraries, with user and password.
+        authorization: Headers that authorize requests to it.
     """
 
     host: str
@@ -35,7 +35,7 @@ class Proxy:
 
 
 def proxy_for(scheme: str, host: str, port: int) -> Proxy | None:
-    """The proxy for requests to a server, or None.
+    """Return the proxy for requests to a server, or None.
 
     Raises:
         ConfigurationError: The variable does not name a proxy.
@@ -78,7 +78,7 @@ def _excepted(host: str, port: int, exceptions: str) -> bool:
 
 
 def _covers(entry: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
-    """Whether one part of ``NO_PROXY`` names the host: ``*``, an address, a network, or a domain, each with a port."""
+    """Return whether a part of ``NO_PROXY`` matches: ``*``, an address, network or domain, each perhaps with a port."""
     if entry == "*":
         return True
     network = _network(entry)

@@ -1,4 +1,4 @@
-"""Bearer tokens of identity providers: fetched when they are needed, and again before they expire."""
+"""Bearer tokens of identity providers, fetched on demand and renewed before they expire."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEAST_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, and for how long it is valid."""
+    """A token and the time for which it is valid."""
 
     value: str
     seconds: float
@@ -33,10 +33,10 @@ class Token:
 
 
 class Tokens:
-    """The token of the moment. Safe from several threads.
+    """Provides a valid token. Safe from several threads.
 
     Args:
-        fetch: Asks the provider for a token.
+        fetch: Requests a token from the provider.
     """
 
     def __init__(self, fetch: Callable[[], Token]) -> None:
@@ -48,11 +48,11 @@ class Tokens:
 
     @property
     def last(self) -> str:
-        """The token that was given last; empty before."""
+        """The token that was returned last; empty before."""
         return self._value
 
     def current(self) -> str:
-        """A valid token.
+        """Return a valid token.
 
         Raises:
             StoreError: No token was found.
@@ -63,7 +63,7 @@ class Tokens:
                 try:
                     token = self._fetch()
                 except AccessDeniedError:
-                    # A provider that fails for a moment does not end an identity that is still valid.
+                    # A brief failure of the provider does not invalidate a token that is still valid.
                     if now >= self._ends_at:
                         raise
                     self._renew_at = now + _LEAST_SECONDS
@@ -82,15 +82,15 @@ def ask(
     headers: Mapping[str, str] | None = None,
     proxied: bool = True,
 ) -> Token:
-    """Ask an OAuth endpoint or a metadata service for a token.
+    """Request a token from an OAuth endpoint or a metadata service.
 
     Args:
-        provider: Names it in errors.
-        form: What is posted; None reads.
+        provider: Name of the provider in errors.
+        form: Form to post; None sends a GET.
         proxied: False for a service of this machine's platform.
 
     Raises:
-        AccessDeniedError: The identity provider gives no token.
+        AccessDeniedError: The identity provider does not issue a token.
     """
     body = [memoryview(urlencode(form).encode())] if form is not None else []
     sent = {**({"Content-Type": "application/x-www-form-urlencoded"} if form is not None else {}), **(headers or {})}
@@ -108,7 +108,7 @@ def ask(
         cause = f"the answer of {provider} holds no token"
     finally:
         connections.renew()
-    # Raised outside the handler: the exception may quote secrets and must not hang on ours.
+    # Raised outside the handler: the exception may quote secrets and must not be the context of ours.
     raise AccessDeniedError("open the store", provider, cause, GIVE_CREDENTIALS)
 
 

@@ -1,4 +1,4 @@
-"""Writing large objects over HTTP: in parts of any order where the store takes those, else one after the other."""
+"""Writes large objects over HTTP: parts in any order if the store supports that, else one after the other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class HttpUpload(PartedUpload):
-    """An object of several parts, or of a single one, which is written in one request."""
+    """An object of several parts, or of one part, which is written in a single request."""
 
     def __init__(self, bodies: HttpBodies, key: str, size: int) -> None:
         super().__init__(f"{bodies.url}/{key}", size)
@@ -62,7 +62,7 @@ class HttpUpload(PartedUpload):
         try:
             self._complete()
         except (ObjectNotFoundError, UnknownOutcomeError):
-            # An earlier try, whose reply was lost, may have completed the upload.
+            # An earlier attempt whose reply was lost may have completed the upload.
             if self._bodies.size_of(self._key) != self._size:
                 raise
 
@@ -102,7 +102,7 @@ class HttpUpload(PartedUpload):
 
 
 class PartsUpload(HttpUpload):
-    """Several parts at a time."""
+    """Writes several parts at a time."""
 
     def __init__(self, bodies: HttpBodies, key: str, size: int) -> None:
         super().__init__(bodies, key, size)
@@ -134,7 +134,7 @@ class PartsUpload(HttpUpload):
         def request(client: HttpClient) -> None:
             dialect = _parts(client)
             message = dialect.complete_upload(self._path, self._upload_id, parts)
-            # Servers may take long to put the parts of an object together.
+            # Servers may take long to assemble the parts of an object.
             dialect.check_completed(client.send(message, self._bodies.patience.body_seconds))
 
         self._calls.write("complete the upload of", self._key, request)
@@ -146,7 +146,7 @@ class PartsUpload(HttpUpload):
 
 
 class StreamedUpload(HttpUpload):
-    """One part at a time, in their order. The last one, which publishes the object, is sent by ``complete``."""
+    """Writes one part at a time, in order. ``complete`` sends the last one, which publishes the object."""
 
     def __init__(self, bodies: HttpBodies, key: str, size: int) -> None:
         super().__init__(bodies, key, size)
@@ -184,7 +184,7 @@ class StreamedUpload(HttpUpload):
             nonlocal stored
             dialect = _stream(client)
             while True:
-                # What became of a try that failed is asked first.
+                # After a failure, ask first how many bytes were stored.
                 body = [] if stored is None else _after(views, stored - start)
                 message = dialect.stream(self._path, self._upload_id, body, stored or 0, self._size)
                 stored = None
@@ -222,7 +222,7 @@ def _crc32c(views: Sequence[memoryview], checksum: int) -> int:
 
 
 def _after(views: Sequence[memoryview], count: int) -> list[memoryview]:
-    """The views without their first bytes."""
+    """Return the views without their first bytes."""
     rest = []
     for view in views:
         if count < view.nbytes:

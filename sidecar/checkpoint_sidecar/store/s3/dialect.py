@@ -1,4 +1,4 @@
-"""The requests of S3's REST API that a store needs, signed by botocore."""
+"""Builds requests to S3's REST API and signs them with botocore."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from checkpoint_sidecar.store.http.dialect import (
 from checkpoint_sidecar.store.s3.identity import S3Identity
 
 KEYS_PER_DELETE = 1000
-"""What S3 accepts in one request."""
+"""Maximum that S3 accepts in one request."""
 
 _CHECKSUM = "x-amz-checksum-crc32c"
 _HASHED = Config(s3={"payload_signing_enabled": True})
-# Large bodies have a checksum of their own; hashing them would be a second pass over the data.
+# Large bodies have a separate checksum; hashing them would be a second pass over the data.
 _NOT_HASHED = Config(s3={"payload_signing_enabled": False})
 
 
@@ -134,7 +134,7 @@ class S3Dialect(PartsDialect):
             ET.SubElement(ET.SubElement(root, "Object"), "Key").text = key
         ET.SubElement(root, "Quiet").text = "true"
         body = ET.tostring(root)
-        # The one checksum that every server accepts here, and some demand.
+        # The only checksum that every server accepts here, and some require.
         digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         return Message("POST", query={"delete": ""}, headers={"Content-MD5": digest}, body=[memoryview(body)])
 

@@ -1,4 +1,4 @@
-"""What the exceptions of s3fs mean: those of botocore, and of aiohttp below it."""
+"""Interprets the exceptions of s3fs: those of botocore, and of aiohttp below it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from checkpoint_sidecar.store.s3.identity import GIVE_CREDENTIALS, NO_CREDENTIAL
 BOTO_ERRORS: tuple[type[Exception], ...] = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
 
 _NO_CREDENTIALS = ClientFault(AccessDeniedError, NO_CREDENTIALS, GIVE_CREDENTIALS)
-# aiobotocore gives the name EndpointConnectionError to resets of open connections, too.
+# aiobotocore raises EndpointConnectionError for resets of open connections, too.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, socket.gaierror)
 _UNREACHABLE = (boto.ConnectTimeoutError, boto.ProxyConnectionError, boto.SSLError)
-# In this order: the first class that fits.
+# The first matching class counts.
 _TRANSPORT_FAULTS: tuple[tuple[type[Exception], ClientFault], ...] = (
     (boto.NoCredentialsError, _NO_CREDENTIALS),
     (boto.PartialCredentialsError, _NO_CREDENTIALS),
@@ -33,10 +33,10 @@ _TRANSPORT_FAULTS: tuple[tuple[type[Exception], ClientFault], ...] = (
 
 
 def explain_boto(error: Exception, secrets: Mapping[str, str], asked: str) -> ClientFault:
-    """What one of ``BOTO_ERRORS``, or an error below botocore, means.
+    """Return the meaning of one of ``BOTO_ERRORS``, or of an error below botocore.
 
     Args:
-        secrets: What the store's own words are cleaned of.
+        secrets: Secrets to remove from the store's message.
         asked: Host and port of the store.
     """
     if isinstance(error, boto.ClientError):

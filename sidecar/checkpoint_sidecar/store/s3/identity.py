@@ -1,8 +1,8 @@
-"""Who we are in S3, and where it is: given values alone, or what botocore finds, as every other AWS tool does.
+"""The identity in S3 and its endpoint: given values alone, or those that botocore finds, as in every AWS tool.
 
-Where values were given, nothing comes from the environment. Otherwise a profile, an identity provider (web identity,
-SSO, instance role) and a configured endpoint, region or addressing style mean the same here as elsewhere, and
-identities are renewed before they expire.
+Given values exclude the environment. Otherwise a profile, an identity provider (web identity, SSO, instance role) and a
+configured endpoint, region or addressing style mean the same as elsewhere, and identities are renewed before they
+expire.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ GIVE_CREDENTIALS = "Give credentials, or run where the platform provides an iden
 
 _STYLES: dict[str, AddressingStyle] = {"path": "Path", "virtual": "Virtual"}
 
-# They say "Found credentials" once for each client.
+# They log "Found credentials" for each client.
 for _name in ("botocore.credentials", "aiobotocore.credentials"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @functools.cache
 def _descriptions() -> botocore.loaders.Loader:
-    """botocore's descriptions of S3, parsed once: most of what a client costs."""
+    """Return botocore's descriptions of S3, parsed once, because that is most of a client's cost."""
     return botocore.loaders.create_loader()
 
 
 class S3Identity:
-    """The identity for one store, and where its requests go. Safe from several threads.
+    """The identity and target of one store. Safe from several threads.
 
     Args:
-        settings: Where the store is.
-        values: The credentials given for it; empty for the ambient identity.
+        settings: Location of the store.
+        values: The given credentials; empty for the ambient identity.
 
     Attributes:
-        target: Where requests go.
-        ca_file: The authorities that are trusted; empty for the system's.
+        target: Target of requests.
+        ca_file: File of the trusted authorities; empty for the system's.
 
     Raises:
-        ConfigurationError: botocore's configuration files cannot be used.
+        ConfigurationError: botocore's configuration files are invalid.
         AccessDeniedError: No ambient identity was found.
     """
 
@@ -84,7 +84,7 @@ class S3Identity:
             delete_with(self, self.ca_file)
 
     def frozen(self) -> ReadOnlyCredentials:
-        """The credentials of the moment, renewed if they expire soon.
+        """Return the present credentials, renewed if they expire soon.
 
         Raises:
             AccessDeniedError: They could not be renewed.
@@ -93,7 +93,7 @@ class S3Identity:
             return self._found.get_frozen_credentials()
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
             cause = f"the identity could not be renewed ({type(error).__name__})"
-        # Raised outside the handler: the exception may quote secrets and must not hang on ours.
+        # Raised outside the handler: the exception may quote secrets and must not be the context of ours.
         raise AccessDeniedError("open the store", self._settings.url, cause, GIVE_CREDENTIALS)
 
     def _ambient(self) -> tuple[Identity, S3Target, str]:
@@ -122,7 +122,7 @@ class S3Identity:
         endpoint = settings.endpoint
         if not endpoint and not session.get_config_variable("ignore_configured_endpoint_urls"):
             endpoint = ConfiguredEndpointProvider(session.full_config, session.get_scoped_config(), "s3").provide()
-        # Amazon's own endpoints differ by partition, and by what is configured of FIPS and dual stack.
+        # Amazon's own endpoints differ by partition, and by the configuration of FIPS and dual stack.
         client = session.create_client("s3", region_name=region, config=Config(ignore_configured_endpoint_urls=True))
         style = settings.addressing_style
         if style == "Auto":

@@ -1,9 +1,8 @@
 """The adapter over fsspec: S3 through s3fs.
 
-s3fs brings the client, its event loop, the configuration and the chain of credentials. Its file interface is not used:
-it publishes truncated objects when a block is left by an exception, drops errors of single keys in bulk deletes, and
-serves listings from a cache (s3fs 2026.9). The S3 operations themselves are called instead; large objects do not go
-through it (``s3_bodies``).
+s3fs provides the client, its event loop, the configuration and the chain of credentials. Its file interface is not
+used: it publishes truncated objects when an exception leaves a block, drops errors of single keys in bulk deletes, and
+serves listings from a cache (s3fs 2026.9). This adapter calls the S3 operations instead; large objects bypass s3fs.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from checkpoint_sidecar.store.s3.faults import BOTO_ERRORS, explain_boto
 from checkpoint_sidecar.store.s3.identity import S3Identity
 
 KEYS_PER_DELETE = 1000
-"""What S3 accepts in one request."""
+"""Maximum that S3 accepts in one request."""
 
 Result = TypeVar("Result")
 
@@ -57,7 +56,7 @@ _ERRORS = (OSError, *BOTO_ERRORS, aiohttp.ClientError, FSTimeoutError, Unreadabl
 
 @dataclass(eq=False)
 class _Clients:
-    """Two clients of one bucket; ``bodies`` is the patient one, for requests with large bodies.
+    """Two clients of one bucket; ``bodies`` has longer timeouts, for requests with large bodies.
 
     Attributes:
         identity: Keeps the file of certificates.
@@ -69,7 +68,7 @@ class _Clients:
 
 
 class S3fsStore:
-    """A ``Store`` in S3, or in what speaks its protocol."""
+    """A ``Store`` in S3, or in a server with its protocol."""
 
     def __init__(
         self,
@@ -166,7 +165,7 @@ class S3fsStore:
 
         def request(clients: _Clients) -> dict[str, Any]:
             found: dict[str, Any] = clients.requests.call_s3("list_objects_v2", **query)
-            # Every listing says so; an answer without it is empty, or about something else.
+            # Every listing has this field; an answer without it is empty, or not a listing.
             if "IsTruncated" not in found or (found["IsTruncated"] and not found.get("NextContinuationToken")):
                 raise UnreadableAnswerError
             return found
@@ -194,7 +193,7 @@ class S3fsStore:
 
     def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
         objects = [{"Key": self._prefix + key} for key in batch]
-        # Not quietly: an answer that is empty or about something else would look like a deletion without errors.
+        # Not quiet: with it, an empty or unrelated answer would look like a deletion without errors.
         answer = clients.requests.call_s3("delete_objects", **self._bucket(), Delete={"Objects": objects})
         if failed := answer.get("Errors"):
             kept = [error["Key"].removeprefix(self._prefix) for error in failed]
@@ -229,7 +228,7 @@ class S3fsStore:
             return SILENT
         if isinstance(error, UnreadableAnswerError):
             return explain(error)
-        # s3fs wraps what the store answered in an OSError, and botocore's own errors not at all.
+        # s3fs wraps the store's errors in an OSError, but not botocore's own errors.
         cause = error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error
         return explain_boto(cause, self._values, self._asked)
 
@@ -254,7 +253,7 @@ class S3fsStore:
             "read_timeout": answer_seconds,
             "max_pool_connections": 64,
             "proxies": {at.scheme: proxy.url} if proxy else {},
-            # Our own are sent with each request; these would cost more than the upload.
+            # Each request has our own checksums; these would cost more than the upload.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
             "s3": {"addressing_style": "virtual" if target.virtual_hosted else "path"},
@@ -273,15 +272,15 @@ class S3fsStore:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
-        # s3fs, too, repeats requests blindly.
+        # s3fs also repeats requests blindly.
         fs.retries = 1
         return fs
 
 
 class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-    """aiohttp follows redirects, and sends a PUT again when a kept connection breaks, a create too.
+    """A session without redirects and resends. aiohttp repeats even a create when a reused connection breaks.
 
-    A server could lead the client anywhere, and a lost reply would become a lost race.
+    A server could redirect the client anywhere, and a lost reply would become a lost race.
     """
 
     async def _get_session(self, proxy_url: str | None) -> _OneRequest:
@@ -298,13 +297,13 @@ class _OneRequest:
         answer = await self.session.request(method, allow_redirects=False, **options)
         if 300 <= answer.status < 400:
             answer.close()
-            # Raised here, because botocore asks about the bucket's region when it sees one, again and again.
+            # Raised here, because botocore would repeatedly look up the bucket's region after a redirect.
             raise AnswerError(answer.status, location=answer.headers.get("Location", ""), asked=answer.url.authority)
         return answer
 
 
 def _session_of_its_own() -> AioSession:
-    """A session to which neither the environment nor configuration files contribute."""
+    """Create a session that ignores the environment and configuration files."""
     session = AioSession()
     config = session.get_component("config_store")
     for name, (_, _, default, _) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
@@ -315,7 +314,7 @@ def _session_of_its_own() -> AioSession:
 
 
 def _in_loop(fs: s3fs.S3FileSystem, request: Callable[[s3fs.S3FileSystem], Awaitable[Result]]) -> Result:
-    """Run a request of several awaits in the client's event loop, which lives in a thread of its own."""
+    """Run a request of several awaits in the client's event loop, which has its own thread."""
     result: Result = sync(fs.loop, request, fs)
     return result
 

@@ -1,4 +1,4 @@
-"""Where the requests for a bucket go: one description of an S3 target for every client. Pure."""
+"""The target of requests for a bucket: one description for every S3 client. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class S3Target:
 
     Attributes:
         endpoint: Base URL of the service, without the bucket and without a trailing slash.
-        virtual_hosted: Whether the bucket stands in the host name instead of the path.
+        virtual_hosted: Whether the bucket is in the host name instead of the path.
     """
 
     endpoint: str
@@ -44,9 +44,9 @@ def target_of(
     """Decide the addressing style as botocore does, once the endpoint is known.
 
     Args:
-        style: Auto means Path at an endpoint that someone configured, Virtual at the cloud's own.
-        endpoint: As configured, by the settings, the environment or a profile; may be empty.
-        standard_endpoint: The cloud's own; by default that of Amazon's region.
+        style: Auto means Path at a configured endpoint, Virtual at the cloud's own.
+        endpoint: Endpoint in the settings, the environment or a profile; may be empty.
+        standard_endpoint: The cloud's own endpoint; by default that of Amazon's region.
     """
     wanted = style == "Virtual" or (style == "Auto" and not endpoint)
     base = (endpoint or standard_endpoint or standard_endpoint_of(region)).rstrip("/")
@@ -54,7 +54,7 @@ def target_of(
 
 
 def standard_endpoint_of(region: str) -> str:
-    """Amazon's own endpoint of a region."""
+    """Return Amazon's own endpoint of a region."""
     return f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
 
 
