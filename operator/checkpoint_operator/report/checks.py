@@ -1,4 +1,4 @@
-"""Named checks, and chains of them: the first check of a chain that answers decides a condition."""
+"""Named checks and chains of them: the first check of a chain that applies decides a condition."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Quote:
 
 
 Answer = str | Quote | StoreFault | None
-"""The message if the check applies, or a fault that brings its own reason; None if the next check is to be asked."""
+"""The message if the check applies, or a fault with its own reason; None to continue with the next check."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionCheck:
-    """One fact that decides a condition where it holds; it is named for that fact.
+    """A fact that decides a condition if it is true. The check has the name of the fact.
 
     Attributes:
-        reasons: The reasons that it may give. A check gives the first one unless it answers with a fault.
-        see: Words that stand for the reasons in the documentation, or empty.
+        reasons: The reasons that it may give. A check gives the first one unless it returns a fault.
+        see: Words that replace the reasons in the documentation, or empty.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ConditionCheck:
     see: str = ""
 
     def judge(self, kind: ConditionType, observed: Observed) -> Judgement | None:
-        """Return what the condition says if the check applies, or None."""
+        """Return the judgement of the condition if the check applies, or None."""
         match self.answer(observed):
             case None:
                 return None
@@ -52,7 +52,7 @@ class ConditionCheck:
 def check(
     status: ConditionStatus, *reasons: Reason, see: str = ""
 ) -> Callable[[Callable[[Observed], Answer]], ConditionCheck]:
-    """Make a check of a function that returns its answer."""
+    """Create a check from a function that returns its answer."""
     return lambda answer: ConditionCheck(answer.__name__, status, reasons, answer, see)
 
 
@@ -62,5 +62,5 @@ def otherwise(status: ConditionStatus, reason: Reason, message: str) -> Conditio
 
 
 def first_answer(kind: ConditionType, chain: Iterable[ConditionCheck], observed: Observed) -> Judgement:
-    """Ask the checks of a condition in order."""
+    """Return the judgement of the first check that applies."""
     return next(judged for each in chain if (judged := each.judge(kind, observed)) is not None)

@@ -1,4 +1,4 @@
-"""Conditions in the form of all Kubernetes conditions: the transition time moves only when the status does."""
+"""Conditions in the form of Kubernetes: the transition time changes only when the status does."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MAX_MESSAGE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What one condition should say.
+    """The content of one condition.
 
     Attributes:
-        quotes: The message quotes an error. Such texts differ from try to try (a nonce, a request id), so the first one
-            stays while the reason and the spec are the same; else every retry would write the status.
+        quotes: Whether the message quotes an error. Such texts differ between attempts (a nonce, a request id), so the
+            first one stays while the reason and the spec are the same; else every retry would write the status.
     """
 
     type: ConditionType
@@ -32,7 +32,7 @@ class Judgement:
 def merge(
     previous: Iterable[Mapping[str, Any]], judgements: Iterable[Judgement], *, generation: int, wall: dt.datetime
 ) -> tuple[Condition, ...]:
-    """The conditions to store: those judged, in that order, with the transition times of the previous ones."""
+    """Return the conditions to store: those judged, in that order, with the transition times of the previous ones."""
     before = {condition.get("type"): condition for condition in previous}
     return tuple(
         Condition(
@@ -56,7 +56,7 @@ def _message(previous: Mapping[str, Any] | None, judged: Judgement, generation: 
 
 
 def cut(text: str, most_bytes: int) -> str:
-    """As much of a text as fits: the API server counts the bytes of an Event's message, not its characters."""
+    """Cut a text to a number of bytes, because the API server limits an Event's message in bytes, not characters."""
     encoded = text.encode(errors="replace")
     if len(encoded) <= most_bytes:
         return encoded.decode()

@@ -1,7 +1,7 @@
-"""The Events of a run: one for each log entry that a human would want to know about. Pure.
+"""The Events of a run: one for each log entry that is of interest to users. Pure.
 
-They follow from the entries after ``status.logSequence``, so that each is reported once, whichever process wrote the
-entry and whether or not the operator ran when it happened.
+They follow from the entries after ``status.logSequence``, so that each is reported once, regardless of the process that
+wrote the entry and of whether the operator ran at that time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.core.units import size
 
 OPERATOR = "operator"
-"""How the signatures of operators begin, in ``StoredEntry.writer``; libraries have other ones."""
+"""Prefix of operators' signatures in ``StoredEntry.writer``; those of libraries differ."""
 
 MAX_REPORTED = 50
 FIRST_REPORTED = 16
-"""How many entries are reported of a log that the status never reflected: all of a new run, the end of an old one."""
+"""Number of entries to report of a log that the status never reflected: all of a new run, the end of an old one."""
 
 
 def since_last_report(status: Mapping[str, Any], head: int) -> range:
@@ -79,7 +79,7 @@ _CONDITIONS: tuple[tuple[ConditionType, Reason, EventReason, str], ...] = (
 
 
 def for_conditions(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[EventDraft, ...]:
-    """Draft Events for what no log entry says: a condition has changed to something a human should know about.
+    """Draft Events that do not follow from log entries: a condition has changed to a state of interest to users.
 
     Args:
         before, after: Statuses of the Checkpoint.
@@ -167,7 +167,7 @@ def _released(body: QuarantineReleased, _: Run) -> _Line:
 
 
 def _save_requested(body: SaveRequested, _: Run) -> _Line:
-    # The user knows of the user's own requests.
+    # Users know their own requests.
     message = f"Attempt {body.attempt} is asked to save: {body.reason}"
     return (EventReason.SAVE_REQUESTED, message, False) if body.reason else None
 

@@ -1,4 +1,4 @@
-"""What keeps a Checkpoint from working, as far as it is observed: the checks behind Ready and Stalled. Pure."""
+"""Finds observed faults that keep a Checkpoint from working: the checks behind Ready and Stalled. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from checkpoint_sidecar.core.run import Run
 
 _REASONS = tuple(Reason)
 FAULT_REASONS = _REASONS[_REASONS.index(Reason.INVALID_SPEC) : _REASONS.index(Reason.UPGRADE_REQUIRED) + 1]
-"""Reasons that a fault may have. Some come with the fault from where the store or the API server is talked to."""
+"""Reasons that a fault may have. The clients of the store and the API server set some of them."""
 
 
 def fault_of(observed: Observed) -> StoreFault | None:
-    """Return the first thing that keeps this Checkpoint from working, or None."""
+    """Return the first fault that keeps this Checkpoint from working, or None."""
     return next((fault for check in FAULTS if (fault := check(observed)) is not None), None)
 
 
@@ -60,7 +60,7 @@ def _run_of_another_owner(observed: Observed) -> StoreFault | None:
 
 
 def _deletes_it(observed: Observed, run: Run) -> bool:
-    """Whether this Checkpoint is deleting the run that it had."""
+    """Return whether this Checkpoint is deleting its former run."""
     return finalizer.ending(observed) and run.owner == observed.owner.deleted
 
 
@@ -91,4 +91,4 @@ FAULTS: tuple[Callable[[Observed], StoreFault | None], ...] = (
     _rest_of_a_deleted_run,
     _run_of_another_owner,
 )
-"""The first that finds something decides."""
+"""The first check that finds a fault decides."""

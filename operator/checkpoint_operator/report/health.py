@@ -1,8 +1,8 @@
-"""Whether a Checkpoint works: its conditions, judged from what is observed. Pure.
+"""Judges the conditions of a Checkpoint from observations. Pure.
 
-Each condition is a chain of named checks; the first that answers decides. ``docs/conditions.md`` lists the reasons in
+Each condition is a chain of named checks; the first that applies decides. ``docs/conditions.md`` lists the reasons in
 this order, generated from ``CHAINS``. Ready follows from the same faults as Stalled and StorageAvailable and is never
-set on its own.
+set independently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.units import size
 
 REPORT_WITHIN = dt.timedelta(minutes=10)
-"""How long labelled pods may run before an AttemptStarted is missed: imports and process groups take minutes."""
+"""How long labeled pods may run before AttemptStarted is overdue: imports and process groups take minutes."""
 
 NOT_AS_ASKED = frozenset({"NothingRestored", "WrongParent", "WrongRequest"})
 """Why replay rejects a commit of an attempt that did not continue from the snapshot it had to restore."""
@@ -105,7 +105,7 @@ def _nothing_verified(observed: Observed) -> Answer:
 @check("False", Reason.SNAPSHOT_TOO_OLD)
 def _verified_too_old(observed: Observed) -> Answer:
     run, now = observed.run, observed.now
-    # With a cadence in steps alone it is not known when the next save is due: only one in time can be missed.
+    # With a cadence in steps alone, the time of the next save is unknown: only a cadence in time can be overdue.
     if run is None or now is None or run.policy.save.every_seconds is None:
         return None
     interval = run.policy.save.every_seconds
@@ -206,7 +206,7 @@ def _quota_exceeded(observed: Observed) -> Answer:
     quota = observed.quota
     if quota is None or not quota.exceeded:
         return None
-    # A quotation: the figures change with every commit of the namespace.
+    # A quote, because the figures change with every commit of the namespace.
     return Quote(
         f"The Checkpoints of namespace {observed.checkpoint.key.namespace} must retain {size(quota.required)}; its "
         f"quota is {size(quota.limit)}. Nothing is lost and saves continue. Give spec.retention to those that have "
@@ -367,7 +367,7 @@ def _ignored_restore(run: Run) -> bool:
 
 def _silent_pod(observed: Observed) -> str:
     attempt = observed.run.attempt if observed.run is not None else None
-    # By identity first: the attempt's time is by the store's clock, the pod's by its kubelet's, and they may disagree.
+    # By identity first: the attempt's time is from the store's clock, the pod's from its kubelet's; they may differ.
     listed = {pod.uid for pod in attempt.started.pods} if attempt else set()
     for pod in observed.pods:
         if pod.phase != "Running" or pod.started_at is None or pod.uid in listed:

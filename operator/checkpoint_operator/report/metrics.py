@@ -1,4 +1,4 @@
-"""Prometheus metrics. Labels are namespace and name of the Checkpoint; nothing else comes from users."""
+"""Prometheus metrics. Labels are namespace and name of the Checkpoint; users control nothing else."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _OF_STORES = frozenset(
         Reason.LOG_UNREADABLE,
     }
 )
-"""Reasons that an object store gives; the others are about the spec or about another owner."""
+"""Reasons that concern an object store; the others concern the spec or another owner."""
 
 
 class Metrics:
-    """All metrics of one operator process, in a registry of their own."""
+    """All metrics of one operator process, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -88,13 +88,13 @@ class Metrics:
         self._told_losses: dict[Key, int] = {}
 
     async def answer(self, request: web.Request) -> web.Response:
-        """The answer to a scrape; thousands of lines are put together in a thread."""
+        """Return the answer to a scrape; a thread formats its thousands of lines."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         body = await asyncio.to_thread(encode, self.registry)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     def observe(self, observed: Observed, *, ready: bool) -> None:
-        """Set what is true now."""
+        """Set the gauges to the present state."""
         key, run = observed.checkpoint.key, observed.run
         self._seen.add(key)
         self._ready.labels(*_labels(key)).set(ready)
@@ -131,7 +131,7 @@ class Metrics:
             self._latest_step.labels(*_labels(key)).set(newest.step)
 
     def count(self, key: Key, entries: Iterable[StoredEntry]) -> None:
-        """Count what new log entries say."""
+        """Count new log entries."""
         for entry in entries:
             body = entry.body
             if isinstance(body, SnapshotCommitted):
@@ -149,22 +149,22 @@ class Metrics:
                 self._purged_bytes.labels(*_labels(key)).inc(body.bytes)
 
     def count_loss(self, key: Key, *, attempt: int, steps: int, seconds: int) -> None:
-        """Count what one restart lost, once."""
+        """Count the loss of one restart, once."""
         if self._told_losses.get(key, 0) < attempt:
             self._told_losses[key] = attempt
             self._lost_steps.labels(*_labels(key)).inc(steps)
             self._lost_seconds.labels(*_labels(key)).inc(seconds)
 
     def count_other_operator(self, key: Key, entries: int) -> None:
-        """Count entries that another operator appended to the log while this one works on it, too."""
+        """Count entries that another operator appended to the log while this one works on it."""
         self._others.labels(*_labels(key)).inc(entries)
 
     def count_error(self, key: Key) -> None:
-        """Count a pass that ended early: the API server did not answer as it should, or the operator is wrong."""
+        """Count a pass that ended early, because of an unexpected answer of the API server or a bug."""
         self._reconcile_errors.labels(*_labels(key)).inc()
 
     def forget(self, key: Key) -> None:
-        """The Checkpoint is gone, and so is all that has its name; a namespace's quota goes with its last one."""
+        """Remove all metrics of a deleted Checkpoint, and those of the namespace's quota with its last Checkpoint."""
         self._told_losses.pop(key, None)
         for metric in self._of_runs:
             metric.remove_by_labels(_named(key))

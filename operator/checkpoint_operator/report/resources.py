@@ -1,4 +1,4 @@
-"""Kubernetes objects as dicts, built by pure functions."""
+"""Builds Kubernetes objects as dicts. Pure."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MAX_EVENT_BYTES = 1024
 
 
 def mirror_name(checkpoint: str, snapshot: str) -> str:
-    """Name of the CheckpointSnapshot of a snapshot; unique, as the last three parts of it are always the snapshot's."""
+    """Return the name of a snapshot's CheckpointSnapshot; unique, as its last three parts are always the snapshot's."""
     return f"{checkpoint}-{snapshot}"
 
 
 def mirror(checkpoint: Checkpoint, snapshot: Snapshot) -> dict[str, Any]:
-    """A CheckpointSnapshot to create, with the disposition that the log remembers."""
+    """Return a CheckpointSnapshot to create, with the disposition in the log."""
     spec = api.CheckpointSnapshotSpec(
         checkpoint_ref=api.LocalReference(checkpoint.key.name),
         step=snapshot.step,
@@ -66,10 +66,10 @@ def mirror(checkpoint: Checkpoint, snapshot: Snapshot) -> dict[str, Any]:
 def mirror_status(
     observed: Observed, run: Run, snapshot: Snapshot, verdict: RetentionVerdict, *, chain: Set[str], mirror: Mirror
 ) -> dict[str, Any]:
-    """``CheckpointSnapshot.status`` for a snapshot as the log has it.
+    """Return ``CheckpointSnapshot.status`` for a snapshot in the log.
 
     Args:
-        chain: Ids of the lineage, which is walked once for all snapshots of a run and not for each.
+        chain: Ids of the lineage, which is walked once for all snapshots of a run instead of once for each.
     """
     commit = snapshot.commit
     status = api.CheckpointSnapshotStatus(
@@ -97,13 +97,13 @@ def mirror_status(
 
 
 def purge_after(run: Run, snapshot: Snapshot) -> str | None:
-    """When the data of a retired snapshot may go, or None while it is not due to go at all."""
+    """Return when the data of a retired snapshot may be deleted, or None if that is not planned."""
     end = purge_at(run, snapshot)
     return timestamp(end) if end is not None else None
 
 
 def encode_status(status: api.CheckpointStatus | api.CheckpointSnapshotStatus) -> dict[str, Any]:
-    """As the API server returns it, so that equal statuses compare equal (a tuple never equals a list)."""
+    """Encode a status as the API server returns it, so that equal ones compare equal (a tuple never equals a list)."""
     encoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(status))
     return {key: value for key, value in encoded.items() if value is not None}
 
@@ -111,12 +111,12 @@ def encode_status(status: api.CheckpointStatus | api.CheckpointSnapshotStatus) -
 def event(
     checkpoint: Checkpoint, *, reason: str, message: str, warning: bool, identifier: str, time: dt.datetime
 ) -> dict[str, Any]:
-    """A core/v1 Event about a Checkpoint.
+    """Return a core/v1 Event about a Checkpoint.
 
     Args:
-        identifier: What happened, by a name of its own (a log number): the object's name follows from it, so that a
-            second operator that reports the same entry creates no second Event.
-        time: To the microsecond: what happened in one second is listed in the order of these.
+        identifier: Unique name of the event (a log number). The object's name follows from it, so that a second
+            operator that reports the same entry does not create a second Event.
+        time: Time to the microsecond, which determines the order of events within one second.
     """
     moment = timestamp(time)
     return {
@@ -214,11 +214,11 @@ def _retention(snapshot: Snapshot, verdict: RetentionVerdict) -> api.SnapshotRet
 
 
 def _duration(seconds: float) -> api.Duration:
-    """Rounded up to whole seconds: ``12s``, ``1m30s``."""
+    """Format a duration, rounded up to whole seconds: ``12s``, ``1m30s``."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def conditions_of(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The stored conditions by type."""
+    """Return the stored conditions by type."""
     return {condition["type"]: condition for condition in status.get("conditions", ())}

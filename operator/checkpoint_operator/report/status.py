@@ -1,4 +1,4 @@
-"""``Checkpoint.status`` from what is observed. Pure; nothing in it changes by the clock alone."""
+"""Builds ``Checkpoint.status`` from observations. Pure; the clock alone never changes it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from checkpoint_sidecar.core.wire import MAX_INT64
 
 
 def status_of(observed: Observed) -> dict[str, Any]:
-    """The whole status, as the API server would store it.
+    """Return the whole status, as the API server would store it.
 
-    Fields that follow from the log alone stay as they were while the log cannot be read.
+    Fields that follow from the log alone keep their values while the log cannot be read.
     """
     checkpoint = observed.checkpoint
     judged = conditions.merge(
@@ -47,7 +47,7 @@ def status_of(observed: Observed) -> dict[str, Any]:
 
 
 def status_with(checkpoint: Checkpoint, fault: StoreFault, *, wall: dt.datetime) -> dict[str, Any]:
-    """The status as it is stored, but not Ready on account of a fault: where nothing else can be said or written."""
+    """Return the stored status with Ready set to False because of a fault, if nothing else is known."""
     before = checkpoint.status.get("conditions", ())
     judged = (Judgement(ConditionType.READY, "False", fault.reason, fault.message, quotes=True),)
     ready = conditions.merge(before, judged, generation=checkpoint.generation, wall=wall)
@@ -99,7 +99,7 @@ def _best(run: Run) -> api.BestSnapshot | None:
     if best is None or run.policy.retention is None:
         return None
     metric = run.policy.retention.keep_best[0].metric
-    # As it was committed, whose length is bounded: Python may write the same number in more digits.
+    # The committed text, whose length is bounded: Python may format the same number with more digits.
     return api.BestSnapshot(best.step, best.id, metric, best.commit.metrics[metric].strip())
 
 
@@ -127,14 +127,14 @@ def _notice(attempt: Attempt) -> str | None:
 def _pod_count(observed: Observed, attempt: Attempt) -> int:
     reported = observed.checkpoint.status.get("attempt", {})
     counted = [places(attempt.started.pods), sum(1 for _ in members(attempt, observed.pods))]
-    # Pods that are gone were still pods of the attempt.
+    # Deleted pods still belong to the attempt.
     if reported.get("number") == attempt.number:
         counted.append(reported.get("podCount", 0))
     return max(counted)
 
 
 def _last_restore(observed: Observed, run: Run) -> api.LastRestore | None:
-    """How the newest attempt that came as far as training began."""
+    """Return the restore of the newest attempt that reached training."""
     for attempt in reversed(tuple(run.attempts.values())):
         outcome = next((r for r in reversed(attempt.restores) if r.restored), None)
         if outcome is not None:
@@ -163,9 +163,9 @@ def _restored(observed: Observed, run: Run, attempt: Attempt, outcome: RestoreFi
 
 
 def _lost(observed: Observed, run: Run, attempt: Attempt, snapshot: Snapshot | None) -> tuple[int | None, int | None]:
-    """Steps and seconds of the previous attempt that are trained again, as far as known.
+    """Return the previous attempt's steps and seconds that must be repeated, as far as known.
 
-    Once reported they stay: the evidence is a file that the new attempt soon overwrites.
+    Reported values are kept, because the new attempt soon overwrites the file that they come from.
     """
     reported = observed.checkpoint.status.get("lastRestore", {})
     if reported.get("attempt") == attempt.number and reported.get("lostSteps") is not None:
@@ -175,7 +175,7 @@ def _lost(observed: Observed, run: Run, attempt: Attempt, snapshot: Snapshot | N
     if before is None or progress is None or snapshot is None:
         return None, None
     steps = max(0, progress.step - snapshot.step)
-    # Training may have paused between the snapshot and the attempt that went on from it; that time was not trained.
+    # Training may have paused between the snapshot and the attempt that continued from it; that time is not lost.
     since = max(snapshot.committed_at, before.started_at)
     return steps, max(0, round((progress.at - since).total_seconds())) if steps else 0
 
@@ -190,7 +190,7 @@ def _pending_purge(observed: Observed, run: Run) -> tuple[api.PendingPurge, ...]
     policy = run.policy.retention
     verdict = observed.verdict
     if policy is not None and policy.dry_run and verdict is not None:
-        # A dry run retires nothing, so the wait has not begun: the earliest moment is a grace period after the commit.
+        # A dry run does not retire, so the wait has not begun: the earliest time is a grace period after the commit.
         pending += [
             api.PendingPurge(s.id, s.commit.bytes, _earliest(s, policy.grace_seconds), verdict.retire[s.id])
             for s in run.snapshots.values()

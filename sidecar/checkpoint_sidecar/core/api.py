@@ -3,9 +3,9 @@
 Durations (``720h``) and quantities (``2Ti``) stay strings here; the operator parses them once and writes
 ``core.policy`` into the log. The schema users meet is ``crds/*.yaml``; a test walks it against these types in both
 directions, so that names, required fields, defaults and enums cannot drift apart. Constraints live in the schema
-alone: what the API server admitted is not checked a second time here.
+alone: values that the API server admitted are not checked again here.
 
-Optional fields are None, never absent values with a meaning of their own. Status types encode without their Nones.
+Optional fields are None; absence has no separate meaning. Status types encode without their Nones.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ SNAPSHOT_KIND = "CheckpointSnapshot"
 SNAPSHOT_PLURAL = "checkpointsnapshots"
 
 RELEASE_ANNOTATION = f"{GROUP}/release-quarantine"
-"""On a CheckpointSnapshot: a new value forgets, once, what was found against the snapshot."""
+"""On a CheckpointSnapshot: a new value discards, once, the evidence against the snapshot."""
 
 MAX_LISTED = 16
-"""Longest list in any status. What is cut off is in the log and in the CLI."""
+"""Longest list in any status. The log and the CLI have the rest."""
 
 Duration: TypeAlias = str
 """As in the Gateway API (GEP-2257): ``90s``, ``15m``, ``1h30m``, ``720h``."""
@@ -56,7 +56,7 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 
 
 class LocalReference(msgspec.Struct, frozen=True, rename="camel"):
-    """An object in the same namespace; there is no way to name another one."""
+    """An object in the same namespace; other namespaces cannot be named."""
 
     name: str
 
@@ -65,10 +65,10 @@ ServerSideEncryption: TypeAlias = Literal["AES256", "aws:kms", "aws:kms:dsse"]
 
 
 class Storage(msgspec.Struct, frozen=True, rename="camel"):
-    """Where the run lives. Only ``url`` is immutable.
+    """Location of the run. Only ``url`` is immutable.
 
     Attributes:
-        server_side_encryption, kms_key_id, requester_pays, tags: What S3 is asked for with each request (s3 only).
+        server_side_encryption, kms_key_id, requester_pays, tags: Options of each S3 request (s3 only).
     """
 
     url: str
@@ -84,11 +84,11 @@ class Storage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Save(msgspec.Struct, frozen=True, rename="camel"):
-    """When a snapshot is due. ``every: 0s`` switches the time cadence off; a new ``request`` saves now.
+    """Schedule of saves. ``every: 0s`` turns the time cadence off; a new ``request`` saves now.
 
     Attributes:
-        on_failure: What a failed automatic save does to training.
-        max_failures: With ``Continue``, how many failures in a row stop training nevertheless.
+        on_failure: Effect of a failed automatic save on training.
+        max_failures: With ``Continue``, the number of successive failures that stop training anyway.
     """
 
     every_steps: int | None = None
@@ -108,7 +108,7 @@ class KeepBestRule(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Retention(msgspec.Struct, frozen=True, rename="camel"):
-    """What is kept. An absent ``spec.retention`` retires nothing, ever."""
+    """Rules for keeping snapshots. Without ``spec.retention``, none are ever retired."""
 
     keep_last: int | None = None
     keep_every_steps: int | None = None
@@ -121,7 +121,7 @@ class Retention(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Rollback(msgspec.Struct, frozen=True, rename="camel"):
-    """Restore something else than the newest snapshot, once. A new ``request`` acts at the next start.
+    """Restore another snapshot than the newest, once. A new ``request`` takes effect at the next start.
 
     Attributes:
         to: ``Best`` is the best snapshot by the first rule of ``retention.keepBest``.
@@ -134,7 +134,7 @@ class Rollback(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Restore(msgspec.Struct, frozen=True, rename="camel"):
-    """What a starting attempt restores, and how hard it tries."""
+    """Settings of a start's restore: its mode, its verification, and its limits on failures and fallbacks."""
 
     mode: RestoreMode = "Latest"
     rollback: Rollback | None = None
@@ -186,7 +186,7 @@ class LatestSnapshot(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class BestSnapshot(msgspec.Struct, frozen=True, rename="camel"):
-    """What ``rollback.to: Best`` would restore. ``value`` is a decimal string."""
+    """The snapshot that ``rollback.to: Best`` would restore. ``value`` is a decimal string."""
 
     step: int
     snapshot: str
@@ -195,11 +195,11 @@ class BestSnapshot(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LastRestore(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """How the newest attempt began.
+    """The restore of the newest attempt.
 
     Attributes:
         snapshot: None for a fresh start.
-        skipped: Candidates that were tried or passed over before it, newest first, at most ``MAX_LISTED``.
+        skipped: Candidates that failed or were skipped before it, newest first, at most ``MAX_LISTED``.
         lost_steps, lost_seconds: Progress of the previous attempt after the restored snapshot, as far as known.
         seconds: Duration of the restore itself, rounded up.
     """
@@ -220,7 +220,7 @@ class AttemptStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 
     Attributes:
         pods: Names, at most ``MAX_LISTED``; ``pod_count`` counts all.
-        notice: Why it was expected to end, as soon as that was known: an eviction, or what its node announced.
+        notice: Why it was expected to end, as soon as that was known: an eviction, or an announcement of its node.
     """
 
     number: int
@@ -232,7 +232,7 @@ class AttemptStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 
 
 class PendingPurge(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A retired snapshot whose data is still there, until ``purge_after``."""
+    """A retired snapshot whose data exists until ``purge_after``."""
 
     snapshot: str
     bytes: int
@@ -241,7 +241,7 @@ class PendingPurge(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
 
 
 class QuarantinedSnapshot(msgspec.Struct, frozen=True, rename="camel"):
-    """A snapshot no restore tries again, and the evidence against it."""
+    """A snapshot that restores no longer try, and the evidence against it."""
 
     snapshot: str
     failures: int
@@ -254,11 +254,11 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
     Attributes:
         claimed_by: ``<cluster>/<namespace>/<name>`` of the run that holds the prefix, perhaps not this one.
         snapshots, retained_bytes: Count and size of the snapshots that can be restored.
-        retained_size: The same size for people, such as ``1.2Ti``.
-        pending_purge_snapshots, pending_purge_bytes: Of all whose data is about to go; ``pending_purge`` lists the
-            next ``MAX_LISTED``.
+        retained_size: The same size in readable form, such as ``1.2Ti``.
+        pending_purge_snapshots, pending_purge_bytes: Count and size of all snapshots whose data will be deleted;
+            ``pending_purge`` lists the next ``MAX_LISTED``.
         quarantined_snapshots: Count of all; ``quarantined`` lists the newest ``MAX_LISTED``.
-        last_save_request: The newest of the user's requests that a commit answered.
+        last_save_request: The newest of the user's requests that a commit fulfilled.
         last_rollback: The newest request that is in the log.
         log_sequence: Number of the last log entry this status reflects.
     """
@@ -284,7 +284,7 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
 
 
 class CheckpointSnapshotSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """``CheckpointSnapshot.spec``, written once by the operator; only ``disposition`` is the user's."""
+    """``CheckpointSnapshot.spec``, written once by the operator; only ``disposition`` belongs to the user."""
 
     checkpoint_ref: LocalReference
     step: int
@@ -295,7 +295,7 @@ class CheckpointSnapshotSpec(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SnapshotRetention(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What ``core.retention`` says of the snapshot."""
+    """The verdict of ``core.retention`` on the snapshot."""
 
     kept: bool
     reasons: tuple[str, ...] = ()
@@ -305,11 +305,11 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
     """``CheckpointSnapshot.status``.
 
     Attributes:
-        committed_at: The commit itself; the object may be younger, as the operator re-creates it from the log.
-        size: ``bytes`` for people, such as ``1.2Ti``.
+        committed_at: Time of the commit; the object may be younger, because the operator re-creates it from the log.
+        size: ``bytes`` in readable form, such as ``1.2Ti``.
         metrics: Decimal strings by name.
-        saved_in: From the start of staging to the last uploaded byte.
-        purge_after: When the data of a retired snapshot may go.
+        saved_in: Duration from the start of staging to the last uploaded byte.
+        purge_after: When the data of a retired snapshot may be deleted.
         last_release_request: The newest request to release it from quarantine that is in the log.
     """
 
@@ -330,9 +330,9 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
 
 
 class ConditionType(StrEnum):
-    """Types of conditions, of a Checkpoint unless said otherwise.
+    """Types of conditions, of a Checkpoint unless noted otherwise.
 
-    True is good, but for SavesFailing, ForeignData and Stalled.
+    True is good, except for SavesFailing, ForeignData and Stalled.
     """
 
     READY = "Ready"  # both kinds
@@ -348,15 +348,15 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Reasons of a Checkpoint's conditions; ``docs/conditions.md`` says what to do about each."""
+    """Reasons of a Checkpoint's conditions; ``docs/conditions.md`` gives the remedy for each."""
 
-    # Ready, StorageAvailable and Stalled when all is well
+    # Ready, StorageAvailable and Stalled without faults
     CONFIGURED = "Configured"
     AVAILABLE = "Available"
     NOT_STALLED = "NotStalled"
     # Ready when False
     DELETING = "Deleting"
-    # Ready and StorageAvailable when False; Stalled when True, if only a human can help
+    # Ready and StorageAvailable when False; Stalled when True, if manual action is needed
     INVALID_SPEC = "InvalidSpec"
     PREFIX_CLAIMED = "PrefixClaimed"
     AMBIENT_NOT_ALLOWED = "AmbientNotAllowed"
@@ -411,7 +411,7 @@ class Reason(StrEnum):
 
 
 class SnapshotReason(StrEnum):
-    """Reasons of a CheckpointSnapshot's conditions. A failed verification has the ``core.log.Evidence`` as reason."""
+    """Reasons of a CheckpointSnapshot's conditions. A failed verification has its ``core.log.Evidence`` as reason."""
 
     # Committed
     COMMITTED = "Committed"
@@ -433,7 +433,7 @@ class SnapshotReason(StrEnum):
 
 
 class EventReason(StrEnum):
-    """Reasons of the Events the operator emits, in the order a reader usually meets them."""
+    """Reasons of the Events that the operator emits, in their usual order."""
 
     RUN_CLAIMED = "RunClaimed"
     RUN_ADOPTED = "RunAdopted"

@@ -1,8 +1,8 @@
-"""What the library may append, computed from the log as it stands.
+"""Computes the entries that the library may append, from the current log.
 
 Each function takes the current ``Run`` and returns the *whole* entry, raises, or returns None for "nothing to write".
-After a lost race for a number it is called again with the new state: attempt number, candidate and overwrite check are
-never carried over from a state that is no longer true.
+After a lost race for a number it is called again with the new state, so that the attempt number, the candidate and the
+overwrite check never come from an outdated state.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ AUTOMATIC: frozenset[Trigger] = frozenset({"Schedule", "Request", "Termination",
 
 
 def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ()) -> None:
-    """Raise unless the log may be that of a new run, or is as long as it was seen to be.
+    """Raise an error unless the log may be that of a new run, or is at least as long as it was before.
 
     Args:
         floor: Number of an entry that was seen in this log before; 0 if none was.
-        traces: What was found of a run that has no log, or of attempts that are not in it, see ``core.belongings``;
-            looked for only where nothing was ever committed.
+        traces: Traces of a run that has no log, or of attempts that are not in it, see ``core.belongings``; only
+            searched for if the log has no commits.
 
     Raises:
-        LogMissingError: There was a run here, and its log is gone or was cut.
+        LogMissingError: The prefix had a run whose log is missing or was truncated.
     """
     if run.policy.restore.on_missing == "StartFresh":
         return
@@ -73,12 +73,12 @@ def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ())
 
 
 def places(pods: Collection[PodIdentity]) -> int:
-    """How many pods these are; of processes outside Kubernetes, how many hosts."""
+    """Return the number of pods, or of hosts for processes outside Kubernetes."""
     return len({pod.name.partition(":")[0] for pod in pods})
 
 
 def claim(run: Run, owner: Owner, *, url: str) -> RunClaimed | None:
-    """The run's first entry, or None when the prefix is already ours.
+    """Return the run's first entry, or None if the prefix is already ours.
 
     Raises:
         PrefixClaimedError: It belongs to another owner.
@@ -90,12 +90,12 @@ def claim(run: Run, owner: Owner, *, url: str) -> RunClaimed | None:
 
 
 def identify(run: Run) -> SavesIdentified | None:
-    """What must be in the log before the first save whose folder carries the run's identity, or None if it is."""
+    """Return the entry that must precede saves whose folders carry the run's identity, or None if it exists."""
     return None if run.identified else SavesIdentified(run.short_identity)
 
 
 def check_owner(run: Run, owner: Owner, *, url: str) -> None:
-    """Raise unless the prefix is ``owner``'s.
+    """Raise an error unless the prefix belongs to ``owner``.
 
     Raises:
         PrefixClaimedError: It belongs to another owner.
@@ -111,7 +111,7 @@ def check_owner(run: Run, owner: Owner, *, url: str) -> None:
 
 
 def start(run: Run, *, world_size: int, pods: tuple[PodIdentity, ...]) -> AttemptStarted:
-    """The next attempt, with the snapshot it will try first."""
+    """Return the next attempt, with the snapshot that it will try first."""
     plan = restore_plan(run, run.pending)
     return AttemptStarted(
         attempt=run.highest_attempt + 1,
@@ -123,15 +123,15 @@ def start(run: Run, *, world_size: int, pods: tuple[PodIdentity, ...]) -> Attemp
 
 
 def start_over(run: Run, *, world_size: int) -> AttemptStarted:
-    """The next attempt of a DCP drop-in directory: one save over the newest snapshot, which it does not restore."""
+    """Return a DCP drop-in directory's next attempt: one save over the newest snapshot, which is not restored."""
     return AttemptStarted(attempt=run.highest_attempt + 1, world_size=world_size, continues=run.newest or "")
 
 
 def current(run: Run, attempt: int) -> Attempt:
-    """The attempt's state.
+    """Return the attempt's state.
 
     Raises:
-        FencedError: A later attempt started, the run changed hands, or this attempt was silent for a day.
+        FencedError: A later attempt started, the run has a new owner, or this attempt was silent for a day.
     """
     if not run.may_commit(attempt):
         cause = f"the run was taken over by {run.owner}, or nothing was heard of this attempt for too long"
@@ -144,11 +144,11 @@ def current(run: Run, attempt: int) -> Attempt:
 
 
 def plan_for(run: Run, attempt: int) -> RestorePlan:
-    """What this attempt may restore: under the request it announced, even if another one arrived since.
+    """Plan what this attempt may restore, by the request that it announced even if there is a newer one.
 
     Raises:
         FencedError: See ``current``.
-        RestoreInterrupted: Its request was replaced by a newer one, which only a new start can serve.
+        RestoreInterrupted: A newer request replaced its own, and only a new start can serve that.
     """
     request = current(run, attempt).started.restore_request
     if not request:
@@ -164,7 +164,7 @@ def plan_for(run: Run, attempt: int) -> RestorePlan:
 
 
 def announce(run: Run, attempt: int, tried: Collection[str]) -> RestoreStarted | SnapshotReinstated | None:
-    """The next candidate to read, or None when all were tried. Retired ones come last and are reinstated by it.
+    """Announce the next candidate, or return None after the last. Retired ones come last; this reinstates them.
 
     Raises:
         FencedError, RestoreInterrupted: See ``plan_for``.
@@ -180,7 +180,7 @@ def announce(run: Run, attempt: int, tried: Collection[str]) -> RestoreStarted |
 
 
 def finish_restore(run: Run, outcome: RestoreFinished) -> RestoreFinished:
-    """The outcome of one candidate, if the attempt may still speak.
+    """Return the entry with the outcome of one candidate, if the attempt may still write.
 
     Raises:
         FencedError: See ``current``.
@@ -191,14 +191,14 @@ def finish_restore(run: Run, outcome: RestoreFinished) -> RestoreFinished:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The save may continue; its commit names ``replaces`` (empty for a new step)."""
+    """Result for a save that may continue. Its commit names ``replaces``, which is empty for a new step."""
 
     replaces: str
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadySaved:
-    """The save is a no-op: this snapshot stands for it."""
+    """Result for a save that is unnecessary, because this snapshot exists."""
 
     snapshot: Snapshot
 
@@ -206,15 +206,15 @@ class AlreadySaved:
 def admit_save(
     run: Run, attempt: int, step: int, *, trigger: Trigger, overwrite: OverwritePolicy
 ) -> Admitted | AlreadySaved:
-    """Apply the overwrite policy: before uploading, to fail cheaply, and again in ``commit``, where it counts.
+    """Apply the overwrite policy: before the upload, to fail early, and again in ``commit``, which decides.
 
     Args:
-        overwrite: The caller's policy; the one in the log wins once there is one.
+        overwrite: The caller's policy; a policy in the log takes precedence.
 
     Raises:
         CheckpointExistsError: The step is saved and the policy is Never. Automatic saves of a saved step are no-ops
-            instead, under every policy: a SIGTERM right after a scheduled save is no mistake of the user's.
-        RestoreError: The attempt would begin anew although no request asks for that.
+            under every policy: a SIGTERM right after a scheduled save is not a user error.
+        RestoreError: The attempt would begin a new lineage without a request to do so.
         FencedError: See ``current``.
     """
     state = current(run, attempt)
@@ -243,14 +243,14 @@ def admit_save(
 
 
 def commit(run: Run, draft: SnapshotCommitted, *, overwrite: OverwritePolicy) -> SnapshotCommitted | None:
-    """The commit of an uploaded save, with its place in the lineage filled in.
+    """Return the commit of an uploaded save, with its place in the lineage.
 
     Args:
         draft: ``parent``, ``replaces`` and ``restore_request`` are ignored and computed here.
 
     Returns:
-        None when the step was saved meanwhile and the policy says to keep that one; the upload is then an orphan of
-        this attempt's own and may be deleted by it.
+        None if the step was saved in the meantime and the policy keeps that snapshot. The upload is then an orphan,
+        which this attempt may delete.
 
     Raises:
         CheckpointExistsError, RestoreError, FencedError: See ``admit_save``.
@@ -268,10 +268,10 @@ def commit(run: Run, draft: SnapshotCommitted, *, overwrite: OverwritePolicy) ->
 
 
 def save_failed(run: Run, report: SaveFailed, *, after: str | None) -> SaveFailed | None:
-    """The report of failed saves, or None when one stands already, or a commit has made up for them.
+    """Return the report of failed saves, or None if there is one already or a commit followed them.
 
     Args:
-        after: The attempt's last commit when the report was drawn up.
+        after: The attempt's last commit at the time of the report.
     """
     if not run.may_commit(report.attempt):
         return None

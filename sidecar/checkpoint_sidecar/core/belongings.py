@@ -1,13 +1,13 @@
-"""Which objects under a prefix belong to the run. One rule for everything that is deleted or replaced.
+"""Decides which objects under a prefix belong to the run: one rule for all deletions and replacements.
 
-An object is a run's own because of what it *proves*, never because its name looks right: others save checkpoints
-with the same library below the prefix of a run, and their folders look alike.
+An object belongs to a run because of *proof*, never because its name fits: others save checkpoints with the same
+library below the prefix of a run, and their folders look the same.
 
 - The folder of a save belongs to the run if its name carries the run's identity, or if the run's log names it. Folders
   of version 0.1.0 and before carry no identity; those that no log entry names have no known owner.
-- Of such a folder only what the writer of saves writes is the run's.
-- Nothing in or below a folder that has a log of its own is, unless the log names it as a snapshot that holds data.
-- A stock pointer says in its content which save it shows, see ``core.pointers``.
+- In such a folder, only files that saves write belong to the run.
+- Objects in or below a folder with its own log do not, unless the run's log names it as a snapshot that holds data.
+- The content of a stock pointer names the save that it shows, see ``core.pointers``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MAX_PATH = 80
 
 @dataclass(frozen=True, slots=True)
 class Belongings:
-    """How to tell a run's objects from others.
+    """Distinguishes a run's objects from others.
 
     Attributes:
-        identity: The run's, in its short form; empty when it is not known, and then no name proves anything.
+        identity: The run's short identity; empty if unknown, and then names prove nothing.
         held: Folders of the snapshots that hold data.
-        named: Folders of all commits in the log, rejected ones and purged ones too.
-        nested: Folders with a log of their own, each with a slash at its end.
+        named: Folders of all commits in the log, including rejected and purged ones.
+        nested: Folders with their own log, each with a slash at its end.
     """
 
     identity: str
@@ -44,7 +44,7 @@ class Belongings:
     nested: frozenset[str]
 
     def save_of(self, key: str) -> SaveFolder | None:
-        """The save of this run whose file this is, or None."""
+        """Return the save of this run that the file belongs to, or None."""
         folder = layout.save_folder_of(key)
         if folder is None or not layout.is_save_file(key.rpartition("/")[2]):
             return None
@@ -54,7 +54,7 @@ class Belongings:
         return folder if proven and self.nested.isdisjoint(_parents(key)) else None
 
     def owns(self, key: str) -> bool:
-        """Whether an object is the run's; stock pointers excepted, which only their content can tell."""
+        """Return whether an object belongs to the run, except for stock pointers, whose content decides."""
         if key in (layout.PROGRESS_KEY, layout.MARKER_KEY) or layout.is_probe(key):
             return True
         if layout.log_number(key) is not None or span_of(key) is not None:
@@ -63,12 +63,12 @@ class Belongings:
 
 
 def belongings(run: Run, keys: Iterable[str]) -> Belongings:
-    """Return how to tell the objects of ``run`` from others.
+    """Return the rule that distinguishes the objects of ``run`` from others.
 
     Args:
-        keys: A listing, complete for the folders that are asked about.
+        keys: A listing, complete for the folders in question.
     """
-    # A path that is not in its place was not made by a writer of this run, whatever the log says.
+    # A writer of this run never uses a path in another place, even if the log names one.
     commits = [s for s in run.snapshots.values() if "InvalidPath" not in s.reasons]
     return Belongings(
         identity=run.short_identity,
@@ -79,17 +79,17 @@ def belongings(run: Run, keys: Iterable[str]) -> Belongings:
 
 
 def nested_runs(keys: Iterable[str]) -> frozenset[str]:
-    """Folders below the prefix that have a log of their own: other runs, and checkpoints saved by the drop-in."""
+    """Return the folders below the prefix with their own log: other runs, and checkpoints of the drop-in."""
     signs = (f"/{layout.LOG_FOLDER}", f"/{layout.COMPACTION_FOLDER}")
     found = {key[: at + 1] for key in keys for sign in signs if (at := key.find(sign)) > 0}
     return frozenset(found)
 
 
 def traces(keys: Collection[str]) -> tuple[str, ...]:
-    """Return the keys or folders that show, where there is no log, that a run was here and lost its log.
+    """Return the keys or folders that prove, without a log, that a run existed here and lost its log.
 
-    Folders of saves count, unless they lie in a folder with a log of its own. A bare ``step-N/.metadata`` does not:
-    that is how torch itself saves, and how a new run may well find its prefix.
+    Folders of saves count, unless they are in a folder with its own log. A bare ``step-N/.metadata`` does not: torch
+    itself saves this way, so a new run may find it in its prefix.
     """
     nested = nested_runs(keys)
     found: dict[str, None] = {}
@@ -105,14 +105,14 @@ def traces(keys: Collection[str]) -> tuple[str, ...]:
 
 
 def unaccounted(run: Run, keys: Iterable[str]) -> tuple[str, ...]:
-    """Folders of saves by attempts of this run that its log does not have: the log lost the entries that began them."""
+    """Return folders of saves by attempts missing from the log: it has lost the entries that began them."""
     folders = (layout.save_folder_of(key) for key in keys)
     ours = (folder for folder in folders if folder is not None and folder.run and folder.run == run.short_identity)
     return tuple(dict.fromkeys(f"{folder.path}/" for folder in ours if folder.attempt > run.highest_attempt))
 
 
 class Foreign(Enum):
-    """The kind of an object that is not the run's, as far as its name shows."""
+    """The kind of an object that does not belong to the run, according to its name."""
 
     NESTED = "has a run log of its own"
     UNPROVEN = "looks like a save, but nothing proves that this run wrote it"
@@ -122,18 +122,18 @@ class Foreign(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What lies under the prefix of a run besides its own objects.
+    """Foreign objects and stock pointers under the prefix of a run.
 
     Attributes:
         pointers: Steps that have a stock ``.metadata``, whether or not the run wrote it.
-        foreign: Keys and folders that are not the run's, with what they are.
+        foreign: Keys and folders that do not belong to the run, with their kinds.
     """
 
     pointers: frozenset[int] = frozenset()
     foreign: tuple[tuple[str, Foreign], ...] = ()
 
     def with_pointers(self, steps: Iterable[int]) -> Survey:
-        """The same with stock pointers that proved to be others'."""
+        """Return the survey with stock pointers added that turned out to be foreign."""
         known = dict(self.foreign)
         for step in sorted(steps):
             known.setdefault(layout.pointer_key(step), Foreign.POINTER)
@@ -141,7 +141,7 @@ class Survey:
 
 
 def survey(run: Run, keys: Collection[str]) -> Survey:
-    """Sort a complete listing of the prefix into the run's own and what others have put there."""
+    """Divide a complete listing of the prefix into the run's own objects and foreign ones."""
     ours = belongings(run, keys)
     pointers = frozenset(step for key in keys if (step := layout.pointer_step(key)) is not None)
     foreign: dict[str, Foreign] = {}
@@ -152,8 +152,8 @@ def survey(run: Run, keys: Collection[str]) -> Survey:
 
 
 def describe(foreign: Collection[tuple[str, Foreign]]) -> str:
-    """List objects that are not the run's, up to a limit, for conditions, Events and errors."""
-    # Recognized kinds first: ten thousand files of a data set must not hide another run.
+    """List foreign objects, up to a limit, for conditions, Events and errors."""
+    # Known kinds first: ten thousand files of a data set must not hide another run.
     order = sorted(foreign, key=lambda each: (list(Foreign).index(each[1]), each[0]))
     named = [f"{_cut(path)} ({kind.value})" if kind.value else _cut(path) for path, kind in order[:MAX_NAMED]]
     more = [f"and {len(order) - MAX_NAMED} more"] if len(order) > MAX_NAMED else []
@@ -172,7 +172,7 @@ def _kind(key: str, ours: Belongings) -> tuple[str, Foreign]:
 
 
 def _parents(key: str) -> Iterable[str]:
-    """The folders a key is in, outermost first, each with a slash at its end."""
+    """Yield the folders that contain a key, outermost first, each with a slash at its end."""
     at = key.find("/")
     while at >= 0:
         yield key[: at + 1]

@@ -1,8 +1,8 @@
-"""Compactions: a range of log entries in one object, so that opening a long log does not cost a request per entry.
+"""Compactions: ranges of log entries in one object each, so that reading a long log needs few requests.
 
-A compaction is derived and never needed: a reader that finds it missing, damaged or wrong reads the entries
-themselves, which stay. It holds them verbatim, kinds this version does not know included, with the store's time of
-each. It is gzip of ::
+A compaction is derived and optional: if it is missing, damaged or wrong, readers use the entries themselves, which are
+kept. It holds them verbatim, including kinds that this version does not know, with the store's time of each. It is gzip
+of ::
 
     {"format": "1.0", "first": 1, "last": 200, "sizes": [283, ...], "storedAt": [1767225600000000, ...]}\\n
     <bytes of entry 1><bytes of entry 2>...
@@ -37,10 +37,10 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.wire import decode_json
 
 SPANS = (200, 2_000, 20_000)
-"""How many entries a compaction holds. It ends at a multiple of that; other ranges are not compactions."""
+"""Numbers of entries in a compaction. It ends at a multiple of that; other ranges are not compactions."""
 
 MAX_COMPACTION_BYTES = 64 * 1024 * 1024
-"""Before compression: room for 200 entries of the largest size."""
+"""Maximum size before compression: 200 entries of the largest size fit."""
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -48,7 +48,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_ENTRY_BYTES)]
 _LATEST = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
-"""No store's clock shows a later time, and any duration of a policy can be added to it."""
+"""Later than any store's clock, and early enough to add any duration of a policy."""
 Microseconds = Annotated[int, msgspec.Meta(ge=0, le=(_LATEST - _EPOCH) // _MICROSECOND)]
 
 
@@ -65,7 +65,7 @@ class RawEntry:
     stored_at: dt.datetime
 
     def decode(self) -> StoredEntry:
-        """What it says.
+        """Decode the entry.
 
         Raises:
             LogError: See ``core.log.decode``.
@@ -90,7 +90,7 @@ class EntryRange:
 
     @property
     def parts(self) -> tuple[EntryRange, ...]:
-        """The smaller spans it can be merged from; empty for the smallest."""
+        """The smaller spans that can be merged into this one; empty for the smallest."""
         index = SPANS.index(self.size)
         if index == 0:
             return ()
@@ -99,29 +99,29 @@ class EntryRange:
 
 
 def span_of(key: str) -> EntryRange | None:
-    """The span of the compaction with this key, or None for other objects."""
+    """Return the span of the compaction with this key, or None for other objects."""
     found = layout.compaction_range(key)
     span = EntryRange(*found) if found else None
     return span if span and span.first >= 1 and span.size in SPANS and span.last % span.size == 0 else None
 
 
 def longest_from(first: int, existing: Collection[EntryRange]) -> EntryRange | None:
-    """The largest of the spans that begin with entry ``first``."""
+    """Return the largest span that begins with entry ``first``."""
     return max((span for span in existing if span.first == first), default=None)
 
 
 def uncompacted(first: int) -> int:
-    """Up to which entry a log that begins with entry ``first`` is never compacted: 0 for one that begins with 1."""
+    """Return the last entry that is never compacted in a log that begins with ``first``; 0 if that is 1."""
     return -(-(first - 1) // SPANS[0]) * SPANS[0]
 
 
 def due(head: int, existing: Collection[EntryRange], *, first: int = 1) -> tuple[EntryRange, ...]:
-    """The compactions to write now, mergers first.
+    """Return the compactions to write now, merged ones first.
 
     Args:
         head: Number of the log's last entry.
-        existing: What is written already, or was found to be impossible.
-        first: Number of the entry with which the log begins.
+        existing: Compactions that are written already, or turned out to be impossible.
+        first: Number of the log's first entry.
     """
     mergers = [
         span
@@ -137,10 +137,10 @@ def due(head: int, existing: Collection[EntryRange], *, first: int = 1) -> tuple
 
 
 def encode(entries: Sequence[RawEntry]) -> bytes | None:
-    """The bytes of a compaction, or None when it would be too large; its parts serve instead.
+    """Return the bytes of a compaction, or None if it would be too large; its parts are used instead.
 
     Args:
-        entries: Without gaps.
+        entries: The entries, without gaps.
     """
     header = _Header(
         format=FORMAT,
@@ -156,10 +156,10 @@ def encode(entries: Sequence[RawEntry]) -> bytes | None:
 
 
 def unpack(data: bytes, span: EntryRange) -> Iterator[RawEntry]:
-    """Yield the entries of a compaction as bytes. Damage is noticed here, forgery by readers that follow the chain.
+    """Yield the entries of a compaction as bytes. This detects damage; readers that follow the chain detect forgery.
 
     Raises:
-        LogError: Not a compaction, of another span, of a larger major format, or larger than it may be.
+        LogError: It is not a compaction, has another span or a larger major format, or is too large.
     """
     operation = "read a compaction of the run log"
     try:
@@ -177,10 +177,10 @@ def unpack(data: bytes, span: EntryRange) -> Iterator[RawEntry]:
 
 
 def check_chain(entries: Iterable[RawEntry]) -> None:
-    """Raise unless each entry continues the one before it.
+    """Raise an error unless each entry continues the one before it.
 
     Raises:
-        LogError: One does not, or is no entry.
+        LogError: One does not, or is not an entry.
     """
     for before, after in pairwise(entry.decode() for entry in entries):
         if after.previous != before.digest:
@@ -198,7 +198,7 @@ class _Header(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def _inflate(data: bytes) -> bytes:
-    """Decompress, into no more memory than a compaction may take."""
+    """Decompress into at most the memory that a compaction may take."""
     inflater = zlib.decompressobj(_GZIP)
     plain = inflater.decompress(data, MAX_COMPACTION_BYTES + 1)
     if not inflater.eof or len(plain) > MAX_COMPACTION_BYTES:

@@ -1,4 +1,4 @@
-"""The environment of an injected pod: its identity and the place of its run. What to load is in the log, never here.
+"""The environment of an injected pod: its identity and the location of its run. The log decides what to load.
 
 The admission policy of the chart sets these variables in pods that carry ``POD_LABEL``. On clusters without it, the
 same variables are set by hand in the pod template.
@@ -56,11 +56,11 @@ class RunEnvironment:
     Attributes:
         owner: The Checkpoint this pod trains under.
         url: The run's root in the object store.
-        endpoint, region: Empty for the provider's own.
-        server_side_encryption, kms_key_id, requester_pays, tags: What S3 is asked for with each request.
-        credentials_folder: Where the Secret is mounted; empty for ambient identity.
+        endpoint, region: Endpoint and region; empty for the provider's own.
+        server_side_encryption, kms_key_id, requester_pays, tags: Options of each S3 request.
+        credentials_folder: Folder in which the Secret is mounted; empty for ambient identity.
         pod: This pod, or None outside Kubernetes.
-        grace_seconds: From SIGTERM to SIGKILL: the pod's, or torchrun's when it kills its workers before that.
+        grace_seconds: Time between SIGTERM and SIGKILL: the pod's, or torchrun's if that is shorter.
         log_floor: Number of the newest log entry that the operator had seen when the pod was created; 0 for none.
     """
 
@@ -80,10 +80,10 @@ class RunEnvironment:
 
     @classmethod
     def parse(cls, environ: Mapping[str, str]) -> RunEnvironment:
-        """Read ``os.environ`` or the like. The URL is checked by ``core.location`` when the store is opened.
+        """Read a mapping such as ``os.environ``. ``core.location`` checks the URL when the store is opened.
 
         Raises:
-            ConfigurationError: The pod was not injected, or a variable makes no sense.
+            ConfigurationError: The pod was not injected, or a variable is invalid.
         """
         missing = [name for name in (RUN, URL) if not environ.get(name)]
         if missing:

@@ -1,8 +1,8 @@
-"""Every error the library raises on purpose.
+"""All errors that the library raises on purpose.
 
-Each says four things: the operation, the object it was done to, the cause, and what to do next. They are ordinary
-``Exception``s (torch's own ``CheckpointException`` is a ``BaseException`` and slips through ``except Exception``), are
-named by the caller's next move, and never hold a secret: put keys, URLs without credentials and numbers in them only.
+Each has four parts: the operation, its object, the cause and the next step. They are ordinary ``Exception``s (torch's
+own ``CheckpointException`` is a ``BaseException`` and slips through ``except Exception``), are named by the caller's
+next move, and never contain secrets: they may contain only keys, URLs without credentials and numbers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class CheckpointError(Exception):
     """Base of all errors of this package.
 
     Args:
-        operation: What was being done, as a verb phrase: ``"save step 100"``.
-        subject: The object it was done to, usually a URL or a key.
-        cause: What went wrong, one sentence.
-        hint: What the reader should do next.
+        operation: The operation that failed, as a verb phrase: ``"save step 100"``.
+        subject: The object of the operation, usually a URL or a key.
+        cause: The cause, in one sentence.
+        hint: The next step for the reader.
     """
 
     def __init__(self, operation: str, subject: str, cause: str, hint: str = "") -> None:
@@ -41,7 +41,7 @@ class CheckpointError(Exception):
 
 
 class ConfigurationError(CheckpointError):
-    """The URL, the environment or an argument cannot work; a human must change it."""
+    """The URL, the environment or an argument is invalid, and must be changed manually."""
 
 
 class CheckpointExistsError(CheckpointError):
@@ -53,34 +53,34 @@ class PrefixClaimedError(CheckpointError):
 
 
 class FencedError(CheckpointError):
-    """A newer attempt of this run has started: stop saving and exit, do not retry in this process."""
+    """A newer attempt of this run has started: stop saving and exit; do not retry in this process."""
 
 
 class LogReplacedError(FencedError):
-    """The run's log was emptied or replaced while this process used it; nothing was written into what is there now."""
+    """The run's log was emptied or replaced while this process used it. Nothing was written to the new one."""
 
 
 class RestoreError(CheckpointError):
-    """No snapshot could be restored although some were committed; training must not start at step 0."""
+    """Snapshots were committed, but none could be restored; training must not start at step 0."""
 
 
 class LogMissingError(RestoreError):
-    """There was a run here and its log is gone, or shorter than it was; that is not the beginning of a new run."""
+    """The log of an existing run is missing or shorter than before; a new run must not begin here."""
 
 
 class RestoreInterrupted(CheckpointError):  # noqa: N818 - it is an interruption, tried again at the next start
-    """The restore stopped for a reason that says nothing about the snapshot; the next start tries it again."""
+    """The restore stopped for a reason unrelated to the snapshot; the next start tries it again."""
 
 
 class ForeignObjectError(CheckpointError):
-    """The object was not written by this run, and is left alone."""
+    """This run did not write the object, and leaves it unchanged."""
 
 
 class CorruptSnapshotError(CheckpointError):
-    """Stored bytes are not what was committed.
+    """Stored bytes differ from the committed ones.
 
     Attributes:
-        evidence: How they differ. The log records it; only evidence counts towards quarantine.
+        evidence: The kind of difference. The log records it; only evidence counts towards quarantine.
     """
 
     def __init__(self, operation: str, subject: str, cause: str, hint: str = "", *, evidence: Evidence) -> None:
@@ -93,23 +93,23 @@ class CorruptSnapshotError(CheckpointError):
 
 
 class IncompatibleSnapshotError(CheckpointError):
-    """The snapshot is whole but does not fit the model: a tensor is missing, or its shape or dtype differs."""
+    """The snapshot is intact but does not fit the model: a tensor is missing, or its shape or dtype differs."""
 
 
 class UntrustedSnapshotError(CheckpointError):
-    """The snapshot holds pickled classes that are not on the allow-list; nothing of them was executed."""
+    """The snapshot holds pickled classes that are not on the allow-list; none of their code was executed."""
 
 
 class TransferCancelledError(CheckpointError):
-    """A save or restore was called off because its process has to end; nothing of it counts."""
+    """A save or restore was canceled because its process has to end; it has no effect."""
 
 
 class SaveStalledError(CheckpointError):
-    """A save was given up because it did not end in time. Unlike after other errors it may still be committed."""
+    """A save was abandoned because it did not end in time. Unlike after other errors, it may still be committed."""
 
 
 class StateCopyError(CheckpointError):
-    """An object of the training state could not be read, or copied to host memory."""
+    """An object of the training state could not be read or copied to host memory."""
 
 
 class RankLostError(CheckpointError):
@@ -121,7 +121,7 @@ class LogError(CheckpointError):
 
 
 class StoreError(CheckpointError):
-    """The object store refused or failed.
+    """The object store refused a request or failed.
 
     Attributes:
         retryable: Whether the same call may succeed later without any change.
@@ -131,15 +131,15 @@ class StoreError(CheckpointError):
 
 
 class UnreliableReadError(StoreError):
-    """Each read of the same bytes gave other ones, none of them what was committed.
+    """Each read of the same bytes returned different ones, never the committed ones.
 
-    That is no evidence against the stored object: the network or the memory in between may be at fault. A start is
-    interrupted by it, and if that repeats it continues from the snapshot before.
+    This is not evidence against the stored object: the network or memory in between may be at fault. It interrupts a
+    start; if that repeats, a start continues from the previous snapshot.
     """
 
 
 class CutOffError(StoreError):
-    """The store broke off in the middle of an answer, or gave another part, in the last of several tries."""
+    """The store cut an answer off or sent another part, in the last of several attempts."""
 
 
 class ObjectNotFoundError(StoreError):
@@ -149,13 +149,13 @@ class ObjectNotFoundError(StoreError):
 
 
 class ObjectExistsError(StoreError):
-    """Put-if-absent lost: the key already holds an object (perhaps this caller's own, see ``UnknownOutcomeError``)."""
+    """A put-if-absent failed: the key has an object, perhaps this caller's own, see ``UnknownOutcomeError``."""
 
     retryable = False
 
 
 class UnknownOutcomeError(StoreError):
-    """A write may or may not have happened, now or later (timeout, lost reply, connection reset)."""
+    """A write may have taken effect or may do so later (timeout, lost reply, connection reset)."""
 
 
 class AccessDeniedError(StoreError):
@@ -177,18 +177,18 @@ class NoConditionalWriteError(StoreError):
 
 
 class ObjectTooLargeError(StoreError):
-    """The object is larger than the caller is willing to read into memory."""
+    """The object is larger than the caller's limit for reading into memory."""
 
     retryable = False
 
 
 class TruncatedObjectError(StoreError):
-    """The object ends before the range that was asked for: it is shorter than the caller expected."""
+    """The object is shorter than expected: it ends before the end of the requested range."""
 
     retryable = False
 
 
 class RequestRefusedError(StoreError):
-    """The store understood the request and refuses it, for a reason that repeating it does not change."""
+    """The store understood the request and refuses it, for a reason that a retry does not change."""
 
     retryable = False

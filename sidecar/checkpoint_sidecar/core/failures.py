@@ -1,4 +1,4 @@
-"""Exceptions of foreign code, in a form that can be logged and raised on other ranks."""
+"""Converts exceptions of foreign code to a form that can be logged and raised on other ranks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from checkpoint_sidecar.core.errors import CheckpointError
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What ends a call without being a failure of it."""
+"""Exceptions that end a call without being a failure."""
 
 
 def described(error: BaseException) -> str:
-    """Class and message of an exception that may come from anywhere."""
+    """Return the class and message of any exception."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - its __str__ is as foreign as it is
@@ -21,12 +21,12 @@ def described(error: BaseException) -> str:
 
 
 def portable(error: BaseException, *, operation: str, subject: str) -> Exception:
-    """Return the error if it is ordinary and survives the way to other ranks, else one of ours that says the same.
+    """Return the error if it is ordinary and can be sent to other ranks, else an equivalent error of ours.
 
-    What native code raises when it panics is neither: no ``except Exception`` catches it, and it cannot be pickled.
+    A panic of native code is neither: ``except Exception`` does not catch it, and it cannot be pickled.
     """
     if isinstance(error, Exception):
-        # Third parties' exceptions fail here in every possible way.
+        # Exceptions of third parties fail here in every possible way.
         with suppress(Exception):
             pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, just dumped
             return error
@@ -35,7 +35,7 @@ def portable(error: BaseException, *, operation: str, subject: str) -> Exception
 
 @contextmanager
 def raising_portable(operation: str, subject: str) -> Iterator[None]:
-    """Run foreign code so that whatever it raises can be raised on other ranks too, see ``portable``."""
+    """Run foreign code so that its exceptions can be raised on other ranks too, see ``portable``."""
     try:
         yield
     except INTERRUPTS:

@@ -1,4 +1,4 @@
-"""What each kind of entry means for a run: one small function each, and a table of them.
+"""The effect of each kind of entry on a run: one small function each, and a table of them.
 
 Each takes the run so far and returns the run after the entry. An entry that breaks a rule of the protocol changes
 nothing, or is kept as REJECTED. ``core.replay`` has the theory.
@@ -72,9 +72,9 @@ class Working:
         if passed and not found.verified_at_least(level):
             self.change_snapshot(check.snapshot, verified=level)
         if passed and level == "Checksums":
-            # All of it was read and is whole: what was found before was no damage of the stored object.
+            # All of it was read and is intact, so earlier findings were not damage of the stored object.
             self.change_snapshot(check.snapshot, failures=0, evidence="")
-        # Without evidence a failure says something about the store or the pod, nothing about the snapshot.
+        # A failure without evidence concerns the store or the pod, not the snapshot.
         elif not passed and check.evidence != "None":
             evidence = f"{check.evidence}: {check.message}"
             self.change_snapshot(check.snapshot, failures=found.failures + 1, evidence=evidence)
@@ -83,7 +83,7 @@ class Working:
 def _claimed(run: Run, working: Working, entry: StoredEntry, body: RunClaimed) -> Run:
     if run.owner is not None and not run.owner.is_deleted:
         return run
-    # A new run, which has nothing in common with the one that was deleted but the counting of its entries.
+    # A new run, which shares only the numbering of its entries with the deleted one.
     for table in (working.attempts, working.snapshots, working.first_commits):
         table.clear()
     return Run(
@@ -167,7 +167,7 @@ def _restore_finished(run: Run, working: Working, _: StoredEntry, body: RestoreF
 
 
 def _claim(body: RestoreFinished, snapshot: Snapshot) -> VerifyLevel:
-    """How far a restore has verified a snapshot; what it read of a part of it says nothing about the rest."""
+    """Return how far a restore has verified a snapshot; reading a part says nothing about the rest."""
     compared = 0 if isinstance(body.compared_bytes, msgspec.UnsetType) else body.compared_bytes
     return body.verified if compared >= snapshot.commit.bytes else "None"
 
@@ -236,7 +236,7 @@ def _released(run: Run, working: Working, _: StoredEntry, body: QuarantineReleas
         return run
     working.change_snapshot(body.snapshot, releases=(*found.releases, body.request))
     if found.failures:
-        # What was verified before the damage was found says nothing about what is there now.
+        # A verification before the damage was found says nothing about the present bytes.
         working.change_snapshot(body.snapshot, failures=0, evidence="", verified="None")
     return run
 

@@ -1,7 +1,7 @@
-"""``_progress.json``: how far the running attempt has got. A hint, overwritten every few seconds, never the truth.
+"""``_progress.json``: progress of the running attempt. A hint that is overwritten every few seconds.
 
-The operator reads it to say how many steps an eviction cost; a starting attempt reads it to notice that another one is
-still running.
+The operator reads it to report how many steps an eviction cost; a starting attempt reads it to detect another one that
+still runs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MAX_PROGRESS_BYTES = 64 * 1024
 
 
 class Heartbeat(msgspec.Struct, frozen=True, rename="camel"):
-    """One beat.
+    """One heartbeat.
 
     Attributes:
-        attempt: Whose it is.
+        attempt: The attempt that wrote it.
         step: The last step every rank finished.
         time: The writer's clock, ISO 8601, for humans; ages are measured by the store's clock.
         pods: The attempt's pods, as in AttemptStarted.
-        ended: The attempt said goodbye: its processes are exiting, no need to wait for them.
+        ended: Whether the attempt's processes are exiting, so that a start need not wait for them.
     """
 
     attempt: AttemptNumber
@@ -42,7 +42,7 @@ def encode(progress: Heartbeat) -> bytes:
 
 
 def decode(data: bytes) -> Heartbeat | None:
-    """Read a beat, or None when the bytes are none, whatever they are: a damaged hint is ignored."""
+    """Read a heartbeat. Returns None for any other bytes: a damaged hint is ignored."""
     try:
         return decode_json(data, Heartbeat)
     except UndecodableError:
@@ -50,10 +50,10 @@ def decode(data: bytes) -> Heartbeat | None:
 
 
 def may_be_running(run: Run, progress: Heartbeat, *, pods: Collection[PodIdentity]) -> bool:
-    """Whether the beat may come from an attempt that a start by ``pods`` would fence while it still trains.
+    """Return whether the heartbeat may be from an attempt that a start by ``pods`` would fence while it trains.
 
-    Not if it said goodbye, was fenced already, lost a pod to an eviction (it is going down anyway), or ran in one of
-    ``pods`` (a container that restarts in its pod has outlived its predecessor).
+    It is not if the attempt has ended, was fenced already, lost a pod to an eviction (it will end anyway), or ran in
+    one of ``pods`` (a container that restarts in its pod has outlived its predecessor).
     """
     attempt = run.attempt
     if attempt is None or progress.attempt != attempt.number or progress.ended or attempt.eviction is not None:

@@ -1,7 +1,7 @@
-"""Keys in the bucket, and what they mean. The only place that builds or takes apart a key.
+"""Keys in the bucket and their meaning. The only module that builds or parses a key.
 
-Log numbers have 20 digits, so that a store lists the log in order. Attempts have at least 4, for people; nothing relies
-on their order. Steps are not padded: torchtitan looks for step 1000 in ``step-1000`` and nowhere else.
+Log numbers have 20 digits, so that a store lists the log in order. Attempts have at least 4, for readability; no code
+relies on their order. Steps are not padded: torchtitan looks for step 1000 only in ``step-1000``.
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ _NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def new_nonce() -> str:
-    """Eight characters of base 32: 40 random bits, so that two writers never share a save folder."""
+    """Return eight characters of base 32: 40 random bits, so that two writers never share a save folder."""
     return "".join(secrets.choice(_NONCE_ALPHABET) for _ in range(8))
 
 
 def log_key(number: int) -> str:
-    """Key of log entry ``number`` (from 1)."""
+    """Return the key of log entry ``number`` (from 1)."""
     return f"{LOG_FOLDER}{number:020d}.json"
 
 
 def log_number(key: str) -> int | None:
-    """The entry's number, or None for other objects in the log's folder."""
+    """Return the entry's number, or None for other objects in the log's folder."""
     match = _LOG_KEY.fullmatch(key)
     return (int(match[1]) or None) if match else None
 
 
 def compaction_key(first: int, last: int) -> str:
-    """Key of the object that holds the log entries from ``first`` to ``last``."""
+    """Return the key of the object that holds the log entries from ``first`` to ``last``."""
     return f"{COMPACTION_FOLDER}{first:020d}-{last:020d}.gz"
 
 
 def compaction_range(key: str) -> tuple[int, int] | None:
-    """``(first, last)`` of a compaction, or None for other objects."""
+    """Return ``(first, last)`` of a compaction, or None for other objects."""
     match = _COMPACTION_KEY.fullmatch(key)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def snapshot_id(step: int, attempt: int, nonce: str) -> str:
-    """``<step>-<attempt>-<nonce>``: unique in the bucket, readable in ``kubectl get``."""
+    """Return ``<step>-<attempt>-<nonce>``: unique in the bucket, readable in ``kubectl get``."""
     return f"{step}-{attempt}-{nonce}"
 
 
 @dataclass(frozen=True, slots=True)
 class SaveFolder:
-    """Where one save lives: a fresh folder that is never written twice.
+    """The folder of one save, which is never written twice.
 
     Attributes:
-        step: None for a DCP drop-in directory, which is one checkpoint without a step of its own.
+        step: The step; None for a DCP drop-in directory, which is one checkpoint without its own step.
         attempt: Number of the attempt that wrote it.
         nonce: See ``new_nonce``.
         run: Short identity of the run that wrote it (``short_identity``); empty in folders of version 0.1.0 and before,
@@ -83,7 +83,7 @@ class SaveFolder:
 
     @property
     def path(self) -> str:
-        """Relative to the run's root, without a trailing slash."""
+        """Path relative to the run's root, without a trailing slash."""
         name = f"{self.attempt:04d}-{self.nonce}" + (f"-{self.run}" if self.run else "")
         return name if self.step is None else f"step-{self.step}/{name}"
 
@@ -102,41 +102,41 @@ class SaveFolder:
 
     @property
     def pointer(self) -> str:
-        """Key of the stock ``.metadata`` that makes this save what torch's own reader finds."""
+        """Key of the stock ``.metadata`` through which torch's own reader finds this save."""
         return pointer_key(self.step)
 
 
 def pointer_key(step: int | None) -> str:
-    """Where torch's own reader looks for a step, or for the only checkpoint of a drop-in directory (None)."""
+    """Return the key that torch's own reader opens for a step, or for a drop-in directory's only checkpoint (None)."""
     return METADATA_NAME if step is None else f"step-{step}/{METADATA_NAME}"
 
 
 def pointer_step(key: str) -> int | None:
-    """The step of the key of a stock ``.metadata``, or None for other keys."""
+    """Return the step in the key of a stock ``.metadata``, or None for other keys."""
     match = _POINTER.fullmatch(key)
     return int(match[1]) if match else None
 
 
 def short_identity(identity: str) -> str:
-    """The part of a run's identity that names of folders carry: the first 8 hex digits of the digest of log entry 1."""
+    """Return the part of a run's identity in folder names: the first 8 hex digits of the digest of log entry 1."""
     return identity[:8]
 
 
 def is_probe(key: str) -> bool:
-    """Whether this is the key of a trial object of ours."""
+    """Return whether this is the key of one of our test objects."""
     return _PROBE_KEY.fullmatch(key) is not None
 
 
 def is_save_file(name: str) -> bool:
-    """Whether the writer of saves gives a file this name; anything else in a save's folder was put there by others."""
+    """Return whether saves write files with this name; other files in a save's folder are foreign."""
     return _SAVE_FILE.fullmatch(name) is not None
 
 
 def parse_save_folder(path: str) -> SaveFolder:
-    """Inverse of ``SaveFolder.path``.
+    """Parse a ``SaveFolder.path``.
 
     Raises:
-        ValueError: The path was not made by this module; nothing may be read from or deleted under it.
+        ValueError: This module did not make the path; nothing under it may be read or deleted.
     """
     match = _SAVE_FOLDER.fullmatch(path)
     folder = match and SaveFolder(int(match[1]) if match[1] else None, int(match[2]), match[3], match[4] or "")
@@ -147,7 +147,7 @@ def parse_save_folder(path: str) -> SaveFolder:
 
 
 def save_folder_of(key: str) -> SaveFolder | None:
-    """The save an object belongs to, or None for objects that are not part of any save."""
+    """Return the save that an object belongs to, or None for objects outside of saves."""
     folder, _, name = key.rpartition("/")
     try:
         return parse_save_folder(folder) if name else None
@@ -167,10 +167,10 @@ def check_file_name(name: str) -> str:
 
 
 def parse_snapshot_id(identifier: str) -> tuple[int, int, str]:
-    """``(step, attempt, nonce)`` of a snapshot id.
+    """Return ``(step, attempt, nonce)`` of a snapshot id.
 
     Raises:
-        ValueError: Not a snapshot id.
+        ValueError: It is not a snapshot id.
     """
     match = _SNAPSHOT_ID.fullmatch(identifier)
     parts = match and (int(match[1]), int(match[2]), match[3])

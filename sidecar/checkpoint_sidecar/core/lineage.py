@@ -1,4 +1,4 @@
-"""Which snapshots an attempt descends from, and which it may restore.
+"""Decides which snapshots an attempt descends from, and which it may restore.
 
 Each commit names its ``parent``: the attempt's previous commit, else the snapshot that it restored. The lineage is the
 chain of parents from the newest valid commit. A restore walks it, newest first::
@@ -34,7 +34,7 @@ def walk(run: Run, snapshot: str | None) -> Iterator[Snapshot]:
     found = run.snapshots.get(snapshot or "")
     while found is not None:
         yield found
-        # A parent is always committed earlier; anything else is a forged link, and following it could loop.
+        # A parent is always committed earlier; any other link is forged, and following it could loop.
         parent = run.snapshots.get(found.commit.parent)
         found = parent if parent and parent.number < found.number else None
 
@@ -45,7 +45,7 @@ def lineage(run: Run) -> tuple[Snapshot, ...]:
 
 
 def quarantined(run: Run, snapshot: Snapshot) -> bool:
-    """Whether there is enough evidence against a snapshot that no restore tries it again."""
+    """Return whether there is so much evidence against a snapshot that restores no longer try it."""
     return snapshot.failures >= run.policy.restore.max_failures_per_snapshot
 
 
@@ -74,12 +74,12 @@ def newest_compared(run: Run) -> Snapshot | None:
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """What a start may load, in the order to try.
+    """Snapshots that a start may load, in the order to try.
 
     Attributes:
         candidates: Live snapshots, newest first.
-        last_resort: Retired ones whose data is still there; reinstated only when every candidate failed.
-        fresh_start: Whether starting from step 0 is right when neither list yields anything.
+        last_resort: Retired snapshots whose data still exists; reinstated only after every candidate has failed.
+        fresh_start: Whether to start from step 0 if neither list yields a snapshot.
         request: Id of the rollback or fresh start this plan serves, or empty.
     """
 

@@ -1,7 +1,7 @@
-"""URLs of runs: what is allowed, and when two of them would share objects.
+"""Checks URLs of runs, and whether two of them would share objects.
 
-Every store must see the same keys, so only characters that no store and no URL parser reinterprets are allowed, and
-nothing is decoded, resolved or normalised: the path of a URL is the prefix of its keys, byte for byte.
+Every store must see the same keys, so only characters that stores and URL parsers never reinterpret are allowed, and
+URLs are not decoded, resolved or normalized: the path of a URL is the prefix of its keys, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ It admits only characters that no URL parser, shell or kubelet reinterprets: no 
 _URL = re.compile(r"([a-z][a-z0-9]*)://([^/]*)(/.*)?", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~=+@,:-]+")
-# Local folders are named by their owners: spaces and any alphabet, but nothing that would be a URL's query or escape.
+# Users name local folders: spaces and any alphabet are allowed, but no characters of a URL's query or escapes.
 _FILE_SEGMENT = re.compile(r"[^\x00-\x1f\x7f\\?#%]+")
 _ENDPOINT = re.compile(ENDPOINT_PATTERN)
 
@@ -34,7 +34,7 @@ class Location:
     Attributes:
         scheme: ``s3``, ``gs``, ``az`` or ``file``.
         bucket: Bucket or container; empty for ``file``.
-        path: Without slashes at its ends; may be empty, except for ``file``.
+        path: Path without slashes at its ends; may be empty, except for ``file``.
     """
 
     scheme: str
@@ -47,25 +47,25 @@ class Location:
 
     @property
     def prefix(self) -> str:
-        """What every key in the bucket begins with."""
+        """Start of every key in the bucket."""
         return f"{self.path}/" if self.path else ""
 
 
 def check_url(url: str, *, allow_file: bool = True) -> str:
-    """The URL in the one form used everywhere: without a trailing slash, a bare absolute path as ``file://``.
+    """Return the URL in canonical form: without a trailing slash, and ``file://`` before an absolute path.
 
     Raises:
-        ConfigurationError: It names no place that a run can live in; the message says what is allowed.
+        ConfigurationError: It is not a valid location of a run; the message says what is allowed.
     """
     return parse_url(url, allow_file=allow_file).url
 
 
 def parse_url(url: str, *, allow_file: bool = True) -> Location:
-    """Like ``check_url``, returning the parts."""
+    """Check a URL like ``check_url``, and return its parts."""
     if len(url) > MAX_URL_LENGTH:
         raise _refused(url[:64] + "...", f"it is longer than {MAX_URL_LENGTH} characters", allow_file)
     match = _URL.fullmatch(f"file://{url}" if url.startswith("/") else url)
-    # A name and a password may stand before an "@"; such a text must not reach a log.
+    # A name and a password may precede an "@"; they must not reach a log.
     shown = re.sub(r"//[^/]*@", "//...@", url)
     if match is None:
         raise _refused(shown, "it is not <scheme>://<bucket>/<path>", allow_file)
@@ -77,14 +77,14 @@ def parse_url(url: str, *, allow_file: bool = True) -> Location:
 
 
 def parse_endpoint(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port of an endpoint.
+    """Return the scheme, host and port of an endpoint.
 
     Raises:
-        ValueError: It is not ``http(s)://<host>[:<port>]``, or no server has that port.
+        ValueError: It is not ``http(s)://<host>[:<port>]``, or the port is out of range.
     """
     match = _ENDPOINT.fullmatch(url)
     if match is None:
-        # A password may stand in it: it is not repeated.
+        # It may contain a password, so the message does not repeat it.
         raise ValueError("it is not http(s)://<host>[:<port>], with a host of letters, digits and . _ -")
     port = int(match[3]) if match[3] else None
     if port is not None and not 0 < port < 65536:
@@ -93,7 +93,7 @@ def parse_endpoint(url: str) -> tuple[str, str, int | None]:
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Whether two checked URLs share keys: they are equal, or one lies inside the other.
+    """Return whether two checked URLs share keys: they are equal, or one is inside the other.
 
     Endpoints are not compared: one bucket name at two endpoints counts as the same bucket.
     """

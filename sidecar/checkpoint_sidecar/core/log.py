@@ -1,7 +1,7 @@
 """The run log's wire format: numbered, immutable JSON entries, each carrying its predecessor's digest.
 
 The idea is that of the Delta Lake transaction log (Armbrust et al., VLDB 2020): state is a fold over entries, and an
-entry is appended by creating the next number with put-if-absent. What the entries *mean* is in ``core.replay``.
+entry is appended by creating the next number with put-if-absent. ``core.replay`` gives the entries their *meaning*.
 
 An entry is one JSON object::
 
@@ -36,7 +36,7 @@ MAX_ENTRY_BYTES = 256 * 1024
 MAX_TEXT = 1024
 
 MAX_PODS = 16
-"""How many pods of an attempt are recorded; a large one has thousands."""
+"""Maximum number of pods recorded for an attempt; a large one has thousands."""
 
 MAX_REQUEST = 128
 """Longest id of a request, in characters."""
@@ -52,7 +52,7 @@ Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "F
 
 
 class RunClaimed(msgspec.Struct, frozen=True, rename="camel"):
-    """The first entry of a run: number 1, or the one after the tombstone of a run that was deleted.
+    """The first entry of a run: number 1, or the one after the tombstone of a deleted run.
 
     The loser of the race compares owners. The digest of its bytes is the run's identity.
     """
@@ -61,13 +61,13 @@ class RunClaimed(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RunAdopted(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The run changes hands. Fences every attempt before it, and the former owner's operator.
+    """The run gets a new owner. Fences every earlier attempt, and the former owner's operator.
 
-    A run that is to be deleted goes to ``Owner.deleted``, from which none takes it over. That entry stays as the run's
-    tombstone, so that no number is ever used again.
+    A run that is to be deleted gets the owner ``Owner.deleted``, from which it cannot be adopted. That entry stays
+    as the run's tombstone, so that numbers are never reused.
 
     Attributes:
-        request: The adopting Checkpoint object's request, ``<uid>/<generation>``. Each acts once.
+        request: The adopting Checkpoint object's request, ``<uid>/<generation>``. Each takes effect once.
     """
 
     owner: Owner
@@ -76,13 +76,13 @@ class RunAdopted(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 
 class SavesIdentified(msgspec.Struct, frozen=True, rename="camel"):
-    """From here on, folders of saves carry the run's short identity. Critical: versions that cannot read them stop."""
+    """Folders of later saves carry the run's short identity. Critical: versions that cannot read them stop."""
 
     run: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}\Z")]
 
 
 class RunConfigured(msgspec.Struct, frozen=True, rename="camel"):
-    """The policy in force from here on: how pods learn it without access to Kubernetes.
+    """The policy that applies from here on. Pods read it here, without access to Kubernetes.
 
     ``generation`` orders the configurations of one Checkpoint object; ``uid`` tells a re-created object, whose
     generations start again at 1, from a stale writer.
@@ -94,9 +94,9 @@ class RunConfigured(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RollbackRequested(msgspec.Struct, frozen=True, rename="camel"):
-    """Restore ``snapshot`` at the next start; acts until a commit carries ``request``, then never again.
+    """Restore ``snapshot`` at each start until a commit carries ``request``.
 
-    If it was retired it is a candidate again, in the same entry: no start may come between and restore another one.
+    The same entry reinstates a retired snapshot, so that a start in between cannot restore another one.
     """
 
     request: Identifier
@@ -107,11 +107,11 @@ class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
     """A start of the run's process group. Its number is the fencing token.
 
     Attributes:
-        attempt: Highest number so far plus one.
+        attempt: Number of the attempt: the highest so far plus one.
         restore_request: The pending rollback or fresh start this attempt carries, or empty.
-        candidate: Snapshot it will try first, or empty; in use from here on, before anything is read.
-        continues: Snapshot its first commit descends from without having restored it, or empty. Only DCP drop-in
-            directories use it: there each save is an attempt that writes over the newest snapshot, which it never read.
+        candidate: Snapshot that it will try first, or empty; in use from here on, before any read.
+        continues: Snapshot that its first commit descends from without a restore, or empty. Only DCP drop-in
+            directories use it: there, each save is an attempt that overwrites the newest snapshot without reading it.
     """
 
     attempt: AttemptNumber
@@ -130,18 +130,18 @@ class RestoreStarted(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
-    """How one candidate ended.
+    """The outcome of one candidate.
 
     Attributes:
         restored: True when every rank loaded it.
         evidence: Why the stored bytes are bad. Only evidence counts towards quarantine; ``None`` is an interruption.
-        verified: How far the whole snapshot was checked while loading.
-        seconds: Of the slowest rank.
+        verified: How thoroughly the whole snapshot was checked while loading.
+        seconds: Duration on the slowest rank.
         bytes: Size of the snapshot.
-        compared_bytes: How many of them were compared with their checksums, by all ranks together. Absent in entries of
-            writers that did not count: those claimed the whole snapshot after reading a part, and verify nothing.
-        missing: Names that the training state has and the snapshot lacks; of many the first ones and a count.
-        unused: Names that the snapshot has and nothing took; likewise.
+        compared_bytes: Number of them that all ranks together compared with checksums. Absent in entries of writers
+            that did not count: those claimed the whole snapshot after reading a part, and verify nothing.
+        missing: Names that the training state has and the snapshot lacks; if there are many, the first and a count.
+        unused: Names that the snapshot has and the training state lacks; likewise.
     """
 
     attempt: AttemptNumber
@@ -162,11 +162,11 @@ class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):
 
     Attributes:
         parent: The attempt's previous commit, else the snapshot it restored, else empty. Lineage walks these links.
-        replaces: The live snapshot of the same step this one supersedes, or empty.
+        replaces: The live snapshot of the same step that this one replaces, or empty.
         manifest_digest: SHA-256 of the manifest's bytes.
-        metrics: Decimal strings, so that no value changes on its way through JSON readers.
-        seconds: From the start of staging to the last uploaded byte.
-        blocked_seconds: Of which the training loop waited.
+        metrics: Decimal strings, so that JSON readers do not change their values.
+        seconds: Duration from the start of staging to the last uploaded byte.
+        blocked_seconds: Part of it for which the training loop waited.
     """
 
     snapshot: Identifier
@@ -204,7 +204,7 @@ class SaveRequested(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     """Ask the named attempt to save now.
 
     Attributes:
-        reason: Why the operator asks; empty when the user does.
+        reason: The operator's reason for the request; empty for the user's.
     """
 
     request: Identifier
@@ -213,12 +213,12 @@ class SaveRequested(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 
 
 class SaveFailed(msgspec.Struct, frozen=True, rename="camel"):
-    """Saves of the attempt fail, and it trains on. At most once until the next commit.
+    """Saves of the attempt fail, and training continues. At most once until the next commit.
 
     Attributes:
-        step: The step of the latest save that failed.
-        failures: How many failed in a row when this was written.
-        message: Why the latest one failed.
+        step: The step of the latest failed save.
+        failures: Number of successive failures when this was written.
+        message: Cause of the latest failure.
     """
 
     attempt: AttemptNumber
@@ -228,7 +228,7 @@ class SaveFailed(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class EvictionNoticed(msgspec.Struct, frozen=True, rename="camel"):
-    """A pod of the attempt is about to be, or was, evicted. At most one per attempt."""
+    """A pod of the attempt will be or was evicted. At most one per attempt."""
 
     attempt: AttemptNumber
     pod: PodIdentity
@@ -236,57 +236,57 @@ class EvictionNoticed(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class AttemptFenced(msgspec.Struct, frozen=True, rename="camel"):
-    """The highest attempt has ended: it may not commit from here on, so its leftovers can be deleted.
+    """The highest attempt has ended and may no longer commit, so its leftovers can be deleted.
 
-    A start that comes later has a higher number and is not concerned.
+    It does not affect later attempts, which have higher numbers.
     """
 
     attempt: AttemptNumber
 
 
 class DispositionSet(msgspec.Struct, frozen=True, rename="camel"):
-    """The user's decision about one snapshot, kept here so that it survives loss of etcd."""
+    """The user's decision about one snapshot, stored here so that it survives loss of etcd."""
 
     snapshot: Identifier
     disposition: Disposition
 
 
 class QuarantineReleased(msgspec.Struct, frozen=True, rename="camel"):
-    """Forget the evidence against a snapshot: a human has repaired it, or knows better. Each request acts once."""
+    """Discard the evidence against a snapshot, because a user decided so. Each request takes effect once."""
 
     snapshot: Identifier
     request: Identifier
 
 
 class SnapshotRetired(msgspec.Struct, frozen=True, rename="camel"):
-    """No longer a candidate. Its data stays until PurgeStarted."""
+    """The snapshot is no longer a candidate. Its data stays until PurgeStarted."""
 
     snapshot: Identifier
     reasons: Annotated[tuple[Text, ...], msgspec.Meta(max_length=8)]
 
 
 class SnapshotReinstated(msgspec.Struct, frozen=True, rename="camel"):
-    """A candidate again. With ``attempt`` set (the library) it counts as RestoreStarted; invalid after PurgeStarted."""
+    """The snapshot is a candidate again. With ``attempt``, implies RestoreStarted. Invalid after PurgeStarted."""
 
     snapshot: Identifier
     attempt: AttemptNumber | None = None
 
 
 class PurgeStarted(msgspec.Struct, frozen=True, rename="camel"):
-    """The first delete may follow; there is no way back."""
+    """The first delete may follow; this cannot be undone."""
 
     snapshot: Identifier
 
 
 class SnapshotPurged(msgspec.Struct, frozen=True, rename="camel"):
-    """The data is gone. Links and numbers stay."""
+    """The data is deleted. Links and numbers stay."""
 
     snapshot: Identifier
     bytes: Count = 0
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """An entry of a kind this version does not know."""
+    """An entry of a kind that this version does not know."""
 
     kind: str
 
@@ -321,13 +321,13 @@ Format = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}\Z")]
 
 
 class _Version(msgspec.Struct, frozen=True):
-    """The one field every format has: read first, because a later major may change all others."""
+    """The field that every format has. It is read first, because a later major may change all others."""
 
     format: Format
 
 
 class Envelope(msgspec.Struct, frozen=True, rename="camel"):
-    """What every entry has around its body."""
+    """The fields of every entry around its body."""
 
     format: Format
     number: AttemptNumber
@@ -341,7 +341,7 @@ class Envelope(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class StoredEntry(msgspec.Struct, frozen=True):
-    """One entry as read back.
+    """One entry as read from the store.
 
     Attributes:
         digest: SHA-256 of the entry's bytes; the successor carries it as ``previous``.
@@ -361,16 +361,16 @@ class StoredEntry(msgspec.Struct, frozen=True):
 
 
 def new_entry_id() -> str:
-    """An id of one *intended* entry; it stays the same over retries, so that a writer recognises its own."""
+    """Return an id for one *intended* entry. Retries use the same id, so that a writer recognizes its own entry."""
     return uuid.uuid4().hex
 
 
 def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writer: str, body: Body) -> bytes:
-    """The bytes of an entry.
+    """Return the bytes of an entry.
 
     Raises:
-        LogError: They exceed ``MAX_ENTRY_BYTES``, or a field is out of its bounds: no reader could decode such an
-            entry, and an entry cannot be taken back.
+        LogError: They exceed ``MAX_ENTRY_BYTES``, or a field is out of bounds. Readers could not decode such an entry,
+            and entries cannot be undone.
     """
     operation, kind = "write a log entry", type(body).__name__
     envelope = Envelope(
@@ -403,7 +403,7 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
         stored_at: The store's clock when it was created.
 
     Raises:
-        LogError: Not an entry, of another number, or of a larger major format.
+        LogError: It is not an entry, or has another number or a larger major format.
     """
     operation, subject = "read the run log", f"entry {number}"
     try:
@@ -436,11 +436,11 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
 
 
 def check_format(data: bytes, operation: str, subject: str) -> None:
-    """Raise unless this version reads the ``format`` of a JSON object.
+    """Raise an error unless this version can read the ``format`` of a JSON object.
 
     Raises:
-        LogError: It has a larger major.
-        UndecodableError: It has none.
+        LogError: Its major version is larger.
+        UndecodableError: It has no format.
     """
     version = decode_json(data, _Version).format
     if int(version.partition(".")[0]) > FORMAT_MAJOR:

@@ -1,7 +1,7 @@
 """The manifest: every file of a snapshot with its size and checksums.
 
-Written after all data and before the commit, which carries its SHA-256. Whoever reads a snapshot trusts the log for the
-manifest and the manifest for the files; nothing is ever found by listing.
+It is written after all data and before the commit, which carries its SHA-256. Readers of a snapshot rely on the log for
+the manifest and on the manifest for the files; they never find files by listing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.wire import Count, Positive, SmallPositive, Undecod
 
 BLOCK_BYTES = 4 * 1024 * 1024
 MAX_BLOCK_BYTES = 64 * 1024 * 1024
-"""A reader must hold a whole block to verify a byte of it."""
+"""Maximum block size: a reader must hold a whole block to verify a byte of it."""
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _LEAST_BLOCK_BYTES = 256 * 1024
 _MOST_BLOCKS = 256 * 1024
@@ -31,9 +31,9 @@ class File(msgspec.Struct, frozen=True, rename="camel"):
     """One immutable object of a snapshot.
 
     Attributes:
-        name: Inside the save's folder.
-        size: Its length in bytes.
-        crc32c: Of the whole file (Castagnoli polynomial, RFC 3720 appendix B.4).
+        name: Name inside the save's folder.
+        size: Length in bytes.
+        crc32c: Checksum of the whole file (Castagnoli polynomial, RFC 3720 appendix B.4).
         block_crc32c: One big-endian 32-bit CRC32C per block of ``Manifest.block_bytes``, the last block possibly
             shorter; lets a reader that needs only a range verify it.
     """
@@ -44,10 +44,10 @@ class File(msgspec.Struct, frozen=True, rename="camel"):
     block_crc32c: bytes = msgspec.field(name="blockCrc32c")
 
     def block_checksum(self, block: int) -> int:
-        """Checksum of block ``block`` (from 0).
+        """Return the checksum of block ``block`` (from 0).
 
         Raises:
-            IndexError: The file has no such block.
+            IndexError: The file does not have this block.
         """
         if not 0 <= 4 * block < len(self.block_crc32c):
             raise IndexError(f"{self.name} has {len(self.block_crc32c) // 4} blocks, no block {block}")
@@ -55,13 +55,13 @@ class File(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="camel"):
-    """What a committed snapshot consists of.
+    """The contents of a committed snapshot.
 
     Attributes:
         files: Data files and DCP's ``.metadata``, sorted by name.
-        world_size: Ranks that saved.
+        world_size: Number of ranks that saved.
         block_bytes: See ``block_bytes_for``.
-        versions: Names and versions of what wrote it (torch, this library), for humans.
+        versions: Names and versions of the software that wrote it (torch, this library), for information.
     """
 
     snapshot: str
@@ -83,10 +83,10 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def block_bytes_for(total_bytes: int) -> int:
-    """The block size for a snapshot of this size: 256 KiB up to 64 GiB, doubling with it to 4 MiB above 512 GiB.
+    """Return the block size for a snapshot's size: 256 KiB up to 64 GiB, doubling with it to 4 MiB above 512 GiB.
 
-    Small, so that a reader that needs little reads little; large enough for a manifest of one or two megabytes, which
-    every restore reads.
+    Small, so that partial reads are small; large enough to limit the manifest, which every restore reads, to one or two
+    megabytes.
     """
     block_bytes = _LEAST_BLOCK_BYTES
     while block_bytes < BLOCK_BYTES and total_bytes > block_bytes * _MOST_BLOCKS:
@@ -95,10 +95,10 @@ def block_bytes_for(total_bytes: int) -> int:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest's bytes.
+    """Return the manifest's bytes.
 
     Raises:
-        ValueError: ``decode`` would refuse them; nothing may be committed with such a manifest.
+        ValueError: ``decode`` would refuse them; a snapshot with such a manifest must not be committed.
     """
     data = msgspec.json.encode(manifest)
     if len(data) > MAX_MANIFEST_BYTES:
@@ -113,7 +113,7 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def digest(data: bytes) -> str:
-    """The manifest digest a commit carries: SHA-256 of the manifest's bytes, hex."""
+    """Return the manifest digest in a commit: SHA-256 of the manifest's bytes, hex."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -121,11 +121,11 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
     """Read a manifest and check it against the commit and against itself.
 
     Args:
-        subject: What to name in errors, usually the manifest's key.
+        subject: Name in errors, usually the manifest's key.
 
     Raises:
-        CorruptSnapshotError: It is not the manifest that was committed.
-        IncompatibleSnapshotError: It is, but this version cannot use it.
+        CorruptSnapshotError: It is not the committed manifest.
+        IncompatibleSnapshotError: It is the committed one, but this version cannot use it.
     """
     operation = "read the manifest"
     found = digest(data)

@@ -1,4 +1,4 @@
-"""``_run.json``: says, outside the log, that there is a run here. Whoever finds it beside no log knows what is lost."""
+"""``_run.json``: marks, outside the log, that a run exists here. Without a log beside it, the log was lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_MARKER_BYTES = 64 * 1024
 
 
 class Marker(msgspec.Struct, frozen=True, rename="camel"):
-    """What it says.
+    """The content of the marker.
 
     Attributes:
         identity: SHA-256 of the bytes of the run's first log entry.
@@ -23,7 +23,7 @@ class Marker(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def encode(run: Run) -> bytes:
-    """The marker of a claimed run."""
+    """Return the bytes of a claimed run's marker."""
     assert run.owner is not None
     return msgspec.json.encode(Marker(FORMAT, run.identity, run.owner))
 

@@ -1,12 +1,12 @@
-"""Leftovers of saves that can never become snapshots: the objects that a killed attempt leaves behind.
+"""Finds leftovers of saves that can never become snapshots: the objects of a killed attempt.
 
-An attempt that is fenced cannot commit any more. So if the log is read *after* the objects were listed, a save of a
-fenced attempt that no snapshot holds is left over: not even a process that still runs can make a snapshot of it. That
-includes what a rejected commit names, and files that a late writer adds to a snapshot that was purged. Which objects
-are the run's at all is decided in ``core.belongings``.
+A fenced attempt can no longer commit. So if the log is read *after* the objects were listed, a save of a fenced attempt
+that is not in a snapshot is left over: even a process that still runs cannot make it a snapshot. This includes the
+folder of a rejected commit, and files that a late writer adds to a purged snapshot. ``core.belongings`` decides which
+objects belong to the run.
 
-Saves of the highest attempt are its own to clean up. If no later one starts, and it is silent for long, an entry fences
-it before its leftovers are deleted.
+The highest attempt deletes its own leftovers. If it is silent for long and no later one starts, an entry fences it
+before its leftovers are deleted.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from checkpoint_sidecar.core.layout import SaveFolder, is_probe
 from checkpoint_sidecar.core.run import Run
 
 DEFAULT_GRACE_SECONDS = 3600.0
-"""How long leftovers are kept for inspection where no retention policy says."""
+"""How long leftovers are kept for inspection without a retention policy."""
 
 AGAIN_SECONDS = 3600.0
-"""From one collection to the next: a writer that was stopped for hours may still add files."""
+"""Time between collections: a writer that was stopped for hours may still add files."""
 
 SILENCE_SECONDS = 86400.0
-"""After how much silence an attempt counts as dead; one that trains reports all the time."""
+"""Silence after which an attempt counts as dead; a running attempt reports every few seconds."""
 
 
 def collection_due_at(run: Run, *, last: dt.datetime | None = None) -> dt.datetime | None:
-    """When the leftovers of the attempts before the running one are old enough, or None while there can be none.
+    """Return when the leftovers of earlier attempts are old enough, or None if there cannot be any.
 
     Args:
-        last: When they were collected last.
+        last: Time of the last collection.
     """
     attempt, policy = run.attempt, run.policy.retention
     if attempt is None or attempt.number == 1 or (policy is not None and policy.dry_run):
@@ -43,11 +43,11 @@ def collection_due_at(run: Run, *, last: dt.datetime | None = None) -> dt.dateti
 
 
 def last_collection_due_at(run: Run, *, heard: dt.datetime | None, ended: bool) -> dt.datetime | None:
-    """When the highest attempt may be fenced for what it left of unfinished saves, or None while that may never be.
+    """Return when the highest attempt may be fenced because of its unfinished saves, or None if never.
 
     Args:
-        heard: When it reported its progress last, by the store's clock, if that is known.
-        ended: Whether that report was its goodbye.
+        heard: Time of its last progress report, by the store's clock, if known.
+        ended: Whether that report announced its end.
     """
     attempt, policy = run.attempt, run.policy.retention
     if attempt is None or (policy is not None and policy.dry_run):
@@ -59,7 +59,7 @@ def last_collection_due_at(run: Run, *, heard: dt.datetime | None, ended: bool) 
 
 
 def left_by_last(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> bool:
-    """Whether the highest attempt left anything that could be deleted if it were fenced, and writes nothing now.
+    """Return whether the highest attempt left objects that fencing it would allow to delete, and no longer writes.
 
     Args:
         run, modified, now: See ``orphaned``.
@@ -73,10 +73,10 @@ def left_by_last(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datet
 
 
 def orphaned(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> tuple[str, ...]:
-    """Keys of the objects that may be deleted.
+    """Return the keys of the objects that may be deleted.
 
     Args:
-        run: Read after the listing, or a commit in between would be missed.
+        run: The run, read after the listing, so that no commit in between is missed.
         modified: A complete listing of all saves: when each key was written, by the store's clock.
         now: The store's clock.
     """
@@ -94,16 +94,16 @@ def orphaned(run: Run, modified: Mapping[str, dt.datetime], *, now: dt.datetime)
 
 
 def abandoned(run: Run, folder: SaveFolder, written: dt.datetime, *, now: dt.datetime) -> bool:
-    """Whether a save is a fenced attempt's and old enough: nothing that is unfinished in it will ever be needed."""
+    """Return whether a save is a fenced attempt's and old enough, so that its unfinished parts are never needed."""
     fenced = folder.attempt < run.highest_attempt or folder.attempt <= min(run.fenced_up_to, run.highest_attempt)
     return folder.step is not None and fenced and now - written >= _grace(run)
 
 
 def old_probes(modified: Mapping[str, dt.datetime], *, now: dt.datetime) -> tuple[str, ...]:
-    """Return the keys that may be deleted in the folder in which stores are probed.
+    """Return the keys that may be deleted in the folder for probes of stores.
 
     Args:
-        modified: A listing of ``PROBE_FOLDER``, which each probe leaves as it found it unless it is killed.
+        modified: A listing of ``PROBE_FOLDER``. Each probe removes its objects from there unless it is killed.
     """
     grace = dt.timedelta(seconds=DEFAULT_GRACE_SECONDS)
     return tuple(key for key in modified if is_probe(key) and now - modified[key] >= grace)

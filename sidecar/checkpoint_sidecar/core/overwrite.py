@@ -1,4 +1,4 @@
-"""Overwrite policy: what it means to save a step the running attempt already descends from."""
+"""Overwrite policy: decides about saves of a step that the running attempt already descends from."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 
 
 def base_of(attempt: Attempt) -> str:
-    """What the attempt's next commit descends from.
+    """Return the snapshot that the attempt's next commit descends from.
 
-    Its previous commit, else what it restored, else what it said it continues, else nothing.
+    It is the attempt's previous commit, else the restored snapshot, else the one that it continues, else none.
     """
     return attempt.last_commit or attempt.restored or attempt.started.continues
 
 
 def may_begin_anew(run: Run, attempt: Attempt) -> bool:
-    """Whether the attempt's first commit may descend from nothing, and so orphan all that came before."""
+    """Return whether the attempt's first commit may have no parent, which orphans all earlier snapshots."""
     return attempt.fresh or not run.ever_committed or run.policy.restore.on_missing == "StartFresh"
 
 
 def existing_save(run: Run, base: str, step: int) -> Snapshot | None:
-    """The live snapshot of ``step`` among ``base`` and its ancestors.
+    """Return the live snapshot of ``step`` among ``base`` and its ancestors.
 
-    Only the attempt's own ancestors count: looking at the whole log would forbid steps of an abandoned branch.
+    Only the attempt's own ancestors count, because the whole log would forbid steps of an abandoned branch.
     """
     first = run.first_commits.get(step)
     if first is None:
         return None
-    # Replay asks this for every commit, so a walk down to the first snapshot would make long logs quadratic.
+    # Replay calls this for every commit, so a walk down to the first snapshot would make long logs quadratic.
     recent = takewhile(lambda s: s.number >= first, walk(run, base))
     return next((s for s in recent if s.step == step and s.live), None)
 
 
 def rejection(run: Run, commit: SnapshotCommitted) -> str:
-    """Why replay must not accept a commit, or empty: how the rules hold even against a library that ignores them."""
+    """Return why replay must reject a commit, or empty. This enforces the rules even if a library ignores them."""
     if not _in_place(run, commit):
         return "InvalidPath"
     if not run.may_commit(commit.attempt):
@@ -62,7 +62,7 @@ def rejection(run: Run, commit: SnapshotCommitted) -> str:
 
 
 def _in_place(run: Run, commit: SnapshotCommitted) -> bool:
-    """A path that this version did not make is never read from and, above all, never deleted under."""
+    """Return whether this run's writers make such a path. Under any other, reads and deletes must never happen."""
     try:
         folder = layout.parse_save_folder(commit.path)
     except ValueError:

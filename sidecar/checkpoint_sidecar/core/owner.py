@@ -13,7 +13,7 @@ _DELETED = ":deleted"
 
 
 class Owner(msgspec.Struct, frozen=True, rename="camel"):
-    """Who a prefix belongs to. ``str(owner)`` is the form shown in ``status.claimedBy``.
+    """The owner of a prefix. ``str(owner)`` is the form shown in ``status.claimedBy``.
 
     Attributes:
         cluster: UID of the namespace kube-system, or ``local`` outside Kubernetes.
@@ -30,7 +30,7 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def deleted(self) -> Owner:
-        """The owner of a run of this owner once its deletion has begun. No Checkpoint can have such a name."""
+        """The owner of this owner's run once its deletion has begun. A Checkpoint cannot have such a name."""
         return Owner(self.cluster, self.namespace, f"{self.name}{_DELETED}")
 
     @property
@@ -39,10 +39,10 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
 
     @classmethod
     def parse(cls, text: str) -> Owner:
-        """Inverse of ``str``.
+        """Parse the result of ``str``.
 
         Raises:
-            ValueError: Not three non-empty parts.
+            ValueError: It does not have three non-empty parts.
         """
         parts = text.split("/")
         if len(parts) != 3 or not all(parts):

@@ -26,12 +26,12 @@ MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
 class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
-    """When a snapshot is due, and what a failed save does. With neither cadence set, only SIGTERM and requests save.
+    """Schedule of saves and effect of failures. With neither cadence set, only SIGTERM and requests save.
 
     Attributes:
-        on_failure: What a failed automatic save does: ``Continue`` trains on and tries again when the next one is due,
-            ``Raise`` raises its error in the training loop.
-        max_failures: With ``Continue``, how many failures in a row raise nevertheless.
+        on_failure: Effect of a failed automatic save: ``Continue`` continues training and tries again when the next one
+            is due, ``Raise`` raises its error in the training loop.
+        max_failures: With ``Continue``, the number of successive failures that raise anyway.
     """
 
     every_steps: Positive | None = None
@@ -50,7 +50,7 @@ class KeepBest(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RetentionPolicy(msgspec.Struct, frozen=True, rename="camel"):
-    """Which snapshots stay. See ``core.retention`` for the order of floors, limits and keep rules."""
+    """Rules for keeping snapshots. See ``core.retention`` for the order of floors, limits and keep rules."""
 
     keep_last: Positive | None = None
     keep_every_steps: Positive | None = None
@@ -63,7 +63,7 @@ class RetentionPolicy(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RestorePolicy(msgspec.Struct, frozen=True, rename="camel"):
-    """What a starting attempt may restore, and how hard it tries."""
+    """Settings of a start's restore: its mode, its verification, and its limits on failures and fallbacks."""
 
     mode: RestoreMode = "Latest"
     verify: VerifyLevel = "Checksums"

@@ -1,12 +1,11 @@
-"""When the data of retired snapshots may be deleted: the last decision before there is no way back. Pure.
+"""Decides when the data of retired snapshots may be deleted: the last decision that can be undone. Pure.
 
-The policy decides what is retired (``core.retention``). Deletion waits for three more things:
+The policy decides which snapshots are retired (``core.retention``). Deletion also waits for three conditions:
 
-1. The grace period, by the store's clock. After an edit that shortens it the longer one still applies: an edit that
-   also tightens the policy must leave the time that was promised before to notice it.
-2. A snapshot whose checksums were compared, where snapshots are read back: right sizes are not enough to delete
-   others.
-3. The purges before it: a few at a time, so that a user who sees the wrong snapshots go has time to stop it.
+1. The grace period, by the store's clock. After an edit that shortens it the longer one still applies: if the edit also
+   tightens the policy, users must have the promised time to notice.
+2. A snapshot whose checksums were compared, if snapshots are read back: matching sizes do not justify deleting others.
+3. Earlier purges: a few run at a time, so that a user who sees the wrong snapshots disappear has time to stop it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ PURGE_PAUSE = dt.timedelta(seconds=30)
 def purge_due(verdict: RetentionVerdict) -> tuple[str, ...]:
     """Return the snapshots whose data may be deleted now, in order of commit.
 
-    Purges that began always continue: after PurgeStarted there is no way back. Others must be retired for the grace
-    period and still be unwanted.
+    Purges that began always continue, because PurgeStarted cannot be undone. Other snapshots must have been retired for
+    the grace period and still be unwanted.
     """
     run = verdict.run
     begun = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]
@@ -48,14 +47,14 @@ def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:
 
 
 def purge_at(run: Run, snapshot: Snapshot) -> dt.datetime | None:
-    """Return the end of the grace period of a retired snapshot; None where there is none."""
+    """Return the end of a retired snapshot's grace period, or None without one."""
     policy, retired_at = run.policy.retention, snapshot.retired_at
     if snapshot.state is not SnapshotState.RETIRED or retired_at is None or policy is None:
         return None
     end = retired_at + dt.timedelta(seconds=policy.grace_seconds)
     if run.longer_grace_until is None:
         return end
-    # What was retired before the edit waits as long as it would have without it, and no longer.
+    # Snapshots that were retired before the edit wait as long as they would have without it, and no longer.
     before = retired_at + dt.timedelta(seconds=run.longer_grace_seconds)
     return max(end, min(before, run.longer_grace_until))
 
@@ -64,15 +63,15 @@ def next_purge_at(run: Run, *, now: dt.datetime) -> dt.datetime | None:
     """Return when the passing of time alone lets the next purge begin, or None."""
     ends = [end for s in run.snapshots.values() if (end := purge_at(run, s)) is not None]
     paused = [s.purge_started_at + PURGE_PAUSE for s in run.snapshots.values() if s.purge_started_at]
-    # Once for all that began in this pause, and only if something waits for its end.
+    # Once for all purges that began in this pause, and only if another one waits for its end.
     pauses = [max(paused)] if paused and any(end <= now for end in ends) else []
     return min((moment for moment in (*ends, *pauses) if moment > now), default=None)
 
 
 def with_grace_of(run: Run, retention: RetentionPolicy | None, now: dt.datetime) -> Run:
-    """The run as of an edit of its policy at ``now``: a grace period that the edit shortens still applies."""
+    """Return the run after an edit of its policy at ``now``: a grace period that the edit shortens still applies."""
     if retention is None:
-        return run  # nothing goes; the next policy is compared with the one before this
+        return run  # nothing is deleted; the next policy is compared with the one before this
     longest, until = run.last_grace_seconds, run.longer_grace_until
     run = replace(run, last_grace_seconds=retention.grace_seconds)
     if retention.grace_seconds >= longest:

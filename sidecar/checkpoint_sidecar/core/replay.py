@@ -1,13 +1,13 @@
-"""Folding the log into a ``Run``: the state of a run, and why no process can break it.
+"""Folds the log into a ``Run``: the state of a run, and why no process can break it.
 
-Two rules carry everything else:
+All other properties follow from two rules:
 
-1. **The log alone decides.** What any process believes about a run follows from the entries up to the head, in order,
+1. **The log alone decides.** A process's view of a run follows from the entries up to the head, in order,
    by ``advance``: a pure function, the same in training, in the operator and in a test. It is total over valid
    entries: one that breaks a rule of the protocol changes nothing (or is kept as REJECTED), so a misbehaving writer
    cannot make the log unreadable, and its entries need not be prevented, only ignored.
 2. **The chain is unbroken.** Each entry carries its predecessor's digest. A gap or a digest that does not match means
-   that entries were lost or altered; ``LogError`` refuses to read on, because any state would be a guess.
+   that entries were lost or altered; ``LogError`` ends the reading, because any state would be a guess.
 
 Fencing. The number of an attempt is its token: ``AttemptStarted`` is accepted only with the highest number plus one,
 and only the highest attempt may commit, as long as ``fenced_up_to`` is below it. Time plays no part: a process that
@@ -22,8 +22,8 @@ was paused for a day and wakes up finds its commit rejected, although its upload
     6  Commit C      by 2, parent A: LIVE
     7  RunAdopted    another owner: attempts up to 2 are fenced (AttemptFenced does the same, when training is silent)
 
-Rollback. A request waits in ``pending`` until a commit carries it, however many starts that takes; then it is consumed
-and never acts again. ``restore.mode: None`` (a fresh start) takes the same path without a snapshot::
+Rollback. A request waits in ``pending`` until a commit carries it, regardless of the number of starts; then it is
+consumed and has no further effect. ``restore.mode: None`` (a fresh start) takes the same path without a snapshot::
 
     RollbackRequested(r, 900)      pending = r -> 900; if 900 was retired it is live again, in the same entry
             |
@@ -35,8 +35,8 @@ and never acts again. ``restore.mode: None`` (a fresh start) takes the same path
             |
     SnapshotCommitted(request=r)   newest = this commit, whose parent is 900; r is consumed, nothing is pending
 
-What a commit descends from, and so what a rollback leaves behind, is in ``core.lineage``; which commits are rejected,
-in ``core.overwrite``; what every other entry means, in ``core.fold``.
+See ``core.lineage`` for the ancestors of a commit, and so for the snapshots that a rollback leaves behind,
+``core.overwrite`` for rejected commits, and ``core.fold`` for the meaning of all other entries.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
 def resume(entry: StoredEntry) -> Run | None:
     """Return the state before an entry whose predecessors are gone, or None if a log cannot begin with it.
 
-    A deletion removes all entries of a run but the last one, its tombstone; the next run's claim follows it.
+    A deletion removes all entries of a run except the last one, its tombstone; the next run's claim follows it.
     """
     body = entry.body
     if isinstance(body, RunClaimed):

@@ -1,4 +1,4 @@
-"""Which snapshots stay and which go: a pure function over a table of rules, the same for the operator and a preview.
+"""Decides which snapshots to keep: a pure function over a table of rules, the same for the operator and a preview.
 
 ``rules_of`` is the table: rows of effect, reason and selector. ``judge`` asks them in order. The first effect that
 selects a snapshot decides about it, and further rules with that effect add their reasons:
@@ -15,7 +15,7 @@ selects a snapshot decides about it, and further rules with that effect add thei
    quota of the namespace, where the caller has one (``QUOTA``).
 6. Exceptions for snapshots that no rule keeps (``KEEP``): a replaced one stays until its replacement is verified;
    superseded ones (of a branch that was rolled back) and suspects stay until the lineage has its ``keepLast``.
-7. Everything else goes (``REST``).
+7. All others are retired (``REST``).
 
 Only snapshots in good standing count for ``keepLast`` and compete under the keep rules: no evidence was found against
 them, and no later save replaces them.
@@ -43,7 +43,7 @@ from checkpoint_sidecar.core.selection import Terms as Terms
 
 
 class RetentionReason(StrEnum):
-    """Why a snapshot is kept or retired, as users read it. ``KeepBest`` is followed by a colon and the metric."""
+    """Reason for keeping or retiring a snapshot, as shown to users. A colon and the metric follow ``KeepBest``."""
 
     NO_RETENTION = "NoRetention"
     NOTHING_VERIFIED = "NothingVerified"
@@ -75,14 +75,14 @@ class RetentionReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetentionVerdict:
-    """What the policy wants, by snapshot id; every live or retired snapshot is in exactly one of the two.
+    """The policy's decision, by snapshot id; every live or retired snapshot is in exactly one of the two.
 
     Judging walks all snapshots of a run, so a verdict is made once for a log and a moment, and passed on.
 
     Attributes:
         spare: Snapshots that rules alone keep, newest first: a limit on size takes them from the end. They are listed
             as they are before a quota applies, so some of them may be in ``retire``.
-        run, now, terms: What was judged, and when.
+        run, now, terms: The arguments of the verdict.
     """
 
     keep: Mapping[str, tuple[str, ...]]
@@ -94,12 +94,12 @@ class RetentionVerdict:
 
 
 class Effect(Enum):
-    """What a rule does with the snapshots that it selects."""
+    """The effect of a rule on the snapshots that it selects."""
 
     ALL = auto()
-    """Keep them, and ask no further rule."""
+    """Keep them, and skip the other rules."""
     FLOOR = auto()
-    """Keep them, whatever later rules say."""
+    """Keep them, regardless of later rules."""
     RETIRE = auto()
     """Retire them, unless they are floors."""
     RULE = auto()

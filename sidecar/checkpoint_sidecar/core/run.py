@@ -1,4 +1,4 @@
-"""The state of a run as recorded in its log: what ``core.replay`` produces and every decision reads.
+"""The state of a run as recorded in its log: the result of ``core.replay`` and the input of every decision.
 
 Everything here is frozen. Mappings keep insertion order: snapshots in order of commit, attempts in order of number.
 """
@@ -28,7 +28,7 @@ _VERIFY_ORDER: tuple[VerifyLevel, ...] = ("None", "Sizes", "Checksums")
 
 
 class SnapshotState(Enum):
-    """Where a snapshot is in its life. Only LIVE ones are candidates; from PURGING on there is no way back."""
+    """The stage of a snapshot's life. Only LIVE ones are candidates; PURGING cannot be undone."""
 
     LIVE = "Live"
     RETIRED = "Retired"
@@ -47,11 +47,11 @@ class Snapshot:
         committed_at: The store's clock at the commit.
         retired_at: The store's clock at the latest SnapshotRetired, while it is retired.
         purge_started_at: The store's clock at PurgeStarted.
-        verified: How far its bytes were checked with success, since the last release from quarantine.
-        failures: How often evidence was found against it since then.
-        evidence: The latest such evidence, in words.
+        verified: How thoroughly its bytes were checked with success, since the last release from quarantine.
+        failures: Number of times evidence was found against it since then.
+        evidence: Description of the latest such evidence.
         reasons: Why it was retired or rejected.
-        releases: Requests to forget what was found against it, in order; each acted once.
+        releases: Requests to discard the evidence against it, in order; each took effect once.
     """
 
     commit: SnapshotCommitted
@@ -81,7 +81,7 @@ class Snapshot:
 
     @property
     def proven(self) -> bool:
-        """Checked at least by size, and nothing was ever found against it."""
+        """Whether it was checked at least by size, without any evidence against it."""
         return self.verified != "None" and self.failures == 0
 
     def verified_at_least(self, level: VerifyLevel) -> bool:
@@ -99,8 +99,8 @@ class Attempt:
         restored: The snapshot it continues from, or None.
         last_commit: Its newest commit, or None.
         restores: Its finished restores, in order.
-        save_requests: What it was asked to save for, in order.
-        save_failure: Since its last commit, or None.
+        save_requests: Requests for saves, in order.
+        save_failure: The failure reported since its last commit, or None.
     """
 
     started: AttemptStarted
@@ -118,7 +118,7 @@ class Attempt:
 
     @property
     def save_request(self) -> str:
-        """The newest request; a commit that carries it answers those before it too."""
+        """The newest request; a commit that carries it also fulfills earlier ones."""
         return self.save_requests[-1].request if self.save_requests else ""
 
 
@@ -144,19 +144,19 @@ class Run:
         first: Number of the entry that claimed the run.
         identity: SHA-256 of that entry's bytes; empty before the prefix is claimed, and of a deleted run.
         identified: Whether folders of saves carry the identity, so that versions that cannot read them stay away.
-        erased: Whether all that is left of a run is its tombstone: the prefix is free again.
-        tombstone: Number of the entry by which the run was given up, 0 while it was not.
-        remnants: Whether there are log entries of no meaning below the first one.
-        fenced_up_to: Attempts up to this number may not commit, whatever their number (the run changed hands, or
+        erased: Whether only the tombstone of a run is left: the prefix is free again.
+        tombstone: Number of the entry that gave the run up; 0 without one.
+        remnants: Whether there are meaningless log entries below the first one.
+        fenced_up_to: Attempts up to this number may not commit, including the highest (the run has a new owner, or
             training has ended).
         configured: ``(uid, generation)`` of the policy in force, or None before the first RunConfigured.
         longer_grace_until, longer_grace_seconds: Edits have shortened the grace period: until then, by the store's
             clock, no snapshot is purged before it was retired for so many seconds.
-        last_grace_seconds: That of the latest policy that had one.
-        pending: The rollback or fresh start no commit has carried yet.
-        rollbacks: Ids of all rollbacks requested so far, in order; each acts once.
+        last_grace_seconds: Grace period of the latest policy that had one.
+        pending: The rollback or fresh start that no commit has carried yet.
+        rollbacks: Ids of all requested rollbacks, in order; each takes effect once.
         consumed: Request ids that a commit carried.
-        adoptions: How the run changed hands, in order, so that each request to take it over acts once.
+        adoptions: Changes of the run's owner, in order, so that each request to adopt it takes effect once.
         first_commits: By step, the number of the log entry that first committed it.
         newest: Id of the newest valid commit.
         unknown_critical: Kind of an entry that forbids this version to append or delete, or empty.
@@ -202,7 +202,7 @@ class Run:
 
     @property
     def short_identity(self) -> str:
-        """As in the names of folders."""
+        """The identity's short form, as in the names of folders."""
         return layout.short_identity(self.identity)
 
     @property
@@ -211,5 +211,5 @@ class Run:
         return self.owner is None or self.erased
 
     def may_commit(self, attempt: int) -> bool:
-        """Whether no later attempt and no change of owner fences this one."""
+        """Return whether this attempt may commit: no later attempt and no change of owner fences it."""
         return attempt == self.highest_attempt > self.fenced_up_to

@@ -1,6 +1,6 @@
-"""When a save is due, and the time that a last one needs.
+"""Decides when a save is due, and estimates the time of a last one.
 
-What is due is decided on one rank and broadcast: clocks of different ranks would disagree at the edge.
+One rank decides and broadcasts the decision, because the clocks of different ranks would disagree at the limit.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from checkpoint_sidecar.core.log import Trigger
 from checkpoint_sidecar.core.policy import SavePolicy
 
 RESERVE_SECONDS = 3.0
-"""Kept back for what follows the last save: the goodbye in the bucket, the log line, the interpreter's exit."""
+"""Time reserved after the last save, for the last heartbeat, the log line and the interpreter's exit."""
 
 _SAFETY = 1.25
-"""A save under an eviction shares the network with everybody else's; expect it to take longer than the last one."""
+"""Factor for a save during an eviction: it shares the network with the saves of others, and so takes longer."""
 
 
 def seconds_to_end(save_seconds: float) -> float:
-    """From SIGTERM to SIGKILL, what a last save needs.
+    """Return the time that a last save needs between SIGTERM and SIGKILL.
 
     Args:
-        save_seconds: How long an earlier one took, from the copy to the commit.
+        save_seconds: Duration of an earlier save, from the copy to the commit.
     """
     return save_seconds * _SAFETY + RESERVE_SECONDS
 
@@ -31,8 +31,8 @@ class LastSave:
     """The latest save, or the start of the attempt.
 
     Attributes:
-        step: The step it holds; the restored step (0 for a fresh start) at the start.
-        at: Seconds on a monotonic clock.
+        step: Its step; at the start, the restored step (0 for a fresh start).
+        at: Time in seconds on a monotonic clock.
         request: The newest save request that was served, or empty.
     """
 
@@ -42,28 +42,28 @@ class LastSave:
 
 
 UNSAVED_CADENCES = 3
-"""How many save intervals may pass without a commit before training stops, if saves fail."""
+"""Number of save intervals without a commit after which failing saves stop training."""
 
 UNSAVED_SECONDS = 900.0
-"""And at least this long: an outage of minutes ends no training, however short the intervals are."""
+"""Minimum time before that, so that an outage of minutes never stops training, even with short intervals."""
 
 _LONGEST_DELAY = 60.0
 
 
 def retry_delay(failures: int) -> float:
-    """Seconds from a failed save to the next try of one that was asked for, after so many failures in a row.
+    """Return the seconds between a failed requested save and its retry, after that many successive failures.
 
-    Scheduled saves have their cadence; a request would otherwise be served at every step.
+    Scheduled saves have their cadence; a request would otherwise be retried at every step.
     """
     return 0.0 if failures <= 1 else min(_LONGEST_DELAY, 5.0 * 2 ** (failures - 2))
 
 
 def given_up(policy: SavePolicy, *, failures: int, unsaved_steps: int, unsaved_seconds: float) -> str:
-    """Why training should stop after a failed automatic save, or empty when it continues.
+    """Return why training should stop after a failed automatic save, or empty if it continues.
 
     Args:
-        failures: In a row.
-        unsaved_steps, unsaved_seconds: Since the last commit, or the start of the attempt.
+        failures: Number of successive failures.
+        unsaved_steps, unsaved_seconds: Steps and time since the last commit, or the start of the attempt.
     """
     if policy.on_failure == "Raise":
         return "save.onFailure is Raise"
@@ -79,9 +79,9 @@ def given_up(policy: SavePolicy, *, failures: int, unsaved_steps: int, unsaved_s
 
 
 def due(policy: SavePolicy, last: LastSave, *, step: int, now: float, request: str = "") -> Trigger | None:
-    """Why to save after ``step``, or None.
+    """Return the reason to save after ``step``, or None.
 
-    ``every_steps`` counts multiples, so that snapshots fall on round steps again after an odd one from a SIGTERM.
+    ``every_steps`` counts multiples, so that snapshots return to round steps after one from a SIGTERM.
 
     Args:
         now: Seconds on the clock of ``last.at``.

@@ -1,4 +1,4 @@
-"""The selectors of the retention rules: which snapshots each row of the table in ``core.retention`` is about.
+"""The selectors of the retention rules: each chooses the snapshots of a row of the table in ``core.retention``.
 
 Each is a function of the ``Case``, named for what it selects, in the order of the table.
 """
@@ -25,14 +25,14 @@ from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an operator adds to the policy in the log.
+    """The operator's additions to the policy in the log.
 
     Attributes:
-        spare_bytes: How many bytes of ``RetentionVerdict.spare`` a quota allows; None for no quota.
-        reads_back: Whether it reads snapshots back. Then the newest one whose checksums were compared is kept as well:
-            right sizes alone do not make another one as good.
-        reading: Id of the snapshot that it reads now, or empty. It is kept until the answer is known, so that reading
-            ends even where snapshots are made faster than they are read.
+        spare_bytes: Bytes of ``RetentionVerdict.spare`` that a quota allows; None without a quota.
+        reads_back: Whether it reads snapshots back. Then the newest one whose checksums were compared is kept as well,
+            because matching sizes alone do not make another one as good.
+        reading: Id of the snapshot that it is reading, or empty. It is kept until the result is known, so that reading
+            ends even if snapshots are made faster than they are read.
     """
 
     spare_bytes: int | None = None
@@ -45,7 +45,7 @@ NO_TERMS = Terms()
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A run prepared for the rules, and what they have decided so far. All sequences are newest first.
+    """A run prepared for the rules, and their decisions so far. All sequences are newest first.
 
     Attributes:
         chain: Live and retired snapshots of the
@@ -77,7 +77,7 @@ class Case:
 
     @property
     def spare(self) -> tuple[Snapshot, ...]:
-        """What keep rules alone keep."""
+        """Snapshots that only keep rules keep."""
         return tuple(s for s in self.chain if s.id in self.ruled and s.id not in self.floors)
 
     def having(self, identifier: str | None) -> Iterator[Snapshot]:
@@ -90,7 +90,7 @@ VIEWS: tuple[View, ...] = (attrgetter("standing"), attrgetter("hopeful"))
 
 
 def case_of(run: Run, now: dt.datetime, terms: Terms) -> Case:
-    """Sort the snapshots of a run as the rules need them; nothing is decided yet."""
+    """Group the snapshots of a run for the rules, without any decision."""
     chain = tuple(s for s in lineage(run) if s.state in (SnapshotState.LIVE, SnapshotState.RETIRED))
     policy = run.policy.retention or RetentionPolicy()
     replacements = _replacements(run, lambda s: s.failures == 0)
@@ -141,7 +141,7 @@ def newest(view: View, case: Case) -> Iterable[Snapshot]:
 
 
 def newest_verified(case: Case) -> Iterable[Snapshot]:
-    # Also when it is replaced: its replacement may not be verified yet.
+    # Even if it is replaced: its replacement may not be verified yet.
     return [s for s in case.chain if s.live and s.proven][:1]
 
 
@@ -153,7 +153,7 @@ def newer_suspects(case: Case) -> Iterable[Snapshot]:
 
 def last(view: View, case: Case) -> Iterable[Snapshot]:
     count = case.policy.keep_last or 0
-    # Counted over live ones as well: a retired one the policy wants back is no candidate until it is reinstated.
+    # Live ones count as well: a retired one that the policy wants back is not a candidate until it is reinstated.
     wanted = {s.id for s in (*[s for s in view(case) if s.live][:count], *view(case)[:count])}
     return (s for s in view(case) if s.id in wanted)
 

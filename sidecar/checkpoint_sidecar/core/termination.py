@@ -1,4 +1,4 @@
-"""What is still worth doing between SIGTERM and SIGKILL. Pure."""
+"""Decides on the last actions between SIGTERM and SIGKILL. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import Enum
 from checkpoint_sidecar.core.schedule import RESERVE_SECONDS, seconds_to_end
 
 CLEANUP_SECONDS = 1.5
-"""Of ``RESERVE_SECONDS``, what a save that did not make it has for aborting its uploads and deleting its files."""
+"""Part of ``RESERVE_SECONDS`` for a canceled save to abort its uploads and delete its files."""
 
 
 class LastAct(Enum):
-    """The next thing a terminating attempt does."""
+    """The next action of a terminating attempt."""
 
     FINISH_RUNNING_SAVE = "finish the running save"
     SAVE = "save"
@@ -21,14 +21,14 @@ class LastAct(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Where a terminating attempt stands.
+    """The situation of a terminating attempt.
 
     Attributes:
-        remaining_seconds: Until SIGKILL.
-        saving: A save is still being uploaded.
-        saved: The present step is committed already.
-        wanted: The policy asks for a save on termination, termination was requested only once, and nothing failed.
-        expected_seconds: How long a save takes, from the copy to the commit, by the latest one; None before the first.
+        remaining_seconds: Time until SIGKILL.
+        saving: Whether a save is still uploading.
+        saved: Whether the present step is committed already.
+        wanted: Whether the policy wants a save on termination, termination was requested once, and nothing failed.
+        expected_seconds: Duration of the latest save, from the copy to the commit; None before the first.
     """
 
     remaining_seconds: float
@@ -39,10 +39,10 @@ class Situation:
 
 
 def next_act(situation: Situation) -> LastAct:
-    """Finish what runs, then save the present step if that can commit in time, else stop with the last commit.
+    """Finish the running save, then save the present step if it can commit in time, else stop with the last commit.
 
-    A save that cannot commit would only take bandwidth from others that can. One of unknown duration is tried: until it
-    is killed it costs nothing but an orphan.
+    A save that cannot commit would only take bandwidth from others that can. A save of unknown duration is tried: if it
+    is killed, it costs only an orphan.
     """
     if situation.remaining_seconds <= RESERVE_SECONDS:
         return LastAct.STOP

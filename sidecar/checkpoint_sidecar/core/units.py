@@ -1,4 +1,4 @@
-"""Sizes as people read them."""
+"""Formats sizes for readers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ _UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
 
 
 def size(count: int) -> str:
-    """Bytes in a sentence: ``1.2 GiB``."""
+    """Format bytes for a sentence: ``1.2 GiB``."""
     amount, unit = _scaled(count)
     return f"{amount} {unit}B"
 
 
 def quantity(count: int) -> str:
-    """Bytes as a Kubernetes quantity, rounded for display: ``1.2Gi``."""
+    """Format bytes as a Kubernetes quantity, rounded for display: ``1.2Gi``."""
     amount, unit = _scaled(count)
     return f"{amount}{unit}"
 
 
 def moved(count: int, seconds: float) -> str:
-    """A transfer in a sentence: ``1.2 GiB in 4.1 s, 300.0 MiB/s``."""
+    """Format a transfer for a sentence: ``1.2 GiB in 4.1 s, 300.0 MiB/s``."""
     return f"{size(count)} in {seconds:.1f} s, {size(round(count / seconds) if seconds else 0)}/s"
 
 
