@@ -7,6 +7,8 @@ Each check gets a folder of its own. Both ranks run every check, whatever became
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from checkpoint_sidecar.attempt.run_save import NewSave
 from checkpoint_sidecar.core.errors import (
     CheckpointExistsError,
     CorruptSnapshotError,
@@ -32,13 +36,13 @@ from checkpoint_sidecar.core.errors import (
     StoreError,
 )
 from checkpoint_sidecar.core.layout import pointer_key
+from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.base import Upload
 from checkpoint_sidecar.store.local.adapter import LocalStore
-from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
 from checkpoint_sidecar.training.dcp.errors import raising_ours
 from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
-from checkpoint_sidecar.training.dcp.reader import SnapshotReader
 from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
 from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 
@@ -112,18 +116,19 @@ def save(store: LocalStore, state: dict[str, Any], step: int = 7, **options: Any
         except CheckpointException as failure:
             writer.discard(failure)
             raise
-    box = [target.committed[0][:2]] if target else [None]
+    box: list[tuple[NewSave, Manifest] | None] = [target.committed[0][:2]] if target else [None]
     dist.broadcast_object_list(box)
+    assert box[0] is not None
     return Saved(store, *box[0])
 
 
-def load(state: dict[str, Any], reader: SnapshotReader, **options: Any) -> None:
+def load(state: dict[str, Any], reader: StorageReader, **options: Any) -> None:
     with raising_ours("load"):
         dcp.load(state, storage_reader=reader, **{"planner": StrictLoadPlanner(), **options})
 
 
 def store_in(folder: Path) -> LocalStore:
-    return open_store(StoreSettings(f"file://{folder}"))
+    return LocalStore(StoreSettings(f"file://{folder}"))
 
 
 @check
@@ -171,6 +176,7 @@ def two_ranks_to_one_and_back(folder: Path) -> None:
         dcp.save(alone, storage_writer=SnapshotWriter(store, target), no_dist=True)
         box = [target.committed[0][:2]]
     dist.broadcast_object_list(box)
+    assert box[0] is not None
     state = state_of(*sharded(3))
     load(state, Saved(store, *box[0]).reader())
     assert_same(state, expected)
@@ -266,7 +272,7 @@ def two_exchanged_files_are_found_on_every_rank(folder: Path) -> None:
 
 class FailingStore(LocalStore):
     @contextmanager
-    def upload(self, key: str, size: int) -> Any:
+    def upload(self, key: str, size: int) -> Iterator[Upload]:  # type: ignore[override]
         with super().upload(key, size) as upload:
             yield upload
             raise StoreError("upload", key, "503 from rank 1's store")
@@ -314,7 +320,9 @@ def save_in_background(folder: Path, kind: AsyncCheckpointerType) -> None:
     for seed in (1, 2):
         expected = state_of(*sharded(seed))
         writer = CheckpointWriter(folder)
-        dcp.async_save(expected, storage_writer=writer, async_checkpointer_type=kind).result()
+        saving = dcp.async_save(expected, storage_writer=writer, async_checkpointer_type=kind)
+        assert isinstance(saving, Future)
+        saving.result()
         state = state_of(*sharded(3))
         load(state, CheckpointReader(folder))
         assert_same(state, expected)

@@ -18,11 +18,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
+
+if TYPE_CHECKING:
+    from checkpoint_sidecar.core.policy import OnFailure
 
 TESTS = Path(__file__).parents[1]
 BUSY = 10
@@ -63,7 +67,7 @@ class Case:
     init: bool = False
     environment: dict[str, dict[str, str]] = field(default_factory=dict)
     on: str = ""
-    on_failure: str = "Continue"
+    on_failure: OnFailure = "Continue"
 
 
 @dataclass(frozen=True)
@@ -228,9 +232,9 @@ def train(case: Case, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     if case.ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=case.ranks)
-    module.open_store = lambda settings: Store(open_store(settings), case, mark, rank)
+    mock.patch.object(module, "open_store", lambda settings: Store(open_store(settings), case, mark, rank)).start()
     if case.on == "die":
-        saving._Save._run = lambda _: None  # type: ignore[method-assign]
+        mock.patch.object(saving._Save, "_run", return_value=None).start()
     state: dict[str, Any] = {"model": torch.nn.Linear(8, 8), "seen": [0]}
     if case.hang and case.hang[0] == "state_dict":
         state["slow"] = HangingState(mark)
@@ -276,7 +280,7 @@ def train(case: Case, folder: Path, rank: int) -> None:
             sys.exit(int(case.end[-1]))
 
 
-def steps_of(checkpointer: Any, total: int = 100) -> Iterator[int]:
+def steps_of(checkpointer: Any, total: int = 100) -> Generator[int]:
     with checkpointer:
         checkpointer.restore()
         for step in range(1, total + 1):

@@ -47,9 +47,12 @@ def job() -> dict[str, Any]:
     from checkpoint_sidecar import PerRank, RandomState
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), Extra(3, 1))
-    model[2].weight = nn.Parameter(model[2].weight.detach().clone())
-    groups = [{"params": list(model[0].parameters()), "lr": 0.1}, {"params": list(model[1:].parameters())}]
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), extra := Extra(3, 1))
+    extra.weight = nn.Parameter(extra.weight.detach().clone())
+    groups: list[dict[str, Any]] = [
+        {"params": list(model[0].parameters()), "lr": 0.1},
+        {"params": list(model[1:].parameters())},
+    ]
     optim = torch.optim.AdamW(groups, lr=0.01, amsgrad=True)
     return {
         "model": model,

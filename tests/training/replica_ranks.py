@@ -60,6 +60,8 @@ def refused(folder: Path, state: dict[str, Any], *words: str) -> None:
 
 
 class Normalized(nn.Module):
+    large: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(8, 8)
@@ -76,6 +78,7 @@ def buffers_that_differ_are_those_of_one_rank(folder: Path) -> None:
     model = Normalized()
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     for buffer in (model.norm.running_mean, model.norm.running_var, model.large):
+        assert buffer is not None
         buffer.copy_(mine(*buffer.shape))
     stored = saved(folder, {"model": model}, saves=2)["model"]
     for name in ("norm.running_mean", "norm.running_var", "large"):
@@ -173,20 +176,22 @@ class Uncuttable(torch.Tensor):
         return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
 
     def __init__(self, inner: torch.Tensor) -> None:
-        self.inner = inner
+        self.held = inner
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["inner"], None
+        return ["held"], None
 
     @classmethod
     def __tensor_unflatten__(cls, inner: dict[str, torch.Tensor], *_: Any) -> Uncuttable:
-        return cls(inner["inner"])
+        return cls(inner["held"])
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch types it as a plain function
+        cls, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
         known = ("aten.detach.default", "aten._to_copy.default", "aten.clone.default", "aten.view.default")
         if str(function) in known:
-            return cls(arguments[0].inner.clone())
+            return cls(arguments[0].held.clone())
         if str(function) == "aten.is_pinned.default":
             return False
         raise NotImplementedError(f"{function} of an Uncuttable")

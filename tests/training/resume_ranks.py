@@ -40,7 +40,8 @@ class Net(nn.Module):
         self.idle = nn.Linear(3, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.tanh(self.norm(self.first(x))))
+        out: torch.Tensor = self.last(torch.tanh(self.norm(self.first(x))))
+        return out
 
 
 class Average:
@@ -68,7 +69,7 @@ class Reader:
     """Another position on each rank, and a cache that is large enough for an item of its own."""
 
     def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
+        self.state: dict[Any, Any] = {}
 
     def read(self, step: int) -> None:
         place = step * 10 + dist.get_rank()
@@ -86,11 +87,13 @@ def mesh(*shape: int) -> Any:
 
 
 def fsdp2(model: nn.Module) -> nn.Module:
-    return fully_shard(model, mesh=mesh(2))
+    fully_shard(model, mesh=mesh(2))
+    return model
 
 
 def hybrid(model: nn.Module) -> nn.Module:
-    return fully_shard(model, mesh=mesh(2, 1))
+    fully_shard(model, mesh=mesh(2, 1))
+    return model
 
 
 def fsdp1(model: nn.Module) -> nn.Module:
@@ -203,7 +206,7 @@ def alone(folder: Path, whole: dict[Any, torch.Tensor], moments: dict[str, torch
 
 def main_alone(folder: Path) -> None:
     whole, moments = torch.load(folder / "expected")
-    dist.get_rank = lambda *_: 0  # type: ignore[assignment]
+    dist.get_rank = lambda *_: 0
     make = sharded(lambda model: model, lambda params: torch.optim.AdamW(params, lr=0.01))
     job = attempt(make, f"file://{folder}/run", 2)
     for name, tensor in whole.items():

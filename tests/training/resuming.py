@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.policy import SavePolicy
@@ -38,7 +39,8 @@ class Job:
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the next step depends on, in a form that does not change any more."""
         found = {name: _state_of(value) for name, value in self.state.items()}
-        return frozen({**found, "watched": self.watched()})
+        fixed: dict[str, Any] = frozen({**found, "watched": self.watched()})
+        return fixed
 
 
 def seeded(make: Callable[[], Job]) -> Job:
@@ -140,8 +142,8 @@ def frozen(value: Any, *, whole: bool = False) -> Any:
         whole: Of distributed tensors copy all, which is collective, instead of what this rank holds.
     """
     if isinstance(value, torch.Tensor):
-        if hasattr(value, "_local_tensor"):
-            value = value.detach().full_tensor() if whole else value._local_tensor.detach()
+        if isinstance(value, DTensor):
+            value = value.full_tensor().detach() if whole else value._local_tensor.detach()
         if type(value) is nn.Parameter:
             return nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
         return value.clone() if type(value) is torch.Tensor and value.layout is torch.strided else value
@@ -177,6 +179,7 @@ def _layout(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if hasattr(one, "__tensor_flatten__") and type(one) is not torch.Tensor:
+        assert hasattr(other, "__tensor_flatten__")
         names, context = one.__tensor_flatten__()
         return context == other.__tensor_flatten__()[1] and all(
             _same_bits(getattr(one, name), getattr(other, name)) for name in names

@@ -18,7 +18,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from checkpoint_sidecar.attempt.run_save import NewSave
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, StoreError
+from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
 from checkpoint_sidecar.training.dcp.errors import raising_ours
@@ -55,8 +57,9 @@ def saved_in(folder: Path) -> Saved:
     target = RecordingTarget() if dist.get_rank() == 0 else None
     store = LocalStore(StoreSettings(f"file://{folder}"))
     dcp.save(a_state(), storage_writer=SnapshotWriter(store, target))
-    box = [target.committed[0][:2]] if target else [None]
+    box: list[tuple[NewSave, Manifest] | None] = [target.committed[0][:2]] if target else [None]
     dist.broadcast_object_list(box)
+    assert box[0] is not None
     return Saved(store, *box[0])
 
 
@@ -134,8 +137,9 @@ def ranks_that_need_nothing_alike_share_nothing(folder: Path) -> None:
     target = RecordingTarget() if dist.get_rank() == 0 else None
     store = LocalStore(StoreSettings(f"file://{folder}"))
     dcp.save(shards(), storage_writer=SnapshotWriter(store, target))
-    box = [target.committed[0][:2]] if target else [None]
+    box: list[tuple[NewSave, Manifest] | None] = [target.committed[0][:2]] if target else [None]
     dist.broadcast_object_list(box)
+    assert box[0] is not None
     state = {"x": torch.zeros_like(shards()["x"])}
     dcp.load(state, storage_reader=Saved(store, *box[0]).reader(sharing=dist.group.WORLD))
     assert same(state, shards())

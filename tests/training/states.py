@@ -9,6 +9,7 @@ import fractions
 import pathlib
 import random
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,9 @@ class _States:
             return collections.Counter(members) if kind == "counter" else set(members)
         if kind in ("list", "tuple", "deque"):
             members = [self.tree(depth + 1) for _ in range(size)]
-            return {"list": list, "tuple": tuple, "deque": lambda each: collections.deque(each, 9)}[kind](members)
+            if kind == "deque":
+                return collections.deque(members, 9)
+            return members if kind == "list" else tuple(members)
         members = [(key, self.tree(depth + 1)) for key in self._random.sample(KEYS, size)]
         if kind == "default":
             return collections.defaultdict(list, members)
@@ -122,30 +125,29 @@ class _States:
 
     def _scalar(self) -> Any:
         draw = self._random
-        return draw.choice(
-            [
-                lambda: None,
-                lambda: draw.random() < 0.5,
-                lambda: draw.choice([0, 1, -1, 2**63, 2**64, -(2**70)]),
-                lambda: draw.choice([0.0, -0.0, float("nan"), float("inf"), 1e-300, draw.random()]),
-                lambda: draw.choice(["", "text", "ü€", "\ud800", "a.b"]),
-                lambda: draw.randbytes(draw.randrange(4)),
-                lambda: bytearray(b"x"),
-                lambda: complex(1, -0.0),
-                lambda: range(draw.randrange(5)),
-                lambda: slice(None, 3),
-                lambda: frozenset({1, "a"}),
-                lambda: dt.datetime(2026, 1, 1, 2, 3, 4, 5, tzinfo=dt.timezone(dt.timedelta(hours=1))),
-                lambda: dt.timedelta(seconds=draw.random()),
-                lambda: decimal.Decimal("1.10"),
-                lambda: fractions.Fraction(1, 3),
-                lambda: uuid.UUID(int=draw.getrandbits(128)),
-                lambda: pathlib.Path("/data"),
-                lambda: np.float32(1.5),
-                lambda: np.arange(draw.choice([0, 3, 20_000])).astype(draw.choice(["i2", "f8", "?"])),
-                lambda: np.datetime64("2026-01-01"),
-                lambda: torch.bfloat16,
-                lambda: torch.device("cpu"),
-                lambda: torch.Size([1, 2]),
-            ]
-        )()
+        makers: list[Callable[[], Any]] = [
+            lambda: None,
+            lambda: draw.random() < 0.5,
+            lambda: draw.choice([0, 1, -1, 2**63, 2**64, -(2**70)]),
+            lambda: draw.choice([0.0, -0.0, float("nan"), float("inf"), 1e-300, draw.random()]),
+            lambda: draw.choice(["", "text", "ü€", "\ud800", "a.b"]),
+            lambda: draw.randbytes(draw.randrange(4)),
+            lambda: bytearray(b"x"),
+            lambda: complex(1, -0.0),
+            lambda: range(draw.randrange(5)),
+            lambda: slice(None, 3),
+            lambda: frozenset({1, "a"}),
+            lambda: dt.datetime(2026, 1, 1, 2, 3, 4, 5, tzinfo=dt.timezone(dt.timedelta(hours=1))),
+            lambda: dt.timedelta(seconds=draw.random()),
+            lambda: decimal.Decimal("1.10"),
+            lambda: fractions.Fraction(1, 3),
+            lambda: uuid.UUID(int=draw.getrandbits(128)),
+            lambda: pathlib.Path("/data"),
+            lambda: np.float32(1.5),
+            lambda: np.arange(draw.choice([0, 3, 20_000])).astype(draw.choice(["i2", "f8", "?"])),
+            lambda: np.datetime64("2026-01-01"),
+            lambda: torch.bfloat16,
+            lambda: torch.device("cpu"),
+            lambda: torch.Size([1, 2]),
+        ]
+        return draw.choice(makers)()

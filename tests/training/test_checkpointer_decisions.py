@@ -9,6 +9,7 @@ import torch
 
 from checkpoint_sidecar.attempt.save_target import decimal_strings
 from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.core.log import Trigger
 from checkpoint_sidecar.core.schedule import RESERVE_SECONDS
 from checkpoint_sidecar.core.termination import LastAct, Situation, next_act
 from checkpoint_sidecar.training.vote import Agreed, Stop, Vote
@@ -27,7 +28,7 @@ def test_ranks_with_nothing_to_say_agree_on_nothing() -> None:
 
 
 @pytest.mark.parametrize("trigger", ["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"])
-def test_the_trigger_of_rank_0_reaches_everybody(trigger: str) -> None:
+def test_the_trigger_of_rank_0_reaches_everybody(trigger: Trigger) -> None:
     assert agree(Vote(7, trigger=trigger), Vote(7)).trigger == trigger
 
 

@@ -64,6 +64,8 @@ def test_a_start_that_reads_a_part_of_a_snapshot_verifies_none_of_it(
     monkeypatch.setattr(verify, "_LITTLE_BYTES", 0)  # a real optimizer is never little
     claim = restored_model(storage)
     assert claim.verified == "None"
+    assert isinstance(claim.compared_bytes, int)
+    assert isinstance(claim.bytes, int)
     assert claim.compared_bytes < claim.bytes == storage.snapshot(2).commit.bytes
     assert storage.snapshot(2).verified == "None"
 

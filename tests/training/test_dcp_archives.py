@@ -70,7 +70,7 @@ TENSORS: dict[str, torch.Tensor] = {
 def test_torch_loads_the_archive_of_any_tensor(tensor: torch.Tensor) -> None:
     loaded = torch.load(io.BytesIO(archived(tensor)), weights_only=False)
     assert (loaded.dtype, loaded.shape, loaded.layout) == (tensor.dtype, tensor.shape, tensor.layout)
-    plain = (lambda value: value.dequantize()) if tensor.is_quantized else (lambda value: value.to_dense())
+    plain = torch.Tensor.dequantize if tensor.is_quantized else torch.Tensor.to_dense
     assert torch.equal(plain(loaded), plain(tensor.detach()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_versions_of_torch_that_know_no_strides_read_our_metadata(
 def test_what_a_later_version_of_torch_says_about_a_tensor_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: Any
 ) -> None:
-    present = TensorProperties.__getstate__
+    present: Callable[[TensorProperties], tuple[Any, ...]] = TensorProperties.__getstate__
     with monkeypatch.context() as later:
         later.setattr(TensorProperties, "__getstate__", lambda self: (*present(self), "news"))
         dcp.save(generate.plain(), storage_writer=FileSystemWriter(tmp_path))
@@ -102,7 +103,7 @@ def test_torchtitans_search_finds_the_newest_published_step(tmp_path: Path) -> N
 
 def test_torch_loads_the_step_from_the_folder_that_torchtitan_names(tmp_path: Path) -> None:
     run = a_run_at(tmp_path, 7, 1000)
-    state = {"model": {"w": torch.zeros(3)}, "step": 0}
+    state: dict[str, Any] = {"model": {"w": torch.zeros(3)}, "step": 0}
     dcp.load(state, checkpoint_id=run / f"step-{newest_step_by_torchtitans_rule(run)}")
     assert torch.equal(state["model"]["w"], torch.full((3,), 1000.0))
     assert state["step"] == 1000

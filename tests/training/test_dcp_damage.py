@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from checkpoint_sidecar.core.errors import (
@@ -91,14 +91,19 @@ def with_metadata(saved: Saved, data: bytes) -> Saved:
     return Saved(saved.store, saved.save, msgspec.structs.replace(saved.manifest, files=files))
 
 
+def memory_of(saved: Saved) -> MemoryStore:
+    assert isinstance(saved.store, MemoryStore)
+    return saved.store
+
+
 def flip_a_bit(saved: Saved) -> None:
     data = bytes_of(saved, saved.data_key)
     data[len(data) // 2] ^= 1
-    saved.store.corrupt(saved.data_key, data)
+    memory_of(saved).corrupt(saved.data_key, data)
 
 
 def cut_the_end(saved: Saved) -> None:
-    saved.store.corrupt(saved.data_key, bytes_of(saved, saved.data_key)[:-100])
+    memory_of(saved).corrupt(saved.data_key, bytes_of(saved, saved.data_key)[:-100])
 
 
 def delete_the_data(saved: Saved) -> None:
@@ -108,7 +113,7 @@ def delete_the_data(saved: Saved) -> None:
 def change_the_metadata(saved: Saved) -> None:
     data = bytes_of(saved, saved.save.folder.metadata)
     data[-5] ^= 1
-    saved.store.corrupt(saved.save.folder.metadata, data)
+    memory_of(saved).corrupt(saved.save.folder.metadata, data)
 
 
 def delete_the_metadata(saved: Saved) -> None:
@@ -117,14 +122,14 @@ def delete_the_metadata(saved: Saved) -> None:
 
 def swap_in_another_saves_metadata(saved: Saved) -> None:
     other = a_save(third=torch.ones(3))
-    saved.store.corrupt(saved.save.folder.metadata, bytes_of(other, other.save.folder.metadata))
+    memory_of(saved).corrupt(saved.save.folder.metadata, bytes_of(other, other.save.folder.metadata))
 
 
 def swap_in_another_saves_data(saved: Saved) -> None:
     other = save(MemoryStore(), {"first": torch.zeros(10), "second": torch.zeros(ELEMENTS), "name": "run"})
     data = bytes_of(other, other.data_key)
     assert len(data) == len(bytes_of(saved, saved.data_key))
-    saved.store.corrupt(saved.data_key, data)
+    memory_of(saved).corrupt(saved.data_key, data)
 
 
 DAMAGES = [
@@ -214,7 +219,7 @@ def test_a_manifest_changed_to_agree_with_changed_data_is_refused() -> None:
     files = tuple(file if old.name == file.name else old for old in saved.manifest.files)
     forged = msgspec.structs.replace(saved.manifest, files=files)
     load(destination(), Saved(saved.store, saved.save, forged).reader())
-    saved.store.corrupt(saved.save.folder.manifest, encode(forged))
+    memory_of(saved).corrupt(saved.save.folder.manifest, encode(forged))
     with pytest.raises(CorruptSnapshotError, match="SHA-256") as caught:
         verify_snapshot(saved.store, commit, level="None")
     assert caught.value.evidence == "ManifestMismatch"
@@ -252,7 +257,9 @@ def test_a_store_that_fails_is_no_evidence_against_the_snapshot() -> None:
 
 
 def halve(metadata: Metadata) -> None:
-    metadata.state_dict_metadata["second"].chunks = [ChunkStorageMetadata(torch.Size([0]), torch.Size([ELEMENTS // 2]))]
+    second = metadata.state_dict_metadata["second"]
+    assert isinstance(second, TensorStorageMetadata)
+    second.chunks = [ChunkStorageMetadata(torch.Size([0]), torch.Size([ELEMENTS // 2]))]
 
 
 def forget_where_it_is(metadata: Metadata) -> None:

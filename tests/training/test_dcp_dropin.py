@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -305,9 +306,12 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, option: dict[str, An
 
 def test_another_checkpoint_id_keeps_the_storage_options(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[StoreSettings] = []
-    monkeypatch.setattr(
-        "checkpoint_sidecar.training.dcp.dropin.open_store", lambda s: opened.append(s) or MemoryStore(s.url)
-    )
+
+    def opens(settings: StoreSettings) -> MemoryStore:
+        opened.append(settings)
+        return MemoryStore(settings.url)
+
+    monkeypatch.setattr("checkpoint_sidecar.training.dcp.dropin.open_store", opens)
     for storage in (
         CheckpointWriter("s3://b/one", endpoint_url="http://s3"),
         CheckpointReader("s3://b/one", key="k", secret="s"),
@@ -390,7 +394,7 @@ def test_what_was_installed_can_be_sent_to_a_process_that_saves(tmp_path: Path) 
         writer, reader = dcp.FsspecWriter(f"file://{tmp_path}"), dcp.FsspecReader(f"file://{tmp_path}")
         sent = [pickle.loads(pickle.dumps(each)) for each in (writer, reader)]
     dcp.save({"x": torch.full((4,), 7.0), "path": tmp_path}, storage_writer=sent[0])
-    state = {"x": torch.zeros(4), "path": None}
+    state: dict[str, Any] = {"x": torch.zeros(4), "path": None}
     dcp.load(state, storage_reader=sent[1])
     assert torch.equal(state["x"], torch.full((4,), 7.0))
     assert state["path"] == tmp_path
@@ -427,9 +431,9 @@ def test_a_url_that_became_a_local_path_is_refused(tmp_path: Path, monkeypatch: 
                 storage(path)
     with installed():
         for path in (*misdirected, "s3://bucket/ckpt"):
-            for storage in (FileSystemWriter, FileSystemReader):
+            for stock in (FileSystemWriter, FileSystemReader):
                 with pytest.raises(ConfigurationError, match="taken for a local path"):
-                    storage(path)
+                    stock(path)
             with pytest.raises(ConfigurationError, match="taken for a local path"):
                 Path(path).mkdir(parents=True)
         dcp.save({"x": torch.ones(1)}, storage_writer=FileSystemWriter(tmp_path / "step:5" / "c:"))
@@ -449,11 +453,13 @@ def test_code_that_only_passes_a_url_is_served_once_installed(
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     url = f"s3://{object_store.bucket()}/run/step-5"
-    state = {"x": torch.randn(100), "step": 5}
+    state: dict[str, Any] = {"x": torch.randn(100), "step": 5}
     with installed():
         dcp.save(state, checkpoint_id=url)
-        dcp.async_save({**state, "step": 6}, checkpoint_id=url, no_dist=True).result()
-        loaded = {"x": torch.zeros(100), "step": 0}
+        saving = dcp.async_save({**state, "step": 6}, checkpoint_id=url, no_dist=True)
+        assert isinstance(saving, Future)
+        saving.result()
+        loaded: dict[str, Any] = {"x": torch.zeros(100), "step": 0}
         dcp.load(loaded, checkpoint_id=url)
     assert torch.equal(loaded["x"], state["x"])
     assert loaded["step"] == 6

@@ -34,6 +34,8 @@ class Named(torch.Tensor):
 class Rooted(torch.Tensor):
     """A subclass that holds what no loader allows."""
 
+    root: pathlib.Path
+
     @staticmethod
     def __new__(cls, data: torch.Tensor) -> Rooted:
         made = torch.Tensor._make_subclass(cls, data)
@@ -122,7 +124,7 @@ def test_every_dtype_that_torch_brings_back_we_do_too(tmp_path: Path) -> None:
 def test_a_sparse_tensor_comes_back(tmp_path: Path, stored: torch.Tensor) -> None:
     value = stored.to_sparse()
     save(tmp_path, value)
-    other = torch.sparse_coo_tensor(size=stored.shape, dtype=stored.dtype)
+    other = torch.zeros(stored.shape, dtype=stored.dtype, layout=torch.sparse_coo)
     for into in (other, other.clone().requires_grad_()):
         found = loaded(tmp_path, into)
         assert found is into

@@ -166,7 +166,8 @@ def test_somebody_elses_checkpoint_is_neither_replaced_nor_removed(signed: bool)
     store.put(POINTER, b"torch's own, of another training")
     run = Run(store)
     only = run.commit("first", signed=signed)
-    for act in (lambda: None, lambda: run.retire(only)):
+    acts: tuple[Callable[[], object], ...] = (lambda: None, lambda: run.retire(only))
+    for act in acts:
         act()
         with pytest.raises(ForeignObjectError, match="left alone"):
             publish(store, run.log, STEP)

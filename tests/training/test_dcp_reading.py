@@ -19,11 +19,13 @@ from torch.distributed.tensor import DTensor, Placement, Shard
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
 from checkpoint_sidecar.engine.limits import LEAST_MEMORY_BYTES, EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.dcp import delivery
 from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
 from checkpoint_sidecar.training.dcp.reader import SnapshotReader
+from checkpoint_sidecar.training.dcp.slices import Slice
 from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
@@ -164,9 +166,19 @@ def test_a_destination_on_a_device_is_filled_as_bytes_arrive(monkeypatch: pytest
 
 
 def test_scalars_empty_tensors_and_objects_come_along() -> None:
-    expected = {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 5), "none": None, "x": torch.randn(70_000)}
+    expected: dict[str, Any] = {
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 5),
+        "none": None,
+        "x": torch.randn(70_000),
+    }
     saved = save(MemoryStore(), expected)
-    state = {"scalar": torch.tensor(0.0), "empty": torch.empty(0, 5), "none": 1, "x": torch.zeros(70_000)}
+    state: dict[str, Any] = {
+        "scalar": torch.tensor(0.0),
+        "empty": torch.empty(0, 5),
+        "none": 1,
+        "x": torch.zeros(70_000),
+    }
     load(state, saved.reader())
     assert state["scalar"] == 2.5
     assert state["none"] is None
@@ -184,8 +196,8 @@ def test_what_two_names_share_in_memory_is_loaded_one_after_the_other_and_the_la
 
 def test_tensors_that_only_touch_in_memory_are_delivered_directly() -> None:
     memory = torch.zeros(10)
-    part = [delivery.WantedPart(delivery.Slice((5,), (0,), (5,)), memory[start : start + 5]) for start in (0, 5, 4)]
-    items = [delivery.Item("", delivery.ByteRange(0, 0), each, lambda _: None) for each in part]
+    part = [delivery.WantedPart(Slice((5,), (0,), (5,)), memory[start : start + 5]) for start in (0, 5, 4)]
+    items = [delivery.Item("", ByteRange(0, 0), each, lambda _: None) for each in part]
     assert delivery._sharing_memory(items[:2]) == set()
     assert delivery._sharing_memory(items) == {0, 1, 2}
 
@@ -257,7 +269,8 @@ class Resolving(StrictLoadPlanner):
     """Gives out tensors that do not fit."""
 
     def resolve_tensor(self, read_item: Any) -> torch.Tensor:
-        return super().resolve_tensor(read_item).double()
+        resolved: torch.Tensor = super().resolve_tensor(read_item)
+        return resolved.double()
 
 
 def test_a_planner_that_gives_out_misfits_is_refused_before_anything_is_read() -> None:

@@ -6,6 +6,7 @@ import copy
 import pickle
 import pickletools
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_a_view_is_saved_without_the_tensor_it_is_a_view_of() -> None:
 
 
 def test_nested_state_and_objects_come_back() -> None:
-    state = {
+    state: dict[str, Any] = {
         "optim": {"state": {0: {"step": torch.tensor(4.0), "exp_avg": torch.randn(3)}}, "param_groups": [{"lr": 0.1}]},
         "step": 12,
         "name": "run",
@@ -209,6 +210,7 @@ def test_a_save_in_a_background_thread_holds_the_state_as_it_was_when_it_began()
     store, target = MemoryStore(), RecordingTarget()
     state = {"x": torch.ones(1000)}
     future = dcp.async_save(state, storage_writer=SnapshotWriter(store, target), no_dist=True)
+    assert isinstance(future, Future)
     state["x"].zero_()
     future.result()
     ((new, manifest, _),) = target.committed

@@ -197,10 +197,14 @@ TABLE: dict[str, tuple[Case, Expected]] = {
 }
 
 
+Outcome = Future[tuple[list[Ending], Path]]
+
+
 @pytest.fixture(scope="module")
-def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
+def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
     """All cases that were selected, begun at once: they mostly wait."""
-    names = [item.callspec.params["name"] for item in request.session.items if item.fspath == request.fspath]
+    here = [item for item in request.session.items if item.path == request.path]
+    names = [str(item.callspec.params["name"]) for item in here if isinstance(item, pytest.Function)]
     host = Host()
     with ThreadPoolExecutor(BUSY) as pool:
 
@@ -212,7 +216,7 @@ def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_how_a_process_ends_that(name: str, endings: dict[str, Future]) -> None:
+def test_how_a_process_ends_that(name: str, endings: dict[str, Outcome]) -> None:
     case, expected = TABLE[name]
     ranks, folder = endings[name].result()
     if case.init and ranks[0].code == 77:

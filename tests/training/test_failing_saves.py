@@ -219,7 +219,9 @@ def test_a_requested_save_that_failed_is_tried_again(storage: RunStorage, on_upl
     on_upload(Upload(1))
     with started(storage) as checkpointer:
         storage.append(SaveRequested("before-the-upgrade", 1))
-        until(lambda: checkpointer._session.state.save_request != "")
+        session = checkpointer._session
+        assert session is not None
+        until(lambda: session.state.save_request != "")
         step(checkpointer, 1, 2, 3, 4)
     assert commits(storage) == [(2, "Request")]
     assert storage.bodies(SnapshotCommitted)[0].save_request == "before-the-upgrade"
@@ -229,7 +231,9 @@ def test_a_save_for_an_eviction_that_failed_is_tried_again(storage: RunStorage, 
     on_upload(Upload(1))
     with started(storage) as checkpointer:
         storage.append(EvictionNoticed(1, PodIdentity("llama-0", "u"), "drained"))
-        until(lambda: checkpointer._session.state.eviction is not None)
+        session = checkpointer._session
+        assert session is not None
+        until(lambda: session.state.eviction is not None)
         step(checkpointer, 1, 2, 3, 4)
     assert commits(storage) == [(2, "Eviction")]
 

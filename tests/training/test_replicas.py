@@ -92,7 +92,8 @@ def test_packed_values_are_compared_as_values() -> None:
 def test_what_cannot_be_taken_apart_has_no_digest() -> None:
     assert digests.of_object(lambda: 1) is not None  # a function goes by its name
     assert digests.of_object(iter([open])) is not None
-    assert digests.of_object(x for x in ()) is None
+    nothing: tuple[int, ...] = ()
+    assert digests.of_object(x for x in nothing) is None
     assert digests.of_object(list(range(100_000))) is None
     assert digests.of_tensor(torch.empty(2, device="meta")) is None
     circle: list[Any] = []

@@ -108,6 +108,7 @@ class Versioned(nn.Module):
     """Loads what its own version saved only, resizes its buffer in place, and may be scripted in part."""
 
     _version = 3
+    seen: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,14 +123,15 @@ class Versioned(nn.Module):
 
 
 def versioned() -> Job:
-    model = nn.Sequential(Versioned())
+    part = Versioned()
+    model = nn.Sequential(part)
     optim = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def step(number: int) -> None:
-        model[0].scripted(model[0].core(torch.randn(3, 2))).square().mean().backward()
+        part.scripted(part.core(torch.randn(3, 2))).square().mean().backward()
         optim.step()
         optim.zero_grad()
-        model[0].seen.resize_(number).fill_(number)
+        part.seen.resize_(number).fill_(number)
 
     return Job({"model": model, "optim": optim}, step)
 
@@ -172,6 +174,8 @@ def test_a_module_learns_that_its_first_version_saved_the_state(
 class Changing(nn.Module):
     """Buffers that come into being and grow, extra states of any kind, and weights that are tied."""
 
+    growing: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
@@ -203,11 +207,11 @@ class Recording(nn.Linear):
 
 
 def changing() -> Job:
-    model = nn.ModuleDict({"core": Changing(), "tail": Recording(5, 1), "lazy": nn.LazyLinear(2)})
+    core, tail = Changing(), Recording(5, 1)
+    model = nn.ModuleDict({"core": core, "tail": tail, "lazy": nn.LazyLinear(2)})
     optim = torch.optim.AdamW(model.parameters(), lr=0.1)
 
     def step(number: int) -> None:
-        core, tail = model["core"], model["tail"]
         logits = core.head(core.embed(torch.randint(5, (3,))))
         (tail(logits).sum() + model["lazy"](logits).sum()).backward()
         optim.step()
@@ -246,8 +250,8 @@ class Renamed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Linear(2, 2)
-        self._register_state_dict_hook(self._rename)
-        self.register_load_state_dict_pre_hook(self._restore)
+        self._register_state_dict_hook(self._rename)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(self._restore)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _rename(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:

@@ -35,7 +35,8 @@ class Net(nn.Module):
         self.idle = nn.Linear(3, 3, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.tanh(self.norm(self.first(x))))
+        out: torch.Tensor = self.last(torch.tanh(self.norm(self.first(x))))
+        return out
 
 
 def job(optimizer: Callable[[Any], torch.optim.Optimizer], **options: Any) -> Job:
@@ -46,14 +47,14 @@ def job(optimizer: Callable[[Any], torch.optim.Optimizer], **options: Any) -> Jo
     def step(_: int) -> None:
         batch = torch.randn(5, 4, dtype=model.first.weight.dtype)
 
-        def closure() -> torch.Tensor:
+        def closure() -> Any:  # torch's stubs want a float where its documentation returns the loss
             optim.zero_grad()
             loss = model(batch).square().mean()
             loss.backward()
             return loss
 
         optim.step(closure)
-        if hasattr(optim, "train"):
+        if hasattr(optim, "train") and hasattr(optim, "eval"):
             optim.eval()
             optim.train()
 
@@ -87,7 +88,7 @@ def muon_and_adamw() -> Job:
     def step(_: int) -> None:
         model(torch.randn(5, 4)).square().mean().backward()
         for optim in (muon, adamw):
-            optim.step()
+            optim.step()  # type: ignore[no-untyped-call]
             optim.zero_grad()
 
     return Job({"model": model, "muon": muon, "adamw": adamw}, step)
@@ -96,7 +97,7 @@ def muon_and_adamw() -> Job:
 def over_two_modules() -> Job:
     """One optimizer over two modules that use the same names, and one of them twice wrapped."""
     one, two = Net(), Net()
-    two.first = checkpoint_wrapper(two.first)
+    two.add_module("first", checkpoint_wrapper(two.first))
     optim = torch.optim.AdamW([*one.parameters(), *two.parameters()], lr=0.01)
 
     def step(_: int) -> None:
@@ -137,11 +138,11 @@ class Odd(torch.optim.Optimizer):
         super().__init__(params, {"lr": 0.01, "history": []})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         if closure:
             with torch.enable_grad():
                 closure()
-        self.state["calls"] = self.state.get("calls", 0) + 1
+        self.state["calls"] = self.state.get("calls", 0) + 1  # type: ignore[index, call-overload]
         for group in self.param_groups:
             group["history"] = [*group["history"], len(group["history"])]
             for parameter in group["params"]:
@@ -171,7 +172,7 @@ class Rotating(torch.optim.Optimizer):
         super().load_state_dict(loaded)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         with torch.enable_grad():
             closure()
         for parameter in self.param_groups[0]["params"]:

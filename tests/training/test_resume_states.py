@@ -32,11 +32,12 @@ def test_any_state_comes_back_equal(seed: int, other: int) -> None:
     shared, own = states(seed), states(seed + 1)
     expected = frozen(shared), frozen(own)
     objects = {"shared": Held(shared), "own": PerRank(Held(own)), "net": nn.Linear(2, 2)}
-    fresh = {"shared": Held(states(other)), "own": PerRank(Held(states(other + 1))), "net": nn.Linear(2, 2)}
+    mine, theirs = Held(states(other + 1)), Held(states(other))
+    fresh = {"shared": theirs, "own": PerRank(mine), "net": nn.Linear(2, 2)}
     with tempfile.TemporaryDirectory() as folder:
         save_untrained(lambda: Job(objects, lambda _: None), f"file://{folder}/run")
         attempt(lambda: Job(fresh, lambda _: None), f"file://{folder}/run", 0)
-    found = fresh["shared"].state, fresh["own"].wrapped.state
+    found = theirs.state, mine.state
     assert not list(differences(expected, found))
 
 
@@ -58,9 +59,10 @@ def test_large_tensors_come_back_under_whatever_names(tree: Any) -> None:
         return filled(tree)
 
     saved = {"shared": Held(state(0)), "own": PerRank(Held(state(500)))}
-    fresh = {"shared": Held(state(1000)), "own": PerRank(Held(state(1000)))}
+    mine, theirs = Held(state(1000)), Held(state(1000))
+    fresh = {"shared": theirs, "own": PerRank(mine)}
     with tempfile.TemporaryDirectory() as folder:
         save_untrained(lambda: Job(saved, lambda _: None), f"file://{folder}/run")
         attempt(lambda: Job(fresh, lambda _: None), f"file://{folder}/run", 0)
-    found = fresh["shared"].state, fresh["own"].wrapped.state
+    found = theirs.state, mine.state
     assert not list(differences((state(0), state(500)), found))

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,12 @@ def places(copied: dict[str, torch.Tensor]) -> dict[str, int]:
 
 def test_each_copy_is_the_state_as_it_was() -> None:
     copy = HostCopy()
-    state = {"x": torch.zeros(4), "nested": [{"y": torch.zeros(2).t()}], "step": 0, "betas": (0.9, torch.zeros(1))}
+    state: dict[str, Any] = {
+        "x": torch.zeros(4),
+        "nested": [{"y": torch.zeros(2).t()}],
+        "step": 0,
+        "betas": (0.9, torch.zeros(1)),
+    }
     for step in (1, 2, 3):
         state["x"].fill_(step)
         state["nested"][0]["y"].fill_(-step)
@@ -141,10 +147,11 @@ def test_one_place_in_memory_may_mean_several_things() -> None:
 
 def test_what_is_no_tensor_is_copied_too() -> None:
     settings = OrderedDict(lr=[0.1, 0.2])
-    state = {"settings": settings, "bytes": b"x", "set": {1}}
+    members = {1}
+    state = {"settings": settings, "bytes": b"x", "set": members}
     copied = HostCopy()(state)
     settings["lr"].append(0.3)
-    state["set"].add(2)
+    members.add(2)
     assert copied == {"settings": {"lr": [0.1, 0.2]}, "bytes": b"x", "set": {1}}
 
 

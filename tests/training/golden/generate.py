@@ -130,7 +130,8 @@ def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """What this rank holds of a tensor."""
     if hasattr(tensor, "local_shards"):
         return [shard.tensor for shard in tensor.local_shards()]
-    return [tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor.detach()]
+    held = tensor.detach()
+    return [held.to_local() if hasattr(held, "to_local") else held]
 
 
 def differences(expected: Any, found: Any, path: str = "") -> list[str]:
