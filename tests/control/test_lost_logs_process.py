@@ -12,6 +12,7 @@ import pytest
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import Owner, RollbackRequested
+from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
 from support.admission import Namespace, checkpoint
@@ -46,13 +47,15 @@ def test_a_lost_log_is_told_and_nothing_is_touched(
     namespace: Namespace, start_operator: StartOperator, url: str, folder: Path, trainer: Trainer
 ) -> None:
     trainer.start()
-    for step in (100, 200):
-        trainer.commit(step)
+    first, _ = (trainer.commit(step) for step in (100, 200))
     operator = start_operator(*OPTIONS)
     run = create(namespace, url, retention={"keepLast": 1, "gracePeriod": "0s"})
     run.becomes("Ready", "True", "Configured")
     run.eventually(lambda it: it.status.get("latest", {}).get("step") == 200)
-    run.eventually(lambda _: list((folder / "step-100").glob("*/manifest.json")) == [], within=SOON)
+    # Until the purge is over, the operator appends to the log.
+    run.eventually(lambda _: trainer.run.snapshots[first.id].state is SnapshotState.PURGED, within=SOON)
+    run.eventually(lambda it: it.status["logSequence"] == trainer.run.head, within=SOON)
+    assert list((folder / "step-100").glob("*/manifest.json")) == []
     shutil.move(folder / "_log", folder.parent / "lost")
     left = contents(folder)
 
