@@ -116,7 +116,7 @@ def copied(tmp_path: Path) -> imagebuild.Recipe:
 
 
 def test_an_image_of_the_same_sources_is_not_built_again(image: Image, copied: imagebuild.Recipe) -> None:
-    package = copied.context / "operator" / "checkpoint_operator"
+    package = copied.context / "operator" / "checkpoint_operator" / "decide"
     (package / "plan.py").touch()
     (package / "__pycache__").mkdir(exist_ok=True)
     (package / "__pycache__" / "plan.cpython-399.pyc").write_bytes(b"compiled by another Python")
