@@ -18,7 +18,7 @@ from checkpoint_sidecar.core.errors import NoConditionalWriteError, ObjectNotFou
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common import parts
-from checkpoint_sidecar.store.local.adapter import LEFTOVER_SECONDS, PARTIAL_FOLDER
+from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.opening import open_store
 
 

@@ -32,14 +32,13 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.common.calls import PATIENT, Calls, Patience
+from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.common.ranges import check_fits, truncated
 from checkpoint_sidecar.store.fsspec.described import described
 from checkpoint_sidecar.store.fsspec.faults import explain_filesystem
 from checkpoint_sidecar.store.fsspec.styles import style_of
 from checkpoint_sidecar.store.fsspec.upload import FsspecUpload
 
-PARTIAL_FOLDER = ".partial"
-LEFTOVER_SECONDS = 24 * 3600
 USE_ANOTHER = (
     "Use a filesystem with an atomic exclusive create (docs/storage.md lists them), "
     "or an s3://, gs://, az:// or file:// URL without a filesystem."

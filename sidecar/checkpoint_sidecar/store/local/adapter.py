@@ -32,12 +32,11 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.common.parts import PartedUpload
 from checkpoint_sidecar.store.common.ranges import check_fits, truncated
 from checkpoint_sidecar.store.local.bodies import read_into, reserve, write_from
 
-PARTIAL_FOLDER = ".partial"
-LEFTOVER_SECONDS = 24 * 3600
 _PUBLISH_TRIES = 10
 
 _DENIED = (AccessDeniedError, "Let this user read and write under the folder.")
