@@ -1,4 +1,4 @@
-"""Reads untrusted JSON: bounded types, and one error for every exception of the decoder.
+"""Decoding of untrusted JSON: bounded types, and one error for every exception of the decoder.
 
 The bounds are those of the Kubernetes API (``crds/*.yaml``): every value that can be read can also be shown in a
 status. Without them one absurd number in a log would make the API server refuse that status forever.

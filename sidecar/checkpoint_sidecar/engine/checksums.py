@@ -61,7 +61,7 @@ def of_blocks(checksums: Sequence[int], block_bytes: int, size: int) -> int:
 
 @lru_cache(maxsize=16)
 def _block_factors(block_bytes: int) -> tuple[tuple[int, ...], ...]:
-    """Return, for each byte of a checksum, a table of what its values become when ``block_bytes`` follow.
+    """Return, for each byte of a checksum, a table of its new values after ``block_bytes`` of data.
 
     A snapshot of a terabyte has a quarter of a million blocks, and combining them holds the interpreter's lock.
     """
