@@ -26,7 +26,7 @@ IN_A_PROCESS = "-in-a-process"
 
 _CALLS_A_STEP = 4000
 _STEPS_ALONE = 60
-_PATIENCE_SECONDS = 300.0
+_TIMEOUT_SECONDS = 300.0
 
 
 class Saver(Protocol):
@@ -105,7 +105,7 @@ def _save(saver: Saver, step: Callable[[], None]) -> tuple[float, int, float]:
     saver.begin()
     blocked, steps = time.perf_counter() - began, 0
     while steps == 0 or not saver.over():
-        assert time.perf_counter() - began < _PATIENCE_SECONDS, "a save does not end"
+        assert time.perf_counter() - began < _TIMEOUT_SECONDS, "a save does not end"
         step()
         saver.step()
         steps += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
-_PATIENCE = timedelta(minutes=10)
+_TIMEOUT = timedelta(minutes=10)
 
 Result = dict[str, Any]
 
@@ -65,7 +65,7 @@ def serve(experiment: Callable[..., Result], *, with_group: bool = True) -> None
             init_method=f"file://{os.environ['MEETING']}",
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["RANKS"]),
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
         )
     result = experiment(**json.loads(sys.argv[1]))
     if with_group:

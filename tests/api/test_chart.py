@@ -603,7 +603,7 @@ def test_without_a_cluster_id_pods_wait_for_the_claim(unserved: Namespace) -> No
     for owner, reason in ((f"8a-1/{run}", "PrefixClaimed"), ("8a-1/other/run", "Configured")):
         claim(owner, reason)
         with pytest.raises(AssertionError):
-            eventually(lambda: unserved.refusal(pod()), lambda refusal: refusal == "", patience_seconds=2)
+            eventually(lambda: unserved.refusal(pod()), lambda refusal: refusal == "", timeout_seconds=2)
     claim(f"8a-1/{run}", "StoreUnavailable")
     (container,) = unserved.admitted(pod())["containers"]
     assert {"name": "CHECKPOINT_RUN", "value": f"8a-1/{run}"} in container["env"]

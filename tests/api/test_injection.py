@@ -224,7 +224,7 @@ def test_a_container_that_another_policy_adds_is_injected_too(served: Namespace)
     def both_injected(spec: Body) -> bool:
         return [one["name"] for one in spec["containers"] if has_environment(one)] == ["main", "late"]
 
-    spec = eventually(redrawn, both_injected, patience_seconds=60)
+    spec = eventually(redrawn, both_injected, timeout_seconds=60)
     assert spec["volumes"] == [VOLUME]
     for container in spec["containers"]:
         assert len(container["env"]) == len(variables(container))

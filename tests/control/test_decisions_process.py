@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.api, pytest.mark.store]
 
 StartOperator = Callable[..., OperatorProcess]
 UNREAD = "--verify-rate=0"
-PATIENCE = 90.0
+TIMEOUT_SECONDS = 90.0
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_after_the_loss_of_all_objects_the_same_checkpoint_goes_on_and_its_snaps
     trainer.start()
     held = trainer.commit(100)
     trainer.commit(200)
-    run.eventually(lambda it: set(mirrors(it)) == {"100", "200"}, within=PATIENCE)
+    run.eventually(lambda it: set(mirrors(it)) == {"100", "200"}, within=TIMEOUT_SECONDS)
     namespace.patch("ckptsnap", f"run-{held.id}", {"spec": {"disposition": "Hold"}})
     run.eventually(lambda _: trainer.run.snapshots[held.id].disposition == "Hold")
     first.stop()
@@ -79,7 +79,7 @@ def test_after_the_loss_of_all_objects_the_same_checkpoint_goes_on_and_its_snaps
 
     start_operator(UNREAD)
     again = create(namespace, storage)
-    again.becomes("Ready", "True", "Configured", within=PATIENCE)
+    again.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
     again.eventually(lambda it: mirrors(it) == {"100": "Hold", "200": "Auto"})
     assert again.status["latest"]["step"] == 200
     trainer.start()
@@ -95,7 +95,7 @@ def test_after_the_loss_of_the_cluster_the_run_is_taken_over_with_all_its_snapsh
     trainer.commit(200)
     start_operator(UNREAD)
     run = create(namespace, storage)
-    run.becomes("Ready", "False", "PrefixClaimed", within=PATIENCE)
+    run.becomes("Ready", "False", "PrefixClaimed", within=TIMEOUT_SECONDS)
     assert (run.status["claimedBy"], run.snapshots()) == (str(lost), {})
     namespace.patch("ckpt", "run", {"spec": {"storage": {"takeOverFrom": str(lost)}}})
     run.becomes("Ready", "True", "Configured")
@@ -112,7 +112,7 @@ def test_a_rollback_acts_exactly_once_is_echoed_and_may_stay_in_the_spec(
     start_operator(UNREAD)
     best = {"retention": {"keepLast": 9, "keepBest": [{"metric": "loss", "mode": "Min", "count": 1}]}}
     run = create(namespace, storage, **best)
-    run.becomes("Ready", "True", "Configured", within=PATIENCE)
+    run.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
     trainer.start()
     losses = {100: "0.5", 200: "0.1", 300: "0.9"}
     saved = {step: trainer.commit(step, metrics={"loss": loss}).id for step, loss in losses.items()}
@@ -145,7 +145,7 @@ def test_a_restore_that_fails_twice_over_attempts_quarantines_until_a_user_relea
 ) -> None:
     start_operator(UNREAD)
     run = create(namespace, storage, restore={"maxFailuresPerSnapshot": 2})
-    run.becomes("Ready", "True", "Configured", within=PATIENCE)
+    run.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
     trainer.start()
     good, bad = trainer.commit(100), trainer.commit(200)
     run.eventually(lambda it: set(mirrors(it)) == {"100", "200"})
@@ -176,7 +176,7 @@ def test_a_snapshot_set_to_retire_goes_and_one_that_is_held_stays_against_the_po
     run = create(namespace, storage, retention={"keepLast": 1, "keepEverySteps": 1, "gracePeriod": "0s"})
     trainer.start()
     given_up, held, newest = (trainer.commit(step) for step in (100, 200, 300))
-    run.eventually(lambda it: set(mirrors(it)) == {"100", "200", "300"}, within=PATIENCE)
+    run.eventually(lambda it: set(mirrors(it)) == {"100", "200", "300"}, within=TIMEOUT_SECONDS)
     namespace.patch("ckptsnap", f"run-{given_up.id}", {"spec": {"disposition": "Retire"}})
     namespace.patch("ckptsnap", f"run-{held.id}", {"spec": {"disposition": "Hold"}})
     run.eventually(lambda it: set(mirrors(it)) == {"200", "300"})

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.api, pytest.mark.store]
 
 StartOperator = Callable[..., OperatorProcess]
 UNREAD = "--verify-rate=0"
-PATIENCE = 90.0
+TIMEOUT_SECONDS = 90.0
 
 
 class Place:
@@ -75,7 +75,7 @@ class Place:
         (tombstone,) = (key for key in contents if log_number(key))
         return contents - {tombstone}
 
-    def gone(self, *, within: float = PATIENCE) -> None:
+    def gone(self, *, within: float = TIMEOUT_SECONDS) -> None:
         """Wait until the object is."""
         deadline = time.monotonic() + within
         while any(item["metadata"]["name"] == "run" for item in self.namespace.read("checkpoints")["items"]):
@@ -99,10 +99,10 @@ def test_the_finalizer_comes_and_goes_with_the_spec_and_retain_leaves_the_data(
     start_operator(UNREAD)
     trainer = place.trained()
     run = place.create()
-    run.eventually(lambda it: finalizers(it) == [FINALIZER], within=PATIENCE)
+    run.eventually(lambda it: finalizers(it) == [FINALIZER], within=TIMEOUT_SECONDS)
     place.namespace.patch("ckpt", "run", {"spec": {"deletionPolicy": "Retain"}})
     run.eventually(lambda it: finalizers(it) == [])
-    run.becomes("Ready", "True", "Configured", within=PATIENCE)
+    run.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
     place.delete()
     place.gone()
     assert [s.live for s in trainer.run.snapshots.values()] == [True] * 3
@@ -118,7 +118,7 @@ def test_with_delete_all_but_a_tombstone_is_gone_from_the_bucket_before_the_obje
     place.trained()
     place.store.put("notes.txt", b"somebody else's")
     run = place.create()
-    run.eventually(lambda it: len(it.snapshots()) == 3, within=PATIENCE)
+    run.eventually(lambda it: len(it.snapshots()) == 3, within=TIMEOUT_SECONDS)
     place.delete()
     place.gone()
     assert place.left() == {"notes.txt"}
@@ -135,7 +135,7 @@ def test_a_running_pod_is_fenced_at_once_and_its_data_goes_when_it_has_ended(
     start_operator(UNREAD)
     trainer = place.trained()
     run = place.create()
-    run.becomes("Ready", "True", "Configured", within=PATIENCE)
+    run.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
     place.namespace.create(pod("run"))
     place.delete()
     run.becomes("Ready", "False", "Deleting")
@@ -158,7 +158,7 @@ def test_an_operator_that_is_killed_while_it_deletes_is_replaced_and_ends_it(
     with faulty_server(object_store.endpoint) as server:
         first = start_operator(UNREAD)
         run = place.create(storage={"endpoint": server.endpoint})
-        run.becomes("Ready", "True", "Configured", within=PATIENCE)
+        run.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
         server.faults.append(Fault("POST", "delete", (503, "SlowDown"), times=1_000_000))
         server.faults.append(Fault("DELETE", "", (503, "SlowDown"), times=1_000_000))
         place.delete()
@@ -179,7 +179,7 @@ def test_a_store_that_refuses_holds_the_object_until_the_user_lets_the_data_stay
         server.faults.append(Fault("POST", "delete", "refuse each key", times=1_000_000))
         operator = start_operator(UNREAD)
         run = place.create(storage={"endpoint": server.endpoint})
-        run.becomes("RetentionEnforced", "False", "DeletionRefused", within=PATIENCE)
+        run.becomes("RetentionEnforced", "False", "DeletionRefused", within=TIMEOUT_SECONDS)
         place.delete()
         run.becomes("Ready", "False", "Deleting")
         time.sleep(3)
@@ -198,8 +198,8 @@ def test_a_prefix_that_belongs_to_another_run_is_left_alone_and_the_object_goes_
     before = place.contents()
     start_operator(UNREAD)
     run = place.create()
-    run.becomes("Ready", "False", "PrefixClaimed", within=PATIENCE)
-    run.eventually(lambda it: finalizers(it) == [FINALIZER], within=PATIENCE)
+    run.becomes("Ready", "False", "PrefixClaimed", within=TIMEOUT_SECONDS)
+    run.eventually(lambda it: finalizers(it) == [FINALIZER], within=TIMEOUT_SECONDS)
     place.delete()
     place.gone()
     assert place.contents() == before
@@ -213,8 +213,8 @@ def test_a_namespace_that_is_deleted_with_its_secret_is_not_held_up(
     operator = start_operator(UNREAD, f"--cluster-id={place.namespace.api.uid}", kubeconfig=chart_rights)
     place.trained()
     run = place.create()
-    run.becomes("Ready", "True", "Configured", within=PATIENCE)
-    run.eventually(lambda it: finalizers(it) == [FINALIZER], within=PATIENCE)
+    run.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
+    run.eventually(lambda it: finalizers(it) == [FINALIZER], within=TIMEOUT_SECONDS)
     place.namespace.kubectl("delete", "secret", "s3-keys")
     # Without its controller the namespace stays terminating; this one's objects are deleted by hand, as that would.
     place.namespace.api.kubectl("delete", "namespace", place.namespace.name, "--wait=false")

@@ -279,7 +279,7 @@ def test_nothing_is_deleted_while_it_is_unknown_whether_the_purge_was_announced(
 ) -> None:
     session = session_on(store, monkeypatch)
     doomed = ready_to_purge(Trainer(store).start(), session)
-    session.log = RunLog(store, writer="operator test", patience_seconds=0.01)
+    session.log = RunLog(store, writer="operator test", timeout_seconds=0.01)
     session.log.refresh()
 
     def lose_the_reply(key: str, data: bytes) -> None:

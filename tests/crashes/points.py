@@ -32,7 +32,7 @@ MODES: tuple[Mode, ...] = ("kill rank 0", "kill rank 1", "exception", "bug")
 
 _VICTIMS: dict[Mode, int] = {"kill rank 0": 0, "kill rank 1": 1}
 _WRITES: frozenset[Verb] = frozenset({"put", "put_if_absent", "upload", "delete"})
-_PATIENCE_SECONDS = 20.0
+_TIMEOUT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Crash:
         if self.mode in _VICTIMS:
             victim = psutil.Process(int((self.folder / f"rank-{_VICTIMS[self.mode]}.pid").read_text()))
             victim.send_signal(signal.SIGKILL)
-            victim.wait(_PATIENCE_SECONDS)
+            victim.wait(_TIMEOUT_SECONDS)
             return
         if self.mode == "bug":
             raise RuntimeError(f"a bug {self.point.name}")
@@ -118,7 +118,7 @@ class Crash:
         raise (UnknownOutcomeError if lost else StoreError)(self.point.verb, key, f"a failure {self.point.name}")
 
     def _wait_until(self, true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not true():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the crash {self.point.name} was not ready in time")

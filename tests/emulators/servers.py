@@ -23,7 +23,7 @@ from checkpoint_sidecar.store.access import (
     Credentials,
     StoreSettings,
 )
-from checkpoint_sidecar.store.common.calls import PATIENT
+from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS
 from checkpoint_sidecar.store.http.client import HttpClient
 from checkpoint_sidecar.store.http.dialect import Message
 from emulators import build
@@ -75,7 +75,7 @@ def azurite() -> Iterator[Emulator]:
     credentials = {AZURE_STORAGE_ACCOUNT_NAME: ACCOUNT, AZURE_STORAGE_ACCOUNT_KEY: key}
     emulator = Emulator("azurite", "az", f"http://127.0.0.1:{port}", credentials)
     with running([*command, *options], port, AZURITE_ACCOUNTS=f"{ACCOUNT}:{key}"):
-        client = HttpClient(emulator.settings(), PATIENT, credentials)
+        client = HttpClient(emulator.settings(), DEFAULT_TIMEOUTS, credentials)
         client.send(Message("PUT", query={"restype": "container"}, success=(201,)), 10)
         yield emulator
 

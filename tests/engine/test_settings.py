@@ -6,7 +6,7 @@ import pytest
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.engine.limits import EngineSettings, cores_of_rank
-from checkpoint_sidecar.store.common.calls import LEAST_TRIES, PATIENT
+from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS, LEAST_TRIES
 
 
 def test_without_variables_the_defaults_hold() -> None:
@@ -31,7 +31,10 @@ def test_a_save_stalls_after_a_number_of_seconds() -> None:
 
 
 def test_a_request_that_only_reads_is_given_up_before_a_save_counts_as_stalled() -> None:
-    assert LEAST_TRIES * PATIENT.answer_seconds + PATIENT.deadline_seconds < EngineSettings().stall_seconds
+    assert (
+        LEAST_TRIES * DEFAULT_TIMEOUTS.answer_seconds + DEFAULT_TIMEOUTS.deadline_seconds
+        < EngineSettings().stall_seconds
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def trainer(
         session = AttemptSession(connect(world), owner, Defaults(SavePolicy(), overwrite), log_floor=floor)
         try:
             pods = (PodIdentity(actor.name, f"uid-{actor.name}"),)
-            outcome.attempt = session.start(world_size=1, pods=pods, patience_seconds=0)
+            outcome.attempt = session.start(world_size=1, pods=pods, timeout_seconds=0)
             step = _restore(world, session, outcome)
             for save in saves:
                 session.log.refresh()

@@ -135,14 +135,14 @@ def operator(
 
 
 class _Session(RunStore):
-    """A session whose log has the patience of the story."""
+    """A session whose log has the timeout of the story."""
 
     def __init__(self, writer: str, *, patient: bool) -> None:
-        self._patience_seconds = 1e9 if patient else 0.0
+        self._timeout_seconds = 1e9 if patient else 0.0
         super().__init__(StoreSettings(URL), writer=writer)
 
     def forget_log(self) -> None:
-        self.log = RunLog(self.store, writer=self._writer, patience_seconds=self._patience_seconds)
+        self.log = RunLog(self.store, writer=self._writer, timeout_seconds=self._timeout_seconds)
 
 
 class _Process:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 """Of the test, for real: an actor that comes to no store call in this time hangs."""
 
 
@@ -93,7 +93,7 @@ class Actor:
 
     def _wait(self) -> None:
         self.has_the_turn = True
-        if not self._stopped.acquire(timeout=PATIENCE_SECONDS):
+        if not self._stopped.acquire(timeout=TIMEOUT_SECONDS):
             raise RuntimeError(f"{self.name} hangs after {self.next_call}")
         self.has_the_turn = False
 

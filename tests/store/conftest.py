@@ -18,7 +18,7 @@ from checkpoint_sidecar.conformance.suite import Trial
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common import parts
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.http.adapter import HttpStore
 from checkpoint_sidecar.store.opening import Driver, open_store
 from checkpoint_sidecar.store.s3.s3fs_adapter import S3fsStore
@@ -79,7 +79,7 @@ def _route(request: pytest.FixtureRequest, faulty: tuple[Server, FaultyServer]) 
     server, proxy = faulty
     settings = server.settings(endpoint=proxy.endpoint)
     patient, hasty = (
-        request.param(settings, patience=patience) for patience in (Patience(20, 10, 20), Patience(0.5, 0.3, 0.4))
+        request.param(settings, timeouts=timeouts) for timeouts in (Timeouts(20, 10, 20), Timeouts(0.5, 0.3, 0.4))
     )
     return Route(server, proxy, patient, hasty)
 

@@ -17,14 +17,14 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
 from support.s3servers import SMALLEST_PART
 
-HASTY = Patience(deadline_seconds=0.5, answer_seconds=5.0)
+HASTY = Timeouts(deadline_seconds=0.5, answer_seconds=5.0)
 KEYS = Credentials.of({"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "a-key"})
 drivers = pytest.mark.parametrize("driver", ["native", "fsspec"])
 
@@ -53,7 +53,7 @@ def answering(driver: Driver, answers: dict[str, str], content_range: str = "") 
             self.wfile.write(body)
 
     with listening(Handler) as url:
-        yield open_store(StoreSettings("s3://bucket/run", url, credentials=KEYS), driver=driver, patience=HASTY)
+        yield open_store(StoreSettings("s3://bucket/run", url, credentials=KEYS), driver=driver, timeouts=HASTY)
 
 
 @drivers

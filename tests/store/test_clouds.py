@@ -24,7 +24,7 @@ from checkpoint_sidecar.core.errors import AccessDeniedError, BucketNotFoundErro
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.azure import identity as azure_identity
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.google import identity as google_identity
@@ -106,7 +106,7 @@ def faults(cloud: Emulator) -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def store(cloud: Emulator, faults: FaultyServer) -> Store:
-    return HttpStore(cloud.settings(endpoint=faults.endpoint), patience=Patience(20, 2, 5))
+    return HttpStore(cloud.settings(endpoint=faults.endpoint), timeouts=Timeouts(20, 2, 5))
 
 
 FAULTS: list[Effect | Answer] = [(503, ""), "reset the connection", "lose the reply"]
@@ -119,7 +119,7 @@ def test_an_upload_to_azure_survives_a_fault_of_any_of_its_requests(
 ) -> None:
     data = bytes(2 * SMALLEST_PART) + DATA
     with faulty_server(azure.endpoint) as proxy:
-        store = HttpStore(azure.settings(endpoint=proxy.endpoint), patience=Patience(20, 2, 5))
+        store = HttpStore(azure.settings(endpoint=proxy.endpoint), timeouts=Timeouts(20, 2, 5))
         proxy.faults.append(Fault("PUT", "", effect, after=number - 1))
 
         write_object(store, "object", data)
@@ -140,7 +140,7 @@ def test_an_upload_to_google_goes_on_where_it_was_when_a_request_fails(
     with resumable_uploads(keeps_at_most=kept) as (url, objects), faulty_server(url) as proxy:
         proxy.faults.append(Fault(method, "", effect, after=number - 1))
         store = HttpStore(
-            StoreSettings("gs://bucket/run", proxy.endpoint, credentials=key), patience=Patience(20, 2, 5)
+            StoreSettings("gs://bucket/run", proxy.endpoint, credentials=key), timeouts=Timeouts(20, 2, 5)
         )
 
         write_object(store, "object", data)
@@ -167,7 +167,7 @@ def test_a_lost_race_is_told_as_such(store: Store) -> None:
 
 def test_bytes_that_arrive_damaged_in_google_cloud_storage_are_noticed(google: Emulator) -> None:
     with faulty_server(google.endpoint, keeps_host=False) as proxy:
-        store = HttpStore(google.settings(endpoint=proxy.endpoint), patience=Patience(20, 2, 5))
+        store = HttpStore(google.settings(endpoint=proxy.endpoint), timeouts=Timeouts(20, 2, 5))
         proxy.faults.append(Fault("POST", "uploadType=media", "flip a bit of the data"))
         store.put("key", DATA)
         assert store.get("key", max_bytes=len(DATA)).data == DATA

@@ -18,7 +18,7 @@ from crc32c import crc32c
 from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.opening import Driver, open_store
@@ -195,6 +195,6 @@ def test_a_create_that_is_refused_for_its_checksum_says_so(moto: Server) -> None
         return 400, "BadDigest", "The CRC32C you specified did not match what we received."
 
     with bucket(moto, never) as broken:
-        store = open_store(moto.settings(endpoint=broken.endpoint), driver="native", patience=Patience(0.2, 5))
+        store = open_store(moto.settings(endpoint=broken.endpoint), driver="native", timeouts=Timeouts(0.2, 5))
         with pytest.raises(StoreError, match="BadDigest: The CRC32C"):
             store.put_if_absent("key", b"data")

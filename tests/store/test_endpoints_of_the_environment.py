@@ -13,7 +13,7 @@ from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.conformance.promises import CHECKS
 from checkpoint_sidecar.core.errors import ConfigurationError, RequestRefusedError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
-from checkpoint_sidecar.store.common.calls import Calls, Patience
+from checkpoint_sidecar.store.common.calls import Calls, Timeouts
 from checkpoint_sidecar.store.http.certificates import trust
 from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
@@ -21,7 +21,7 @@ from emulators.servers import Emulator
 from support.s3servers import REGION, Server
 
 drivers = pytest.mark.parametrize("driver", ["native", "fsspec"])
-HASTY = Patience(deadline_seconds=0.2, answer_seconds=2.0)
+HASTY = Timeouts(deadline_seconds=0.2, answer_seconds=2.0)
 KEYS = Credentials.of({"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"})
 
 
@@ -50,7 +50,7 @@ def test_an_address_in_the_environment_is_asked_with_the_bucket_in_the_path_and_
 @drivers
 def test_an_endpoint_that_cannot_be_reached_is_named_with_its_port(driver: Driver) -> None:
     store = open_store(
-        StoreSettings("s3://bucket/run", "http://127.0.0.1:9", REGION, credentials=KEYS), driver=driver, patience=HASTY
+        StoreSettings("s3://bucket/run", "http://127.0.0.1:9", REGION, credentials=KEYS), driver=driver, timeouts=HASTY
     )
     with pytest.raises(StoreError, match=r"no connection to 127\.0\.0\.1:9 \("):
         store.put("key", b"data")
@@ -75,7 +75,7 @@ def test_an_answer_of_a_proxy_is_not_told_as_the_stores(driver: Driver, monkeypa
         for scheme, told in (("http", f"the proxy {proxy}, or the store behind it, answered 502"), ("https", "proxy")):
             endpoint = f"{scheme}://store.invalid:9000"
             store = open_store(
-                StoreSettings("s3://bucket/run", endpoint, REGION, credentials=KEYS), driver=driver, patience=HASTY
+                StoreSettings("s3://bucket/run", endpoint, REGION, credentials=KEYS), driver=driver, timeouts=HASTY
             )
             with pytest.raises(StoreError) as raised:
                 store.get("key", max_bytes=10)
@@ -105,7 +105,7 @@ def test_whatever_a_client_raises_becomes_an_error_of_ours(
         raise failure
 
     settings = StoreSettings("s3://bucket/run", credentials=KEYS)
-    calls = Calls(settings, connect=lambda _: object(), errors=(), explain=lambda _: None, patience=HASTY)  # type: ignore[arg-type,return-value]
+    calls = Calls(settings, connect=lambda _: object(), errors=(), explain=lambda _: None, timeouts=HASTY)  # type: ignore[arg-type,return-value]
 
     with pytest.raises(kind, match=type(failure).__name__) as raised:
         getattr(calls, call)("do", "it", fail)
@@ -118,7 +118,7 @@ def test_what_ends_the_process_is_no_error_of_a_client(failure: type[BaseExcepti
         raise failure
 
     settings = StoreSettings("s3://bucket/run", credentials=KEYS)
-    calls = Calls(settings, connect=lambda _: object(), errors=(), explain=lambda _: None, patience=HASTY)  # type: ignore[arg-type,return-value]
+    calls = Calls(settings, connect=lambda _: object(), errors=(), explain=lambda _: None, timeouts=HASTY)  # type: ignore[arg-type,return-value]
 
     with pytest.raises(failure):
         calls.run("do", "it", fail)

@@ -24,7 +24,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from checkpoint_sidecar.store.http.adapter import HttpStore
@@ -36,7 +36,7 @@ from localcluster.pki import Authority
 from support.s3servers import SMALLEST_PART, Route, Server
 
 ALWAYS = 10_000
-SOON = Patience(deadline_seconds=0.1, answer_seconds=1)
+SOON = Timeouts(deadline_seconds=0.1, answer_seconds=1)
 
 pytestmark = pytest.mark.store
 
@@ -233,13 +233,13 @@ def test_an_unknown_authority_is_not_trusted(
     adapter: type[S3fsStore | HttpStore], moto: Server, private_server: FaultyServer
 ) -> None:
     with pytest.raises(StoreError, match="certificates"):
-        probe(adapter(moto.settings(endpoint=private_server.endpoint), patience=SOON))
+        probe(adapter(moto.settings(endpoint=private_server.endpoint), timeouts=SOON))
     with pytest.raises(StoreError, match="certificates"):
-        read_range(adapter(moto.settings(endpoint=private_server.endpoint), patience=SOON), "object", 0, 1)
+        read_range(adapter(moto.settings(endpoint=private_server.endpoint), timeouts=SOON), "object", 0, 1)
 
 
 def test_a_store_that_cannot_be_reached_is_a_retryable_error(store: S3fsStore | HttpStore, moto: Server) -> None:
-    dead = type(store)(moto.settings(endpoint="http://127.0.0.1:9"), patience=SOON)
+    dead = type(store)(moto.settings(endpoint="http://127.0.0.1:9"), timeouts=SOON)
 
     for use in USES.values():
         with pytest.raises(StoreError, match="no connection") as raised:

@@ -18,7 +18,7 @@ import pytest
 from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.store.access import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, Credentials
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.common.ranges import read_range
 from doubles.faulty_server import Answer, Effect, Fault
@@ -305,7 +305,7 @@ def test_a_slow_link_is_no_silent_store(
     verb: str, route: Route, folder: str, report_fault: Callable[..., None]
 ) -> None:
     settings = route.server.settings(endpoint=route.proxy.endpoint)
-    store = type(route.patient)(settings, patience=Patience(answer_seconds=0.5))
+    store = type(route.patient)(settings, timeouts=Timeouts(answer_seconds=0.5))
     wanted = "partNumber=1" if verb == "upload" else "object"
     route.proxy.faults.append(Fault("PUT", wanted, "read slowly"))
 

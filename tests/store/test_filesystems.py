@@ -29,7 +29,7 @@ from checkpoint_sidecar.core.errors import (
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.store.access import AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_ACCOUNT_NAME, StoreSettings
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
 from checkpoint_sidecar.store.fsspec.storage_options import settings_of
 from checkpoint_sidecar.store.fsspec.styles import style_of
@@ -242,7 +242,7 @@ def test_an_error_of_a_filesystem_is_repeated_until_the_deadline_without_its_tex
             raise OSError("signature=secret")
 
     fs = Fails()
-    store = FsspecStore(StoreSettings("fails:///run", filesystem=fs), patience=Patience(0.2, 1, 1))
+    store = FsspecStore(StoreSettings("fails:///run", filesystem=fs), timeouts=Timeouts(0.2, 1, 1))
     store.put("key", b"data")
 
     with pytest.raises(StoreError, match="the filesystem failed") as raised:
@@ -254,7 +254,7 @@ def test_an_error_of_a_filesystem_is_repeated_until_the_deadline_without_its_tex
 @pytest.mark.store
 def test_a_missing_container_is_named(azure: Emulator, request: pytest.FixtureRequest) -> None:
     fs, _ = _adlfs(request)
-    store = FsspecStore(StoreSettings("abfs://missing/run", filesystem=fs), patience=Patience(0.2, 1, 1))
+    store = FsspecStore(StoreSettings("abfs://missing/run", filesystem=fs), timeouts=Timeouts(0.2, 1, 1))
 
     with pytest.raises(StoreError):
         store.put("key", b"data")

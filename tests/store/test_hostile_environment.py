@@ -18,14 +18,14 @@ import pytest
 from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
 from doubles.verbs import OF_UNFINISHED_UPLOADS, REQUESTS
 from emulators.servers import Emulator, service_account_key
 from support.s3servers import Server
 
-HASTY = Patience(deadline_seconds=0.2, answer_seconds=5.0, body_seconds=5.0)
+HASTY = Timeouts(deadline_seconds=0.2, answer_seconds=5.0, body_seconds=5.0)
 ACCOUNT_KEY = "VEVOQU5U"
 CASES: dict[str, tuple[str, Driver, dict[str, str], str]] = {
     "s3 native": ("s3", "native", {"AWS_ACCESS_KEY_ID": "TENANT", "AWS_SECRET_ACCESS_KEY": "x"}, "Credential=TENANT/"),
@@ -148,7 +148,7 @@ def test_no_request_holds_anything_of_the_environments_identity(case: str, ident
     requests = REQUESTS | (OF_UNFINISHED_UPLOADS if scheme == "s3" else {})
     with recording() as tenants:
         settings = StoreSettings(f"{scheme}://bucket/run", tenants.url, credentials=Credentials.of(values))
-        store = open_store(settings, driver=driver, patience=HASTY)
+        store = open_store(settings, driver=driver, timeouts=HASTY)
         for name, request in requests.items():
             tenants.seen.clear()
             with pytest.raises(CheckpointError) as raised:
@@ -175,7 +175,7 @@ def test_without_an_endpoint_requests_go_to_the_clouds_own(
     }
     asked = refuse_to_resolve(monkeypatch)
     store = open_store(
-        StoreSettings(f"{scheme}://bucket/run", credentials=Credentials.of(values)), driver=driver, patience=HASTY
+        StoreSettings(f"{scheme}://bucket/run", credentials=Credentials.of(values)), driver=driver, timeouts=HASTY
     )
 
     for request in (lambda: store.put("key", b"data"), lambda: store.get("key", max_bytes=100)):

@@ -13,7 +13,7 @@ import pytest
 
 from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.common.ranges import read_range
 from doubles.faulty_server import BUSY_WITH, Effect, Fault
 from support.s3servers import SMALLEST_PART, Route
@@ -72,7 +72,7 @@ def test_a_store_that_serves_few_requests_at_once_is_used_at_its_pace(route: Rou
     route.proxy.forget()
     route.proxy.faults.append(Fault("GET", "object", "be busy", ALWAYS))
 
-    # Its patience is shorter than the whole takes: what counts is the last success.
+    # Its timeout is shorter than the whole takes: what counts is the last success.
     assert read_all(route.hasty, key, len(data)) == data
 
     refused = route.proxy.count("GET", "object") - len(data) // RANGE_BYTES
@@ -113,8 +113,8 @@ def test_an_abort_ends_parts_that_are_under_way_at_once_and_leaves_nothing(
 
 def test_a_store_that_takes_its_time_for_the_body_is_not_silent(route: Route, folder: str) -> None:
     """It takes longer than silence may last."""
-    hasty = Patience(deadline_seconds=0.1, answer_seconds=0.4, body_seconds=5)
-    store = type(route.patient)(route.server.settings(endpoint=route.proxy.endpoint), patience=hasty)
+    hasty = Timeouts(deadline_seconds=0.1, answer_seconds=0.4, body_seconds=5)
+    store = type(route.patient)(route.server.settings(endpoint=route.proxy.endpoint), timeouts=hasty)
     route.proxy.faults.append(Fault("PUT", "partNumber", "read slowly", ALWAYS))
 
     with store.upload(f"{folder}object", 2 * SMALLEST_PART) as upload, ThreadPoolExecutor(2) as pool:

@@ -9,13 +9,13 @@ import pytest
 
 from checkpoint_sidecar.core.errors import RequestRefusedError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.opening import Driver, open_store
 from doubles.proxies import QuietHandler, listening
 from doubles.verbs import OF_UNFINISHED_UPLOADS, REQUESTS
 from emulators.servers import service_account_key
 
-HASTY = Patience(deadline_seconds=1.0, answer_seconds=5.0)
+HASTY = Timeouts(deadline_seconds=1.0, answer_seconds=5.0)
 CREDENTIALS = {
     "s3": {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_SESSION_TOKEN": "session"},
     "gs": {"GOOGLE_APPLICATION_CREDENTIALS_JSON": service_account_key()},
@@ -66,7 +66,7 @@ def test_an_answer_that_describes_no_object_is_an_error_in_our_words(scheme: str
     with server(200) as (url, _):
         credentials = Credentials.of(CREDENTIALS[scheme])
         store = open_store(
-            StoreSettings(f"{scheme}://bucket/run", url, credentials=credentials), driver=driver, patience=HASTY
+            StoreSettings(f"{scheme}://bucket/run", url, credentials=credentials), driver=driver, timeouts=HASTY
         )
         with pytest.raises(StoreError, match="Check that the endpoint is that of an object store"):
             store.stat("key")

@@ -177,7 +177,7 @@ def test_a_late_landing_of_an_earlier_try_is_recognised_as_ones_own() -> None:
 def test_a_late_landing_after_giving_up_takes_the_number_and_breaks_nothing() -> None:
     store = claimed(MemoryStore())
     late = LandsLate()
-    log = RunLog(FaultyStore(store, puts=[late]), writer="operator", patience_seconds=0)
+    log = RunLog(FaultyStore(store, puts=[late]), writer="operator", timeout_seconds=0)
     with pytest.raises(UnknownOutcomeError):
         log.append(lambda _: request("first"))
     late.land()
@@ -229,9 +229,9 @@ def test_a_failure_while_reading_back_is_waited_out(error: StoreError) -> None:
     assert len(bodies(store)) == 2
 
 
-def test_when_patience_runs_out_the_outcome_is_reported_as_unknown_whatever_failed_last() -> None:
+def test_when_the_timeout_passes_the_outcome_is_reported_as_unknown_whatever_failed_last() -> None:
     store = FaultyStore(claimed(MemoryStore()), puts=[loses_the_reply, fails_with(DENIED)])
-    log = RunLog(store, writer="test", patience_seconds=0)
+    log = RunLog(store, writer="test", timeout_seconds=0)
 
     with pytest.raises(UnknownOutcomeError):
         log.append(start)
@@ -240,7 +240,7 @@ def test_when_patience_runs_out_the_outcome_is_reported_as_unknown_whatever_fail
 
 def test_a_key_that_is_taken_but_cannot_be_read_is_an_unknown_outcome() -> None:
     store = FaultyStore(claimed(MemoryStore()))
-    log = RunLog(store, writer="test", patience_seconds=0)
+    log = RunLog(store, writer="test", timeout_seconds=0)
     log.refresh()
     store.gets.extend([passes, passes, fails_with(ObjectNotFoundError("read", "entry 2", "no such object"))])
 

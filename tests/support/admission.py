@@ -16,7 +16,7 @@ from localcluster.client import ApiServer, CommandError
 Body = dict[str, Any]
 Result = TypeVar("Result")
 
-PATIENCE_SECONDS = 15.0
+TIMEOUT_SECONDS = 15.0
 
 _numbers = itertools.count(1)
 
@@ -54,10 +54,10 @@ def _object(kind: str, name: str, spec: Body) -> Body:
 
 
 def eventually(
-    ask: Callable[[], Result], right: Callable[[Result], bool], *, patience_seconds: float = PATIENCE_SECONDS
+    ask: Callable[[], Result], right: Callable[[Result], bool], *, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> Result:
     """Ask until the answer is right: admission sees policies and Checkpoints through caches that lag a little."""
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + timeout_seconds
     while not right(answer := ask()):
         assert time.monotonic() < deadline, answer
         time.sleep(0.2)

@@ -15,7 +15,7 @@ from support.admission import Namespace
 
 Body = dict[str, Any]
 
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Watched:
         self.eventually(lambda it: it.events().count(reason) >= times)
         assert self.events().count(reason) == times
 
-    def eventually(self, right: Callable[[Watched], Any], *, within: float = PATIENCE_SECONDS) -> Any:
+    def eventually(self, right: Callable[[Watched], Any], *, within: float = TIMEOUT_SECONDS) -> Any:
         """The first true answer of ``right``."""
         deadline = time.monotonic() + within
         while not (answer := right(self)):
@@ -86,7 +86,7 @@ class Watched:
             time.sleep(0.3)
         return answer
 
-    def becomes(self, kind: str, status: str, reason: str, *, within: float = PATIENCE_SECONDS) -> Body:
+    def becomes(self, kind: str, status: str, reason: str, *, within: float = TIMEOUT_SECONDS) -> Body:
         """The condition, once it says so."""
 
         def right(watched: Watched) -> Body | None:

@@ -35,7 +35,7 @@ class Trainer:
 
     def __init__(self, store: Store, owner: Owner = OWNER) -> None:
         self.store = store
-        self.log = RunLog(store, writer="library test", patience_seconds=10)
+        self.log = RunLog(store, writer="library test", timeout_seconds=10)
         self.log.append(lambda run: attempt.claim(run, owner, url=store.url))
         self.number = 0
 

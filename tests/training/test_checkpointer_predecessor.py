@@ -47,12 +47,10 @@ class World:
         self.seconds += seconds
         self.happens(self)
 
-    def wait(self, pods: tuple[PodIdentity, ...] = NEWCOMER, patience: float = 120.0) -> float:
+    def wait(self, pods: tuple[PodIdentity, ...] = NEWCOMER, timeout: float = 120.0) -> float:
         """How long a start by ``pods`` waits."""
         began = self.seconds
-        wait_for_predecessor(
-            self.log, pods=pods, patience_seconds=patience, clock=lambda: self.seconds, sleep=self.sleep
-        )
+        wait_for_predecessor(self.log, pods=pods, timeout_seconds=timeout, clock=lambda: self.seconds, sleep=self.sleep)
         return self.seconds - began
 
 
@@ -109,10 +107,10 @@ def test_a_container_that_restarts_in_its_pod_does_not_wait() -> None:
     assert world.wait(pods=(POD,)) == 0
 
 
-def test_a_running_attempt_is_waited_for_with_patience_and_then_fenced(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_running_attempt_is_waited_for_until_the_timeout_and_then_fenced(caplog: pytest.LogCaptureFixture) -> None:
     world = World(happens=lambda world: world.beat() if world.seconds % 10 == 0 else None)
     world.beat()
-    assert world.wait(patience=60) == 60
+    assert world.wait(timeout=60) == 60
     assert "still training at step 100" in caplog.text
 
 

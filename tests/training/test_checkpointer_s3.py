@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.errors import BucketNotFoundError, RestoreInterrupted, StoreError
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer as module
 from doubles.faulty_server import Effect, Fault, FaultyServer, faulty_server
@@ -99,8 +99,8 @@ def test_what_is_wrong_in_each_transfer_is_passed_over_although_its_size_is_righ
 def test_a_store_that_goes_silent_in_a_restore_interrupts_the_start_and_costs_no_snapshot(
     flaky: FaultyServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    hasty = Patience(deadline_seconds=0.3, answer_seconds=0.3)
-    monkeypatch.setattr(module, "open_store", lambda settings: open_store(settings, patience=hasty))
+    hasty = Timeouts(deadline_seconds=0.3, answer_seconds=0.3)
+    monkeypatch.setattr(module, "open_store", lambda settings: open_store(settings, timeouts=hasty))
     flaky.faults = [Fault("GET", f"/{name}", "keep silent", times=1000)]
     with pytest.raises(RestoreInterrupted, match=f"{name}: the store did not answer in time.*start again"):
         restored()

@@ -25,7 +25,7 @@ from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.core.schedule import given_up, retry_delay
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer as module
 from doubles.faulty_server import Effect, Fault, faulty_server
@@ -339,7 +339,7 @@ def test_a_save_that_does_not_fit_before_the_jobs_limit_is_not_begun(
 
 # A real store that is away for a while
 
-HASTY = Patience(deadline_seconds=0.3, answer_seconds=10.0, body_seconds=10.0)
+HASTY = Timeouts(deadline_seconds=0.3, answer_seconds=10.0, body_seconds=10.0)
 
 
 @pytest.mark.store
@@ -347,7 +347,7 @@ HASTY = Patience(deadline_seconds=0.3, answer_seconds=10.0, body_seconds=10.0)
 def test_an_outage_of_the_store_ends_no_training(
     object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch, effect: Effect
 ) -> None:
-    monkeypatch.setattr(module, "open_store", lambda settings: open_store(settings, patience=HASTY))
+    monkeypatch.setattr(module, "open_store", lambda settings: open_store(settings, timeouts=HASTY))
     keys = {name: object_store.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     policy = SavePolicy(every_steps=1, every_seconds=None, max_failures=100)
     with faulty_server(object_store.endpoint) as server:

@@ -185,9 +185,9 @@ def test_a_save_that_is_called_off_leaves_no_unfinished_upload(
 def test_no_thread_outlives_the_checkpointer(storage: RunStorage) -> None:
     before = set(threading.enumerate())
     storage.train(4)
-    patience = time.monotonic() + 5
+    deadline = time.monotonic() + 5
     while not set(threading.enumerate()) <= before:
-        assert time.monotonic() < patience, set(threading.enumerate()) - before
+        assert time.monotonic() < deadline, set(threading.enumerate()) - before
         time.sleep(0.01)
 
 

@@ -8,7 +8,7 @@ With ``deletionPolicy: Delete`` a finalizer keeps the Checkpoint until its run i
    of the run, after which the next run at the prefix continues the numbers.
 3. The finalizer goes, and with it the Checkpoint.
 
-The finalizer must not block a namespace forever: an obstacle that lasts for ``PATIENCE`` leaves the data in the bucket.
+The finalizer must not block a namespace forever: an obstacle that lasts for ``TIMEOUT`` leaves the data in the bucket.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from checkpoint_sidecar.core.units import size
 
 FINALIZER = f"{GROUP}/purge"
 
-PATIENCE = dt.timedelta(hours=1)
+TIMEOUT = dt.timedelta(hours=1)
 """From the deletion of a Checkpoint until an obstacle counts as permanent."""
 
 SILENCE = dt.timedelta(minutes=1)
@@ -89,7 +89,7 @@ def release(observed: Observed) -> Release | None:
     if run is not None and run.owner not in (None, observed.owner, observed.owner.deleted):
         return _retain(observed, f"the run belongs to {run.owner}")
     obstacle = in_the_way(observed)
-    if obstacle and (_hopeless(observed) or observed.wall - deleted_at >= PATIENCE):
+    if obstacle and (_hopeless(observed) or observed.wall - deleted_at >= TIMEOUT):
         return _retain(observed, obstacle)
     return None
 
@@ -113,7 +113,7 @@ def next_look(observed: Observed) -> float | None:
     """Seconds until the passing of time alone makes something due, or None."""
     if observed.checkpoint.deleted_at is None or not in_the_way(observed):
         return None
-    waits = [PATIENCE - (observed.wall - observed.checkpoint.deleted_at)]
+    waits = [TIMEOUT - (observed.wall - observed.checkpoint.deleted_at)]
     heard = _heard_at(observed)
     if heard is not None and observed.now is not None:
         waits.append(SILENCE - (observed.now - heard))

@@ -45,7 +45,7 @@ from checkpoint_sidecar.runs.heartbeat import read_heartbeat
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.marker import telling_keys
 from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
-from checkpoint_sidecar.store.common.calls import Patience, batches
+from checkpoint_sidecar.store.common.calls import Timeouts, batches
 from checkpoint_sidecar.store.opening import open_store
 
 EVERY_NAMESPACE = "*"
@@ -58,9 +58,9 @@ PROVEN_SECONDS = 3600.0
 OVER_BUDGET_SECONDS = 600.0
 """Until the next try at a run that costs too much, which costs as much again."""
 
-PATIENCE_SECONDS = 30.0
+APPEND_TIMEOUT_SECONDS = 30.0
 # A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
-PATIENCE = Patience(deadline_seconds=10.0, answer_seconds=10.0, body_seconds=60.0)
+TIMEOUTS = Timeouts(deadline_seconds=10.0, answer_seconds=10.0, body_seconds=60.0)
 
 _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
     (AccessDeniedError, Reason.ACCESS_DENIED, False),
@@ -214,7 +214,7 @@ class RunStore:
     ) -> None:
         self.settings = settings
         self.meter = meter or Meter(settings.url)
-        opened = open_store(settings, patience=PATIENCE, on_page=self.meter.listed)
+        opened = open_store(settings, timeouts=TIMEOUTS, on_page=self.meter.listed)
         self.store: MeteredStore = metered(opened, self.meter)
         self.reading = reading or Meter(settings.url)
         self.reading.begin(math.inf)
@@ -279,7 +279,7 @@ class RunStore:
 
     def forget_log(self) -> None:
         """Read the log from its start: that of a deleted run had the same keys."""
-        self.log = RunLog(self.store, writer=self._writer, patience_seconds=PATIENCE_SECONDS)
+        self.log = RunLog(self.store, writer=self._writer, timeout_seconds=APPEND_TIMEOUT_SECONDS)
 
     def read_log(self) -> Run:
         """Read what is new in the log and make sure that the log still exists. Start over if another one replaced it.

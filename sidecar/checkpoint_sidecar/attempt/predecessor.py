@@ -29,7 +29,7 @@ def wait_for_predecessor(
     log: RunLog,
     *,
     pods: Collection[PodIdentity],
-    patience_seconds: float,
+    timeout_seconds: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -37,10 +37,10 @@ def wait_for_predecessor(
 
     Args:
         pods: The pods of the attempt that is about to start.
-        patience_seconds: The timeout.
+        timeout_seconds: The timeout.
         clock, sleep: Seconds, monotonic.
     """
-    deadline = clock() + patience_seconds
+    deadline = clock() + timeout_seconds
     seen: StoredHeartbeat | None = None
     heard = clock()
     while True:
@@ -61,7 +61,7 @@ def wait_for_predecessor(
                 heartbeat.attempt,
                 _names(heartbeat.pods),
                 heartbeat.step,
-                patience_seconds,
+                timeout_seconds,
             )
             return
         if seen is None:
@@ -71,7 +71,7 @@ def wait_for_predecessor(
                 _names(heartbeat.pods),
                 heartbeat.step,
                 SILENT_AFTER_SECONDS,
-                patience_seconds,
+                timeout_seconds,
             )
         seen = latest
         sleep(_POLL_SECONDS)

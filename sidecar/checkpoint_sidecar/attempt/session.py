@@ -104,7 +104,7 @@ class AttemptSession:
 
     # Starting
 
-    def start(self, *, world_size: int, pods: tuple[PodIdentity, ...], patience_seconds: float) -> int:
+    def start(self, *, world_size: int, pods: tuple[PodIdentity, ...], timeout_seconds: float) -> int:
         """Claim the prefix if it is free, wait for an attempt that still trains, and take the next number.
 
         Raises:
@@ -123,7 +123,7 @@ class AttemptSession:
         leave_marker(self.store, self.log.run)
         if not self.log.run.identified:
             self.log.append(self._identify)
-        wait_for_predecessor(self.log, pods=pods, patience_seconds=patience_seconds)
+        wait_for_predecessor(self.log, pods=pods, timeout_seconds=timeout_seconds)
 
         def next_attempt(run: Run) -> AttemptStarted:
             decisions.check_owner(run, self._owner, url=self.store.url)

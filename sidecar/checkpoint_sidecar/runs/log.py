@@ -49,13 +49,13 @@ class RunLog:
     Args:
         store: Opened at the run's root.
         writer: Who appends, for the audit trail: ``"library 0.1.0"``.
-        patience_seconds: How long an append with unknown outcome is retried before ``UnknownOutcomeError`` is raised;
+        timeout_seconds: How long an append with unknown outcome is retried before ``UnknownOutcomeError`` is raised;
             None for no limit. Training waits without limit, because giving up would make it report a failure
-            for a save that may yet land; the operator gives up and re-plans. A writer with patience also backs off
+            for a save that may yet land; the operator gives up and re-plans. A writer with a timeout also backs off
             after a lost race.
     """
 
-    def __init__(self, store: Store, *, writer: str, patience_seconds: float | None = None) -> None:
+    def __init__(self, store: Store, *, writer: str, timeout_seconds: float | None = None) -> None:
         self.store = store
         self._writer = writer
         self._lock = threading.RLock()
@@ -64,8 +64,8 @@ class RunLog:
         self._opened = False
         self._polls = 0
         self._replaced: LogReplacedError | None = None
-        self._polite = patience_seconds is not None
-        stop = tenacity.stop_never if patience_seconds is None else tenacity.stop_after_delay(patience_seconds)
+        self._polite = timeout_seconds is not None
+        stop = tenacity.stop_never if timeout_seconds is None else tenacity.stop_after_delay(timeout_seconds)
         self._settle = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(UnknownOutcomeError),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
@@ -156,7 +156,7 @@ class RunLog:
 
         Raises:
             LogReplacedError: The log was emptied or replaced since it was read. Nothing was written.
-            UnknownOutcomeError: The patience ran out before the store told whether the entry was written. It may have
+            UnknownOutcomeError: The timeout passed before the store told whether the entry was written. It may have
                 been, or may be later: delete nothing on account of this.
             LogError: See ``refresh``; or the log holds a critical entry that this version does not know; or it was
                 emptied while the entry was written, or says that the number is taken and never shows by what.

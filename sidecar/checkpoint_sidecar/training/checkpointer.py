@@ -371,9 +371,7 @@ class Checkpointer:
     # On rank 0
 
     def _start(self, pods: tuple[PodIdentity, ...]) -> int:
-        return self._led.start(
-            world_size=self._agreement.world_size, pods=pods, patience_seconds=self._takeover_seconds
-        )
+        return self._led.start(world_size=self._agreement.world_size, pods=pods, timeout_seconds=self._takeover_seconds)
 
     @property
     def _led(self) -> AttemptSession:

@@ -25,7 +25,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 LEAST_TRIES = 3
 
 LARGE_BODY = 1024 * 1024
-"""Requests that send more than this get ``Patience.body_seconds``."""
+"""Requests that send more than this get ``Timeouts.body_seconds``."""
 
 _Effect: TypeAlias = Literal["Read", "Write", "Create"]
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """Timeouts for a store, in seconds.
 
     Attributes:
@@ -49,7 +49,7 @@ class Patience:
     body_seconds: float = 120.0
 
 
-PATIENT = Patience()
+DEFAULT_TIMEOUTS = Timeouts()
 
 _REPORT = "Check URL, endpoint and credentials; if they are right, this is a fault of the client: report it."
 
@@ -80,7 +80,7 @@ class Calls(Generic[Client]):
         connect: Creates a client from credentials.
         errors: The exceptions of the client library.
         explain: Returns the meaning of one of them.
-        patience: How long to retry after transient failures of one request.
+        timeouts: How long to retry after transient failures of one request.
         last_success: Time of the last success of such requests, by the monotonic clock; restarts the deadline.
     """
 
@@ -91,7 +91,7 @@ class Calls(Generic[Client]):
         connect: Callable[[Mapping[str, str]], Client],
         errors: tuple[type[Exception], ...],
         explain: Callable[[Exception], ClientFault],
-        patience: Patience,
+        timeouts: Timeouts,
         last_success: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self._settings = settings
@@ -99,7 +99,7 @@ class Calls(Generic[Client]):
         self._connect = connect
         self._errors = errors
         self._explain = explain
-        self._deadline_seconds = patience.deadline_seconds
+        self._deadline_seconds = timeouts.deadline_seconds
         self._last_success = last_success
         self._lock = threading.Lock()
         self._connected: tuple[Client, Mapping[str, str]] | None = None

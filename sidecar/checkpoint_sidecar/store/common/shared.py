@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
-from checkpoint_sidecar.store.common.calls import Patience
+from checkpoint_sidecar.store.common.calls import Timeouts
 
 Client = TypeVar("Client")
 
@@ -26,12 +26,12 @@ class SharedClients(Generic[Client]):
         make: Creates a client of a bucket, whose URL has no path; may be called in several threads at once.
     """
 
-    def __init__(self, make: Callable[[StoreSettings, Patience, Mapping[str, str]], Client]) -> None:
+    def __init__(self, make: Callable[[StoreSettings, Timeouts, Mapping[str, str]], Client]) -> None:
         self._make = make
         self._lock = threading.Lock()
         self._clients: weakref.WeakValueDictionary[Hashable, Client] = weakref.WeakValueDictionary()
 
-    def get(self, settings: StoreSettings, patience: Patience, values: Mapping[str, str]) -> Client:
+    def get(self, settings: StoreSettings, timeouts: Timeouts, values: Mapping[str, str]) -> Client:
         """Return the client for a run's store.
 
         Args:
@@ -44,12 +44,12 @@ class SharedClients(Generic[Client]):
         bucket = replace(settings, url=location.url)
         # Clients also take identity, proxies and certificates from the environment, and do not survive a fork.
         environment = frozenset(os.environ.items())
-        key = (os.getpid(), bucket, patience, frozenset(values.items()), environment)
+        key = (os.getpid(), bucket, timeouts, frozenset(values.items()), environment)
         with self._lock:
             client = self._clients.get(key)
         if client is None:
             # Outside the lock: finding an identity may take seconds, and other buckets must not wait for it.
-            made = self._make(bucket, patience, values)
+            made = self._make(bucket, timeouts, values)
             with self._lock:
                 client = self._clients.setdefault(key, made)
         return client

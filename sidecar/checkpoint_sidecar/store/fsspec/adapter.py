@@ -31,7 +31,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
-from checkpoint_sidecar.store.common.calls import PATIENT, Calls, Patience
+from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS, Calls, Timeouts
 from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.common.ranges import check_fits, truncated
 from checkpoint_sidecar.store.fsspec.described import described
@@ -54,7 +54,7 @@ class FsspecStore:
 
     Args:
         settings: With a filesystem, and a URL that this filesystem understands.
-        patience: How long failed requests are repeated.
+        timeouts: How long failed requests are repeated.
         on_page: Called with the number of entries of each folder that is listed.
     """
 
@@ -62,7 +62,7 @@ class FsspecStore:
         self,
         settings: StoreSettings,
         *,
-        patience: Patience = PATIENT,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
         on_page: Callable[[int], None] = lambda _: None,
     ) -> None:
         fs = settings.filesystem
@@ -74,7 +74,7 @@ class FsspecStore:
         self._concurrent = bool(fs.async_impl)
         self._swept = False
         self.calls: Calls[Any] = Calls(
-            settings, connect=lambda _: fs, errors=(Exception,), explain=explain_filesystem, patience=patience
+            settings, connect=lambda _: fs, errors=(Exception,), explain=explain_filesystem, timeouts=timeouts
         )
 
     def __reduce__(self) -> tuple[Callable[[StoreSettings], FsspecStore], tuple[StoreSettings]]:

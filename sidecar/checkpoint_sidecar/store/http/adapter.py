@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.errors import ObjectNotFoundError, StoreError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
-from checkpoint_sidecar.store.common.calls import LARGE_BODY, PATIENT, Calls, Patience, batches, name_keys
+from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS, LARGE_BODY, Calls, Timeouts, batches, name_keys
 from checkpoint_sidecar.store.common.listing import beginning
 from checkpoint_sidecar.store.common.parts import PartedUpload
 from checkpoint_sidecar.store.common.ranges import check_fits
@@ -44,18 +44,18 @@ class HttpStore:
         self,
         settings: StoreSettings,
         *,
-        patience: Patience = PATIENT,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
         on_page: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._settings = settings
-        self._patience = patience
+        self._timeouts = timeouts
         self._on_page = on_page
         self._location = parse_url(settings.url)
         self._prefix = self._location.prefix
         self._calls: Calls[HttpClient] = Calls(
-            settings, connect=connecting(settings, patience), errors=ERRORS, explain=explain, patience=patience
+            settings, connect=connecting(settings, timeouts), errors=ERRORS, explain=explain, timeouts=timeouts
         )
-        self._bodies = HttpBodies(settings, patience, on_page)
+        self._bodies = HttpBodies(settings, timeouts, on_page)
 
     def __reduce__(self) -> tuple[type[HttpStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -76,7 +76,7 @@ class HttpStore:
     def get(self, key: str, *, max_bytes: int) -> StoredObject:
         def request(client: HttpClient) -> StoredObject:
             message = client.dialect.get(self._prefix + key)
-            answer = client.send(message, self._patience.answer_seconds, limit=max_bytes)
+            answer = client.send(message, self._timeouts.answer_seconds, limit=max_bytes)
             info = replace(described_by_headers(answer), key=key)
             check_fits(info.size, max_bytes, f"{self.url}/{key}")
             if len(answer.body) != info.size:
@@ -95,11 +95,11 @@ class HttpStore:
 
     def stat(self, key: str) -> ObjectInfo | None:
         def head(client: HttpClient) -> ObjectInfo:
-            answer = client.send(client.dialect.head(self._prefix + key), self._patience.answer_seconds)
+            answer = client.send(client.dialect.head(self._prefix + key), self._timeouts.answer_seconds)
             return described_by_headers(answer)
 
         def get(client: HttpClient) -> ObjectInfo:
-            answer = client.send(client.dialect.get(self._prefix + key), self._patience.answer_seconds, limit=0)
+            answer = client.send(client.dialect.get(self._prefix + key), self._timeouts.answer_seconds, limit=0)
             return described_by_headers(answer)
 
         # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
@@ -145,12 +145,12 @@ class HttpStore:
         checksum = crc32c(view)
         message = client.dialect.put(self._prefix + key, [view] if view else [], checksum, create=create)
         large = view.nbytes > LARGE_BODY
-        answer = client.send(message, self._patience.body_seconds if large else self._patience.answer_seconds)
+        answer = client.send(message, self._timeouts.body_seconds if large else self._timeouts.answer_seconds)
         client.dialect.check_written(answer, checksum)
 
     def _page(self, prefix: str, after: str, token: str, client: HttpClient) -> Page:
         message = client.dialect.list(prefix, after, token)
-        return client.dialect.listed(client.send(message, self._patience.answer_seconds, limit=MOST_PAGE_BYTES))
+        return client.dialect.listed(client.send(message, self._timeouts.answer_seconds, limit=MOST_PAGE_BYTES))
 
     def _is_ours(self, info: ObjectInfo, prefix: str) -> bool:
         return info.key.startswith(self._prefix + prefix)
@@ -162,7 +162,7 @@ class HttpStore:
                 for _ in pool.map(lambda path: self._delete_one(client, path), paths):
                     pass
             return
-        answer = client.send(client.dialect.delete(paths), self._patience.answer_seconds, limit=MOST_PAGE_BYTES)
+        answer = client.send(client.dialect.delete(paths), self._timeouts.answer_seconds, limit=MOST_PAGE_BYTES)
         if kept := client.dialect.kept(answer):
             first = kept[0]
             names = [each.key.removeprefix(self._prefix) for each in kept]
@@ -171,7 +171,7 @@ class HttpStore:
 
     def _delete_one(self, client: HttpClient, path: str) -> None:
         try:
-            client.send(client.dialect.delete([path]), self._patience.answer_seconds)
+            client.send(client.dialect.delete([path]), self._timeouts.answer_seconds)
         except AnswerError as error:
             if explain(error).kind is not ObjectNotFoundError:
                 raise

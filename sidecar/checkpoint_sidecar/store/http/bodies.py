@@ -14,7 +14,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import UnfinishedUpload
-from checkpoint_sidecar.store.common.calls import Calls, Patience
+from checkpoint_sidecar.store.common.calls import Calls, Timeouts
 from checkpoint_sidecar.store.common.ranges import truncated
 from checkpoint_sidecar.store.common.rate_limit import AimdLimiter
 from checkpoint_sidecar.store.http.client import ERRORS, HttpClient, WrongRangeError, connecting, explain
@@ -38,25 +38,25 @@ class HttpBodies:
 
     Args:
         settings: Location and credentials.
-        patience: Timeouts. For parts and ranges they count from the last success, so an overloaded store gets as much
+        timeouts: Timeouts. For parts and ranges they count from the last success, so an overloaded store gets as much
             time as it needs while it makes progress.
     """
 
     def __init__(
-        self, settings: StoreSettings, patience: Patience, on_page: Callable[[int], None] = lambda _: None
+        self, settings: StoreSettings, timeouts: Timeouts, on_page: Callable[[int], None] = lambda _: None
     ) -> None:
         self._on_page = on_page
         self.url = parse_url(settings.url).url
         self.prefix = parse_url(settings.url).prefix
         self._streams = parse_url(settings.url).scheme == "gs"
-        self.patience = patience
+        self.timeouts = timeouts
         self._rate_limiter = AimdLimiter(_is_overload)
         self.calls: Calls[HttpClient] = Calls(
             settings,
-            connect=connecting(settings, patience),
+            connect=connecting(settings, timeouts),
             errors=ERRORS,
             explain=explain,
-            patience=patience,
+            timeouts=timeouts,
             last_success=lambda: self._rate_limiter.last_success,
         )
 
@@ -70,7 +70,7 @@ class HttpBodies:
         def request(client: HttpClient) -> Answer:
             message = client.dialect.get(self.prefix + key, start, length)
             with self._rate_limiter.permit(lambda: False):
-                answer = client.send(message, self.patience.answer_seconds, into=views)
+                answer = client.send(message, self.timeouts.answer_seconds, into=views)
                 _check_range(answer, start, length)
                 return answer
 
@@ -108,7 +108,7 @@ class HttpBodies:
             if isinstance(client.dialect, PartsDialect):
                 message = client.dialect.abort_upload(self.prefix + upload.key, upload.upload_id)
                 if message is not None:
-                    client.send(message, self.patience.answer_seconds)
+                    client.send(message, self.timeouts.answer_seconds)
 
         with contextlib.suppress(ObjectNotFoundError):
             self.calls.run("discard the unfinished upload of", upload.key, request)
@@ -117,7 +117,7 @@ class HttpBodies:
         """Return the size of an object in bytes, or None when it does not exist."""
 
         def request(client: HttpClient) -> int:
-            answer = client.send(client.dialect.head(self.prefix + key), self.patience.answer_seconds)
+            answer = client.send(client.dialect.head(self.prefix + key), self.timeouts.answer_seconds)
             return described_by_headers(answer).size
 
         try:
@@ -128,7 +128,7 @@ class HttpBodies:
     def send(self, client: HttpClient, message: Message, cancellation: Cancellation) -> Answer:
         """Send a request with a large body once the rate limit permits it."""
         with self._rate_limiter.permit(cancellation.cancelled.is_set):
-            return client.send(message, self.patience.body_seconds, cancellation=cancellation)
+            return client.send(message, self.timeouts.body_seconds, cancellation=cancellation)
 
     def _page_of_uploads(self, prefix: str, query: dict[str, str], client: HttpClient) -> UploadPage | None:
         if not isinstance(client.dialect, PartsDialect):
@@ -136,7 +136,7 @@ class HttpBodies:
         message = client.dialect.unfinished(self.prefix + prefix, query)
         if message is None:
             return None
-        return client.dialect.listed_uploads(client.send(message, self.patience.answer_seconds, limit=MOST_PAGE_BYTES))
+        return client.dialect.listed_uploads(client.send(message, self.timeouts.answer_seconds, limit=MOST_PAGE_BYTES))
 
 
 def _check_range(answer: Answer, start: int, length: int) -> None:

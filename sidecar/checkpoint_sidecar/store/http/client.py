@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from checkpoint_sidecar.core.errors import CutOffError, RequestRefusedError, StoreError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
-from checkpoint_sidecar.store.common.calls import ClientFault, Patience
+from checkpoint_sidecar.store.common.calls import ClientFault, Timeouts
 from checkpoint_sidecar.store.common.shared import SharedClients
 from checkpoint_sidecar.store.http.answers import explain_answer
 from checkpoint_sidecar.store.http.certificates import trust
@@ -48,11 +48,11 @@ _NOT_IMPLEMENTED = frozenset({"NotImplemented"})
 class HttpClient:
     """Sends requests for one bucket. Safe from several threads, not across fork."""
 
-    def __init__(self, settings: StoreSettings, patience: Patience, values: Mapping[str, str]) -> None:
+    def __init__(self, settings: StoreSettings, timeouts: Timeouts, values: Mapping[str, str]) -> None:
         self.dialect = _dialect(settings, values)
         self._checksums = True
         self._connections = Connections(
-            lambda: trust(self.dialect.ca_file, settings.url), silence_seconds=patience.answer_seconds
+            lambda: trust(self.dialect.ca_file, settings.url), silence_seconds=timeouts.answer_seconds
         )
 
     @property
@@ -142,9 +142,9 @@ def _dialect(settings: StoreSettings, values: Mapping[str, str]) -> Dialect:
 CLIENTS: SharedClients[HttpClient] = SharedClients(HttpClient)
 
 
-def connecting(settings: StoreSettings, patience: Patience) -> Callable[[Mapping[str, str]], HttpClient]:
+def connecting(settings: StoreSettings, timeouts: Timeouts) -> Callable[[Mapping[str, str]], HttpClient]:
     """Return a function that gets the shared client of a bucket for given credentials."""
-    return functools.partial(CLIENTS.get, settings, patience)
+    return functools.partial(CLIENTS.get, settings, timeouts)
 
 
 CHECK_CONNECTION = "Check endpoint, proxy, DNS and certificates."

@@ -113,7 +113,7 @@ class PartsUpload(HttpUpload):
         message = dialect.begin_upload(self._path)
         if message is None:
             return secrets.token_hex(16)
-        return dialect.upload_id(client.send(message, self._bodies.patience.answer_seconds))
+        return dialect.upload_id(client.send(message, self._bodies.timeouts.answer_seconds))
 
     def _write_part(self, index: int, views: Sequence[memoryview]) -> None:
         checksum = self._checksum(index, views)
@@ -135,14 +135,14 @@ class PartsUpload(HttpUpload):
             dialect = _parts(client)
             message = dialect.complete_upload(self._path, self._upload_id, parts)
             # Servers may take long to assemble the parts of an object.
-            dialect.check_completed(client.send(message, self._bodies.patience.body_seconds))
+            dialect.check_completed(client.send(message, self._bodies.timeouts.body_seconds))
 
         self._calls.write("complete the upload of", self._key, request)
 
     def _abort(self, client: HttpClient) -> None:
         message = _parts(client).abort_upload(self._path, self._upload_id)
         if message is not None:
-            client.send(message, self._bodies.patience.answer_seconds)
+            client.send(message, self._bodies.timeouts.answer_seconds)
 
 
 class StreamedUpload(HttpUpload):
@@ -156,7 +156,7 @@ class StreamedUpload(HttpUpload):
 
     def _begin(self, client: HttpClient) -> str:
         dialect = _stream(client)
-        return dialect.stream_id(client.send(dialect.begin_stream(self._path), self._bodies.patience.answer_seconds))
+        return dialect.stream_id(client.send(dialect.begin_stream(self._path), self._bodies.timeouts.answer_seconds))
 
     def _write_part(self, index: int, views: Sequence[memoryview]) -> None:
         if index == self._parts - 1:
@@ -202,7 +202,7 @@ class StreamedUpload(HttpUpload):
         self._sum = checksum
 
     def _abort(self, client: HttpClient) -> None:
-        client.send(_stream(client).abort_stream(self._path, self._upload_id), self._bodies.patience.answer_seconds)
+        client.send(_stream(client).abort_stream(self._path, self._upload_id), self._bodies.timeouts.answer_seconds)
 
 
 def _parts(client: HttpClient) -> PartsDialect:

@@ -32,7 +32,15 @@ from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import access as secret
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
-from checkpoint_sidecar.store.common.calls import LARGE_BODY, PATIENT, Calls, ClientFault, Patience, batches, name_keys
+from checkpoint_sidecar.store.common.calls import (
+    DEFAULT_TIMEOUTS,
+    LARGE_BODY,
+    Calls,
+    ClientFault,
+    Timeouts,
+    batches,
+    name_keys,
+)
 from checkpoint_sidecar.store.common.listing import beginning
 from checkpoint_sidecar.store.common.ranges import check_fits
 from checkpoint_sidecar.store.http.answers import not_deleted
@@ -74,18 +82,18 @@ class S3fsStore:
         self,
         settings: StoreSettings,
         *,
-        patience: Patience = PATIENT,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
         on_page: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._on_page = on_page
-        self._patience = patience
+        self._timeouts = timeouts
         self._location = parse_url(settings.url)
         self._prefix = self._location.prefix
         self._values: Mapping[str, str] = {}
         self._asked = "the store"
-        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=self._explain, patience=patience)
-        self._bodies = HttpBodies(settings, patience)
+        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=self._explain, timeouts=timeouts)
+        self._bodies = HttpBodies(settings, timeouts)
 
     def __reduce__(self) -> tuple[type[S3fsStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -237,8 +245,8 @@ class S3fsStore:
         identity = S3Identity(self._settings, values)
         self._asked = urlsplit(identity.target.base).netloc
         return _Clients(
-            requests=self._client(values, identity, self._patience.answer_seconds),
-            bodies=self._client(values, identity, self._patience.body_seconds),
+            requests=self._client(values, identity, self._timeouts.answer_seconds),
+            bodies=self._client(values, identity, self._timeouts.body_seconds),
             identity=identity,
         )
 
