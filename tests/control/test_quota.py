@@ -23,9 +23,8 @@ from checkpoint_sidecar.core.api import ConditionType
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotReinstated, SnapshotRetired
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy
-from checkpoint_sidecar.core.retention import Terms
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.core.selection import Case, case_of
+from checkpoint_sidecar.core.selection import Case, Terms, case_of
 from support.builders import History
 from support.observations import KEY, changed, observed
 

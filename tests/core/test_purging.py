@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.purging import PURGES_AT_ONCE, next_purge_at, purge_at, purge_due, waits_for_comparison
-from checkpoint_sidecar.core.retention import Terms, judge
+from checkpoint_sidecar.core.retention import judge
+from checkpoint_sidecar.core.selection import Terms
 from core.strategies import NOW, stories
 from support.builders import History
 

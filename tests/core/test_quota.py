@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.purging import purge_due
-from checkpoint_sidecar.core.retention import Terms, judge
+from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.selection import Terms
 from core.strategies import NOW, stories
 from support.builders import History
 

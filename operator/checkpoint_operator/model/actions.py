@@ -10,7 +10,7 @@ from checkpoint_operator.model.observed import ScrubFinding
 from checkpoint_sidecar.core.compaction import EntryRange
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.core.policy import Disposition, Policy
-from checkpoint_sidecar.core.retention import NO_TERMS, Terms
+from checkpoint_sidecar.core.selection import NO_TERMS, Terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.compaction import EntryRange
 from checkpoint_sidecar.core.log import Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import Disposition, Policy
-from checkpoint_sidecar.core.retention import RetentionVerdict, Terms, judge
+from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.core.selection import Terms
 
 CORDON = "node.kubernetes.io/unschedulable"
 """The taint of ``kubectl cordon``: set within milliseconds, and unlike ``spec.unschedulable`` it says since when."""

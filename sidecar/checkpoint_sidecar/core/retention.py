@@ -37,9 +37,7 @@ from functools import partial
 from checkpoint_sidecar.core import selection
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.run import Run, Snapshot
-from checkpoint_sidecar.core.selection import NO_TERMS as NO_TERMS
-from checkpoint_sidecar.core.selection import VIEWS, Case, View, case_of
-from checkpoint_sidecar.core.selection import Terms as Terms
+from checkpoint_sidecar.core.selection import NO_TERMS, VIEWS, Case, Terms, View, case_of
 
 
 class RetentionReason(StrEnum):
