@@ -15,6 +15,7 @@ import msgspec
 
 from checkpoint_operator.report.checks import ConditionCheck
 from checkpoint_operator.report.health import CHAINS
+from checkpoint_operator.report.snapshot_health import SNAPSHOT_CHAINS
 from checkpoint_sidecar.core.log import FORMAT_MAJOR, KINDS, Envelope
 
 DOCS = Path(__file__).resolve().parent
@@ -64,23 +65,24 @@ def _portable(value: Any) -> Any:
 
 
 def conditions_page(page: str) -> str:
-    """The page with the rows of a Checkpoint's conditions in the order in which the operator asks.
+    """The page with the rows of all conditions in the order in which the operator asks.
 
     The status and the reason of each row come from the checks; what it means and what to do is written by hand and
     kept. A reason that is new gets an empty row, which a test refuses.
     """
-    before, heading, rest = page.partition("## Conditions of a Checkpoint\n")
-    conditions, next_heading, after = rest.partition("\n\n## ")
     for kind, chain in CHAINS.items():
-        conditions = _with_rows(conditions, f"### {kind}\n", chain)
-    return f"{before}{heading}{conditions}{next_heading}{after}"
+        page = _with_rows(page, f"### {kind}\n", chain)
+    for kind, checks in SNAPSHOT_CHAINS.items():
+        title = f"{kind} (of a snapshot)" if kind in CHAINS else kind
+        page = _with_rows(page, f"### {title}\n", checks)
+    return page
 
 
 _HEAD = "| status | reason | means | do |\n| --- | --- | --- | --- |\n"
 
 
-def _with_rows(conditions: str, heading: str, chain: Iterable[ConditionCheck]) -> str:
-    before, heading, rest = conditions.partition(heading)
+def _with_rows(page: str, heading: str, chain: Iterable[ConditionCheck[Any]]) -> str:
+    before, heading, rest = page.partition(heading)
     words, head, rest = rest.partition(_HEAD)
     rows, end, after = rest.partition("\n\n")
     written = {tuple(row.split(" | ")[:2]): row for row in rows.splitlines()}
@@ -89,7 +91,7 @@ def _with_rows(conditions: str, heading: str, chain: Iterable[ConditionCheck]) -
     return f"{before}{heading}{words}{head}{rows}{end}{after}"
 
 
-def _reasons(check: ConditionCheck) -> list[str]:
+def _reasons(check: ConditionCheck[Any]) -> list[str]:
     return [check.see] if check.see else [f"`{reason}`" for reason in check.reasons]
 
 

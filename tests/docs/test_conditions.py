@@ -11,6 +11,7 @@ from typing import get_args
 
 import pytest
 
+from checkpoint_operator.model.observed import Observed
 from checkpoint_operator.report.checks import ConditionCheck
 from checkpoint_sidecar.core.api import ConditionType, EventReason, Reason, SnapshotReason
 from checkpoint_sidecar.core.errors import Evidence
@@ -69,7 +70,7 @@ def test_the_rows_of_a_condition_are_generated_from_its_checks_and_the_words_are
     generate = generator()
     assert generate.conditions_page(PAGE) == PAGE
     first, *others = generate.CHAINS[ConditionType.PROTECTED]
-    added = ConditionCheck("added", "False", (Reason.DRY_RUN,), lambda _: None)
+    added: ConditionCheck[Observed] = ConditionCheck("added", "False", (Reason.DRY_RUN,), lambda _: None)
     changed = {**generate.CHAINS, ConditionType.PROTECTED: (added, *others[1:], first)}
     monkeypatch.setattr(generate, "CHAINS", changed)
     protected = generate.conditions_page(PAGE).partition("### Protected\n")[2].partition("\n### ")[0]
@@ -84,6 +85,15 @@ def test_the_rows_of_a_condition_are_generated_from_its_checks_and_the_words_are
     ]
     assert rows[0] == "| False | `DryRun` | | |"
     assert set(rows[1:]) < set(PAGE.splitlines())
+
+
+def test_the_rows_of_a_snapshots_conditions_are_generated_from_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = generator()
+    shorter = {ConditionType.READY: generate.SNAPSHOT_CHAINS[ConditionType.READY][4:]}
+    monkeypatch.setattr(generate, "SNAPSHOT_CHAINS", shorter)
+    ready = generate.conditions_page(PAGE).partition("### Ready (of a snapshot)\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| \w+ \| `(\w+)`", ready, re.MULTILINE)
+    assert rows == ["Quarantined", "Superseded", "RetireRefused", "Restorable"]
 
 
 def test_links_lead_to_headings_that_exist() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from checkpoint_operator.model.observed import Observed, StoreFault
+from checkpoint_operator.model.observed import StoreFault
 from checkpoint_operator.report.conditions import Judgement
-from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, Reason
+from checkpoint_sidecar.core.api import ConditionStatus, ConditionType
+
+Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,32 +20,42 @@ class Quote:
     message: str
 
 
-Answer = str | Quote | StoreFault | None
-"""The message if the check applies, or a fault with its own reason; None to continue with the next check."""
+@dataclass(frozen=True, slots=True)
+class Reasoned:
+    """A message with its own reason, one of ``ConditionCheck.reasons``."""
+
+    reason: str
+    message: str
+
+
+Answer = str | Quote | Reasoned | StoreFault | None
+"""The message if the check applies, some with their own reason; None to continue with the next check."""
 
 
 @dataclass(frozen=True, slots=True)
-class ConditionCheck:
-    """A fact that decides a condition if it is true. The check has the name of the fact.
+class ConditionCheck(Generic[Subject]):
+    """A fact about a subject that decides a condition if it is true. The check has the name of the fact.
 
     Attributes:
-        reasons: The reasons that it may give. A check gives the first one unless it returns a fault.
+        reasons: The reasons that it may give. A check gives the first one unless its answer has another.
         see: Words that replace the reasons in the documentation, or empty.
     """
 
     name: str
     status: ConditionStatus
-    reasons: tuple[Reason, ...]
-    answer: Callable[[Observed], Answer]
+    reasons: tuple[str, ...]
+    answer: Callable[[Subject], Answer]
     see: str = ""
 
-    def judge(self, kind: ConditionType, observed: Observed) -> Judgement | None:
+    def judge(self, kind: ConditionType, subject: Subject) -> Judgement | None:
         """Return the judgement of the condition if the check applies, or None."""
-        match self.answer(observed):
+        match self.answer(subject):
             case None:
                 return None
             case StoreFault() as fault:
                 return Judgement(kind, self.status, fault.reason, fault.message, quotes=True)
+            case Reasoned(reason, message):
+                return Judgement(kind, self.status, reason, message)
             case Quote(message):
                 return Judgement(kind, self.status, self.reasons[0], message, quotes=True)
             case message:
@@ -50,17 +63,17 @@ class ConditionCheck:
 
 
 def check(
-    status: ConditionStatus, *reasons: Reason, see: str = ""
-) -> Callable[[Callable[[Observed], Answer]], ConditionCheck]:
+    status: ConditionStatus, *reasons: str, see: str = ""
+) -> Callable[[Callable[[Subject], Answer]], ConditionCheck[Subject]]:
     """Create a check from a function that returns its answer."""
     return lambda answer: ConditionCheck(answer.__name__, status, reasons, answer, see)
 
 
-def otherwise(status: ConditionStatus, reason: Reason, message: str) -> ConditionCheck:
+def otherwise(status: ConditionStatus, reason: str, message: str) -> ConditionCheck[Any]:
     """Return the check that ends a chain: it always applies."""
     return ConditionCheck("otherwise", status, (reason,), lambda _: message)
 
 
-def first_answer(kind: ConditionType, chain: Iterable[ConditionCheck], observed: Observed) -> Judgement:
+def first_answer(kind: ConditionType, chain: Iterable[ConditionCheck[Subject]], subject: Subject) -> Judgement:
     """Return the judgement of the first check that applies."""
-    return next(judged for each in chain if (judged := each.judge(kind, observed)) is not None)
+    return next(judged for each in chain if (judged := each.judge(kind, subject)) is not None)

@@ -289,7 +289,7 @@ def _foreign_objects(observed: Observed) -> Answer:
     return f"Never collected or deleted, because this run did not write it: {describe(observed.memory.survey.foreign)}."
 
 
-CHAINS: Mapping[ConditionType, tuple[ConditionCheck, ...]] = {
+CHAINS: Mapping[ConditionType, tuple[ConditionCheck[Observed], ...]] = {
     ConditionType.READY: (
         _being_deleted,
         _faulty,

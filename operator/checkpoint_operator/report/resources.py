@@ -9,18 +9,15 @@ from typing import Any
 
 import msgspec
 
-from checkpoint_operator.decide.appends import why_not_retired
 from checkpoint_operator.model.observed import Checkpoint, Mirror, Observed
 from checkpoint_operator.model.timestamps import timestamp
 from checkpoint_operator.report import conditions
-from checkpoint_operator.report.conditions import Judgement
+from checkpoint_operator.report.snapshot_health import JudgedSnapshot, judge_snapshot
 from checkpoint_sidecar.core import api
-from checkpoint_sidecar.core.api import ConditionStatus, ConditionType, SnapshotReason
 from checkpoint_sidecar.core.environment import POD_LABEL
-from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.purging import purge_at
 from checkpoint_sidecar.core.retention import RetentionVerdict
-from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.core.units import quantity
 
 COMPONENT = "checkpoint-operator"
@@ -72,11 +69,19 @@ def mirror_status(
         chain: Ids of the lineage, which is walked once for all snapshots of a run instead of once for each.
     """
     commit = snapshot.commit
+    judged = JudgedSnapshot(
+        run=run,
+        snapshot=snapshot,
+        verdict=verdict,
+        superseded=snapshot.id not in chain,
+        asked=mirror.disposition,
+        obstacle=observed.memory.unverifiable.get(snapshot.id, ""),
+    )
     status = api.CheckpointSnapshotStatus(
         observed_generation=mirror.generation,
         conditions=conditions.merge(
             mirror.status.get("conditions", ()),
-            (_committed(snapshot), _verified(observed, run, snapshot), _ready(run, snapshot, verdict, chain, mirror)),
+            judge_snapshot(judged),
             generation=mirror.generation,
             wall=observed.wall,
         ),
@@ -145,64 +150,6 @@ def event(
         "reportingComponent": COMPONENT,
         "reportingInstance": COMPONENT,
     }
-
-
-def _committed(snapshot: Snapshot) -> Judgement:
-    if snapshot.state is SnapshotState.REJECTED:
-        message = f"The commit broke the rules in force: {', '.join(snapshot.reasons)}."
-        return Judgement(ConditionType.COMMITTED, "False", SnapshotReason.BROKE_POLICY, message)
-    message = f"Committed as entry {snapshot.number} of the run log."
-    return Judgement(ConditionType.COMMITTED, "True", SnapshotReason.COMMITTED, message)
-
-
-def _verified(observed: Observed, run: Run, snapshot: Snapshot) -> Judgement:
-    if snapshot.failures:
-        evidence = snapshot.evidence.partition(":")[0]
-        message = snapshot.evidence
-        if not quarantined(run, snapshot):
-            limit = run.policy.restore.max_failures_per_snapshot
-            message = f"Failure {snapshot.failures} of {limit}: it keeps its place and is read again. {message}"
-        return Judgement(ConditionType.VERIFIED, "False", evidence or "Evidence", message)
-    obstacle = observed.memory.unverifiable.get(snapshot.id, "")
-    if obstacle and snapshot.verified == "None":
-        return Judgement(ConditionType.VERIFIED, "Unknown", SnapshotReason.NOT_VERIFIED, obstacle, quotes=True)
-    status, reason, message = _VERIFIED[snapshot.verified]
-    return Judgement(ConditionType.VERIFIED, status, reason, message)
-
-
-_VERIFIED: dict[str, tuple[ConditionStatus, SnapshotReason, str]] = {
-    "None": ("Unknown", SnapshotReason.NOT_VERIFIED, "Not checked yet."),
-    "Sizes": ("True", SnapshotReason.SIZES_MATCH, "All files of the manifest exist with the right sizes."),
-    "Checksums": ("True", SnapshotReason.CHECKSUMS_MATCH, "It was read and its checksums match."),
-}
-
-_NOT_READY: dict[SnapshotState, tuple[SnapshotReason, str]] = {
-    SnapshotState.RETIRED: (SnapshotReason.RETIRED, "Retired; its data stays until purgeAfter."),
-    SnapshotState.PURGING: (SnapshotReason.PURGING, "Its data is being deleted."),
-    SnapshotState.PURGED: (SnapshotReason.PURGED, "Its data is gone."),
-    SnapshotState.REJECTED: (SnapshotReason.REJECTED, "No restore considers it."),
-}
-
-
-def _ready(run: Run, snapshot: Snapshot, verdict: RetentionVerdict, chain: Set[str], mirror: Mirror) -> Judgement:
-    if snapshot.state in _NOT_READY:
-        reason, message = _NOT_READY[snapshot.state]
-        return Judgement(ConditionType.READY, "False", reason, message)
-    if quarantined(run, snapshot):
-        return Judgement(ConditionType.READY, "False", SnapshotReason.QUARANTINED, snapshot.evidence)
-    if snapshot.id not in chain:
-        message = "It belongs to a branch that was rolled back; only a rollback restores it."
-        return Judgement(ConditionType.READY, "False", SnapshotReason.SUPERSEDED, message)
-    obstacle = _why_not_retired(run, snapshot, verdict) if mirror.disposition == "Retire" else ""
-    if obstacle:
-        message = f"disposition: Retire is refused for now: {obstacle}."
-        return Judgement(ConditionType.READY, "True", SnapshotReason.RETIRE_REFUSED, message)
-    return Judgement(ConditionType.READY, "True", SnapshotReason.RESTORABLE, "A restore may use it.")
-
-
-def _why_not_retired(run: Run, snapshot: Snapshot, verdict: RetentionVerdict) -> str:
-    kept = verdict.keep.get(snapshot.id) if snapshot.disposition == "Retire" else None
-    return why_not_retired(run, snapshot.id) or (f"the policy keeps it ({', '.join(kept)})" if kept else "")
 
 
 def _retention(snapshot: Snapshot, verdict: RetentionVerdict) -> api.SnapshotRetention | None:
