@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -13,6 +14,10 @@ from typing import Any
 
 import msgspec
 
+from checkpoint_cli.exits import ExitStatus
+from checkpoint_cli.help import page
+from checkpoint_cli.records import PRINTED
+from checkpoint_cli.verbs import Door, verbs_of
 from checkpoint_operator.report.checks import ConditionCheck
 from checkpoint_operator.report.health import CHAINS
 from checkpoint_operator.report.snapshot_health import SNAPSHOT_CHAINS
@@ -95,8 +100,46 @@ def _reasons(check: ConditionCheck[Any]) -> list[str]:
     return [check.see] if check.see else [f"`{reason}`" for reason in check.reasons]
 
 
+def cli_schema() -> dict[str, Any]:
+    """The JSON schema of what the command line prints with ``-o json``; ``kind`` says which record it is."""
+    references, definitions = msgspec.json.schema_components(PRINTED, ref_template="#/$defs/{name}")
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Output of checkpoint and kubectl ckpt",
+        "description": "One object printed with -o json. docs/cli.md describes the verbs.",
+        "oneOf": list(references),
+        "$defs": definitions,
+    }
+    portable: dict[str, Any] = _portable(schema)
+    return portable
+
+
+def cli_page(text: str) -> str:
+    """The page with the exit statuses and each verb's help; all before that is written by hand and kept."""
+    by_hand, _, _ = text.partition("## Exit statuses\n")
+    parts = [by_hand + "## Exit statuses\n", "| status | means |\n| --- | --- |\n" + "\n".join(_exit_rows()) + "\n"]
+    for door in Door:
+        parts.append(f"## The verbs of {door.value}\n")
+        for verb in verbs_of(door):
+            parts.append(f"### {door.value} {verb.name}\n")
+            parts.append(f"```text\n{page(door, verb)}\n```\n")
+    return "\n".join(parts)
+
+
+def _exit_rows() -> Iterable[str]:
+    source = Path(inspect.getfile(ExitStatus)).read_text()
+    for status in ExitStatus:
+        words = re.search(rf'{status.name} = {status.value}\n    """(.*?)"""', source, re.DOTALL)
+        if words is None:
+            raise ValueError(f"{status.name} has no description")
+        yield f"| {status.value} | {words[1]} |"
+
+
+CLI = DOCS / "cli.md"
 CONDITIONS = DOCS / "conditions.md"
 GENERATED = {
+    CLI: lambda: cli_page(CLI.read_text()),
+    DOCS / "cli-schema.json": lambda: json.dumps(cli_schema(), indent=2) + "\n",
     DOCS / "log-schema.json": lambda: json.dumps(log_schema(), indent=2) + "\n",
     CONDITIONS: lambda: conditions_page(CONDITIONS.read_text()),
 }

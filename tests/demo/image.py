@@ -15,7 +15,7 @@ RECIPE = imagebuild.Recipe(
     context=Path(__file__).parents[2],
     dockerfile="operator/Dockerfile",
     locked=("pyproject.toml", "uv.lock"),
-    sources=("README.md", "LICENSE", "operator", "sidecar"),
+    sources=("README.md", "LICENSE", "cli", "operator", "sidecar"),
 )
 
 

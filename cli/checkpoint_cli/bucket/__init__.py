@@ -1,0 +1,1 @@
+"""The bucket door: verbs on the run at a URL, without a cluster."""

@@ -1,0 +1,97 @@
+"""Both programs as processes: help without heavy imports, one line for each failure, and exit statuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from checkpoint_cli.verbs import Door, verbs_of
+
+PROGRAMS = {Door.BUCKET: "bucket", Door.CLUSTER: "cluster"}
+DOORS = list(Door)
+HEAVY = ("torch", "numpy", "kubernetes", "botocore", "fsspec", "aiohttp", "rich", "msgspec", "checkpoint_sidecar")
+
+
+def program(door: Door, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"import sys\n{before}\nfrom checkpoint_cli import app\napp.{PROGRAMS[door]}()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_help_imports_nothing_heavy(door: Door) -> None:
+    shown = program(
+        door,
+        "--help",
+        before="import atexit\natexit.register(lambda: sys.stderr.write(' '.join(sys.modules)))",
+    )
+    assert shown.returncode == 0
+    assert all(f"  {verb.name} " in shown.stdout and verb.summary in shown.stdout for verb in verbs_of(door))
+    assert not {name.partition(".")[0] for name in shown.stderr.split()} & set(HEAVY)
+
+
+@pytest.mark.parametrize(("door", "verb"), [(door, verb.name) for door in DOORS for verb in verbs_of(door)])
+def test_each_verb_has_help_with_an_example(door: Door, verb: str) -> None:
+    from checkpoint_cli.app import load, program
+    from checkpoint_cli.help import page
+
+    found = next(each for each in verbs_of(door) if each.name == verb)
+    text = page(door, found)
+    assert f"Example: {door.value} {verb}" in text
+    assert load(door, found).name == verb
+    assert program(door).get_command(None, verb) is not None
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lss"], "No such command 'lss'"),
+        (["--frobnicate"], "No such option"),
+        (["completion"], "Missing argument"),
+        (["completion", "tcsh"], "'tcsh' is not bash, zsh or fish"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(door: Door, arguments: list[str], says: str) -> None:
+    ran = program(door, *arguments)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert says in ran.stderr
+    assert ran.stderr.startswith(f"{door.value}: ")
+    assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_the_program(door: Door, shell: str) -> None:
+    script = program(door, "completion", shell)
+    name = "checkpoint" if door is Door.BUCKET else "kubectl-ckpt"
+    assert script.returncode == 0
+    assert name in script.stdout
+    assert f"_{name.upper().replace('-', '_')}_COMPLETE" in script.stdout
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_shell_gets_the_verbs_that_fit(door: Door) -> None:
+    name = "checkpoint" if door is Door.BUCKET else "kubectl-ckpt"
+    variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
+    environment = {variable: "complete_bash", "COMP_WORDS": f"{name} compl", "COMP_CWORD": "1"}
+    assert program(door, before=f"import os\nos.environ.update({environment})").stdout.split() == ["completion"]
+
+
+def test_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert program(Door.BUCKET, "--version").stdout == f"checkpoint {version('checkpoint-operator')}\n"
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    code = "from checkpoint_cli import app; app.bucket(['--help'])"
+    shown = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "{sys.executable}" -c "{code}" | true; echo "${{PIPESTATUS[0]}}"'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shown.stderr == ""
+    assert shown.stdout.strip() in ("0", "141")
