@@ -69,7 +69,7 @@ def test_a_pass_plans_again_from_what_each_round_has_left_until_nothing_is_left(
         return outcomes
 
     seen = passed(new, memory, blocking)
-    assert done == [["Claim"], ["Configure"], ["LookAround"]]
+    assert done == [["Claim"], ["Configure"], ["SurveyPrefix"]]
     assert seen.ours
     assert seen.fault is None
     assert plan.store_actions(seen) == ()

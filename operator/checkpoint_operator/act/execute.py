@@ -25,13 +25,13 @@ from checkpoint_operator.model.actions import (
     Compact,
     CreateMirror,
     Erase,
-    LookAround,
     MirrorAction,
     PublishPointer,
     Purge,
     RecordCheck,
     ReportMirror,
     StoreAction,
+    SurveyPrefix,
     Verify,
 )
 from checkpoint_operator.model.observed import ScrubFinding
@@ -117,8 +117,8 @@ def _carry_out(action: StoreAction, session: RunStore, owner: Owner) -> Survey |
         _collect_orphans(session, owner)
     elif isinstance(action, CollectLast):
         _collect_last(action, session, owner)
-    elif isinstance(action, LookAround):
-        return _look_around(session, owner)
+    elif isinstance(action, SurveyPrefix):
+        return _survey_prefix(session, owner)
     elif isinstance(action, Erase):
         return erasure.erase(session, owner)
     elif isinstance(action, Compact):
@@ -175,7 +175,7 @@ def _purge(action: Purge, session: RunStore, owner: Owner) -> None:
     session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
 
 
-def _look_around(session: RunStore, owner: Owner) -> Survey | None:
+def _survey_prefix(session: RunStore, owner: Owner) -> Survey | None:
     keys = session.keys()
     run = session.log.refresh()
     if run.owner != owner:

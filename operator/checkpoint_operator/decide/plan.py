@@ -22,7 +22,6 @@ from checkpoint_operator.model.actions import (
     CreateMirror,
     DeleteMirror,
     LogAction,
-    LookAround,
     MirrorAction,
     NoticeEviction,
     PublishPointer,
@@ -36,6 +35,7 @@ from checkpoint_operator.model.actions import (
     Retire,
     SetDisposition,
     StoreAction,
+    SurveyPrefix,
     Verify,
 )
 from checkpoint_operator.model.observed import Mirror, Observed
@@ -80,7 +80,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
     if not observed.ours:
         return ()
     if observed.memory.survey_due:
-        return (LookAround(),)
+        return (SurveyPrefix(),)
     wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
     requests = _due(wanted, run, observed, now)
     retention = () if spec.suspend else (*_retention(run, observed), *_deletions(run, observed, now))

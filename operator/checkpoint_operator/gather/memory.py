@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from checkpoint_operator.decide.plan import seeded, shown_after
 from checkpoint_operator.gather.run_store import RunStore
-from checkpoint_operator.model.actions import Action, CollectLast, CollectOrphans, LookAround, PublishPointer, Verify
+from checkpoint_operator.model.actions import Action, CollectLast, CollectOrphans, PublishPointer, SurveyPrefix, Verify
 from checkpoint_operator.model.observed import Remembered, RunProgress, TakeOver
 from checkpoint_operator.model.outcome import ActionOutcome, refuses_deletion
 from checkpoint_sidecar.core.api import CheckpointSpec
@@ -109,7 +109,7 @@ class Memory:
         """
         for outcome in outcomes:
             action = outcome.action
-            if isinstance(action, LookAround):
+            if isinstance(action, SurveyPrefix):
                 # After a failure the survey is not repeated at once either.
                 self.surveyed_at = time.monotonic()
             if outcome.survey is not None:

@@ -140,7 +140,7 @@ class Compact:
 
 
 @dataclass(frozen=True, slots=True)
-class LookAround:
+class SurveyPrefix:
     """Survey the prefix for what the run did not write, and for stock pointers."""
 
 
@@ -244,7 +244,7 @@ LogAction: TypeAlias = (
     | End
 )
 StoreAction: TypeAlias = (
-    LogAction | Verify | PublishPointer | Purge | Compact | LookAround | CollectOrphans | CollectLast | Erase
+    LogAction | Verify | PublishPointer | Purge | Compact | SurveyPrefix | CollectOrphans | CollectLast | Erase
 )
 MirrorAction: TypeAlias = CreateMirror | ReportMirror | DeleteMirror
 PodAction: TypeAlias = CreatePod | DeletePod | EvictPod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from checkpoint_operator.model.actions import Action, LookAround, PublishPointer, Verify
+from checkpoint_operator.model.actions import Action, PublishPointer, SurveyPrefix, Verify
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.errors import (
@@ -53,7 +53,7 @@ class ActionOutcome:
     @property
     def harmless(self) -> bool:
         """Whether only a report depends on the action."""
-        return isinstance(self.action, LookAround)
+        return isinstance(self.action, SurveyPrefix)
 
     @property
     def left_alone(self) -> bool:
