@@ -43,7 +43,7 @@ PER_NAMESPACE = 100
 CALM_REQUESTS = 0.2
 """Of the store, for each Checkpoint between two looks at it: idle ones make half of that."""
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 QUIET_SECONDS = 15.0
 """Without a write for so long, everything is told."""
 MIB = 1024 * 1024
@@ -233,7 +233,7 @@ def _settled(server: ApiServer, complete: Callable[[], bool]) -> float:
     """Wait for quiet; returns when the last write was seen."""
     known, changed_at = writes(asked(server)), time.monotonic()
     while not complete() or time.monotonic() - changed_at < QUIET_SECONDS:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         now = writes(asked(server))
         if now != known:
             known, changed_at = now, time.monotonic()

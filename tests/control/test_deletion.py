@@ -115,7 +115,7 @@ def test_who_reports_progress_without_being_a_pod_here_is_waited_for_too() -> No
     heard = RunProgress(1, 250, seen.now)
     reporting = changed(seen, progress={1: heard})
     assert plan.store_actions(reporting) == ()
-    assert plan.next_look(reporting) == finalizer.SILENCE.total_seconds()
+    assert plan.next_pass(reporting) == finalizer.SILENCE.total_seconds()
     assert plan.store_actions(later(reporting, minutes=1)) == (Erase(),)
     assert plan.store_actions(changed(seen, progress={1: replace(heard, ended=True)})) == (Erase(),)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from checkpoint_operator.act.execute import carry_out
-from checkpoint_operator.decide.plan import next_look, store_actions
+from checkpoint_operator.decide.plan import next_pass, store_actions
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import CollectLast, CollectOrphans, StoreAction
 from checkpoint_operator.model.observed import Observed, RunProgress
@@ -314,7 +314,7 @@ def test_an_attempt_that_said_goodbye_is_swept_after_the_grace() -> None:
     history = History().configured().started().committed(100).verified(100)
     goodbye = {1: RunProgress(1, 100, history.now, ended=True)}
     seen = changed(observed(history), pointers={100: history.id(100)}, progress=goodbye)
-    assert (store_actions(seen), next_look(seen)) == ((), 3600)
+    assert (store_actions(seen), next_pass(seen)) == ((), 3600)
     assert [type(action) for action in store_actions(later(seen, hours=1))] == [CollectLast]
 
 
@@ -325,12 +325,12 @@ def test_it_is_planned_once_an_attempt_when_the_grace_is_over() -> None:
     history = History().configured().started().committed(100).verified(100).started()
     fresh = changed(observed(history), pointers={100: history.id(100)})
     assert store_actions(fresh) == ()
-    assert next_look(fresh) == 3600
+    assert next_pass(fresh) == 3600
     due = later(fresh, hours=1)
     assert store_actions(due) == (CollectOrphans(2),)
     assert store_actions(changed(due, orphans_collected=2)) == ()
-    assert next_look(changed(due, orphans_collected=2)) == 23 * 3600, "when the last attempt was silent for a day"
-    assert next_look(changed(due, orphans_collected=2, last_collected=(2, ""))) is None
+    assert next_pass(changed(due, orphans_collected=2)) == 23 * 3600, "when the last attempt was silent for a day"
+    assert next_pass(changed(due, orphans_collected=2, last_collected=(2, ""))) is None
 
 
 def test_it_is_not_planned_for_a_suspended_run() -> None:

@@ -13,7 +13,7 @@ from checkpoint_operator.decide.plan import (
     MAX_RETIREMENTS,
     MAX_VERIFICATIONS,
     mirror_actions,
-    next_look,
+    next_pass,
     shown_after,
     to_read_back,
 )
@@ -268,9 +268,9 @@ def test_a_retired_snapshot_is_purged_after_the_grace(waited: int, expected: lis
     assert kinds(plan(seen)) == expected
 
 
-def test_the_next_look_is_when_the_first_grace_is_over() -> None:
+def test_the_next_pass_is_when_the_first_grace_period_is_over() -> None:
     history = saved(100, 200, 300, retention=KEEP_ONE).retired(100).retired(200)
-    assert next_look(observed(history)) == 3600 - 60
+    assert next_pass(observed(history)) == 3600 - 60
 
 
 def test_a_begun_purge_goes_on_without_any_policy() -> None:
@@ -322,7 +322,7 @@ def test_purges_keep_their_pace_however_often_something_wakes_the_pass() -> None
     seen = quiet(observed(history, retention={"keepLast": 1, "gracePeriod": "0s"}))
     for seconds in (0, 1, 29):
         assert "Purge" not in kinds(plan(later(seen, seconds=seconds)))
-    assert next_look(later(seen, seconds=1)) == 29
+    assert next_pass(later(seen, seconds=1)) == 29
     assert kinds(plan(later(seen, seconds=30))).count("Purge") == PURGES_AT_ONCE
 
 

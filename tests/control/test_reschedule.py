@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from checkpoint_operator.decide.plan import store_actions
-from checkpoint_operator.decide.reschedule import RETRY_SECONDS, next_look, pod_actions
+from checkpoint_operator.decide.reschedule import RETRY_SECONDS, next_pass, pod_actions
 from checkpoint_operator.gather.bare_pods import BarePods
 from checkpoint_operator.model.actions import CreatePod, DeletePod, EvictPod, NoticeEviction
 from checkpoint_operator.model.observed import Key, Observed, Pod, RunProgress
@@ -203,7 +203,7 @@ def test_a_pod_that_does_not_live_is_created_again_after_longer_and_longer_waits
     pods = after(body)
     if seconds:
         early = wanting(pods, after_seconds=seconds - 1)
-        assert (pod_actions(early), next_look(early)) == ((), 1)
+        assert (pod_actions(early), next_pass(early)) == ((), 1)
     (action,) = pod_actions(wanting(pods, after_seconds=seconds))
     assert isinstance(action, CreatePod)
 
@@ -249,9 +249,9 @@ def evicted(seen: Observed) -> list[str]:
 def test_peers_that_hang_are_evicted_once_the_grace_period_of_the_last_save_is_over() -> None:
     seen = gang(rank(1), rank(2))
     early = later(seen, seconds=GRACE + MARGIN - 1)
-    assert (pod_actions(early), next_look(early)) == ((), 1)
+    assert (pod_actions(early), next_pass(early)) == ((), 1)
     assert pod_actions(in_time(seen)) == (EvictPod("llama-1", "uid-1", 1), EvictPod("llama-2", "uid-2", 1))
-    assert next_look(in_time(seen)) == RETRY_SECONDS, "a PodDisruptionBudget may forbid it"
+    assert next_pass(in_time(seen)) == RETRY_SECONDS, "a PodDisruptionBudget may forbid it"
 
 
 @pytest.mark.parametrize(

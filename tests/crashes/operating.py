@@ -82,7 +82,7 @@ def _operate(settings: StoreSettings, crash: Crash | None, spec: dict[str, Any])
         seen = result_of(rounds.run(seen, memory, blocking=blocking))
         run = session.log.run
         if not plan.store_actions(seen):
-            due = plan.next_look(seen)
+            due = plan.next_pass(seen)
             if due is None or due > _SOON_SECONDS:
                 return
             time.sleep(due)

@@ -109,7 +109,7 @@ def in_the_way(observed: Observed) -> str:
     return _unusable(observed) or _too_early(observed)
 
 
-def next_look(observed: Observed) -> float | None:
+def next_pass(observed: Observed) -> float | None:
     """Seconds until the passing of time alone makes something due, or None."""
     if observed.checkpoint.deleted_at is None or not in_the_way(observed):
         return None

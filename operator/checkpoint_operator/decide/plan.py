@@ -126,11 +126,11 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     return tuple(planned)
 
 
-def next_look(observed: Observed) -> float | None:
+def next_pass(observed: Observed) -> float | None:
     """Seconds until the passing of time alone makes something due, or None."""
     run, now = observed.run, observed.now
     if finalizer.ending(observed):
-        return finalizer.next_look(observed)
+        return finalizer.next_pass(observed)
     if run is None or now is None or not observed.ours:
         return None
     moments = [

@@ -33,7 +33,7 @@ def pod_actions(observed: Observed) -> tuple[PodAction, ...]:
     return (*_creations(observed), *_restarts(observed))
 
 
-def next_look(observed: Observed) -> float | None:
+def next_pass(observed: Observed) -> float | None:
     """Seconds until the passing of time alone makes one of them due, or None."""
     if pod_actions(observed):
         return RETRY_SECONDS

@@ -335,7 +335,7 @@ class Reconciler:
             memory.head = head
             memory.heard_at = time.monotonic() - plan.silence(observed)
 
-        moments = (plan.next_look(observed), reschedule.next_look(observed))
+        moments = (plan.next_pass(observed), reschedule.next_pass(observed))
         due = min((moment for moment in moments if moment is not None), default=None)
         left = await decided(plan.store_actions, observed)
         if mirrors_wait or left:

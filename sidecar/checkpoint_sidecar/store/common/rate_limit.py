@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 """How often a thread that waits for a permit checks whether the request is still wanted."""
 
 
@@ -69,7 +69,7 @@ class AimdLimiter:
         """
         with self._changed:
             while not (self.rate.allows(self._under_way) or unwanted()):
-                self._changed.wait(_LOOK_SECONDS)
+                self._changed.wait(_POLL_SECONDS)
             self._under_way += 1
             slowed = self.rate.slowed
         try:
