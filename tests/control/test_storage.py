@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from checkpoint_operator.gather.places import Server, server_of
-from checkpoint_operator.gather.prefixes import Prefixes, Standing, standing
+from checkpoint_operator.gather.prefixes import ClaimState, Prefixes, claim_state
 from checkpoint_operator.gather.run_store import Rules, StorageFaultError, fault_from, settings_for
 from checkpoint_operator.model.observed import Key
 from checkpoint_sidecar.core import errors
@@ -123,19 +123,19 @@ def wishes(
     old: str,
     young: str,
     *,
-    old_stands: Standing = Standing.NEW,
-    young_stands: Standing = Standing.NEW,
+    old_stands: ClaimState = ClaimState.NEW,
+    young_stands: ClaimState = ClaimState.NEW,
     old_server: Server | None = HERE,
 ) -> Prefixes:
     prefixes = Prefixes()
     # In the order in which they are seen, which is not that of their ages.
-    prefixes.note(YOUNG, url=young, server=HERE, standing=young_stands, created_at="2026-01-01T00:00:02Z", uid="1")
-    prefixes.note(OLD, url=old, server=old_server, standing=old_stands, created_at="2026-01-01T00:00:01Z", uid="2")
+    prefixes.note(YOUNG, url=young, server=HERE, state=young_stands, created_at="2026-01-01T00:00:02Z", uid="1")
+    prefixes.note(OLD, url=old, server=old_server, state=old_stands, created_at="2026-01-01T00:00:01Z", uid="2")
     prefixes.note(
         OTHER,
         url="s3://elsewhere/run",
         server=HERE,
-        standing=Standing.HOLDER,
+        state=ClaimState.HOLDER,
         created_at="2026-01-01T00:00:00Z",
         uid="3",
     )
@@ -145,35 +145,35 @@ def wishes(
 @pytest.mark.parametrize(
     ("old", "young"), [("s3://b/run", "s3://b/run/inner"), ("s3://b/run/inner", "s3://b/run")], ids=["inside", "around"]
 )
-@pytest.mark.parametrize("stand", [Standing.HOLDER, Standing.NEW], ids=["both hold it", "both are new"])
-def test_of_overlapping_prefixes_the_older_checkpoint_has_it(old: str, young: str, stand: Standing) -> None:
+@pytest.mark.parametrize("stand", [ClaimState.HOLDER, ClaimState.NEW], ids=["both hold it", "both are new"])
+def test_of_overlapping_prefixes_the_older_checkpoint_has_it(old: str, young: str, stand: ClaimState) -> None:
     prefixes = wishes(old, young, old_stands=stand, young_stands=stand)
     assert prefixes.rival(YOUNG) == OLD
     assert prefixes.rival(OLD) is None
 
 
 def test_a_run_that_holds_its_prefix_keeps_it_against_an_older_checkpoint_that_never_had_one() -> None:
-    prefixes = wishes("s3://b", "s3://b/run", young_stands=Standing.HOLDER)
+    prefixes = wishes("s3://b", "s3://b/run", young_stands=ClaimState.HOLDER)
     assert prefixes.rival(YOUNG) is None
     assert prefixes.rival(OLD) == YOUNG
 
 
-@pytest.mark.parametrize("young", [Standing.NEW, Standing.REFUSED], ids=["new ones", "other refused ones"])
-def test_a_checkpoint_that_cannot_use_a_whole_bucket_does_not_keep_others_out(young: Standing) -> None:
-    assert wishes("s3://b", "s3://b/run", old_stands=Standing.REFUSED, young_stands=young).rival(YOUNG) is None
+@pytest.mark.parametrize("young", [ClaimState.NEW, ClaimState.REFUSED], ids=["new ones", "other refused ones"])
+def test_a_checkpoint_that_cannot_use_a_whole_bucket_does_not_keep_others_out(young: ClaimState) -> None:
+    assert wishes("s3://b", "s3://b/run", old_stands=ClaimState.REFUSED, young_stands=young).rival(YOUNG) is None
 
 
 @pytest.mark.parametrize(
     ("status", "stands"),
     [
-        pytest.param({}, Standing.NEW, id="nothing was reported yet"),
-        pytest.param({"conditions": [{}], "claimedBy": str(OWNER)}, Standing.HOLDER, id="the log names it"),
-        pytest.param({"conditions": [{}], "claimedBy": "c/n/other"}, Standing.REFUSED, id="the log names another"),
-        pytest.param({"conditions": [{}]}, Standing.REFUSED, id="its log could not be read"),
+        pytest.param({}, ClaimState.NEW, id="nothing was reported yet"),
+        pytest.param({"conditions": [{}], "claimedBy": str(OWNER)}, ClaimState.HOLDER, id="the log names it"),
+        pytest.param({"conditions": [{}], "claimedBy": "c/n/other"}, ClaimState.REFUSED, id="the log names another"),
+        pytest.param({"conditions": [{}]}, ClaimState.REFUSED, id="its log could not be read"),
     ],
 )
-def test_how_a_checkpoint_stands_is_read_from_its_status(status: dict[str, Any], stands: Standing) -> None:
-    assert standing(status, OWNER) is stands
+def test_how_a_checkpoint_stands_is_read_from_its_status(status: dict[str, Any], stands: ClaimState) -> None:
+    assert claim_state(status, OWNER) is stands
 
 
 def test_equal_and_separate_prefixes_have_no_rival() -> None:
@@ -189,19 +189,19 @@ def test_when_the_older_one_goes_the_others_are_woken() -> None:
 
 
 def test_a_store_of_ones_own_takes_no_prefix_from_others() -> None:
-    for stands in Standing:
+    for stands in ClaimState:
         prefixes = wishes("s3://b", "s3://b/run", old_stands=stands, old_server=THERE)
         assert prefixes.rival(YOUNG) is None
         assert prefixes.to_locate(YOUNG) == ()
 
 
 def test_a_server_that_only_a_secret_names_is_found_out_before_it_counts() -> None:
-    prefixes = wishes("gs://b", "gs://b/run", old_stands=Standing.HOLDER, old_server=None)
+    prefixes = wishes("gs://b", "gs://b/run", old_stands=ClaimState.HOLDER, old_server=None)
     assert prefixes.rival(YOUNG) is None
     assert prefixes.to_locate(YOUNG) == (OLD,)
     prefixes.locate(OLD, HERE)
     assert prefixes.rival(YOUNG) == OLD
-    prefixes.note(OLD, url="gs://b", server=None, standing=Standing.HOLDER, created_at="2026-01-01T00:00:01Z", uid="2")
+    prefixes.note(OLD, url="gs://b", server=None, state=ClaimState.HOLDER, created_at="2026-01-01T00:00:01Z", uid="2")
     assert prefixes.rival(YOUNG) == OLD, "what was known stays known"
 
 

@@ -30,7 +30,7 @@ from checkpoint_operator.gather.knowledge import Knowledge
 from checkpoint_operator.gather.kube import Kube, KubeError
 from checkpoint_operator.gather.memory import REFUSED_SECONDS, Memory
 from checkpoint_operator.gather.places import Server, connection_of, nowhere, server_of, server_without_secret
-from checkpoint_operator.gather.prefixes import standing
+from checkpoint_operator.gather.prefixes import claim_state
 from checkpoint_operator.gather.run_store import (
     Rules,
     RunStore,
@@ -178,7 +178,7 @@ class Observer:
                 checkpoint.key,
                 url=checkpoint.spec.storage.url,
                 server=server_without_secret(checkpoint.spec.storage),
-                standing=standing(checkpoint.status, self._owner(checkpoint.key)),
+                state=claim_state(checkpoint.status, self._owner(checkpoint.key)),
                 created_at=checkpoint.created_at,
                 uid=checkpoint.uid,
             )

@@ -19,7 +19,7 @@ from checkpoint_sidecar.core.location import check_url, overlaps
 from checkpoint_sidecar.core.log import Owner
 
 
-class Standing(IntEnum):
+class ClaimState(IntEnum):
     """Precedence of a Checkpoint; smaller comes first."""
 
     HOLDER = 0
@@ -30,25 +30,25 @@ class Standing(IntEnum):
     """It never got its prefix, so it blocks no other Checkpoint: a wish alone must not block a whole bucket."""
 
 
-def standing(status: Mapping[str, Any], owner: Owner) -> Standing:
-    """Read the standing from the Checkpoint's status, which outlives this process."""
+def claim_state(status: Mapping[str, Any], owner: Owner) -> ClaimState:
+    """Read the state of the claim from the Checkpoint's status, which outlives this process."""
     if status.get("claimedBy") in (str(owner), str(owner.deleted)):
-        return Standing.HOLDER
-    return Standing.REFUSED if status.get("conditions") else Standing.NEW
+        return ClaimState.HOLDER
+    return ClaimState.REFUSED if status.get("conditions") else ClaimState.NEW
 
 
 @dataclass(frozen=True, slots=True)
 class _PrefixClaim:
     url: str
     server: Server | None
-    standing: Standing
+    state: ClaimState
     created_at: str
     uid: str
 
     @property
-    def precedence(self) -> tuple[Standing, str, str]:
+    def precedence(self) -> tuple[ClaimState, str, str]:
         """Smaller comes first; RFC 3339 times of one server sort as text."""
-        return (self.standing, self.created_at, self.uid)
+        return (self.state, self.created_at, self.uid)
 
 
 class Prefixes:
@@ -57,7 +57,7 @@ class Prefixes:
     def __init__(self) -> None:
         self._wishes: dict[Key, _PrefixClaim] = {}
 
-    def note(self, key: Key, *, url: str, server: Server | None, standing: Standing, created_at: str, uid: str) -> None:
+    def note(self, key: Key, *, url: str, server: Server | None, state: ClaimState, created_at: str, uid: str) -> None:
         """Note a Checkpoint. One with an invalid URL is forgotten, because it overlaps nothing.
 
         Args:
@@ -67,7 +67,7 @@ class Prefixes:
         if server is None and known is not None and known.url == url.rstrip("/"):
             server = known.server
         try:
-            self._wishes[key] = _PrefixClaim(check_url(url), server, standing, created_at, uid)
+            self._wishes[key] = _PrefixClaim(check_url(url), server, state, created_at, uid)
         except ConfigurationError:
             self._wishes.pop(key, None)
 
@@ -97,7 +97,7 @@ class Prefixes:
             return None
         return next((other for _, other in self._before(key) if self._wishes[other].server == mine.server), None)
 
-    def _before(self, key: Key) -> list[tuple[tuple[Standing, str, str], Key]]:
+    def _before(self, key: Key) -> list[tuple[tuple[ClaimState, str, str], Key]]:
         """Return those with an overlapping prefix, at any server, that take precedence, in order."""
         mine = self._wishes.get(key)
         if mine is None:
@@ -106,7 +106,7 @@ class Prefixes:
             (wish.precedence, other)
             for other, wish in self._wishes.items()
             if other != key
-            and wish.standing is not Standing.REFUSED
+            and wish.state is not ClaimState.REFUSED
             and wish.url != mine.url
             and wish.precedence < mine.precedence
             and overlaps(wish.url, mine.url)
