@@ -383,8 +383,8 @@ class Promises:
         verified = [s for s in chain if s.state == LIVE and s.proven]
         require(verified, "P6", f"{name} although nothing on the lineage is verified")
         require(saved is not verified[0], "P6", f"{name} although it is the newest verified one")
-        standing_for = {s.replaces: s for s in chain if s.replaces and not s.failures and s.disposition != "Retire"}
-        good = [s for s in chain if s.state in counted and not s.failures and s.id not in standing_for]
+        replacement_of = {s.replaces: s for s in chain if s.replaces and not s.failures and s.disposition != "Retire"}
+        good = [s for s in chain if s.state in counted and not s.failures and s.id not in replacement_of]
         least = retention["keepLast"] or 1
         left = [s for s in good if s is not saved]
         if saved in good:
@@ -393,8 +393,8 @@ class Promises:
             return
         elif saved.disposition != "Retire" and (saved.failures or saved not in chain):
             require(len(good) >= least, "P6", f"{name}, superseded or damaged, with {len(good)} good ones")
-        elif saved.disposition != "Retire" and saved.id in standing_for:
-            replacement = standing_for[saved.id]
+        elif saved.disposition != "Retire" and saved.id in replacement_of:
+            replacement = replacement_of[saved.id]
             unproven = replacement in good[:least] and not replacement.proven
             require(not unproven, "P6", f"{name} before {replacement.id}, which replaces it, is verified")
 

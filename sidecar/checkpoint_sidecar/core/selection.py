@@ -50,7 +50,7 @@ class Case:
     Attributes:
         chain: Live and retired snapshots of the
         branches: Those that were rolled back, in order of commit.
-        standing, hopeful: Those in good standing if all suspects are bad, and if all are good.
+        without_suspects, with_suspects: Those in good standing if all suspects are bad, and if all are good.
         replacements: The replacement by id of the replaced snapshot.
         enough: Whether the lineage has its ``keepLast``.
         ruled: Ids that keep rules have selected and no limit of the policy has taken.
@@ -62,8 +62,8 @@ class Case:
     policy: RetentionPolicy
     chain: tuple[Snapshot, ...]
     branches: tuple[Snapshot, ...]
-    standing: tuple[Snapshot, ...]
-    hopeful: tuple[Snapshot, ...]
+    without_suspects: tuple[Snapshot, ...]
+    with_suspects: tuple[Snapshot, ...]
     replacements: Mapping[str, Snapshot]
     enough: bool
     keep: dict[str, list[str]] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Case:
 
 
 View = Callable[[Case], tuple[Snapshot, ...]]
-VIEWS: tuple[View, ...] = (attrgetter("standing"), attrgetter("hopeful"))
+VIEWS: tuple[View, ...] = (attrgetter("without_suspects"), attrgetter("with_suspects"))
 """Good standing if all suspects are bad, and if all are good. The two differ only while there are suspects."""
 
 
@@ -95,7 +95,7 @@ def case_of(run: Run, now: dt.datetime, terms: Terms) -> Case:
     policy = run.policy.retention or RetentionPolicy()
     replacements = _replacements(run, lambda s: s.failures == 0)
     hoped_for = _replacements(run, lambda s: not quarantined(run, s))
-    standing = tuple(s for s in chain if s.failures == 0 and s.id not in replacements)
+    without_suspects = tuple(s for s in chain if s.failures == 0 and s.id not in replacements)
     return Case(
         run=run,
         now=now,
@@ -103,10 +103,10 @@ def case_of(run: Run, now: dt.datetime, terms: Terms) -> Case:
         policy=policy,
         chain=chain,
         branches=superseded(run),
-        standing=standing,
-        hopeful=tuple(s for s in chain if not quarantined(run, s) and s.id not in hoped_for),
+        without_suspects=without_suspects,
+        with_suspects=tuple(s for s in chain if not quarantined(run, s) and s.id not in hoped_for),
         replacements=replacements,
-        enough=sum(s.live for s in standing) >= (policy.keep_last or 1),
+        enough=sum(s.live for s in without_suspects) >= (policy.keep_last or 1),
     )
 
 
