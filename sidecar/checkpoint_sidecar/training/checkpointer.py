@@ -225,7 +225,7 @@ class Checkpointer:
             if self._progress:
                 self._progress.step = step
             if agreed.failed:
-                saver.look("Termination" if agreed.stop else None)
+                saver.handle_failure("Termination" if agreed.stop else None)
             if agreed.stop:
                 saver.terminate(step, self._metrics)
             if agreed.trigger and not (agreed.saving and self._skip_while_saving):

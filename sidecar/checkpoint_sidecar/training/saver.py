@@ -111,7 +111,7 @@ class Saver:
             self._saves.settled()
             raise error
 
-    def look(self, trigger: Trigger | None) -> None:
+    def handle_failure(self, trigger: Trigger | None) -> None:
         """Handle a background save that failed.
 
         Args:
@@ -223,7 +223,7 @@ class Saver:
             logger.error("training stops, because a save failed and %s", reason)
             raise error
         logger.error("a save failed, training goes on: %s", error)
-        self._saves.owe(error)
+        self._saves.record_failure(error)
 
     def _take_leave_of(self, error: Exception) -> None:
         if isinstance(error, FencedError):

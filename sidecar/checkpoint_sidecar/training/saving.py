@@ -192,7 +192,7 @@ class BackgroundSave:
             self._save.progress.cancel()
 
     def take(self) -> SaveOutcome:
-        """Return how the latest save ended, once. Report its error to ``owe`` or ``settled`` afterwards."""
+        """Return how the latest save ended, once. Report its error to ``record_failure`` or ``settled`` afterwards."""
         if self._save is None or self._save.running:
             return SaveOutcome()
         finished, self._save = self._save, None
@@ -202,7 +202,7 @@ class BackgroundSave:
             self.last_seconds = finished.seconds
         return outcome
 
-    def owe(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         """Record that training continues after a failure; the process fails at its end unless a later save succeeds."""
         self.debt = error
         exits.expect(self)
