@@ -95,7 +95,7 @@ def continued(run: TrainingRun) -> tuple[Follower, int]:
     return replacement, first.step
 
 
-def eviction_told(run: TrainingRun) -> str:
+def reported_eviction(run: TrainingRun) -> str:
     """Message of the Event that tells why the pod had to go."""
 
     def told() -> str | None:

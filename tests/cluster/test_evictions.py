@@ -21,10 +21,10 @@ from cluster.interrupting import (
     cordoned,
     drain,
     evict,
-    eviction_told,
     freeze,
     kill_rank,
     reasons,
+    reported_eviction,
     requested_save,
     tainted,
 )
@@ -72,7 +72,7 @@ def test_a_pod_evicted_through_the_api_is_replaced_and_loses_nothing(start: Star
     evicted.finish(timeout=60)
     _, first = continued(run)
     assert first == evicted.last_step + 1
-    assert "EvictionByEvictionAPI" in eviction_told(run)
+    assert "EvictionByEvictionAPI" in reported_eviction(run)
     assert_nothing_lost(run, restored=evicted.last_step)
 
 
@@ -88,7 +88,7 @@ def test_a_pod_of_a_node_that_is_tainted_moves_to_the_other_node_and_loses_nothi
         replacement, first = continued(run)
         assert run.node_of(replacement.pod) != node
     assert first == evicted.last_step + 1
-    assert "DeletionByTaintManager" in eviction_told(run)
+    assert "DeletionByTaintManager" in reported_eviction(run)
     assert_nothing_lost(run, restored=evicted.last_step)
 
 
@@ -128,7 +128,7 @@ def test_a_pod_that_bears_a_taint_for_some_time_saves_at_once_and_again_when_it_
     _, first = continued(run)
     assert 5 <= saved < evicted.last_step
     assert first == evicted.last_step + 1
-    assert "DeletionByTaintManager" in eviction_told(run)
+    assert "DeletionByTaintManager" in reported_eviction(run)
     assert "SaveRequested" in reasons(run)
     assert_nothing_lost(run, restored=evicted.last_step)
 
@@ -267,7 +267,7 @@ def test_a_preempted_job_waits_for_its_place_and_continues_at_the_step_it_was_pr
         run.kubectl("wait", "--for=condition=Ready", "pod/urgent", "--timeout=60s")
     _, first = continued(run)
     assert first == preempted.last_step + 1
-    assert "PreemptionByScheduler" in eviction_told(run)
+    assert "PreemptionByScheduler" in reported_eviction(run)
     assert_nothing_lost(run, restored=preempted.last_step)
 
 
@@ -303,7 +303,7 @@ def test_a_gang_whose_pod_is_evicted_while_the_other_hangs_is_restarted_as_a_who
     evict(run, talking.pod)
     talking.finish(timeout=60)
     hanging.finish(timeout=90)
-    assert "EvictionByEvictionAPI" in eviction_told(run)
+    assert "EvictionByEvictionAPI" in reported_eviction(run)
     for _ in range(2):
         run.follow_next_pod(timeout=150)
     first = wait_for(
@@ -342,7 +342,7 @@ def test_one_evicted_pod_of_an_indexed_job_stops_all_at_one_step_and_all_continu
         context=run.describe,
     )
     assert first.step == talking.last_step + 1
-    assert "EvictionByEvictionAPI" in eviction_told(run)
+    assert "EvictionByEvictionAPI" in reported_eviction(run)
     assert_nothing_lost(run, restored=talking.last_step)
     assert run.status["attempt"]["podCount"] == 2
 
@@ -360,7 +360,7 @@ def test_a_bare_pod_is_gone_when_evicted_and_continues_when_somebody_applies_it_
     evict(run, evicted.pod)
     evicted.finish(timeout=60)
     wait_for("the pod to be gone", lambda: not run.pods(), timeout=60, context=run.describe)
-    assert "EvictionByEvictionAPI" in eviction_told(run)
+    assert "EvictionByEvictionAPI" in reported_eviction(run)
     run.apply(*applied)
     _, first = continued(run)
     assert first == evicted.last_step + 1
@@ -383,7 +383,7 @@ def test_a_bare_pod_of_a_drained_node_is_created_again_and_continues_on_the_othe
     finally:
         operator.kubectl("uncordon", node)
     assert first == evicted.last_step + 1
-    assert "EvictionByEvictionAPI" in eviction_told(run)
+    assert "EvictionByEvictionAPI" in reported_eviction(run)
     assert_nothing_lost(run, restored=evicted.last_step)
     assert reasons(run).count("PodRecreated") == 1
     assert len(run.pods()) == 1

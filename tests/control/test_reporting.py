@@ -132,9 +132,9 @@ def test_another_operator_is_told_of_and_libraries_are_not() -> None:
     assert events.for_other_operators(written, "operator 1 pod-a") == ()
     written[1] = msgspec.structs.replace(written[1], writer="operator 1 pod-b")
     written[2] = msgspec.structs.replace(written[2], writer="operator 1 pod-a")
-    (told_once,) = events.for_other_operators([*written, written[1]], "operator 1 pod-a")
-    assert (told_once.reason, told_once.warning) == ("SecondOperator", True)
-    assert "pod-b" in told_once.message
+    (warning,) = events.for_other_operators([*written, written[1]], "operator 1 pod-a")
+    assert (warning.reason, warning.warning) == ("SecondOperator", True)
+    assert "pod-b" in warning.message
 
 
 # Redaction

@@ -119,14 +119,14 @@ class RunStorage:
         return training
 
 
-ONLY_WHEN_TOLD = SavePolicy(every_steps=None, every_seconds=None)
+NO_SCHEDULE = SavePolicy(every_steps=None, every_seconds=None)
 EVERY_STEP = SavePolicy(every_steps=1, every_seconds=None)
 
 
 @contextmanager
 def started(storage: RunStorage, training: Training | None = None, **options: Any) -> Iterator[Checkpointer]:
     """A checkpointer that has restored, and saves only when told."""
-    options = {"save": ONLY_WHEN_TOLD} | options
+    options = {"save": NO_SCHEDULE} | options
     with Checkpointer((training or Training()).state, storage.url, **options) as checkpointer:
         checkpointer.restore()
         yield checkpointer

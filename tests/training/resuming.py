@@ -18,7 +18,7 @@ from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.training.state.application import Optional, PerRank
 
-ONLY_WHEN_TOLD = SavePolicy(every_steps=None, every_seconds=None)
+NO_SCHEDULE = SavePolicy(every_steps=None, every_seconds=None)
 
 
 @dataclass
@@ -60,7 +60,7 @@ def undisturbed(make: Callable[[], Job], steps: int) -> dict[str, Any]:
 def attempt(make: Callable[[], Job], url: str, upto: int, *, saves: Callable[[int], bool] = lambda _: False) -> Job:
     """One start of the process: restores, trains up to a step, and saves the last one and those that are asked for."""
     job = seeded(make)
-    with Checkpointer(job.state, url, save=ONLY_WHEN_TOLD, **job.options) as checkpointer:
+    with Checkpointer(job.state, url, save=NO_SCHEDULE, **job.options) as checkpointer:
         for step in checkpointer.steps(upto):
             torch.manual_seed(step)
             job.step(step)
@@ -91,7 +91,7 @@ def resumed(
 def save_untrained(make: Callable[[], Job], url: str) -> None:
     """A snapshot of step 0, before anything was stepped."""
     job = seeded(make)
-    with Checkpointer(job.state, url, save=ONLY_WHEN_TOLD, **job.options) as checkpointer:
+    with Checkpointer(job.state, url, save=NO_SCHEDULE, **job.options) as checkpointer:
         checkpointer.restore()
         checkpointer.save(0)
 

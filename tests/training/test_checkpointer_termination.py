@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.errors import StoreError
 from checkpoint_sidecar.core.heartbeat import decode
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.policy import SavePolicy
-from training.checkpointer_runs import EVERY_STEP, ONLY_WHEN_TOLD, RunStorage, await_saves, started
+from training.checkpointer_runs import EVERY_STEP, NO_SCHEDULE, RunStorage, await_saves, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -173,7 +173,7 @@ def test_a_real_process_ends_with_code_143_and_its_successor_goes_on(storage: Ru
     ((step, trigger),) = commits(storage)
     assert trigger == "Termination"
     state = {"seen": [0]}
-    with Checkpointer(state, storage.url, save=ONLY_WHEN_TOLD) as checkpointer:
+    with Checkpointer(state, storage.url, save=NO_SCHEDULE) as checkpointer:
         restored = checkpointer.restore()
     assert restored is not None
     assert (restored.step, state["seen"]) == (step, [step])

@@ -11,7 +11,7 @@ from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.training.state.application import PerRank
-from training.resuming import ONLY_WHEN_TOLD
+from training.resuming import NO_SCHEDULE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -40,15 +40,13 @@ def test_a_loader_whose_sampler_has_a_generator_of_its_own_resumes_in_order(
         for batch in before:
             seen.append(batch.tolist())
             if len(seen) == batches:
-                with Checkpointer(
-                    {"data": PerRank(before)}, str(tmp_path / "run"), save=ONLY_WHEN_TOLD
-                ) as checkpointer:
+                with Checkpointer({"data": PerRank(before)}, str(tmp_path / "run"), save=NO_SCHEDULE) as checkpointer:
                     checkpointer.restore()
                     checkpointer.save(batches)
                 break
 
     after = loader(workers)
-    with Checkpointer({"data": PerRank(after)}, str(tmp_path / "run"), save=ONLY_WHEN_TOLD) as checkpointer:
+    with Checkpointer({"data": PerRank(after)}, str(tmp_path / "run"), save=NO_SCHEDULE) as checkpointer:
         checkpointer.restore()
     rest = [batch for _ in range(3) for batch in epoch(after)]
     assert seen + rest == expected[: batches + len(rest)]

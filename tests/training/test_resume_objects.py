@@ -28,20 +28,20 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.log import RestoreFinished, SnapshotCommitted
 from training.checkpointer_runs import RunStorage
-from training.resuming import ONLY_WHEN_TOLD, Job, attempt, differences, frozen, resumed, undisturbed
+from training.resuming import NO_SCHEDULE, Job, attempt, differences, frozen, resumed, undisturbed
 from training.states import Held
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def saved(storage: RunStorage, state: dict[str, Any], step: int = 1, **options: Any) -> None:
-    with Checkpointer(state, storage.url, save=ONLY_WHEN_TOLD, **options) as checkpointer:
+    with Checkpointer(state, storage.url, save=NO_SCHEDULE, **options) as checkpointer:
         checkpointer.restore()
         checkpointer.save(step)
 
 
 def restored(storage: RunStorage, state: dict[str, Any], **options: Any) -> Any:
-    with Checkpointer(state, storage.url, save=ONLY_WHEN_TOLD, **options) as checkpointer:
+    with Checkpointer(state, storage.url, save=NO_SCHEDULE, **options) as checkpointer:
         return checkpointer.restore()
 
 
@@ -406,7 +406,7 @@ def test_a_class_of_ones_own_comes_back_where_it_is_trusted_on_both_sides(storag
 )
 def test_plain_values_are_checked_at_each_save(change: Callable[[Any], Any], named: str, storage: RunStorage) -> None:
     seen: dict[str, Any] = {"runs": [], "zero": -0.0, "nan": float("nan"), "big": 1 << 200}
-    with Checkpointer({"seen": seen}, storage.url, save=ONLY_WHEN_TOLD) as checkpointer:
+    with Checkpointer({"seen": seen}, storage.url, save=NO_SCHEDULE) as checkpointer:
         checkpointer.restore()
         checkpointer.save(1)
         fresh: dict[str, Any] = {}
@@ -487,7 +487,7 @@ def test_the_first_save_says_what_no_snapshot_holds(storage: RunStorage, caplog:
     caplog.set_level(logging.INFO)
     used = nn.Linear(1, 1)
     used.weight.grad = torch.ones(1, 1)
-    with Checkpointer({"model": Changing(), "used": used}, storage.url, save=ONLY_WHEN_TOLD) as checkpointer:
+    with Checkpointer({"model": Changing(), "used": used}, storage.url, save=NO_SCHEDULE) as checkpointer:
         checkpointer.restore()
         checkpointer.save(1)
         checkpointer.save(2)
@@ -517,7 +517,7 @@ def test_generators_go_on_as_if_the_iterator_had_not_been_made_again(tmp_path: P
         np.random.seed(0)
         job = make()
         data = job.options.pop("data")
-        with Checkpointer(job.state, url, save=ONLY_WHEN_TOLD) as checkpointer:
+        with Checkpointer(job.state, url, save=NO_SCHEDULE) as checkpointer:
             checkpointer.restore()
             iter(torch.utils.data.DataLoader(data, shuffle=True))
             for step in checkpointer.steps(total):

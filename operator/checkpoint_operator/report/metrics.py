@@ -85,7 +85,7 @@ class Metrics:
         self._others = self._counter("other_operator_entries", "Log entries that another operator wrote meanwhile.")
         self._reconcile_errors = self._counter("reconcile_errors", "Passes that ended with an error of the operator.")
         self.reconcile_seconds = self._histogram("reconcile_seconds", "Duration of passes over one Checkpoint.")
-        self._told_losses: dict[Key, int] = {}
+        self._reported_losses: dict[Key, int] = {}
 
     async def answer(self, request: web.Request) -> web.Response:
         """Return the answer to a scrape; a thread formats its thousands of lines."""
@@ -150,8 +150,8 @@ class Metrics:
 
     def count_loss(self, key: Key, *, attempt: int, steps: int, seconds: int) -> None:
         """Count the loss of one restart, once."""
-        if self._told_losses.get(key, 0) < attempt:
-            self._told_losses[key] = attempt
+        if self._reported_losses.get(key, 0) < attempt:
+            self._reported_losses[key] = attempt
             self._lost_steps.labels(*_labels(key)).inc(steps)
             self._lost_seconds.labels(*_labels(key)).inc(seconds)
 
@@ -165,7 +165,7 @@ class Metrics:
 
     def forget(self, key: Key) -> None:
         """Remove all metrics of a deleted Checkpoint, and those of the namespace's quota with its last Checkpoint."""
-        self._told_losses.pop(key, None)
+        self._reported_losses.pop(key, None)
         for metric in self._of_runs:
             metric.remove_by_labels(_named(key))
         self._seen.discard(key)

@@ -72,7 +72,7 @@ class FsspecStore:
         self._style = style_of(fs)
         self._lock = _lock_of(fs)
         self._concurrent = bool(fs.async_impl)
-        self._swept = False
+        self._leftovers_removed = False
         self.calls: Calls[Any] = Calls(
             settings, connect=lambda _: fs, errors=(Exception,), explain=explain_filesystem, timeouts=timeouts
         )
@@ -174,9 +174,9 @@ class FsspecStore:
         """A new temporary file, open for writing, and its path."""
         folder = self.path(PARTIAL_FOLDER)
         _make_folder(fs, folder)
-        if not self._swept:
-            self._swept = True
-            self._sweep(fs)
+        if not self._leftovers_removed:
+            self._leftovers_removed = True
+            self._remove_leftovers(fs)
         path = f"{folder}/{secrets.token_hex(16)}"
         return fs.open(path, "wb", block_size=block_bytes), path
 
@@ -300,7 +300,7 @@ class FsspecStore:
         if not self._concurrent:
             _make_folder(fs, self.path(key).rpartition("/")[0])
 
-    def _sweep(self, fs: Any) -> None:
+    def _remove_leftovers(self, fs: Any) -> None:
         """Delete what writers that were killed long ago have left."""
         limit = time.time() - LEFTOVER_SECONDS
         with contextlib.suppress(Exception):

@@ -66,7 +66,7 @@ class LocalStore:
         self._settings = settings
         self._url = location.url
         self._root = Path("/", location.path)
-        self._swept = False
+        self._leftovers_removed = False
 
     def __reduce__(self) -> tuple[type[LocalStore], tuple[StoreSettings]]:
         return type(self), (self._settings,)
@@ -152,9 +152,9 @@ class LocalStore:
     def _open_partial(self) -> BinaryIO:
         folder = self._root / PARTIAL_FOLDER
         _make_folder(folder)
-        if not self._swept:
-            self._swept = True
-            _sweep(folder)
+        if not self._leftovers_removed:
+            self._leftovers_removed = True
+            _remove_leftovers(folder)
         return (folder / secrets.token_hex(16)).open("xb")
 
     @contextlib.contextmanager
@@ -275,7 +275,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     limit = time.time() - LEFTOVER_SECONDS
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
