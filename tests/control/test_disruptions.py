@@ -104,8 +104,8 @@ def test_each_cordon_of_a_node_with_a_pod_on_it_asks_once_for_a_save(
     assert "PodEvicted" not in run.events()
 
     version = run.body["metadata"]["resourceVersion"]
-    for beat in range(3):
-        heartbeat = {"status": {"nodeInfo": {"kernelVersion": str(beat)}}}
+    for update in range(3):
+        heartbeat = {"status": {"nodeInfo": {"kernelVersion": str(update)}}}
         namespace.patch("node", node, heartbeat, "--subresource=status")
     trainer.commit(10, save_request=trainer.run.attempts[1].save_request)
     run.eventually(lambda it: it.status.get("latest", {}).get("step") == 10)

@@ -94,8 +94,8 @@ def test_the_status_of_any_log_can_be_written(
     if retired:
         history.retired(oldest, reasons=(text,) * 8)
     seen = observed(history, retention={"keepLast": 1})
-    beat = RunProgress(1, MAX_INT64, history.now + dt.timedelta(days=365 * 6000))
-    seen = changed(seen, progress={1: beat})
+    progress = RunProgress(1, MAX_INT64, history.now + dt.timedelta(days=365 * 6000))
+    seen = changed(seen, progress={1: progress})
 
     check_writable(status_of(seen), STATUS)
     created = [action for action in mirror_actions(seen) if isinstance(action, CreateMirror)]

@@ -26,7 +26,7 @@ ENTRY = (GOLDEN / "SnapshotCommitted.json").read_bytes().rstrip(b"\n")
 MANIFEST = manifest.encode(
     manifest.Manifest("100-1-abcdefgh", 100, 1, 2, (manifest.File("__0_0.distcp", 9, 1, b"\0\0\0\1"),), {"torch": "2"})
 )
-BEAT = heartbeat.encode(heartbeat.Heartbeat(3, 1200, "2026-01-01T00:00:00+00:00", (POD,)))
+HEARTBEAT = heartbeat.encode(heartbeat.Heartbeat(3, 1200, "2026-01-01T00:00:00+00:00", (POD,)))
 ENTRIES = [compaction.RawEntry(number, ENTRY, BEGINNING) for number in range(SPAN.first, SPAN.last + 1)]
 COMPACTION = gzip.decompress(compaction.encode(ENTRIES) or b"")
 
@@ -47,7 +47,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "entry": (read_entry, ENTRY),
     "manifest": (read_manifest, MANIFEST),
     "compaction": (read_compaction, COMPACTION),
-    "heartbeat": (heartbeat.decode, BEAT),
+    "heartbeat": (heartbeat.decode, HEARTBEAT),
 }
 
 NESTED = b"[" * 100_000

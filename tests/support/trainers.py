@@ -98,8 +98,8 @@ class Trainer:
 
     def report(self, step: int) -> None:
         """How far this attempt has come."""
-        beat = heartbeat.Heartbeat(self.number, step, dt.datetime.now(dt.UTC).isoformat())
-        self.store.put(layout.PROGRESS_KEY, heartbeat.encode(beat))
+        sent = heartbeat.Heartbeat(self.number, step, dt.datetime.now(dt.UTC).isoformat())
+        self.store.put(layout.PROGRESS_KEY, heartbeat.encode(sent))
 
 
 def _file(name: str, data: bytes) -> manifest.File:

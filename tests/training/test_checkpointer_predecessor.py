@@ -40,7 +40,7 @@ class World:
         self.log.append(lambda run: decisions.claim(run, OWNER, url=self.store.url))
         self.log.append(lambda run: decisions.start(run, world_size=1, pods=(POD,)))
 
-    def beat(self, *, ended: bool = False) -> None:
+    def heartbeat(self, *, ended: bool = False) -> None:
         self.store.put(PROGRESS_KEY, encode(Heartbeat(1, 100, f"{self.seconds}", (POD,), ended)))
 
     def sleep(self, seconds: float) -> None:
@@ -54,7 +54,7 @@ class World:
         return self.seconds - began
 
 
-def test_without_a_beat_nobody_waits() -> None:
+def test_without_a_heartbeat_nobody_waits() -> None:
     assert World().wait() == 0
 
 
@@ -87,58 +87,58 @@ def test_a_store_that_fails_for_the_moment_is_no_missing_hint() -> None:
         read_heartbeat(store)
 
 
-def test_an_old_beat_is_no_reason_to_wait() -> None:
+def test_an_old_heartbeat_is_no_reason_to_wait() -> None:
     world = World()
-    world.beat()
+    world.heartbeat()
     world.seconds += 60
     assert world.wait() == 0
 
 
-def test_a_beat_that_stops_is_waited_for_until_it_is_old() -> None:
+def test_a_heartbeat_that_stops_is_waited_for_until_it_is_old() -> None:
     world = World()
-    world.beat()
+    world.heartbeat()
     world.seconds += 5
     assert world.wait() == SILENT_AFTER_SECONDS - 5
 
 
 def test_a_container_that_restarts_in_its_pod_does_not_wait() -> None:
     world = World()
-    world.beat()
+    world.heartbeat()
     assert world.wait(pods=(POD,)) == 0
 
 
 def test_a_running_attempt_is_waited_for_until_the_timeout_and_then_fenced(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(happens=lambda world: world.beat() if world.seconds % 10 == 0 else None)
-    world.beat()
+    world = World(happens=lambda world: world.heartbeat() if world.seconds % 10 == 0 else None)
+    world.heartbeat()
     assert world.wait(timeout=60) == 60
     assert "still training at step 100" in caplog.text
 
 
 def test_a_goodbye_ends_the_wait_at_once() -> None:
-    world = World(happens=lambda world: world.beat(ended=world.seconds >= 4))
-    world.beat()
+    world = World(happens=lambda world: world.heartbeat(ended=world.seconds >= 4))
+    world.heartbeat()
     assert world.wait() == 4
 
 
 def test_an_eviction_of_the_running_attempt_ends_the_wait_at_once() -> None:
     def evict(world: World) -> None:
-        world.beat()
+        world.heartbeat()
         if world.seconds == 3:
             world.log.append(lambda _: EvictionNoticed(1, POD, "drained"))
 
     world = World(happens=evict)
-    world.beat()
+    world.heartbeat()
     assert world.wait() == 3
 
 
 def test_reading_the_stores_clock_leaves_nothing_behind() -> None:
     world = World()
-    world.beat()
+    world.heartbeat()
     world.wait()
     assert not [info.key for info in world.store.list("_probe/")]
 
 
-# Whose beat it is
+# Whose heartbeat it is
 
 
 class Reports:
@@ -157,7 +157,7 @@ class Reports:
         )
 
     def write(self) -> int:
-        """Write a beat; returns whose beat is there then."""
+        """Write a heartbeat; returns whose heartbeat is there then."""
         self.report._write()
         stored = read_heartbeat(self.world.store)
         assert stored is not None
