@@ -106,7 +106,7 @@ def test_pods_are_fenced_at_once_and_nothing_is_deleted_before_they_have_ended()
     running = deleted(given_up(), pods=(pod(),))
     assert plan.store_actions(running) == ()
     assert in_the_way(running) == "Pod llama-0 has not ended yet."
-    assert plan.store_actions(replace(running, pods=(pod(phase="Succeeded"),))) == (Erase(),)
+    assert plan.store_actions(changed(running, pods=(pod(phase="Succeeded"),))) == (Erase(),)
 
 
 def test_who_reports_progress_without_being_a_pod_here_is_waited_for_too() -> None:

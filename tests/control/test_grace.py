@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from checkpoint_operator.gather.observer import pod_from
 from checkpoint_operator.report.health import judge_conditions
 from checkpoint_sidecar.core.policy import SavePolicy
 from support.builders import History
-from support.observations import observed, pod
+from support.observations import changed, observed, pod
 
 
 def saving(*seconds: float, save: SavePolicy | None = None) -> History:
@@ -55,7 +54,7 @@ def test_nobody_needs_time_for_a_save_that_the_policy_does_not_ask_for() -> None
 
 def test_a_run_whose_pods_cannot_save_in_time_is_not_protected() -> None:
     def protected(grace: float) -> tuple[str, str]:
-        seen = replace(observed(saving(30.0)), pods=(pod(grace_seconds=grace),))
+        seen = changed(observed(saving(30.0)), pods=(pod(grace_seconds=grace),))
         judged = next(each for each in judge_conditions(seen) if each.type == "Protected")
         return judged.status, judged.reason
 

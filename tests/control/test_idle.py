@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from checkpoint_operator.decide.plan import mirror_actions, silence
 from checkpoint_operator.model.actions import CreateMirror
 from checkpoint_operator.model.observed import Mirror
 from support.builders import History
-from support.observations import later, observed
+from support.observations import changed, later, observed
 
 
 @pytest.mark.parametrize(
@@ -47,4 +45,4 @@ def test_a_status_that_was_written_with_its_object_needs_no_second_write() -> No
         )
         for each in created
     )
-    assert mirror_actions(replace(later(seen, minutes=5), mirrors=there)) == ()
+    assert mirror_actions(changed(later(seen, minutes=5), mirrors=there)) == ()

@@ -15,7 +15,7 @@ from checkpoint_operator.report.events import for_entries
 from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core.log import PodIdentity
 from support.builders import History
-from support.observations import KEY, observed, pod
+from support.observations import KEY, changed, observed, pod
 
 OTHER = Key("training", "other")
 PODS = tuple(PodIdentity(f"llama-{rank}", f"uid-{rank}") for rank in range(2))
@@ -52,7 +52,7 @@ def saves(seen: Observed) -> tuple[RequestSave, ...]:
 
 def asked_by(*bodies: dict[str, Any], pods: tuple[Pod, ...] = (), history: History | None = None) -> list[str]:
     """Why a save is asked for."""
-    seen = replace(observed(history or training()), pods=pods or (on("node-a"),), nodes=shown(*bodies))
+    seen = changed(observed(history or training()), pods=pods or (on("node-a"),), nodes=shown(*bodies))
     return [action.reason for action in saves(seen)]
 
 
@@ -165,18 +165,18 @@ def test_nothing_is_asked_of_an_attempt_that_was_told_of_an_eviction() -> None:
 
 def test_one_cordon_asks_once_whatever_follows_on_that_node() -> None:
     nodes = Nodes()
-    seen = replace(observed(training()), pods=(on("node-a"),))
-    (first,) = saves(replace(seen, nodes=shown(node_body(taint(timeAdded="2026-01-01T00:00:00Z")), nodes=nodes)))
+    seen = changed(observed(training()), pods=(on("node-a"),))
+    (first,) = saves(changed(seen, nodes=shown(node_body(taint(timeAdded="2026-01-01T00:00:00Z")), nodes=nodes)))
     more = node_body(NO_EXECUTE, taint(timeAdded="2026-01-01T00:00:00Z"))
-    assert saves(replace(seen, nodes=shown(more, nodes=nodes))) == (first,)
-    asked = replace(observed(training().save_requested(first.request)), pods=seen.pods)
-    assert saves(replace(asked, nodes=shown(more, nodes=nodes))) == ()
+    assert saves(changed(seen, nodes=shown(more, nodes=nodes))) == (first,)
+    asked = changed(observed(training().save_requested(first.request)), pods=seen.cluster.pods)
+    assert saves(changed(asked, nodes=shown(more, nodes=nodes))) == ()
 
 
 def test_an_operator_that_starts_anew_does_not_ask_again() -> None:
     body = node_body(taint(timeAdded="2026-01-01T00:00:00Z"))
-    seen = replace(observed(training()), pods=(on("node-a"),))
-    assert saves(replace(seen, nodes=shown(body))) == saves(replace(seen, nodes=shown(body)))
+    seen = changed(observed(training()), pods=(on("node-a"),))
+    assert saves(changed(seen, nodes=shown(body))) == saves(changed(seen, nodes=shown(body)))
 
 
 @pytest.mark.parametrize(
@@ -186,20 +186,20 @@ def test_a_new_cordon_after_an_uncordon_asks_again(times: tuple[str, str]) -> No
     nodes = Nodes()
     cordons = [node_body(taint(timeAdded=time) if time else taint()) for time in times]
     history = training()
-    seen = replace(observed(history), pods=(on("node-a"),))
-    (first,) = saves(replace(seen, nodes=shown(cordons[0], nodes=nodes)))
+    seen = changed(observed(history), pods=(on("node-a"),))
+    (first,) = saves(changed(seen, nodes=shown(cordons[0], nodes=nodes)))
     history.save_requested(first.request).committed(100, save_request=first.request).verified(100)
-    seen = replace(observed(history), pods=(on("node-a"),))
-    assert saves(replace(seen, nodes=shown(node_body(), nodes=nodes))) == ()
-    (second,) = saves(replace(seen, nodes=shown(cordons[1], nodes=nodes)))
+    seen = changed(observed(history), pods=(on("node-a"),))
+    assert saves(changed(seen, nodes=shown(node_body(), nodes=nodes))) == ()
+    (second,) = saves(changed(seen, nodes=shown(cordons[1], nodes=nodes)))
     assert second.request != first.request
 
 
 def test_a_node_of_the_same_name_is_another_node() -> None:
     nodes = Nodes()
-    seen = replace(observed(training()), pods=(on("node-a"),))
-    (first,) = saves(replace(seen, nodes=shown(node_body(taint(), uid="one"), nodes=nodes)))
-    (second,) = saves(replace(seen, nodes=shown(node_body(taint(), uid="two"), nodes=nodes)))
+    seen = changed(observed(training()), pods=(on("node-a"),))
+    (first,) = saves(changed(seen, nodes=shown(node_body(taint(), uid="one"), nodes=nodes)))
+    (second,) = saves(changed(seen, nodes=shown(node_body(taint(), uid="two"), nodes=nodes)))
     assert first.request != second.request
 
 
@@ -207,10 +207,10 @@ def test_requests_of_a_user_and_of_nodes_do_not_take_turns() -> None:
     pods = (on("node-a"), on("node-b", rank=1))
     nodes = shown(node_body(taint()), node_body(taint(), name="node-b"))
     history = training()
-    seen = replace(observed(history, save={"request": "now-1"}), pods=pods, nodes=nodes)
+    seen = changed(observed(history, save={"request": "now-1"}), pods=pods, nodes=nodes)
     for action in saves(seen):
         history.save_requested(action.request, reason=action.reason)
-    asked = replace(observed(history, save={"request": "now-1"}), pods=pods, nodes=nodes)
+    asked = changed(observed(history, save={"request": "now-1"}), pods=pods, nodes=nodes)
     assert (len(saves(seen)), saves(asked)) == (3, ())
 
 

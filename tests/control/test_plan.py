@@ -114,7 +114,7 @@ def test_a_take_over_that_names_somebody_else_does_nothing() -> None:
 
 
 def test_an_overlapping_prefix_of_an_older_checkpoint_is_left_alone() -> None:
-    assert plan(replace(observed(History(owner=None)), rival=Key("training", "older"))) == ()
+    assert plan(changed(observed(History(owner=None)), rival=Key("training", "older"))) == ()
 
 
 # Not knowing
@@ -131,7 +131,7 @@ def test_an_overlapping_prefix_of_an_older_checkpoint_is_left_alone() -> None:
 )
 def test_nothing_is_done_to_a_run_about_which_something_is_not_known(blind: dict[str, Any]) -> None:
     history = saved(100, 200, retention=KEEP_ONE).retired(100)
-    assert plan(later(replace(observed(history, retention=KEEP_ONE_SPEC), **blind), hours=2)) == ()
+    assert plan(later(changed(observed(history, retention=KEEP_ONE_SPEC), **blind), hours=2)) == ()
 
 
 def test_a_critical_entry_of_an_unknown_kind_forbids_everything() -> None:
@@ -411,27 +411,27 @@ def policy_of_retention(retention: dict[str, Any]) -> RetentionPolicy:
 
 def test_the_users_word_on_a_snapshot_is_copied_to_the_log() -> None:
     history = saved(100, 200)
-    seen = replace(observed(history), mirrors=(mirror(history, 100, disposition="Hold"),))
+    seen = changed(observed(history), mirrors=(mirror(history, 100, disposition="Hold"),))
     assert plan(quiet(seen)) == (SetDisposition(history.id(100), "Hold"),)
     history.disposed(100, "Hold")
-    assert plan(quiet(replace(observed(history), mirrors=seen.mirrors))) == ()
+    assert plan(quiet(changed(observed(history), mirrors=seen.cluster.mirrors))) == ()
 
 
 @pytest.mark.parametrize("step", [200, 100], ids=["the newest verified", "the one in use"])
 def test_retiring_by_hand_is_refused_for(step: int) -> None:
     history = saved(100, 200, retention=RetentionPolicy(keep_last=9)).rollback(100).started().restored()
-    seen = replace(observed(history, retention={"keepLast": 9}), mirrors=(mirror(history, step, disposition="Retire"),))
+    seen = changed(observed(history, retention={"keepLast": 9}), mirrors=(mirror(history, step, disposition="Retire"),))
     assert plan(quiet(seen)) == ()
     assert ready_of(seen) == ("True", "RetireRefused")
 
 
 def test_retiring_by_hand_is_refused_until_there_is_a_retention_policy() -> None:
     history = saved(100, 200)
-    seen = replace(observed(history), mirrors=(mirror(history, 100, disposition="Retire"),))
+    seen = changed(observed(history), mirrors=(mirror(history, 100, disposition="Retire"),))
     assert plan(quiet(seen)) == ()
     assert ready_of(seen) == ("True", "RetireRefused")
     history.configured(retention=RetentionPolicy(keep_every_steps=100))
-    later_on = replace(observed(history, retention={"keepEverySteps": 100}), mirrors=seen.mirrors)
+    later_on = changed(observed(history, retention={"keepEverySteps": 100}), mirrors=seen.cluster.mirrors)
     assert plan(quiet(later_on)) == (SetDisposition(history.id(100), "Retire"),)
     history.disposed(100, "Retire")
     assert kinds(plan(quiet(replace(later_on, run=history.run)))) == ["Retire"]
@@ -439,7 +439,7 @@ def test_retiring_by_hand_is_refused_until_there_is_a_retention_policy() -> None
 
 def test_retiring_by_hand_what_a_floor_keeps_says_so() -> None:
     history = saved(100, 200, 300, retention=RetentionPolicy(keep_last=2)).disposed(200, "Retire")
-    seen = replace(observed(history, retention={"keepLast": 2}), mirrors=(mirror(history, 200, disposition="Retire"),))
+    seen = changed(observed(history, retention={"keepLast": 2}), mirrors=(mirror(history, 200, disposition="Retire"),))
     assert Retire(history.id(200)) not in plan(quiet(seen))
     assert ready_of(seen) == ("True", "RetireRefused")
 
@@ -449,10 +449,10 @@ def test_retiring_by_hand_what_a_floor_keeps_says_so() -> None:
 
 def test_a_leaving_pod_of_the_running_attempt_is_an_eviction_told_once() -> None:
     history = History().configured().started()
-    seen = replace(observed(history), pods=(pod(leaving="EvictionByEvictionAPI"),))
+    seen = changed(observed(history), pods=(pod(leaving="EvictionByEvictionAPI"),))
     assert plan(seen) == (NoticeEviction(1, POD, "EvictionByEvictionAPI"),)
     history.evicted()
-    assert plan(replace(observed(history), pods=seen.pods)) == ()
+    assert plan(changed(observed(history), pods=seen.cluster.pods)) == ()
 
 
 @pytest.mark.parametrize(
@@ -464,15 +464,15 @@ def test_a_leaving_pod_of_the_running_attempt_is_an_eviction_told_once() -> None
     ],
 )
 def test_no_eviction_is(leaving: Any) -> None:
-    assert plan(replace(observed(History().configured().started()), pods=(leaving,))) == ()
+    assert plan(changed(observed(History().configured().started()), pods=(leaving,))) == ()
 
 
 def test_of_a_large_attempt_unlisted_pods_count_if_they_existed_when_it_started() -> None:
     history = History().configured().started(pods=tuple(PodIdentity(f"p-{n}", f"uid-{n}") for n in range(16)))
     old = pod("p-40", "uid-40", leaving="Deleted")
     young = pod("p-41", "uid-41", leaving="Deleted", created=history.now.replace(year=2027))
-    assert plan(replace(observed(history), pods=(young,))) == ()
-    assert kinds(plan(replace(observed(history), pods=(young, old)))) == ["NoticeEviction"]
+    assert plan(changed(observed(history), pods=(young,))) == ()
+    assert kinds(plan(changed(observed(history), pods=(young, old)))) == ["NoticeEviction"]
 
 
 # Mirrored objects
@@ -495,7 +495,7 @@ def test_the_object_of_a_purged_snapshot_is_removed_and_not_created_again() -> N
         a for a in mirror_actions(observed(history)) if isinstance(a, CreateMirror) and "200-" in str(a.body)
     )
     gone = mirror(history, 100)
-    seen = replace(observed(history), mirrors=(gone,))
+    seen = changed(observed(history), mirrors=(gone,))
     assert DeleteMirror(gone.name, gone.uid) in mirror_actions(seen)
 
 
@@ -503,10 +503,10 @@ def test_the_object_of_a_purged_snapshot_is_removed_and_not_created_again() -> N
 def test_an_object_that_another_checkpoint_has_left_is_replaced_and_its_word_is_not_heard(controller: str) -> None:
     history = saved(100)
     left = replace(mirror(history, 100, disposition="Hold"), controller=controller)
-    seen = quiet(replace(observed(history), mirrors=(left,)))
+    seen = quiet(changed(observed(history), mirrors=(left,)))
     assert plan(seen) == (), "its disposition is not copied to the log"
     assert mirror_actions(seen) == (DeleteMirror(left.name, left.uid),), "first its name has to be free"
-    (created,) = mirror_actions(replace(seen, mirrors=()))
+    (created,) = mirror_actions(changed(seen, mirrors=()))
     assert isinstance(created, CreateMirror)
     assert created.body["metadata"]["name"] == left.name
 
@@ -514,7 +514,7 @@ def test_an_object_that_another_checkpoint_has_left_is_replaced_and_its_word_is_
 def test_an_object_of_a_snapshot_that_the_log_does_not_know_is_deleted() -> None:
     history, other = saved(100), saved(100, 300)
     stray = mirror(other, 300)
-    seen = replace(observed(history), mirrors=(mirror(history, 100), stray))
+    seen = changed(observed(history), mirrors=(mirror(history, 100), stray))
     assert DeleteMirror(stray.name, stray.uid) in mirror_actions(seen)
     assert mirror_actions(replace(seen, run=None)) == (), "without a log nothing is known of it"
 
@@ -536,11 +536,11 @@ def test_a_snapshot_that_cannot_be_verified_for_a_reason_of_its_own_keeps_no_oth
 
 def test_the_status_of_an_object_is_written_only_when_it_differs() -> None:
     history = saved(100)
-    seen = replace(observed(history), mirrors=(mirror(history, 100),))
+    seen = changed(observed(history), mirrors=(mirror(history, 100),))
     (report,) = mirror_actions(seen)
     assert isinstance(report, ReportMirror)
     stored = json.loads(json.dumps(report.status))
-    same = replace(seen, mirrors=(mirror(history, 100, status=stored),))
+    same = changed(seen, mirrors=(mirror(history, 100, status=stored),))
     assert mirror_actions(later(same, hours=1)) == ()
 
 
@@ -557,7 +557,7 @@ def test_the_objects_of_a_run_that_keeps_everything_cost_time_in_proportion_to_t
     seen = observed(history)
     counted = replace(history.run, snapshots=Counting(history.run.snapshots))
     mirrors = tuple(mirror(history, step) for step in range(1, 201))
-    assert len(mirror_actions(replace(seen, run=counted, mirrors=mirrors))) == 200
+    assert len(mirror_actions(changed(seen, run=counted, mirrors=mirrors))) == 200
     assert lookups < 10 * 200
 
 
@@ -568,8 +568,8 @@ def test_the_objects_of_a_run_that_keeps_everything_cost_time_in_proportion_to_t
 )
 def test_no_object_is_touched_when(blind: dict[str, Any]) -> None:
     history = saved(100, 200, retention=KEEP_ONE).retired(100).purge_started(100).purged(100)
-    seen = replace(observed(history), mirrors=(mirror(history, 100),))
-    assert mirror_actions(replace(seen, **blind)) == ()
+    seen = changed(observed(history), mirrors=(mirror(history, 100),))
+    assert mirror_actions(changed(seen, **blind)) == ()
 
 
 def test_saves_by_steps_only_are_planned_as_well() -> None:

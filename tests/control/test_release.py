@@ -15,7 +15,7 @@ from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, EventReason
 from checkpoint_sidecar.core.policy import RestorePolicy
 from model.stories import Stage
 from support.builders import History
-from support.observations import mirror, observed
+from support.observations import changed, mirror, observed
 
 
 def quarantined() -> History:
@@ -26,7 +26,7 @@ def quarantined() -> History:
 def asked(history: History, request: str = "release-1") -> Observed:
     """A user has annotated the object of step 200."""
     annotated = replace(mirror(history, 200), release_request=request)
-    return replace(observed(history), mirrors=(mirror(history, 100), annotated))
+    return changed(observed(history), mirrors=(mirror(history, 100), annotated))
 
 
 def requests(seen: Observed) -> list[ReleaseQuarantine]:
@@ -51,7 +51,7 @@ def test_a_request_is_written_once_and_may_stay_where_it_is() -> None:
 
 def test_a_request_made_before_anything_is_found_is_used_up() -> None:
     history = quarantined()
-    early = replace(asked(history), mirrors=(replace(mirror(history, 100), release_request="release-1"),))
+    early = changed(asked(history), mirrors=(replace(mirror(history, 100), release_request="release-1"),))
     assert requests(early) == [ReleaseQuarantine(history.id(100), "release-1")]
     history.released(100).found_damaged(100)
     assert requests(replace(early, run=history.run)) == []

@@ -306,7 +306,7 @@ def test_metrics_say_when_the_next_snapshot_is_due() -> None:
     labels = {"namespace": KEY.namespace, "checkpoint": KEY.name}
     history = History().configured(save=SavePolicy(every_seconds=60)).started()
     pods = (replace(pod_from(pod_body()), phase=phase) for phase in ("Running", "Pending", "Succeeded"))
-    metrics.observe(replace(observed(history), pods=tuple(pods)), ready=True)
+    metrics.observe(changed(observed(history), pods=tuple(pods)), ready=True)
     value = metrics.registry.get_sample_value
     assert value("checkpoint_operator_save_interval_seconds", labels) == 60
     assert value("checkpoint_operator_running_pods", labels) == 2

@@ -76,7 +76,7 @@ def wanting(pods: BarePods, *listed: Pod, wanted: bool = True, after_seconds: fl
     """What a pass sees some time after the watch showed what it showed."""
     seen = observed(History().configured().started(), reschedule={"recreateBarePods": wanted})
     wall = NOW + dt.timedelta(seconds=after_seconds)
-    return replace(seen, wall=wall, pods=listed, disrupted=pods.of(KEY))
+    return changed(seen, wall=wall, pods=listed, disrupted=pods.of(KEY))
 
 
 def after(*bodies: dict[str, Any]) -> BarePods:
@@ -235,7 +235,7 @@ def rank(number: int, **changes: Any) -> Pod:
 def gang(*pods: Pod, history: History | None = None, wanted: bool = True) -> Observed:
     """A gang whose first pod is being evicted, right after that was noticed."""
     seen = history or History().configured().started(pods=GANG).evicted()
-    return replace(observed(seen, reschedule={"restartGang": wanted}), pods=pods)
+    return changed(observed(seen, reschedule={"restartGang": wanted}), pods=pods)
 
 
 def in_time(seen: Observed) -> Observed:
@@ -317,7 +317,7 @@ def test_a_log_that_cannot_be_read_restarts_nobody() -> None:
 
 
 def noticed(*pods: Pod) -> list[tuple[str, str]]:
-    seen = replace(observed(History().configured().started(pods=GANG)), pods=pods)
+    seen = changed(observed(History().configured().started(pods=GANG)), pods=pods)
     planned = (action for action in store_actions(seen) if isinstance(action, NoticeEviction))
     return [(action.pod.name, action.reason) for action in planned]
 

@@ -78,7 +78,7 @@ FAULTS = {
 def test_conditions_name(
     changes: dict[str, Any], ready: tuple[str, str], storage: tuple[str, str], stalled: str
 ) -> None:
-    seen = replace(observed(History().configured()), **changes)
+    seen = changed(observed(History().configured()), **changes)
     assert condition(seen, "Ready") == ready
     assert condition(seen, "StorageAvailable") == storage
     assert condition(seen, "Stalled")[0] == stalled
@@ -145,7 +145,7 @@ def test_the_transition_time_moves_only_when_the_status_does() -> None:
 
 
 def protected(history: History, *, pods: int = 1, hours: float = 0) -> tuple[str, str]:
-    seen = replace(observed(history), pods=tuple(pod() for _ in range(pods)))
+    seen = changed(observed(history), pods=tuple(pod() for _ in range(pods)))
     return condition(later(seen, hours=hours), "Protected")
 
 
@@ -179,21 +179,21 @@ def test_a_take_over_from_another_than_the_holder_is_called_wrong() -> None:
 
 def test_pods_that_never_start_an_attempt_are_noticed_after_ten_minutes() -> None:
     history = History().configured()
-    seen = replace(observed(history), pods=(pod(started=history.now),))
+    seen = changed(observed(history), pods=(pod(started=history.now),))
     assert condition(later(seen, minutes=9), "RestoreEnforced") == ("Unknown", "NotRunning")
     assert condition(later(seen, minutes=11), "RestoreEnforced") == ("False", "NotReported")
     history.started()
-    seen = replace(observed(history), pods=seen.pods)
+    seen = changed(observed(history), pods=seen.cluster.pods)
     assert condition(later(seen, minutes=11), "RestoreEnforced") == ("True", "RestoredAsAsked")
 
 
 def test_a_pod_that_reported_is_not_missed_when_its_kubelets_clock_is_ahead_of_the_stores() -> None:
     history = History().configured().started()
     ahead = pod(started=history.now + dt.timedelta(minutes=5))
-    seen = later(replace(observed(history), pods=(ahead,)), minutes=30)
+    seen = later(changed(observed(history), pods=(ahead,)), minutes=30)
     assert condition(seen, "RestoreEnforced") == ("True", "RestoredAsAsked")
     stranger = replace(ahead, uid="33333333-0000-0000-0000-000000000000")
-    assert condition(replace(seen, pods=(stranger,)), "RestoreEnforced") == ("False", "NotReported")
+    assert condition(changed(seen, pods=(stranger,)), "RestoreEnforced") == ("False", "NotReported")
 
 
 def test_a_commit_without_the_restore_that_was_announced_is_a_mismatch() -> None:
@@ -407,7 +407,7 @@ def test_quarantined_snapshots_are_listed_with_the_evidence() -> None:
 def test_pods_that_are_gone_were_still_pods_of_the_attempt() -> None:
     history = History().configured().started(pods=tuple(PodIdentity(f"p-{n}", f"uid-{n}") for n in range(16)))
     many = tuple(pod(f"p-{n}", f"uid-{n}") for n in range(40))
-    first = status_of(replace(observed(history), pods=many))
+    first = status_of(changed(observed(history), pods=many))
     assert (first["attempt"]["podCount"], len(first["attempt"]["pods"])) == (40, 16)
     assert status_of(observed(history, status=first)) == {
         **first,
@@ -442,6 +442,6 @@ def test_the_status_names_the_log_entry_it_reflects_and_the_owner() -> None:
 
 @pytest.mark.parametrize(("namespace", "named"), [(KEY.namespace, True), ("elsewhere", False)])
 def test_a_rival_is_named_within_its_own_namespace_only(namespace: str, named: bool) -> None:
-    status = status_of(replace(observed(None), rival=Key(namespace, "the-older-one"), run=None))
+    status = status_of(changed(observed(None), rival=Key(namespace, "the-older-one"), run=None))
     assert ("the-older-one" in str(status)) is named
     assert ("elsewhere" in str(status)) is False

@@ -16,7 +16,7 @@ from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.run_store import RunStore, fault_from, missing_log
 from checkpoint_operator.gather.spec_policy import policy_of
-from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Quota
+from checkpoint_operator.model.observed import Checkpoint, Cluster, Key, Mirror, Observed, Quota
 from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_operator.report import status
 from checkpoint_operator.report.resources import mirror_name
@@ -215,7 +215,7 @@ class _Process:
             fault=fault,
             run=run,
             now=now,
-            mirrors=mirrors,
+            cluster=Cluster(mirrors=mirrors),
             memory=memory.known(),
             findings=self._scrubber.findings(key) if self._scrubber else (),
             read_back=self._scrubber.state(key) if self._scrubber else None,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from checkpoint_operator.gather.spec_policy import policy_of
-from checkpoint_operator.model.observed import Checkpoint, Key, Mirror, Observed, Pod, Remembered
+from checkpoint_operator.model.observed import Checkpoint, Cluster, Key, Mirror, Observed, Pod, Remembered
 from checkpoint_operator.report import resources
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.policy import Disposition
@@ -43,9 +43,11 @@ def observed(
 
 
 def changed(seen: Observed, **values: Any) -> Observed:
-    """The same with other values, of which some may belong into what earlier passes have found out."""
+    """The same with other values, of which some may be fields of ``Cluster`` or of ``Remembered``."""
+    around = {field.name: values.pop(field.name) for field in fields(Cluster) if field.name in values}
     remembered = {field.name: values.pop(field.name) for field in fields(Remembered) if field.name in values}
-    return replace(seen, memory=replace(seen.memory, **remembered), **values)
+    cluster, memory = replace(seen.cluster, **around), replace(seen.memory, **remembered)
+    return replace(seen, **{"cluster": cluster, "memory": memory, **values})
 
 
 def later(seen: Observed, **duration: float) -> Observed:

@@ -82,7 +82,7 @@ def release(observed: Observed) -> Release | None:
         return None
     if spec is not None and spec.deletion_policy == "Retain":
         return _retain(observed, "spec.deletionPolicy is Retain")
-    if observed.rival is not None:
+    if observed.cluster.rival is not None:
         return _retain(observed, f"the prefix overlaps that of {observed.rival_named}")
     if run is not None and not observed.fault and run.free and not run.remnants:
         return Release(foreign=describe(observed.memory.survey.foreign) if observed.memory.survey else "")
@@ -124,7 +124,7 @@ def _unusable(observed: Observed) -> str:
     """Return why the run's log cannot be read or written, or an empty string."""
     if observed.fault is not None:
         return observed.fault.message
-    if observed.rival is not None or observed.run is None or observed.now is None:
+    if observed.cluster.rival is not None or observed.run is None or observed.now is None:
         return "The run log was not read yet."
     kind = observed.run.unknown_critical
     return f"The run log holds a critical {kind} entry. Upgrade the operator." if kind else ""
@@ -132,7 +132,7 @@ def _unusable(observed: Observed) -> str:
 
 def _too_early(observed: Observed) -> str:
     """Return why no data is deleted yet although the run may be, or an empty string."""
-    training = next((pod.name for pod in observed.pods if pod.active), "")
+    training = next((pod.name for pod in observed.cluster.pods if pod.active), "")
     if training:
         return f"Pod {training} has not ended yet."
     heard = _heard_at(observed)
@@ -150,7 +150,7 @@ def _heard_at(observed: Observed) -> dt.datetime | None:
 def _hopeless(observed: Observed) -> bool:
     """Return whether waiting cannot help: an object that a namespace loses while it is deleted never comes back."""
     lost = observed.fault is not None and observed.fault.reason is Reason.SECRET_NOT_FOUND
-    return lost and observed.namespace_deleted
+    return lost and observed.cluster.namespace_deleted
 
 
 def _retain(observed: Observed, why: str) -> Release:

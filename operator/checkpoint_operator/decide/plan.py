@@ -67,7 +67,7 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
     run, now, spec, policy = observed.run, observed.now, observed.checkpoint.spec, observed.policy
     if finalizer.ending(observed):
         return finalizer.actions(observed)
-    if observed.fault or observed.rival or run is None or now is None or spec is None or policy is None:
+    if observed.fault or observed.cluster.rival or run is None or now is None or spec is None or policy is None:
         return ()
     if run.unknown_critical:
         return ()
@@ -100,9 +100,9 @@ def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
     if run is None or verdict is None or not observed.ours or observed.checkpoint.deleted_at is not None:
         return ()
     chain = {snapshot.id for snapshot in lineage(run)}
-    existing = {mirror.snapshot: mirror for mirror in observed.mirrors}
+    existing = {mirror.snapshot: mirror for mirror in observed.cluster.mirrors}
     # Left by another object of this name, or restored from a backup: the name is needed, the content does not count.
-    foreign = [mirror for mirror in observed.mirrors if not mirror.belongs_to(observed.checkpoint, run)]
+    foreign = [mirror for mirror in observed.cluster.mirrors if not mirror.belongs_to(observed.checkpoint, run)]
     planned: list[MirrorAction] = [DeleteMirror(m.name, m.uid) for m in foreign[:MAX_NEW_MIRRORS] if not m.deleting]
     strangers = {mirror.name for mirror in foreign}
     created = 0
@@ -196,7 +196,7 @@ def _evictions(observed: Observed, run: Run) -> tuple[LogAction, ...]:
     attempt = run.attempt
     if attempt is None:
         return ()
-    found = lost(attempt, observed.pods)
+    found = lost(attempt, observed.cluster.pods)
     return (NoticeEviction(attempt.number, *found),) if found else ()
 
 
@@ -206,8 +206,8 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
         yield RequestRollback(spec.restore.rollback.request, target)
     if spec.save.request:
         yield RequestSave(spec.save.request)
-    yield from requested_saves(run, observed.pods, observed.nodes)
-    for mirror in observed.mirrors:
+    yield from requested_saves(run, observed.cluster.pods, observed.cluster.nodes)
+    for mirror in observed.cluster.mirrors:
         if not mirror.deleting and mirror.belongs_to(observed.checkpoint, run):
             yield SetDisposition(mirror.snapshot, mirror.disposition)
             if mirror.release_request:
@@ -269,7 +269,7 @@ def _last_leftovers(run: Run, observed: Observed, now: dt.datetime) -> tuple[Col
 def _last_collection_due_at(run: Run, observed: Observed) -> dt.datetime | None:
     """Never while a pod may still train, whatever it reports."""
     attempt = run.attempt
-    if attempt is None or any(pod.active for pod in observed.pods):
+    if attempt is None or observed.cluster.trains:
         return None
     if observed.memory.last_collected == (attempt.number, attempt.last_commit or ""):
         return None

@@ -39,7 +39,7 @@ def next_pass(observed: Observed) -> float | None:
         return RETRY_SECONDS
     waits: list[float] = []
     if _asked_for(observed).recreate_bare_pods:
-        waits += [(_due_at(each) - observed.wall).total_seconds() for each in observed.disrupted]
+        waits += [(_due_at(each) - observed.wall).total_seconds() for each in observed.cluster.disrupted]
     hanging_at = _hanging_at(observed)
     if hanging_at is not None and observed.now is not None:
         waits.append((hanging_at - observed.now).total_seconds())
@@ -55,8 +55,8 @@ def _asked_for(observed: Observed) -> Reschedule:
 def _creations(observed: Observed) -> Iterator[PodAction]:
     if not _asked_for(observed).recreate_bare_pods:
         return
-    present = {pod.name: pod for pod in observed.pods}
-    for gone in observed.disrupted:
+    present = {pod.name: pod for pod in observed.cluster.pods}
+    for gone in observed.cluster.disrupted:
         if _due_at(gone) > observed.wall:
             continue
         there = present.get(gone.name)
@@ -94,13 +94,13 @@ def _hanging_at(observed: Observed) -> dt.datetime | None:
     survivors = _survivors(attempt, observed)
     if not survivors:
         return None
-    known = [pod.grace_seconds for pod in members(attempt, observed.pods) if pod.grace_seconds is not None]
+    known = [pod.grace_seconds for pod in members(attempt, observed.cluster.pods) if pod.grace_seconds is not None]
     return attempt.eviction_at + dt.timedelta(seconds=max(known, default=DEFAULT_GRACE_SECONDS)) + MARGIN
 
 
 def _survivors(attempt: Attempt, observed: Observed) -> tuple[Pod, ...]:
     """Return the pods of a gang that lost one, as far as they still run as before."""
-    mine = tuple(members(attempt, observed.pods))
+    mine = tuple(members(attempt, observed.cluster.pods))
     staying = tuple(pod for pod in mine if pod.active and not pod.leaving)
     if attempt.eviction is None or attempt.eviction.pod.uid in {pod.uid for pod in staying}:
         return ()

@@ -42,6 +42,7 @@ from checkpoint_operator.gather.run_store import (
 from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_operator.model.observed import (
     Checkpoint,
+    Cluster,
     Key,
     Mirror,
     Observed,
@@ -162,12 +163,14 @@ class Observer:
             fault=fault,
             run=reading.run,
             now=reading.now,
-            rival=rival,
-            namespace_deleted=await self._namespace_deleted(checkpoint, fault),
-            mirrors=tuple(mirror_from(each) for each in snapshots),
-            pods=pods,
-            nodes=self._knowledge.nodes.place(key, (pod.node for pod in pods)),
-            disrupted=self._knowledge.bare_pods.of(key),
+            cluster=Cluster(
+                rival=rival,
+                namespace_deleted=await self._namespace_deleted(checkpoint, fault),
+                mirrors=tuple(mirror_from(each) for each in snapshots),
+                pods=pods,
+                nodes=self._knowledge.nodes.place(key, (pod.node for pod in pods)),
+                disrupted=self._knowledge.bare_pods.of(key),
+            ),
             memory=memory.known(),
         )
 

@@ -291,9 +291,35 @@ class Remembered:
     compactions: frozenset[EntryRange] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Checkpoint's surroundings in Kubernetes.
+
+    Attributes:
+        rival: The Checkpoint that has an overlapping prefix.
+        namespace_deleted: Whether the namespace is going away; not looked up while that makes no difference.
+        mirrors: The CheckpointSnapshot objects of this Checkpoint.
+        pods: Those with the Checkpoint's label.
+        nodes: Those of its pods' nodes that announce something.
+        disrupted: Pods that only the operator would create again.
+    """
+
+    rival: Key | None = None
+    namespace_deleted: bool = False
+    mirrors: tuple[Mirror, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    disrupted: tuple[DisruptedPod, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether a pod may train now, or soon."""
+        return any(pod.active for pod in self.pods)
+
+
 @dataclass(frozen=True)  # without slots: the verdict is computed once and kept
 class Observed:
-    """One Checkpoint, its run, its pods and its mirrored snapshots at one moment.
+    """One Checkpoint, its run, and the cluster around it at one moment.
 
     Attributes:
         owner: Name of this Checkpoint in the log.
@@ -301,10 +327,6 @@ class Observed:
         run: The log's fold; None when the log could not be read.
         now: The store's clock; None when it is not known.
         wall: The operator's own clock, for pods and conditions only.
-        rival: The Checkpoint that has an overlapping prefix.
-        namespace_deleted: Whether the namespace is going away; not looked up while that makes no difference.
-        nodes: Those of its pods' nodes that announce something.
-        disrupted: Pods that only the operator would create again.
         memory: What earlier passes have found out.
         read_back: How reading snapshots back goes; None where none is read.
         findings: Results of reading snapshots back that are not in the log yet.
@@ -318,12 +340,7 @@ class Observed:
     fault: StoreFault | None = None
     run: Run | None = None
     now: dt.datetime | None = None
-    rival: Key | None = None
-    namespace_deleted: bool = False
-    mirrors: tuple[Mirror, ...] = ()
-    pods: tuple[Pod, ...] = ()
-    nodes: tuple[Node, ...] = ()
-    disrupted: tuple[DisruptedPod, ...] = ()
+    cluster: Cluster = field(default_factory=Cluster)
     memory: Remembered = field(default_factory=Remembered)
     read_back: ReadBack | None = None
     findings: tuple[ScrubFinding, ...] = ()
@@ -348,11 +365,12 @@ class Observed:
     @property
     def rival_named(self) -> str:
         """The rival, without names from other namespaces."""
-        if self.rival is not None and self.rival.namespace == self.checkpoint.key.namespace:
-            return f"Checkpoint {self.rival.name}"
+        rival = self.cluster.rival
+        if rival is not None and rival.namespace == self.checkpoint.key.namespace:
+            return f"Checkpoint {rival.name}"
         return "a Checkpoint in another namespace"
 
     @property
     def ours(self) -> bool:
         """Whether the log is read and belongs to this Checkpoint."""
-        return self.run is not None and self.run.owner == self.owner and self.rival is None
+        return self.run is not None and self.run.owner == self.owner and self.cluster.rival is None

@@ -304,7 +304,7 @@ class Reconciler:
 
     async def _mirror(self, observed: Observed) -> bool:
         """Make the CheckpointSnapshot objects match the log. Return whether some are left to create."""
-        stored = {mirror.name: mirror.status for mirror in observed.mirrors}
+        stored = {mirror.name: mirror.status for mirror in observed.cluster.mirrors}
         planned: list[MirrorAction] = []
         for action in await decided(plan.mirror_actions, observed):
             if isinstance(action, ReportMirror):
@@ -329,7 +329,7 @@ class Reconciler:
             )
 
     async def _remember(self, observed: Observed, memory: Memory, *, mirrors_wait: bool) -> None:
-        memory.running = any(pod.active for pod in observed.pods)
+        memory.running = observed.cluster.trains
         head = observed.run.head if observed.run else -1
         if head != memory.head:
             memory.head = head

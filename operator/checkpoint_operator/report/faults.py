@@ -21,7 +21,7 @@ def fault_of(observed: Observed) -> StoreFault | None:
 
 
 def _overlapping_prefix(observed: Observed) -> StoreFault | None:
-    if observed.rival is None:
+    if observed.cluster.rival is None:
         return None
     message = f"The prefix overlaps that of {observed.rival_named}, which came first. Choose another prefix."
     return StoreFault(Reason.PREFIX_CLAIMED, message, stalled=True)

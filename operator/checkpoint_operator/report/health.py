@@ -88,7 +88,7 @@ def _stalled(observed: Observed) -> Answer:
 
 @check("Unknown", Reason.NOT_RUNNING)
 def _no_attempt_runs(observed: Observed) -> Answer:
-    running = observed.now is not None and observed.ours and any(pod.active for pod in observed.pods)
+    running = observed.now is not None and observed.ours and observed.cluster.trains
     return None if running else "Judged only while an attempt runs."
 
 
@@ -117,7 +117,7 @@ def _verified_too_old(observed: Observed) -> Answer:
 
 @check("False", Reason.GRACE_PERIOD_TOO_SHORT)
 def _grace_period_too_short(observed: Observed) -> Answer:
-    return (too_short(observed.run, observed.pods) or None) if observed.run is not None else None
+    return (too_short(observed.run, observed.cluster.pods) or None) if observed.run is not None else None
 
 
 # RestoreEnforced
@@ -369,7 +369,7 @@ def _silent_pod(observed: Observed) -> str:
     attempt = observed.run.attempt if observed.run is not None else None
     # By identity first: the attempt's time is from the store's clock, the pod's from its kubelet's; they may differ.
     listed = {pod.uid for pod in attempt.started.pods} if attempt else set()
-    for pod in observed.pods:
+    for pod in observed.cluster.pods:
         if pod.phase != "Running" or pod.started_at is None or pod.uid in listed:
             continue
         reported = attempt is not None and attempt.started_at >= pod.started_at

@@ -98,7 +98,7 @@ class Metrics:
         key, run = observed.checkpoint.key, observed.run
         self._seen.add(key)
         self._ready.labels(*_labels(key)).set(ready)
-        self._running.labels(*_labels(key)).set(sum(pod.active for pod in observed.pods))
+        self._running.labels(*_labels(key)).set(sum(pod.active for pod in observed.cluster.pods))
         if observed.fault is not None and observed.fault.reason in _OF_STORES:
             self._store_errors.labels(*_labels(key), observed.fault.reason).inc()
         if run is None or not observed.ours:

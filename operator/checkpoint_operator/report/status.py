@@ -126,7 +126,7 @@ def _notice(attempt: Attempt) -> str | None:
 
 def _pod_count(observed: Observed, attempt: Attempt) -> int:
     reported = observed.checkpoint.status.get("attempt", {})
-    counted = [places(attempt.started.pods), sum(1 for _ in members(attempt, observed.pods))]
+    counted = [places(attempt.started.pods), sum(1 for _ in members(attempt, observed.cluster.pods))]
     # Deleted pods still belong to the attempt.
     if reported.get("number") == attempt.number:
         counted.append(reported.get("podCount", 0))
