@@ -372,7 +372,7 @@ def test_two_operators_purge_the_same_snapshot_without_harm(
     session.log.append(lambda _: PurgeStarted(doomed.id))
     for each in (other, session):
         assert carry_out([Purge(doomed.id)], each, owner=OWNER)[0].error is None
-    kinds = [type(entry.body).__name__ for entry in session.entries(range(1, session.log.refresh().head + 1))]
+    kinds = [type(entry.body).__name__ for entry in session.log.entries(range(1, session.log.refresh().head + 1))]
     assert (kinds.count("PurgeStarted"), kinds.count("SnapshotPurged")) == (1, 1)
 
 

@@ -229,6 +229,51 @@ def test_a_failure_while_reading_back_is_waited_out(error: StoreError) -> None:
     assert len(bodies(store)) == 2
 
 
+def test_new_entries_are_read_once_and_kept_for_a_reader_that_asked_for_that() -> None:
+    store = claimed(MemoryStore())
+    counting = CountingStore(store)
+    log = RunLog(counting, writer="operator", keep=3)
+    log.refresh()
+    writer = RunLog(store, writer="training")
+    for _ in range(3):
+        writer.append(start)
+    counting.requests.clear()
+    log.refresh()
+    assert [entry.number for entry in log.entries([2, 3, 4])] == [2, 3, 4]
+    assert counting.requests == {"get": 3 + 1}, "each entry, and the number after them"
+    assert [entry.number for entry in log.entries([1, 4, 9])] == [1, 4], "one that is not kept is read again"
+    log.forget_entries()
+    counting.requests.clear()
+    assert [entry.number for entry in log.entries([2, 3])] == [2, 3]
+    assert counting.requests == {"get": 2}
+
+
+def test_an_entry_that_the_log_has_appended_is_kept_too() -> None:
+    counting = CountingStore(MemoryStore())
+    log = RunLog(counting, writer="operator", keep=3)
+    log.append(claim)
+    counting.requests.clear()
+    assert [entry.body for entry in log.entries([1])] == [claim(log.run)]
+    assert not counting.requests
+
+
+def test_lost_races_and_unknown_outcomes_are_counted() -> None:
+    store = claimed(MemoryStore())
+    late, other = RunLog(store, writer="late"), RunLog(store, writer="other")
+    late.refresh()
+
+    def overtaken(run: Run) -> Body:
+        if run.head == 1:
+            other.append(start)
+        return start(run)
+
+    late.append(overtaken)
+    assert (late.lost_races, late.unknown_outcomes, other.lost_races) == (1, 0, 0)
+    lossy = RunLog(FaultyStore(store, puts=[loses_the_reply]), writer="lossy")
+    lossy.append(start)
+    assert (lossy.lost_races, lossy.unknown_outcomes) == (0, 1)
+
+
 def test_when_the_timeout_passes_the_outcome_is_reported_as_unknown_whatever_failed_last() -> None:
     store = FaultyStore(claimed(MemoryStore()), puts=[loses_the_reply, fails_with(DENIED)])
     log = RunLog(store, writer="test", timeout_seconds=0)

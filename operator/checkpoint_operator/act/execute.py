@@ -241,7 +241,7 @@ def _tombstone_below(session: RunStore, first: int, listed: Collection[int]) -> 
     while number - 1 in listed:
         number -= 1
         try:
-            (entry,) = session.entries([number])
+            (entry,) = session.log.entries([number])
         except LogError:
             continue  # a stale writer's, and unreadable
         if isinstance(entry.body, RunAdopted) and entry.body.owner.is_deleted:

@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from checkpoint_operator.fairness.budget import ACTION_SECONDS, Meter, MeteredStore, metered
@@ -18,6 +18,7 @@ from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.gather.endpoint_rules import Pattern
 from checkpoint_operator.model.observed import Checkpoint, Key, RunProgress, StoreFault
 from checkpoint_operator.model.outcome import BudgetError, refuses_deletion
+from checkpoint_operator.report.events import MAX_REPORTED
 from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core import layout, orphans
 from checkpoint_sidecar.core.api import Reason, Storage
@@ -38,9 +39,7 @@ from checkpoint_sidecar.core.errors import (
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.location import check_url
-from checkpoint_sidecar.core.log import StoredEntry
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.runs.entries import get_entries
 from checkpoint_sidecar.runs.heartbeat import read_heartbeat
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.marker import telling_keys
@@ -279,7 +278,7 @@ class RunStore:
 
     def forget_log(self) -> None:
         """Read the log from its start: that of a deleted run had the same keys."""
-        self.log = RunLog(self.store, writer=self._writer, timeout_seconds=APPEND_TIMEOUT_SECONDS)
+        self.log = RunLog(self.store, writer=self._writer, timeout_seconds=APPEND_TIMEOUT_SECONDS, keep=MAX_REPORTED)
 
     def read_log(self) -> Run:
         """Read what is new in the log and make sure that the log still exists. Start over if another one replaced it.
@@ -287,9 +286,11 @@ class RunStore:
         Raises:
             LogError, LogMissingError, StoreError: It cannot be read.
         """
+        known = self.log.run.head
         try:
             run = self.log.refresh()
-            self.log.prove()
+            if not 0 < known < run.head:  # else its last entry was just read
+                self.log.prove()
         except LogReplacedError as error:
             logger.warning("%s", error)
             self.forget_log()
@@ -356,14 +357,6 @@ class RunStore:
             raise StoreError("read the store's clock", self.store.url, "it was not probed yet")
         modified, then = self._clock
         return modified + dt.timedelta(seconds=time.monotonic() - then)
-
-    def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
-        """Read some entries of the log again.
-
-        Raises:
-            LogError, StoreError: One cannot be read.
-        """
-        return tuple(entry.decode() for entry in get_entries(self.store, numbers))
 
     def progress(self) -> RunProgress | None:
         """Read the last heartbeat of the running attempt; None if there is none."""

@@ -139,6 +139,8 @@ class Reconciler:
             await self._read_back(observed, memory)
             observed, entries = await self._unreported(observed, memory, slot)
             await self._report(observed, entries)
+            if memory.session is not None:
+                memory.session.log.forget_entries()
             await self._reschedule(observed)
             mirrors_wait = await self._mirror(observed)
         await self._remember(observed, memory, mirrors_wait=mirrors_wait)
@@ -222,7 +224,7 @@ class Reconciler:
         wanted = sorted({*numbers, *appended})
         try:
             session.meter.begin()
-            entries = await self._observer.in_thread(lambda: session.entries(wanted), memory, slot)
+            entries = await self._observer.in_thread(lambda: session.log.entries(wanted), memory, slot)
         except CheckpointError as error:
             return replace(observed, fault=fault_from(error)), ()
         except AbandonedError:

@@ -9,7 +9,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import tenacity
@@ -53,9 +54,14 @@ class RunLog:
             None for no limit. Training waits without limit, because giving up would make it report a failure
             for a save that may yet land; the operator gives up and re-plans. A writer with a timeout also backs off
             after a lost race.
+        keep: Number of entries to keep in memory as they are read, for ``entries``.
+
+    Attributes:
+        lost_races: How often another writer took the number of an entry of this log.
+        unknown_outcomes: How often a request that was to write an entry ended without a usable answer.
     """
 
-    def __init__(self, store: Store, *, writer: str, timeout_seconds: float | None = None) -> None:
+    def __init__(self, store: Store, *, writer: str, timeout_seconds: float | None = None, keep: int = 0) -> None:
         self.store = store
         self._writer = writer
         self._lock = threading.RLock()
@@ -64,6 +70,9 @@ class RunLog:
         self._opened = False
         self._polls = 0
         self._replaced: LogReplacedError | None = None
+        self._tail: deque[StoredEntry] = deque(maxlen=keep)
+        self.lost_races = 0
+        self.unknown_outcomes = 0
         self._polite = timeout_seconds is not None
         stop = tenacity.stop_never if timeout_seconds is None else tenacity.stop_after_delay(timeout_seconds)
         self._settle = tenacity.Retrying(
@@ -98,6 +107,23 @@ class RunLog:
         """
         write_compaction(self.store, span)
         self._compactions |= {span}
+
+    def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
+        """Return some entries, from memory if they are kept there, else from the store; missing ones are left out.
+
+        Raises:
+            LogError, StoreError: One cannot be read.
+        """
+        with self._lock:
+            kept = {entry.number: entry for entry in self._tail}
+        read = get_entries(self.store, [number for number in numbers if number not in kept])
+        found = kept | {entry.number: entry.decode() for entry in read}
+        return tuple(found[number] for number in numbers if number in found)
+
+    def forget_entries(self) -> None:
+        """Drop the entries that are kept in memory."""
+        with self._lock:
+            self._tail.clear()
 
     def refresh(self) -> Run:
         """Read what was appended since and return the current state.
@@ -178,6 +204,7 @@ class RunLog:
                 if occupant.id == entry_id:
                     return occupant
                 lost += 1
+                self.lost_races += 1
                 self._give_way(lost)
                 run = self.refresh()
 
@@ -224,6 +251,7 @@ class RunLog:
                 cause = "the store says that the key is taken, and that there is nothing under it"
             except UnknownOutcomeError:
                 sent = True
+                self.unknown_outcomes += 1
                 raise
             except StoreError as error:
                 if not sent:
@@ -237,6 +265,7 @@ class RunLog:
             if occupant is None and unreadable_since is not None:
                 _check_readable(f"{self.store.url}/{key}", time.monotonic() - unreadable_since)
             if occupant is None:
+                self.unknown_outcomes += 1
                 raise UnknownOutcomeError(
                     "append to the run log", f"{self.store.url}/{key}", f"it may have been written: {cause}"
                 )
@@ -292,6 +321,7 @@ class RunLog:
         if known.identity and run.identity != known.identity:
             raise self._replace(f"the run was deleted, and another one begins with entry {run.first}")
         self._run = run
+        self._tail.append(entry)
         return run
 
     def _replace(self, cause: str) -> LogReplacedError:
@@ -343,7 +373,12 @@ class RunLog:
 
     def _read_up_to(self, run: Run, last: int, listed: Sequence[int]) -> Run:
         wanted = _with_unlisted(run.head, [number for number in listed if run.head < number <= last])
-        return advance(run, (entry.decode() for entry in get_entries(self.store, wanted)))
+        return advance(run, self._kept(entry.decode() for entry in get_entries(self.store, wanted)))
+
+    def _kept(self, entries: Iterable[StoredEntry]) -> Iterator[StoredEntry]:
+        for entry in entries:
+            self._tail.append(entry)
+            yield entry
 
     def _after_deletion(self, numbers: Sequence[int]) -> Run:
         """The state with which the newest run begins, where the entries of one that was deleted are missing.
