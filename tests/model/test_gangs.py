@@ -21,10 +21,11 @@ from checkpoint_sidecar.training import restoring
 from checkpoint_sidecar.training.saver import Saver
 from checkpoint_sidecar.training.saving import BackgroundSave
 from checkpoint_sidecar.training.signals import Terminated
-from model.gang import Gang, in_gangs, run_in, train
+from model.gang import Gang, run_in
 from model.ledger import HELD, LIVE
 from model.mutants import Mutant
 from model.promises import require
+from model.rank import in_gangs, train
 from model.turns import Actor
 from model.world import FATES, World, in_world
 from support.builders import OWNER
