@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from checkpoint_operator.decide.plan import mirror_actions, silence
+from checkpoint_operator.decide.mirrors import mirror_actions
+from checkpoint_operator.decide.plan import silence
 from checkpoint_operator.model.actions import CreateMirror
 from checkpoint_operator.model.observed import Mirror
 from support.builders import History

@@ -9,14 +9,8 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator.decide.plan import (
-    MAX_RETIREMENTS,
-    MAX_VERIFICATIONS,
-    mirror_actions,
-    next_pass,
-    shown_after,
-    to_read_back,
-)
+from checkpoint_operator.decide.mirrors import mirror_actions
+from checkpoint_operator.decide.plan import MAX_RETIREMENTS, MAX_VERIFICATIONS, next_pass, shown_after, to_read_back
 from checkpoint_operator.decide.plan import store_actions as plan
 from checkpoint_operator.model.actions import (
     Adopt,

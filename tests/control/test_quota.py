@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint_operator.decide.appends import entry_for, start_purge
-from checkpoint_operator.decide.plan import mirror_actions, store_actions, to_read_back
+from checkpoint_operator.decide.mirrors import mirror_actions
+from checkpoint_operator.decide.plan import store_actions, to_read_back
 from checkpoint_operator.decide.quota import Demand, Quotas, demand_of, spare_bytes
 from checkpoint_operator.model.actions import Purge, Reinstate, Retire
 from checkpoint_operator.model.observed import Key, Observed, Quota

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from checkpoint_operator.decide import plan
+from checkpoint_operator.decide import mirrors, plan
 from checkpoint_operator.gather.observer import mirror_from
 from checkpoint_operator.model.actions import ReleaseQuarantine, ReportMirror, Verify
 from checkpoint_operator.model.observed import Observed
@@ -76,7 +76,7 @@ def test_what_is_released_is_verified_anew_told_and_echoed() -> None:
     assert "release-1" in told.message
     (status,) = [
         action.status
-        for action in plan.mirror_actions(asked(history))
+        for action in mirrors.mirror_actions(asked(history))
         if isinstance(action, ReportMirror) and action.name.endswith(history.id(200))
     ]
     assert status["lastReleaseRequest"] == "release-1"

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_operator.decide.plan import mirror_actions
+from checkpoint_operator.decide.mirrors import mirror_actions
 from checkpoint_operator.model.actions import CreateMirror
 from checkpoint_operator.model.observed import RunProgress
 from checkpoint_operator.report.status import status_of

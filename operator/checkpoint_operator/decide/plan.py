@@ -1,7 +1,8 @@
 """From what is observed to what to do. Pure: no clock, no I/O.
 
 A pass takes several rounds: ``store_actions`` plans from the log as it stands, ``execute`` carries it out, and the next
-round plans again from the log as it then stands, until nothing is left. The objects in Kubernetes follow at the end.
+round plans again from the log as it then stands, until nothing is left. The objects in Kubernetes follow at the end,
+see ``mirrors``.
 """
 
 from __future__ import annotations
@@ -19,17 +20,13 @@ from checkpoint_operator.model.actions import (
     CollectOrphans,
     Compact,
     Configure,
-    CreateMirror,
-    DeleteMirror,
     LogAction,
-    MirrorAction,
     NoticeEviction,
     PublishPointer,
     Purge,
     RecordCheck,
     Reinstate,
     ReleaseQuarantine,
-    ReportMirror,
     RequestRollback,
     RequestSave,
     Retire,
@@ -38,14 +35,13 @@ from checkpoint_operator.model.actions import (
     SurveyPrefix,
     Verify,
 )
-from checkpoint_operator.model.observed import Mirror, Observed
-from checkpoint_operator.report import resources
+from checkpoint_operator.model.observed import Observed
 from checkpoint_sidecar.core import orphans
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.best import best_snapshot
 from checkpoint_sidecar.core.compaction import due
-from checkpoint_sidecar.core.lineage import lineage, quarantined
+from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.purging import next_purge_at, purge_due
@@ -55,7 +51,6 @@ from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 # Per round, so that one Checkpoint cannot keep the others waiting.
 MAX_VERIFICATIONS = 4
 MAX_RETIREMENTS = 16
-MAX_NEW_MIRRORS = 64
 MAX_COMPACTIONS = 4
 MAX_POINTERS = 16
 
@@ -91,39 +86,6 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
         *retention,
         *_compactions(run, observed),
     )
-
-
-def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:
-    """Plan what to do to the CheckpointSnapshot objects; nothing while the log is not known to be ours."""
-    run, verdict = observed.run, observed.verdict
-    # While the Checkpoint is deleted its objects may go before it, and are not wanted back.
-    if run is None or verdict is None or not observed.ours or observed.checkpoint.deleted_at is not None:
-        return ()
-    chain = {snapshot.id for snapshot in lineage(run)}
-    existing = {mirror.snapshot: mirror for mirror in observed.cluster.mirrors}
-    # Left by another object of this name, or restored from a backup: the name is needed, the content does not count.
-    foreign = [mirror for mirror in observed.cluster.mirrors if not mirror.belongs_to(observed.checkpoint, run)]
-    planned: list[MirrorAction] = [DeleteMirror(m.name, m.uid) for m in foreign[:MAX_NEW_MIRRORS] if not m.deleting]
-    strangers = {mirror.name for mirror in foreign}
-    created = 0
-    for snapshot in reversed(tuple(run.snapshots.values())):
-        mirror = existing.get(snapshot.id)
-        if mirror is not None and mirror.name in strangers:
-            continue  # created when the name is free
-        if not _mirrored(snapshot):
-            if mirror is not None and not mirror.deleting:
-                planned.append(DeleteMirror(mirror.name, mirror.uid))
-        elif mirror is None and created < MAX_NEW_MIRRORS:
-            created += 1
-            body = resources.mirror(observed.checkpoint, snapshot)
-            fresh = Mirror(body["metadata"]["name"], snapshot.id, 1, snapshot.disposition)
-            status = resources.mirror_status(observed, run, snapshot, verdict, chain=chain, mirror=fresh)
-            planned.append(CreateMirror(body, status))
-        elif mirror is not None and not mirror.deleting:
-            status = resources.mirror_status(observed, run, snapshot, verdict, chain=chain, mirror=mirror)
-            if status != mirror.status:
-                planned.append(ReportMirror(mirror.name, status))
-    return tuple(planned)
 
 
 def next_pass(observed: Observed) -> float | None:
@@ -293,9 +255,3 @@ def _in_state(run: Run, verdict: RetentionVerdict, state: SnapshotState, *, keep
     """Oldest first."""
     wanted = verdict.keep if keep else verdict.retire
     return [s.id for s in run.snapshots.values() if s.id in wanted and s.state is state]
-
-
-def _mirrored(snapshot: Snapshot) -> bool:
-    # A malformed path may be anything, and the API server would refuse the object every time.
-    well_formed = snapshot.commit.path.startswith("step-") and "InvalidPath" not in snapshot.reasons
-    return well_formed and snapshot.state is not SnapshotState.PURGED

@@ -12,7 +12,7 @@ from typing import Any
 
 from checkpoint_operator.act import execute, pods, rounds
 from checkpoint_operator.act.scrubber import Scrubber
-from checkpoint_operator.decide import finalizer, plan, reschedule
+from checkpoint_operator.decide import finalizer, mirrors, plan, reschedule
 from checkpoint_operator.decide.quota import demand_of
 from checkpoint_operator.fairness.decisions import decided
 from checkpoint_operator.fairness.slots import NoRoomError, TenantSlot
@@ -308,7 +308,7 @@ class Reconciler:
         """Make the CheckpointSnapshot objects match the log. Return whether some are left to create."""
         stored = {mirror.name: mirror.status for mirror in observed.cluster.mirrors}
         planned: list[MirrorAction] = []
-        for action in await decided(plan.mirror_actions, observed):
+        for action in await decided(mirrors.mirror_actions, observed):
             if isinstance(action, ReportMirror):
                 cleaned = self._redactor.clean_messages(action.status)
                 if cleaned != stored[action.name]:
@@ -318,7 +318,7 @@ class Reconciler:
             else:
                 planned.append(action)
         await execute.mirror(planned, self._kube, namespace=observed.checkpoint.key.namespace)
-        return sum(isinstance(action, CreateMirror) for action in planned) == plan.MAX_NEW_MIRRORS
+        return sum(isinstance(action, CreateMirror) for action in planned) == mirrors.MAX_NEW_MIRRORS
 
     def _count_losses(self, key: Key, status: Mapping[str, Any]) -> None:
         restore = status.get("lastRestore", {})
