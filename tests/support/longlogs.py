@@ -18,25 +18,31 @@ from checkpoint_sidecar.core.log import (
     RestoreFinished,
     RestoreStarted,
     RunClaimed,
+    RunConfigured,
     SnapshotCommitted,
     SnapshotPurged,
     SnapshotRetired,
     SnapshotVerified,
     encode,
 )
+from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
-from support.builders import BEGINNING, OWNER, nonce_of
+from support.builders import BEGINNING, OBJECT_UID, OWNER, nonce_of
 
 GIB = 1024**3
 PODS = tuple(PodIdentity(f"llama-{rank}", f"{rank:08x}-0000-4000-8000-000000000000") for rank in range(16))
 SAVES_PER_ATTEMPT = 100
 
 
-def long_log(count: int) -> Iterator[RawEntry]:
-    """The first ``count`` entries, a minute of the store's clock apart."""
+def long_log(count: int, *, policy: Policy | None = None) -> Iterator[RawEntry]:
+    """The first ``count`` entries, a minute of the store's clock apart.
+
+    Args:
+        policy: A policy that keeps every snapshot; without one, the 3 newest are kept.
+    """
     previous, now = "", BEGINNING
-    for number, body in enumerate(itertools.islice(_story(), count), start=1):
+    for number, body in enumerate(itertools.islice(_story(policy), count), start=1):
         now += dt.timedelta(minutes=1)
         data = encode(
             number=number,
@@ -67,8 +73,10 @@ def compact(store: Store) -> int:
     return written
 
 
-def _story() -> Iterator[Body]:
+def _story(policy: Policy | None) -> Iterator[Body]:
     yield RunClaimed(OWNER)
+    if policy is not None:
+        yield RunConfigured(OBJECT_UID, 1, policy)
     kept: deque[str] = deque()
     parent, step = "", 0
     for attempt in itertools.count(1):
@@ -91,7 +99,7 @@ def _story() -> Iterator[Body]:
             yield SnapshotVerified(commit.snapshot, "Sizes", passed=True)
             parent = commit.snapshot
             kept.append(parent)
-            if len(kept) > 3:
+            if policy is None and len(kept) > 3:
                 old = kept.popleft()
                 yield from (SnapshotRetired(old, ("NoRuleKeepsIt",)), PurgeStarted(old), SnapshotPurged(old, 100 * GIB))
 
