@@ -27,7 +27,10 @@ class Verb:
     summary: str
 
 
-BUCKET_VERBS: tuple[Verb, ...] = (Verb("completion", "completion", "Print the completion script of a shell."),)
+BUCKET_VERBS: tuple[Verb, ...] = (
+    Verb("report", "bucket.report", "Write one HTML page about a run."),
+    Verb("completion", "completion", "Print the completion script of a shell."),
+)
 
 CLUSTER_VERBS: tuple[Verb, ...] = (Verb("completion", "completion", "Print the completion script of a shell."),)
 

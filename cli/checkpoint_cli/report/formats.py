@@ -66,6 +66,14 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f} %"
 
 
+def axis_value(number: float) -> str:
+    """Format a value on an axis, short: ``12k``, ``2.5M``, ``0.003``."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if factor <= abs(number) < 1e15 and (unit != "k" or abs(number) >= 1e4):
+            return f"{number / factor:.6g}{unit}"
+    return value(number)
+
+
 def value(number: float) -> str:
     """Format a metric's value with six significant digits at most."""
     return f"{number:,.6g}" if abs(number) < 1e6 else f"{number:.6g}"

@@ -83,7 +83,7 @@ def _storage(storage: Storage, width: float) -> Markup:
         parts.append(
             shapes.group(
                 shapes.line(split, frame.top - 6, split, frame.bottom, "now"),
-                shapes.text(split + 5, frame.top - 6, "now; forecast", "label start"),
+                shapes.text(split + 5, frame.top - 6, "forecast", "label start"),
             )
         )
         span = forecast.points[-1].at - forecast.points[0].at
@@ -122,13 +122,13 @@ def metric_chart(series: MetricSeries, rows: Mapping[str, str]) -> Markup:
     x = Scale(min(steps), max(steps), frame.left + 4, frame.right - 6)
     y = Scale(low - (high - low) * 0.06, high + (high - low) * 0.06, frame.bottom - 4, frame.top + 4)
     label = f"{series.name} by step, {formats.value(low)} to {formats.value(high)}. The table below says the same."
-    found = ticks(y, 5, formats.value, step=step) if high > low else [Tick(y(high), formats.value(high))]
+    found = ticks(y, 5, formats.axis_value, step=step) if high > low else [Tick(y(high), formats.axis_value(high))]
     return el(
         "svg",
         shapes.y_axis(frame, found),
         shapes.group(*_curves(series, x, y)),
         el("g", *_points(series, x, y, rows), class_="marks", role="group", aria_label="Snapshots that are kept"),
-        shapes.x_axis(frame, ticks(x, 4, lambda value: formats.count(round(value)))),
+        shapes.x_axis(frame, ticks(x, 4, formats.axis_value)),
         viewBox=f"0 0 {frame.width:g} {frame.height:g}",
         role="group",
         aria_label=label,
@@ -142,7 +142,7 @@ def _curves(series: MetricSeries, x: Scale, y: Scale) -> Iterator[Markup]:
         if class_ == "line lost":
             thinned_out = {(round(x(point.step)), round(y(point.value))) for point in thin}
             for place in sorted(thinned_out):
-                yield el("circle", cx=place[0], cy=place[1], r=1.5, class_="dot lost")
+                yield el("circle", cx=place[0], cy=place[1], r=2, class_="dot lost")
         elif thin:
             yield el("path", d=shapes.path_of([(x(p.step), y(p.value)) for p in thin]), class_=class_)
 

@@ -153,9 +153,9 @@ def _figures(report: RunReport) -> Iterator[tuple[str, str, str]]:
     unclear, lost = goodput.seconds[Activity.UNCLEAR], goodput.seconds[Activity.LOST]
     if unclear or lost or goodput.lost_steps:
         at_most = f"≤ {formats.duration(lost + unclear)}" if unclear else formats.duration(lost)
-        steps = formats.counted(goodput.lost_steps, "saved step") + " abandoned"
-        about = f"; about {formats.count(goodput.unclear_steps)} unsaved, at most" if goodput.unclear_steps else ""
-        yield "Lost work", at_most, steps + about
+        steps = [f"{formats.counted(goodput.lost_steps, 'saved step')} abandoned"] if goodput.lost_steps else []
+        steps += [f"about {formats.count(goodput.unclear_steps)} unsaved, at most"] if goodput.unclear_steps else []
+        yield "Lost work", at_most, "; ".join(steps)
     elif history.attempts:
         yield "Lost work", "none", "no training was repeated"
     restores = [restore for attempt in history.attempts for restore in attempt.attempt.restores]
@@ -212,7 +212,8 @@ def _forecast(report: RunReport) -> str:
     return (
         f"Forecast {rule}: {formats.size(found.points[-1].total)} in {formats.duration(span)}, at most "
         f"{formats.size(found.peak)}, if a snapshot of {formats.size(found.bytes)} is committed every "
-        f"{formats.duration(found.interval)} as lately, is verified, and is not among the best."
+        f"{formats.duration(found.interval)} as lately, is "
+        "verified, and is not among the best. It has its own scale of time."
     )
 
 

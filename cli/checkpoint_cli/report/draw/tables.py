@@ -149,7 +149,7 @@ def _attempt(found: AttemptHistory) -> Markup:
         str(found.number),
         el("span", formats.moment(found.started_at), class_="whole"),
         formats.duration((ended - found.started_at).total_seconds()),
-        _beginning(found),
+        el("span", _beginning(found), class_="whole"),
         f"{took}{', ' if took and failed else ''}{f'{failed} failed' if failed else ''}",
         formats.count(len(found.commits)),
         f"step {formats.count(found.commits[-1].step)}" if found.commits else "none",

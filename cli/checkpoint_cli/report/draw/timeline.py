@@ -64,7 +64,7 @@ def _draw(history: RunHistory, goodput: Goodput, rows: Mapping[str, str], width:
         f"Steps over time, {formats.moment(start)} to {formats.moment(end)} UTC. The tables of snapshots and attempts "
         "below say the same.",
         shapes.group(*_bands(history, plot)),
-        shapes.y_axis(frame, ticks(plot.y, 8, _steps_label, step=step)),
+        shapes.y_axis(frame, ticks(plot.y, 8, formats.axis_value, step=step)),
         shapes.group(*_lines(history, plot)),
         el("g", *_marks(history, plot), class_="marks", role="group", aria_label="Snapshots"),
         el("g", *_signs(history, plot), class_="signs", role="group", aria_label="Evictions and rollbacks"),
@@ -86,16 +86,9 @@ def _period(history: RunHistory) -> tuple[dt.datetime, dt.datetime]:
     return start, max(*ends, start + dt.timedelta(seconds=1))
 
 
-def _steps_label(value: float) -> str:
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= factor:
-            return f"{value / (1e3 if unit == 'k' else factor):g}{unit}"
-    return formats.count(round(value))
-
-
 def _bands(history: RunHistory, plot: Plot) -> Iterator[Markup]:
     """Attempts as bands; those too narrow to see are joined with the next one."""
-    frame, drawn, shade = plot.frame, plot.frame.left, False
+    frame, drawn, shade, labels = plot.frame, plot.frame.left, False, 0
     for attempt in history.attempts:
         right = plot.at(attempt.until)
         if right - drawn < _LEAST_BAND and not attempt.last:
@@ -106,9 +99,11 @@ def _bands(history: RunHistory, plot: Plot) -> Iterator[Markup]:
         )
         label = str(attempt.number)
         if right - drawn > 8 * len(label) + 4:
+            labels += 1
             yield shapes.text((drawn + right) / 2, frame.top - 8, label, "label middle")
         drawn = right
-    yield shapes.text(0, frame.top - 8, "attempt", "label start")
+    if labels:
+        yield shapes.text(0, frame.top - 8, "attempt", "label start")
 
 
 def _lines(history: RunHistory, plot: Plot) -> Iterator[Markup]:
