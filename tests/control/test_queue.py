@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from checkpoint_operator.fairness.slots import Caps, NoRoomError, Slots, TenantSlot
+from checkpoint_operator.fairness.slots import Caps, Slots, TenantSlot
 from checkpoint_operator.model.observed import Key
-from checkpoint_operator.process.work_queue import Backoff, Retry, WorkQueue
+from checkpoint_operator.process.work_queue import Backoff, CallOutcome, WorkQueue
 
 QUICK = Backoff(first=0.01, longest=0.02)
-Work = Callable[[str, bool], Awaitable[float | None]]
+Work = Callable[[str, bool], Awaitable[float | CallOutcome | None]]
 
 
 class Named(WorkQueue[Key]):
@@ -32,8 +32,9 @@ def key(name: str) -> Key:
 def run(
     work: Work, script: Callable[[Named], Awaitable[None]], *, caps: Caps | None = None, spacing: float = 0
 ) -> None:
-    async def call(key: Key, thorough: bool, _: TenantSlot) -> float | None:
-        return await work(key.name, thorough)
+    async def call(key: Key, thorough: bool, _: TenantSlot) -> CallOutcome:
+        ended = await work(key.name, thorough)
+        return ended if isinstance(ended, CallOutcome) else CallOutcome(ended)
 
     async def play() -> None:
         queue = Named(call, slots=Slots(caps), backoff=QUICK, spacing=spacing)
@@ -92,14 +93,16 @@ def test_only_so_many_keys_are_worked_on_at_once() -> None:
     assert most == 3
 
 
-@pytest.mark.parametrize("error", [Retry("not now"), ValueError("a mistake")], ids=["asked for", "unexpected"])
-def test_a_failed_call_is_repeated_thoroughly(error: Exception) -> None:
+@pytest.mark.parametrize("unexpected", [False, True], ids=["reported", "unexpected"])
+def test_a_failed_call_is_repeated_thoroughly(unexpected: bool) -> None:
     calls: list[bool] = []
 
-    async def work(_: str, thorough: bool) -> float | None:
+    async def work(_: str, thorough: bool) -> float | CallOutcome | None:
         calls.append(thorough)
+        if len(calls) == 2 and unexpected:
+            raise ValueError("a mistake")
         if len(calls) == 2:
-            raise error
+            return CallOutcome(failure="not now")
         return 0.01 if len(calls) == 1 else None
 
     async def script(queue: Named) -> None:
@@ -146,10 +149,10 @@ def test_stopping_lets_what_is_running_end_and_starts_nothing_else() -> None:
 def test_who_asks_while_the_queue_stops_is_not_served_any_more() -> None:
     calls: list[str] = []
 
-    async def work(key: Key, _: bool, __: TenantSlot) -> float:
+    async def work(key: Key, _: bool, __: TenantSlot) -> CallOutcome:
         calls.append(key.name)
         await asyncio.sleep(0.2)
-        return 0.0
+        return CallOutcome(0.0)
 
     async def play() -> None:
         queue = Named(work, spacing=0)
@@ -222,18 +225,18 @@ def test_keys_of_a_busy_store_wait_without_keeping_the_others_of_their_namespace
     stuck: set[str] = set()
     release = asyncio.Event()
 
-    async def call(key: Key, _: bool, slot: TenantSlot) -> float | None:
+    async def call(key: Key, _: bool, slot: TenantSlot) -> CallOutcome:
         nonlocal most
         store = key.name.partition("-")[0]
         if not slot.move(store):
-            raise NoRoomError(store)
+            return CallOutcome(waits_for=store)
         if store == "silent":
             stuck.add(key.name)
             most = max(most, len(stuck))
             await release.wait()
             stuck.discard(key.name)
         served.append(key.name)
-        return None
+        return CallOutcome()
 
     async def play() -> None:
         queue = Named(call, slots=Slots(Caps(tenant=2)), backoff=QUICK, spacing=0)

@@ -18,7 +18,7 @@ Target = Hashable
 
 
 class NoRoomError(Exception):
-    """Raised by the work when the store that the key turned out to need is busy: it is called again when there is room.
+    """Raised inside a pass that turns out to need a busy store. The pass runs again when there is room.
 
     Attributes:
         target: That store.

@@ -27,7 +27,7 @@ from checkpoint_operator.model.actions import CreateMirror, MirrorAction, Report
 from checkpoint_operator.model.event_draft import EventDraft
 from checkpoint_operator.model.observed import Checkpoint, Key, Observed, StoreFault
 from checkpoint_operator.model.outcome import ActionOutcome
-from checkpoint_operator.process.work_queue import Retry
+from checkpoint_operator.process.work_queue import CallOutcome
 from checkpoint_operator.report import events, resources
 from checkpoint_operator.report.faults import fault_of
 from checkpoint_operator.report.metrics import Metrics
@@ -95,47 +95,43 @@ class Reconciler:
         self._wake = wake
         self._intervals = intervals or Intervals()
 
-    async def reconcile(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
+    async def reconcile(self, key: Key, thorough: bool, slot: TenantSlot) -> CallOutcome:
         """Run one pass; if not ``thorough``, only when a poll of the log finds something new.
 
         Returns:
-            Seconds until the next poll, or None when the Checkpoint is gone.
-
-        Raises:
-            Retry: The store or the API server cannot be used now.
-            NoRoomError: The store is busy with other Checkpoints.
+            When the next poll is due, or why the pass failed or has to wait; neither when the Checkpoint is gone.
         """
         with working_on(key):
             try:
                 return await self._pass(key, thorough, slot)
+            except NoRoomError as error:
+                return CallOutcome(waits_for=error.target)
             except KubeError as error:
                 self._metrics.count_error(key)
-                raise Retry(str(error)) from error
-            except (Retry, NoRoomError):
-                raise  # a fault of the store or the spec, which is counted as one
+                return CallOutcome(failure=str(error))
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # a client's panic is not an Exception
                 self._metrics.count_error(key)
                 logger.exception("%s: the pass failed", key)
                 await self._report_error(key, error)
-                raise Retry(f"the pass failed: {type(error).__name__}") from error
+                return CallOutcome(failure=f"the pass failed: {type(error).__name__}")
 
-    async def _pass(self, key: Key, thorough: bool, slot: TenantSlot) -> float | None:
+    async def _pass(self, key: Key, thorough: bool, slot: TenantSlot) -> CallOutcome:
         memory = self._knowledge.memory(key)
         if not thorough and not await self._has_news(key, memory, slot):
-            return self._interval(memory)
+            return CallOutcome(self._interval(memory))
         with self._metrics.reconcile_seconds.time():
             observed = await self._observer.observe(key, memory, slot)
             if observed is None:
                 self._forget(key)
-                return None
+                return CallOutcome()
             await self._hold(observed)
             observed = await self._act(await self._within_quota(self._with_findings(observed)), memory, slot)
             observed = await self._within_quota(observed)
             if await self._release(observed):
                 self._forget(key)  # the next Checkpoint of this name finds another run, or none
-                return self._intervals.idle
+                return CallOutcome(self._intervals.idle)
             await self._read_back(observed, memory)
             observed, entries = await self._unreported(observed, memory, slot)
             await self._report(observed, entries)
@@ -146,10 +142,11 @@ class Reconciler:
         await self._remember(observed, memory, mirrors_wait=mirrors_wait)
         fault = fault_of(observed)
         if fault is None:
-            return self._interval(memory)
+            return CallOutcome(self._interval(memory))
         if fault.stalled:
-            return fault.retry_seconds or self._intervals.idle
-        raise Retry(f"{fault.reason}: {self._redactor.clean(fault.message)}", seconds=fault.retry_seconds)
+            return CallOutcome(fault.retry_seconds or self._intervals.idle)
+        failure = f"{fault.reason}: {self._redactor.clean(fault.message)}"
+        return CallOutcome(fault.retry_seconds, failure=failure)
 
     async def _hold(self, observed: Observed) -> None:
         """Set our finalizer as soon as the spec asks for it. Remove it when the spec no longer does."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from checkpoint_operator.fairness.fair_queue import FairQueue
-from checkpoint_operator.fairness.slots import NoRoomError, Slots, Target, TenantSlot
+from checkpoint_operator.fairness.slots import Slots, Target, TenantSlot
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +39,27 @@ class Backoff:
         return random.uniform(full / 2, full)  # noqa: S311 - spreads load, guards nothing
 
 
-class Retry(Exception):  # noqa: N818 - it asks for something
-    """Raised by the work to be called again after a back-off; the message says why.
+@dataclass(frozen=True, slots=True)
+class CallOutcome:
+    """How a call ended, and when the next call for its key is due.
 
     Attributes:
-        seconds: When to call again, or None for the back-off.
+        seconds: Until the next call. None means never, or after a failure that the back-off decides.
+        failure: Why the call failed, or empty. After a failure the next call is thorough.
+        waits_for: The store that had no room for the call. The next one is due once it has.
     """
 
-    def __init__(self, message: str, *, seconds: float | None = None) -> None:
-        super().__init__(message)
-        self.seconds = seconds
+    seconds: float | None = None
+    failure: str = ""
+    waits_for: Target | None = None
 
 
 class WorkQueue(Generic[K]):
     """Calls ``work(key, thorough, slot)`` for every key that asks for it.
 
     ``add`` asks for a thorough call; a key that asks again while it waits is called once, and one that asks while it is
-    being worked on is called once more afterwards. ``work`` returns the seconds until the next poll (a call that is
-    not thorough), or None to forget the key; an exception is logged and followed by a thorough call after a back-off.
+    being worked on is called once more afterwards. ``work`` returns a ``CallOutcome``: when to poll next (a
+    call that is not thorough), or never. A failure or an exception is logged and followed by a thorough call.
 
     Namespaces take turns, and within a namespace stores do; ``slots`` says how many calls there may be at a time.
 
@@ -68,7 +71,7 @@ class WorkQueue(Generic[K]):
 
     def __init__(
         self,
-        work: Callable[[K, bool, TenantSlot], Awaitable[float | None]],
+        work: Callable[[K, bool, TenantSlot], Awaitable[CallOutcome]],
         *,
         slots: Slots | None = None,
         backoff: Backoff | None = None,
@@ -177,23 +180,23 @@ class WorkQueue(Generic[K]):
 
     async def _call(self, key: K, thorough: bool, slot: TenantSlot) -> None:
         try:
-            interval = await self._work(key, thorough, slot)
-        except NoRoomError as error:
-            self._targets[key] = error.target
-            self._wanted[key] = thorough or self._wanted.get(key, False)
-            return
-        except Retry as error:
-            self._retry(key, str(error), error.seconds)
+            outcome = await self._work(key, thorough, slot)
         except asyncio.CancelledError:
             raise
         except BaseException:  # a client's panic is not an Exception; the other keys must go on
             logger.exception("%s: the pass failed", key)
-            self._retry(key, "the pass failed", None)
+            outcome = CallOutcome(failure="the pass failed")
+        if outcome.waits_for is not None:
+            self._targets[key] = outcome.waits_for
+            self._wanted[key] = thorough or self._wanted.get(key, False)
+            return
+        if outcome.failure:
+            self._retry(key, outcome.failure, outcome.seconds)
         else:
             self._failures.pop(key, None)
-            if interval is not None:
+            if outcome.seconds is not None:
                 share = random.uniform(0, self._random_share)  # noqa: S311 - spreads load, guards nothing
-                self._later(key, interval * (1 - share), thorough=False)
+                self._later(key, outcome.seconds * (1 - share), thorough=False)
         if slot.target is not None:
             self._targets[key] = slot.target
 
