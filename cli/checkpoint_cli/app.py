@@ -150,13 +150,14 @@ def program(door: Door) -> LazyGroup:
 
 def load(door: Door, verb: Verb) -> Any:
     """Import a verb and return its command."""
-    module = import_module(f"checkpoint_cli.{verb.module}")
+    module, _, name = verb.place.partition(":")
+    function = getattr(import_module(f"checkpoint_cli.{module}"), name)
     app = typer.Typer(add_completion=False, context_settings=_CONTEXT, rich_markup_mode=None)
-    text = (module.command.__doc__ or "").replace("{program}", door.value)
+    text = (function.__doc__ or "").replace("{program}", door.value)
     summary, _, rest = text.partition("\n\n")
     # "\b" keeps the lines of a paragraph as they are.
     paragraphs = "\n\n".join(f"\b\n{each}" for each in _dedented(rest).split("\n\n") if each.strip())
-    app.command(name=verb.name, help=f"{summary}\n\n{paragraphs}", short_help=verb.summary)(module.command)
+    app.command(name=verb.name, help=f"{summary}\n\n{paragraphs}", short_help=verb.summary)(function)
     return get_command(app)
 
 

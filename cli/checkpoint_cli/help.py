@@ -13,5 +13,7 @@ def page(door: Door, verb: Verb) -> str:
     group: Any = program(door)
     command: Any = load(door, verb)
     parent = group.context_class(group, info_name=door.value, terminal_width=100)
-    context = command.context_class(command, info_name=verb.name, parent=parent, terminal_width=100)
+    context = command.context_class(
+        command, info_name=verb.name, parent=parent, terminal_width=100, **command.context_settings
+    )
     return str(command.get_help(context)).strip()

@@ -18,21 +18,37 @@ class Verb:
     """One verb.
 
     Attributes:
-        module: Name of the module below ``checkpoint_cli`` that holds the function ``command``.
+        place: Module below ``checkpoint_cli`` and function in it: ``cluster.reading:ls``.
         summary: Its line in the list of verbs.
     """
 
     name: str
-    module: str
+    place: str
     summary: str
 
 
+_COMPLETION = Verb("completion", "completion:command", "Print the completion script of a shell.")
+
 BUCKET_VERBS: tuple[Verb, ...] = (
-    Verb("report", "bucket.report", "Write one HTML page about a run."),
-    Verb("completion", "completion", "Print the completion script of a shell."),
+    Verb("report", "bucket.report:command", "Write one HTML page about a run."),
+    _COMPLETION,
 )
 
-CLUSTER_VERBS: tuple[Verb, ...] = (Verb("completion", "completion", "Print the completion script of a shell."),)
+CLUSTER_VERBS: tuple[Verb, ...] = (
+    Verb("ls", "cluster.reading:ls", "List the runs of a namespace, or the snapshots of one run."),
+    Verb("show", "cluster.reading:show", "Show all that is known of one snapshot."),
+    Verb("status", "cluster.reading:status", "Show a run on one screen."),
+    Verb("log", "cluster.reading:log", "Print the Events of a run."),
+    Verb("save", "cluster.changing:save", "Ask training to save at its next step."),
+    Verb("wait", "cluster.changing:wait", "Wait for a snapshot."),
+    Verb("rollback", "cluster.changing:rollback", "Let the next start restore an older snapshot."),
+    Verb("hold", "cluster.changing:hold", "Keep a snapshot, whatever the policy says."),
+    Verb("release", "cluster.changing:release", "Leave a snapshot to the policy again."),
+    Verb("retire", "cluster.changing:retire", "Give a snapshot up."),
+    Verb("doctor", "cluster.doctor:doctor", "Check the installation, a run, and whether pods are injected."),
+    Verb("init", "cluster.init:init", "Write the YAML of a new run."),
+    _COMPLETION,
+)
 
 
 def verbs_of(door: Door) -> tuple[Verb, ...]:

@@ -1,0 +1,100 @@
+"""The arguments that all verbs of the cluster door share: a name, a namespace, a context."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from checkpoint_cli.choosing import choose
+from checkpoint_cli.cluster.convert import snapshot_records
+from checkpoint_cli.cluster.kubectl import Body, Kubectl
+from checkpoint_cli.exits import CommandRefusedError, ExitStatus
+from checkpoint_cli.records import SnapshotRecord
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+Name = Annotated[str, typer.Argument(metavar="NAME[@SELECTOR]", help="The Checkpoint, and perhaps a snapshot of it.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace; default: that of the context.")]
+Context = Annotated[str, typer.Option("--context", help="Context of the kubeconfig.")]
+Kubeconfig = Annotated[str, typer.Option("--kubeconfig", help="Path of the kubeconfig.")]
+_SHARED = {"namespace": Namespace, "context": Context, "kubeconfig": Kubeconfig}
+
+
+@dataclass(frozen=True)
+class NamedRun:
+    """A Checkpoint in a cluster, and the snapshot that is meant.
+
+    Attributes:
+        selector: As after the "@"; empty if only the run was named.
+    """
+
+    kubectl: Kubectl
+    name: str
+    selector: str
+
+    @property
+    def shown(self) -> str:
+        """Namespace and name, for messages."""
+        return f"{self.kubectl.namespace}/{self.name}"
+
+    def checkpoint(self) -> Body:
+        """Return the Checkpoint."""
+        return self.kubectl.checkpoint(self.name)
+
+    def snapshots(self, checkpoint: Body) -> tuple[SnapshotRecord, ...]:
+        """Return its snapshots, newest first."""
+        return snapshot_records(checkpoint, self.kubectl.snapshots(self.name))
+
+    def snapshot(self, checkpoint: Body, snapshots: tuple[SnapshotRecord, ...]) -> SnapshotRecord:
+        """Return the snapshot that the selector means; without one, the latest."""
+        status = checkpoint.get("status") or {}
+        ids = {mark: (status.get(mark) or {}).get("snapshot") for mark in ("latest", "best")}
+        return choose(snapshots, self.selector, run=self.shown, latest=ids["latest"], best=ids["best"])
+
+
+def of_checkpoint(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb ``NAME[@SELECTOR]``, ``-n``, ``--context`` and ``--kubeconfig``; it gets them as ``at``."""
+
+    def run(name: str, namespace: str, context: str, kubeconfig: str, **own: Any) -> None:
+        named, _, selector = name.partition("@")
+        if not _NAME.fullmatch(named):
+            raise CommandRefusedError(
+                "read the name",
+                repr(named),
+                "it is not the name of a Checkpoint",
+                "A URL is for the program checkpoint." if "://" in name else "Write NAME or NAME@SELECTOR.",
+                status=ExitStatus.USAGE,
+            )
+        function(at=NamedRun(Kubectl.open(namespace, context, kubeconfig), named, selector), **own)
+
+    return _with(function, run, {"name": Name})
+
+
+def of_namespace(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb ``-n``, ``--context`` and ``--kubeconfig``; it gets them as ``kubectl``."""
+
+    def run(namespace: str, context: str, kubeconfig: str, **own: Any) -> None:
+        function(kubectl=Kubectl.open(namespace, context, kubeconfig), **own)
+
+    return _with(function, run, {})
+
+
+def _with(function: Callable[..., None], run: Callable[..., None], arguments: dict[str, Any]) -> Callable[..., None]:
+    own = [
+        each
+        for each in inspect.signature(function, eval_str=True).parameters.values()
+        if each.name not in ("at", "kubectl")
+    ]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, kind, annotation=shape) for name, shape in arguments.items()]
+    parameters += [each.replace(kind=kind) for each in own]
+    parameters += [inspect.Parameter(name, kind, default="", annotation=shape) for name, shape in _SHARED.items()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__doc__ = function.__doc__
+    return run

@@ -1,0 +1,34 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from typing import Annotated
+
+import typer
+
+from checkpoint_cli.output import OutputFormat
+from checkpoint_cli.words import parse_duration
+
+
+def _duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Format of the output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Timeout = Annotated[
+    str, typer.Option("--timeout", callback=_duration, help="Give up after this time, with status 1: 90s, 15m, 1h30m.")
+]
+"""Checked already: ``words.parse_duration`` reads it."""
+
+
+def new_request(verb: str) -> str:
+    """Return a fresh id for a request, which each run serves once: ``cli-save-20260101T120000-1f2e3d``."""
+    return f"cli-{verb}-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
