@@ -12,7 +12,8 @@ from checkpoint_operator.gather.spec_policy import policy_of
 from checkpoint_operator.model.observed import Checkpoint, Cluster, Key, Mirror, Observed, Pod, Remembered
 from checkpoint_operator.report import resources
 from checkpoint_sidecar.core.api import CheckpointSpec
-from checkpoint_sidecar.core.policy import Disposition
+from checkpoint_sidecar.core.pointers import published_steps
+from checkpoint_sidecar.core.policy import Disposition, RetentionPolicy
 from support.builders import OBJECT_UID, OWNER, History
 
 KEY = Key(OWNER.namespace, OWNER.name)
@@ -48,6 +49,16 @@ def changed(seen: Observed, **values: Any) -> Observed:
     remembered = {field.name: values.pop(field.name) for field in fields(Remembered) if field.name in values}
     cluster, memory = replace(seen.cluster, **around), replace(seen.memory, **remembered)
     return replace(seen, **{"cluster": cluster, "memory": memory, **values})
+
+
+def saved(*steps: int, retention: RetentionPolicy | None = None) -> History:
+    """A configured run with verified commits."""
+    return History().configured(retention=retention).started().committed(*steps).verified(*steps)
+
+
+def quiet(seen: Observed) -> Observed:
+    """With the stock pointers known to be right, so that only the rest of the plan shows."""
+    return changed(seen, pointers=published_steps(seen.run) if seen.run else {})
 
 
 def later(seen: Observed, **duration: float) -> Observed:
