@@ -12,55 +12,25 @@ import msgspec
 import pytest
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     FencedError,
     LogError,
-    LogReplacedError,
     ObjectNotFoundError,
     StoreError,
     UnknownOutcomeError,
 )
-from checkpoint_sidecar.core.log import AttemptStarted, Body, Owner, RunAdopted, RunClaimed, SaveRequested, decode
-from checkpoint_sidecar.core.replay import replay
+from checkpoint_sidecar.core.log import AttemptStarted, Body, RunClaimed, SaveRequested
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.runs.log import POLLS_PER_PROOF, RunLog
-from checkpoint_sidecar.store.base import Buffer, Store, StoredObject
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.base import StoredObject
 from doubles.counting import CountingStore
 from doubles.faulty import Fault, FaultyStore, LandsLate, fails_with, loses_the_reply, loses_the_request, passes
 from doubles.memory import MemoryStore
+from support.runlogs import bodies, claim, claimed, log_of_four, request, start
 
-OWNER = Owner("cluster", "team", "llama")
 DENIED = AccessDeniedError("create", "an entry", "the store answered ExpiredToken")
 DOWN = StoreError("read", "an entry", "no connection to the store")
-
-
-def claim(_: Run) -> Body:
-    return RunClaimed(OWNER)
-
-
-def start(run: Run) -> Body:
-    return AttemptStarted(attempt=run.highest_attempt + 1, world_size=1)
-
-
-def request(identifier: str) -> SaveRequested:
-    return SaveRequested(request=identifier, attempt=1)
-
-
-def claimed(store: Store) -> Store:
-    RunLog(store, writer="test").append(claim)
-    return store
-
-
-def bodies(store: Store) -> list[object]:
-    infos = list(store.list(layout.LOG_FOLDER))
-    entries = [
-        decode(store.get(info.key, max_bytes=10**6).data, number=number, stored_at=info.modified)
-        for number, info in enumerate(infos, start=1)
-    ]
-    replay(entries)
-    return [entry.body for entry in entries]
 
 
 @pytest.fixture(autouse=True)
@@ -329,15 +299,6 @@ def test_a_critical_entry_of_unknown_kind_is_read_past_but_refuses_appends() -> 
     assert len(list(store.list(layout.LOG_FOLDER))) == 2
 
 
-def log_of_four() -> MemoryStore:
-    store = MemoryStore()
-    claimed(store)
-    log = RunLog(store, writer="test")
-    for _ in range(3):
-        log.append(start)
-    return store
-
-
 @pytest.mark.parametrize("number", [10**15, 10**20 - 1])
 def test_an_object_far_beyond_the_end_of_the_log_is_named_and_nothing_is_looked_for_in_between(number: int) -> None:
     store = log_of_four()
@@ -392,170 +353,6 @@ def test_an_open_log_sees_what_others_append() -> None:
     RunLog(store, writer="other").append(start)
 
     assert log.refresh().highest_attempt == 1
-
-
-# A log that is emptied, or deleted and begun anew, under a process that goes on
-
-
-def emptied(store: MemoryStore) -> None:
-    store.delete([info.key for info in store.list()])
-
-
-def deleted(store: MemoryStore) -> None:
-    """As an operator leaves it: the tombstone alone."""
-    log = RunLog(store, writer="operator")
-    log.append(lambda _: RunAdopted(OWNER.deleted, OWNER))
-    store.delete([layout.log_key(number) for number in range(1, log.run.head)])
-
-
-def emptied_and_begun_anew(store: MemoryStore, entries: int) -> None:
-    emptied(store)
-    begun_anew(store, entries)
-
-
-def deleted_and_begun_anew(store: MemoryStore) -> None:
-    deleted(store)
-    begun_anew(store)
-
-
-def begun_anew(store: MemoryStore, entries: int = 4) -> None:
-    log = RunLog(store, writer="another run")
-    log.append(claim)
-    for _ in range(entries - 1):
-        log.append(start)
-
-
-WAYS_TO_GO = [
-    pytest.param(emptied, id="emptied"),
-    pytest.param(partial(emptied_and_begun_anew, entries=1), id="emptied, and begun anew, shorter"),
-    pytest.param(partial(emptied_and_begun_anew, entries=4), id="emptied, and begun anew, as long"),
-    pytest.param(partial(emptied_and_begun_anew, entries=5), id="emptied, and begun anew, longer"),
-    pytest.param(deleted_and_begun_anew, id="deleted, and the next run has begun"),
-]
-
-
-@pytest.mark.parametrize("goes", WAYS_TO_GO)
-def test_nothing_is_appended_to_a_log_that_is_no_more(goes: Callable[[MemoryStore], object]) -> None:
-    store = log_of_four()
-    stale = RunLog(store, writer="stale")
-    stale.refresh()
-    goes(store)
-    there = {info.key for info in store.list()}
-
-    for _ in range(2):
-        with pytest.raises(LogReplacedError):
-            stale.append(start)
-    assert {info.key for info in store.list()} == there
-    assert stale.replaced is not None
-    RunLog(store, writer="new").refresh()
-
-
-@pytest.mark.parametrize("goes", WAYS_TO_GO)
-def test_a_poll_notices_soon_that_the_log_is_no_more(goes: Callable[[MemoryStore], object]) -> None:
-    store = log_of_four()
-    stale = RunLog(store, writer="stale")
-    stale.poll()
-    goes(store)
-
-    with pytest.raises(LogReplacedError):
-        [stale.poll() for _ in range(POLLS_PER_PROOF)]
-
-
-def test_looking_for_something_new_costs_little_more_than_one_request() -> None:
-    store = CountingStore(log_of_four())
-    log = RunLog(store, writer="test")
-    log.refresh()
-    store.requests.clear()
-
-    for _ in range(2 * POLLS_PER_PROOF):
-        log.poll()
-    assert store.requests == {"get": 2 * POLLS_PER_PROOF + 2}
-
-
-def test_an_entry_that_lands_while_the_log_is_emptied_is_not_told_to_count() -> None:
-    store = log_of_four()
-
-    def emptied_meanwhile(put: Callable[[], None]) -> None:
-        emptied(store)
-        put()
-
-    log = RunLog(FaultyStore(store, puts=[emptied_meanwhile]), writer="test")
-    with pytest.raises(LogError, match="does not count"):
-        log.append(start)
-
-
-def test_a_deletion_leaves_a_number_behind_and_the_next_run_goes_on_counting() -> None:
-    store = log_of_four()
-    first = RunLog(store, writer="test").refresh().identity
-    deleted(store)
-    left = RunLog(store, writer="test").refresh()
-    assert (left.head, left.erased, left.free, left.owner) == (5, True, True, OWNER.deleted)
-
-    begun_anew(store)
-    run = RunLog(store, writer="test").refresh()
-    assert (run.first, run.head, run.highest_attempt, run.owner) == (6, 9, 3, OWNER)
-    assert run.identity not in ("", first)
-    assert not run.free
-
-
-@pytest.mark.parametrize("number", [1, 3, 4], ids=["first", "in the middle", "right below the tombstone"])
-def test_what_a_stale_writer_of_version_0_1_0_adds_below_a_tombstone_means_nothing(number: int) -> None:
-    store = log_of_four()
-    stray = store.get(layout.log_key(number), max_bytes=10**6).data
-    deleted(store)
-    store.put(layout.log_key(number), stray)
-    run = RunLog(store, writer="test").refresh()
-    assert (run.erased, run.remnants) == (True, True)
-    begun_anew(store)
-    run = RunLog(store, writer="test").refresh()
-    assert (run.first, run.remnants) == (6, True)
-
-
-def test_a_writer_that_waited_with_its_first_entry_until_another_run_came_and_went_has_not_claimed_anything() -> None:
-    store = MemoryStore()
-
-    class Slow(MemoryStore):
-        """Its first conditional write takes as long as the life of a run."""
-
-        def put_if_absent(self, key: str, data: Buffer) -> None:
-            if key == layout.log_key(1) and not list(store.list()):
-                claimed(store)
-                for _ in range(3):
-                    RunLog(store, writer="test").append(start)
-                deleted(store)
-            store.put_if_absent(key, data)
-
-        def __getattribute__(self, verb: str) -> Any:
-            return getattr(store, verb) if verb in ("get", "stat", "list") else super().__getattribute__(verb)
-
-    log = RunLog(Slow(), writer="library")
-    with pytest.raises(LogError, match="What was written does not count"):
-        log.append(claim)
-    assert log.replaced is not None
-    run = RunLog(store, writer="test").refresh()
-    assert (run.head, run.erased, run.remnants) == (5, True, True)
-
-
-def test_a_log_that_lost_its_beginning_and_has_no_tombstone_is_refused() -> None:
-    store = log_of_four()
-    store.delete([layout.log_key(1)])
-    with pytest.raises(LogError, match="entry 1 is missing"):
-        RunLog(store, writer="test").refresh()
-
-
-def test_the_next_run_at_a_prefix_is_compacted_and_read_like_any_other() -> None:
-    store = log_of_four()
-    deleted(store)
-    begun_anew(store, 430)
-    log = RunLog(store, writer="operator")
-    run = log.refresh()
-    spans = due(run.head, log.compactions, first=run.first)
-    assert [(span.first, span.last) for span in spans] == [(201, 400)]
-    log.compact(spans[0])
-
-    counting = CountingStore(store)
-    assert RunLog(counting, writer="test").refresh() == run
-    assert counting.requests["get"] < 250, "those before the first compaction and after the last"
 
 
 # A store that contradicts itself
