@@ -23,7 +23,7 @@ test: ## Run all tests: unit, store, distributed, API server, cluster (WORKERS=0
 
 test-unit: ## Run the tests of decisions and stores that need no server, training or cluster (a minute)
 	@.ci/bootstrap
-	$(BIN)/pytest --numprocesses=$(WORKERS) -m "not slow and not store and not distributed and not api and not cluster" $(addprefix --ignore=tests/,alerts benchmarks cluster crashes demo model training)
+	$(BIN)/pytest --numprocesses=$(WORKERS) -m "not slow and not browser and not store and not distributed and not api and not cluster" $(addprefix --ignore=tests/,alerts benchmarks cluster crashes demo model training)
 
 test-faults: ## Run the long profile of fault injection: store faults, crashes, model, foreign data (an hour)
 	@.ci/bootstrap

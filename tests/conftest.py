@@ -22,7 +22,7 @@ settings.register_profile(
 )
 settings.load_profile("everyday")
 
-COSTLIER = ("store", "distributed", "api", "cluster")
+COSTLIER = ("browser", "store", "distributed", "api", "cluster")
 """Markers of tests that need more than this process, cheapest first; unmarked ones come before them all."""
 SLOW = ("alerts", "benchmarks", "crashes", "docs/test_python_blocks.py", "model", "training")
 """What takes minutes, although it needs no server: it trains, starts processes or draws thousands of histories."""

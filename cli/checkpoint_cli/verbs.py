@@ -31,6 +31,7 @@ _COMPLETION = Verb("completion", "completion:command", "Print the completion scr
 
 BUCKET_VERBS: tuple[Verb, ...] = (
     Verb("report", "bucket.report:command", "Write one HTML page about a run."),
+    Verb("ui", "bucket.ui:command", "Show runs in a browser, live."),
     _COMPLETION,
 )
 

@@ -49,6 +49,16 @@ class Browser:
         """The result of a function body in the page."""
         return self._call("POST", f"{self._session}/execute/sync", {"script": script, "args": arguments})
 
+    def wait_for(self, script: str, *, seconds: float = 30) -> None:
+        """Wait until a function body returns true; errors while the page loads do not count."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(AssertionError):
+                if self.run(script):
+                    return
+            time.sleep(0.1)
+        raise AssertionError(f"not within {seconds:g} s: {script}")
+
     def click(self, selector: str) -> None:
         """Click the middle of an element, as a mouse does: fails if something covers it."""
         using = {"using": "css selector", "value": selector}

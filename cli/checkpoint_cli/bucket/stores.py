@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +23,18 @@ CredentialsFolder = Annotated[
 ]
 
 
-def store_at(url: str, endpoint: str = "", region: str = "", credentials_folder: str = "") -> Store:
+def store_at(
+    url: str,
+    endpoint: str = "",
+    region: str = "",
+    credentials_folder: str = "",
+    *,
+    on_page: Callable[[int], None] = lambda _: None,
+) -> Store:
     """Open the store at a URL. No request is made.
+
+    Args:
+        on_page: See ``store.opening.open_store``.
 
     Raises:
         ConfigurationError: The URL or the credentials cannot work.
@@ -32,4 +43,5 @@ def store_at(url: str, endpoint: str = "", region: str = "", credentials_folder:
     from checkpoint_sidecar.store.opening import open_store
 
     credentials = Credentials.in_folder(Path(credentials_folder)) if credentials_folder else AMBIENT
-    return open_store(StoreSettings(url, endpoint=endpoint, region=region, credentials=credentials))
+    settings = StoreSettings(url, endpoint=endpoint, region=region, credentials=credentials)
+    return open_store(settings, on_page=on_page)

@@ -14,36 +14,66 @@ from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 
 
-def gather(store: Store, *, now: dt.datetime | None = None) -> RunFacts:
-    """Read everything that a report shows. Reads only.
+class RunReader:
+    """Reads one run again and again, each time only what was appended since. Not safe from several threads.
 
     Args:
         store: Opened at the run's prefix.
-        now: The time of the report, by default this machine's.
-
-    Raises:
-        LogError: The log cannot be read.
-        StoreError: The store failed.
     """
-    log = RunLog(store, writer="report")
-    run = log.refresh()
-    found = read_heartbeat(store)
-    return RunFacts(
-        url=store.url,
-        run=run,
-        entries=_entries(store, log, max(run.first, 1), run.head),
-        now=now or dt.datetime.now(dt.UTC),
-        heartbeat=found.heartbeat if found else None,
-        heartbeat_at=found.at if found else None,
-    )
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._log = RunLog(store, writer="report")
+        self._entries: tuple[StoredEntry, ...] = ()
+
+    def read(self, *, now: dt.datetime | None = None) -> RunFacts:
+        """Read everything that a report shows. Reads only.
+
+        Args:
+            now: The time of the report, by default this machine's.
+
+        Raises:
+            LogReplacedError: Another run has taken the place of this one: it takes another reader.
+            LogError: The log cannot be read.
+            StoreError: The store failed.
+        """
+        run = self._log.poll()
+        known = self._entries[-1].number if self._entries else 0
+        if run.head > known:
+            self._entries += _entries(self._store, self._log, max(run.first, known + 1, 1), run.head)
+        found = read_heartbeat(self._store)
+        return RunFacts(
+            url=self._store.url,
+            run=run,
+            entries=self._entries,
+            now=now or dt.datetime.now(dt.UTC),
+            heartbeat=found.heartbeat if found else None,
+            heartbeat_at=found.at if found else None,
+        )
+
+    def version(self) -> str:
+        """Return a text that changes whenever the run has a new entry.
+
+        Raises:
+            LogReplacedError, LogError, StoreError: See ``read``.
+        """
+        return str(self._log.poll().head)
+
+
+def gather(store: Store, *, now: dt.datetime | None = None) -> RunFacts:
+    """Read a run once; see ``RunReader.read``."""
+    return RunReader(store).read(now=now)
 
 
 def _entries(store: Store, log: RunLog, first: int, last: int) -> tuple[StoredEntry, ...]:
-    """Read the entries again that the log has folded, from compactions where there are some."""
+    """Read the entries that the log has folded, from compactions where there are some."""
     entries: list[StoredEntry] = []
     usable = set(log.compactions)
     number = 1
     while number <= last and (span := longest_from(number, usable)) is not None:
+        if span.last < first:
+            number = span.last + 1
+            continue
         try:
             part = [entry.decode() for entry in unpack(store.get(span.key, max_bytes=MAX_COMPACTION_BYTES).data, span)]
         except (LogError, StoreError):

@@ -66,4 +66,19 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") tooltip.hidden = true;
   });
+
+  // A served page loads itself again when the run has grown; hidden states stay hidden.
+  const { version, poll } = document.body.dataset;
+  if (!poll) return;
+  const memory = `hidden ${location.pathname}${location.search}`;
+  const hidden = () =>
+    [...document.querySelectorAll("[data-filter][aria-pressed=false]")].map((button) => button.dataset.filter);
+  for (const state of JSON.parse(sessionStorage.getItem(memory) ?? "[]")) shown(state, false);
+  addEventListener("pagehide", () => sessionStorage.setItem(memory, JSON.stringify(hidden())));
+  setInterval(async () => {
+    if (document.hidden) return;
+    const answer = await fetch(poll).catch(() => null);
+    document.body.classList.toggle("stale", !answer?.ok);
+    if (answer?.ok && (await answer.text()) !== version) location.reload();
+  }, 3000);
 })();

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 
 from checkpoint_cli.report import formats
@@ -49,21 +50,54 @@ _LIMITS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class LivePage:
+    """A page that a server shows, and that loads itself again when the version changes.
+
+    Attributes:
+        version: Version of its content.
+        path: Where the server tells the current version.
+    """
+
+    version: str
+    path: str
+
+
 def render(report: RunReport) -> str:
     """Return the page of a run."""
-    facts = report.history.facts
-    name = facts.run.owner.name if facts.run.owner else facts.url
-    body = join(*_body(report, name))
-    return document(f"{name}: run report", body)
+    name = run_name(report)
+    return document(f"{name}: run report", content(report))
 
 
-def document(title: str, body: Markup) -> str:
-    """Return a whole page. Its policy allows this page's own style and script only, and no request at all."""
-    style, script = _asset("page.css"), _asset("page.js")
+def run_name(report: RunReport) -> str:
+    """Return the name of a run: the owner's, else its URL."""
+    owner = report.history.facts.run.owner
+    return owner.name if owner else report.history.facts.url
+
+
+def content(report: RunReport, link: Callable[[str], str] | None = None) -> Markup:
+    """Return the content of a run's page.
+
+    Args:
+        link: From the id of a snapshot to the address of a page about it; without one, ids are not linked.
+    """
+    return join(*_body(report, run_name(report), link))
+
+
+def policy_of_pages(*, live: bool = False) -> str:
+    """Return the content security policy: this page's own style and script, and no request except to a live server."""
+    style, script = _digest(_asset("page.css")), _digest(_asset("page.js"))
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{style}'; script-src '{script}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
     )
+    return f"{policy}; connect-src 'self'" if live else policy
+
+
+def document(title: str, body: Markup, live: LivePage | None = None) -> str:
+    """Return a whole page."""
+    style, script = _asset("page.css"), _asset("page.js")
+    policy = policy_of_pages(live=live is not None)
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -75,7 +109,8 @@ def document(title: str, body: Markup) -> str:
         el("title", title),
         el("style", Markup(style)),
     )
-    page = el("html", head, el("body", body, el("script", Markup(script))), lang="en")
+    served = {"data_version": live.version, "data_poll": live.path} if live else {}
+    page = el("html", head, el("body", body, el("script", Markup(script)), **served), lang="en")
     return f"<!doctype html>\n{page}\n"
 
 
@@ -88,7 +123,7 @@ def _digest(content: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _body(report: RunReport, name: str) -> Iterator[Markup]:
+def _body(report: RunReport, name: str, link: Callable[[str], str] | None) -> Iterator[Markup]:
     facts = report.history.facts
     yield el("a", "Skip to the tables", href="#snapshots", class_="skip")
     yield _PATTERNS
@@ -106,7 +141,7 @@ def _body(report: RunReport, name: str) -> Iterator[Markup]:
         *_goodput(report),
         *_storage(report),
         *_metrics(report),
-        _section("snapshots", "Snapshots", _filters(report), tables.snapshots(report)),
+        _section("snapshots", "Snapshots", _filters(report), tables.snapshots(report, link)),
         _section("attempts", "Attempts", tables.attempts(report)) if report.history.attempts else None,
         _section("policy", "Policy", _policy(report)),
         _section("events", "Events", tables.events(report)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from checkpoint_cli.report import formats
 from checkpoint_cli.report.draw.markup import Markup, el
@@ -55,20 +55,20 @@ def row(*cells: str | Markup | None, numbers: Iterable[int] = (), **attributes: 
     )
 
 
-def snapshots(report: RunReport) -> Markup:
-    """Return the table of snapshots, newest first."""
+def snapshots(report: RunReport, link: Callable[[str], str] | None = None) -> Markup:
+    """Return the table of snapshots, newest first; ``link`` gives the address of a snapshot's own page."""
     ruled = [series.name for series in report.metrics.series if series.rule]
     metrics = (ruled or [series.name for series in report.metrics.series])[:_MAX_COLUMNS]
     heads = ["Step#", "State", "Why", "Size#", "Committed (UTC)", "Verified", "Attempt#", *(f"{m}#" for m in metrics)]
     return table(
         "Snapshots, newest first",
         [*heads, "Id"],
-        (_snapshot(found, metrics) for found in report.rows),
+        (_snapshot(found, metrics, link) for found in report.rows),
         name="snapshot-table",
     )
 
 
-def _snapshot(found: SnapshotRow, metrics: Sequence[str]) -> Markup:
+def _snapshot(found: SnapshotRow, metrics: Sequence[str], link: Callable[[str], str] | None) -> Markup:
     first, life = found.lives[0].snapshot, found.life
     snapshot, commit = life.snapshot, life.snapshot.commit
     several = len(found.lives) > 1
@@ -87,11 +87,16 @@ def _snapshot(found: SnapshotRow, metrics: Sequence[str]) -> Markup:
         if first.commit.attempt == commit.attempt
         else f"{first.commit.attempt} to {commit.attempt}",
         *("" if several else value for value in values),
-        f"{len(found.lives)} snapshots" if several else el("code", snapshot.id),
+        f"{len(found.lives)} snapshots" if several else _identifier(snapshot.id, link),
         numbers=(0, 3, 6, *range(7, 7 + len(metrics))),
         id=found.id,
         data_state=str(life.state),
     )
+
+
+def _identifier(identifier: str, link: Callable[[str], str] | None) -> Markup:
+    code = el("code", identifier)
+    return el("a", code, href=link(identifier)) if link else code
 
 
 def _state(stored: SnapshotState, shown: ShownState) -> str:
