@@ -1,8 +1,8 @@
 """Checkpoints of PyTorch training runs in object storage: atomic, fenced, verified.
 
-``Checkpointer`` is the main way in; ``CheckpointWriter``, ``CheckpointReader`` and ``install`` serve existing
-``torch.distributed.checkpoint`` code. Names that need torch are imported when they are first used, so that the operator
-and the command line can use ``core`` and ``store`` without it.
+``Checkpointer`` is the main way in; ``open_run`` looks at a run from outside of training; ``CheckpointWriter``,
+``CheckpointReader`` and ``install`` serve existing ``torch.distributed.checkpoint`` code. Names that need torch are
+imported when they are first used, so that the operator and the command line can use ``core`` and ``store`` without it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from checkpoint_sidecar.core.errors import (
+    AmbiguousSelectorError,
+    ChangeRefusedError,
     CheckpointError,
     CheckpointExistsError,
     ConfigurationError,
@@ -20,12 +22,16 @@ from checkpoint_sidecar.core.errors import (
     PrefixClaimedError,
     RestoreError,
     RestoreInterrupted,
+    RunManagedError,
+    RunNotFoundError,
+    SnapshotNotFoundError,
     StoreError,
 )
 from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.policy import SavePolicy
 
 if TYPE_CHECKING:
+    from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
     from checkpoint_sidecar.store.access import Credentials, StoreSettings
     from checkpoint_sidecar.training.checkpointer import Checkpointer
     from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter, install
@@ -45,13 +51,17 @@ _LAZY = {
     "PerRank": "training.state.application",
     "RandomState": "training.state.randomness",
     "StoreSettings": "store.access",
+    "StoredRun": "manage.stored_run",
     "StrictLoadPlanner": "training.dcp.load_planner",
     "Terminated": "training.signals",
     "install": "training.dcp.dropin",
+    "open_run": "manage.stored_run",
 }
 
 __all__ = [
+    "AmbiguousSelectorError",
     "BalancedSavePlanner",
+    "ChangeRefusedError",
     "CheckpointError",
     "CheckpointExistsError",
     "CheckpointReader",
@@ -69,12 +79,17 @@ __all__ = [
     "RandomState",
     "RestoreError",
     "RestoreInterrupted",
+    "RunManagedError",
+    "RunNotFoundError",
     "SavePolicy",
+    "SnapshotNotFoundError",
     "StoreError",
     "StoreSettings",
+    "StoredRun",
     "StrictLoadPlanner",
     "Terminated",
     "install",
+    "open_run",
 ]
 
 

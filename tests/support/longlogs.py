@@ -56,9 +56,9 @@ def long_log(count: int, *, policy: Policy | None = None) -> Iterator[RawEntry]:
         yield RawEntry(number, data, now)
 
 
-def write_log(store: Store, count: int) -> None:
+def write_log(store: Store, count: int, *, policy: Policy | None = None) -> None:
     """Put a long log into a store, without asking it about each entry first."""
-    for entry in long_log(count):
+    for entry in long_log(count, policy=policy):
         store.put(layout.log_key(entry.number), entry.data)
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import datetime as dt
 
 from checkpoint_cli.report.facts import RunFacts
-from checkpoint_sidecar.core.compaction import MAX_COMPACTION_BYTES, longest_from, unpack
-from checkpoint_sidecar.core.errors import LogError, StoreError
-from checkpoint_sidecar.core.log import StoredEntry
-from checkpoint_sidecar.runs.entries import get_entries
 from checkpoint_sidecar.runs.heartbeat import read_heartbeat
+from checkpoint_sidecar.runs.history import read_history
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 
@@ -40,7 +37,7 @@ class RunReader:
         run = self._log.poll()
         known = self._entries[-1].number if self._entries else 0
         if run.head > known:
-            self._entries += _entries(self._store, self._log, max(run.first, known + 1, 1), run.head)
+            self._entries += tuple(read_history(self._log, after=known))
         found = read_heartbeat(self._store)
         return RunFacts(
             url=self._store.url,
@@ -63,24 +60,3 @@ class RunReader:
 def gather(store: Store, *, now: dt.datetime | None = None) -> RunFacts:
     """Read a run once; see ``RunReader.read``."""
     return RunReader(store).read(now=now)
-
-
-def _entries(store: Store, log: RunLog, first: int, last: int) -> tuple[StoredEntry, ...]:
-    """Read the entries that the log has folded, from compactions where there are some."""
-    entries: list[StoredEntry] = []
-    usable = set(log.compactions)
-    number = 1
-    while number <= last and (span := longest_from(number, usable)) is not None:
-        if span.last < first:
-            number = span.last + 1
-            continue
-        try:
-            part = [entry.decode() for entry in unpack(store.get(span.key, max_bytes=MAX_COMPACTION_BYTES).data, span)]
-        except (LogError, StoreError):
-            # A compaction is optional: the log itself holds the same entries.
-            usable.discard(span)
-            continue
-        entries += part
-        number = span.last + 1
-    entries += [entry.decode() for entry in get_entries(store, range(max(number, first), last + 1))]
-    return tuple(entry for entry in entries if first <= entry.number <= last)

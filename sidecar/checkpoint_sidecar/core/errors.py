@@ -72,6 +72,26 @@ class RestoreInterrupted(CheckpointError):  # noqa: N818 - it is an interruption
     """The restore stopped for a reason unrelated to the snapshot; the next start tries it again."""
 
 
+class RunNotFoundError(CheckpointError):
+    """There is no run under this URL, or it was deleted."""
+
+
+class SnapshotNotFoundError(CheckpointError):
+    """The run has no such snapshot, or the data of that snapshot was deleted."""
+
+
+class AmbiguousSelectorError(CheckpointError):
+    """A selector is the start of the ids of several snapshots."""
+
+
+class RunManagedError(CheckpointError):
+    """An operator manages the run: change its Checkpoint object instead."""
+
+
+class ChangeRefusedError(CheckpointError):
+    """The rules of the run do not allow the change. Nothing was written."""
+
+
 class ForeignObjectError(CheckpointError):
     """This run did not write the object, and leaves it unchanged."""
 

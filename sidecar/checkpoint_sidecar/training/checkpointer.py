@@ -24,7 +24,7 @@ from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.store.fsspec import misdirected
 from checkpoint_sidecar.store.fsspec.opening import without_password
-from checkpoint_sidecar.store.fsspec.storage_options import settings_of
+from checkpoint_sidecar.store.fsspec.storage_options import settings_from
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement
@@ -113,7 +113,7 @@ class Checkpointer:
                 self._agreement = Agreement.among_all()
                 failure: Exception | None = None
                 try:
-                    settings = _settings(url, storage_options or {}, filesystem)
+                    settings = settings_from(url, filesystem=filesystem, storage_options=storage_options)
                     owner = run if isinstance(run, Owner) else _local_owner(run, settings.url)
                     limits = replace(EngineSettings.from_environment(), beside_training=True)
                     if stall_seconds is not None:
@@ -426,16 +426,6 @@ def _check_together(agreed: Agreed) -> None:
             "the ranks are at different steps",
             "Call step() equally often, with the same number, on every rank.",
         )
-
-
-def _settings(url: str | StoreSettings, options: Mapping[str, Any], filesystem: Any) -> StoreSettings:
-    if isinstance(url, str):
-        return settings_of(url, options, filesystem) if options or filesystem is not None else StoreSettings(url)
-    if options:
-        raise ConfigurationError(
-            "open the run", url.url, "settings and storage_options were both passed", "Pass one of the two."
-        )
-    return url if filesystem is None else replace(url, filesystem=filesystem)
 
 
 def _local_owner(name: str, url: str) -> Owner:

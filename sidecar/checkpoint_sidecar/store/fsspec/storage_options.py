@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -55,6 +56,28 @@ _ALIASES = {"gcs://": "gs://", "s3a://": "s3://"}
 SCHEMES = frozenset({"file", *OBJECT_SCHEMES, *(alias.removesuffix("://") for alias in _ALIASES)})
 """Of the URLs that are taken."""
 _STYLES: dict[str, AddressingStyle] = {"auto": "Auto", "path": "Path", "virtual": "Virtual"}
+
+
+def settings_from(
+    url: str | StoreSettings, *, filesystem: Any = None, storage_options: Mapping[str, Any] | None = None
+) -> StoreSettings:
+    """Return the settings of a store from the arguments that public functions share.
+
+    Args:
+        url: A URL, or settings; then only a filesystem may be added.
+        filesystem, storage_options: See ``settings_of``.
+
+    Raises:
+        ConfigurationError, StoreError: See ``settings_of``; or settings and storage options were both passed.
+    """
+    options = storage_options or {}
+    if isinstance(url, str):
+        return settings_of(url, options, filesystem) if options or filesystem is not None else StoreSettings(url)
+    if options:
+        raise ConfigurationError(
+            "open the run", url.url, "settings and storage_options were both passed", "Pass one of the two."
+        )
+    return url if filesystem is None else replace(url, filesystem=filesystem)
 
 
 def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any], filesystem: Any = None) -> StoreSettings:
