@@ -27,20 +27,19 @@ def command(
     Example: {program} report s3://training/llama-7b
     """
     from checkpoint_cli.address import parse_address
-    from checkpoint_cli.exits import CommandRefusedError, ExitStatus
     from checkpoint_cli.output import write
     from checkpoint_cli.report.draw.page import render
     from checkpoint_cli.report.gather import gather
     from checkpoint_cli.report.view import report_of
+    from checkpoint_sidecar.core.errors import RunNotFoundError
 
     address = parse_address(url)
     if address.selector:
         raise typer.BadParameter(f"a report is about a whole run: leave out @{address.selector}.")
     facts = gather(store_at(address.url, endpoint, region, credentials_folder))
     if not facts.entries:
-        cause = "there is no run log below it"
-        raise CommandRefusedError(
-            "write a report of the run", address.url, cause, "Check the URL.", status=ExitStatus.NOT_FOUND
+        raise RunNotFoundError(
+            "write a report of the run", address.url, "there is no run log below it", "Check the URL."
         )
     page = render(report_of(facts))
     if file == "-":

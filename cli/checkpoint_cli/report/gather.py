@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from checkpoint_cli.report.facts import RunFacts
+from checkpoint_sidecar.core.log import StoredEntry
 from checkpoint_sidecar.runs.heartbeat import read_heartbeat
 from checkpoint_sidecar.runs.history import read_history
 from checkpoint_sidecar.runs.log import RunLog
