@@ -141,7 +141,12 @@ MUTANTS = (
     Mutant(4, "the target of a rollback goes", 100, lineage.rollback_target, "return ", "return None and "),
     # 5: only evidence counts against a snapshot
     Mutant(
-        5, "a failing store is evidence in a restore", 132, AttemptSession.failed, 'else "None"', 'else "MissingObject"'
+        5,
+        "a failing store is evidence in a restore",
+        132,
+        AttemptSession.failed,
+        "else NO_EVIDENCE",
+        'else "MissingObject"',
     ),
     Mutant(
         5,
@@ -156,11 +161,11 @@ MUTANTS = (
         "failures count without evidence",
         101,
         fold.Working.record_check,
-        'passed and check.evidence != "None"',
+        "passed and check.evidence != NO_EVIDENCE",
         "passed",
     ),
     # 6: what retention must leave
-    Mutant(6, "unverified counts as verified", 1, _getter(Snapshot, "proven"), 'self.verified != "None" and ', ""),
+    Mutant(6, "unverified counts as verified", 1, _getter(Snapshot, "proven"), "self.verified != NOT_CHECKED and ", ""),
     Mutant(
         6,
         "the newest verified one goes",
@@ -430,7 +435,7 @@ MUTANTS = (
         "released from quarantine is verified",
         stories.what_is_released_from_quarantine_has_to_prove_itself_again,
         fold._released,
-        'evidence="", verified="None"',
+        'evidence="", verified=NOT_CHECKED',
         'evidence=""',
         Upheavals,
     ),

@@ -31,6 +31,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotReinstated,
     SnapshotRetired,
 )
+from checkpoint_sidecar.core.policy import NOT_CHECKED
 from checkpoint_sidecar.core.purging import purge_due
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
@@ -196,7 +197,7 @@ def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None
 
 def unverified(snapshot: Snapshot) -> bool:
     """Whether nothing is known yet about the stored objects of a live snapshot, for or against it."""
-    return snapshot.live and snapshot.verified == "None" and snapshot.failures == 0
+    return snapshot.live and snapshot.verified == NOT_CHECKED and snapshot.failures == 0
 
 
 def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> SnapshotRetired | None:

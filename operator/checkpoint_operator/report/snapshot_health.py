@@ -14,13 +14,13 @@ from checkpoint_operator.decide.appends import why_not_retired
 from checkpoint_operator.report.checks import Answer, ConditionCheck, Quote, Reasoned, check, first_answer, otherwise
 from checkpoint_operator.report.conditions import Judgement
 from checkpoint_sidecar.core.api import ConditionType, SnapshotReason
-from checkpoint_sidecar.core.errors import Evidence
+from checkpoint_sidecar.core.errors import NO_EVIDENCE, Evidence
 from checkpoint_sidecar.core.lineage import quarantined
-from checkpoint_sidecar.core.policy import Disposition
+from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition
 from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
-EVIDENCE_REASONS: tuple[str, ...] = tuple(each for each in get_args(Evidence) if each != "None")
+EVIDENCE_REASONS: tuple[str, ...] = tuple(each for each in get_args(Evidence) if each != NO_EVIDENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +79,12 @@ def _damaged(judged: JudgedSnapshot) -> Answer:
 
 @check("Unknown", SnapshotReason.NOT_VERIFIED)
 def _not_verifiable(judged: JudgedSnapshot) -> Answer:
-    return Quote(judged.obstacle) if judged.obstacle and judged.snapshot.verified == "None" else None
+    return Quote(judged.obstacle) if judged.obstacle and judged.snapshot.verified == NOT_CHECKED else None
 
 
 @check("Unknown", SnapshotReason.NOT_VERIFIED)
 def _not_checked(judged: JudgedSnapshot) -> Answer:
-    return "Not checked yet." if judged.snapshot.verified == "None" else None
+    return "Not checked yet." if judged.snapshot.verified == NOT_CHECKED else None
 
 
 @check("True", SnapshotReason.SIZES_MATCH)

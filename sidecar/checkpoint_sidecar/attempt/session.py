@@ -15,6 +15,7 @@ from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core.belongings import traces, unaccounted
 from checkpoint_sidecar.core.errors import (
+    NO_EVIDENCE,
     CheckpointError,
     CorruptSnapshotError,
     FencedError,
@@ -38,7 +39,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
-from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy, VerifyLevel
+from checkpoint_sidecar.core.policy import NOT_CHECKED, OverwritePolicy, SavePolicy, VerifyLevel
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 from checkpoint_sidecar.core.units import moved
 from checkpoint_sidecar.engine.compared import ComparedBytes
@@ -201,7 +202,7 @@ class AttemptSession:
                 self.attempt,
                 candidate.snapshot,
                 restored=True,
-                verified="Checksums" if whole else "None",
+                verified="Checksums" if whole else NOT_CHECKED,
                 seconds=seconds,
                 bytes=size,
                 compared_bytes=size - compared.bytes_left,
@@ -233,14 +234,14 @@ class AttemptSession:
             RestoreInterrupted: The error says nothing about the snapshot.
             FencedError, IncompatibleSnapshotError: The given error.
         """
-        evidence = error.evidence if isinstance(error, CorruptSnapshotError) else "None"
+        evidence = error.evidence if isinstance(error, CorruptSnapshotError) else NO_EVIDENCE
         if not isinstance(error, FencedError):
             self._finish(
                 RestoreFinished(
                     self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:MAX_TEXT]
                 )
             )
-        if evidence != "None" or (isinstance(error, UnreliableReadError) and self._often_interrupted(snapshot)):
+        if evidence != NO_EVIDENCE or (isinstance(error, UnreliableReadError) and self._often_interrupted(snapshot)):
             logger.warning("skipping snapshot %s: %s", snapshot, error)
             self.skipped.append(snapshot)
             return
@@ -258,7 +259,7 @@ class AttemptSession:
         outcomes = (outcome for attempt in run.attempts.values() for outcome in attempt.restores)
         mine = [outcome for outcome in outcomes if outcome.snapshot == snapshot]
         last_success = max((place for place, outcome in enumerate(mine) if outcome.restored), default=-1)
-        unexplained = sum(outcome.evidence == "None" for outcome in mine[last_success + 1 :])
+        unexplained = sum(outcome.evidence == NO_EVIDENCE for outcome in mine[last_success + 1 :])
         return unexplained >= run.policy.restore.max_failures_per_snapshot
 
     def _compare_rest(self, candidate: Candidate, compared: ComparedBytes) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 Evidence: TypeAlias = Literal["None", "ChecksumMismatch", "SizeMismatch", "MissingObject", "ManifestMismatch"]
+
+NO_EVIDENCE: Final = "None"
+"""The evidence of an interruption, which says nothing about the snapshot."""
 
 
 class CheckpointError(Exception):

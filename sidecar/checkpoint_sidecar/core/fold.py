@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from checkpoint_sidecar.core.errors import NO_EVIDENCE
 from checkpoint_sidecar.core.log import (
     AttemptFenced,
     AttemptStarted,
@@ -36,7 +37,7 @@ from checkpoint_sidecar.core.log import (
     StoredEntry,
 )
 from checkpoint_sidecar.core.overwrite import rejection
-from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.core.policy import NO_RESTORE, NOT_CHECKED, VerifyLevel
 from checkpoint_sidecar.core.purging import with_grace_of
 from checkpoint_sidecar.core.run import Attempt, RestoreRequest, Run, Snapshot, SnapshotState
 
@@ -75,7 +76,7 @@ class Working:
             # All of it was read and is intact, so earlier findings were not damage of the stored object.
             self.change_snapshot(check.snapshot, failures=0, evidence="")
         # A failure without evidence concerns the store or the pod, not the snapshot.
-        elif not passed and check.evidence != "None":
+        elif not passed and check.evidence != NO_EVIDENCE:
             evidence = f"{check.evidence}: {check.message}"
             self.change_snapshot(check.snapshot, failures=found.failures + 1, evidence=evidence)
 
@@ -120,7 +121,7 @@ def _configured(run: Run, _: Working, entry: StoredEntry, body: RunConfigured) -
     pending = run.pending
     was, now = run.policy.restore.mode, body.policy.restore.mode
     fresh = RestoreRequest(f"fresh-{body.uid[:8]}-{body.generation}", None)
-    if now == "None" and was == "Latest" and fresh.id not in run.consumed:
+    if now == NO_RESTORE and was == "Latest" and fresh.id not in run.consumed:
         pending = fresh
     elif now == "Latest" and pending is not None and pending.snapshot is None:
         pending = None
@@ -169,7 +170,7 @@ def _restore_finished(run: Run, working: Working, _: StoredEntry, body: RestoreF
 def _claim(body: RestoreFinished, snapshot: Snapshot) -> VerifyLevel:
     """Return how far a restore has verified a snapshot; reading a part says nothing about the rest."""
     compared = 0 if isinstance(body.compared_bytes, msgspec.UnsetType) else body.compared_bytes
-    return body.verified if compared >= snapshot.commit.bytes else "None"
+    return body.verified if compared >= snapshot.commit.bytes else NOT_CHECKED
 
 
 def _committed(run: Run, working: Working, entry: StoredEntry, body: SnapshotCommitted) -> Run:
@@ -237,7 +238,7 @@ def _released(run: Run, working: Working, _: StoredEntry, body: QuarantineReleas
     working.change_snapshot(body.snapshot, releases=(*found.releases, body.request))
     if found.failures:
         # A verification before the damage was found says nothing about the present bytes.
-        working.change_snapshot(body.snapshot, failures=0, evidence="", verified="None")
+        working.change_snapshot(body.snapshot, failures=0, evidence="", verified=NOT_CHECKED)
     return run
 
 

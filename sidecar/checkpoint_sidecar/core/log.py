@@ -22,11 +22,11 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 
+from checkpoint_sidecar.core.errors import NO_EVIDENCE, LogError
 from checkpoint_sidecar.core.errors import Evidence as Evidence
-from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.owner import Owner as Owner
 from checkpoint_sidecar.core.owner import PodIdentity as PodIdentity
-from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
+from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
 from checkpoint_sidecar.core.wire import Count, Positive, Seconds, SmallPositive, UndecodableError, decode_json
 
 FORMAT_MAJOR = 1
@@ -147,9 +147,9 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
     attempt: AttemptNumber
     snapshot: Identifier
     restored: bool
-    evidence: Evidence = "None"
+    evidence: Evidence = NO_EVIDENCE
     message: Text = ""
-    verified: VerifyLevel = "None"
+    verified: VerifyLevel = NOT_CHECKED
     seconds: Seconds = 0.0
     bytes: Count = 0
     compared_bytes: Count | msgspec.UnsetType = msgspec.UNSET
@@ -196,7 +196,7 @@ class SnapshotVerified(msgspec.Struct, frozen=True, rename="camel"):
     snapshot: Identifier
     level: VerifyLevel
     passed: bool
-    evidence: Evidence = "None"
+    evidence: Evidence = NO_EVIDENCE
     message: Text = ""
 
 

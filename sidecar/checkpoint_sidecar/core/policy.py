@@ -8,7 +8,7 @@ Units: ``*_seconds`` are seconds, ``*_bytes`` bytes, ``*_steps`` optimizer steps
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -17,6 +17,12 @@ from checkpoint_sidecar.core.wire import Positive, PositiveSeconds, Seconds
 OverwritePolicy = Literal["Never", "Skip", "Replace"]
 RestoreMode = Literal["Latest", "None"]
 VerifyLevel = Literal["None", "Sizes", "Checksums"]
+
+NO_RESTORE: Final = "None"
+"""The restore mode in which a start ignores the existing snapshots."""
+
+NOT_CHECKED: Final = "None"
+"""The level of a snapshot that was not compared with its manifest."""
 OnMissing = Literal["Auto", "StartFresh", "Fail"]
 MetricMode = Literal["Min", "Max"]
 Disposition = Literal["Auto", "Hold", "Retire"]

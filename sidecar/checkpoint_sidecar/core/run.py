@@ -22,9 +22,9 @@ from checkpoint_sidecar.core.log import (
     SaveRequested,
     SnapshotCommitted,
 )
-from checkpoint_sidecar.core.policy import Disposition, Policy, VerifyLevel
+from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
 
-_VERIFY_ORDER: tuple[VerifyLevel, ...] = ("None", "Sizes", "Checksums")
+_VERIFY_ORDER: tuple[VerifyLevel, ...] = (NOT_CHECKED, "Sizes", "Checksums")
 
 
 class SnapshotState(Enum):
@@ -60,7 +60,7 @@ class Snapshot:
     state: SnapshotState = SnapshotState.LIVE
     retired_at: dt.datetime | None = None
     purge_started_at: dt.datetime | None = None
-    verified: VerifyLevel = "None"
+    verified: VerifyLevel = NOT_CHECKED
     failures: int = 0
     evidence: str = ""
     disposition: Disposition = "Auto"
@@ -82,7 +82,7 @@ class Snapshot:
     @property
     def proven(self) -> bool:
         """Whether it was checked at least by size, without any evidence against it."""
-        return self.verified != "None" and self.failures == 0
+        return self.verified != NOT_CHECKED and self.failures == 0
 
     def verified_at_least(self, level: VerifyLevel) -> bool:
         return _VERIFY_ORDER.index(self.verified) >= _VERIFY_ORDER.index(level)

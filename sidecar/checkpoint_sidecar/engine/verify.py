@@ -11,7 +11,7 @@ from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError, ObjectTooLargeError
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import File, Manifest
-from checkpoint_sidecar.core.policy import VerifyLevel
+from checkpoint_sidecar.core.policy import NOT_CHECKED, VerifyLevel
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.confirm import confirmed
 from checkpoint_sidecar.engine.delivery import Want
@@ -153,7 +153,7 @@ def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: Veri
         CorruptSnapshotError: A file is missing or has another size.
         StoreError: The store failed.
     """
-    if level == "None":
+    if level == NOT_CHECKED:
         return
 
     def check(file: File) -> None:
