@@ -176,7 +176,7 @@ def test_redaction_hides(text: str, hidden: str) -> None:
 
 
 def test_redaction_leaves_ordinary_messages_alone() -> None:
-    message = "read the run log: s3://bucket/run/_log/00000000000000000001.json: it has format 2.0. Upgrade here."
+    message = "read the run log s3://bucket/run/_log/00000000000000000001.json: it has format 2.0. Upgrade here."
     with working_on(KEY):
         redactor = knowing(
             {"AWS_ACCESS_KEY_ID": "", "AWS_SESSION_TOKEN": "s3", "other": "run log", "ca.crt": "s3://bucket"}

@@ -143,7 +143,7 @@ def test_a_fenced_attempt_may_not_go_on(
 ) -> None:
     history = History().started().committed(100)
     write(history)
-    with pytest.raises(FencedError, match=r"attempt 1: .* let it exit"):
+    with pytest.raises(FencedError, match=r"attempt 1: .* Let this process exit"):
         write(fence(history))
 
 
@@ -310,4 +310,4 @@ def test_an_error_keeps_its_four_parts_on_the_way_to_another_rank() -> None:
     assert isinstance(copy, FencedError)
     assert isinstance(copy, CheckpointError)
     assert (copy.operation, copy.subject, copy.cause, copy.hint) == ("save", "s3://bucket/run", "fenced", "Exit.")
-    assert str(copy) == "save: s3://bucket/run: fenced. Exit."
+    assert str(copy) == "save s3://bucket/run: fenced. Exit."

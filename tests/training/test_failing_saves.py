@@ -144,8 +144,8 @@ def test_a_fenced_attempt_is_not_borne(storage: RunStorage) -> None:
     assert commits(storage) == []
 
 
-def test_what_cannot_pass_is_not_borne(storage: RunStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    with started(storage, save=EVERY_STEP) as checkpointer, pytest.raises(ConfigurationError, match="metrics"):
+def test_a_lasting_failure_stops_training(storage: RunStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started(storage, save=EVERY_STEP) as checkpointer, pytest.raises(ConfigurationError, match="record loss"):
         checkpointer.step(1, metrics={"loss": "low"})
     assert commits(storage) == []
 

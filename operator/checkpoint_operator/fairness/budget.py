@@ -183,7 +183,7 @@ class Meter:
             limits = self._limits
             if limits is not None and self._objects > limits.objects:
                 raise BudgetError(
-                    "list objects",
+                    "list the objects below",
                     self._subject,
                     f"there are more than {limits.objects:,}",
                     "Use a prefix of its own for each run; if this is one, its store does not stop listing.",

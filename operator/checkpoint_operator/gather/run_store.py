@@ -342,7 +342,7 @@ class RunStore:
         answered = time.monotonic()
         info = self.store.stat(key)
         if info is None:
-            raise StoreError("read the store's clock", key, "an object just written does not exist")
+            raise StoreError("read the store's clock from", key, "an object just written does not exist")
         self._clock = (info.modified, answered)
         if not self.refusal:
             self.store.delete([key])
@@ -354,7 +354,7 @@ class RunStore:
             StoreError: The store was never probed.
         """
         if self._clock is None:
-            raise StoreError("read the store's clock", self.store.url, "it was not probed yet")
+            raise StoreError("read the store's clock at", self.store.url, "it was not probed yet")
         modified, then = self._clock
         return modified + dt.timedelta(seconds=time.monotonic() - then)
 

@@ -46,12 +46,12 @@ def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ConfigurationError: There are too many, a name is too long, or a value is not a number.
     """
-    operation = "record metrics"
+    operation = "record"
     if len(metrics) > _MOST_METRICS:
         raise ConfigurationError(operation, f"{len(metrics)} metrics", f"at most {_MOST_METRICS} fit into a log entry")
     for name in metrics:
         if not 0 < len(name) <= _LONGEST_NAME:
-            raise ConfigurationError(operation, repr(name), f"a name has 1 to {_LONGEST_NAME} characters")
+            raise ConfigurationError("record metric", repr(name), f"a name has 1 to {_LONGEST_NAME} characters")
     try:
         return {name: repr(_number(value)) for name, value in metrics.items()}
     except (TypeError, ValueError, RuntimeError) as error:
@@ -102,7 +102,7 @@ class RunTarget:
 
     @property
     def _operation(self) -> str:
-        return f"save step {self._draft.step}"
+        return f"save step {self._draft.step} to"
 
     def begin(self) -> NewSave:
         """See ``SaveTarget``."""
@@ -172,7 +172,7 @@ class RunTarget:
             except BaseException as unread:  # noqa: BLE001 - after any error the outcome is unknown
                 cause = f"{error}; and whether it was committed cannot be read: {described(unread)}"
                 hint = "It may be committed; the next start finds it if it is."
-                return UnknownOutcomeError(self._operation, self._tried, cause, hint), False
+                return UnknownOutcomeError("commit snapshot", self._tried, cause, hint), False
             self.committed = found is not None and found.state is not SnapshotState.REJECTED
         if not self.committed:
             return error, False
@@ -202,4 +202,4 @@ class RunTarget:
         logger.warning("the save of step %d failed before its commit", save.step)
 
     def _not_needed(self, subject: str) -> SaveNotNeeded:
-        return SaveNotNeeded(self._operation, subject, "the step is saved already")
+        return SaveNotNeeded(f"save step {self._draft.step} as", subject, "the step is saved already")

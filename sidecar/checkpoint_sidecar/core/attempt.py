@@ -69,7 +69,7 @@ def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ())
         cause = f"{there}, but what a run leaves: {', '.join(traces[:_MAX_TRACES])}{more}"
     else:
         return
-    raise LogMissingError("start", url, cause, LOG_MISSING_HINT)
+    raise LogMissingError("start the run", url, cause, LOG_MISSING_HINT)
 
 
 def places(pods: Collection[PodIdentity]) -> int:
@@ -102,12 +102,12 @@ def check_owner(run: Run, owner: Owner, *, url: str) -> None:
     """
     if run.owner == owner:
         return
-    cause = f"it is claimed by {run.owner}"
+    cause = f"it is claimed by {run.owner}, and this is {owner}"
     hint = f"Choose another prefix, or take this one over with spec.storage.takeOverFrom: {run.owner}."
     if run.owner is not None and run.owner.is_deleted:
         cause = "its run was deleted, and not all of its data is removed yet"
         hint = "Wait until it is, or choose another prefix."
-    raise PrefixClaimedError(f"use the prefix as {owner}", url, cause, hint)
+    raise PrefixClaimedError("use the prefix", url, cause, hint)
 
 
 def start(run: Run, *, world_size: int, pods: tuple[PodIdentity, ...]) -> AttemptStarted:
@@ -134,11 +134,14 @@ def current(run: Run, attempt: int) -> Attempt:
         FencedError: A later attempt started, the run has a new owner, or this attempt was silent for a day.
     """
     if not run.may_commit(attempt):
-        cause = f"the run was taken over by {run.owner}, or nothing was heard of this attempt for too long"
+        cause = f"{run.owner} took over the run, or this attempt was silent for too long"
         if run.highest_attempt > attempt:
             cause = f"attempt {run.highest_attempt} has started since"
         raise FencedError(
-            "write to the run log", f"attempt {attempt}", cause, "This process belongs to the past: let it exit."
+            "write to the run log as",
+            f"attempt {attempt}",
+            cause,
+            "Let this process exit.",
         )
     return run.attempts[attempt]
 
@@ -155,7 +158,7 @@ def plan_for(run: Run, attempt: int) -> RestorePlan:
         return restore_plan(run, None)
     if run.pending is None or run.pending.id != request:
         raise RestoreInterrupted(
-            "restore",
+            "restore in",
             f"attempt {attempt}",
             f"its restore request {request} was withdrawn or replaced while it started",
             "Start again: the next attempt serves the newer request.",
@@ -221,7 +224,7 @@ def admit_save(
     base = base_of(state)
     if not base and not may_begin_anew(run, state):
         raise RestoreError(
-            f"save step {step}",
+            f"save step {step} in",
             f"attempt {attempt}",
             "it restored nothing although the run has snapshots, which this save would orphan",
             "Restore before the first save, or ask for a fresh start with restore.mode: None.",
@@ -235,7 +238,7 @@ def admit_save(
     if policy == "Replace":
         return Admitted(existing.id)
     raise CheckpointExistsError(
-        f"save step {step}",
+        f"save step {step} to",
         existing.commit.path,
         f"Checkpoint already exists: snapshot {existing.id} and the overwrite policy is Never",
         "Save another step, or set overwritePolicy to Skip or Replace.",

@@ -161,7 +161,7 @@ def unpack(data: bytes, span: EntryRange) -> Iterator[RawEntry]:
     Raises:
         LogError: It is not a compaction, has another span or a larger major format, or is too large.
     """
-    operation = "read a compaction of the run log"
+    operation = "read the compaction"
     try:
         plain = _inflate(data)
         line, _, rest = plain.partition(b"\n")

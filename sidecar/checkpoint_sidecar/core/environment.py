@@ -46,7 +46,7 @@ _KMS_KEY_ID = re.compile(r"[A-Za-z0-9:/_.-]{0,512}")
 _TAG = re.compile(r"([A-Za-z0-9 ._:/@+-]{1,128})=([A-Za-z0-9 ._:/@+=-]{0,256})")
 _BOOLEANS = {"": False, "false": False, "true": True}
 
-_OPERATION = "read the pod's checkpoint environment"
+_OPERATION = "read the environment variable"
 
 
 @dataclass(frozen=True, slots=True)

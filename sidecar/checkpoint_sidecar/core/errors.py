@@ -1,6 +1,6 @@
 """All errors that the library raises on purpose.
 
-Each has four parts: the operation, its object, the cause and the next step. They are ordinary ``Exception``s (torch's
+Each has four parts and reads ``<operation> <object>: <cause>. <next step>``. They are ordinary ``Exception``s (torch's
 own ``CheckpointException`` is a ``BaseException`` and slips through ``except Exception``), are named by the caller's
 next move, and never contain secrets: they may contain only keys, URLs without credentials and numbers.
 """
@@ -21,7 +21,7 @@ class CheckpointError(Exception):
     """Base of all errors of this package.
 
     Args:
-        operation: The operation that failed, as a verb phrase: ``"save step 100"``.
+        operation: The operation that failed, as a verb phrase that its object completes: ``"save step 100 to"``.
         subject: The object of the operation, usually a URL or a key.
         cause: The cause, in one sentence.
         hint: The next step for the reader.
@@ -35,7 +35,7 @@ class CheckpointError(Exception):
         super().__init__(operation, subject, cause, hint)
 
     def __str__(self) -> str:
-        text = f"{self.operation}: {self.subject}: {self.cause}"
+        text = f"{self.operation} {self.subject}: {self.cause}"
         return f"{text}. {self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[str, ...]]:

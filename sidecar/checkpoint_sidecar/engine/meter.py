@@ -91,7 +91,7 @@ class TransferMeter:
     def _check(self) -> None:
         if self._cancelled:
             raise TransferCancelledError(
-                "move data",
-                f"{self._done} of {self._total} bytes",
-                "it was cancelled, because this process has to end",
+                "transfer",
+                f"{self._total} bytes",
+                f"canceled after {self._done} bytes, because this process has to end",
             )

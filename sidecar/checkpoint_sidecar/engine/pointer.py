@@ -118,7 +118,7 @@ def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *
     foreign = not _is_own(store, run, step, shown, origin)
     if foreign and not (replace_foreign and snapshot is not None):
         raise ForeignObjectError(
-            "publish a checkpoint for torch's own reader",
+            "publish the pointer for torch's own reader",
             f"{store.url}/{key}",
             "there is one that this run did not write",
             "It is left alone; this run's own reader does not need it. Move it away if it is of no use.",
@@ -162,7 +162,7 @@ class _Source:
 
     def _described(self) -> File:
         subject = f"{self._store.url}/{self._folder.stock_metadata}"
-        operation = "publish a checkpoint for torch's own reader"
+        operation = "publish the pointer for torch's own reader"
         file = self._manifest.file(STOCK_METADATA_NAME)
         if file is None:
             raise CorruptSnapshotError(operation, subject, "the manifest does not list it", evidence="ManifestMismatch")
@@ -181,11 +181,11 @@ class _Source:
             raise CorruptSnapshotError(error.operation, key, error.cause, evidence="SizeMismatch") from error
         if len(data) != file.size:
             cause = f"it has {len(data)} bytes, {file.size} were committed"
-            raise CorruptSnapshotError("read a file of the snapshot", key, cause, evidence="SizeMismatch")
+            raise CorruptSnapshotError("read the file", key, cause, evidence="SizeMismatch")
         checksum = crc32c(data)
         if checksum != file.crc32c:
             cause = f"its CRC32C is {checksum:08x}, {file.crc32c:08x} was committed"
-            raise CorruptSnapshotError("read a file of the snapshot", key, cause, evidence="ChecksumMismatch")
+            raise CorruptSnapshotError("read the file", key, cause, evidence="ChecksumMismatch")
         return data
 
     def _copy(self, key: str, *, create: bool) -> None:

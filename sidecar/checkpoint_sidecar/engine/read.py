@@ -173,11 +173,11 @@ class _Task:
         except ObjectNotFoundError as error:
             raise missing(self.key) from error
         except TruncatedObjectError as error:
-            raise CorruptSnapshotError("read a range", self.key, error.cause, evidence="SizeMismatch") from error
+            raise CorruptSnapshotError("read a range of", self.key, error.cause, evidence="SizeMismatch") from error
         except CutOffError as error:
             # The adapter has retried for a long time, and yet the manifest could be read.
             cause, hint = f"{error.cause}, in each of several tries", "Check the gateways in front of the store."
-            raise UnreliableReadError("read a range", self.key, cause, hint) from error
+            raise UnreliableReadError("read a range of", self.key, cause, hint) from error
 
     def _damaged(self, file: File, buffers: Sequence[memoryview]) -> list[int]:
         """Return the blocks whose bytes differ from what was committed."""
@@ -195,7 +195,7 @@ class _Task:
             (checksum,) = block_checksums(window, self.block_bytes)
             if checksum != file.block_checksum(block):
                 raise CorruptSnapshotError(
-                    "read a range",
+                    "read a range of",
                     self.key,
                     f"the CRC32C of bytes {start} to {end} is {checksum:08x}, {file.block_checksum(block):08x} was "
                     "committed",
@@ -242,14 +242,14 @@ def _window(buffers: Sequence[memoryview], start: int, length: int) -> Iterator[
 
 def missing(key: str) -> CorruptSnapshotError:
     """Return the error for an object of a snapshot that does not exist."""
-    return CorruptSnapshotError("read a file of the snapshot", key, "it does not exist", evidence="MissingObject")
+    return CorruptSnapshotError("read the file", key, "it does not exist", evidence="MissingObject")
 
 
 def _check_bounds(key: str, spans: Iterable[ByteRange], size: int) -> None:
     for span in spans:
         if span.end > size:
             raise CorruptSnapshotError(
-                "read a range",
+                "read a range of",
                 key,
                 f"bytes {span.start} to {span.end} are wanted of a file of {size}",
                 evidence="ManifestMismatch",

@@ -73,7 +73,7 @@ def read_file(
     file = manifest.file(name)
     if file is None:
         raise CorruptSnapshotError(
-            "read a file of the snapshot",
+            "read the file",
             f"{folder}/{name}",
             "the manifest does not list it",
             evidence="ManifestMismatch",
@@ -163,7 +163,7 @@ def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: Veri
             raise missing(key)
         if info.size != file.size:
             raise CorruptSnapshotError(
-                "check a file of the snapshot",
+                "check the file",
                 key,
                 f"it has {info.size} bytes, {file.size} were committed",
                 evidence="SizeMismatch",

@@ -95,7 +95,7 @@ class Agreement:
             except INTERRUPTS:
                 raise
             except BaseException as error:  # whatever it is, the other ranks must not wait for it
-                outcome = _Raised(portable(error, operation="run on rank 0", subject=type(error).__name__))
+                outcome = _Raised(portable(error, operation="finish the work of", subject="rank 0"))
                 if outcome.error is error and self.group is None:
                     raise
         if self.group is not None:
@@ -110,7 +110,7 @@ class Agreement:
     def gather_errors(self, error: Exception | None) -> list[Exception | None]:
         """Return every rank's error or None, by rank, on every rank."""
         subject = f"rank {self.rank}"
-        return self.gather(None if error is None else portable(error, operation="run", subject=subject))
+        return self.gather(None if error is None else portable(error, operation="finish the work of", subject=subject))
 
     def raise_any(self, error: Exception | None) -> None:
         """Raise the same error on every rank if any rank has one; see ``most_telling``."""
@@ -147,7 +147,7 @@ def exchange(rank: int, world_size: int) -> Iterator[None]:
 def rank_lost(error: RuntimeError, *, rank: int, world_size: int) -> RankLostError:
     """Return the error for a failed collective."""
     return RankLostError(
-        "exchange with the other ranks",
+        "exchange data between ranks as",
         f"rank {rank} of {world_size}",
         str(error).split(". ")[0],
         "Another rank has ended or hangs: its log says why.",

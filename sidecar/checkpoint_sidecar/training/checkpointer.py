@@ -216,7 +216,7 @@ class Checkpointer:
             FencedError: A later attempt has started. Do not catch it.
             CheckpointError: A save failed, and ``save.onFailure`` or the number of failures requires training to stop.
         """
-        saver = self._restored("finish a step")
+        saver = self._restored("finish a step of")
         with self._watch.inside(f"finish step {step}"):
             self._watch.keep()
             self._step, self._metrics = step, metrics or {}
@@ -241,7 +241,7 @@ class Checkpointer:
             CheckpointExistsError: The step is saved and the policy is Never.
             CheckpointError: The save failed, or an earlier one did after which training must stop.
         """
-        saver = self._restored("save")
+        saver = self._restored("save to")
         with self._watch.inside(f"save step {step}"):
             existing = saver.save(step, "Manual", metrics or {})
             saver.wait()
@@ -421,7 +421,7 @@ class Checkpointer:
 def _check_together(agreed: Agreed) -> None:
     if agreed.first != agreed.last:
         raise ConfigurationError(
-            "finish a step",
+            "finish",
             f"steps {agreed.first} to {agreed.last}",
             "the ranks are at different steps",
             "Call step() equally often, with the same number, on every rank.",

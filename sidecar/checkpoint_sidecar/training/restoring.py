@@ -134,7 +134,7 @@ class _Loading:
             except INTERRUPTS:
                 raise
             except BaseException as caught:  # noqa: BLE001 - rank 0 records it, and all ranks raise it
-                error = portable(caught, operation="restore", subject=f"rank {self._agreement.rank}")
+                error = portable(caught, operation="restore on", subject=f"rank {self._agreement.rank}")
             errors = [each for each in self._agreement.gather_errors(error) if each is not None]
             if errors:
                 self.leftovers = Leftovers()

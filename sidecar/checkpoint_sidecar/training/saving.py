@@ -287,7 +287,11 @@ class _Save:
         """How the save ended; call it only afterwards."""
         if self._outcome is None:
             cause = "its thread ended with neither a result nor an error"
-            return SaveOutcome(CheckpointError(self._operation, self.thread.name, cause), broken=True, step=self.step)
+            return SaveOutcome(
+                CheckpointError(f"{self._operation} in", f"thread {self.thread.name}", cause),
+                broken=True,
+                step=self.step,
+            )
         return self._outcome
 
     def quiet_seconds(self) -> float:
@@ -303,7 +307,9 @@ class _Save:
             logger.warning("%s: publishing it to torch's own reader was given up: %s", self._operation, cause)
             return False
         cause = f"it did not end in time: {cause}"
-        error = SaveStalledError(self._operation, url, cause, "It may still be committed; the next start looks.")
+        error = SaveStalledError(
+            f"{self._operation} to", url, cause, "It may still be committed; the next start checks."
+        )
         committed = self._target is not None and self._target.committed
         self._outcome = SaveOutcome(None if committed else error, committed=committed, broken=True, step=self.step)
         return True
@@ -345,7 +351,7 @@ class _Save:
         except CheckpointException as failure:
             self._writer.discard(failure)
             error = unwrap(failure, operation=self._operation)
-            error = error or CheckpointError(self._operation, "a rank", "it was interrupted")
+            error = error or CheckpointError(f"{self._operation} on", "a rank", "it was interrupted")
             return (None if isinstance(error, SaveNotNeeded) else error), False
         except BaseException as failure:  # noqa: BLE001 - as in _run
             self._writer.discard(failure)
@@ -358,8 +364,8 @@ class _Save:
         rank, world_size = self._agreement.rank, self._agreement.world_size
         if isinstance(failure, RuntimeError) and "gloo" in str(failure):
             return rank_lost(failure, rank=rank, world_size=world_size)
-        error: Exception = CheckpointError(self._operation, f"rank {rank}", described(failure))
+        error: Exception = CheckpointError(f"{self._operation} on", f"rank {rank}", described(failure))
         if isinstance(failure, CheckpointError):
-            error = portable(failure, operation=self._operation, subject=f"rank {rank}")
+            error = portable(failure, operation=f"{self._operation} on", subject=f"rank {rank}")
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)

@@ -48,7 +48,7 @@ def proxy_for(scheme: str, host: str, port: int) -> Proxy | None:
         return _parse(text)
     except ValueError:
         raise ConfigurationError(
-            "connect to the store",
+            "connect to the store through the proxy of",
             name.upper(),
             "it does not name a proxy",
             "Set it to http://[<user>:<password>@]<host>:<port>, or remove it.",

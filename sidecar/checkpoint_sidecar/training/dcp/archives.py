@@ -153,7 +153,7 @@ def _report(name: str, data: io.BytesIO) -> None:
 
 
 def _unsavable(name: str, cause: str, hint: str = "Convert it to a plain tensor first.") -> ConfigurationError:
-    return ConfigurationError("save a tensor", name, cause, hint)
+    return ConfigurationError("save tensor", name, cause, hint)
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -112,7 +112,7 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
         del single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead
         if _extensions or getattr(serialization_format, "value", "torch_save") != "torch_save":
             raise ConfigurationError(
-                "save a checkpoint",
+                "save a checkpoint to",
                 os.fspath(path),
                 "stream extensions and the safetensors format are not supported",
                 "Leave _extensions and serialization_format out.",
@@ -189,7 +189,7 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
         """Check that all ranks found the same snapshot. Each reads the log itself, and a save may end in between."""
         if len({plan.storage_data for plan in plans}) > 1:
             raise RestoreInterrupted(
-                "load a checkpoint",
+                "load a checkpoint from",
                 self._store.url,
                 "a new checkpoint was committed while the ranks looked for the newest",
                 "Load again.",
@@ -203,7 +203,9 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
             self._open(snapshot.commit.path, read_manifest(self._store, snapshot.commit))
         elif run.ever_committed:
             raise RestoreError(
-                "load a checkpoint", self._store.url, "every checkpoint committed here was retired or proved damaged"
+                "load a checkpoint from",
+                self._store.url,
+                "every checkpoint committed here was retired or proved damaged",
             )
         else:
             self._open("", None)

@@ -61,7 +61,7 @@ def unwrap(failure: CheckpointException, *, operation: str) -> Exception | None:
             if isinstance(cause, kind):
                 return cause
     rank, foreign = next(iter(causes.items()))
-    return CheckpointError(operation, f"rank {rank}", described(foreign))
+    return CheckpointError(f"{operation} on", f"rank {rank}", described(foreign))
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def raising_ours(operation: str) -> Iterator[None]:
 def wrapped(step: str, rank: int, cause: BaseException) -> CheckpointException:
     """A ``CheckpointException`` of our own making: it passes DCP's ``except Exception`` and says where it happened."""
     if not isinstance(cause, (*INTERRUPTS, CheckpointException)):
-        cause = portable(cause, operation=step, subject=f"rank {rank}")
+        cause = portable(cause, operation=f"{step} on", subject=f"rank {rank}")
     return CheckpointException(step, {rank: (cause, traceback.StackSummary())})
 
 

@@ -117,7 +117,7 @@ class SnapshotReader(StorageReader):
         """
         if checkpoint_id:
             raise ConfigurationError(
-                "load a snapshot",
+                "load the snapshot",
                 str(checkpoint_id),
                 "this reader loads the snapshot it was made for",
                 "Leave out checkpoint_id, or use CheckpointReader.",
@@ -212,7 +212,7 @@ class SnapshotReader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read, verify and deliver this rank's items."""
         # DCP sends what is raised here to the other ranks; what cannot be sent would leave them waiting.
-        with raising_portable("read a snapshot", self._store.url):
+        with raising_portable("read a snapshot from", self._store.url):
             return self._read_data(plan, planner)
 
     def _read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -284,7 +284,7 @@ class SnapshotReader(StorageReader):
     def _check_compatible(self, item: ReadItem, target: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
         if target.shape != shape or target.dtype != dtype:
             raise IncompatibleSnapshotError(
-                "load a tensor",
+                "load tensor",
                 f"{item.storage_index.fqn} of {self._subject}",
                 f"{dtype} {list(shape)} was saved, the destination is {target.dtype} {list(target.shape)}",
             )

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 
-_OPERATION = "save the checkpoint"
+_OPERATION = "save"
 _CURE = (
     "A checkpoint keeps one value per name: wrap an object that differs from rank to rank in PerRank, give the stages "
     "of a pipeline different names, or make a tensor's parts one DTensor."

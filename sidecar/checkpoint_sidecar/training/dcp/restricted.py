@@ -24,7 +24,7 @@ from checkpoint_sidecar.training.dcp.unpickler import TRUST_HINT
 
 Trust: TypeAlias = Literal["safe", "full"]
 
-_OPERATION = "load an item"
+_OPERATION = "load"
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 

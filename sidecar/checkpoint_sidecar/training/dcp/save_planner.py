@@ -174,7 +174,7 @@ def _unplannable(state: dict[str, Any], failure: Exception) -> ConfigurationErro
 def _unsavable(name: str, value: Any, cause: str) -> ConfigurationError:
     kind = type(value).__name__
     return ConfigurationError(
-        "save the checkpoint",
+        "save",
         name,
         f"torch.distributed.checkpoint cannot save this {kind}: {cause}",
         "Convert it to a plain tensor first.",

@@ -78,7 +78,7 @@ def load_metadata(data: bytes | memoryview, *, subject: str, trusted: bool = Fal
         UntrustedSnapshotError: It holds classes that are not part of metadata; none of its code was executed.
         CorruptSnapshotError: It is not a pickle of a ``Metadata``.
     """
-    operation = "read the checkpoint's metadata"
+    operation = "read the metadata"
     try:
         metadata = _OfAnyVersion(io.BytesIO(data)).load() if trusted else read(bytes(data), _MetadataOnly())
     except RefusedError as refused:

@@ -95,7 +95,7 @@ class SnapshotWriter(StorageWriter):
         """
         if checkpoint_id:
             raise ConfigurationError(
-                "save a snapshot",
+                "save a snapshot to",
                 str(checkpoint_id),
                 "this writer saves where the run log says",
                 "Leave out checkpoint_id, or use CheckpointWriter.",
@@ -112,7 +112,7 @@ class SnapshotWriter(StorageWriter):
         """
         if not kwargs.get("use_collectives", True):
             raise ConfigurationError(
-                "save a snapshot",
+                "save a snapshot to",
                 self._store.url,
                 "use_collectives=False saves one checkpoint per rank, which cannot be committed as one",
                 "Leave it at True.",
@@ -132,7 +132,7 @@ class SnapshotWriter(StorageWriter):
         """
         if not all(getattr(plan, "usable", True) for plan in plans):
             raise ConfigurationError(
-                "save a snapshot",
+                "save a snapshot to",
                 self._store.url,
                 "the planner reuses the plan of an earlier save, and with it that save's folder",
                 "Turn enable_plan_caching off.",
@@ -221,7 +221,7 @@ class SnapshotWriter(StorageWriter):
     def _target_for(self, world_size: int) -> SaveTarget:
         del world_size
         if self._target is None:
-            raise ConfigurationError("save a snapshot", self._store.url, "the coordinator's writer has no target")
+            raise ConfigurationError("save a snapshot to", self._store.url, "the coordinator's writer has no target")
         return self._target
 
     def _abandon(self) -> None:

@@ -400,7 +400,7 @@ def _per_rank(value: Any) -> bool:
 
 
 def _check(name: str, value: Any) -> None:
-    operation = "describe the training state"
+    operation = "read the state of"
     if not name or "." in name:
         raise ConfigurationError(operation, repr(name), "a name must be non-empty and without dots", "Rename it.")
     if isinstance(value, Module):
@@ -427,7 +427,7 @@ def _check_plain(name: str, value: Any) -> None:
     """
     for place, cause in _changed_by_json(value, name, 0):
         raise ConfigurationError(
-            "save the training state",
+            "save",
             place,
             f"it would not come back as it is: {cause}",
             "Use None, bool, int, float, str, lists and dicts with str keys, or an object with state_dict and "

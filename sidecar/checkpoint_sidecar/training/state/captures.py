@@ -25,7 +25,7 @@ T = TypeVar("T")
 INLINE_BYTES = 64 * 1024
 """A larger tensor of an object that is not sharded becomes a separate item, copied and uploaded like any tensor."""
 
-_OPERATION = "save the training state"
+_OPERATION = "save"
 
 
 class Capture:

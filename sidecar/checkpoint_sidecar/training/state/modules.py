@@ -164,7 +164,7 @@ def check_module(name: str, module: Module) -> None:
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if not is_uninitialized(tensor) and tensor.is_meta:
             raise ConfigurationError(
-                "describe the training state",
+                "read the state of",
                 f"{name}.{key}",
                 "it is on the meta device and has no elements to load into",
                 "Move the module to its device first: module.to_empty(device=...), then reset its parameters.",

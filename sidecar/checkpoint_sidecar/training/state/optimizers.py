@@ -235,7 +235,7 @@ class NamedOptimizer:
                 found = [(module, name) for module, names in named.items() for name in names.get(id(parameter), ())]
                 if not found:
                     raise ConfigurationError(
-                        "describe the training state",
+                        "read the state of",
                         f"{self._name}.param_groups.{index}",
                         f"no module of the state holds all parameters of this optimizer: number {position} of the "
                         f"group, of shape {list(parameter.shape)}, is in none",

@@ -223,7 +223,7 @@ def unpack(data: bytes, find: Find, *, subject: str, trusted: bool = False) -> A
         IncompatibleSnapshotError: This version cannot rebuild it.
     """
     if not data.startswith(MAGIC):
-        raise IncompatibleSnapshotError("unpack a value", subject, "it does not begin as packed values do")
+        raise IncompatibleSnapshotError("unpack", subject, "it does not begin as packed values do")
     try:
         return _Unpacker(find, subject, trusted).of(msgspec.msgpack.decode(data[len(MAGIC) :]))
     except (UntrustedSnapshotError, IncompatibleSnapshotError):
@@ -231,7 +231,7 @@ def unpack(data: bytes, find: Find, *, subject: str, trusted: bool = False) -> A
     except Exception as error:
         # Bytes that this module did not pack may fail anywhere.
         raise IncompatibleSnapshotError(
-            "unpack a value", subject, f"it cannot be rebuilt: {type(error).__name__}: {error}"
+            "unpack", subject, f"it cannot be rebuilt: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -250,7 +250,7 @@ class _Unpacker:
         rebuild = getattr(self, f"_{tag}", None) if tag in _STRUCTURED else None
         if rebuild is None:
             raise IncompatibleSnapshotError(
-                "unpack a value",
+                "unpack",
                 self._subject,
                 f"it holds a {tag!r}, which this version does not know",
                 "Load it with the version that saved it, or a later one.",
@@ -330,7 +330,7 @@ class _Unpacker:
     def _pickle(self, name: str, data: bytes) -> Any:
         if not self._trusted:
             raise UntrustedSnapshotError(
-                "unpack a value",
+                "unpack",
                 self._subject,
                 f"it holds a pickled {name}",
                 'If you trust whoever can write to this bucket, pass trust="full".',
