@@ -1,0 +1,60 @@
+"""Every error of the product reads ``<operation> <object>: <cause>. <next step>``."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkpoint_sidecar.core import errors
+
+ROOT = Path(__file__).parents[2]
+ERRORS = {
+    name
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, errors.CheckpointError) and name != "CheckpointError"
+} | {"CheckpointError", "BudgetError"}
+# Verbs in the imperative, as in "read", "list": a word that ends otherwise is a noun or a participle.
+NO_VERB = ("ing", "ed", "tion", "ment")
+
+
+def constructions() -> Iterator[tuple[str, tuple[str | None, ...]]]:
+    """Yield where an error is made, and its texts as far as they are written there; other parts appear as ``{}``."""
+    for folder in ("operator/checkpoint_operator", "sidecar/checkpoint_sidecar", "cli/checkpoint_cli"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in ERRORS:
+                    continue
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", tuple(map(text_of, node.args[:4]))
+
+
+def text_of(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return None
+
+
+MADE = dict(constructions())
+
+
+@pytest.mark.parametrize("where", [pytest.param(where, id=where) for where in MADE])
+def test_an_error_reads_as_a_sentence_and_a_next_step(where: str) -> None:
+    operation, _, cause, hint = (*MADE[where], None, None, None, None)[:4]
+    if operation is not None and not operation.startswith("{}"):
+        verb = operation.split()[0]
+        assert verb == verb.lower(), operation
+        assert not verb.endswith(NO_VERB), operation
+        assert operation[-1] not in ":.,", operation
+    if cause is not None:
+        assert not cause.endswith("."), cause
+    if hint:
+        assert hint.endswith((".", "{}")) or ": " in hint, hint
+        assert hint[0] == hint[0].upper(), hint
+
+
+def test_there_are_errors_to_check() -> None:
+    assert len(MADE) > 100
