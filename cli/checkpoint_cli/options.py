@@ -27,6 +27,11 @@ Timeout = Annotated[
     str, typer.Option("--timeout", callback=_duration, help="Give up after this time, with status 1: 90s, 15m, 1h30m.")
 ]
 """Checked already: ``words.parse_duration`` reads it."""
+PageFile = Annotated[
+    str,
+    typer.Option("--file", "-f", help="Where to write the page; default: <run>-report.html, - for standard output."),
+]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
 
 
 def new_request(verb: str) -> str:

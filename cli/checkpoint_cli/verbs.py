@@ -47,6 +47,8 @@ CLUSTER_VERBS: tuple[Verb, ...] = (
     Verb("release", "cluster.changing:release", "Leave a snapshot to the policy again."),
     Verb("retire", "cluster.changing:retire", "Give a snapshot up."),
     Verb("doctor", "cluster.doctor:doctor", "Check the installation, a run, and whether pods are injected."),
+    Verb("report", "cluster.pages:report", "Write one HTML page about a run."),
+    Verb("ui", "cluster.pages:ui", "Show runs in a browser, live."),
     Verb("init", "cluster.init:init", "Write the YAML of a new run."),
     _COMPLETION,
 )

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from checkpoint_cli.ui.runs import LiveRuns, find_runs
+from checkpoint_cli.ui.runs import LiveRuns, SearchPlace, find_runs
 from checkpoint_cli.ui.server import PageServer
 from checkpoint_sidecar.core import heartbeat, layout
 from checkpoint_sidecar.core.errors import StoreError
@@ -103,7 +103,8 @@ class Pages:
 
 @contextmanager
 def serving(stores: Stores, history: History, urls: list[str]) -> Iterator[Pages]:
-    with PageServer(LiveRuns(urls, stores.opened)) as server:
+    places = [SearchPlace(url, stores.opened, stores.opened) for url in urls]
+    with PageServer(LiveRuns(lambda: places)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

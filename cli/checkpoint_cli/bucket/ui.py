@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from checkpoint_cli.bucket.stores import CredentialsFolder, Endpoint, Region, store_at
+from checkpoint_cli.options import Port
 
 if TYPE_CHECKING:
     from checkpoint_sidecar.store.base import Store
@@ -19,7 +19,7 @@ MAX_OBJECTS = 200_000
 
 def command(
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs, or folders and buckets that hold runs.")],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    port: Port = 0,
     endpoint: Endpoint = "",
     region: Region = "",
     credentials_folder: CredentialsFolder = "",
@@ -32,9 +32,8 @@ def command(
     Example: {program} ui s3://training
     """
     from checkpoint_cli.address import parse_address
-    from checkpoint_cli.output import write
-    from checkpoint_cli.ui.runs import LiveRuns
-    from checkpoint_cli.ui.server import LOOPBACK, PageServer
+    from checkpoint_cli.ui.runs import SearchPlace
+    from checkpoint_cli.ui.server import serve
 
     addresses = [parse_address(url) for url in urls]
     if selected := next((address for address in addresses if address.selector), None):
@@ -46,19 +45,7 @@ def command(
     def searched(url: str) -> Store:
         return store_at(url, endpoint, region, credentials_folder, on_page=_limit(url))
 
-    try:
-        server = PageServer(LiveRuns((address.url for address in addresses), opened, searched), port=port)
-    except OSError as error:
-        raise typer.BadParameter(
-            f"cannot listen on {LOOPBACK}:{port}: {error.strerror}. Choose another --port."
-        ) from None
-    with server:
-        write(f"Serving at {server.address} until Ctrl-C")
-        sys.stdout.flush()
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            write()
+    serve(lambda: [SearchPlace(address.url, opened, searched) for address in addresses], port=port)
 
 
 def _limit(url: str) -> Callable[[int], None]:

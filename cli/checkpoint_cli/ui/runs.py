@@ -40,6 +40,20 @@ def find_runs(store: Store) -> tuple[str, ...]:
     return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class SearchPlace:
+    """A URL at or below which there may be runs.
+
+    Attributes:
+        opened: Opens the store at the URL of a run.
+        searched: Opens the store to search it, which may limit its listings.
+    """
+
+    url: str
+    opened: Callable[[str], Store]
+    searched: Callable[[str], Store]
+
+
 @dataclass(slots=True)
 class _CachedRun:
     """One run, and the latest report of it."""
@@ -56,17 +70,11 @@ class LiveRuns:
     """All runs below some URLs. Safe from several threads.
 
     Args:
-        urls: Where to look for runs.
-        opened: Opens the store at the URL of a run.
-        searched: Opens the store at a URL that is searched for runs, which may limit its listings.
+        places: Where to look for runs, asked again for each search.
     """
 
-    def __init__(
-        self, urls: Iterable[str], opened: Callable[[str], Store], searched: Callable[[str], Store] | None = None
-    ) -> None:
-        self._urls = tuple(urls)
-        self._opened = opened
-        self._open_for_search = searched or opened
+    def __init__(self, places: Callable[[], Iterable[SearchPlace]]) -> None:
+        self._places = places
         self._lock = threading.Lock()
         self._runs: dict[str, _CachedRun] = {}
         self._problems: dict[str, str] = {}
@@ -78,22 +86,25 @@ class LiveRuns:
             now = time.monotonic()
             if self._searched is None or now - self._searched > SEARCH_SECONDS:
                 self._problems = {}
-                for url in self._urls:
-                    self._search(url)
+                try:
+                    for place in self._places():
+                        self._search(place)
+                except CheckpointError as error:
+                    self._problems["search"] = str(error)
                 self._searched = now
             return tuple(sorted(self._runs)), dict(self._problems)
 
-    def _search(self, url: str) -> None:
-        try:
-            found = find_runs(self._open_for_search(url))
-        except CheckpointError as error:
-            self._problems[url] = str(error)
+    def _search(self, place: SearchPlace) -> None:
+        if place.url in self._runs:
             return
-        for prefix in found:
-            address = f"{url}/{prefix}".rstrip("/")
-            if address not in self._runs:
-                store = self._opened(address)
-                self._runs[address] = _CachedRun(store, RunReader(store))
+        try:
+            for prefix in find_runs(place.searched(place.url)):
+                address = f"{place.url}/{prefix}".rstrip("/")
+                if address not in self._runs:
+                    store = place.opened(address)
+                    self._runs[address] = _CachedRun(store, RunReader(store))
+        except CheckpointError as error:
+            self._problems[place.url] = str(error)
 
     def report(self, url: str) -> tuple[RunReport, str] | None:
         """Return the report of a run and its version; None for a URL that is not one of the runs.

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+from checkpoint_cli.exits import CommandRefusedError, ExitStatus
+from checkpoint_cli.output import write
 from checkpoint_cli.report.draw.page import policy_of_pages
 from checkpoint_cli.report.view import RunReport
 from checkpoint_cli.ui.pages import Links, failure_page, list_page, run_page, snapshot_page
-from checkpoint_cli.ui.runs import LiveRuns
+from checkpoint_cli.ui.runs import LiveRuns, SearchPlace
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.manifest import Manifest
 
@@ -64,6 +67,26 @@ class PageServer(ThreadingHTTPServer):
         """Say nothing about a browser that has gone; anything else is a defect, and is shown as such."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+def serve(places: Callable[[], Iterable[SearchPlace]], *, port: int) -> None:
+    """Print the address, and serve until Ctrl-C.
+
+    Raises:
+        CommandRefusedError: The port is taken.
+    """
+    try:
+        server = PageServer(LiveRuns(places), port=port)
+    except OSError as error:
+        cause, hint = error.strerror or str(error), "Choose another --port."
+        raise CommandRefusedError("listen on", f"{LOOPBACK}:{port}", cause, hint, status=ExitStatus.USAGE) from error
+    with server:
+        write(f"Serving at {server.address} until Ctrl-C")
+        sys.stdout.flush()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            write()
 
 
 class _NoPageError(Exception):
