@@ -213,20 +213,60 @@ class ChangeRecord(CommandRecord, frozen=True, kw_only=True, tag="Change"):
     text: str
 
 
+class ItemRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One module, tensor or other value of a snapshot.
+
+    Attributes:
+        type: ``module``, ``tensor`` or ``value``.
+        tensors: Number of tensors below a module; 1 for a tensor.
+        bytes: Stored size; null for a value that is no tensor.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    tensors: int = 0
+    bytes: int | None = None
+
+
+class ItemRecords(CommandRecord, frozen=True, kw_only=True, tag="ItemList"):
+    """The contents of a snapshot by name; ``bytes`` counts its tensors."""
+
+    run: str
+    snapshot: str
+    bytes: int
+    items: tuple[ItemRecord, ...]
+
+
 class DifferenceRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One difference between two snapshots; null where a side lacks it."""
+    """One difference between two snapshots.
+
+    Attributes:
+        what: ``property``, ``metric``, ``item`` (one side lacks it), ``shape``, ``dtype`` or ``value``.
+        a, b: Each side's; null where it lacks it. For ``value`` the Euclidean norms of a tensor.
+        change: For ``value``, the norm of the difference divided by that of ``a``; null if ``a`` is zero.
+    """
 
     what: str
     name: str
     a: str | None = None
     b: str | None = None
+    change: float | None = None
 
 
 class DifferenceRecords(CommandRecord, frozen=True, kw_only=True, tag="DifferenceList"):
-    """What differs between two snapshots."""
+    """What differs between two snapshots.
+
+    Attributes:
+        same: Number of tensors that were compared and do not differ.
+        values: Whether the values of tensors were compared, and not only their shapes.
+    """
 
     a: str
     b: str
+    values: bool
+    same: int
     items: tuple[DifferenceRecord, ...]
 
 
@@ -239,6 +279,7 @@ PRINTED: tuple[type[CommandRecord], ...] = (
     EntryRecords,
     ReportRecord,
     ChangeRecord,
+    ItemRecords,
     DifferenceRecords,
 )
 """Everything that may stand at the top of the output."""

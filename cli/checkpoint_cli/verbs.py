@@ -30,6 +30,18 @@ class Verb:
 _COMPLETION = Verb("completion", "completion:command", "Print the completion script of a shell.")
 
 BUCKET_VERBS: tuple[Verb, ...] = (
+    Verb("ls", "bucket.reading:ls", "List the snapshots of a run."),
+    Verb("show", "bucket.reading:show", "Show all that is known of one snapshot."),
+    Verb("status", "bucket.reading:status", "Show a run on one screen."),
+    Verb("log", "bucket.reading:log", "Tell the story of a run from its log."),
+    Verb("tree", "bucket.inspecting:tree", "List the modules and tensors of a snapshot."),
+    Verb("diff", "bucket.inspecting:diff", "Compare two snapshots of a run."),
+    Verb("verify", "bucket.verify:verify", "Compare stored objects with what was committed."),
+    Verb("wait", "bucket.reading:wait", "Wait for a snapshot."),
+    Verb("follow", "bucket.reading:follow", "Print each new snapshot as soon as it is committed."),
+    Verb("prune", "bucket.reading:prune", "Show what the policy of a run gives up."),
+    Verb("doctor", "bucket.doctor:doctor", "Check a store, the run in it, and the versions here."),
+    Verb("bundle", "bucket.bundle:bundle", "Write an archive for a support request, without secrets."),
     Verb("report", "bucket.report:command", "Write one HTML page about a run."),
     Verb("ui", "bucket.ui:command", "Show runs in a browser, live."),
     _COMPLETION,

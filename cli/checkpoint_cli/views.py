@@ -7,11 +7,16 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from checkpoint_cli import output as out
+from checkpoint_cli.exits import one_line
 from checkpoint_cli.output import Column, OutputFormat
 from checkpoint_cli.records import (
     ChangeRecord,
+    DifferenceRecord,
+    DifferenceRecords,
     EntryRecord,
     EntryRecords,
+    ItemRecord,
+    ItemRecords,
     ReportRecord,
     RunRecord,
     RunRecords,
@@ -25,14 +30,20 @@ _LABEL = 14
 _HEALTH_COLORS = {"Healthy": "green", "Degraded": "yellow", "Broken": "red"}
 
 
-def show_snapshots(records: SnapshotRecords, output: OutputFormat, now: dt.datetime) -> None:
-    """Print snapshots in the chosen format."""
+def show_snapshots(records: SnapshotRecords, output: OutputFormat, now: dt.datetime, *, empty: str = "") -> None:
+    """Print snapshots in the chosen format.
+
+    Args:
+        empty: What to say on standard error if there are none.
+    """
     if output is OutputFormat.NAME:
         out.write_names(each.id for each in records.items)
     elif output in (OutputFormat.JSON, OutputFormat.YAML):
         out.write_record(records, output)
     else:
-        out.write_table(snapshot_columns(now), records.items, output=output, empty=f"{records.run} has no snapshots.")
+        out.write_table(
+            snapshot_columns(now), records.items, output=output, empty=empty or f"{records.run} has no snapshots."
+        )
 
 
 def snapshot_columns(now: dt.datetime) -> tuple[Column[SnapshotRecord], ...]:
@@ -85,7 +96,7 @@ def _snapshot_fields(record: SnapshotRecord, now: dt.datetime) -> Iterable[tuple
     if record.purge_after:
         yield "Deleted after", record.purge_after
     for name, value in record.metrics.items():
-        yield f"  {name}", value
+        yield f"  {one_line(name)}", value
     yield "Parent", record.parent or "none"
     yield "Path", record.path
     yield "Manifest", record.manifest_digest or "-"
@@ -248,9 +259,49 @@ def show_change(record: ChangeRecord, output: OutputFormat) -> None:
         out.write(out.wrapped(record.text, 0))
 
 
+def show_items(records: ItemRecords, output: OutputFormat) -> None:
+    """Print the contents of a snapshot."""
+    if output is OutputFormat.NAME:
+        out.write_names(each.name for each in records.items)
+    elif output in (OutputFormat.JSON, OutputFormat.YAML):
+        out.write_record(records, output)
+    else:
+        columns: tuple[Column[ItemRecord], ...] = (
+            Column("NAME", lambda i: i.name),
+            Column("SHAPE", lambda i: _shape(i.shape), spare=2),
+            Column("DTYPE", lambda i: i.dtype or "-", spare=3),
+            Column("TENSORS", lambda i: str(i.tensors) if i.type == "module" else "-", right=True, spare=4),
+            Column("SIZE", lambda i: _size(i.bytes), right=True, spare=1),
+        )
+        out.write_table(columns, records.items, output=output, empty=f"{records.snapshot} is empty.")
+
+
+def show_differences(records: DifferenceRecords, output: OutputFormat) -> None:
+    """Print what differs between two snapshots."""
+    if output is OutputFormat.NAME:
+        out.write_names(each.name for each in records.items if each.what not in ("property", "metric"))
+    elif output in (OutputFormat.JSON, OutputFormat.YAML):
+        out.write_record(records, output)
+    else:
+        columns: tuple[Column[DifferenceRecord], ...] = (
+            Column("WHAT", lambda d: d.what, spare=1),
+            Column("NAME", lambda d: d.name),
+            Column("A", lambda d: d.a or "-"),
+            Column("B", lambda d: d.b or "-"),
+            Column("CHANGE", lambda d: "-" if d.change is None else f"{d.change:.3g}", right=True, spare=2),
+        )
+        out.write_table(columns, records.items, output=output, empty="They are equal.")
+        note(f"{records.same} tensors {'are equal' if records.values else 'have equal shapes and dtypes'}.")
+
+
 def now() -> dt.datetime:
     """Return the time of this machine."""
     return dt.datetime.now(dt.UTC)
+
+
+def write_line(text: str) -> None:
+    """Print one line."""
+    out.write(text)
 
 
 def flush() -> None:
@@ -290,6 +341,12 @@ def _metrics_note(snapshot: SnapshotRecord) -> str:
 
 def _size(count: int | None) -> str:
     return "-" if count is None else quantity(count)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "-"
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _seconds(seconds: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from checkpoint_cli.cluster.convert import snapshot_records
 from checkpoint_cli.cluster.kubectl import Body, Kubectl
 from checkpoint_cli.exits import CommandRefusedError, ExitStatus
 from checkpoint_cli.records import SnapshotRecord
+from checkpoint_cli.signatures import with_parameters
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
@@ -72,7 +72,7 @@ def of_checkpoint(function: Callable[..., None]) -> Callable[..., None]:
             )
         function(at=NamedRun(Kubectl.open(namespace, context, kubeconfig), named, selector), **own)
 
-    return _with(function, run, {"name": Name})
+    return with_parameters(function, run, made={"at"}, arguments={"name": Name}, options=_SHARED)
 
 
 def of_namespace(function: Callable[..., None]) -> Callable[..., None]:
@@ -81,20 +81,4 @@ def of_namespace(function: Callable[..., None]) -> Callable[..., None]:
     def run(namespace: str, context: str, kubeconfig: str, **own: Any) -> None:
         function(kubectl=Kubectl.open(namespace, context, kubeconfig), **own)
 
-    return _with(function, run, {})
-
-
-def _with(function: Callable[..., None], run: Callable[..., None], arguments: dict[str, Any]) -> Callable[..., None]:
-    own = [
-        each
-        for each in inspect.signature(function, eval_str=True).parameters.values()
-        if each.name not in ("at", "kubectl")
-    ]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter(name, kind, annotation=shape) for name, shape in arguments.items()]
-    parameters += [each.replace(kind=kind) for each in own]
-    parameters += [inspect.Parameter(name, kind, default="", annotation=shape) for name, shape in _SHARED.items()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    run.__doc__ = function.__doc__
-    return run
+    return with_parameters(function, run, made={"kubectl"}, arguments={}, options=_SHARED)

@@ -1,0 +1,83 @@
+"""``verify``: compares stored objects with what was committed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from checkpoint_cli.bucket.door import AddressedRun, of_run
+from checkpoint_cli.options import Output
+from checkpoint_cli.output import OutputFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from checkpoint_cli.records import CheckRecord
+    from checkpoint_sidecar.core.run import Snapshot
+
+
+@of_run
+def verify(
+    at: AddressedRun,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Read all bytes and compare their checksums, not only sizes.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Check every snapshot that can be restored.")] = False,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Compare the stored objects of a snapshot with its manifest; without a selector, of the latest. Writes nothing.
+
+    Example: {program} verify s3://training/llama-7b@best --checksums
+    """
+    from checkpoint_cli import views
+    from checkpoint_cli.exits import ExitStatus
+    from checkpoint_cli.progress import bytes_bar
+    from checkpoint_cli.records import ReportRecord
+
+    if everything and at.selector:
+        raise typer.BadParameter("--all is about a whole run: leave out the selector.")
+    snapshots = at.run.snapshots() if everything else (present(at.url, at.snapshot()),)
+    total = sum(each.commit.bytes for each in snapshots) if checksums else 0
+    with bytes_bar("verifying", total) as advance:
+        checks = tuple(_checked(at, each, checksums, advance) for each in snapshots)
+    views.show_report(ReportRecord(subject=at.url, items=checks), output)
+    if any(each.result == "problem" for each in checks):
+        raise typer.Exit(ExitStatus.PROBLEM)
+
+
+def present(url: str, snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot whose data may be there.
+
+    Raises:
+        CommandRefusedError: It is being deleted, was deleted or was never valid.
+    """
+    from checkpoint_cli.exits import CommandRefusedError, ExitStatus
+    from checkpoint_sidecar.core.run import SnapshotState
+
+    if snapshot.state not in (SnapshotState.LIVE, SnapshotState.RETIRED):
+        raise CommandRefusedError(
+            "read the snapshot",
+            f"{url}@{snapshot.id}",
+            f"it is {snapshot.state.value}, its data is gone or was never valid",
+            "List what can be read with the verb ls.",
+            status=ExitStatus.NOT_FOUND,
+        )
+    return snapshot
+
+
+def _checked(at: AddressedRun, snapshot: Snapshot, checksums: bool, advance: Callable[[int], None]) -> CheckRecord:
+    from checkpoint_cli.records import CheckRecord
+    from checkpoint_sidecar.core.errors import CorruptSnapshotError
+    from checkpoint_sidecar.core.units import size
+    from checkpoint_sidecar.engine.verify import verify_snapshot
+
+    name = f"{snapshot.id} (step {snapshot.step})"
+    level = "checksums" if checksums else "sizes"
+    try:
+        compared = verify_snapshot(
+            at.store, snapshot.commit, level="Checksums" if checksums else "Sizes", before_read=advance
+        )
+    except CorruptSnapshotError as error:
+        return CheckRecord(check=name, result="problem", detail=f"{error.evidence}: {error.subject}: {error.cause}")
+    return CheckRecord(check=name, result="ok", detail=f"{level} of {snapshot.commit.files} files, {size(compared)}")
