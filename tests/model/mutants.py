@@ -16,7 +16,7 @@ from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import appends, plan
 from checkpoint_operator.gather import run_store
 from checkpoint_sidecar.attempt.session import AttemptSession
-from checkpoint_sidecar.core import attempt, belongings, fold, lineage, log, purging, selection
+from checkpoint_sidecar.core import attempt, belongings, fold, lineage, log, purging, requests, selection
 from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine import confirm, pointer
@@ -106,8 +106,8 @@ MUTANTS = (
         1,
         "a retirement is not judged again",
         100,
-        appends._retire,
-        "judge(run, now=now, terms=action.terms).retire.get(action.snapshot)",
+        purging.retire,
+        "judge(run, now=now, terms=terms).retire.get(snapshot)",
         '("Planned",)',
     ),
     # 2: an unknown outcome is settled
@@ -389,9 +389,9 @@ MUTANTS = (
         5,
         "one moment counts twice",
         1,
-        appends._check,
-        "if found.failures != action.finding.failures:",
-        "if False:",
+        requests.record_check,
+        " or found.failures != failures",
+        "",
         Upheavals,
     ),
     Mutant(
@@ -416,7 +416,7 @@ MUTANTS = (
         5,
         "a second look clears nothing",
         stories.a_second_look_clears_what_is_whole_after_all,
-        appends._check,
+        requests.record_check,
         'clears = found.failures and check.level == "Checksums"',
         "clears = False",
         Upheavals,

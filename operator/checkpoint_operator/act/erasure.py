@@ -1,4 +1,4 @@
-"""Deletes the data of one snapshot, or a whole run. ``decide`` chose what to delete. Everything blocks."""
+"""Deletes a whole run. ``decide`` chose what to delete. Everything blocks."""
 
 from __future__ import annotations
 
@@ -11,33 +11,18 @@ from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.belongings import Survey, belongings, describe, survey
 from checkpoint_sidecar.core.compaction import span_of
-from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError, LogError, LogReplacedError
+from checkpoint_sidecar.core.errors import LogError, LogReplacedError
 from checkpoint_sidecar.core.log import Owner
-from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.engine.pointer import is_own_pointer
-from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.engine.removal import delete_data
 from checkpoint_sidecar.runs.marker import is_marker
-from checkpoint_sidecar.runs.purge import delete_save
 from checkpoint_sidecar.store.base import Store
 
 BUDGET_SECONDS = 60.0
 """After this a call ends with its current snapshot, so that a pass never looks stuck."""
 
 logger = logging.getLogger(__name__)
-
-
-def delete_data(session: RunStore, snapshot: Snapshot) -> None:
-    """Delete exactly the objects that a snapshot's manifest names, and the manifest last. Idempotent.
-
-    Raises:
-        StoreError: Something was not deleted; call again.
-    """
-    try:
-        manifest = read_manifest(session.store, snapshot.commit)
-    except (CorruptSnapshotError, IncompatibleSnapshotError):
-        manifest = None
-    folder = layout.parse_save_folder(snapshot.commit.path)
-    delete_save(session.store, folder, manifest, delete=session.delete)
 
 
 def erase(session: RunStore, owner: Owner) -> Survey | None:
@@ -64,7 +49,7 @@ def erase(session: RunStore, owner: Owner) -> Survey | None:
     foreign = _withdraw_pointers(session, run, listed)
     for snapshot in run.snapshots.values():
         if snapshot.commit.path in ours.held:
-            delete_data(session, snapshot)
+            delete_data(store, snapshot.commit, delete=session.delete)
             if time.monotonic() > until:
                 return None
     session.delete(key for key in listed if (save := ours.save_of(key)) and save.path not in ours.held)

@@ -48,6 +48,7 @@ from checkpoint_sidecar.core.log import MAX_TEXT, Owner, RunAdopted, SnapshotVer
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.engine.pointer import repair
+from checkpoint_sidecar.engine.removal import delete_data
 from checkpoint_sidecar.engine.verify import verify_snapshot
 from checkpoint_sidecar.runs.marker import leave_marker
 from checkpoint_sidecar.store.base import Store, UnfinishedUpload
@@ -171,7 +172,7 @@ def _purge(action: Purge, session: RunStore, owner: Owner) -> None:
     folder = layout.parse_save_folder(snapshot.commit.path)
     with contextlib.suppress(ForeignObjectError):
         repair(session.store, session.log, folder.step)
-    erasure.delete_data(session, snapshot)
+    delete_data(session.store, snapshot.commit, delete=session.delete)
     session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
 
 

@@ -8,35 +8,26 @@ a log number, so that no decision outlives the state it was made from.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from checkpoint_operator.model import actions
 from checkpoint_operator.model.actions import LogAction
-from checkpoint_sidecar.core.lineage import in_use, walk
+from checkpoint_sidecar.core import purging, requests
 from checkpoint_sidecar.core.log import (
     AttemptFenced,
     Body,
-    DispositionSet,
     EvictionNoticed,
     Owner,
     PurgeStarted,
-    QuarantineReleased,
-    RollbackRequested,
     RunAdopted,
     RunClaimed,
     RunConfigured,
-    SaveRequested,
     SnapshotPurged,
     SnapshotReinstated,
-    SnapshotRetired,
 )
-from checkpoint_sidecar.core.policy import NOT_CHECKED
-from checkpoint_sidecar.core.purging import purge_due
 from checkpoint_sidecar.core.retention import judge
-from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
-
-_MAX_REASONS = 8
+from checkpoint_sidecar.core.run import Run, SnapshotState
 
 
 def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) -> Body | None:
@@ -59,11 +50,7 @@ def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) ->
 
 def start_purge(run: Run, action: actions.Purge, *, owner: Owner, now: dt.datetime) -> PurgeStarted | None:
     """Return the entry after which there is no way back, or None if the policy in the log no longer wants the purge."""
-    found = run.snapshots.get(action.snapshot)
-    if found is None or found.state is not SnapshotState.RETIRED or run.owner != owner:
-        return None
-    due = action.snapshot in purge_due(judge(run, now=now, terms=action.terms))
-    return PurgeStarted(action.snapshot) if due else None
+    return purging.start_purge(run, action.snapshot, now=now, terms=action.terms) if run.owner == owner else None
 
 
 def fence(run: Run, action: actions.CollectLast, *, owner: Owner) -> AttemptFenced | None:
@@ -78,20 +65,7 @@ def fence(run: Run, action: actions.CollectLast, *, owner: Owner) -> AttemptFenc
 
 def finish_purge(run: Run, snapshot: str, *, owner: Owner) -> SnapshotPurged | None:
     """Return the entry that ends a purge whose data is gone."""
-    found = run.snapshots.get(snapshot)
-    if found is None or found.state is not SnapshotState.PURGING or run.owner != owner:
-        return None
-    return SnapshotPurged(snapshot, found.commit.bytes)
-
-
-def why_not_retired(run: Run, snapshot: str) -> str:
-    """Return why a user cannot retire a snapshot now, or an empty string."""
-    if run.policy.retention is None:
-        return "the Checkpoint has no spec.retention, without which nothing is ever retired"
-    if snapshot == in_use(run):
-        return "an attempt restores it or continues from it"
-    newest_verified = next((s.id for s in walk(run, run.newest) if s.live and s.proven), None)
-    return "it is the newest verified snapshot" if snapshot == newest_verified else ""
+    return purging.finish_purge(run, snapshot) if run.owner == owner else None
 
 
 def _adopt(run: Run, owner: Owner, action: actions.Adopt) -> RunAdopted | None:
@@ -116,97 +90,11 @@ def _configure(run: Run, action: actions.Configure, _: dt.datetime) -> Body | No
     return RunConfigured(action.uid, action.generation, action.policy)
 
 
-def _rollback(run: Run, action: actions.RequestRollback, _: dt.datetime) -> Body | None:
-    if action.request in run.rollbacks or not rollback_target_exists(run, action.snapshot):
-        return None
-    return RollbackRequested(action.request, action.snapshot)
-
-
-def rollback_target_exists(run: Run, snapshot: str) -> bool:
-    """Whether a rollback to this snapshot could still read it."""
-    found = run.snapshots.get(snapshot)
-    return found is not None and found.state in (SnapshotState.LIVE, SnapshotState.RETIRED)
-
-
-def answered_saves(run: Run) -> Iterator[str]:
-    """Yield the save requests that commits answered, newest first; a commit answers earlier ones of its attempt too."""
-    for snapshot in reversed(tuple(run.snapshots.values())):
-        answered = snapshot.commit.save_request
-        if not answered or snapshot.state is SnapshotState.REJECTED:
-            continue
-        yield answered
-        attempt = run.attempts.get(snapshot.commit.attempt)
-        asked = [each.request for each in attempt.save_requests] if attempt else []
-        if answered in asked:
-            yield from reversed(asked[: asked.index(answered)])
-
-
-def answered_user(run: Run) -> str | None:
-    """Return the newest of the user's save requests that a commit answered, or None."""
-    own = {each.request for attempt in run.attempts.values() for each in attempt.save_requests if each.reason}
-    return next((request for request in answered_saves(run) if request not in own), None)
-
-
-def _save(run: Run, action: actions.RequestSave, _: dt.datetime) -> Body | None:
-    attempt = run.attempt
-    if attempt is None or not run.may_commit(attempt.number):
-        return None
-    asked = (each.request for each in attempt.save_requests)
-    if action.request in asked or action.request in answered_saves(run):
-        return None
-    return SaveRequested(action.request, attempt.number, action.reason)
-
-
 def _eviction(run: Run, action: actions.NoticeEviction, _: dt.datetime) -> Body | None:
     attempt = run.attempt
     if attempt is None or attempt.number != action.attempt or attempt.eviction is not None:
         return None
     return EvictionNoticed(action.attempt, action.pod, action.reason)
-
-
-def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Body | None:
-    found = run.snapshots.get(action.snapshot)
-    if found is None or found.disposition == action.disposition:
-        return None
-    if action.disposition == "Retire" and why_not_retired(run, action.snapshot):
-        return None
-    return DispositionSet(action.snapshot, action.disposition)
-
-
-def _release(run: Run, action: actions.ReleaseQuarantine, _: dt.datetime) -> Body | None:
-    # Also if nothing was found yet: the request acts now, and not on damage that is found years later.
-    found = run.snapshots.get(action.snapshot)
-    if found is None or found.state not in (SnapshotState.LIVE, SnapshotState.RETIRED):
-        return None
-    return None if action.request in found.releases else QuarantineReleased(action.snapshot, action.request)
-
-
-def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
-    # A purge that began meanwhile deletes the very objects; their absence would look like evidence. What another reader
-    # found meanwhile must not count twice (two operators during a roll-out would quarantine a snapshot by themselves),
-    # and a look that began before it must not clear it.
-    check = action.finding.check
-    found = run.snapshots.get(check.snapshot)
-    if found is None or not found.live:
-        return None
-    if found.failures != action.finding.failures:
-        return None
-    clears = found.failures and check.level == "Checksums"
-    return check if not check.passed or clears or not found.verified_at_least(check.level) else None
-
-
-def unverified(snapshot: Snapshot) -> bool:
-    """Whether nothing is known yet about the stored objects of a live snapshot, for or against it."""
-    return snapshot.live and snapshot.verified == NOT_CHECKED and snapshot.failures == 0
-
-
-def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> SnapshotRetired | None:
-    found = run.snapshots.get(action.snapshot)
-    policy = run.policy.retention
-    if found is None or not found.live or policy is None or policy.dry_run:
-        return None
-    reasons = judge(run, now=now, terms=action.terms).retire.get(action.snapshot)
-    return SnapshotRetired(action.snapshot, reasons[:_MAX_REASONS]) if reasons else None
 
 
 def _reinstate(run: Run, action: actions.Reinstate, now: dt.datetime) -> SnapshotReinstated | None:
@@ -215,6 +103,30 @@ def _reinstate(run: Run, action: actions.Reinstate, now: dt.datetime) -> Snapsho
         return None
     wanted = action.snapshot in judge(run, now=now, terms=action.terms).keep
     return SnapshotReinstated(action.snapshot) if wanted else None
+
+
+def _save(run: Run, action: actions.RequestSave, _: dt.datetime) -> Body | None:
+    return requests.save(run, action.request, reason=action.reason)
+
+
+def _rollback(run: Run, action: actions.RequestRollback, _: dt.datetime) -> Body | None:
+    return requests.roll_back(run, action.snapshot, action.request)
+
+
+def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Body | None:
+    return requests.dispose(run, action.snapshot, action.disposition)
+
+
+def _release(run: Run, action: actions.ReleaseQuarantine, _: dt.datetime) -> Body | None:
+    return requests.release_quarantine(run, action.snapshot, action.request)
+
+
+def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
+    return requests.record_check(run, action.finding.check, failures=action.finding.failures)
+
+
+def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> Body | None:
+    return purging.retire(run, action.snapshot, now=now, terms=action.terms)
 
 
 _ENTRY: dict[type, Callable[[Run, Any, dt.datetime], Body | None]] = {

@@ -45,6 +45,7 @@ from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.purging import next_purge_at, purge_due
+from checkpoint_sidecar.core.requests import readable, unverified
 from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
@@ -137,7 +138,7 @@ def rollback_target(spec: CheckpointSpec, run: Run) -> str | None:
     else:
         best = best_snapshot(run)
         target = best.id if best else None
-    return target if target and appends.rollback_target_exists(run, target) else None
+    return target if target and readable(run, target) else None
 
 
 def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.datetime) -> tuple[LogAction, ...]:
@@ -178,7 +179,7 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
 
 def _verifications(run: Run, observed: Observed) -> tuple[Verify, ...]:
     newest_first = reversed(tuple(run.snapshots.values()))
-    waiting = [s for s in newest_first if appends.unverified(s) and s.id not in observed.memory.unverifiable]
+    waiting = [s for s in newest_first if unverified(s) and s.id not in observed.memory.unverifiable]
     return tuple(Verify(snapshot.id) for snapshot in waiting[:MAX_VERIFICATIONS])
 
 

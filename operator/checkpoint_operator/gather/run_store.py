@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.location import check_url
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.runs.clock import StoreClock, read_store_clock
 from checkpoint_sidecar.runs.heartbeat import read_heartbeat
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.marker import telling_keys
@@ -221,7 +221,7 @@ class RunStore:
         self._writer = writer
         self.forget_log()
         self._deletions = deletions
-        self._clock: tuple[dt.datetime, float] | None = None
+        self._clock: StoreClock | None = None
         self._tidied = False
         self._proven_at: float | None = None
         self.probed_at: float | None = None
@@ -321,7 +321,7 @@ class RunStore:
         newest = self.store.stat(layout.log_key(run.head)) if run.head else None
         if newest is not None:
             # The latest known moment of a store that cannot be written. No decision depends on it.
-            self._clock = (newest.modified, time.monotonic())
+            self._clock = StoreClock(newest.modified, time.monotonic())
 
     def _discard_probes(self) -> None:
         """Delete what killed processes left of their probes."""
@@ -334,18 +334,7 @@ class RunStore:
         Raises:
             StoreError: It failed.
         """
-        # A fresh key each time: where objects are locked, none can be replaced.
-        key = f"{layout.PROBE_FOLDER}{secrets.token_hex(8)}/clock"
-        self.store.put(key, b"")
-        # Taken after the answer, so that the derived time may be late but never early: nothing may be deleted
-        # before its grace period ends.
-        answered = time.monotonic()
-        info = self.store.stat(key)
-        if info is None:
-            raise StoreError("read the store's clock from", key, "an object just written does not exist")
-        self._clock = (info.modified, answered)
-        if not self.refusal:
-            self.store.delete([key])
+        self._clock = read_store_clock(self.store, tidy=not self.refusal)
 
     def now(self) -> dt.datetime:
         """Return the time by the store's clock, extrapolated since the last reading with this process's steady clock.
@@ -355,8 +344,7 @@ class RunStore:
         """
         if self._clock is None:
             raise StoreError("read the store's clock at", self.store.url, "it was not probed yet")
-        modified, then = self._clock
-        return modified + dt.timedelta(seconds=time.monotonic() - then)
+        return self._clock.now()
 
     def progress(self) -> RunProgress | None:
         """Read the last heartbeat of the running attempt; None if there is none."""

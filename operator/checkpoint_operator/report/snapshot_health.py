@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from checkpoint_operator.decide.appends import why_not_retired
 from checkpoint_operator.report.checks import Answer, ConditionCheck, Quote, Reasoned, check, first_answer, otherwise
 from checkpoint_operator.report.conditions import Judgement
 from checkpoint_sidecar.core.api import ConditionType, SnapshotReason
 from checkpoint_sidecar.core.errors import NO_EVIDENCE, Evidence
 from checkpoint_sidecar.core.lineage import quarantined
-from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition
+from checkpoint_sidecar.core.policy import Disposition
+from checkpoint_sidecar.core.requests import why_not_retired
 from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 

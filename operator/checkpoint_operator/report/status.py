@@ -6,7 +6,6 @@ import datetime as dt
 import math
 from typing import Any
 
-from checkpoint_operator.decide import appends
 from checkpoint_operator.decide.gang import members
 from checkpoint_operator.model.observed import Checkpoint, Observed, StoreFault
 from checkpoint_operator.model.timestamps import timestamp
@@ -20,6 +19,7 @@ from checkpoint_sidecar.core.attempt import places
 from checkpoint_sidecar.core.best import best_snapshot
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
+from checkpoint_sidecar.core.requests import answered_user
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 from checkpoint_sidecar.core.units import quantity
 from checkpoint_sidecar.core.wire import MAX_INT64
@@ -75,7 +75,7 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         pending_purge_bytes=min(sum(each.bytes for each in pending), MAX_INT64),
         quarantined=tuple(api.QuarantinedSnapshot(s.id, s.failures, s.evidence) for s in suspects[:MAX_LISTED]),
         quarantined_snapshots=len(suspects),
-        last_save_request=appends.answered_user(run),
+        last_save_request=answered_user(run),
         last_rollback=run.rollbacks[-1] if run.rollbacks else None,
         log_sequence=run.head,
     )

@@ -14,14 +14,17 @@ import datetime as dt
 from dataclasses import replace
 
 from checkpoint_sidecar.core.lineage import newest_compared
+from checkpoint_sidecar.core.log import PurgeStarted, SnapshotPurged, SnapshotRetired
 from checkpoint_sidecar.core.policy import RetentionPolicy
-from checkpoint_sidecar.core.retention import RetentionVerdict
+from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.selection import NO_TERMS, Terms
 
 PURGES_AT_ONCE = 8
 """Purges that may begin within ``PURGE_PAUSE``, so that a wrong policy deletes slowly."""
 
 PURGE_PAUSE = dt.timedelta(seconds=30)
+_MAX_REASONS = 8
 
 
 def purge_due(verdict: RetentionVerdict) -> tuple[str, ...]:
@@ -37,6 +40,30 @@ def purge_due(verdict: RetentionVerdict) -> tuple[str, ...]:
     starts = (s.purge_started_at for s in run.snapshots.values() if s.purge_started_at is not None)
     lately = sum(abs(verdict.now - start) < PURGE_PAUSE for start in starts)
     return (*begun, *_unwanted(verdict)[: max(PURGES_AT_ONCE - lately, 0)])
+
+
+def retire(run: Run, snapshot: str, *, now: dt.datetime, terms: Terms = NO_TERMS) -> SnapshotRetired | None:
+    """Return the entry that retires a live snapshot, or None if the policy in the log keeps it."""
+    found, policy = run.snapshots.get(snapshot), run.policy.retention
+    if found is None or not found.live or policy is None or policy.dry_run:
+        return None
+    reasons = judge(run, now=now, terms=terms).retire.get(snapshot)
+    return SnapshotRetired(snapshot, reasons[:_MAX_REASONS]) if reasons else None
+
+
+def start_purge(run: Run, snapshot: str, *, now: dt.datetime, terms: Terms = NO_TERMS) -> PurgeStarted | None:
+    """Return the entry after which there is no way back, or None if the policy in the log no longer wants the purge."""
+    found = run.snapshots.get(snapshot)
+    if found is None or found.state is not SnapshotState.RETIRED:
+        return None
+    return PurgeStarted(snapshot) if snapshot in purge_due(judge(run, now=now, terms=terms)) else None
+
+
+def finish_purge(run: Run, snapshot: str) -> SnapshotPurged | None:
+    """Return the entry that ends a purge whose data is gone."""
+    found = run.snapshots.get(snapshot)
+    purging = found is not None and found.state is SnapshotState.PURGING
+    return SnapshotPurged(snapshot, found.commit.bytes) if found and purging else None
 
 
 def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:
