@@ -24,10 +24,8 @@ from checkpoint_sidecar.core.log import (
     RunClaimed,
     RunConfigured,
     SnapshotPurged,
-    SnapshotReinstated,
 )
-from checkpoint_sidecar.core.retention import judge
-from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.core.run import Run
 
 
 def entry_for(action: LogAction, run: Run, *, owner: Owner, now: dt.datetime) -> Body | None:
@@ -97,12 +95,8 @@ def _eviction(run: Run, action: actions.NoticeEviction, _: dt.datetime) -> Body 
     return EvictionNoticed(action.attempt, action.pod, action.reason)
 
 
-def _reinstate(run: Run, action: actions.Reinstate, now: dt.datetime) -> SnapshotReinstated | None:
-    found = run.snapshots.get(action.snapshot)
-    if found is None or found.state is not SnapshotState.RETIRED:
-        return None
-    wanted = action.snapshot in judge(run, now=now, terms=action.terms).keep
-    return SnapshotReinstated(action.snapshot) if wanted else None
+def _reinstate(run: Run, action: actions.Reinstate, now: dt.datetime) -> Body | None:
+    return purging.reinstate(run, action.snapshot, now=now, terms=action.terms)
 
 
 def _save(run: Run, action: actions.RequestSave, _: dt.datetime) -> Body | None:

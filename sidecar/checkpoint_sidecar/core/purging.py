@@ -14,7 +14,7 @@ import datetime as dt
 from dataclasses import replace
 
 from checkpoint_sidecar.core.lineage import newest_compared
-from checkpoint_sidecar.core.log import PurgeStarted, SnapshotPurged, SnapshotRetired
+from checkpoint_sidecar.core.log import PurgeStarted, SnapshotPurged, SnapshotReinstated, SnapshotRetired
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
@@ -49,6 +49,14 @@ def retire(run: Run, snapshot: str, *, now: dt.datetime, terms: Terms = NO_TERMS
         return None
     reasons = judge(run, now=now, terms=terms).retire.get(snapshot)
     return SnapshotRetired(snapshot, reasons[:_MAX_REASONS]) if reasons else None
+
+
+def reinstate(run: Run, snapshot: str, *, now: dt.datetime, terms: Terms = NO_TERMS) -> SnapshotReinstated | None:
+    """Return the entry that makes a retired snapshot a candidate again, or None if the policy does not want it."""
+    found = run.snapshots.get(snapshot)
+    if found is None or found.state is not SnapshotState.RETIRED:
+        return None
+    return SnapshotReinstated(snapshot) if snapshot in judge(run, now=now, terms=terms).keep else None
 
 
 def start_purge(run: Run, snapshot: str, *, now: dt.datetime, terms: Terms = NO_TERMS) -> PurgeStarted | None:

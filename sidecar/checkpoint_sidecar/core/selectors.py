@@ -10,7 +10,7 @@ from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 LATEST = "latest"
 BEST = "best"
 
-_OPERATION = "find the snapshot"
+_OPERATION = "find"
 _SHOWN = 4
 _PREFERENCE = tuple(SnapshotState)
 """The states in order of use: live ones first, then those whose data may be there."""

@@ -1,0 +1,109 @@
+"""Retention without an operator: plan what the policy retires and deletes, then do it in the operator's order."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from checkpoint_sidecar.core import layout, purging
+from checkpoint_sidecar.core.errors import ForeignObjectError
+from checkpoint_sidecar.core.log import PurgeStarted, SnapshotPurged
+from checkpoint_sidecar.core.retention import judge
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.selection import Terms
+from checkpoint_sidecar.engine.pointer import repair
+from checkpoint_sidecar.engine.removal import delete_data
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.base import Store
+
+TERMS = Terms(reads_back=True)
+"""As an operator that reads snapshots back: nothing is deleted before one that stays was compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What retention does to a run.
+
+    Attributes:
+        retire: Snapshots to retire, with the reasons. Their data stays for the grace period.
+        reinstate: Retired snapshots that the policy wants back.
+        purge: Retired snapshots whose data may be deleted now, oldest first.
+        waits: Other retired snapshots that the policy does not want, with the end of their grace period.
+        blocked: Why nothing is deleted although a grace period is over, or empty.
+        bytes: Size of ``purge``.
+    """
+
+    retire: Mapping[str, tuple[str, ...]]
+    purge: tuple[str, ...]
+    waits: Mapping[str, dt.datetime]
+    reinstate: tuple[str, ...] = ()
+    blocked: str = ""
+    bytes: int = 0
+
+
+def plan_pruning(run: Run, *, now: dt.datetime, only: Collection[str] | None = None) -> PrunePlan:
+    """Return what the policy in the log retires and deletes at a moment. Pure.
+
+    Args:
+        now: The store's clock, or an estimate of it for a forecast.
+        only: Ids of the snapshots to consider; None for all.
+    """
+    verdict = judge(run, now=now, terms=TERMS)
+    policy = run.policy.retention
+    if policy is None:
+        return PrunePlan({}, (), {}, blocked="the run has no retention policy, without which nothing is ever retired")
+
+    def chosen(identifier: str) -> bool:
+        return only is None or identifier in only
+
+    unwanted = [s for s in run.snapshots.values() if s.id in verdict.retire and chosen(s.id)]
+    kept = [s for s in run.snapshots.values() if s.id in verdict.keep]
+    purge = tuple(each for each in purging.purge_due(verdict) if chosen(each))
+    ends = ((s.id, purging.purge_at(run, s)) for s in unwanted if s.id not in purge)
+    blocked = ""
+    if policy.dry_run:
+        blocked = "the policy is a dry run"
+    elif purging.waits_for_comparison(verdict):
+        blocked = "no snapshot that stays was compared with its checksums yet"
+    return PrunePlan(
+        retire={s.id: verdict.retire[s.id] for s in unwanted if s.live and not policy.dry_run},
+        purge=purge,
+        waits={identifier: end for identifier, end in ends if end is not None},
+        reinstate=tuple(s.id for s in kept if s.state is SnapshotState.RETIRED and chosen(s.id)),
+        blocked=blocked,
+        bytes=sum(run.snapshots[each].commit.bytes for each in purge),
+    )
+
+
+def purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], None], now: dt.datetime) -> bool:
+    """Delete a snapshot's data: announce it, repair the pointer, delete, and record it. Returns whether it is gone.
+
+    Idempotent: after a kill anywhere, the next call continues.
+
+    Args:
+        check: Raises if the run must not be changed; asked inside every append.
+        now: The store's clock, just read.
+
+    Raises:
+        LogError, StoreError: Something was not deleted; call again.
+    """
+
+    def start(run: Run) -> PurgeStarted | None:
+        check(run)
+        return purging.start_purge(run, snapshot, now=now, terms=TERMS)
+
+    def finish(run: Run) -> SnapshotPurged | None:
+        check(run)
+        return purging.finish_purge(run, snapshot)
+
+    log.append(start)
+    found: Snapshot | None = log.run.snapshots.get(snapshot)
+    if found is None or found.state is not SnapshotState.PURGING:
+        return False
+    with contextlib.suppress(ForeignObjectError):
+        repair(store, log, layout.parse_save_folder(found.commit.path).step)
+    delete_data(store, found.commit)
+    log.append(finish)
+    return True
