@@ -15,7 +15,7 @@ from checkpoint_operator.report.conditions import Judgement
 from checkpoint_sidecar.core.api import ConditionType, SnapshotReason
 from checkpoint_sidecar.core.errors import NO_EVIDENCE, Evidence
 from checkpoint_sidecar.core.lineage import quarantined
-from checkpoint_sidecar.core.policy import Disposition
+from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition
 from checkpoint_sidecar.core.requests import why_not_retired
 from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from checkpoint_sidecar.core.errors import CorruptSnapshotError, Evidence
+from checkpoint_sidecar.core.errors import NO_EVIDENCE, CorruptSnapshotError, Evidence
 from checkpoint_sidecar.core.log import MAX_TEXT, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Snapshot
@@ -29,7 +29,7 @@ class SnapshotCheck:
     snapshot: str
     level: VerifyLevel
     passed: bool
-    evidence: Evidence = "None"
+    evidence: Evidence = NO_EVIDENCE
     message: str = ""
     bytes: int = 0
     failures: int = 0
