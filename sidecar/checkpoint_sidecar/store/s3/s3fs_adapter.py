@@ -8,11 +8,9 @@ serves listings from a cache (s3fs 2026.9). This adapter calls the S3 operations
 from __future__ import annotations
 
 import base64
-import contextlib
 import datetime as dt
-import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -27,30 +25,25 @@ from crc32c import crc32c
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
-from checkpoint_sidecar.core.errors import ObjectNotFoundError
-from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store import access as secret
 from checkpoint_sidecar.store.access import StoreSettings
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject, UnfinishedUpload
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
 from checkpoint_sidecar.store.common.calls import (
     DEFAULT_TIMEOUTS,
     LARGE_BODY,
     Calls,
     ClientFault,
     Timeouts,
-    batches,
     name_keys,
 )
-from checkpoint_sidecar.store.common.listing import beginning
 from checkpoint_sidecar.store.common.ranges import check_fits
 from checkpoint_sidecar.store.http.answers import not_deleted
-from checkpoint_sidecar.store.http.bodies import HttpBodies
+from checkpoint_sidecar.store.http.bucket import BucketStore
 from checkpoint_sidecar.store.http.certificates import certificate_bundle
 from checkpoint_sidecar.store.http.client import SILENT, explain
 from checkpoint_sidecar.store.http.connections import CONNECT_SECONDS
-from checkpoint_sidecar.store.http.dialect import AnswerError, UnreadableAnswerError, explanation_of
+from checkpoint_sidecar.store.http.dialect import AnswerError, Page, UnreadableAnswerError, explanation_of
 from checkpoint_sidecar.store.http.proxies import proxy_for
-from checkpoint_sidecar.store.http.upload import HttpUpload
 from checkpoint_sidecar.store.s3.faults import BOTO_ERRORS, explain_boto
 from checkpoint_sidecar.store.s3.identity import S3Identity
 
@@ -75,7 +68,7 @@ class _Clients:
     identity: S3Identity
 
 
-class S3fsStore:
+class S3fsStore(BucketStore[_Clients]):
     """A ``Store`` in S3, or in a server with its protocol."""
 
     def __init__(
@@ -85,25 +78,10 @@ class S3fsStore:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         on_page: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._settings = settings
-        self._on_page = on_page
-        self._timeouts = timeouts
-        self._location = parse_url(settings.url)
-        self._prefix = self._location.prefix
         self._values: Mapping[str, str] = {}
         self._asked = "the store"
-        self._calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=self._explain, timeouts=timeouts)
-        self._bodies = HttpBodies(settings, timeouts)
-
-    def __reduce__(self) -> tuple[type[S3fsStore], tuple[StoreSettings]]:
-        return type(self), (self._settings,)
-
-    def __repr__(self) -> str:
-        return f"S3fsStore({self._settings!r})"
-
-    @property
-    def url(self) -> str:
-        return self._location.url
+        calls = Calls(settings, connect=self._connect, errors=_ERRORS, explain=self._explain, timeouts=timeouts)
+        super().__init__(settings, calls, timeouts=timeouts, on_page=on_page)
 
     def put(self, key: str, data: Buffer) -> None:
         body = bytes(data)
@@ -132,72 +110,31 @@ class S3fsStore:
 
         return self._calls.run("read", key, lambda c: _in_loop(c.requests, request))
 
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
-        self._bodies.read_into(key, start, buffers)
-
     def reconnect(self) -> None:
         """See ``Reconnects``."""
         self._calls.reconnect()
         self._bodies.reconnect()
 
-    def stat(self, key: str) -> ObjectInfo | None:
-        async def head(fs: s3fs.S3FileSystem) -> ObjectInfo:
-            answer = await fs._call_s3("head_object", **self._object(key))
-            return _described(key, answer)
+    def _head(self, key: str, clients: _Clients) -> ObjectInfo:
+        return _described(key, clients.requests.call_s3("head_object", **self._object(key)))
 
-        async def get(fs: s3fs.S3FileSystem) -> ObjectInfo:
+    def _open(self, key: str, clients: _Clients) -> ObjectInfo:
+        async def request(fs: s3fs.S3FileSystem) -> ObjectInfo:
             answer = await fs._call_s3("get_object", **self._object(key))
             answer["Body"].close()
             return _described(key, answer)
 
-        with contextlib.suppress(ObjectNotFoundError):
-            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, head))
-        # A HEAD is answered without a body, so a missing bucket looks like a missing key; a GET tells them apart.
-        with contextlib.suppress(ObjectNotFoundError):
-            return self._calls.run("look up", key, lambda c: _in_loop(c.requests, get))
-        return None
+        return _in_loop(clients.requests, request)
 
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        found = [
-            _info(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
-            for page in self._pages(prefix, beginning(after))
-            for item in page.get("Contents", ())
-        ]
-        # Not every S3 server lists in the order of keys (SeaweedFS sorts "a/b" before "a-b").
-        return iter(sorted((info for info in found if info.key > after), key=lambda info: info.key))
-
-    def _pages(self, prefix: str, start: str) -> Iterator[dict[str, Any]]:
-        query = {**self._bucket(), "Prefix": self._prefix + prefix}
-        if start:
-            query["StartAfter"] = self._prefix + start
-
-        def request(clients: _Clients) -> dict[str, Any]:
-            found: dict[str, Any] = clients.requests.call_s3("list_objects_v2", **query)
-            # Every listing has this field; an answer without it is empty, or not a listing.
-            if "IsTruncated" not in found or (found["IsTruncated"] and not found.get("NextContinuationToken")):
-                raise UnreadableAnswerError
-            return found
-
-        while True:
-            page = self._calls.run("list", prefix, request)
-            self._on_page(len(page.get("Contents", ())))
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            query["ContinuationToken"] = page["NextContinuationToken"]
-
-    def upload(self, key: str, size: int) -> HttpUpload:
-        return self._bodies.upload(key, size)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        for batch in batches(keys, KEYS_PER_DELETE):
-            self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
-
-    def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
-        return self._bodies.unfinished(prefix)
-
-    def discard(self, upload: UnfinishedUpload) -> None:
-        self._bodies.discard(upload)
+    def _page(self, prefix: str, after: str, token: str, clients: _Clients) -> Page:
+        chosen = {"StartAfter": after, "ContinuationToken": token}
+        query = {**self._bucket(), "Prefix": prefix, **{name: value for name, value in chosen.items() if value}}
+        found = clients.requests.call_s3("list_objects_v2", **query)
+        # Every listing has this field; an answer without it is empty, or not a listing.
+        if "IsTruncated" not in found or (found["IsTruncated"] and not found.get("NextContinuationToken")):
+            raise UnreadableAnswerError
+        objects = [_info(item["Key"], item["Size"], item["LastModified"]) for item in found.get("Contents", ())]
+        return Page(objects, found["NextContinuationToken"] if found["IsTruncated"] else "")
 
     def _delete(self, batch: Sequence[str], clients: _Clients) -> None:
         objects = [{"Key": self._prefix + key} for key in batch]
