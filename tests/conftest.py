@@ -24,7 +24,7 @@ settings.load_profile("everyday")
 
 COSTLIER = ("browser", "store", "distributed", "api", "cluster")
 """Markers of tests that need more than this process, cheapest first; unmarked ones come before them all."""
-SLOW = ("alerts", "benchmarks", "crashes", "docs/test_python_blocks.py", "model", "training")
+SLOW = ("alerts", "benchmarks", "crashes", "docs/test_python_blocks.py", "model", "report", "training")
 """What takes minutes, although it needs no server: it trains, starts processes or draws thousands of histories."""
 TOGETHER = {"cluster": "cluster", "localcluster_tests": "cluster", "crashes": "crashes"}
 """Folders that one worker runs as a whole: they share a cluster, or fill one table. The rest goes file by file."""

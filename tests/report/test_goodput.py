@@ -105,6 +105,9 @@ def test_a_heartbeat_shows_training_that_is_not_saved_yet() -> None:
     ended = replace(alive, heartbeat=Heartbeat(1, 250, "", ended=True))
     assert goodput(ended).seconds[Activity.UNSAVED] == 0
     assert goodput(ended).seconds[Activity.LOST] > 400
+    complete = replace(alive, heartbeat=Heartbeat(1, 200, "", ended=True))
+    assert goodput(complete).seconds[Activity.UNSAVED] == goodput(complete).seconds[Activity.LOST] == 0
+    assert history_of(complete).attempts[-1].end is AttemptEnd.COMPLETE
     foreign = replace(alive, heartbeat=Heartbeat(7, 250, ""))
     assert goodput(foreign) == goodput(facts)
 

@@ -137,6 +137,10 @@ def test_every_reason_of_the_policy_has_a_sentence() -> None:
     assert explain("Later") == "Later"
 
 
+def test_the_page_says_how_far_training_was_at_the_last_heartbeat() -> None:
+    assert "the last heartbeat was at step 11,561" in Page(eventful_page()).text
+
+
 def test_the_story_names_the_events_of_the_run() -> None:
     text = Page(eventful_page()).text
     for words in (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 
 from checkpoint_cli.report.history import history_of
 from checkpoint_cli.report.metrics import LARGEST, MAX_METRICS, metrics_of
 from checkpoint_cli.report.storage import FORECAST_COMMITS, storage_of
+from checkpoint_sidecar.core.heartbeat import Heartbeat
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.run import SnapshotState
 from core.strategies import stories
@@ -55,6 +58,10 @@ def test_a_run_that_has_ended_or_hardly_begun_has_no_forecast() -> None:
     run = TrainingRun().start().train(200)
     assert storage_of(history_of(facts_of(run.history))).forecast is None
     run.train(1000)
+    facts = facts_of(run.history)
+    assert storage_of(history_of(facts)).forecast is not None
+    ended = replace(facts, heartbeat=Heartbeat(1, run.step, "", ended=True), heartbeat_at=facts.now)
+    assert storage_of(history_of(ended)).forecast is None
     run.step += 10
     run.pause(60).save("Final")
     assert storage_of(history_of(facts_of(run.history))).forecast is None

@@ -134,7 +134,7 @@ def _tail(
             return
         case AttemptEnd.EVICTION | AttemptEnd.HEARTBEAT:
             before = Activity.LOST
-        case AttemptEnd.LAST_SAVE:
+        case AttemptEnd.LAST_SAVE | AttemptEnd.COMPLETE:
             before = Activity.WAITING
         case _:
             before = Activity.UNCLEAR

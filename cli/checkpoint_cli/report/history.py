@@ -69,6 +69,7 @@ class AttemptEnd(Enum):
     LAST_SAVE = "its last save was made on the way out"
     EVICTION = "a pod was evicted"
     FENCED = "the operator found it ended"
+    COMPLETE = "its last heartbeat says that it ended with its last commit"
     HEARTBEAT = "its last heartbeat says that it ended"
     NEXT_START = "only the next start shows that it ended"
 
@@ -270,7 +271,8 @@ def _end(
         return AttemptEnd.NEXT_START, following.started_at
     beat = facts.heartbeat
     if beat is not None and beat.attempt == attempt.number and beat.ended:
-        return AttemptEnd.HEARTBEAT, facts.heartbeat_at
+        complete = last is not None and beat.step <= last.step
+        return (AttemptEnd.COMPLETE, after) if complete else (AttemptEnd.HEARTBEAT, facts.heartbeat_at)
     return AttemptEnd.RUNNING, None
 
 

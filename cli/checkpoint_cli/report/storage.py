@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from checkpoint_cli.report.history import RunHistory
+from checkpoint_cli.report.history import AttemptEnd, RunHistory
 from checkpoint_sidecar.core.log import (
     PurgeStarted,
     RollbackRequested,
@@ -133,6 +133,8 @@ def _forecast(history: RunHistory) -> Forecast | None:
     attempt = history.attempts[-1] if history.attempts else None
     newest = run.snapshots.get(run.newest or "")
     if attempt is None or newest is None or newest.commit.trigger == "Final" or run.erased:
+        return None
+    if attempt.end is AttemptEnd.COMPLETE:
         return None
     # Intervals within attempts only: the time between two attempts is not a cadence.
     recent = [s for a in history.attempts[-8:] for s in a.commits][-_RECENT:]

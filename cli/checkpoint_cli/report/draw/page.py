@@ -176,7 +176,8 @@ def _figures(report: RunReport) -> Iterator[tuple[str, str, str]]:
         yield "Newest saved step", "none", "the run has no commit yet"
     else:
         age = formats.duration((history.facts.now - newest.committed_at).total_seconds())
-        yield "Newest saved step", formats.count(newest.step), f"committed {age} before this report"
+        reached = _reached(report, newest.step)
+        yield "Newest saved step", formats.count(newest.step), f"committed {age} before this report{reached}"
     if goodput.total:
         total = formats.duration(goodput.total)
         yield "Goodput", formats.percent(goodput.share), f"of {total} is training that is saved and kept"
@@ -190,7 +191,7 @@ def _figures(report: RunReport) -> Iterator[tuple[str, str, str]]:
         at_most = f"≤ {formats.duration(lost + unclear)}" if unclear else formats.duration(lost)
         steps = [f"{formats.counted(goodput.lost_steps, 'saved step')} abandoned"] if goodput.lost_steps else []
         steps += [f"about {formats.count(goodput.unclear_steps)} unsaved, at most"] if goodput.unclear_steps else []
-        yield "Lost work", at_most, "; ".join(steps)
+        yield "Lost work", at_most, "; ".join(steps) or "after the last commits of attempts"
     elif history.attempts:
         yield "Lost work", "none", "no training was repeated"
     restores = [restore for attempt in history.attempts for restore in attempt.attempt.restores]
@@ -200,6 +201,15 @@ def _figures(report: RunReport) -> Iterator[tuple[str, str, str]]:
     parts += [f"{formats.count(failed)} failed"] if failed else []
     parts += [formats.counted(evictions, "eviction")] if evictions else []
     yield "Attempts", formats.count(len(history.attempts)), ", ".join(parts)
+
+
+def _reached(report: RunReport, step: int) -> str:
+    """Say how far training was at the last heartbeat, if that is beyond the newest commit."""
+    facts = report.history.facts
+    beat = facts.heartbeat
+    if beat is None or beat.attempt != facts.run.highest_attempt or beat.step <= step:
+        return ""
+    return f"; the last heartbeat was at step {formats.count(beat.step)}"
 
 
 def _timeline(report: RunReport) -> Iterator[Markup]:

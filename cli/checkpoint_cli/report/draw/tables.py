@@ -12,7 +12,8 @@ from checkpoint_cli.report.metrics import MetricSeries
 from checkpoint_cli.report.reasons import explain_all
 from checkpoint_cli.report.storage import Storage, StoredBytes
 from checkpoint_cli.report.view import RunReport, SnapshotRow
-from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.best import metric_value
+from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 
 _MAX_POINTS = 60
 _MAX_COLUMNS = 2
@@ -73,7 +74,7 @@ def _snapshot(found: SnapshotRow, metrics: Sequence[str], link: Callable[[str], 
     snapshot, commit = life.snapshot, life.snapshot.commit
     several = len(found.lives) > 1
     step = formats.count(snapshot.step)
-    values = [snapshot.commit.metrics.get(name, "") for name in metrics]
+    values = [_metric(snapshot, name) for name in metrics]
     return row(
         f"{formats.count(first.step)} to {step}" if several else step,
         el("span", _state(life.snapshot.state, life.state), class_=f"state {life.state}"),
@@ -92,6 +93,11 @@ def _snapshot(found: SnapshotRow, metrics: Sequence[str], link: Callable[[str], 
         id=found.id,
         data_state=str(life.state),
     )
+
+
+def _metric(snapshot: Snapshot, name: str) -> str:
+    exact = metric_value(snapshot, name)
+    return snapshot.commit.metrics.get(name, "") if exact is None else formats.value(float(exact))
 
 
 def _identifier(identifier: str, link: Callable[[str], str] | None) -> Markup:
