@@ -25,14 +25,15 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "cli-schema.json").rea
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Step 1 and 2 differ in one tensor's values; step 3 has another shape, and lacks one."""
     address = (tmp_path_factory.mktemp("runs") / "llama").as_uri()
-    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(4, 1, bias=False)})
-    torch.nn.init.ones_(model["a"].weight)
+    first = torch.nn.Linear(3, 2)
+    model = torch.nn.ModuleDict({"a": first, "b": torch.nn.Linear(4, 1, bias=False)})
+    torch.nn.init.ones_(first.weight)
     with Checkpointer({"model": model, "note": {"text": "x"}}, url=address) as checkpointer:
         checkpointer.restore()
         checkpointer.save(1)
-        torch.nn.init.constant_(model["a"].weight, 3.0)
+        torch.nn.init.constant_(first.weight, 3.0)
         checkpointer.save(2)
-        model["a"].weight = torch.nn.Parameter(torch.ones(2, 4))
+        first.weight = torch.nn.Parameter(torch.ones(2, 4))
         del model["b"]
         checkpointer.save(3)
     return address
