@@ -7,8 +7,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
+import click
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 from typer.core import TyperGroup
@@ -86,9 +87,10 @@ def _explained(door: Door, error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, CheckpointError):
         return _fail(door, one_line(str(error)), status_of(error))
-    described = getattr(error, "format_message", None)
-    if isinstance(error, typer.TyperException) and described is not None:
-        return _fail(door, f"{one_line(described())} See `{_invoked(door, error)} --help`.", ExitStatus.USAGE)
+    if isinstance(error, click.ClickException):
+        return _fail(
+            door, f"{one_line(error.format_message())} See `{_invoked(door, error)} --help`.", ExitStatus.USAGE
+        )
     text = f"unexpected {type(error).__name__}: {one_line(str(error))}. Set {_TRACEBACK}=1 to see where."
     return _fail(door, text, ExitStatus.DEFECT)
 
@@ -158,7 +160,18 @@ def load(door: Door, verb: Verb) -> Any:
     # "\b" keeps the lines of a paragraph as they are.
     paragraphs = "\n\n".join(f"\b\n{each}" for each in _dedented(rest).split("\n\n") if each.strip())
     app.command(name=verb.name, help=f"{summary}\n\n{paragraphs}", short_help=verb.summary)(function)
-    return get_command(app)
+    command = get_command(app)
+    _keep_help_of_arguments(command, function)
+    return command
+
+
+def _keep_help_of_arguments(command: Any, function: Callable[..., None]) -> None:
+    """Set the help of arguments again: with click 8.4 and newer, this typer's arguments lose it."""
+    for name, annotation in get_type_hints(function, include_extras=True).items():
+        shapes = getattr(annotation, "__metadata__", ())
+        for parameter in command.params:
+            if parameter.name == name and not getattr(parameter, "help", None) and shapes:
+                parameter.help = shapes[0].help
 
 
 def _dedented(text: str) -> str:

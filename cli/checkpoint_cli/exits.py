@@ -74,5 +74,7 @@ def status_of(error: CheckpointError) -> ExitStatus:
 
 def one_line(text: str) -> str:
     """Return a message on one line, with control characters escaped: parts of it come out of a bucket."""
+    if text.isprintable():
+        return text.strip()
     joined = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
