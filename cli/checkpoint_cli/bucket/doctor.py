@@ -139,6 +139,8 @@ def _run_checks(at: AddressedRun) -> Iterator[CheckRecord]:
 
 
 def _changes(run: Run) -> str:
-    if run.configured is None:
-        return "no operator has configured the run: the verbs of this program may change it"
-    return "an operator looks after the run: change it with kubectl ckpt"
+    from checkpoint_sidecar.manage.changes import managed
+
+    if not managed(run):
+        return "no operator manages the run: the verbs of this program may change it"
+    return "an operator manages the run: change it with kubectl ckpt"

@@ -1,9 +1,8 @@
-"""``ls``, ``show``, ``status``, ``log``, ``wait``, ``follow`` and ``prune`` of the bucket door: they only read."""
+"""``ls``, ``show``, ``status``, ``log``, ``wait`` and ``follow`` of the bucket door: they only read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from checkpoint_cli.bucket.convert import RunFindings
     from checkpoint_cli.records import EntryRecord
     from checkpoint_sidecar.core.log import StoredEntry
-    from checkpoint_sidecar.core.run import Snapshot
 
 _POLL_SECONDS = 2.0
 
@@ -197,7 +195,7 @@ def follow(
     from checkpoint_cli import views
     from checkpoint_cli.bucket.convert import snapshot_records
 
-    for number, snapshot in enumerate(_new_snapshots(at), start=1):
+    for number, snapshot in enumerate(at.run.follow(), start=1):
         found = findings(at)
         record = snapshot_records(found, [snapshot])[0]
         if output is OutputFormat.JSON:
@@ -209,43 +207,3 @@ def follow(
         views.flush()
         if number == count:
             return
-
-
-def _new_snapshots(at: AddressedRun) -> Iterator[Snapshot]:
-    last = max((each.number for each in at.run.snapshots(all=True)), default=0)
-    while True:
-        for each in at.run.snapshots():
-            if each.number > last:
-                last = each.number
-                yield each
-        time.sleep(_POLL_SECONDS)
-        at.run.refresh()
-
-
-@of_run
-def prune(
-    at: AddressedRun,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Required: only an operator deletes.")] = False,
-    output: Output = OutputFormat.TABLE,
-) -> None:
-    """Show the snapshots that the policy of the run gives up, and why. Only an operator retires and deletes them.
-
-    Example: {program} prune s3://training/llama-7b --dry-run
-    """
-    from checkpoint_cli import views
-    from checkpoint_cli.bucket.convert import snapshot_records
-    from checkpoint_cli.exits import CommandRefusedError, ExitStatus
-    from checkpoint_cli.records import SnapshotRecords
-
-    if not dry_run:
-        cause = "only an operator deletes data"
-        hint = "Add --dry-run to see what it would delete."
-        raise CommandRefusedError("prune", at.url, cause, hint, status=ExitStatus.REFUSED)
-    found = findings(at)
-    going = [each for each in at.run.snapshots(all=True) if each.id in found.verdict.retire]
-    views.show_snapshots(
-        SnapshotRecords(run=at.url, items=snapshot_records(found, going)),
-        output,
-        found.now,
-        empty=f"The policy keeps every snapshot of {at.url}.",
-    )
