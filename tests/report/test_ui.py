@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import http.client
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,22 @@ def put(store: Store, entries: list[StoredEntry]) -> None:
         store.put(layout.log_key(entry.number), data)
 
 
+def put_as_of(store: Clocked, entries: list[StoredEntry], end: dt.datetime) -> None:
+    """Store a history so that its last entry was stored at ``end`` by the store's clock."""
+    shift = end - entries[-1].stored_at
+    for entry, data in zip(entries, encoded(entries), strict=True):
+        store.now = entry.stored_at + shift
+        store.put(layout.log_key(entry.number), data)
+
+
+class Clocked(MemoryStore):
+    """A store in memory whose clock the test sets."""
+
+    def __init__(self, url: str) -> None:
+        self.now = dt.datetime.now(dt.UTC)
+        super().__init__(url, clock=lambda: self.now)
+
+
 def encoded(entries: list[StoredEntry]) -> Iterator[bytes]:
     for entry in entries:
         yield encode(
@@ -53,7 +70,7 @@ class Stores:
         self.runs: dict[str, MemoryStore] = {"s3://training": self.bucket}
 
     def run(self, url: str) -> MemoryStore:
-        return self.runs.setdefault(url, MemoryStore(url))
+        return self.runs.setdefault(url, Clocked(url))
 
     def opened(self, url: str) -> Store:
         return self.runs[url]
@@ -134,6 +151,23 @@ def test_runs_are_found_below_a_url_and_at_it() -> None:
     assert find_runs(bucket) == ("a", "b/c")
     write_log(bucket, 3)
     assert find_runs(bucket) == ("",)
+
+
+def test_the_list_says_which_runs_train() -> None:
+    stores, histories = Stores(), {}
+    now = dt.datetime.now(dt.UTC)
+    for name, age in (("running", 20), ("silent", 7200)):
+        run, _, _ = eventful_run()
+        histories[name] = run.history
+        store = stores.run(f"s3://training/{name}")
+        assert isinstance(store, Clocked)
+        put_as_of(store, run.history.entries, now - dt.timedelta(seconds=age))
+    stores.mention()
+    with serving(stores, histories["running"], ["s3://training"]) as served:
+        text = served.get(served.home).page.text
+    assert "running" in text
+    assert "silent for 2 h" in text
+    assert text.count("78 %") == 2
 
 
 def test_the_list_leads_to_a_run_and_the_run_to_its_snapshots(pages: Pages) -> None:

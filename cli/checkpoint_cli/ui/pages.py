@@ -24,7 +24,7 @@ from checkpoint_sidecar.core.manifest import Manifest
 MAX_FILES = 500
 """Number of files of a snapshot that its page lists."""
 
-_HEADS = ("Run", "Progress", "Newest saved step#", "Training", "Kept#", "Attempts#", "Goodput#")
+_HEADS = ("Run", "Progress", "Saved step#", "Training", "Kept#", "Attempts#", "Goodput#")
 _SPARK = (120.0, 28.0)
 _SILENT = dt.timedelta(seconds=6 * INTERVAL_SECONDS)
 
@@ -72,8 +72,8 @@ def _listed(url: str, found: RunReport | str, links: Links) -> Markup:
         el("span", el("a", run_name(found), href=links.run(url)), el("br"), el("code", url)),
         _spark(found),
         formats.count(newest.step) if newest else "none",
-        _training(found),
-        f"{size} in {formats.count(len(kept))}",
+        el("span", _training(found), class_="whole"),
+        f"{size} ({formats.count(len(kept))})",
         formats.count(len(history.attempts)),
         formats.percent(found.goodput.share) if found.goodput.total else "",
         numbers=(2, 4, 5, 6),
@@ -87,10 +87,9 @@ def _training(report: RunReport) -> str:
         return "not started"
     last = history.attempts[-1]
     if last.ended_at is not None:
-        return f"ended {formats.duration((facts.now - last.ended_at).total_seconds())} ago"
+        return f"ended {formats.rough_duration((facts.now - last.ended_at).total_seconds())} ago"
     silent = facts.now - history.alive_at
-    words = f"last sign {formats.duration(silent.total_seconds())} ago"
-    return "running" if silent < _SILENT else words
+    return "running" if silent < _SILENT else f"silent for {formats.rough_duration(silent.total_seconds())}"
 
 
 def _spark(report: RunReport) -> Markup:
