@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter, install
     from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
     from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
+    from checkpoint_sidecar.training.loading import load
     from checkpoint_sidecar.training.signals import Terminated
     from checkpoint_sidecar.training.state.application import Optional, PerRank
     from checkpoint_sidecar.training.state.randomness import RandomState
@@ -55,6 +56,7 @@ _LAZY = {
     "StrictLoadPlanner": "training.dcp.load_planner",
     "Terminated": "training.signals",
     "install": "training.dcp.dropin",
+    "load": "training.loading",
     "open_run": "manage.stored_run",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "StrictLoadPlanner",
     "Terminated",
     "install",
+    "load",
     "open_run",
 ]
 

@@ -230,7 +230,7 @@ MUTANTS = (
         5,
         "a rank that cannot prepare to read keeps it to itself",
         186,
-        restoring._Loading.run,
+        restoring.SnapshotLoading.run,
         "in self._agreement.gather_errors(error) if",
         "in [error] if",
     ),

@@ -62,7 +62,7 @@ def of_run(function: Callable[..., None]) -> Callable[..., None]:
     """Give a verb ``URL[@SELECTOR]`` and the options of a store; it gets them as ``at``."""
 
     def run(address: str, endpoint: str, region: str, credentials_folder: str, **own: Any) -> None:
-        from checkpoint_cli.address import parse_address
+        from checkpoint_sidecar.core.address import parse_address
 
         parsed = parse_address(address)
         function(at=AddressedRun(parsed.url, parsed.selector, endpoint, region, credentials_folder), **own)

@@ -23,8 +23,8 @@ def command(
 
     Example: {program} report s3://training/llama-7b
     """
-    from checkpoint_cli.address import parse_address
     from checkpoint_cli.report.file import write_report
+    from checkpoint_sidecar.core.address import parse_address
 
     address = parse_address(url)
     if address.selector:

@@ -31,9 +31,9 @@ def command(
 
     Example: {program} ui s3://training
     """
-    from checkpoint_cli.address import parse_address
     from checkpoint_cli.ui.runs import SearchPlace
     from checkpoint_cli.ui.server import serve
+    from checkpoint_sidecar.core.address import parse_address
 
     addresses = [parse_address(url) for url in urls]
     if selected := next((address for address in addresses if address.selector), None):

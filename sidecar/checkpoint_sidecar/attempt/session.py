@@ -84,6 +84,27 @@ class Candidate:
     verify: VerifyLevel
 
 
+def candidate_of(store: Store, snapshot: Snapshot, *, verify: VerifyLevel) -> Candidate:
+    """Read the description of a snapshot: its manifest and metadata, both verified.
+
+    Raises:
+        CorruptSnapshotError: One of them is damaged.
+        IncompatibleSnapshotError: A newer version wrote it.
+        StoreError: The store failed.
+    """
+    path = snapshot.commit.path
+    manifest = read_manifest(store, snapshot.commit)
+    settings = EngineSettings.from_environment()
+    return Candidate(
+        snapshot=snapshot.id,
+        step=snapshot.step,
+        path=path,
+        manifest=manifest,
+        metadata=read_file(store, path, manifest, METADATA_NAME, level=verify, settings=settings),
+        verify=verify,
+    )
+
+
 class AttemptSession:
     """An attempt, from its start to its last commit. The ``attempt`` is 0 before ``start``.
 
@@ -174,7 +195,7 @@ class AttemptSession:
             assert isinstance(entry.body, RestoreStarted | SnapshotReinstated)
             snapshot = self.log.run.snapshots[entry.body.snapshot]
             try:
-                return self._candidate(snapshot)
+                return candidate_of(self.store, snapshot, verify=self.log.run.policy.restore.verify)
             except CheckpointError as error:
                 self.failed(snapshot.id, error)
 
@@ -304,19 +325,6 @@ class AttemptSession:
             f"{cause}{tried}",
             "Training does not start at step 0 by itself. Check the snapshots' evidence, then roll back to a good "
             "one (spec.restore.rollback) or ask for a fresh start (spec.restore.mode: None).",
-        )
-
-    def _candidate(self, snapshot: Snapshot) -> Candidate:
-        path, verify = snapshot.commit.path, self.log.run.policy.restore.verify
-        manifest = read_manifest(self.store, snapshot.commit)
-        settings = EngineSettings.from_environment()
-        return Candidate(
-            snapshot=snapshot.id,
-            step=snapshot.step,
-            path=path,
-            manifest=manifest,
-            metadata=read_file(self.store, path, manifest, METADATA_NAME, level=verify, settings=settings),
-            verify=verify,
         )
 
     def _finish(self, outcome: RestoreFinished) -> None:

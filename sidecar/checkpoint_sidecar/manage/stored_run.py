@@ -354,7 +354,8 @@ class StoredRun:
 
             self._log.append(entry)
         if steps:
-            # What has no grace period may go at once.
+            # What has no grace period may go at once: by a clock that is not behind the entries just written.
+            clock = read_store_clock(self.store)
             again = plan_pruning(self._log.run, now=clock.now(), only=only)
             plan = replace(again, retire=plan.retire, reinstate=plan.reinstate)
         gone = [each for each in plan.purge if purge(self._log, self.store, each, check=check, now=clock.now())]

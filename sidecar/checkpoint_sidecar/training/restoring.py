@@ -73,7 +73,7 @@ def restore(
         began = time.monotonic()
         progress, compared = TransferMeter(), ComparedBytes(candidate.manifest)
         with transfers.under_way("restore", candidate.step, progress):
-            loading = _Loading(state, candidate, store, agreement, trust, strict, progress, compared)
+            loading = SnapshotLoading(state, candidate, store, agreement, trust, strict, progress, compared)
             errors = loading.run()
         if not errors:
             agreement.combine(compared.flags)
@@ -86,10 +86,11 @@ def restore(
             return Restored(candidate.snapshot, candidate.step, seconds, skipped, missing, unused)
 
 
-class _Loading:
-    """Loads one candidate in phases, which all ranks begin together.
+class SnapshotLoading:
+    """Loads one candidate in phases, which all ranks begin together. Writes nothing into the store.
 
     Attributes:
+        names: Names of the objects in the snapshot, once it was opened.
         leftovers: The names that did not match, the same on every rank once ``run`` has returned no errors.
     """
 
@@ -123,6 +124,7 @@ class _Loading:
         self._subject = f"step {candidate.step} from {store.url}/{candidate.path}"
         self._operation = f"restore step {candidate.step}"
         self.leftovers = Leftovers()
+        self.names: frozenset[str] = frozenset()
 
     def run(self) -> list[Exception]:
         """Load the snapshot. Returns the errors of all ranks, the same on every rank."""
@@ -145,6 +147,7 @@ class _Loading:
         """Read the snapshot's metadata."""
         with raising_ours(self._operation):
             self._contents = Contents.of(self._reader.open())
+        self.names = frozenset(self._contents.names)
 
     def _describe(self) -> None:
         """Let rank 0 read, for all ranks, the objects that must be known before anything is allocated."""

@@ -86,6 +86,7 @@ class TrainingState:
             replaces other plain values under their names.
         rank: This process's rank.
         trust: Whether values may hold any pickled class, or only types that can be rebuilt without running code.
+        thaw: Whether a restore sets ``requires_grad`` of parameters as it was saved.
 
     Attributes:
         modules: The objects that are modules, by name.
@@ -95,7 +96,10 @@ class TrainingState:
             parameter that no module of the state contains.
     """
 
-    def __init__(self, objects: MutableMapping[str, Any], *, rank: int, trust: Trust = "safe") -> None:
+    def __init__(
+        self, objects: MutableMapping[str, Any], *, rank: int, trust: Trust = "safe", thaw: bool = True
+    ) -> None:
+        self._thaw = thaw
         self._objects = objects
         self._rank = rank
         self._trust = trust
@@ -253,7 +257,7 @@ class TrainingState:
                 f"its load_state_dict {what}: {error}",
                 "Build the module as it was when the snapshot was saved.",
             ) from error
-        if described["frozen"] is not None and not modules.is_flat(module):
+        if self._thaw and described["frozen"] is not None and not modules.is_flat(module):
             changed = modules.thaw(module, described["frozen"], state.keys())
             if changed:
                 logger.warning("%s: requires_grad is as it was saved again: %s", name, ", ".join(bounded(changed)))

@@ -1,4 +1,4 @@
-"""Addresses on the command line: the URL of a run, and perhaps a snapshot of it: ``s3://bucket/run@best``.
+"""Addresses of snapshots: the URL of a run, and perhaps a snapshot of it: ``s3://bucket/run@best``.
 
 An "@" is legal in the path of a URL. It begins a selector only in the last segment, and only the last one counts, so a
 run whose last segment contains an "@" is addressed with an explicit selector or with a slash at the end:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_cli.address import RunAddress, parse_address
+from checkpoint_sidecar.core.address import RunAddress, parse_address
 from checkpoint_sidecar.core.errors import ConfigurationError
 
 SEGMENTS = st.text("abcXYZ019._~=+@,:-", min_size=1, max_size=12).filter(
