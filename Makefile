@@ -7,7 +7,7 @@ WORKERS := 2
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 export PYTHONPATH := tests:tools
 
-.PHONY: help demo test test-unit test-faults test-tenants test-evictions check format changelog verify bench bench-log bench-operator down clean
+.PHONY: help demo docs test test-unit test-faults test-tenants test-evictions check format changelog verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -57,6 +57,11 @@ format: ## Rewrite the code the way `make check` wants it
 changelog: ## Preview the release notes that changelog.d/ makes
 	@.ci/bootstrap
 	$(BIN)/towncrier build --draft --version "$$($(BIN)/python -c 'from importlib.metadata import version; print(version("checkpoint-operator"))')"
+
+docs: ## Build the documentation as a site in build/site; a dead link fails
+	@.ci/bootstrap
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file tools/site/mkdocs.yml
+	@echo "open build/site/index.html"
 
 verify: check test ## Run everything that CI runs
 

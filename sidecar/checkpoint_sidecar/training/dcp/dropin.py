@@ -77,8 +77,10 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
 
     Args:
         path: URL or local path of the checkpoint; ``dcp.save(checkpoint_id=...)`` replaces it.
-        single_file_per_rank, sync_files, thread_count, per_thread_copy_ahead: Accepted for compatibility. There is
-            always one file per rank, and a save is reported only after the store has confirmed it.
+        single_file_per_rank: Accepted for compatibility; there is always one file per rank.
+        sync_files: Accepted for compatibility; a save is reported only after the store has confirmed it.
+        thread_count: Accepted for compatibility; ``CHECKPOINT_CONNECTIONS`` limits requests.
+        per_thread_copy_ahead: Accepted for compatibility; ``CHECKPOINT_MEMORY`` limits buffers.
         cache_staged_state_dict: See ``BlockingAsyncStager``.
         trust: Trust of later loads: a save refuses tensors that ``safe`` could not load, and warns of such objects.
         overwrite: Replace an existing checkpoint; the old one stays intact until the new one is committed and checked.
@@ -150,7 +152,8 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
 
     Args:
         path: URL or local path of the checkpoint; ``dcp.load(checkpoint_id=...)`` replaces it.
-        verify, trust: See ``SnapshotReader``.
+        verify: How far stored bytes are checked before they are used.
+        trust: ``safe`` unpickles DCP's classes and what ``torch.load(weights_only=True)`` allows; ``full`` anything.
         filesystem: An fsspec filesystem that serves the path.
         storage_options: fsspec's, see ``store.fsspec.storage_options``.
 
