@@ -116,8 +116,7 @@ def write_table(
         sys.stderr.write(f"{empty}\n")
         return
     chosen = [column for column in columns if not column.wide or output is OutputFormat.WIDE]
-    for line in table(chosen, rows, width()):
-        write(line)
+    write("\n".join(table(chosen, rows, width())))
 
 
 def table(columns: Sequence[Column[Row]], rows: Sequence[Row], limit: int | None) -> list[str]:

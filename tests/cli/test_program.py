@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from checkpoint_cli.verbs import Door, verbs_of
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.local.adapter import LocalStore
+from support.builders import History
+from support.stored import stored
 
 PROGRAMS = {Door.BUCKET: "bucket", Door.CLUSTER: "cluster"}
 DOORS = list(Door)
@@ -99,3 +106,46 @@ def test_a_closed_pipe_ends_quietly() -> None:
     )
     assert shown.stderr == ""
     assert shown.stdout.strip() in ("0", "141")
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> str:
+    """The URL of a run whose list fills the buffer of a pipe many times."""
+    address = (tmp_path / "run").as_uri()
+    history = History().started().committed(*range(1000))
+    stored(history, LocalStore(StoreSettings(address)))
+    return address
+
+
+def test_a_reader_that_leaves_early_ends_the_program_quietly(long_run: str) -> None:
+    code = f"from checkpoint_cli import app; app.bucket(['ls', '{long_run}', '-o', 'wide'])"
+    shown = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "{code}" | head -n 1; echo "${{PIPESTATUS[0]}}"'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shown.stderr == ""
+    assert shown.stdout.splitlines()[0].startswith("STEP")
+    assert shown.stdout.splitlines()[1] == "141"
+
+
+@pytest.mark.parametrize("verb", ["log", "follow"])
+def test_ctrl_c_ends_a_program_that_waits_with_status_130(long_run: str, verb: str) -> None:
+    options = ["-f"] if verb == "log" else []
+    code = "from checkpoint_cli import app; app.bucket()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, verb, long_run, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if verb == "log":
+        assert "claimed the prefix" in process.stdout.readline()
+    else:
+        time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "checkpoint: interrupted\n"
