@@ -166,7 +166,11 @@ def load(door: Door, verb: Verb) -> Any:
 
 
 def _keep_help_of_arguments(command: Any, function: Callable[..., None]) -> None:
-    """Set the help of arguments again: with click 8.4 and newer, this typer's arguments lose it."""
+    """Set the help of arguments again: with click 8.4 and newer, this typer's arguments lose it.
+
+    Such a click would also print them in a section of its own, beside typer's.
+    """
+    command.format_arguments = lambda ctx, formatter: None  # noqa: ARG005
     for name, annotation in get_type_hints(function, include_extras=True).items():
         shapes = getattr(annotation, "__metadata__", ())
         for parameter in command.params:

@@ -23,6 +23,8 @@ Row = TypeVar("Row")
 
 _GAP = "   "
 _MIN_CELL = 6
+_LINES_AT_ONCE = 256
+"""Few enough that a reader that has left is noticed: the rest of a single large write would be lost silently."""
 _COLORS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _BY_WORD = {
     "Broken": "red",
@@ -116,7 +118,9 @@ def write_table(
         sys.stderr.write(f"{empty}\n")
         return
     chosen = [column for column in columns if not column.wide or output is OutputFormat.WIDE]
-    write("\n".join(table(chosen, rows, width())))
+    lines = table(chosen, rows, width())
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        write("\n".join(lines[start : start + _LINES_AT_ONCE]))
 
 
 def table(columns: Sequence[Column[Row]], rows: Sequence[Row], limit: int | None) -> list[str]:

@@ -223,6 +223,8 @@ def test_log_prints_events_in_order(kubectl_ckpt: Program, training: Namespace) 
         (("show", "run@12345"), 3, "no snapshot has step 12345"),
         (("show", "run@zzz"), 3, "no snapshot has an id that begins with zzz"),
         (("hold", "run"), 2, "no snapshot was named"),
+        (("status", "run@best"), 2, "leave out @best"),
+        (("doctor", "run@best"), 2, "leave out @best"),
         (("status", "s3://bucket/run"), 2, "A URL is for the program checkpoint"),
         (("status", "run", "--context", "absent"), 2, 'context "absent" does not exist'),
         (("status", "run", "--kubeconfig", "/absent"), 2, "no such file"),

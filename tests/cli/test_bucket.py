@@ -214,6 +214,13 @@ def test_bad_input_is_one_line_with_its_status(
         assert "hidden" not in ran.problem
 
 
+@pytest.mark.parametrize("verb", ["status", "log", "wait", "follow", "save", "prune", "doctor", "bundle"])
+def test_a_selector_is_refused_where_it_means_nothing(checkpoint: Program, url: str, verb: str) -> None:
+    ran = checkpoint(verb, f"{url}@best")
+    assert (ran.status, ran.output) == (2, "")
+    assert "leave out @best" in ran.problem
+
+
 def test_an_ambiguous_id_names_the_candidates(checkpoint: Program, tmp_path: Path) -> None:
     history = History().started().committed(100).started().committed(1001)
     history.started(candidate="").committed(100, parent="")

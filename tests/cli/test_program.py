@@ -47,7 +47,8 @@ def test_each_verb_has_help_with_an_example(door: Door, verb: str) -> None:
     text = page(door, found)
     assert f"Example: {door.value} {verb}" in text
     assert load(door, found).name == verb
-    arguments = text.partition("rguments:\n")[2].partition("\n\n")[0]
+    assert "Positional arguments" not in text
+    arguments = text.partition("Arguments:\n")[2].partition("\n\n")[0]
     assert not [
         line for line in arguments.splitlines() if line.split()[-1:] == ["[required]"] and len(line.split()) < 4
     ]

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from checkpoint_cli.bucket.door import AddressedRun, of_run
+from checkpoint_cli.bucket.door import AddressedRun, of_whole_run
 from checkpoint_cli.exits import CommandRefusedError, ExitStatus
 
 _MOST_ENTRIES = 20_000
@@ -20,7 +20,7 @@ _SECRET_NAME = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL")
 _NAMED = ("CHECKPOINT_", "AWS_", "AZURE_", "GOOGLE_", "KUBERNETES_", "TORCH", "NCCL_", "WORLD_SIZE", "RANK")
 
 
-@of_run
+@of_whole_run
 def bundle(
     at: AddressedRun,
     file: Annotated[str, typer.Option("--file", "-f", help="Archive to write; default: <run>-bundle.tar.gz.")] = "",

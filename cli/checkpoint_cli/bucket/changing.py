@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkpoint_cli.bucket.door import AddressedRun, of_run
+from checkpoint_cli.bucket.door import AddressedRun, of_run, of_whole_run
 from checkpoint_cli.options import DryRun, Output, Timeout, Yes
 from checkpoint_cli.output import OutputFormat
 
@@ -27,7 +27,7 @@ WithoutOperator = Annotated[
 ]
 
 
-@of_run
+@of_whole_run
 def save(
     at: AddressedRun,
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait until the save is committed.")] = False,
@@ -156,7 +156,7 @@ def retire(
     _show(at, "retire", change, f"{snapshot.id} goes after the grace period{_if(dry_run)}.", output)
 
 
-@of_run
+@of_whole_run
 def prune(
     at: AddressedRun,
     yes: Yes = False,

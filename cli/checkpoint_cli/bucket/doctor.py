@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkpoint_cli.bucket.door import AddressedRun, of_run
+from checkpoint_cli.bucket.door import AddressedRun, of_whole_run
 from checkpoint_cli.options import Output
 from checkpoint_cli.output import OutputFormat
 from checkpoint_cli.records import CheckRecord
@@ -20,7 +20,7 @@ _MOST_SKEW_SECONDS = 60.0
 _PACKAGES = ("checkpoint-operator", "torch", "botocore", "fsspec", "msgspec")
 
 
-@of_run
+@of_whole_run
 def doctor(
     at: AddressedRun,
     read_only: Annotated[bool, typer.Option("--read-only", help="Write no trial objects: check the run only.")] = False,

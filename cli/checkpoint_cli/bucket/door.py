@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,6 +57,18 @@ class AddressedRun:
     def with_selector(self, selector: str) -> AddressedRun:
         """Return the same run with another selector."""
         return AddressedRun(self.url, selector, self.endpoint, self.region, self.credentials_folder)
+
+
+def of_whole_run(function: Callable[..., None]) -> Callable[..., None]:
+    """Do as ``of_run`` does, and refuse a selector."""
+
+    @functools.wraps(function)
+    def checked(*, at: AddressedRun, **own: Any) -> None:
+        if at.selector:
+            raise typer.BadParameter(f"this is about a whole run: leave out @{at.selector}.")
+        function(at=at, **own)
+
+    return of_run(checked)
 
 
 def of_run(function: Callable[..., None]) -> Callable[..., None]:

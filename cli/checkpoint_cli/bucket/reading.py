@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkpoint_cli.bucket.door import AddressedRun, of_run
+from checkpoint_cli.bucket.door import AddressedRun, of_run, of_whole_run
 from checkpoint_cli.options import Output, Timeout
 from checkpoint_cli.output import OutputFormat
 
@@ -75,7 +75,7 @@ def show(at: AddressedRun, output: Output = OutputFormat.TABLE) -> None:
     views.show_snapshot(snapshot_records(found, [at.snapshot()])[0], output, found.now)
 
 
-@of_run
+@of_whole_run
 def status(
     at: AddressedRun,
     until_step: Annotated[
@@ -94,7 +94,7 @@ def status(
     views.show_run(run_record(found), output, found.now, until_step=until_step)
 
 
-@of_run
+@of_whole_run
 def log(
     at: AddressedRun,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for further entries.")] = False,
@@ -143,7 +143,7 @@ def _entry_record(at: AddressedRun, entry: StoredEntry) -> EntryRecord:
     )
 
 
-@of_run
+@of_whole_run
 def wait(
     at: AddressedRun,
     step: Annotated[
@@ -182,7 +182,7 @@ def wait(
         at.run.refresh()
 
 
-@of_run
+@of_whole_run
 def follow(
     at: AddressedRun,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after this many snapshots.")] = None,

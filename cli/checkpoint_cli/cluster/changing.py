@@ -10,7 +10,7 @@ import typer
 
 from checkpoint_cli import views
 from checkpoint_cli.asking import confirm
-from checkpoint_cli.cluster.door import NamedRun, of_checkpoint
+from checkpoint_cli.cluster.door import NamedRun, of_checkpoint, of_whole_checkpoint
 from checkpoint_cli.cluster.kubectl import Body
 from checkpoint_cli.exits import CommandRefusedError, ExitStatus
 from checkpoint_cli.options import DryRun, Output, Timeout, Yes, new_request
@@ -24,7 +24,7 @@ Found = TypeVar("Found")
 _POLL_SECONDS = 1.0
 
 
-@of_checkpoint
+@of_whole_checkpoint
 def save(
     at: NamedRun,
     wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait until the save is committed.")] = False,
@@ -52,7 +52,7 @@ def save(
     _changed("save", at, text, output, request=request, snapshot=latest.get("snapshot", ""))
 
 
-@of_checkpoint
+@of_whole_checkpoint
 def wait(
     at: NamedRun,
     step: Annotated[

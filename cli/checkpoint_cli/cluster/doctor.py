@@ -12,7 +12,7 @@ import typer
 
 from checkpoint_cli import views
 from checkpoint_cli.cluster.convert import run_record
-from checkpoint_cli.cluster.door import NamedRun, of_checkpoint
+from checkpoint_cli.cluster.door import NamedRun, of_whole_checkpoint
 from checkpoint_cli.cluster.kubectl import Body, Kubectl
 from checkpoint_cli.exits import CommandRefusedError, ExitStatus
 from checkpoint_cli.options import Output
@@ -40,7 +40,7 @@ _RIGHTS = (
 )
 
 
-@of_checkpoint
+@of_whole_checkpoint
 def doctor(
     at: NamedRun,
     pod: Annotated[

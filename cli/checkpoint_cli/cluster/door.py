@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +74,18 @@ def of_checkpoint(function: Callable[..., None]) -> Callable[..., None]:
         function(at=NamedRun(Kubectl.open(namespace, context, kubeconfig), named, selector), **own)
 
     return with_parameters(function, run, made={"at"}, arguments={"name": Name}, options=_SHARED)
+
+
+def of_whole_checkpoint(function: Callable[..., None]) -> Callable[..., None]:
+    """Do as ``of_checkpoint`` does, and refuse a selector."""
+
+    @functools.wraps(function)
+    def checked(*, at: NamedRun, **own: Any) -> None:
+        if at.selector:
+            raise typer.BadParameter(f"this is about a whole run: leave out @{at.selector}.")
+        function(at=at, **own)
+
+    return of_checkpoint(checked)
 
 
 def of_namespace(function: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ import typer
 
 from checkpoint_cli import views
 from checkpoint_cli.cluster.convert import event_record, event_time, run_record, snapshot_records
-from checkpoint_cli.cluster.door import NamedRun, of_checkpoint, of_namespace
+from checkpoint_cli.cluster.door import NamedRun, of_checkpoint, of_namespace, of_whole_checkpoint
 from checkpoint_cli.cluster.kubectl import Body, Kubectl
 from checkpoint_cli.exits import CommandRefusedError
 from checkpoint_cli.options import Output
@@ -53,7 +53,7 @@ def show(at: NamedRun, output: Output = OutputFormat.TABLE) -> None:
     views.show_snapshot(at.snapshot(checkpoint, at.snapshots(checkpoint)), output, views.now())
 
 
-@of_checkpoint
+@of_whole_checkpoint
 def status(
     at: NamedRun,
     until_step: Annotated[
@@ -79,7 +79,7 @@ def _running(at: NamedRun) -> int | None:
     return len([each for each in pods if (each.get("status") or {}).get("phase") == "Running"])
 
 
-@of_checkpoint
+@of_whole_checkpoint
 def log(
     at: NamedRun,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for further Events.")] = False,
