@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter, install
     from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
     from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
+    from checkpoint_sidecar.training.hooks import CommittedSnapshot, RestoredSnapshot
     from checkpoint_sidecar.training.loading import load
     from checkpoint_sidecar.training.signals import Terminated
     from checkpoint_sidecar.training.state.application import Optional, PerRank
@@ -47,10 +48,12 @@ _LAZY = {
     "CheckpointReader": "training.dcp.dropin",
     "CheckpointWriter": "training.dcp.dropin",
     "Checkpointer": "training.checkpointer",
+    "CommittedSnapshot": "training.hooks",
     "Credentials": "store.access",
     "Optional": "training.state.application",
     "PerRank": "training.state.application",
     "RandomState": "training.state.randomness",
+    "RestoredSnapshot": "training.hooks",
     "StoreSettings": "store.access",
     "StoredRun": "manage.stored_run",
     "StrictLoadPlanner": "training.dcp.load_planner",
@@ -69,6 +72,7 @@ __all__ = [
     "CheckpointReader",
     "CheckpointWriter",
     "Checkpointer",
+    "CommittedSnapshot",
     "ConfigurationError",
     "CorruptSnapshotError",
     "Credentials",
@@ -81,6 +85,7 @@ __all__ = [
     "RandomState",
     "RestoreError",
     "RestoreInterrupted",
+    "RestoredSnapshot",
     "RunManagedError",
     "RunNotFoundError",
     "SavePolicy",

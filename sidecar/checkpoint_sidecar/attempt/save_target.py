@@ -174,6 +174,7 @@ class RunTarget:
                 hint = "It may be committed; the next start finds it if it is."
                 return UnknownOutcomeError("commit snapshot", self._tried, cause, hint), False
             self.committed = found is not None and found.state is not SnapshotState.REJECTED
+            self._entry = found.commit if found else None
         if not self.committed:
             return error, False
         logger.warning("step %d is saved, although its save ended with an error: %s", self._draft.step, error)
@@ -195,6 +196,7 @@ class RunTarget:
                 "blocked_seconds": entry.blocked_seconds,
             },
         )
+        self._session.on_commit(entry)
         publish(self._session.store, self._session.log, entry.step)
 
     def abandon(self, save: NewSave) -> None:

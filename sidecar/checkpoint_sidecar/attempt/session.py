@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -34,6 +35,7 @@ from checkpoint_sidecar.core.log import (
     RestoreFinished,
     RestoreStarted,
     SavesIdentified,
+    SnapshotCommitted,
     SnapshotReinstated,
     Trigger,
 )
@@ -112,6 +114,9 @@ class AttemptSession:
         store: Opened at the run's root.
         owner: The owner of the run.
         log_floor: Number of a log entry known to exist in this run, from the environment; 0 if unknown.
+
+    Attributes:
+        on_commit: Called after each commit, in the thread of the save; must not block or raise.
     """
 
     def __init__(self, store: Store, owner: Owner, defaults: Defaults, *, log_floor: int = 0) -> None:
@@ -120,6 +125,7 @@ class AttemptSession:
         self.defaults = defaults
         self.attempt = 0
         self.skipped: list[str] = []
+        self.on_commit: Callable[[SnapshotCommitted], object] = lambda _: None
         self._owner = owner
         self._log_floor = log_floor
         self._poll = Periodic(self.log.poll, seconds=POLL_SECONDS, name="watch the run log")

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -29,6 +29,7 @@ from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.dcp.restricted import Trust
+from checkpoint_sidecar.training.hooks import CommitHook, Hooks, RestoredSnapshot, RestoreHook, numbers
 from checkpoint_sidecar.training.restoring import Restored, restore
 from checkpoint_sidecar.training.saver import Saver
 from checkpoint_sidecar.training.saving import BackgroundSave
@@ -80,6 +81,9 @@ class Checkpointer:
             ``CHECKPOINT_STALL_SECONDS``, else 180.
         pod: This process's pod; by default derived from host name and process id.
         log_floor: Number of a log entry that is known to exist, so that a lost log is not mistaken for a new run.
+        on_commit: Called on rank 0 with a ``CommittedSnapshot`` after each commit: a function or several. They run in a
+            thread of their own; an exception is logged, and one that hangs delays neither saves nor training.
+        on_restore: Called likewise with a ``RestoredSnapshot`` after each start, fresh ones too.
 
     Raises:
         ConfigurationError: The URL or an object of the state is invalid.
@@ -103,6 +107,8 @@ class Checkpointer:
         log_floor: int = 0,
         filesystem: Any = None,
         storage_options: Mapping[str, Any] | None = None,
+        on_commit: CommitHook | Iterable[CommitHook] | None = None,
+        on_restore: RestoreHook | Iterable[RestoreHook] | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._saver: Saver | None = None
@@ -141,6 +147,10 @@ class Checkpointer:
             if self._agreement.leads
             else None
         )
+        self._hooks = Hooks(on_commit, on_restore)
+        if self._session:
+            root = self._store.url
+            self._session.on_commit = lambda entry: self._hooks.committed(entry, url=root)
         self._skip_while_saving = while_saving == "skip"
         self._trust = trust
         self._strict = strict
@@ -326,6 +336,8 @@ class Checkpointer:
         self._saver = Saver(self._state, self._saves, self._agreement, self._session, self._watch, step=self._step)
         if self._progress:
             self._progress.step = self._step
+        if self._session:
+            self._hooks.restored(_restored_snapshot(self._session, restored))
         return restored
 
     def close(self) -> None:
@@ -414,8 +426,18 @@ class Checkpointer:
                 if part is not None:
                     part.stop(timeout_seconds=max(0.0, deadline - time.monotonic()))
             self._saves.close()
+            self._hooks.stop(timeout_seconds=max(0.0, deadline - time.monotonic()))
             self._agreement.close()
         self._watch.remove()
+
+
+def _restored_snapshot(session: AttemptSession, restored: Restored | None) -> RestoredSnapshot:
+    url, attempt = session.store.url, session.attempt
+    if restored is None:
+        return RestoredSnapshot(0, "", attempt, url, {}, 0.0, 0)
+    commit = session.log.run.snapshots[restored.snapshot].commit
+    metrics = numbers(commit.metrics)
+    return RestoredSnapshot(restored.step, restored.snapshot, attempt, url, metrics, restored.seconds, commit.bytes)
 
 
 def _check_together(agreed: Agreed) -> None:
