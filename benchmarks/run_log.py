@@ -28,6 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
@@ -65,13 +66,14 @@ class Opened:
 def main(
     entries: Annotated[list[int], typer.Option(help="Lengths of the logs.")] = [1_000, 10_000, 100_000],  # noqa: B006
     store: Annotated[Literal["memory", "local"], typer.Option(help="Where they are kept.")] = "memory",
+    keep_all: Annotated[bool, typer.Option(help="Let every snapshot stay, as without retention.")] = False,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = RESULT,
 ) -> None:
     """Open logs of several lengths and print what that costs."""
     results: list[Opened] = []
     for length in track(entries, "opening logs", transient=True):
         with _store(store) as kept:
-            write_log(kept, length)
+            write_log(kept, length, policy=Policy() if keep_all else None)
             results.append(_open(kept, length, compacted=False))
             compact(kept)
             results.append(_open(kept, length, compacted=True))

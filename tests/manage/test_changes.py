@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from checkpoint_sidecar.core.log import RunConfigured
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.manage.changes import LIBRARY_UID
+from checkpoint_sidecar.manage.pruning import purge
 from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
@@ -243,6 +245,18 @@ def test_a_prune_that_is_killed_is_continued_by_the_next(monkeypatch: pytest.Mon
     other = StoredRun(store)
     assert other.prune().purge == (run.find(100).id,)
     assert other.find(100).state is SnapshotState.PURGED
+
+
+def test_a_snapshot_that_is_wanted_again_after_the_plan_keeps_its_data() -> None:
+    store = MemoryStore()
+    _, run = trained(store, 100, 200)
+    run.configure(KEEP_ONE)
+    run.verify(200, checksums=True, record=True)
+    assert list(run.prune_plan().retire) == [run.find(100).id]
+    run.rollback(100)
+    now = run.find(200).committed_at + dt.timedelta(days=1)
+    gone = purge(run._log, store, run.find(100).id, check=lambda _: None, now=now)
+    assert (gone, run.find(100).live, run.verify(100, checksums=True).passed) == (False, True, True)
 
 
 def test_pruning_is_refused_where_an_operator_does_it() -> None:
