@@ -14,12 +14,12 @@ import pytest
 from checkpoint_operator.act import erasure, execute, rounds
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import appends, plan
-from checkpoint_operator.gather import run_store
 from checkpoint_sidecar.attempt.session import AttemptSession
 from checkpoint_sidecar.core import attempt, belongings, fold, lineage, log, purging, requests, selection
 from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine import confirm, pointer
+from checkpoint_sidecar.runs.clock import StoreClock
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.purge import delete_save
 from model import stories
@@ -231,9 +231,9 @@ MUTANTS = (
         9,
         "the store's clock is read early",
         stories.nothing_is_deleted_a_moment_before_its_grace_period_ends,
-        run_store.RunStore.now,
-        "seconds=time.monotonic() - then",
-        "seconds=time.monotonic() - then + 5.0",
+        StoreClock.now,
+        "seconds=time.monotonic() - self.read",
+        "seconds=time.monotonic() - self.read + 5.0",
     ),
     Mutant(
         9,

@@ -210,6 +210,8 @@ class State:
 class Contents:
     """``Contents`` of such a state."""
 
+    names: frozenset[str] = frozenset()
+
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
 
