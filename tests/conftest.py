@@ -24,8 +24,29 @@ settings.load_profile("everyday")
 
 COSTLIER = ("browser", "store", "distributed", "api", "cluster")
 """Markers of tests that need more than this process, cheapest first; unmarked ones come before them all."""
-SLOW = ("alerts", "benchmarks", "crashes", "docs/test_python_blocks.py", "model", "report", "training")
-"""What takes minutes, although it needs no server: it trains, starts processes or draws thousands of histories."""
+SLOW = (
+    "alerts",
+    "benchmarks",
+    "cli/test_program.py",
+    "control/test_writable_status.py",
+    "crashes",
+    "docs/test_python_blocks.py",
+    "docs/test_site.py",
+    "localcluster_tests",
+    "model",
+    "report",
+    "store/test_answers.py",
+    "store/test_conformance.py",
+    "store/test_conformance_command.py",
+    "store/test_endpoints_of_the_environment.py",
+    "store/test_hostile_environment.py",
+    "store/test_http_connections.py",
+    "store/test_models_through_filesystems.py",
+    "store/test_redirects.py",
+    "training",
+)
+"""Tests that take long without an S3 server: they train, draw thousands of histories, or wait for a process or server
+of their own, which is silent, slow or wrong."""
 TOGETHER = {"cluster": "cluster", "localcluster_tests": "cluster", "crashes": "crashes"}
 """Folders that one worker runs as a whole: they share a cluster, or fill one table. The rest goes file by file."""
 
