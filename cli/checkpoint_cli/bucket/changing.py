@@ -5,7 +5,6 @@ The rules are those of the operator (``core.requests``), and where an operator m
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from checkpoint_cli.options import DryRun, Output, Timeout, Yes
 from checkpoint_cli.output import OutputFormat
 
 if TYPE_CHECKING:
+    from checkpoint_sidecar.core.run import Snapshot
     from checkpoint_sidecar.manage.changes import RunChange
 
 _POLL_SECONDS = 1.0
@@ -45,28 +45,17 @@ def save(
         text = f"{'Would ask' if dry_run else 'Asked'} training to save, as request {change.request}."
         _show(at, "save", change, text, output)
         return
-    saved = _answer(at, change.request, timeout)
-    text = f"Training has saved step {saved[0]} for request {change.request}."
-    _show(at, "save", change, text, output, snapshot=saved[1])
+    from checkpoint_cli.waiting import until
 
-
-def _answer(at: AddressedRun, request: str, timeout: str) -> tuple[int, str]:
-    from checkpoint_cli.exits import CommandRefusedError, ExitStatus
-    from checkpoint_cli.words import parse_duration
-
-    deadline = time.monotonic() + parse_duration(timeout)
-    while (snapshot := at.run.answer_to(request)) is None:
-        if time.monotonic() > deadline:
-            raise CommandRefusedError(
-                f"wait for the save {request} of",
-                at.url,
-                f"it did not come within {timeout}",
-                "See the verb status.",
-                status=ExitStatus.PROBLEM,
-            )
-        time.sleep(_POLL_SECONDS)
+    def saved() -> Snapshot | None:
         at.run.refresh()
-    return snapshot.step, snapshot.id
+        return at.run.answer_to(change.request)
+
+    snapshot = until(
+        saved, aim=f"the save {change.request}", subject=at.url, timeout=timeout, poll_seconds=_POLL_SECONDS
+    )
+    text = f"Training has saved step {snapshot.step} for request {change.request}."
+    _show(at, "save", change, text, output, snapshot=snapshot.id)
 
 
 @of_run

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from checkpoint_cli.bucket.convert import RunFindings
     from checkpoint_cli.records import EntryRecord
     from checkpoint_sidecar.core.log import StoredEntry
+    from checkpoint_sidecar.core.run import Snapshot
 
 _POLL_SECONDS = 2.0
 
@@ -161,25 +162,20 @@ def wait(
     """
     from checkpoint_cli import views
     from checkpoint_cli.bucket.convert import snapshot_records
-    from checkpoint_cli.exits import CommandRefusedError, ExitStatus
-    from checkpoint_cli.words import parse_duration
+    from checkpoint_cli.waiting import awaited, fits, until
 
     known = {each.id for each in at.run.snapshots(all=True)} if step is None else set()
-    deadline = time.monotonic() + parse_duration(timeout)
-    while True:
-        for each in at.run.snapshots():
-            if each.id not in known and each.step >= (step or 0) and not (verified and each.verified == "None"):
-                found = findings(at)
-                views.show_snapshot(snapshot_records(found, [each])[0], output, found.now)
-                return
-        if time.monotonic() > deadline:
-            aim = "the next snapshot" if step is None else f"a snapshot of step {step} or later"
-            cause = f"it did not come within {timeout}"
-            raise CommandRefusedError(
-                f"wait for {aim} of", at.url, cause, "See the verb status.", status=ExitStatus.PROBLEM
-            )
-        time.sleep(min(_POLL_SECONDS, max(deadline - time.monotonic(), 0.1)))
+
+    def found() -> Snapshot | None:
         at.run.refresh()
+        for each in at.run.snapshots():
+            if fits(each.id, each.step, each.verified, known=known, step=step, verified=verified):
+                return each
+        return None
+
+    snapshot = until(found, aim=awaited(step), subject=at.url, timeout=timeout, poll_seconds=_POLL_SECONDS)
+    run = findings(at)
+    views.show_snapshot(snapshot_records(run, [snapshot])[0], output, run.now)
 
 
 @of_whole_run

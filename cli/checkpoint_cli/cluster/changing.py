@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -16,10 +14,8 @@ from checkpoint_cli.exits import CommandRefusedError, ExitStatus
 from checkpoint_cli.options import DryRun, Output, Timeout, Yes, new_request
 from checkpoint_cli.output import OutputFormat
 from checkpoint_cli.records import ChangeRecord, SnapshotRecord
-from checkpoint_cli.words import parse_duration
+from checkpoint_cli.waiting import awaited, fits, until
 from checkpoint_sidecar.core.api import CHECKPOINT_PLURAL, RELEASE_ANNOTATION, SNAPSHOT_PLURAL
-
-Found = TypeVar("Found")
 
 _POLL_SECONDS = 1.0
 
@@ -47,7 +43,8 @@ def save(
         status: Body = at.checkpoint().get("status") or {}
         return status if status.get("lastSaveRequest") == request else None
 
-    latest = _until(saved, at, f"the save {request}", timeout).get("latest") or {}
+    answer = until(saved, aim=f"the save {request}", subject=at.shown, timeout=timeout, poll_seconds=_POLL_SECONDS)
+    latest = answer.get("latest") or {}
     text = f"{at.shown} has saved step {latest.get('step', '?')} for request {request}."
     _changed("save", at, text, output, request=request, snapshot=latest.get("snapshot", ""))
 
@@ -73,13 +70,13 @@ def wait(
 
     def found() -> SnapshotRecord | None:
         for each in at.snapshots(first):
-            fits = each.id not in known and each.state == "Live" and each.step >= (step or 0)
-            if fits and not (verified and each.verified == "None"):
+            if each.state == "Live" and fits(
+                each.id, each.step, each.verified, known=known, step=step, verified=verified
+            ):
                 return each
         return None
 
-    aim = "the next snapshot" if step is None else f"a snapshot of step {step} or later"
-    record = _until(found, at, aim, timeout)
+    record = until(found, aim=awaited(step), subject=at.shown, timeout=timeout, poll_seconds=_POLL_SECONDS)
     views.show_snapshot(record, output, views.now())
 
 
@@ -94,13 +91,7 @@ def rollback(
 
     Example: {program} rollback llama-7b@900 --yes
     """
-    if not at.selector:
-        raise CommandRefusedError(
-            "roll back", at.shown, "no snapshot was named", f"Write {at.name}@<step>.", status=ExitStatus.USAGE
-        )
-    checkpoint = at.checkpoint()
-    snapshot = at.snapshot(checkpoint, at.snapshots(checkpoint))
-    _refuse_gone("roll back", at, snapshot)
+    snapshot = _named_snapshot(at, "roll back")
     request = new_request("rollback")
     if at.selector == "best":
         wanted = {"request": request, "to": "Best", "snapshot": None}
@@ -183,11 +174,6 @@ def _named_snapshot(at: NamedRun, verb: str) -> SnapshotRecord:
         )
     checkpoint = at.checkpoint()
     snapshot = at.snapshot(checkpoint, at.snapshots(checkpoint))
-    _refuse_gone(verb, at, snapshot)
-    return snapshot
-
-
-def _refuse_gone(verb: str, at: NamedRun, snapshot: SnapshotRecord) -> None:
     if snapshot.state in ("Purging", "Purged", "Rejected"):
         raise CommandRefusedError(
             verb,
@@ -196,33 +182,11 @@ def _refuse_gone(verb: str, at: NamedRun, snapshot: SnapshotRecord) -> None:
             "List what can be restored with the verb ls.",
             status=ExitStatus.REFUSED,
         )
+    return snapshot
 
 
 def _patch_checkpoint(at: NamedRun, spec: dict[str, Any], *, dry_run: bool) -> None:
     at.kubectl.patch(CHECKPOINT_PLURAL, at.name, {"spec": spec}, dry_run=dry_run)
-
-
-def _until(look: Callable[[], Found | None], at: NamedRun, aim: str, timeout: str) -> Found:
-    deadline = time.monotonic() + parse_duration(timeout)
-    while True:
-        try:
-            found = look()
-        except CommandRefusedError as error:
-            # A long wait outlasts a restart of the API server.
-            if error.status is not ExitStatus.UNREACHABLE:
-                raise
-            found = None
-        if found is not None:
-            return found
-        if time.monotonic() > deadline:
-            raise CommandRefusedError(
-                f"wait for {aim} of",
-                at.shown,
-                f"it did not come within {timeout}",
-                "See the verb status.",
-                status=ExitStatus.PROBLEM,
-            )
-        time.sleep(_POLL_SECONDS)
 
 
 def _changed(
