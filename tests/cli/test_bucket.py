@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import re
 import tarfile
@@ -20,7 +19,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
 from support.builders import History
 from support.commands import Program
-from support.stored import stored
+from support.stored import put_entry, stored
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "cli-schema.json").read_text())
 READING = [("ls",), ("ls", "--all"), ("show",), ("status",), ("log",), ("prune", "--dry-run")]
@@ -166,30 +165,13 @@ def test_wait_finds_what_is_there_and_gives_up_in_time(checkpoint: Program, url:
 def test_follow_prints_what_is_committed_from_then_on(checkpoint: Program, url: str, history: History) -> None:
     def commit_another() -> None:
         time.sleep(1)
-        _append_last(history.committed(400), LocalStore(StoreSettings(url)))
+        put_entry(history.committed(400).entries[-1], LocalStore(StoreSettings(url)))
 
     thread = threading.Thread(target=commit_another)
     thread.start()
     ran = checkpoint("follow", url, "--count", "1")
     thread.join()
     assert ran.output.split() == [history.id(400)]
-
-
-def _append_last(history: History, store: LocalStore) -> None:
-    from checkpoint_sidecar.core import layout
-    from checkpoint_sidecar.core.log import Unknown, encode
-
-    entry = history.entries[-1]
-    assert not isinstance(entry.body, Unknown)
-    data = encode(
-        number=entry.number,
-        entry_id=entry.id,
-        previous=entry.previous,
-        time=dt.datetime.fromisoformat(entry.time),
-        writer=entry.writer,
-        body=entry.body,
-    )
-    store.put(layout.log_key(entry.number), data)
 
 
 @pytest.mark.parametrize(
