@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from checkpoint_cli.words import duration
 from checkpoint_sidecar.core import log
+from checkpoint_sidecar.core.errors import NO_EVIDENCE
 from checkpoint_sidecar.core.log import Body, Unknown
+from checkpoint_sidecar.core.policy import NOT_CHECKED
 from checkpoint_sidecar.core.run import Snapshot
 from checkpoint_sidecar.core.units import size
 
@@ -81,7 +83,7 @@ def _restore(body: log.RestoreFinished, snapshot: str) -> str:
     if not body.restored:
         cause = _because(body.evidence, body.message) or "interrupted"
         return f"Attempt {body.attempt} could not restore {snapshot}: {cause}."
-    checked = "" if body.verified == "None" else f", verified by {body.verified.lower()}"
+    checked = "" if body.verified == NOT_CHECKED else f", verified by {body.verified.lower()}"
     return f"Attempt {body.attempt} restored {snapshot} in {_took(body.seconds)}{checked}."
 
 
@@ -90,7 +92,7 @@ def _took(seconds: float) -> str:
 
 
 def _because(evidence: str, message: str) -> str:
-    return ": ".join(part for part in ("" if evidence == "None" else evidence, message.rstrip(".")) if part)
+    return ": ".join(part for part in ("" if evidence == NO_EVIDENCE else evidence, message.rstrip(".")) if part)
 
 
 def _counted(number: int, noun: str) -> str:

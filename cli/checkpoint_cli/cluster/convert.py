@@ -16,6 +16,7 @@ from checkpoint_cli.records import (
     SnapshotRecord,
 )
 from checkpoint_cli.words import parse_duration, parse_time
+from checkpoint_sidecar.core.policy import NO_RESTORE, NOT_CHECKED
 
 Body = Mapping[str, Any]
 
@@ -59,7 +60,7 @@ def snapshot_record(checkpoint: Body, mirror: Body) -> SnapshotRecord:
         world_size=status.get("worldSize"),
         trigger=status.get("trigger"),
         metrics=status.get("metrics") or {},
-        verified=_LEVELS.get(verified.get("reason", ""), "None") if verified else None,
+        verified=_LEVELS.get(verified.get("reason", ""), NOT_CHECKED) if verified else None,
         failures=int(damaged),
         evidence=verified.get("message", "") if damaged else "",
         disposition=spec.get("disposition", "Auto"),
@@ -196,7 +197,7 @@ def _pending(spec: Body, status: Body) -> str:
     if rollback.get("request") and status.get("lastRollback") != rollback["request"]:
         target = rollback.get("snapshot") or "the best snapshot"
         return f"restores {target} (request {rollback['request']}, not in the log yet)"
-    if restore.get("mode") == "None":
+    if restore.get("mode") == NO_RESTORE:
         return "starts from scratch, if no start did so since restore.mode was set to None"
     return ""
 

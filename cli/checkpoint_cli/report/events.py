@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from checkpoint_cli.report import formats
 from checkpoint_cli.report.history import RunHistory
+from checkpoint_sidecar.core.errors import NO_EVIDENCE
 from checkpoint_sidecar.core.log import (
     AttemptFenced,
     AttemptStarted,
@@ -95,7 +96,7 @@ def _sentence(history: RunHistory, entry: StoredEntry) -> Iterator[tuple[str, bo
         case RestoreFinished(attempt=number, snapshot=identifier, restored=True, seconds=seconds):
             yield f"Attempt {number} restored {named(identifier)} in {formats.duration(seconds)}", False
         case RestoreFinished(attempt=number, snapshot=identifier, evidence=evidence, message=message):
-            cause = ": ".join(part for part in ("" if evidence == "None" else evidence, message) if part)
+            cause = ": ".join(part for part in ("" if evidence == NO_EVIDENCE else evidence, message) if part)
             yield f"Attempt {number} could not restore {named(identifier)}: {cause or 'interrupted'}", True
         case SnapshotVerified(snapshot=identifier, passed=False, evidence=evidence, message=message):
             yield f"The check of {named(identifier)} failed: {evidence}{': ' if message else ''}{message}", True

@@ -20,6 +20,7 @@ from checkpoint_cli.report.view import RunReport
 from checkpoint_sidecar.core.heartbeat import INTERVAL_SECONDS
 from checkpoint_sidecar.core.log import StoredEntry, Unknown
 from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.policy import NOT_CHECKED
 
 MAX_FILES = 500
 """Number of files of a snapshot that its page lists."""
@@ -156,7 +157,7 @@ def _section(name: str, title: str, *parts: Markup) -> Markup:
 def _facts(life: SnapshotLife, url: str, links: Links) -> Iterable[Markup]:
     snapshot, commit = life.snapshot, life.snapshot.commit
     parent = el("a", el("code", commit.parent), href=links.snapshot(url, commit.parent)) if commit.parent else "none"
-    verified = {"None": "not yet", "Sizes": "by sizes", "Checksums": "by the checksums of all bytes"}
+    verified = {NOT_CHECKED: "not yet", "Sizes": "by sizes", "Checksums": "by the checksums of all bytes"}
     facts: tuple[tuple[str, str | Markup], ...] = (
         ("State", f"{str(life.state).capitalize()}: {explain_all(life.retire_due or life.reasons)}"),
         ("Committed", f"{formats.moment(snapshot.committed_at)} UTC by attempt {commit.attempt} ({commit.trigger})"),

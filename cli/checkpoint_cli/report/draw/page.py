@@ -16,7 +16,7 @@ from checkpoint_cli.report.draw.timeline import legend, timeline
 from checkpoint_cli.report.goodput import Activity
 from checkpoint_cli.report.history import ShownState
 from checkpoint_cli.report.view import RunReport
-from checkpoint_sidecar.core.policy import RetentionPolicy
+from checkpoint_sidecar.core.policy import NOT_CHECKED, RetentionPolicy
 
 _PATTERNS = Markup(
     '<svg class="defs" width="0" height="0" aria-hidden="true"><defs>'
@@ -316,7 +316,7 @@ def _policy(report: RunReport) -> Markup:
     items = [("Saves", ", ".join(part for part in saves if part) or "on request only")]
     items.append(("Retention", _retention(policy.retention)))
     items.append(("Existing steps", {"Never": "an error", "Skip": "skipped", "Replace": "replaced"}[policy.overwrite]))
-    verify = {"None": "not compared", "Sizes": "sizes compared", "Checksums": "checksums compared"}
+    verify = {NOT_CHECKED: "not compared", "Sizes": "sizes compared", "Checksums": "checksums compared"}
     items.append(("Restores", f"{verify[policy.restore.verify]}, at most {policy.restore.max_fallback} fallbacks"))
     configured = report.history.facts.run.configured
     note = None if configured else el("p", "No operator has configured this run: these are the library's defaults.")

@@ -13,6 +13,7 @@ from checkpoint_cli.report.reasons import explain_all
 from checkpoint_cli.report.storage import Storage, StoredBytes
 from checkpoint_cli.report.view import RunReport, SnapshotRow
 from checkpoint_sidecar.core.best import metric_value
+from checkpoint_sidecar.core.policy import NOT_CHECKED
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 
 _MAX_POINTS = 60
@@ -128,7 +129,7 @@ def _why(found: SnapshotRow) -> str:
 
 def _verified(found: SnapshotRow) -> str:
     level = found.life.snapshot.verified
-    return {"None": "not yet", "Sizes": "sizes", "Checksums": "checksums"}[level]
+    return {NOT_CHECKED: "not yet", "Sizes": "sizes", "Checksums": "checksums"}[level]
 
 
 def attempts(report: RunReport) -> Markup:
