@@ -17,25 +17,13 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import checkpoint_sidecar
+
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY_URL = os.environ.get("REPOSITORY_URL", "").rstrip("/")
 
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages outside of docs/, and their names in the site."""
-
-CLASSES = (
-    "training.checkpointer.Checkpointer",
-    "training.state.application.Optional",
-    "training.state.application.PerRank",
-    "training.state.randomness.RandomState",
-    "training.dcp.dropin.CheckpointWriter",
-    "training.dcp.dropin.CheckpointReader",
-    "training.dcp.dropin.install",
-    "core.policy.SavePolicy",
-    "store.access.StoreSettings",
-    "store.access.Credentials",
-)
-"""The public names that need a description of each argument and method; ``core.errors`` follows as a whole."""
 
 _LINK = re.compile(r"(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _logger = logging.getLogger("mkdocs.hooks.site")
@@ -78,6 +66,8 @@ def _linked(link: re.Match[str], source: str, page: Page) -> str:
 
 def _reference() -> str:
     """Write the page of the Python interface; mkdocstrings fills it from the docstrings."""
-    names = "\n\n".join(f"::: checkpoint_sidecar.{name}" for name in CLASSES)
+    # The package's own table, which names modules without importing torch; the rest of __all__ are errors.
+    modules = checkpoint_sidecar._LAZY | {"Owner": "core.owner", "SavePolicy": "core.policy"}
+    names = "\n\n".join(f"::: checkpoint_sidecar.{module}.{name}" for name, module in sorted(modules.items()))
     opening = "# Python\n\nEverything below is imported from `checkpoint_sidecar`."
     return f"{opening}\n\n{names}\n\n::: checkpoint_sidecar.core.errors\n"

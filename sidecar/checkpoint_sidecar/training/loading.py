@@ -78,7 +78,8 @@ def load(
         trust: ``full`` allows the snapshot to execute any pickled class; use it for your own snapshots only.
         strict: Refuse if the snapshot lacks a name that an object has, or has one that the object lacks. Objects that
             only the snapshot has never matter.
-        filesystem, storage_options: See ``open_run``.
+        filesystem: See ``open_run``.
+        storage_options: See ``open_run``.
 
     Raises:
         RunNotFoundError, SnapshotNotFoundError, AmbiguousSelectorError: Nothing, or not one thing, fits the address; or

@@ -57,7 +57,8 @@ class BalancedSavePlanner(DefaultSavePlanner):
     Values that several ranks hold under one name are compared first; ``training.dcp.replicas`` lists the refusals.
 
     Args:
-        flatten_state_dict, flatten_sharded_tensors: See ``DefaultSavePlanner``.
+        flatten_state_dict: See ``DefaultSavePlanner``.
+        flatten_sharded_tensors: See ``DefaultSavePlanner``.
         buffers: By module, the flattened names of its buffers and other state besides parameters. Their values may
             differ between ranks: those of the lowest rank are saved.
         history: Shared by the planners of successive saves.
