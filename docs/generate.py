@@ -101,7 +101,7 @@ def _reasons(check: ConditionCheck[Any]) -> list[str]:
 
 
 def cli_schema() -> dict[str, Any]:
-    """The JSON schema of what the command line prints with ``-o json``; ``kind`` says which record it is."""
+    """Return the JSON schema of the command line's output with ``-o json``; ``kind`` names the record."""
     references, definitions = msgspec.json.schema_components(PRINTED, ref_template="#/$defs/{name}")
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,4 +1,4 @@
-"""Promises of retention that hold for every drawn history, policy and clock."""
+"""Promises of retention, for every drawn history, policy and clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Storage over time is the sum of what the log shows, the forecast is the policy's, and metrics name the best."""
+"""Storage over time adds up the log's snapshots, the forecast follows the policy, and metrics name the best."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def _progress(found: RunFindings, attempt: Attempt) -> tuple[int | None, dt.date
 
 
 def _lost(found: RunFindings) -> tuple[int | None, float | None]:
-    """Return a lower bound of what the newest start lost, or None where the log and the heartbeat do not tell."""
+    """Return a lower bound of what the newest start lost, or None if neither log nor heartbeat shows it."""
     run, attempt = found.run, found.run.attempt
     restored = run.snapshots.get(attempt.restored or "") if attempt else None
     if attempt is not None and attempt.number == 1:

@@ -1,4 +1,4 @@
-"""Serves the pages on loopback. It reads only: there is no request that changes anything.
+"""Serves the pages on loopback, read-only: no request changes anything.
 
 Other programs and web pages on this machine can reach loopback, too. So:
 

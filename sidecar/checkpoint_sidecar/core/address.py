@@ -39,7 +39,7 @@ def parse_address(text: str) -> RunAddress:
     """Take an address apart.
 
     Raises:
-        ConfigurationError: It is no URL of a run, or what follows the last "@" cannot be a selector.
+        ConfigurationError: The URL is invalid, or the text after the last "@" is not a selector.
     """
     head, slash, last = text.rpartition("/")
     # In "s3://user:password@bucket" the "@" stands in the place of the bucket, where no selector can be.

@@ -74,7 +74,7 @@ class StoredRun:
 
     Args:
         store: Opened at the run's prefix.
-        writer: Signature in the log of what this object changes.
+        writer: Name in the log entries that this object writes.
     """
 
     def __init__(self, store: Store, *, writer: str = "") -> None:

@@ -200,7 +200,7 @@ def _signs_of(attempt: AttemptHistory) -> Iterator[_Sign]:
 
 
 def _strip(goodput: Goodput, plot: Plot) -> Iterator[Markup]:
-    """One strip of what the time was spent on: the activity that fills most of each pixel."""
+    """Draw one strip: the activity that fills most of each pixel."""
     frame, top = plot.frame, plot.frame.bottom + 20
     columns: dict[int, dict[Activity, float]] = {}
     for segment in goodput.segments:
