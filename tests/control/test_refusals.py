@@ -20,12 +20,13 @@ from checkpoint_operator.model.actions import (
     StoreAction,
     Verify,
 )
-from checkpoint_operator.model.outcome import ActionOutcome, refuses_deletion
-from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError, StoreError
+from checkpoint_operator.model.outcome import ActionOutcome
+from checkpoint_sidecar.core.errors import AccessDeniedError, DeletionRefusedError, StoreError
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo
+from checkpoint_sidecar.store.common.calls import deleting
 from checkpoint_sidecar.store.http.answers import explain_answer
 from doubles.memory import MemoryStore
 from support.builders import OBJECT_UID, OWNER
@@ -92,12 +93,9 @@ def doomed(store: Locked, session: RunStore) -> Snapshot:
 # Deleting
 
 
-@pytest.mark.parametrize("kind", [AccessDeniedError, RequestRefusedError])
-def test_a_store_that_only_refuses_to_delete_passes_the_probe(
-    kind: type[StoreError], store: Locked, session: RunStore
-) -> None:
+def test_a_store_that_only_refuses_to_delete_passes_the_probe(store: Locked, session: RunStore) -> None:
     Trainer(store).start().commit(100)
-    store.no_delete = kind
+    store.no_delete = DeletionRefusedError
     session.probe()
     assert "AccessDenied" in session.refusal
     assert session.now() >= store.now
@@ -120,8 +118,9 @@ def test_a_store_that_only_refuses_to_delete_passes_the_probe(
 )
 def test_a_refusal_is_told_from_a_failure(status: int, code: str, refused: bool) -> None:
     fault = explain_answer(status, code)
-    assert refuses_deletion(fault.kind("delete", "step-100/0001-aaaaaaaa/__0_0.distcp", fault.cause)) is refused
-    assert not refuses_deletion(fault.kind("read", "_log/00000000000000000001.json", fault.cause))
+    with pytest.raises(StoreError) as raised, deleting():
+        raise fault.kind("delete", "step-100/0001-aaaaaaaa/__0_0.distcp", fault.cause)
+    assert isinstance(raised.value, DeletionRefusedError) is refused
 
 
 def test_a_store_that_fails_to_delete_does_not_pass_the_probe(store: Locked, session: RunStore) -> None:
@@ -132,7 +131,7 @@ def test_a_store_that_fails_to_delete_does_not_pass_the_probe(store: Locked, ses
 
 def test_a_refused_deletion_ends_the_deletions_of_the_round_and_nothing_else(store: Locked, session: RunStore) -> None:
     first = doomed(store, session)
-    store.no_delete = AccessDeniedError
+    store.no_delete = DeletionRefusedError
     third = Trainer(store).start().commit(300)
     session.log.refresh()
     outcomes = carry_out(
@@ -141,13 +140,13 @@ def test_a_refused_deletion_ends_the_deletions_of_the_round_and_nothing_else(sto
         owner=OWNER,
     )
     assert [type(outcome.action) for outcome in outcomes] == [Purge, PublishPointer, Verify]
-    assert [refuses_deletion(outcome.error) for outcome in outcomes] == [True, False, False]
+    assert [isinstance(outcome.error, DeletionRefusedError) for outcome in outcomes] == [True, False, False]
     assert session.log.run.snapshots[third.id].verified == "Sizes"
 
 
 def test_a_purge_is_not_even_announced_where_nothing_can_be_deleted(store: Locked, session: RunStore) -> None:
     first = doomed(store, session)
-    store.no_delete = AccessDeniedError
+    store.no_delete = DeletionRefusedError
     (outcome,) = carry_out([Purge(first.id)], session, owner=OWNER)
     assert outcome.refused
     assert session.log.run.snapshots[first.id].state is SnapshotState.RETIRED
@@ -167,7 +166,7 @@ def test_a_refusal_is_remembered_for_an_hour(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_probes_could_not_delete_goes_when_it_can_be_deleted(store: Locked, session: RunStore) -> None:
-    store.no_delete = AccessDeniedError
+    store.no_delete = DeletionRefusedError
     session.probe()
     assert len(list(store.list("_probe/"))) == 3
     store.no_delete = None
@@ -187,7 +186,7 @@ def test_where_no_object_can_be_replaced_the_clock_is_read_all_the_same(
         put(key, data)
 
     monkeypatch.setattr(store, "put", only_once)
-    store.no_delete = AccessDeniedError
+    store.no_delete = DeletionRefusedError
     for _ in range(2):
         session.probe()
     assert session.refusal
@@ -195,18 +194,18 @@ def test_where_no_object_can_be_replaced_the_clock_is_read_all_the_same(
 
 
 @pytest.mark.parametrize(
-    ("action", "operation", "refused"),
+    ("action", "kind", "refused"),
     [
-        pytest.param(Purge("100-1-abcdefgh"), "delete", True, id="deleting data"),
-        pytest.param(PublishPointer(100, "100-1-abcdefgh"), "write", True, id="replacing a pointer"),
-        pytest.param(PublishPointer(100, ""), "delete", True, id="removing a pointer"),
-        pytest.param(Retire("100-1-abcdefgh"), "create", False, id="appending to the log"),
+        pytest.param(Purge("100-1-abcdefgh"), DeletionRefusedError, True, id="deleting data"),
+        pytest.param(Purge("100-1-abcdefgh"), AccessDeniedError, False, id="reading what to delete"),
+        pytest.param(PublishPointer(100, "100-1-abcdefgh"), AccessDeniedError, True, id="replacing a pointer"),
+        pytest.param(PublishPointer(100, ""), DeletionRefusedError, True, id="removing a pointer"),
+        pytest.param(Retire("100-1-abcdefgh"), AccessDeniedError, False, id="appending to the log"),
     ],
 )
-def test_what_counts_as_refused_is(action: StoreAction, operation: str, refused: bool) -> None:
-    error = AccessDeniedError(operation, "a key", "the store answered 403")
-    assert ActionOutcome(action, error).refused is refused
-    assert not ActionOutcome(action, StoreError(operation, "a key", "the server is tired")).refused
+def test_what_counts_as_refused_is(action: StoreAction, kind: type[StoreError], refused: bool) -> None:
+    assert ActionOutcome(action, kind("use", "a key", "the store answered 403")).refused is refused
+    assert not ActionOutcome(action, StoreError("use", "a key", "the server is tired")).refused
     assert not ActionOutcome(action).refused
 
 

@@ -10,6 +10,7 @@ import pytest
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CutOffError,
+    DeletionRefusedError,
     RequestRefusedError,
     StoreError,
     TruncatedObjectError,
@@ -97,7 +98,7 @@ def test_keys_that_s3_refuses_to_delete_are_named_with_its_own_explanation(drive
         ("run/first", "AccessDenied", "Access Denied because object protected by object lock. an-id"),
         ("run/second", "AccessDenied", "Access Denied"),
     )
-    with answering(driver, {"POST": denied}) as store, pytest.raises(AccessDeniedError) as raised:
+    with answering(driver, {"POST": denied}) as store, pytest.raises(DeletionRefusedError) as raised:
         store.delete(["first", "second", "third"])
 
     assert raised.value.operation == "delete"

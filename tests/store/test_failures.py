@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     BucketNotFoundError,
     ConfigurationError,
+    DeletionRefusedError,
     NoConditionalWriteError,
     RequestRefusedError,
     StoreError,
@@ -268,7 +269,7 @@ def test_the_probe_refuses_a_store_that_does_not_know_the_condition(store: Store
     [
         ("PUT", "_probe/", "AccessDenied", AccessDeniedError),
         ("GET", "list-type", "AccessDenied", AccessDeniedError),
-        ("POST", "delete", "AccessDenied", AccessDeniedError),
+        ("POST", "delete", "AccessDenied", DeletionRefusedError),
         ("PUT", "_probe/", "PermanentRedirect", RequestRefusedError),
     ],
     ids=["may not write", "may not list", "may not delete", "wrong region"],
@@ -316,7 +317,7 @@ def test_an_interrupted_upload_leaves_no_parts(store: Store, moto: Server, key: 
 def test_keys_that_could_not_be_deleted_are_an_error(store: Store, server: FaultyServer) -> None:
     server.faults.append(Fault("POST", "delete", (403, "AccessDenied"), times=ALWAYS))
 
-    with pytest.raises(AccessDeniedError, match="first and 2 others"):
+    with pytest.raises(DeletionRefusedError, match="first and 2 others"):
         store.delete(["first", "second", "third"])
 
 

@@ -114,6 +114,7 @@ UNKNOWN = "UnknownOutcomeError"
 FAILED = "StoreError"
 DENIED = "AccessDeniedError"
 REFUSED = "RequestRefusedError"
+NOT_DELETED = "DeletionRefusedError"
 OTHER = "not seen by the store"
 
 # Columns: what comes of it in put, put_if_absent, list, read_into, upload, delete; None where it does not exist.
@@ -129,7 +130,7 @@ FAULTS: list[Row] = [
         "412 precondition failed",
         [(412, "PreconditionFailed")],
         1,
-        (REFUSED, "ObjectExistsError", REFUSED, REFUSED, REFUSED, REFUSED),
+        (REFUSED, "ObjectExistsError", REFUSED, REFUSED, REFUSED, NOT_DELETED),
     ),
     ("connection reset in the middle", ["reset the connection"], 1, ONCE_REPEATED),
     ("request lost", ["lose the request"], 1, ONCE_REPEATED),
@@ -139,8 +140,8 @@ FAULTS: list[Row] = [
     ("reply cut short", ["cut the reply"], 1, (None, None, DONE, DONE, None, DONE)),
     ("bit flipped", ["flip a bit of the data"], 1, (OTHER, OTHER, DONE, OTHER, OTHER, DONE)),
     ("listing out of date", ["answer as before"], ALWAYS, (None, None, OTHER, None, None, None)),
-    ("credentials expired", [(403, "ExpiredToken")], ALWAYS, (DENIED,) * 6),
-    ("wrong clock", [(403, "RequestTimeTooSkewed")], ALWAYS, (DENIED,) * 6),
+    ("credentials expired", [(403, "ExpiredToken")], ALWAYS, (*(DENIED,) * 5, NOT_DELETED)),
+    ("wrong clock", [(403, "RequestTimeTooSkewed")], ALWAYS, (*(DENIED,) * 5, NOT_DELETED)),
 ]
 """Name, what befalls how many requests in turn, and what comes of it."""
 

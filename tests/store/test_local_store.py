@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_sidecar.core.errors import NoConditionalWriteError, ObjectNotFoundError, RequestRefusedError
+from checkpoint_sidecar.core.errors import (
+    DeletionRefusedError,
+    NoConditionalWriteError,
+    ObjectNotFoundError,
+    RequestRefusedError,
+)
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common import parts
@@ -165,6 +170,18 @@ def test_a_disk_that_fills_up_leaves_nothing_of_the_object(small_disk: Path) -> 
         store.put("key", bytes(12 * MIB))
 
     assert files(small_disk) == ["taken"]
+
+
+def test_a_file_that_may_not_be_deleted_is_refused_as_a_deletion(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlink(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    store.put("key", b"data")
+    monkeypatch.setattr(Path, "unlink", unlink)
+
+    with pytest.raises(DeletionRefusedError, match="key: Operation not permitted"):
+        store.delete(["key"])
+    assert store.stat("key") is not None
 
 
 def test_more_buffers_than_the_system_takes_at_once_are_written_and_read(store: Store) -> None:

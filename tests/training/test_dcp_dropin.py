@@ -20,10 +20,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from checkpoint_sidecar.attempt import directory_save
 from checkpoint_sidecar.attempt.directory_save import DirectorySave
 from checkpoint_sidecar.core.errors import (
-    AccessDeniedError,
     CheckpointExistsError,
     ConfigurationError,
     CorruptSnapshotError,
+    DeletionRefusedError,
     FencedError,
     PrefixClaimedError,
     RestoreError,
@@ -172,7 +172,7 @@ def test_a_store_that_forbids_deleting_still_takes_saves(tmp_path: Path, monkeyp
     store = MemoryStore("s3://bucket/ckpt")
 
     def refuse(_: Any) -> None:
-        raise AccessDeniedError("delete", "objects", "403")
+        raise DeletionRefusedError("delete", "objects", "403")
 
     monkeypatch.setattr(store, "delete", refuse)
     for value in (1.0, 2.0, 3.0):

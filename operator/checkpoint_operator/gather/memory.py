@@ -12,9 +12,10 @@ from checkpoint_operator.decide.plan import seeded, shown_after
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import Action, CollectLast, CollectOrphans, PublishPointer, SurveyPrefix, Verify
 from checkpoint_operator.model.observed import Remembered, RunProgress, TakeOver
-from checkpoint_operator.model.outcome import ActionOutcome, refuses_deletion
+from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.belongings import Survey
+from checkpoint_sidecar.core.errors import DeletionRefusedError
 from checkpoint_sidecar.core.run import Run
 
 SURVEY_SECONDS = 3600.0
@@ -119,7 +120,7 @@ class Memory:
             if isinstance(action, PublishPointer):
                 (self.foreign_pointers.add if outcome.left_alone else self.foreign_pointers.discard)(action.step)
         self._note_unverifiable({o.action.snapshot: o.unverifiable for o in outcomes if isinstance(o.action, Verify)})
-        undeleted = next((o.error for o in outcomes if o.refused and refuses_deletion(o.error)), None)
+        undeleted = next((o.error for o in outcomes if isinstance(o.error, DeletionRefusedError)), None)
         if undeleted is not None:
             self.refusal, self.refused_at = str(undeleted), time.monotonic()
         # A locked pointer counts as published: the next try is when it should show something else.

@@ -16,7 +16,7 @@ from checkpoint_operator.fairness.budget import ACTION_SECONDS, Meter, MeteredSt
 from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.gather.endpoint_rules import Pattern
 from checkpoint_operator.model.observed import Checkpoint, Key, RunProgress, StoreFault
-from checkpoint_operator.model.outcome import BudgetError, refuses_deletion
+from checkpoint_operator.model.outcome import BudgetError
 from checkpoint_operator.report.events import MAX_REPORTED
 from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core import layout, orphans
@@ -28,12 +28,12 @@ from checkpoint_sidecar.core.errors import (
     BucketNotFoundError,
     CheckpointError,
     ConfigurationError,
+    DeletionRefusedError,
     IncompatibleSnapshotError,
     LogError,
     LogMissingError,
     LogReplacedError,
     NoConditionalWriteError,
-    RequestRefusedError,
     StoreError,
     UnknownOutcomeError,
 )
@@ -243,21 +243,16 @@ class RunStore:
                 probe(self.store)
                 self._proven_at = self.probed_at
             self.read_clock()
-        except AccessDeniedError as error:
-            if not refuses_deletion(error):
-                self._check_readable()
-                self.read_only = str(error)
-                return
+        except DeletionRefusedError as error:
             self.refusal = str(error)
-        except RequestRefusedError as error:
-            if not refuses_deletion(error):
-                raise
-            self.refusal = str(error)
-        if self.refusal:
             self.read_clock()
-        elif not self._tidied:
-            self._discard_probes()
-            self._tidied = True
+        except AccessDeniedError as error:
+            self._check_readable()
+            self.read_only = str(error)
+        else:
+            if not self._tidied:
+                self._discard_probes()
+                self._tidied = True
 
     @property
     def proven(self) -> bool:

@@ -10,6 +10,7 @@ from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CheckpointError,
+    DeletionRefusedError,
     ForeignObjectError,
     IncompatibleSnapshotError,
     ObjectTooLargeError,
@@ -31,11 +32,6 @@ class BudgetError(StoreError):
     def __init__(self, operation: str, subject: str, cause: str, hint: str = "", *, reason: Reason) -> None:
         super().__init__(operation, subject, cause, hint)
         self.reason = reason
-
-
-def refuses_deletion(error: CheckpointError | None) -> bool:
-    """Whether a working store does not let this operator delete: a missing right, or a lock on the objects."""
-    return isinstance(error, (AccessDeniedError, RequestRefusedError)) and error.operation == "delete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +62,11 @@ class ActionOutcome:
 
         A pointer that cannot be checked, because it or the manifest is larger than any real one, counts too.
         """
+        undeleted = isinstance(self.error, DeletionRefusedError)
         locked = isinstance(self.error, (AccessDeniedError, RequestRefusedError))
         beyond_memory = isinstance(self.error, BudgetError) and self.error.reason is Reason.OBJECT_TOO_LARGE
         too_large = beyond_memory or isinstance(self.error, ObjectTooLargeError)
-        return refuses_deletion(self.error) or (isinstance(self.action, PublishPointer) and (locked or too_large))
+        return undeleted or (isinstance(self.action, PublishPointer) and (locked or too_large))
 
     @property
     def failed(self) -> bool:

@@ -187,6 +187,10 @@ class AccessDeniedError(StoreError):
     retryable = False
 
 
+class DeletionRefusedError(AccessDeniedError):
+    """The store does not let this client delete: a missing right, or a lock on the object. It may work otherwise."""
+
+
 class BucketNotFoundError(StoreError):
     """The bucket or container of the URL does not exist; it is never created implicitly."""
 

@@ -173,6 +173,7 @@ class Store(Protocol):
         """Delete objects; a key that does not exist is not an error.
 
         Raises:
+            DeletionRefusedError: The store does not let this client delete them. Other verbs may work.
             StoreError: At least one key was not deleted; the message names the first and counts the rest.
         """
 

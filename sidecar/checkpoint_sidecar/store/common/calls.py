@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
@@ -15,6 +16,7 @@ import tenacity
 from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     CheckpointError,
+    DeletionRefusedError,
     ObjectExistsError,
     RequestRefusedError,
     StoreError,
@@ -236,6 +238,19 @@ def batches(keys: Iterable[str], size: int) -> Iterator[list[str]]:
     remaining = iter(keys)
     while batch := list(itertools.islice(remaining, size)):
         yield batch
+
+
+@contextlib.contextmanager
+def deleting() -> Iterator[None]:
+    """Raise a refusal as that of a deletion, which leaves everything else that a store does usable.
+
+    Raises:
+        DeletionRefusedError: The store denied or refused the request.
+    """
+    try:
+        yield
+    except (AccessDeniedError, RequestRefusedError) as error:
+        raise DeletionRefusedError(error.operation, error.subject, error.cause, error.hint) from error.__cause__
 
 
 def name_keys(keys: Sequence[str]) -> str:

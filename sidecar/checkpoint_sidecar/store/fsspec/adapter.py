@@ -31,7 +31,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
-from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS, Calls, Timeouts
+from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS, Calls, Timeouts, deleting
 from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.common.ranges import check_fits, truncated
 from checkpoint_sidecar.store.fsspec.described import described
@@ -142,7 +142,7 @@ class FsspecStore:
 
     def delete(self, keys: Iterable[str]) -> None:
         def delete(key: str) -> None:
-            with contextlib.suppress(ObjectNotFoundError):
+            with contextlib.suppress(ObjectNotFoundError), deleting():
                 self.calls.run("delete", key, lambda fs: self._delete(fs, key))
 
         if not self._concurrent:

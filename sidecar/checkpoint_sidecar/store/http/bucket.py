@@ -12,7 +12,7 @@ from checkpoint_sidecar.core.errors import ObjectNotFoundError, StoreError
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import ObjectInfo, UnfinishedUpload
-from checkpoint_sidecar.store.common.calls import Calls, Timeouts, batches, name_keys
+from checkpoint_sidecar.store.common.calls import Calls, Timeouts, batches, deleting, name_keys
 from checkpoint_sidecar.store.common.listing import beginning
 from checkpoint_sidecar.store.common.parts import PartedUpload
 from checkpoint_sidecar.store.http.bodies import HttpBodies
@@ -85,7 +85,8 @@ class BucketStore(ABC, Generic[Client]):
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in batches(keys, KEYS_PER_BATCH):
-            self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
+            with deleting():
+                self._calls.run("delete", name_keys(batch), functools.partial(self._delete, batch))
 
     def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         return self._bodies.unfinished(prefix)

@@ -32,6 +32,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.location import parse_url
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.common.calls import deleting
 from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.common.parts import PartedUpload
 from checkpoint_sidecar.store.common.ranges import check_fits, truncated
@@ -126,7 +127,7 @@ class LocalStore:
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            with self._explained("delete", key):
+            with deleting(), self._explained("delete", key):
                 path = self._path(key)
                 path.unlink(missing_ok=True)
                 self._remove_empty(path.parent)
