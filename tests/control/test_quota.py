@@ -15,7 +15,7 @@ from checkpoint_operator.decide.mirrors import mirror_actions
 from checkpoint_operator.decide.plan import store_actions, to_read_back
 from checkpoint_operator.decide.quota import Demand, Quotas, demand_of, spare_bytes
 from checkpoint_operator.model.actions import Purge, Reinstate, Retire
-from checkpoint_operator.model.observed import Key, Observed, Quota
+from checkpoint_operator.model.observed import Key, Observed
 from checkpoint_operator.report.health import judge_conditions
 from checkpoint_operator.report.metrics import Metrics
 from checkpoint_operator.report.status import status_of
@@ -25,7 +25,7 @@ from checkpoint_sidecar.core.log import PurgeStarted, SnapshotReinstated, Snapsh
 from checkpoint_sidecar.core.pointers import published_steps
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.core.selection import Case, Terms, case_of
+from checkpoint_sidecar.core.selection import Case, Quota, Terms, case_of
 from support.builders import History
 from support.observations import KEY, changed, observed
 
@@ -202,11 +202,11 @@ def test_what_a_status_says_counts_until_the_log_was_read() -> None:
 
 def test_what_the_quota_does_not_reach_for_is_retired_and_purged_and_is_not_reinstated() -> None:
     history = run_of(100, 200, 300)
-    assert Retire(history.id(100), Terms(1000)) in store_actions(seen(history, SHORT))
+    assert Retire(history.id(100), Terms(SHORT)) in store_actions(seen(history, SHORT))
     assert not any(isinstance(action, Retire) for action in store_actions(seen(history, ROOMY)))
     history.retired(100, reasons=("Quota",)).wait(minutes=2)
-    assert Purge(history.id(100), Terms(1000)) in store_actions(seen(history, SHORT))
-    assert Reinstate(history.id(100)) in store_actions(seen(history, ROOMY))
+    assert Purge(history.id(100), Terms(SHORT)) in store_actions(seen(history, SHORT))
+    assert Reinstate(history.id(100), Terms(ROOMY)) in store_actions(seen(history, ROOMY))
     assert not any(isinstance(action, Reinstate) for action in store_actions(seen(history, SHORT)))
 
 
@@ -220,13 +220,13 @@ def test_the_log_is_asked_again_with_the_same_quota() -> None:
     history = run_of(100, 200, 300)
     run, now, first = history.run, history.now, history.id(100)
     owner = observed(history).owner
-    assert entry_for(Retire(first, Terms(1000)), run, owner=owner, now=now) == SnapshotRetired(first, ("Quota",))
+    assert entry_for(Retire(first, Terms(SHORT)), run, owner=owner, now=now) == SnapshotRetired(first, ("Quota",))
     assert entry_for(Retire(first), run, owner=owner, now=now) is None
     history.retired(100, reasons=("Quota",)).wait(minutes=2)
     run, now = history.run, history.now
     assert entry_for(Reinstate(first), run, owner=owner, now=now) == SnapshotReinstated(first)
-    assert entry_for(Reinstate(first, Terms(1000)), run, owner=owner, now=now) is None
-    assert start_purge(run, Purge(first, Terms(1000)), owner=owner, now=now) == PurgeStarted(first)
+    assert entry_for(Reinstate(first, Terms(SHORT)), run, owner=owner, now=now) is None
+    assert start_purge(run, Purge(first, Terms(SHORT)), owner=owner, now=now) == PurgeStarted(first)
     assert start_purge(run, Purge(first), owner=owner, now=now) is None
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.purging import PURGES_AT_ONCE, next_purge_at, purge_at, purge_due, waits_for_comparison
 from checkpoint_sidecar.core.retention import judge
-from checkpoint_sidecar.core.selection import Terms
+from checkpoint_sidecar.core.selection import Quota, Terms
 from core.strategies import NOW, stories
 from support.builders import History
 
 HOUR = 3600.0
 READING = Terms(reads_back=True)
+QUOTAS = st.none() | st.builds(Quota, st.just(0), st.just(0), st.none() | st.integers(0, 9000))
 
 
 def keep(last: int, grace_seconds: float, *, dry_run: bool = False) -> RetentionPolicy:
@@ -155,7 +156,7 @@ def begun(history: History) -> set[str]:
     return {s.id for s in history.run.snapshots.values() if s.state.value == "Purging"}
 
 
-@given(history=stories(), seconds=NOW, terms=st.builds(Terms, st.none() | st.integers(0, 9000), st.booleans()))
+@given(history=stories(), seconds=NOW, terms=st.builds(Terms, QUOTAS, st.booleans()))
 def test_what_waits_for_a_comparison_is_not_deleted_and_few_deletions_begin_at_once(
     history: History, seconds: float, terms: Terms
 ) -> None:

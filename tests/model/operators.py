@@ -16,13 +16,14 @@ from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.run_store import RunStore, fault_from, missing_log
 from checkpoint_operator.gather.spec_policy import policy_of
-from checkpoint_operator.model.observed import Checkpoint, Cluster, Key, Mirror, Observed, Quota
+from checkpoint_operator.model.observed import Checkpoint, Cluster, Key, Mirror, Observed
 from checkpoint_operator.model.outcome import ActionOutcome
 from checkpoint_operator.report import status
 from checkpoint_operator.report.resources import mirror_name
 from checkpoint_sidecar.core.api import CheckpointSpec
 from checkpoint_sidecar.core.errors import CheckpointError, StoreError
 from checkpoint_sidecar.core.log import Owner
+from checkpoint_sidecar.core.selection import Quota
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
 from model.promises import require

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from checkpoint_operator.model.observed import Key, Observed, Quota
+from checkpoint_operator.model.observed import Key, Observed
 from checkpoint_sidecar.core.retention import judge
+from checkpoint_sidecar.core.selection import Quota
 
 OTHER_NAMESPACES = "*"
 
@@ -43,8 +44,8 @@ def demand_of(observed: Observed) -> Demand | None:
     if policy is None or policy.dry_run or spec.suspend:
         return Demand(required=sum(s.commit.bytes for s in run.snapshots.values() if s.live))
     verdict = observed.verdict
-    if verdict is None or verdict.terms.spare_bytes is not None:
-        verdict = judge(run, now=now, terms=replace(observed.terms, spare_bytes=None))
+    if verdict is None or (verdict.terms.quota and verdict.terms.quota.spare_bytes is not None):
+        verdict = judge(run, now=now, terms=replace(observed.terms, quota=None))
     kept = sum(run.snapshots[identifier].commit.bytes for identifier in verdict.keep)
     spare = tuple(
         (found.committed_at.timestamp(), found.commit.bytes)

@@ -19,7 +19,7 @@ from checkpoint_sidecar.core.log import Owner, SnapshotVerified
 from checkpoint_sidecar.core.policy import Disposition, Policy
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.core.selection import Terms
+from checkpoint_sidecar.core.selection import Quota, Terms
 
 CORDON = "node.kubernetes.io/unschedulable"
 """The taint of ``kubectl cordon``: set within milliseconds, and unlike ``spec.unschedulable`` it says since when."""
@@ -228,26 +228,6 @@ class StoreFault:
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
-    """A Checkpoint's part of the quota of its namespace, in bytes.
-
-    Attributes:
-        limit: For all Checkpoints of the namespace together.
-        required: What they retain regardless of any quota.
-        spare_bytes: What is left to this one for snapshots that rules alone keep; None if all of them may stay.
-    """
-
-    limit: int
-    required: int
-    spare_bytes: int | None = None
-
-    @property
-    def exceeded(self) -> bool:
-        """Whether nothing that may be retired would be enough."""
-        return self.required > self.limit
-
-
-@dataclass(frozen=True, slots=True)
 class TakeOver:
     """The Checkpoint's request to take over the run of another one.
 
@@ -350,7 +330,7 @@ class Observed:
     def terms(self) -> Terms:
         """Terms that this operator adds to the policy in the log."""
         return Terms(
-            spare_bytes=self.quota.spare_bytes if self.quota else None,
+            quota=self.quota,
             reads_back=self.read_back is not None,
             reading=self.read_back.reading if self.read_back else "",
         )

@@ -24,18 +24,38 @@ from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """A run's part of the quota of its namespace, in bytes.
+
+    Attributes:
+        limit: For all runs of the namespace together.
+        required: What they retain regardless of any quota.
+        spare_bytes: What is left to this run for ``RetentionVerdict.spare``; None if all of them may stay.
+    """
+
+    limit: int
+    required: int
+    spare_bytes: int | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether nothing that may be retired would be enough."""
+        return self.required > self.limit
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """The operator's additions to the policy in the log.
 
     Attributes:
-        spare_bytes: Bytes of ``RetentionVerdict.spare`` that a quota allows; None without a quota.
+        quota: That of the namespace; None without one.
         reads_back: Whether it reads snapshots back. Then the newest one whose checksums were compared is kept as well,
             because matching sizes alone do not make another one as good.
         reading: Id of the snapshot that it is reading, or empty. It is kept until the result is known, so that reading
             ends even if snapshots are made faster than they are read.
     """
 
-    spare_bytes: int | None = None
+    quota: Quota | None = None
     reads_back: bool = False
     reading: str = ""
 
@@ -201,7 +221,7 @@ def beyond_total_size(case: Case) -> Iterable[Snapshot]:
 
 
 def beyond_quota(case: Case) -> Iterable[Snapshot]:
-    limit = case.terms.spare_bytes
+    limit = case.terms.quota.spare_bytes if case.terms.quota else None
     return () if limit is None else _beyond(limit, case.spare)
 
 
