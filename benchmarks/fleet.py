@@ -39,11 +39,11 @@ Answer = tuple[int, bytes, dict[str, str]]
 
 
 class FleetRun:
-    """One run: its store, and who trains.
+    """One run: its store, and its trainer.
 
     Args:
-        owner: Whom it belongs to.
-        snapshots: How many it has when it begins, all of the past.
+        owner: The Checkpoint that it belongs to.
+        snapshots: How many it has when the benchmark begins, all in the past.
     """
 
     def __init__(self, owner: Owner, snapshots: int) -> None:

@@ -33,7 +33,7 @@ class Saver(Protocol):
     """A way to save in the background."""
 
     def begin(self) -> None:
-        """Returns when training may go on."""
+        """Returns when training may continue."""
 
     def step(self) -> None:
         """What the training loop calls after each step."""

@@ -41,11 +41,11 @@ RESULT = Path("build/bench/operator.json")
 CRDS = Path(__file__).parents[1] / "crds"
 PER_NAMESPACE = 100
 CALM_REQUESTS = 0.2
-"""Of the store, for each Checkpoint between two looks at it: idle ones make half of that."""
+"""Requests to the store for each Checkpoint between two polls: idle ones make half of that."""
 
 POLL_SECONDS = 2.0
 QUIET_SECONDS = 15.0
-"""Without a write for so long, everything is told."""
+"""After so long without a write, everything is reported."""
 MIB = 1024 * 1024
 
 TARGETS = {
@@ -120,7 +120,7 @@ class OperatorUnderTest:
 
 def main(
     checkpoints: Annotated[list[int], typer.Option(help="Sizes of the fleets.")] = [100, 1000],  # noqa: B006
-    snapshots: Annotated[int, typer.Option(help="Of each Checkpoint, before it begins.")] = 20,
+    snapshots: Annotated[int, typer.Option(help="Snapshots of each Checkpoint at the beginning.")] = 20,
     idle_seconds: Annotated[float, typer.Option(help="How long to watch it idle.")] = 120.0,
     commits: Annotated[int, typer.Option(help="How many to make.")] = 240,
     rate: Annotated[float, typer.Option(help="Commits per second, all Checkpoints together.")] = 3.0,

@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 
 class ExperimentError(Exception):
-    """A rank failed; the message is the end of what it said."""
+    """A rank failed; the message is the end of its output."""
 
 
 def start(experiment: str, parameters: Mapping[str, Any], *, ranks: int = 1, environment: Mapping[str, str]) -> Result:

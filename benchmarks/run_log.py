@@ -46,9 +46,9 @@ class Opened:
     """One log opened once.
 
     Attributes:
-        seconds, cpu_seconds: Of an opening during which memory is not traced.
-        peak_mib, kept_mib: Python memory while opening, and of what is left afterwards, over what was there before.
-        stored_mib: Of the entries, or of the compactions.
+        seconds, cpu_seconds: Duration of an opening during which memory is not traced.
+        peak_mib, kept_mib: Python memory while opening, and afterwards, above that before.
+        stored_mib: Size of the entries, or of the compactions.
     """
 
     entries: int

@@ -73,7 +73,7 @@ class Places:
     sink: The endpoint of the loopback server.
     folder: On the local file system.
     seaweedfs: Fields of a ``Server``, and a bucket there; None without the program.
-    tls: The endpoint of a sink that speaks TLS, and the file that says whom to trust.
+    tls: The endpoint of a sink that speaks TLS, and the file with the certificates to trust.
     """
 
     sink: str

@@ -33,7 +33,7 @@ _COLUMNS = {
 
 
 def main(
-    model_bytes: Annotated[int, typer.Option(help="Of the model that is saved.")] = 1024 * 1024 * 1024,
+    model_bytes: Annotated[int, typer.Option(help="Size of the model that is saved.")] = 1024 * 1024 * 1024,
     repetitions: Annotated[int, typer.Option(help="Saves after the first, which warms up.")] = 3,
 ) -> None:
     """Measure every way, one after the other, and print one table."""

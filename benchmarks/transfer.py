@@ -51,9 +51,9 @@ def transfer(
     """Save and load, each once to warm up and then ``repetitions`` times.
 
     Args:
-        save_to: A URL below which saves go that nobody reads.
-        keep_at: One below which they can be read.
-        total_bytes: Of a sharded model; or ``tensors``, the number of small ones.
+        save_to: A URL for saves that are never read.
+        keep_at: A URL for saves that can be read.
+        total_bytes: Size of a sharded model; or ``tensors``, the number of small tensors.
         sink: Whether the server can be asked what it saw.
     """
     at = Server(**server)

@@ -41,7 +41,7 @@ def next_save(
 def steps_per_second(
     *, first_step: int, started_at: dt.datetime | None, step: int | None, step_at: dt.datetime | None
 ) -> float | None:
-    """Return the average speed of an attempt since its start, or None if it cannot be told."""
+    """Return the average speed of an attempt since its start, or None if it is unknown."""
     if started_at is None or step is None or step_at is None or step <= first_step:
         return None
     seconds = (step_at - started_at).total_seconds()

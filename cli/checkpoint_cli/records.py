@@ -27,7 +27,7 @@ class SnapshotRecord(CommandRecord, frozen=True, kw_only=True, tag="Snapshot"):
         verified: ``None``, ``Sizes`` or ``Checksums``: how thoroughly its bytes were compared.
         failures: How often evidence was found against it.
         marks: ``latest``, ``best``, ``in-use``, ``rollback-target``, ``quarantined``, ``superseded``, where they apply.
-        kept: Whether retention keeps it; null if that cannot be told.
+        kept: Whether retention keeps it; null if that is unknown.
         reasons: Why it is kept, or why it goes.
         path: Its folder below the run's URL.
         saved_in: Duration of the save.
@@ -71,7 +71,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     Attributes:
         step: Its last step that is known, of the heartbeat or of a commit.
         step_at: When that was.
-        steps_per_second: Its average speed between its start and its last step; null if it cannot be told.
+        steps_per_second: Its average speed between its start and its last step; null if it is unknown.
         notice: Why it is expected to end.
     """
 

@@ -317,7 +317,7 @@ def test_rights_are_per_namespace_where_namespaces_are_named(render: Render) -> 
         assert subject == {"kind": "ServiceAccount", "name": "ckpt-checkpoint-operator", "namespace": "operators"}
 
 
-def test_somebody_with_rights_in_namespaces_only_can_install_it(render: Render) -> None:
+def test_a_user_with_rights_in_namespaces_only_can_install_it(render: Render) -> None:
     off = {"mode": "Off"}
     objects = render(
         clusterId="c",
@@ -477,7 +477,7 @@ INSTALLER = [
 ]
 
 
-def test_with_a_cluster_id_nobody_has_to_look_into_kube_system(chart: ApiServer) -> None:
+def test_with_a_cluster_id_no_rule_reads_kube_system(chart: ApiServer) -> None:
     metadata = {"name": "installer"}
     role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata}
     chart.kubectl("apply", "--filename=-", stdin=json.dumps({**role, "rules": INSTALLER}))
@@ -631,7 +631,7 @@ def test_monitoring_is_there_when_asked_for(render: Render) -> None:
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
-def test_the_network_policy_lets_nobody_in_but_scrapers(render: Render) -> None:
+def test_the_network_policy_lets_only_scrapers_in(render: Render) -> None:
     assert of_kind(render(), "NetworkPolicy") == []
     (policy,) = of_kind(render(networkPolicy={"enabled": True}), "NetworkPolicy")
     assert (policy["spec"]["policyTypes"], policy["spec"].get("ingress")) == (["Ingress"], None)

@@ -1,4 +1,4 @@
-"""Who may change what can cost somebody a run, as a real API server with the chart's admission policy decides it."""
+"""Which users may make changes that can cost a run, decided by a real API server with the chart's admission policy."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_before_anything_is_claimed_a_mistake_in_the_address_is_corrected_freely
     team.kubectl("delete", "ckpt", "begins")
 
 
-def test_a_secret_goes_to_a_server_of_ones_choice_only_for_those_who_may_read_it(team: Namespace) -> None:
+def test_a_secret_goes_to_a_server_of_ones_choice_only_for_users_that_may_read_it(team: Namespace) -> None:
     storage = {**STORAGE, "credentialsSecret": {"name": "keys"}}
     elsewhere = {**storage, "endpoint": "https://elsewhere.example.com"}
     assert refused(team, "editor", storage=storage) == ""
@@ -236,7 +236,7 @@ def test_the_operator_sets_finalizers_and_changes_no_spec(team: Namespace) -> No
         with pytest.raises(CommandError, match="may change only the status and the finalizer of a Checkpoint"):
             team.patch("ckpt", "reported", change, f"--as={OPERATOR}")
     through_status = {"metadata": {"annotations": {CONFIRM: "reported"}}, "status": {"snapshots": 1}}
-    stored = team.patch("ckpt", "reported", through_status, "--subresource=status")  # by anyone
+    stored = team.patch("ckpt", "reported", through_status, "--subresource=status")  # by any user
     assert stored["status"] == {"snapshots": 1}
     assert "annotations" not in stored["metadata"]
     team.patch("ckpt", "reported", {"metadata": {"finalizers": both[:1]}}, f"--as={OPERATOR}")

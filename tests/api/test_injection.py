@@ -1,4 +1,4 @@
-"""Labelled pods learn who they are, by admission policies that a real API server compiles and runs."""
+"""Labelled pods receive their identity from admission policies that a real API server compiles and runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def has_environment(container: Body) -> bool:
     return variables(container).keys() >= INJECTED
 
 
-def test_a_labelled_pod_learns_who_it_is(served: Namespace) -> None:
+def test_a_labelled_pod_learns_its_identity(served: Namespace) -> None:
     served.create(checkpoint())
     (container,) = served.admitted(pod(terminationGracePeriodSeconds=120))["containers"]
     assert variables(container) == {

@@ -254,7 +254,7 @@ def test_a_missing_right_has_status_4(
     kubectl_ckpt: Program, training: Namespace, tmp_path: Path, crds: ApiServer
 ) -> None:
     config = yaml.safe_load(crds.kubeconfig.read_text())
-    config["users"][0]["user"] |= {"as": "nobody-in-particular"}
+    config["users"][0]["user"] |= {"as": "an-unprivileged-user"}
     own = tmp_path / "kubeconfig"
     own.write_text(yaml.safe_dump(config))
     ran = within(training, kubectl_ckpt, "status", "run", "--kubeconfig", str(own))

@@ -88,7 +88,7 @@ def may(namespace: Namespace, who: str, what: str) -> bool:
     resource, _, subresource = resource.partition("/")
     question = ["auth", "can-i", verb, resource, f"--subresource={subresource}", f"--as={who}"]
     answer = namespace.api.kubectl(*question, f"--namespace={namespace.name}", check=False)
-    return "yes" in answer.splitlines()  # among warnings, of what belongs to no namespace
+    return "yes" in answer.splitlines()  # kubectl also prints warnings about cluster-scoped resources
 
 
 @pytest.mark.parametrize("what", OPERATOR_MAY)

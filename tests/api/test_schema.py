@@ -129,7 +129,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
         {"storage": {"url": "s3://b/r", "endpoint": "host:9000"}},
         "endpoint must have the form http(s)://<host>[:<port>]",
     ),
-    "taking over from nobody": (
+    "taking over from no owner": (
         {"storage": {"url": "s3://b/r", "takeOverFrom": "old-run"}},
         "takeOverFrom must have the form <cluster>/<namespace>/<name>",
     ),

@@ -92,7 +92,7 @@ def test_a_pod_of_a_node_that_is_tainted_moves_to_the_other_node_and_loses_nothi
     assert_nothing_lost(run, restored=evicted.last_step)
 
 
-def test_a_drain_without_a_grace_period_costs_nothing_of_what_the_cordon_saved(operator: Cluster, start: Start) -> None:
+def test_a_drain_without_a_grace_period_costs_nothing_that_the_cordon_saved(operator: Cluster, start: Start) -> None:
     run = start("hurried", save={"everySteps": 1000})
     run.wait_step(5)
     evicted = run.followers[-1]
@@ -154,7 +154,7 @@ def restarting(name: str, template: manifests.Manifest) -> manifests.Manifest:
     return body
 
 
-def test_a_container_that_ran_out_of_memory_is_restarted_and_goes_on_from_the_last_scheduled_save(
+def test_a_container_that_ran_out_of_memory_continues_from_the_last_scheduled_save(
     start: Start,
 ) -> None:
     def hungry(name: str, template: manifests.Manifest) -> manifests.Manifest:
@@ -179,7 +179,7 @@ def test_a_container_that_ran_out_of_memory_is_restarted_and_goes_on_from_the_la
     assert_restored_a_scheduled_save(run, first, stopped_at=killed.last_step)
 
 
-def test_a_container_that_is_restarted_in_its_pod_goes_on_from_the_last_scheduled_save(start: Start) -> None:
+def test_a_container_that_is_restarted_in_its_pod_continues_from_the_last_scheduled_save(start: Start) -> None:
     run = start("restarted", restarting)
     run.wait_step(15)
     run.wait_status("has seen step 10", lambda s: s.get("latest", {}).get("step", 0) >= 10)
@@ -202,7 +202,7 @@ def test_a_job_whose_node_is_lost_continues_elsewhere_from_the_last_scheduled_sa
     operator.node(node).power_off()
     try:
         lost.close()
-        # Nobody but an administrator knows that it is gone and not just silent.
+        # Only an administrator knows that the node is gone and not just silent.
         operator.kubectl("delete", "node", node)
         replacement, first = continued(run)
         assert run.node_of(replacement.pod) != node
@@ -315,7 +315,7 @@ def test_a_gang_whose_pod_is_evicted_while_the_other_hangs_is_restarted_as_a_who
     assert first.step is not None
     assert_restored_a_scheduled_save(run, first.step, stopped_at=talking.last_step)
     assert reasons(run).count("GangRestarted") == 1
-    assert run.get("job", run.name)["status"].get("failed", 0) == 0, "nobody is blamed for an eviction"
+    assert run.get("job", run.name)["status"].get("failed", 0) == 0, "no pod is blamed for an eviction"
 
 
 def test_one_evicted_pod_of_an_indexed_job_stops_all_at_one_step_and_all_continue_at_the_next(
@@ -347,7 +347,7 @@ def test_one_evicted_pod_of_an_indexed_job_stops_all_at_one_step_and_all_continu
     assert run.status["attempt"]["podCount"] == 2
 
 
-def test_a_bare_pod_is_gone_when_evicted_and_continues_when_somebody_applies_it_again(start: Start) -> None:
+def test_a_bare_pod_is_gone_when_evicted_and_continues_when_a_user_applies_it_again(start: Start) -> None:
     applied: list[manifests.Manifest] = []
 
     def bare(name: str, template: manifests.Manifest) -> manifests.Manifest:
@@ -389,4 +389,4 @@ def test_a_bare_pod_of_a_drained_node_is_created_again_and_continues_on_the_othe
     assert len(run.pods()) == 1
     run.kubectl("delete", "pod", evicted.pod, "--wait")
     time.sleep(5)
-    assert run.pods() == [], "what somebody deletes is gone"
+    assert run.pods() == [], "a pod that a user deletes stays deleted"

@@ -55,7 +55,7 @@ def test_a_drained_job_continues_on_the_other_node_at_the_step_it_was_drained_at
         story.index("PodEvicted"),
         *(len(story) - 1 - story[::-1].index(reason) for reason in ("AttemptStarted", "Restored")),
     ]
-    assert positions == sorted(positions), f"{told} are told in order: {story}"
+    assert positions == sorted(positions), f"{told} are reported in order: {story}"
 
 
 def test_a_cordon_is_followed_by_a_save_before_anything_is_evicted(operator: Cluster, start: Start) -> None:
@@ -114,7 +114,7 @@ def test_a_job_is_evicted_and_continues_while_the_operator_is_down_and_the_statu
             operator.kubectl("uncordon", node)
         assert first.step == evicted.last_step + 1
         run.wait_finished()
-        assert run.status.get("logSequence") == before, "nobody was there to write it"
+        assert run.status.get("logSequence") == before, "no operator was there to write it"
     assert_finished_like(undisturbed, run, final_state)
     status = run.wait_status("caught up", lambda s: s.get("latest", {}).get("step") == STEPS, timeout=90)
     assert status["attempt"]["number"] == 2

@@ -104,7 +104,7 @@ def test_it_is_no_larger_than_what_it_needs(image: Image) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> imagebuild.Recipe:
-    """The recipe of the image in a copy of what goes into it: another checkout, so to say."""
+    """The image's recipe in a copy of its inputs, like another checkout."""
     recipe = operator_image.RECIPE
     for name in (*recipe.locked, *recipe.sources):
         source = recipe.context / name
@@ -161,7 +161,7 @@ def test_helm_test_finds_a_whole_installation_well(operator: Cluster) -> None:
 
 
 def test_helm_test_names_what_the_operator_may_not_and_leaves_nothing_but_its_pod(operator: Cluster) -> None:
-    """Somebody took the right to read Secrets away."""
+    """The right to read Secrets is taken away."""
     role = json.loads(operator.kubectl("get", "clusterrole", installation.RELEASE, "--output=json"))
     whole = role["rules"]
     less = [rule for rule in whole if "secrets" not in rule["resources"]]

@@ -45,7 +45,7 @@ def namespace(served: ApiServer) -> Namespace:
 def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..., OperatorProcess]]:
     """Starts an operator that serves the fresh namespace (or all of them); it is stopped after the test.
 
-    ``identity`` holds more variables of its environment: who it is to clouds.
+    ``identity`` holds more variables of its environment: its identity for clouds.
     """
     started: list[OperatorProcess] = []
 
@@ -61,7 +61,7 @@ def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..
             command.append("--endpoint-allow=127.0.0.1")  # where all stores of the tests are
         if not everywhere:
             command.append(f"--namespace={namespace.name}")
-        # Without the credentials of whoever runs the tests: an operator must not find an identity by accident.
+        # Without the credentials of the user that runs the tests: an operator must not find an identity by accident.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
         environment["KUBECONFIG"] = str(kubeconfig)
         environment |= identity
@@ -77,13 +77,13 @@ def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """Of a run on the local file system."""
+    """The URL of a run on the local file system."""
     return f"file://{tmp_path / 'bucket' / 'run'}"
 
 
 @pytest.fixture
 def trainer(namespace: Namespace, url: str) -> Trainer:
-    """Who trains as the Checkpoint ``run`` of the fresh namespace."""
+    """A trainer for the Checkpoint ``run`` of the fresh namespace."""
     return Trainer(LocalStore(StoreSettings(url)), Owner(namespace.api.uid, namespace.name, "run"))
 
 

@@ -1,4 +1,4 @@
-"""Stores that do not answer are asked now and then, and nobody talks a working store down for others."""
+"""Stores that do not answer are probed now and then, and no tenant can make a working store look down to others."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_newcomers_learn_from_the_failures_of_others() -> None:
     assert not world.asks("newcomer", fails=True)
 
 
-def test_a_tenant_that_reached_a_store_lately_goes_on_whatever_others_report() -> None:
+def test_a_tenant_that_reached_a_store_lately_continues_whatever_others_report() -> None:
     world = World()
     assert world.asks("sound", fails=False)
     world.fail("hostile")
@@ -117,7 +117,7 @@ def test_a_server_that_others_reach_is_not_down_for_newcomers() -> None:
     assert world.asks("newcomer", fails=True)
 
 
-def test_a_crowd_comes_back_one_after_the_other_and_nobody_waits_for_long() -> None:
+def test_a_crowd_comes_back_one_after_the_other_and_no_tenant_waits_for_long() -> None:
     world = World()
     world.fail("team")
     waits = []

@@ -62,7 +62,7 @@ def condition(run: Watched, snapshot: str, kind: str) -> str:
     return next((c["reason"] for c in status.get("conditions", []) if c["type"] == kind), "")
 
 
-def test_after_the_loss_of_all_objects_the_same_checkpoint_goes_on_and_its_snapshots_come_back(
+def test_after_the_loss_of_all_objects_the_same_checkpoint_continues_and_its_snapshots_come_back(
     namespace: Namespace, start_operator: StartOperator, storage: dict[str, Any], trainer: Trainer
 ) -> None:
     first = start_operator(UNREAD)

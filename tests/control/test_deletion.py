@@ -42,7 +42,7 @@ SAVED = saved()
 
 
 def deleted(history: History | None, *, policy: str = "Delete", **changes: Any) -> Observed:
-    """A Checkpoint that somebody just deleted and that our finalizer keeps."""
+    """A Checkpoint that a user just deleted and that our finalizer keeps."""
     seen = observed(history, deletionPolicy=policy)
     checkpoint = replace(seen.checkpoint, finalizers=("theirs", FINALIZER), deleted_at=seen.wall)
     return changed(seen, checkpoint=checkpoint, **changes)
@@ -80,7 +80,7 @@ def test_a_checkpoint_that_is_deleted_gets_no_finalizer_any_more() -> None:
 # What is done, and when
 
 
-def test_nothing_is_deleted_while_nobody_deletes_the_checkpoint() -> None:
+def test_nothing_is_deleted_while_the_checkpoint_is_not_deleted() -> None:
     kept = observed(SAVED, deletionPolicy="Delete")
     assert not {End, Erase} & {type(action) for action in plan.store_actions(kept)}
     assert release(kept) is None
@@ -109,7 +109,7 @@ def test_pods_are_fenced_at_once_and_nothing_is_deleted_before_they_have_ended()
     assert plan.store_actions(changed(running, pods=(pod(phase="Succeeded"),))) == (Erase(),)
 
 
-def test_who_reports_progress_without_being_a_pod_here_is_waited_for_too() -> None:
+def test_a_deletion_also_waits_for_progress_that_no_pod_here_reports() -> None:
     seen = deleted(given_up())
     assert seen.now is not None
     heard = RunProgress(1, 250, seen.now)
@@ -120,7 +120,7 @@ def test_who_reports_progress_without_being_a_pod_here_is_waited_for_too() -> No
     assert plan.store_actions(changed(seen, progress={1: replace(heard, ended=True)})) == (Erase(),)
 
 
-def test_after_the_end_no_attempt_commits_or_starts_and_nobody_takes_the_run_over() -> None:
+def test_after_the_end_no_attempt_commits_or_starts_and_no_owner_takes_the_run_over() -> None:
     run = given_up().run
     with pytest.raises(FencedError):
         attempt.current(run, 1)
@@ -130,13 +130,13 @@ def test_after_the_end_no_attempt_commits_or_starts_and_nobody_takes_the_run_ove
     assert entry_for(Adopt(str(OWNER.deleted)), run, owner=OTHER_OWNER, now=SAVED.now) is None
 
 
-def test_a_deleted_checkpoint_that_somebody_else_keeps_claims_nothing_anew() -> None:
+def test_a_deleted_checkpoint_that_another_finalizer_keeps_claims_nothing_anew() -> None:
     seen = deleted(History(owner=None))
     kept = replace(seen, checkpoint=replace(seen.checkpoint, finalizers=("theirs",)))
     assert plan.store_actions(kept) == ()
 
 
-def test_a_new_checkpoint_at_the_prefix_is_told_that_what_lies_there_is_nobodys() -> None:
+def test_a_new_checkpoint_at_the_prefix_reports_what_a_deleted_run_left_there() -> None:
     fault = fault_of(observed(given_up()))
     assert fault is not None
     assert (fault.reason, fault.stalled) == (Reason.PREFIX_CLAIMED, True)
@@ -180,7 +180,7 @@ def test_what_can_be_deleted_is_deleted_however_long_it_takes() -> None:
 @pytest.mark.parametrize(
     ("history", "changes", "why"),
     [
-        pytest.param(SAVED, {"owner": OTHER_OWNER}, f"belongs to {OWNER}", id="the run is somebody else's"),
+        pytest.param(SAVED, {"owner": OTHER_OWNER}, f"belongs to {OWNER}", id="the run belongs to another owner"),
         pytest.param(
             None, {"rival": Key("team", "outer")}, "in another namespace", id="the prefix overlaps another one"
         ),
@@ -214,7 +214,7 @@ def store() -> MemoryStore:
     store.put("_probe/0123456789abcdef/old", b"")
     store.put("_log-compacted/00000000000000000001-00000000000000000200.gz", b"derived")
     for key in OTHERS:
-        store.put(key, b"somebody else's")
+        store.put(key, b"another owner's")
     return store
 
 
@@ -267,7 +267,7 @@ def test_all_of_the_run_is_deleted_but_a_tombstone_and_nothing_of_others(
     assert (run.erased, run.remnants, run.owner) == (True, False, OWNER.deleted)
     again = Trainer(store).start().run
     assert again.highest_attempt == 1, "the prefix is as good as new"
-    assert (again.first, again.snapshots) == (head + 2, {}), "and its numbers go on"
+    assert (again.first, again.snapshots) == (head + 2, {}), "and its numbers continue"
 
 
 def test_what_stays_is_listed_in_the_last_event(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ class Stopped(DyingStore):
         self._inner.delete(keys)
 
 
-def test_a_run_that_belongs_to_somebody_else_is_not_touched(
+def test_a_run_that_belongs_to_another_owner_is_not_touched(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = keys(store)
@@ -348,7 +348,7 @@ def deaths() -> list[Any]:
 
 
 @pytest.mark.parametrize(("at", "after"), deaths())
-def test_killed_at_any_request_nobody_sees_half_a_run_and_the_next_operator_goes_on(
+def test_killed_at_any_request_it_shows_no_half_a_run_and_the_next_operator_continues(
     at: int, after: bool, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = {key for key in keys(store) if key.startswith("step-")}
@@ -359,14 +359,14 @@ def test_killed_at_any_request_nobody_sees_half_a_run_and_the_next_operator_goes
         pass
     else:
         pytest.skip(f"a deletion makes fewer than {at} requests")
-    check_nobody_sees_half_a_run(store, whole)
+    check_no_reader_sees_half_a_run(store, whole)
     delete(store, monkeypatch)
     assert without_tombstone(store) == OTHERS
     assert RunLog(store, writer="reader").refresh().erased
 
 
-def check_nobody_sees_half_a_run(store: MemoryStore, whole: set[str]) -> None:
-    """Whoever reads the log sees a whole run of ours, nobody's, no log at all, or is refused."""
+def check_no_reader_sees_half_a_run(store: MemoryStore, whole: set[str]) -> None:
+    """Check that a reader sees a whole run of ours, a run without an owner, no log at all, or is refused."""
     try:
         run = RunLog(store, writer="reader").refresh()
     except LogError:
@@ -446,7 +446,7 @@ def test_a_compaction_does_not_make_a_half_deleted_log_readable(
     assert log[1:] == [layout.log_key(number) for number in range(1, session.log.refresh().head)]
 
 
-def test_names_of_nobody_fit_and_are_no_checkpoints() -> None:
+def test_names_for_absent_owners_fit_and_are_no_checkpoints() -> None:
     assert OWNER.deleted.is_deleted
     assert not OWNER.is_deleted
     assert str(OWNER.deleted) == f"{OWNER.cluster}/{KEY.namespace}/{KEY.name}:deleted"

@@ -116,7 +116,7 @@ def test_with_delete_all_but_a_tombstone_is_gone_from_the_bucket_before_the_obje
     cluster = f"--cluster-id={place.namespace.api.uid}"
     operator = start_operator(UNREAD, cluster, kubeconfig=chart_rights)
     place.trained()
-    place.store.put("notes.txt", b"somebody else's")
+    place.store.put("notes.txt", b"another owner's")
     run = place.create()
     run.eventually(lambda it: len(it.snapshots()) == 3, within=TIMEOUT_SECONDS)
     place.delete()

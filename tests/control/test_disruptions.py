@@ -25,7 +25,7 @@ CORDON = "node.kubernetes.io/unschedulable"
 
 @pytest.fixture
 def node(namespace: Namespace) -> Iterator[str]:
-    """A node that no kubelet serves: pods that are bound to it stay as they are until somebody says otherwise."""
+    """A node that no kubelet serves: pods that are bound to it stay as they are until a test changes them."""
     name = f"node-of-{namespace.name}"
     namespace.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     # No controller runs that would take this taint of new nodes away.
@@ -42,7 +42,7 @@ def create(namespace: Namespace, url: str, **spec: Any) -> Watched:
 
 
 def running(namespace: Namespace, name: str, node: str, **spec: Any) -> PodIdentity:
-    """A labelled pod that runs on a node as far as anybody can tell."""
+    """A labelled pod whose status says that it runs on a node."""
     body = pod("run", nodeName=node, terminationGracePeriodSeconds=1, **spec)
     body["metadata"]["name"] = name
     uid = namespace.create(body)["metadata"]["uid"]

@@ -267,7 +267,7 @@ def test_settings_that_lead_to_stores_pass(settings: StoreSettings) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[str]]]:
-    """A server where nobody should knock: its URL, and who did."""
+    """A server that the operator must never connect to: its URL, and the clients that connected."""
     knocks: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -302,7 +302,7 @@ def test_the_operator_never_connects_to_an_endpoint_that_is_not_allowed(
         assert "the operator's own host" in refused["message"]
         assert run.condition("Stalled")["status"] == "True"
     assert knocks == []
-    # Somebody who may does knock: the listener hears.
+    # The listener works: it hears a connection of the test itself.
     with socket.create_connection(("127.0.0.1", int(port))):
         pass
     namespace.patch("ckpt", "address", {"spec": {"storage": {"region": "elsewhere"}}})

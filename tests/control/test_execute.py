@@ -431,7 +431,7 @@ def test_a_pointer_that_is_too_large_to_be_checked_is_no_fault(error: StoreError
     assert not ActionOutcome(Verify("100-1-abcdefgh"), error).refused
 
 
-def test_the_checkpoint_of_somebody_else_at_a_step_is_left_alone_and_told_of(
+def test_another_writers_checkpoint_at_a_step_is_left_alone_and_reported(
     trainer: Trainer, session: RunStore, store: MemoryStore
 ) -> None:
     snapshot = trainer.commit(500)

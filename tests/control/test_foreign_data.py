@@ -46,7 +46,7 @@ OTHERS = st.tuples(
 
 
 class World:
-    """One bucket, its run and everybody else."""
+    """One bucket, its run, and writers outside the run."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -61,7 +61,7 @@ class World:
         return {info.key: self.store.get(info.key, max_bytes=1 << 20).data for info in self.store.list()}
 
     def others(self, write: Callable[[Store, str], None], folder: str) -> None:
-        """Somebody else writes below the prefix."""
+        """Write below the prefix as a writer outside the run."""
         before = self.contents()
         try:
             write(self.store, folder)
@@ -77,7 +77,7 @@ class World:
     def save(self, step: int) -> None:
         if any(s.step == step for s in self.trainer.run.snapshots.values()):
             return
-        # The snapshot stands even if a pointer of somebody else is in the way.
+        # The snapshot stands even if another writer's pointer is in the way.
         with contextlib.suppress(ForeignObjectError):
             self.trainer.commit(step)
 

@@ -47,7 +47,7 @@ def test_the_pod_with_the_least_time_is_named_unless_it_has_ended() -> None:
     assert "Pod first has 20 s" in too_short(saving(30.0).run, ended)
 
 
-def test_nobody_needs_time_for_a_save_that_the_policy_does_not_ask_for() -> None:
+def test_no_pod_needs_time_for_a_save_that_the_policy_does_not_ask_for() -> None:
     history = saving(30.0, save=SavePolicy(on_termination=False))
     assert too_short(history.run, [pod(grace_seconds=1)]) == ""
 

@@ -15,7 +15,7 @@ from support.observations import changed, later, observed
 @pytest.mark.parametrize(
     ("history", "seconds"),
     [
-        pytest.param(History().configured(), 0, id="nobody ever trained: somebody may soon"),
+        pytest.param(History().configured(), 0, id="never trained: training may begin soon"),
         pytest.param(History().configured().started(), 600, id="its start"),
         pytest.param(History().configured().started().committed(100), 600, id="its last commit"),
     ],

@@ -43,7 +43,7 @@ def folder(url: str) -> Path:
     return Path(url.removeprefix("file://"))
 
 
-def test_a_lost_log_is_told_and_nothing_is_touched(
+def test_a_lost_log_is_reported_and_nothing_is_touched(
     namespace: Namespace, start_operator: StartOperator, url: str, folder: Path, trainer: Trainer
 ) -> None:
     trainer.start()
@@ -84,14 +84,14 @@ def test_a_lost_log_is_told_and_nothing_is_touched(
     assert run.status["logSequence"] == 2
 
 
-def test_data_of_others_is_told_of_and_stays(
+def test_data_of_others_is_reported_and_stays(
     namespace: Namespace, start_operator: StartOperator, url: str, folder: Path, trainer: Trainer
 ) -> None:
     others = {
         "step-7/_log/00000000000000000001.json": b"of a drop-in",
         "step-7/0001-aaaaaaaa/__0_0.distcp": b"of a drop-in",
         "step-100/.metadata": b"torch's own",
-        "step-300/0001-aaaaaaaa/__0_0.distcp": b"of nobody knows whom",
+        "step-300/0001-aaaaaaaa/__0_0.distcp": b"of an unknown writer",
     }
     for key, data in others.items():
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def test_data_of_others_is_told_of_and_stays(
     assert contents(folder).items() >= others.items()
 
 
-def test_after_a_rollback_an_operator_that_was_restarted_removes_the_pointers_of_what_was_rolled_back(
+def test_after_a_rollback_an_operator_that_was_restarted_removes_stale_pointers(
     namespace: Namespace, start_operator: StartOperator, url: str, folder: Path, trainer: Trainer
 ) -> None:
     trainer.start()

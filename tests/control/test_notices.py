@@ -1,4 +1,4 @@
-"""What nodes announce, whom that wakes, and which saves it leads to."""
+"""What nodes announce, which Checkpoints that wakes, and which saves it leads to."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_behind_a_tolerated_taint_a_cordon_is_noticed() -> None:
     assert asked_by(node_body(NO_EXECUTE, taint()), pods=pods) == ["Node node-a is cordoned."]
 
 
-# Whom it concerns
+# Which pods it concerns
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_each_node_of_a_gang_asks_once() -> None:
     ]
 
 
-def test_nothing_is_asked_of_an_attempt_that_was_told_of_an_eviction() -> None:
+def test_nothing_is_asked_of_an_attempt_that_knows_of_an_eviction() -> None:
     assert asked_by(node_body(taint()), history=training().evicted()) == []
 
 
@@ -214,10 +214,10 @@ def test_requests_of_a_user_and_of_nodes_do_not_take_turns() -> None:
     assert (len(saves(seen)), saves(asked)) == (3, ())
 
 
-# Whom it wakes
+# Which Checkpoints it wakes
 
 
-def test_a_node_wakes_those_with_pods_on_it_when_it_announces_something_new_and_a_heartbeat_nobody() -> None:
+def test_a_new_announcement_of_a_node_wakes_those_with_pods_on_it_and_a_heartbeat_wakes_none() -> None:
     nodes = Nodes()
     nodes.place(KEY, ("node-a",))
     nodes.place(OTHER, ("node-b",))
@@ -238,7 +238,7 @@ def test_a_pass_that_comes_after_the_node_finds_what_it_announced() -> None:
     assert nodes.place(KEY, ("node-a", "node-b")) == ()
 
 
-# What is told
+# What is reported
 
 
 def test_status_and_events_tell_why_a_save_is_asked_for_and_an_eviction_has_the_last_word() -> None:

@@ -289,7 +289,7 @@ def test_a_checkpoint_that_was_refused_does_not_keep_others_out_of_prefixes_insi
 
 
 @pytest.mark.store
-def test_stores_that_do_not_answer_keep_nobody_waiting_for_long(
+def test_stores_that_do_not_answer_delay_no_other_checkpoint_for_long(
     namespace: Namespace, start_operator: StartOperator, url: str, secret: str
 ) -> None:
     start_operator(FILES)

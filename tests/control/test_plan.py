@@ -63,7 +63,7 @@ def kinds(actions: tuple[object, ...]) -> list[str]:
     return [type(action).__name__ for action in actions]
 
 
-# Who owns the prefix
+# The owner of the prefix
 
 
 def test_an_unclaimed_prefix_is_claimed_and_nothing_else_is_done_yet() -> None:
@@ -90,7 +90,7 @@ def test_a_take_over_acts_once_even_if_the_other_side_takes_the_run_back() -> No
     assert plan(observed(history, storage=storage)) == ()
 
 
-def test_a_take_over_that_names_somebody_else_does_nothing() -> None:
+def test_a_take_over_that_names_another_owner_does_nothing() -> None:
     storage = {"url": "s3://bucket/run", "takeOverFrom": "cluster-z/training/llama"}
     assert plan(observed(History(owner=OTHER_OWNER), storage=storage)) == ()
 
@@ -255,7 +255,7 @@ def test_the_next_pass_is_when_the_first_grace_period_is_over() -> None:
     assert next_pass(observed(history)) == 3600 - 60
 
 
-def test_a_begun_purge_goes_on_without_any_policy() -> None:
+def test_a_begun_purge_continues_without_any_policy() -> None:
     history = saved(100, 200, retention=KEEP_ONE).retired(100).purge_started(100).configured(retention=None)
     assert plan(quiet(observed(history))) == (Purge(history.id(100)),)
 
@@ -277,7 +277,7 @@ def test_a_dry_run_retires_and_purges_nothing() -> None:
     assert plan(quiet(observed(history, retention={"keepLast": 1, "dryRun": True, "gracePeriod": "0s"}))) == ()
 
 
-def test_where_nothing_can_be_deleted_nothing_is_announced_and_the_rest_goes_on() -> None:
+def test_where_nothing_can_be_deleted_nothing_is_announced_and_the_rest_continues() -> None:
     history = saved(100, 200, 300, retention=KEEP_ONE).retired(100)
     history.started().restored()
     seen = changed(later(observed(history, retention=KEEP_ONE_SPEC), days=1), refusal="object lock")
@@ -308,7 +308,7 @@ def test_purges_keep_their_pace_however_often_something_wakes_the_pass() -> None
     assert kinds(plan(later(seen, seconds=30))).count("Purge") == PURGES_AT_ONCE
 
 
-def test_a_purge_that_has_begun_goes_on_whatever_the_pace() -> None:
+def test_a_purge_that_has_begun_continues_whatever_the_pace() -> None:
     steps = range(100, 2100, 100)
     history = saved(*steps, retention=RetentionPolicy(keep_last=1, grace_seconds=0)).retired(*steps[:-1])
     for step in steps[:PURGES_AT_ONCE]:

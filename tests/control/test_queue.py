@@ -146,7 +146,7 @@ def test_stopping_lets_what_is_running_end_and_starts_nothing_else() -> None:
     assert ended == ["a"]
 
 
-def test_who_asks_while_the_queue_stops_is_not_served_any_more() -> None:
+def test_a_key_that_asks_while_the_queue_stops_is_not_served() -> None:
     calls: list[str] = []
 
     async def work(key: Key, _: bool, __: TenantSlot) -> CallOutcome:
@@ -180,7 +180,7 @@ class Panic(BaseException):
     """As Rust extensions raise it: no ``Exception``."""
 
 
-def test_whatever_a_call_raises_it_is_repeated_and_the_others_go_on() -> None:
+def test_whatever_a_call_raises_it_is_repeated_and_the_others_continue() -> None:
     calls: Counter[str] = Counter()
 
     async def work(key: str, _: bool) -> float | None:

@@ -98,7 +98,7 @@ def test_of_a_log_that_cannot_be_read_no_demand_is_known() -> None:
     assert demand_of(observed(None)) is None
 
 
-# Who gets how much
+# How much each Checkpoint gets
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_namespaces_do_not_count_for_each_other_and_the_default_is_for_those_tha
     assert elsewhere.exceeded
 
 
-def test_those_whose_part_changes_are_told_and_nobody_else() -> None:
+def test_only_those_whose_part_changes_are_woken() -> None:
     quotas = Quotas({"team": 30})
     assert quotas.note(ONE, Demand(10, ((1.0, 10),))) == ()
     assert quotas.note(TWO, Demand(10)) == ()

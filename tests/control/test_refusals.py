@@ -1,4 +1,4 @@
-"""Stores that do not let the operator delete, or write: normal states in which everything else goes on."""
+"""Stores that do not let the operator delete, or write: normal states in which everything else continues."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_GRACE = Policy(retention=RetentionPolicy(keep_last=1, grace_seconds=0))
 
 
 class Locked(MemoryStore):
-    """Refuses what it is told to refuse."""
+    """Refuses the requests that a test names."""
 
     def __init__(self) -> None:
         self.now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -116,7 +116,7 @@ def test_a_store_that_only_refuses_to_delete_passes_the_probe(store: Locked, ses
         pytest.param(404, "NoSuchBucket", False, id="no bucket"),
     ],
 )
-def test_a_refusal_is_told_from_a_failure(status: int, code: str, refused: bool) -> None:
+def test_a_refusal_is_not_reported_as_a_failure(status: int, code: str, refused: bool) -> None:
     fault = explain_answer(status, code)
     with pytest.raises(StoreError) as raised, deleting():
         raise fault.kind("delete", "step-100/0001-aaaaaaaa/__0_0.distcp", fault.cause)

@@ -114,7 +114,7 @@ def test_training_restores_a_released_snapshot_that_was_put_right(monkeypatch: p
     stage.world.store.corrupt(key, whole)
     stage.world.promises.damage.clear()
     stage.world.promises.visible_damage.clear()
-    assert stage.train().restored == stage.saved(100).id, "nobody has said so yet"
+    assert stage.train().restored == stage.saved(100).id, "no user has released it yet"
     stage.user.releases[stage.saved(200).id] = "release-1"
     stage.operate()
     assert stage.train().restored == stage.saved(200).id

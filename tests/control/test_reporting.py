@@ -67,7 +67,7 @@ def test_an_eviction_names_the_pod_and_the_reason() -> None:
     assert "PreemptionByScheduler" in draft.message
 
 
-def test_what_only_a_condition_says_is_told_once() -> None:
+def test_what_only_a_condition_says_is_reported_once() -> None:
     named = {"rollback": {"request": "back", "snapshot": "100-1-abcdefgh"}}
     history = History().configured().started().committed(100).verified(100)
     seen = changed(observed(history, restore=named), refusal="delete: object lock")
@@ -79,7 +79,7 @@ def test_what_only_a_condition_says_is_told_once() -> None:
     assert events.for_conditions(after, after) == ()
 
 
-def test_another_rollback_that_names_nothing_is_told_again() -> None:
+def test_another_rollback_that_names_nothing_is_reported_again() -> None:
     history = History().configured().started().committed(100)
 
     def status(snapshot: str, generation: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_another_rollback_that_names_nothing_is_told_again() -> None:
         pytest.param({"logSequence": 90}, 2, [1, 2], id="another log under the same name"),
     ],
 )
-def test_what_is_told_is(status: dict[str, int], head: int, numbers: list[int]) -> None:
+def test_entries_since_the_last_report(status: dict[str, int], head: int, numbers: list[int]) -> None:
     assert list(events.since_last_report(status, head)) == numbers
 
 
@@ -126,7 +126,7 @@ def test_an_event_of_any_alphabet_fits_into_what_the_api_server_takes() -> None:
         assert body["message"][:200] in message or message == "\ud800"
 
 
-def test_another_operator_is_told_of_and_libraries_are_not() -> None:
+def test_another_operator_is_reported_and_libraries_are_not() -> None:
     entries = History().configured().started().committed(100).entries
     written = [msgspec.structs.replace(entry, writer=f"library {number}") for number, entry in enumerate(entries)]
     assert events.for_other_operators(written, "operator 1 pod-a") == ()

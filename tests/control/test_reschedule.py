@@ -105,7 +105,7 @@ def test_a_bare_pod_that_a_disruption_ended_is_created_again_when_its_name_is_fr
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(body_of(reason=""), id="deleted-by-somebody"),
+        pytest.param(body_of(reason=""), id="deleted-by-a-user"),
         pytest.param(body_of(phase="Succeeded"), id="that-was-done"),
         pytest.param(body_of(owners=({"kind": "Job", "controller": True},)), id="with-a-controller"),
     ],
@@ -139,7 +139,7 @@ def test_what_the_kubelet_left_of_an_evicted_pod_is_deleted_first() -> None:
     "there",
     [
         pytest.param(pod("llama", "uid-0", leaving="EvictionByEvictionAPI"), id="still-saving"),
-        pytest.param(pod("llama", "another-uid"), id="applied-by-somebody"),
+        pytest.param(pod("llama", "another-uid"), id="applied-by-a-user"),
         pytest.param(pod("llama", "another-uid", phase="Failed"), id="applied-and-failed"),
     ],
 )
@@ -263,7 +263,7 @@ def test_peers_that_hang_are_evicted_once_the_grace_period_of_the_last_save_is_o
         pytest.param((rank(1, leaving="Deleted"), rank(2, leaving="Deleted")), [], id="all-leave"),
         pytest.param((rank(1, phase="Succeeded"), rank(2, phase="Failed")), [], id="all-ended"),
         pytest.param((), [], id="all-are-gone"),
-        pytest.param((rank(0), rank(1), rank(2)), [], id="nobody-left-after-all"),
+        pytest.param((rank(0), rank(1), rank(2)), [], id="no-pod-left-after-all"),
         pytest.param((pod("new-0", "n-0"), pod("new-1", "n-1")), [], id="replaced"),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_container_that_was_restarted_in_its_pod_waits_and_does_not_hang() -> 
 @pytest.mark.parametrize(
     "history",
     [
-        pytest.param(History().configured().started(pods=GANG), id="nobody-was-evicted"),
+        pytest.param(History().configured().started(pods=GANG), id="no-pod-was-evicted"),
         pytest.param(History().configured().started(pods=GANG).evicted().started(), id="the-next-attempt-runs"),
         pytest.param(History().configured().started(pods=GANG).evicted().fenced(), id="it-is-fenced"),
         pytest.param(History().configured().started(pods=GANG[:1]).evicted(), id="it-is-no-gang"),
@@ -309,7 +309,7 @@ def test_a_gang_that_said_goodbye_is_left_alone() -> None:
     assert pod_actions(changed(seen, progress={1: goodbye})) == ()
 
 
-def test_a_log_that_cannot_be_read_restarts_nobody() -> None:
+def test_a_log_that_cannot_be_read_restarts_no_pod() -> None:
     assert pod_actions(replace(in_time(gang(rank(1), rank(2))), run=None)) == ()
 
 

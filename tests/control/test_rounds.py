@@ -29,7 +29,7 @@ Outcomes = tuple[ActionOutcome, ...]
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    """Of a Checkpoint whose store is empty."""
+    """The memory of a Checkpoint whose store is empty."""
     store = MemoryStore()
     monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
     session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")

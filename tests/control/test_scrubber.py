@@ -63,7 +63,7 @@ class Bucket(MemoryStore):
 
 @dataclass
 class Woken:
-    """Who was woken, and a way to wait for it."""
+    """The Checkpoints that were woken, and a way to wait for them."""
 
     keys: list[Key] = field(default_factory=list)
 
@@ -73,7 +73,7 @@ class Woken:
     async def times(self, count: int) -> None:
         deadline = time.monotonic() + 10
         while self.keys.count(KEY) < count:
-            assert time.monotonic() < deadline, f"nobody was woken {count} times"
+            assert time.monotonic() < deadline, f"{KEY} was not woken {count} times"
             await asyncio.sleep(0.005)
 
 
@@ -108,7 +108,7 @@ def scrubbing(
     asyncio.run(act())
 
 
-def test_the_first_of_what_is_wanted_is_read_and_what_was_found_stays_until_it_is_settled(
+def test_the_first_wanted_snapshot_is_read_and_the_result_stays_until_it_is_settled(
     store: Bucket, trainer: Trainer, woken: Woken
 ) -> None:
     old, new = trainer.commit(100), trainer.commit(200)

@@ -303,7 +303,7 @@ def test_the_newest_live_snapshot_of_the_lineage_is_the_latest() -> None:
     assert status_of(observed(history))["latest"]["step"] == 100
 
 
-def test_counts_and_sizes_are_of_what_can_be_restored() -> None:
+def test_counts_and_sizes_are_those_of_restorable_snapshots() -> None:
     status = status_of(observed(training(100, 200, 300).retired(100)))
     assert (status["snapshots"], status["retainedBytes"]) == (2, 2000)
 

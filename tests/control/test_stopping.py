@@ -1,4 +1,4 @@
-"""Asked to end in the middle of a pass, the operator ends what it does, and the next one goes on."""
+"""Asked to end in the middle of a pass, the operator finishes the step at hand, and the next operator continues."""
 
 from __future__ import annotations
 

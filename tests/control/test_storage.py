@@ -1,4 +1,4 @@
-"""Who may open which store, and what errors mean for a Checkpoint."""
+"""Which stores a Checkpoint may open, and what errors mean for it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_operators_own_identity_opens_what_is_allowed(url: str) -> None:
     "storage",
     [
         pytest.param({"url": "s3://training/team-ab/run"}, id="a prefix that only starts the same"),
-        pytest.param({"url": "s3://training"}, id="the parent of what is allowed"),
+        pytest.param({"url": "s3://training"}, id="the parent of an allowed prefix"),
         pytest.param({"url": "gs://training/team-a"}, id="another service"),
         pytest.param({"url": "s3://training/team-a", "endpoint": "https://elsewhere"}, id="an endpoint of the user's"),
     ],
@@ -105,7 +105,9 @@ def test_a_url_that_slipped_through_the_schema_is_an_invalid_spec(url: str) -> N
         (errors.ConfigurationError, "InvalidCredentials", False),
     ],
 )
-def test_errors_are_told_apart_by_who_must_act(kind: type[errors.CheckpointError], reason: str, stalled: bool) -> None:
+def test_errors_are_distinguished_by_the_side_that_must_act(
+    kind: type[errors.CheckpointError], reason: str, stalled: bool
+) -> None:
     fault = fault_from(kind("read", "s3://bucket", "no", "Do this."))
     assert (fault.reason, fault.stalled) == (reason, stalled)
     assert "Do this." in fault.message

@@ -73,7 +73,7 @@ def test_a_call_that_does_not_return_is_given_up_and_keeps_its_slot_until_it_doe
     asyncio.run(asyncio.wait_for(act(), timeout=20))
 
 
-def test_an_error_that_is_kept_holds_nothing_of_what_was_being_read() -> None:
+def test_an_error_that_is_kept_holds_no_data_that_was_being_read() -> None:
     class Manifest:
         pass
 

@@ -62,7 +62,7 @@ def test_the_oldest_snapshots_of_the_namespace_go_when_its_quota_is_full(
         assert run.condition("Ready")["status"] == "True"
 
 
-def test_what_must_be_kept_is_kept_beyond_the_quota_and_everybody_is_told(
+def test_what_must_be_kept_is_kept_beyond_the_quota_and_every_checkpoint_reports_it(
     namespace: Namespace, start_operator: StartOperator, tmp_path: Path
 ) -> None:
     start_operator("--allow-file-urls", f"--quota=*={ROOM_FOR_TWO}")
@@ -77,7 +77,7 @@ def test_what_must_be_kept_is_kept_beyond_the_quota_and_everybody_is_told(
     for run in (hoarder, frugal):
         told = run.becomes("RetentionEnforced", "False", "QuotaExceeded")
         assert "spec.retention" in told["message"]
-        assert run.condition("Ready")["status"] == "True", "saves go on"
+        assert run.condition("Ready")["status"] == "True", "saves continue"
     assert (live(many), live(few)) == ([100, 200, 300], [100])
     namespace.patch("ckpt", "hoarder", {"spec": {"retention": {"keepLast": 1, "gracePeriod": "1s"}}})
     for run in (hoarder, frugal):

@@ -54,7 +54,7 @@ IDENTITY = {
     "AZURE_STORAGE_ACCOUNT_KEY": "b3BlcmF0b3JzLW93bi1henVyZS1rZXk=",
     "AZURE_STORAGE_TOKEN": "operators-own-bearer-token",
 }
-"""What the operator finds in its environment, and shows to nobody whose Checkpoint names a Secret."""
+"""What the operator finds in its environment, and never uses for a Checkpoint that names a Secret."""
 
 HOSTILE: Mapping[str, set[str]] = {
     "silent": {"StoreUnavailable"},

@@ -64,7 +64,7 @@ def test_a_deletion_that_the_watch_missed_is_found_by_the_next_listing_once() ->
         pytest.param(FIRST, False, id="no change at all"),
     ],
 )
-def test_a_watch_that_showed_a_checkpoint_once_is_blind_when_listings_go_on_with(now: Version, blind: bool) -> None:
+def test_a_watch_that_showed_a_checkpoint_once_is_blind_when_listings_continue_with(now: Version, blind: bool) -> None:
     watchdog = shown(OLD)
     for _ in range(2):
         watchdog.compare(watchdog.shown, {OLD: now})

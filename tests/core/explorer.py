@@ -1,6 +1,6 @@
 """An explorer of interleavings: trainers, operators and a user share one log, driven by the real core.
 
-Every process is a generator. At each ``yield`` any other may go on, or the process dies; a put may lose its reply, land
+Every process is a generator. At each ``yield`` another may run, or the process dies; a put may lose its reply, land
 late or never. ``World`` holds what the store holds and judges each entry as it lands by the promises in the design,
 spelled out here a second time and on purpose not with the functions under test.
 """
@@ -158,7 +158,7 @@ class World:
         self.require(snapshot != target, "P6", f"{snapshot} is purged though a rollback to it is pending")
 
     def damage(self) -> None:
-        """A snapshot rots, before or after somebody verified it; two do at most, never the last whole one."""
+        """A snapshot rots, before or after it was verified; two do at most, never the last whole one."""
         whole = [s for s in self.chain(self.run) if self.run.snapshots[s].state in HELD and self.whole(s)]
         if len(whole) > 1 and len(self.damaged) < 2:
             target = self.run.pending.snapshot if self.run.pending else None

@@ -63,7 +63,7 @@ def test_ones_own_prefix_needs_no_claim() -> None:
     assert claim(History().run, OWNER, url=URL) is None
 
 
-def test_the_loser_of_the_race_for_a_prefix_is_told_whose_it_is() -> None:
+def test_the_loser_of_the_race_for_a_prefix_learns_its_owner() -> None:
     with pytest.raises(PrefixClaimedError, match=f"claimed by {OWNER}.*takeOverFrom: {OWNER}") as caught:
         claim(History().run, OTHER_OWNER, url=URL)
     assert caught.value.subject == URL
@@ -138,7 +138,7 @@ WRITES: dict[str, Callable[[History], object]] = {
 
 @pytest.mark.parametrize("fence", FENCED.values(), ids=FENCED)
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-def test_a_fenced_attempt_may_not_go_on(
+def test_a_fenced_attempt_may_not_continue(
     write: Callable[[History], object], fence: Callable[[History], History]
 ) -> None:
     history = History().started().committed(100)

@@ -64,7 +64,7 @@ def test_a_snapshot_stays_the_runs_beside_a_log_in_its_steps_folder_and_leftover
     assert (ours.owns(snapshot), ours.owns(left)) == (True, False)
 
 
-def test_a_run_that_nobody_knows_owns_no_folder() -> None:
+def test_an_unknown_run_owns_no_folder() -> None:
     ours = belongings(History(owner=None).run, [f"{OURS}/__0_0.distcp"])
     assert not ours.owns(f"{OURS}/__0_0.distcp")
     assert not ours.owns(f"{UNSIGNED}/__0_0.distcp")

@@ -44,7 +44,7 @@ def test_every_variable_is_read() -> None:
     )
 
 
-def test_a_pod_that_was_not_injected_is_told_how_to_become_one() -> None:
+def test_a_pod_that_was_not_injected_gets_instructions() -> None:
     with pytest.raises(ConfigurationError) as caught:
         RunEnvironment.parse({})
     for hint in ("checkpoint-operator.dev/checkpoint", "CHECKPOINT_RUN", "CHECKPOINT_URL", "docs/api.md"):

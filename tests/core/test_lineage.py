@@ -70,7 +70,7 @@ SCENARIOS: dict[str, tuple[Callable[[], History], list[int], list[int]]] = {
         [100],
         [],
     ),
-    "two pods of one rank: the later start wins, whoever saves first": (
+    "two pods of one rank: the later start wins, whichever saves first": (
         lambda: History().started().started().committed(100, attempt=1).committed(90, attempt=2),
         [90],
         [],
@@ -138,7 +138,7 @@ SCENARIOS: dict[str, tuple[Callable[[], History], list[int], list[int]]] = {
         [10],
         [],
     ),
-    "a run that changed hands goes on from the same snapshots": (
+    "a run that changed hands continues from the same snapshots": (
         lambda: resumed(run_of(100).adopted()).committed(200),
         [200, 100],
         [],
@@ -171,7 +171,7 @@ def test_the_next_start_tries(tell: Callable[[], History], candidates: list[int]
         pytest.param(lambda: run_of(100, 200).rollback(100), "StartFresh", False, id="a rollback never begins anew"),
     ],
 )
-def test_training_begins_at_step_0_only_if_nothing_was_ever_saved_or_somebody_said_so(
+def test_training_begins_at_step_0_only_if_nothing_was_ever_saved_or_a_user_asked_for_it(
     tell: Callable[[], History], on_missing: str, expected: bool
 ) -> None:
     history = tell().configured(restore=RestorePolicy(on_missing=on_missing))  # type: ignore[arg-type]

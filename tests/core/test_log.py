@@ -1,4 +1,4 @@
-"""The log's wire format: what is written can be read for ever, what cannot be read cannot be written."""
+"""The log's wire format: every entry ever written stays readable, and an unreadable one is never written."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_an_unknown_kind_is_read_by_name(critical: bool) -> None:
         pytest.param(DispositionSet(SNAPSHOT, "Keep"), "disposition", id="a word that means nothing"),  # type: ignore[arg-type]
     ],
 )
-def test_what_nobody_could_read_is_not_written(body: Body, message: str) -> None:
+def test_an_unreadable_entry_is_not_written(body: Body, message: str) -> None:
     """An entry cannot be taken back: one that readers refuse would end the run."""
     with pytest.raises(LogError, match=rf"write a log entry {type(body).__name__}: .*{message}"):
         write(body)

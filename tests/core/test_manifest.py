@@ -115,7 +115,7 @@ def test_a_manifest_this_version_cannot_use_is_refused_but_no_evidence(data: byt
         pytest.param({"world_size": 0}, id="no ranks"),
     ],
 )
-def test_a_manifest_nobody_could_read_is_not_written(changes: dict[str, Any]) -> None:
+def test_an_unreadable_manifest_is_not_written(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the manifest cannot be read back"):
         encode(msgspec.structs.replace(GOOD, **changes))
 

@@ -25,7 +25,7 @@ KEEP = RetentionPolicy(keep_last=1, grace_seconds=3600)
 
 
 def folder(step: int | None, attempt: int) -> SaveFolder:
-    """Of a save of this history's run: entry 1 is the same in all of them."""
+    """Return the folder of a save of this history's run: entry 1 is the same in all histories."""
     return SaveFolder(step, attempt, nonce_of(99), History().run.short_identity)
 
 

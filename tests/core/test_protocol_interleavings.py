@@ -45,7 +45,7 @@ def falls(promise: str, rules: Rules | None = None) -> bool:
     return False
 
 
-@pytest.mark.parametrize("requests", [0, 3], ids=["nobody asks for anything", "a user asks for rollbacks"])
+@pytest.mark.parametrize("requests", [0, 3], ids=["no user asks for anything", "a user asks for rollbacks"])
 def test_the_promises_hold(requests: int) -> None:
     assert broken(Rules(), requests) == {}
 

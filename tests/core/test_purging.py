@@ -139,7 +139,7 @@ def test_a_retired_one_comes_back_when_the_newest_proves_damaged() -> None:
     assert purge_due(judge(history.run, now=history.now, terms=READING)) == ()
 
 
-def test_what_is_being_read_stays_so_that_reading_comes_to_an_end() -> None:
+def test_what_is_being_read_stays_so_that_reading_can_finish() -> None:
     history = committed(100, 200, 300)
     reading = Terms(reads_back=True, reading=history.id(100))
     assert kept(history, reading) == {300: "Newest NewestVerified KeepLast", 100: "BeingRead"}
@@ -162,7 +162,7 @@ def test_what_waits_for_a_comparison_is_not_deleted_and_few_deletions_begin_at_o
 ) -> None:
     now = history.now + dt.timedelta(seconds=seconds)
     due = set(purge_due(judge(history.run, now=now, terms=terms)))
-    assert begun(history) <= due, "what has begun goes on"
+    assert begun(history) <= due, "a purge that has begun continues"
     assert len(due - begun(history)) <= PURGES_AT_ONCE
     waiting = waits_for_comparison(judge(history.run, now=now, terms=terms))
     assert not due & set(waiting)
@@ -175,9 +175,7 @@ def test_what_waits_for_a_comparison_is_not_deleted_and_few_deletions_begin_at_o
 
 
 @given(history=stories(), seconds=NOW)
-def test_time_alone_never_makes_a_deletion_due_before_the_moment_that_was_told(
-    history: History, seconds: float
-) -> None:
+def test_time_alone_never_makes_a_deletion_due_before_the_announced_moment(history: History, seconds: float) -> None:
     now = history.now + dt.timedelta(seconds=seconds)
     told = next_purge_at(history.run, now=now)
     assert told is None or told > now

@@ -1,4 +1,4 @@
-"""What a quota takes from what the policy keeps: the oldest of what rules alone keep, and never more."""
+"""Which snapshots a quota retires although the policy keeps them: the oldest that no floor keeps, never more."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_of(*steps: int, retention: RetentionPolicy | None = KEEP_ALL) -> History
     return History().configured(retention=retention).started().committed(*steps).verified(steps[-1])
 
 
-def test_the_oldest_of_what_rules_alone_keep_go_first() -> None:
+def test_the_oldest_that_no_floor_keeps_go_first() -> None:
     history = run_of(100, 200, 300, 400)
     found = judge(history.run, now=history.now, terms=leaving(1999))
     assert found.spare == history.ids(300, 200, 100)

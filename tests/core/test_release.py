@@ -42,7 +42,7 @@ def test_a_sound_snapshot_loses_nothing_and_the_request_is_used_up(damaged: Hist
     assert damaged.snapshot(100).failures == 1
 
 
-def test_releasing_what_nobody_committed_changes_nothing(damaged: History) -> None:
+def test_releasing_a_snapshot_without_a_commit_changes_nothing(damaged: History) -> None:
     before = dict(damaged.run.snapshots)
     damaged.append(QuarantineReleased("900-1-zzzzzzzz", "release-1"))
     assert dict(damaged.run.snapshots) == before

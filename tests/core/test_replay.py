@@ -54,7 +54,7 @@ def test_every_kind_of_entry_has_a_meaning() -> None:
     assert set(FOLD) == set(KINDS.values())
 
 
-def test_a_run_belongs_to_whoever_claimed_it_first() -> None:
+def test_a_run_belongs_to_the_first_owner_that_claimed_it() -> None:
     assert History().run.owner == OWNER
 
 
@@ -292,7 +292,7 @@ def test_a_fresh_start_that_was_withdrawn_in_time_does_not_act() -> None:
     assert not history.started().run.attempts[2].fresh
 
 
-def test_a_fresh_start_that_was_withdrawn_too_late_may_go_on() -> None:
+def test_a_fresh_start_that_was_withdrawn_too_late_may_continue() -> None:
     history = History().started().committed(100).configured(restore=RestorePolicy(mode="None")).started()
     assert history.configured().committed(10).run.newest == history.id(10)
 
@@ -313,7 +313,7 @@ def test_a_fresh_start_leaves_a_later_rollback_alone() -> None:
 
 TELLERS: dict[str, tuple[Callable[[], History], Callable[[History], History]]] = {
     "a second claim": (History, lambda h: h.append(RunClaimed(OTHER_OWNER))),
-    "an adoption from somebody who is not the owner": (History, lambda h: h.adopted(OWNER, previous=OTHER_OWNER)),
+    "an adoption from another than the owner": (History, lambda h: h.adopted(OWNER, previous=OTHER_OWNER)),
     "an old generation of the policy": (
         lambda: History().configured(generation=4),
         lambda h: h.configured(overwrite="Replace", generation=4),
@@ -378,7 +378,7 @@ REJECTED = {
     "that names no parent": ("WrongParent", lambda h: h.committed(300, parent="")),
     "that carries a request it did not start with": ("WrongRequest", lambda h: h.committed(300, restore_request="r")),
     "that replaces a snapshot of another step": ("ReplacesNothing", lambda h: h.committed(300, replaces=h.id(100))),
-    "that begins anew though nobody asked": ("NothingRestored", lambda h: h.started().committed(300)),
+    "that begins anew without a request": ("NothingRestored", lambda h: h.started().committed(300)),
     "that continues what does not exist": (
         "WrongParent",
         lambda h: h.started(candidate="", continues="999-1-abcdefgh").committed(300),

@@ -210,7 +210,7 @@ GOLDEN: dict[str, tuple[Callable[[], History], dict[int | str, str], dict[int | 
         },
         {},
     ),
-    "of an interval whose oldest is too old nothing is kept instead": (
+    "an interval whose oldest snapshot is too old keeps no other instead": (
         lambda: (
             run_of(100, retention=RetentionPolicy(keep_every_steps=100, max_age_seconds=7200.0))
             .wait(hours=3)
@@ -415,7 +415,7 @@ def test_a_retired_snapshot_is_not_purged_when(rescue: Callable[[History], Histo
     assert steps_due(rescue(history), days=1) == []
 
 
-def test_a_purge_that_began_always_goes_on() -> None:
+def test_a_purge_that_began_always_continues() -> None:
     history = run_of(100, 200, 300).verified(300).retired(100).purge_started(100)
     assert steps_due(history.configured(retention=None)) == [100]
     assert steps_due(history.disposed(100, "Hold")) == [100]

@@ -27,7 +27,7 @@ def contents(store: Store, prefix: str = "") -> dict[str, bytes]:
 
 
 def saved(store: Store) -> dict[str, bytes]:
-    """Every object of a save and its bytes: what no one may ever change. Stock pointers do move."""
+    """Every object of a save and its bytes, which must never change. Stock pointers do move."""
     return {key: data for key, data in contents(store, "step-").items() if layout.save_folder_of(key)}
 
 

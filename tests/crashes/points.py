@@ -28,7 +28,7 @@ When: TypeAlias = Literal["before", "during", "after"]
 Mode: TypeAlias = Literal["kill rank 0", "kill rank 1", "exception", "bug"]
 
 MODES: tuple[Mode, ...] = ("kill rank 0", "kill rank 1", "exception", "bug")
-"""``exception`` is one that a store raises in earnest, ``bug`` one that nobody has thought of."""
+"""``exception`` is one that a real store raises, ``bug`` one that no code expects."""
 
 _VICTIMS: dict[Mode, int] = {"kill rank 0": 0, "kill rank 1": 1}
 _WRITES: frozenset[Verb] = frozenset({"put", "put_if_absent", "upload", "delete"})

@@ -1,4 +1,4 @@
-"""An operator that crashes while it retires or purges: training goes on as it must, and the next operator ends it."""
+"""An operator that crashes while it retires or purges: training continues, and the next operator finishes the work."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def crash_the_operator(storage: RunStorage, crash: Crash, **spec: Any) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("point", [*UP_TO_PURGING, *PURGING], ids=str)
-def test_training_and_the_next_operator_go_on_after_an_operator_that_crashed(
+def test_training_and_the_next_operator_continue_after_an_operator_that_crashed(
     point: Point,
     mode: Mode,
     storage: RunStorage,
@@ -172,7 +172,7 @@ DELETED = deleted("the log", "^_log/0*1[.]json$", "during", "after")
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("point", [appended("RunAdopted", "before"), GIVEN_UP, *DELETING, *DELETED], ids=str)
-def test_a_deletion_of_the_run_that_crashed_is_ended_by_the_next_and_nobody_trains_on_what_is_left(
+def test_the_next_operator_ends_a_deletion_that_crashed_and_no_attempt_trains_on_what_is_left(
     point: Point,
     mode: Mode,
     storage: RunStorage,

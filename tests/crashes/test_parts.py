@@ -72,7 +72,7 @@ def test_a_crash_between_the_parts_of_a_file_leaves_parts_that_the_operator_disc
     evidence.check_nothing_is_out_of_place(store, found)
     left = seaweed.open_uploads(settings.url)
     assert left or mode != "kill rank 1", "the crash came too late"
-    assert all(key.endswith(f"__{mode[-1]}_0.distcp") for key in left), "who lives aborts its own"
+    assert all(key.endswith(f"__{mode[-1]}_0.distcp") for key in left), "a rank that lives aborts its own upload"
     orphans = evidence.orphans(store, found)
 
     resumed = run(replace(job, total=AFTERWARDS), tmp_path)

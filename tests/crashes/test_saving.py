@@ -1,4 +1,4 @@
-"""A process group that crashes anywhere in a save: the next one goes on from the last commit, and no more is left."""
+"""A process group that crashes anywhere in a save: the next one continues from the last commit, and no more is left."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_crash_in_a_save_leaves_the_last_commit_and_nothing_else(
     evidence.check_nothing_is_out_of_place(storage.store, found)
     left = evidence.orphans(storage.store, found)
     if not mode.startswith("kill") and point not in COMMITTING:
-        assert not left, "who lives cleans up after itself"
+        assert not left, "ranks that live clean up after themselves"
 
     resumed = run(job(total=AFTERWARDS), tmp_path)
     assert [outcome.steps[0] for outcome in resumed] == [expected(point, mode) + 1] * 2
@@ -127,7 +127,7 @@ def collect(storage: RunStorage) -> None:
 
 
 def check_ends(codes: list[int | None], mode: Mode, *, saved: bool) -> None:
-    """Who was killed is dead, and the others know that something is wrong, unless nothing is."""
+    """Check that the killed rank is dead, and that the others fail exactly if something is wrong."""
     if mode.startswith("kill"):
         victim = int(mode[-1])
         assert codes[victim] == -signal.SIGKILL

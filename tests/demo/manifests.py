@@ -109,7 +109,7 @@ def stateful_set(name: str, template: Manifest, *, pods: int) -> Manifest:
 
 
 def bare_pod(name: str, template: Manifest) -> Manifest:
-    """A pod that nobody owns."""
+    """A pod without an owner."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -23,7 +23,7 @@ NAMESPACE = "team-a"
 
 @dataclass(frozen=True)
 class Voice:
-    """How the story is told: a stage with its duration, a command with its output, a remark."""
+    """Functions that print the story: a stage with its duration, a command with its output, a remark."""
 
     stage: Callable[[str, float], None]
     command: Callable[[str, str], None]

@@ -195,7 +195,7 @@ class TrainingRun:
         return sorted(ours, key=lambda event: event["eventTime"])
 
     def describe(self) -> str:
-        """What somebody would look at first when something went wrong."""
+        """Return what a user would look at first after a failure."""
         return self.kubectl("get", "checkpoints,checkpointsnapshots,jobs,pods", "-o", "wide")
 
     def close(self) -> None:

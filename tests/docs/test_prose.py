@@ -1,8 +1,10 @@
-"""The texts for users and contributors read as plain English, and hold no remains of a merge."""
+"""The texts for users and contributors, code included, read as plain English, and hold no remains of a merge."""
 
 from __future__ import annotations
 
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,26 @@ TEXTS = sorted(
     - GENERATED
     - {"CHANGELOG.md"}
 )
+CODE = ("operator", "sidecar", "cli", "tests", "tools", "benchmarks", "docs", "charts")
+"""Folders whose Python files are read: comments, docstrings, messages and the names of tests."""
+PEOPLE = r"(?<!user )(?<!users )(?<!reader )(?<!administrator )(?<!someone )(?<!anyone )(?<!everyone )"
 TICS = re.compile(
-    r"\b(whoever|nobody|somebody|everybody|for ever|goes on|(?:is|are) told(?! from)|comes to)\b", re.IGNORECASE
+    rf"\b(whoever|nobody|somebody|everybody|anybody|no\sone|for\sever|goes?\son|(?:is|are|was|were)\stold(?!\sfrom)"
+    rf"|comes\sto|{PEOPLE}whom?)\b",
+    re.IGNORECASE,
 )
-"""Phrases for code that acts as if it were a person, or that English has a shorter word for."""
+"""Phrases for code that acts like a person, or that English has a shorter word for. Users are people."""
+UPPER_CASE = re.compile(r"[A-Z_]+")
+
+
+def prose_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield each comment, string and test name of a Python file with its line; a string of one word is data."""
+    with tokenize.open(path) as source:
+        for token in tokenize.generate_tokens(source.readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and " " in token.string):
+                yield token.start[0], token.string
+            elif token.type == tokenize.NAME and token.string.startswith("test_"):
+                yield token.start[0], token.string.replace("_", " ")
 
 
 def test_the_texts_are_found() -> None:
@@ -50,4 +68,18 @@ def test_no_conflict_of_a_merge_is_left(text: str) -> None:
 def test_a_text_names_the_actor(text: str) -> None:
     lines = (REPOSITORY / text).read_text().splitlines()
     found = [f"{number}: {line.strip()[:100]}" for number, line in enumerate(lines, 1) if TICS.search(line)]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", CODE)
+def test_code_speaks_of_people_only_where_it_means_people(folder: str) -> None:
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    assert files
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{line + text[: match.start()].count(chr(10))}: {match[0]}"
+        for path in files
+        for line, text in prose_of(path)
+        for match in TICS.finditer(text)
+        if not UPPER_CASE.fullmatch(match[0])
+    ]
     assert found == []

@@ -51,7 +51,7 @@ dcp.save(state, storage_writer=CheckpointWriter(url))
 """
 
 BLOCKS = blocks("python")
-"""A block runs after those above it on its page, so that a page may go on where it was."""
+"""A block runs after those above it on its page, so that a page may continue its example."""
 
 
 FORK_FOR_EACH = """

@@ -81,7 +81,7 @@ class FaultyApi(Seen):
                 watch.shutdown(socket.SHUT_RDWR)
 
     def kubeconfig(self, folder: Path) -> Path:
-        """Of a client that goes through the proxy, as whom the proxy is."""
+        """Write the kubeconfig of a client that goes through the proxy, which adds its own identity."""
         path = folder / "faulty.kubeconfig"
         body = {
             "apiVersion": "v1",
@@ -125,7 +125,7 @@ def _handler(control: FaultyApi, server: ApiServer) -> type[QuietHandler]:
         def refuse(self, code: int, reason: str) -> None:
             status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code}
             if code == 410:
-                # A watch that cannot go on is told so in a stream that began well.
+                # A watch that cannot continue gets its error in a stream that began well.
                 self.reply(200, json.dumps({"type": "ERROR", "object": status}).encode() + b"\n")
             else:
                 self.reply(code, json.dumps(status).encode(), {"Retry-After": "1"} if code == 429 else {})

@@ -35,12 +35,12 @@ Effect: TypeAlias = Literal[
     "be busy",  # answer late, and 503 to more than a few requests at once
     "lose the reply",
     "cut the reply",
-    "shorten the reply",  # by its last byte, and tell that length
-    "flip a bit of the data",  # of what is sent as an object, else of the reply
+    "shorten the reply",  # by its last byte, and declare that length
+    "flip a bit of the data",  # in the object that is sent, else in the reply
     "answer as before",  # with the first answer to the same listing
     "answer in small pages",  # a listing
     "drop the condition",
-    "refuse each key",  # of a deletion: as S3 does without the right, or under object lock, in an answer that is 200
+    "refuse each key",  # in a deletion: as S3 does without the right, or under object lock, in an answer that is 200
 ]
 Answer: TypeAlias = tuple[int, str]
 """A status and an error code."""
@@ -69,7 +69,7 @@ class FaultyServer(Seen):
     """Where the proxy listens, what it shall do, and which requests it has seen.
 
     Attributes:
-        keeps_host: Whether requests go on with the name by which the proxy was asked, which S3 signs.
+        keeps_host: Whether forwarded requests keep the host name of the incoming one, which S3 signs.
         at_once: How many requests were under way when each of those began, itself among them.
         tokens: The session tokens that came with them.
     """

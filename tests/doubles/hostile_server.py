@@ -1,7 +1,7 @@
-"""A small S3 server that keeps objects in memory, and does a bucket's owner's bidding: what a hostile tenant runs.
+"""A small S3 server that keeps objects in memory, and misbehaves as the bucket's name says: what a hostile tenant runs.
 
 How a request is answered depends on the bucket's name, so that one server has all kinds of hostility. Every request is
-remembered with its headers: they must never show who the operator is.
+remembered with its headers: they must never show the operator's identity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from checkpoint_sidecar.core import layout
 SLOW_SECONDS = 8.0
 
 REMEMBERED_BYTES = 1 << 20
-"""Of the body of a request."""
+"""Bytes of a request's body that are remembered."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class HostileServer:
 
 
 def entry(number: int, previous: str) -> bytes:
-    """A log entry of a kind that nobody knows; the first one claims the run for nobody."""
+    """Return a log entry of an unknown kind; the first one claims the run for an unknown owner."""
     owner = {"cluster": "nobody", "namespace": "nobody", "name": "nobody"}
     envelope = {
         "format": "1.0",

@@ -1,4 +1,4 @@
-"""Every kind of request that a store makes, for tests of what all of them have in common."""
+"""Every kind of request that a store makes, for tests of behavior that they share."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_more_than_the_limit_passes_alone() -> None:
     assert granted.wait(5)
 
 
-def test_small_requests_do_not_overtake_a_large_one_for_ever() -> None:
+def test_small_requests_do_not_overtake_a_large_one_without_end() -> None:
     budget = MemoryBudget(LIMIT)
     budget.acquire(60)
     large = waits(budget, 80)
@@ -87,7 +87,7 @@ def test_small_requests_do_not_overtake_a_large_one_for_ever() -> None:
     assert small.wait(5)
 
 
-def test_who_does_not_want_it_any_more_is_not_waited_for() -> None:
+def test_a_request_that_was_given_up_blocks_no_other() -> None:
     budget = MemoryBudget(LIMIT)
     budget.acquire(60)
 

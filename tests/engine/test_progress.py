@@ -1,4 +1,4 @@
-"""Bytes of a save or a restore are counted, whoever moves them."""
+"""Bytes of a save or a restore are counted, whichever thread moves them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from checkpoint_sidecar.core.errors import TransferCancelledError
 from checkpoint_sidecar.engine.meter import ProgressSnapshot, TransferMeter
 
 
-def test_it_knows_what_is_done_of_what_is_expected_and_for_how_long() -> None:
+def test_it_knows_how_much_of_the_expected_bytes_is_done_and_for_how_long() -> None:
     now = 10.0
     progress = TransferMeter(100, clock=lambda: now)
     progress.add(30)
@@ -55,7 +55,7 @@ def test_no_byte_is_lost_between_threads() -> None:
         pytest.param(TransferMeter.check, id="checks"),
     ],
 )
-def test_who_uses_it_learns_that_it_was_called_off(use: Callable[[TransferMeter], None]) -> None:
+def test_every_use_after_cancellation_fails(use: Callable[[TransferMeter], None]) -> None:
     progress = TransferMeter(100)
     use(progress)
     progress.cancel()

@@ -102,7 +102,7 @@ def test_a_flipped_bit_is_found_wherever_its_block_landed(position: int, spans: 
     assert caught.value.evidence == "ChecksumMismatch"
 
 
-def test_a_flipped_bit_in_a_block_that_nobody_wants_disturbs_nobody() -> None:
+def test_a_flipped_bit_in_an_unwanted_block_disturbs_no_reader() -> None:
     content = contents(4 * BLOCK)
     store = MemoryStore()
     files = stored(content, store)

@@ -1,4 +1,4 @@
-"""The plan of what is read: every wanted byte once, in few requests, of whole blocks where checksums are compared."""
+"""The plan of reads: every wanted byte once, in few requests, of whole blocks where checksums are compared."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> Non
 
 
 @needs_root
-def test_erasing_ends_what_runs_in_the_control_group_although_nobody_recorded_it(place: Workspace) -> None:
+def test_erasing_ends_unrecorded_processes_of_the_control_group(place: Workspace) -> None:
     cgroups.create(place.cgroup)
     procs = cgroups.daemons_folder(place.cgroup) / "cgroup.procs"
     process = subprocess.Popen(["sh", "-c", f"echo $$ >{procs}; exec sleep 60"])

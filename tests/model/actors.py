@@ -123,7 +123,7 @@ def trainer(
 
 
 def _restore(world: World, session: AttemptSession, outcome: Outcome) -> int:
-    """The step it goes on from."""
+    """Restore as a training loop does, and return the step from which it continues."""
     promises = world.promises
     while True:
         candidate = session.next_candidate()

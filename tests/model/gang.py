@@ -100,7 +100,7 @@ places: dict[threading.Thread, tuple[Gang, int, Actor]] = {}
 
 
 def _place() -> tuple[Gang, int, Actor]:
-    """Of the asking thread; one of a pool belongs to the actor that has the turn."""
+    """Return the calling thread's gang, rank and actor; a pool's thread belongs to the actor that has the turn."""
     return places.get(threading.current_thread()) or next(each for each in places.values() if each[2].has_the_turn)
 
 

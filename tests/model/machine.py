@@ -1,8 +1,8 @@
 """The machine: hypothesis decides what happens next, turn by turn; the judge watches; a failure tells its story.
 
-Trainers, operators and users act on one bucket. Between any two store calls of one, another may go on, be killed, lose
-a reply or have a request land late. At the end everybody is killed where they stand and three questions are asked:
-does a new trainer, alone, come to the state it should (P1, P7, P8), does a new operator settle, and does the next
+Trainers, operators and users act on one bucket. Between any two store calls of one, another may run, be killed, lose
+a reply or have a request land late. At the end all actors are killed where they stand and three questions are asked:
+does a new trainer, alone, reach the state it should (P1, P7, P8), does a new operator settle, and does the next
 trainer still find what it needs?
 """
 
@@ -35,7 +35,7 @@ from support.builders import OTHER_OWNER, OWNER
 MOST_ACTORS = 4
 MOST_LAUNCHED = 10
 ENOUGH_CALLS = 2000
-"""More than any actor makes that is left alone; a trainer that needs more waits for somebody."""
+"""More calls than any undisturbed actor makes; a trainer that needs more waits for another actor."""
 
 SAVES = st.lists(
     st.builds(
@@ -62,7 +62,7 @@ WHO = st.integers(0, MOST_ACTORS - 1)
 NEWEST_FIRST = st.sampled_from([0, 1, 2, 3, 5])
 TURNS = st.sampled_from([1, 1, 1, 2, 3, 5, 8, 13, 40])
 PATIENT = st.sampled_from([None, None, True, False])
-"""Whether an operator joins, and waits for outcomes for ever."""
+"""Whether an operator joins, and whether it waits for outcomes without a limit."""
 CHANGES = st.sampled_from(["create _log", "create _log", "create _log", "upload", "put", "delete", ""])
 REQUESTS = st.one_of(CHANGES, st.sampled_from(["get step-", "stat", "read"]))
 
@@ -88,7 +88,7 @@ class Explored:
 
 
 class Machine(RuleBasedStateMachine):
-    """One story: who acts, turn by turn, what the network and clocks do, and the questions of the end.
+    """One story: which actor acts, turn by turn, what the network and clocks do, and the questions of the end.
 
     Attributes:
         explored: Shared by all stories of one subclass.
@@ -186,7 +186,7 @@ class Machine(RuleBasedStateMachine):
         ),
     )
     def they_race(self, saves: list[Save], patient: bool | None, races: list[tuple[str, list[int], int]]) -> None:
-        """Everybody comes up to a call of one kind; then each goes on, in some order."""
+        """Bring all actors to a call of one kind; then let each continue, in some order."""
         self._company(saves, patient)
         for what, order, turns in races:
             for actor in list(self.alive):
@@ -335,10 +335,10 @@ class Machine(RuleBasedStateMachine):
 
     def _alone(self, actor: Actor) -> None:
         self._turns(actor, ENOUGH_CALLS)
-        require(actor.ended, "P7", f"{actor.name}, alone, makes {ENOUGH_CALLS} calls and waits for somebody")
+        require(actor.ended, "P7", f"{actor.name}, alone, makes {ENOUGH_CALLS} calls and still waits")
 
     def _ask_a_trainer(self) -> None:
-        """It restores what the design says, from the bucket alone, and goes on from there."""
+        """Require that a new trainer restores what the design says, from the bucket alone, and trains on."""
         ledger = self.world.promises.ledger
         over = self.world.promises.given_up
         request = ledger.pending.id if ledger.pending else ""
@@ -358,7 +358,7 @@ class Machine(RuleBasedStateMachine):
     def _ask_an_operator(self) -> None:
         user = self.user if self._owner() == OWNER else self.other
         self._alone(self._operator(6, patient=True))
-        require(not user.left, "P6", f"an operator never comes to rest: {user.left}")
+        require(not user.left, "P6", f"an operator never settles: {user.left}")
         ledger = self.world.promises.ledger
         wanted: dict[str, str] = {}
         for saved in ledger.lineage():

@@ -54,7 +54,7 @@ class Mutant:
     machine: type[Machine] = Protocol
 
     def apply(self, patch: pytest.MonkeyPatch) -> None:
-        """Replace the code itself, so that also those who imported the function by name run it."""
+        """Replace the code itself, so that modules that imported the function by name run it too."""
         source = textwrap.dedent(inspect.getsource(self.function)).removeprefix("@property\n")
         assert source.count(self.old) == 1, f"{self.function.__qualname__} has changed: adapt the mutant {self.wrong!r}"
         module = sys.modules[self.function.__module__]
@@ -94,7 +94,7 @@ MUTANTS = (
     ),
     Mutant(
         0,
-        "a purge goes on in the run of another owner",
+        "a purge continues in the run of another owner",
         stories.a_purge_ends_where_the_run_changes_hands,
         execute._purge,
         " or run.owner != owner",

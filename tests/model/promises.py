@@ -1,4 +1,4 @@
-"""The promises, executable: what may land in the bucket, what must be there, and what an actor may be told.
+"""The promises, executable: what may land in the bucket, what must be there, and what an actor may learn.
 
 P1 what was acknowledged stays whole and restorable until a purge is announced. P2 only committed snapshots are
 restored, and only what proves whole. P3 nothing is written twice. P4 one winner per number; no fenced commit, no
@@ -62,7 +62,7 @@ class Promises:
         ledger: What the log means by the design.
         run: What it means by the code under test.
         damage: When each damaged snapshot was first damaged, in events; and first so that its sizes show it.
-        judged: Whether whoever writes claims to keep the rules.
+        judged: Whether the current writer claims to keep the rules.
         began: When each actor began what it is doing, in events.
         owners: Whose the run was after each entry.
         writers, written_at: By save folder, its writer and when its newest object landed.
@@ -118,7 +118,7 @@ class Promises:
             number = int(found[1])
             if number < self.tombstone:
                 self.stray = True
-                return  # of a writer that was stopped while the run was deleted: it means nothing to anybody
+                return  # its writer was stopped while the run was deleted: no reader sees the entry
             require(not self.lost, "P8", f"entry {number} is written into a log that is gone")
             require(number == self.run.head + 1 == entry["number"], "P4", f"entry {number} lands after {self.run.head}")
             self.events += 1
@@ -188,7 +188,7 @@ class Promises:
         if sizes_differ or key.endswith("manifest.json"):
             self.visible_damage.setdefault(_snapshot_of(key), self.events)
 
-    # What actors are told
+    # What actors learn
 
     def begins(self) -> None:
         """The asking actor begins something: a pass, a restore."""
@@ -210,7 +210,7 @@ class Promises:
             self.late_of = ""
 
     def restored(self, attempt: int, snapshot: str, level: str) -> None:
-        """An attempt is told that a snapshot was loaded, checked as far as ``level``."""
+        """An attempt learns that a snapshot was loaded, checked as far as ``level``."""
         require(snapshot in self.ledger.saved, "P2", f"attempt {attempt} restored {snapshot}, which no commit names")
         seen = {"None": {}, "Sizes": self.visible_damage, "Checksums": self.damage}[level]
         known = seen.get(snapshot, self.events + 1)
@@ -222,7 +222,7 @@ class Promises:
         require(fresh, "P8", f"attempt {attempt} begins at step 0 although {ledger.newest} was committed")
 
     def acknowledged(self, snapshot: str, world: World) -> None:
-        """An actor was told that its save is a snapshot."""
+        """An actor learns that its save is a snapshot."""
         require(snapshot in self.ledger.saved, "P1", f"{snapshot} was acknowledged and no commit that counts names it")
         self._whole(self.ledger.saved[snapshot], world)
 
@@ -294,13 +294,13 @@ class Promises:
 
     def _may_restore(self, body: Json, state: str) -> None:
         number, snapshot = body["attempt"], body["snapshot"]
-        require(self.ledger.may_speak(number), "P4", f"attempt {number} goes on although it is fenced")
+        require(self.ledger.may_speak(number), "P4", f"attempt {number} continues although it is fenced")
         allowed = [s.id for s in self.ledger.to_restore(self.ledger.attempts[number].request) if s.state == state]
         require(snapshot in allowed, "P2", f"attempt {number} tries {snapshot}, allowed are {allowed}")
 
     def _RestoreFinished(self, body: Json, _: World) -> None:  # noqa: N802
         number, snapshot = body["attempt"], body["snapshot"]
-        require(self.ledger.may_speak(number), "P4", f"attempt {number} goes on although it is fenced")
+        require(self.ledger.may_speak(number), "P4", f"attempt {number} continues although it is fenced")
         in_use = self.ledger.attempts[number].in_use
         require(in_use == snapshot, "P6", f"attempt {number} has read {snapshot} and announced {in_use!r}")
         self._evidence(body, snapshot)

@@ -160,7 +160,7 @@ class Protocol(Machine):
     @precondition(lambda self: any(s.state in (PURGING, PURGED) for s in self.world.promises.ledger.saved.values()))
     @rule(which=NEWEST_FIRST, what=st.sampled_from(["reinstates", "rolls back to", "retires", "purges"]))
     def somebody_without_rules_recalls(self, which: int, what: str) -> None:
-        """What a purge has begun on is gone, whatever anybody writes."""
+        """A purge that has begun is final, whatever a later entry says."""
         gone = [s.id for s in self.world.promises.ledger.saved.values() if s.state in (PURGING, PURGED)]
         snapshot = gone[-1 - which % len(gone)]
         entries: dict[str, Body] = {
@@ -173,7 +173,7 @@ class Protocol(Machine):
 
     def _against_the_rules(self, body: Body) -> None:
         run = self.world.promises.run
-        self.world.tell(f"somebody writes against the rules: {body}")
+        self.world.tell(f"a rogue writer breaks the rules: {body}")
         self.explored.happened["rogue entries"] += 1
         number, name = run.head + 1, f"rogue-{self.world.fresh()}"
         data = encode(

@@ -73,7 +73,7 @@ class Distributed:
         tally.copy_(torch.tensor([max(each) for each in zip(*votes, strict=True)], dtype=tally.dtype))
 
     def all_gather_object(self, values: list[Any], value: Any, *, group: Group) -> None:
-        values[:] = group.meet("everybody's word", value)
+        values[:] = group.meet("every rank's value", value)
 
     def broadcast_object_list(self, box: list[Any], *, src: int, group: Group) -> None:
         box[:] = group.meet("rank 0's word", box)[src]

@@ -25,7 +25,7 @@ HOUR = 3600.0
 
 
 class Stage:
-    """A world, its users, and whoever is sent on."""
+    """A world, its users, and the actors of one story."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.world = World()
@@ -68,7 +68,7 @@ class Stage:
         return self.outcome(self.trainer(saves, **options))
 
     def outcome(self, actor: Actor) -> Outcome:
-        """What a trainer comes to when it goes on to its end."""
+        """Let a trainer run to its end, and return its outcome."""
         self.go(actor)
         return self.outcomes[actor]
 
@@ -90,7 +90,7 @@ class Stage:
         self.world.promises.check(self.world)
 
     def up_to(self, actor: Actor, call: str) -> Actor:
-        """Let it go on until this is its next call."""
+        """Let it run until this is its next call."""
         while not actor.next_call.startswith(call):
             assert not actor.ended, f"{actor.name} ended before it came to {call!r}"
             self.go(actor, 1)
@@ -100,7 +100,7 @@ class Stage:
         self.world.seconds += seconds
 
     def after_a_pass(self, operator: Actor, user: User | None = None) -> Actor:
-        """Let an operator go on until it begins its next pass."""
+        """Let an operator run until it begins its next pass."""
         user = user or self.user
         done = user.status
         while user.status is done:
@@ -240,7 +240,7 @@ def a_purge_ends_where_the_run_changes_hands(stage: Stage) -> None:
     stage.train(2)
     stage.up_to(stage.operator(passes=1), f"delete {stage.saved(100).path}").kill()
     assert stage.saved(100).state == "Purging"
-    slow = stage.up_to(stage.up_to(stage.operator(passes=1), "get _log/"), "put _probe/")  # about to go on with it
+    slow = stage.up_to(stage.up_to(stage.operator(passes=1), "get _log/"), "put _probe/")  # about to continue the purge
     stage.other.takes_over(OWNER, stage.world)
     taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
     stage.go(slow)

@@ -1,8 +1,8 @@
 """Several ranks keep together: real checkpointers whose collectives, threads and store calls take turns by chance.
 
 What must hold: ranks never wait for each other in vain, they restore the same snapshot, they end alike, and what is
-committed is the state of one step, whoever is killed, asked to terminate or refused by the store, and whenever.
-``CHECKPOINT_FAULTS=long`` tells thousands of other stories.
+committed is the state of one step, whichever rank is killed, asked to terminate or refused by the store, and whenever.
+``CHECKPOINT_FAULTS=long`` plays thousands of other stories.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DISTURBANCES = (
     "a failing thread",
 )
 LONGEST_WAIT_SECONDS = 3600.0
-"""Of the model's clock, after which whoever still waits waits in vain."""
+"""Seconds of the model's clock after which a rank that still waits will wait forever."""
 
 
 class Stage:
@@ -75,7 +75,7 @@ class Stage:
         return [actor for gang in self.gangs for rank in gang.actors.values() for actor in rank if not actor.ended]
 
     def tell(self, disturbances: int) -> None:
-        """Give turns until everybody has ended, with so many disturbances on the way."""
+        """Give turns until all ranks have ended, with so many disturbances on the way."""
         waited = 0.0
         while alive := self.actors():
             if disturbances and self.chance.random() < 0.03:
@@ -171,7 +171,7 @@ class Stage:
         require([part["rank"] for part in found] == list(range(len(found))), "P1", f"step {step} holds {found}")
 
     def ask(self) -> None:
-        """A gang that starts now, alone, goes on from what was committed, and comes to its end."""
+        """Require that a gang that starts now, alone, continues from what was committed and finishes."""
         for actor in self.actors():
             actor.kill()
         ledger = self.world.promises.ledger
@@ -179,7 +179,7 @@ class Stage:
         usable = (s for s in ledger.lineage() if s.state == LIVE and not ledger.quarantined(s) and s.id not in damaged)
         expected = next((s.step for s in usable), 0)
         if not expected and ledger.newest:
-            return  # everything is damaged; what a start says to that is told elsewhere
+            return  # everything is damaged; other tests cover such a start
         self.calm = True
         last = self.start()
         self.gangs = [last]

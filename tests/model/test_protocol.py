@@ -1,7 +1,7 @@
 """The promises hold for the real code under everything the machine does; without any one rule, they fall.
 
-``CHECKPOINT_FAULTS=long`` tells thousands of other stories each time and shortens one that fails; without it, the same
-stories are told every time. What was explored is written to ``build/model.json``.
+``CHECKPOINT_FAULTS=long`` plays thousands of other stories each time and shortens one that fails; without it, the same
+stories are played every time. What was explored is written to ``build/model.json``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONG = os.environ.get("CHECKPOINT_FAULTS") == "long"
 SEEDS = [random.randrange(2**32) for _ in range(20)] if LONG else range(1, 9)
 STORIES = 250 if LONG else 15
 MOST_STORIES = 20
-"""Of one seed, within which a mutant is caught; many seeds with few stories get further than few seeds with many."""
+"""Stories per seed when a mutant is hunted; many seeds with few stories get further than few seeds with many."""
 OTHER_SEEDS = 36
 FIGURES = Path(__file__).parents[2] / "build" / "model.json"
 

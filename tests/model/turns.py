@@ -1,6 +1,6 @@
 """Actors that run one at a time: each is a thread that stops before every store call until it is given a turn.
 
-Whoever gives the turns decides the interleaving, and nothing else does: no two actors ever run at once.
+The code that gives the turns decides the interleaving, and nothing else does: no two actors ever run at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 TIMEOUT_SECONDS = 60.0
-"""Of the test, for real: an actor that comes to no store call in this time hangs."""
+"""Real time: an actor that makes no store call within it hangs."""
 
 
 class Killed(BaseException):
@@ -102,7 +102,7 @@ class Actor:
             self._body(self)
         except Killed:
             pass
-        except BaseException as error:  # noqa: BLE001 - raised by whoever gives the turns
+        except BaseException as error:  # noqa: BLE001 - raised where the turns are given
             self.error = error
         self.ended = True
         self.next_call = ""

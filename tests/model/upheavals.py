@@ -62,7 +62,7 @@ class Upheavals(Protocol):
     def _raise(self, actor: Actor) -> None:
         super()._raise(actor)
         if self.world.promises.stray:
-            # Another one that was stopped just as long would go on where the first one wrote, and notice nothing.
+            # Another one that was stopped just as long would continue where the first one wrote, and notice nothing.
             self.world.promises.stray = False
             for other in [other for other in self.alive if other.head < self.world.promises.tombstone]:
                 if other is not actor:
@@ -116,7 +116,7 @@ class Upheavals(Protocol):
     @precondition(lambda self: self._owned and self.world.promises.ledger.newest and self._has_room)
     @rule(compacted=st.booleans(), turns=TURNS)
     def the_log_is_gone_for_a_while(self, compacted: bool, turns: int) -> None:
-        """Nothing is begun, written or deleted on account of that, and what was there goes on when it comes back."""
+        """Nothing is begun, written or deleted because of it, and the run continues when the log comes back."""
         promises = self.world.promises
         for actor in list(self.alive):
             # What was sent already, or is in this moment, may be written; its writer hears that it does not count.
@@ -237,7 +237,7 @@ class Upheavals(Protocol):
         self._creates(user)
 
     def _ask_for_second_looks(self) -> None:
-        """What stays and is not quarantined was read back, and cleared of what was found against it."""
+        """Require that every snapshot that stays, unless quarantined, was read back and cleared of suspicion."""
         retention = self.world.promises.ledger.policy["retention"]
         if retention and retention["dryRun"]:
             return  # what would go is live, and not worth reading
@@ -246,7 +246,7 @@ class Upheavals(Protocol):
             self._alone(self._operator_of(self._user(), 4 + len(self._held())))
             if not self._unsettled():
                 return
-        raise BrokenPromiseError("evidence", f"{self._unsettled()} are never read back, or suspected for ever")
+        raise BrokenPromiseError("evidence", f"{self._unsettled()} are never read back, or stay suspected")
 
     def _unsettled(self) -> list[str]:
         ledger = self.world.promises.ledger

@@ -1,4 +1,4 @@
-"""One bucket with its clock, the connections of actors to it, and the judge who watches every object land."""
+"""One bucket with its clock, the connections of actors to it, and the judge that checks every object as it lands."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ URL = "s3://bucket/run"
 FATES = ("the reply is lost", "the request is lost", "the request is late")
 
 CHANGED = "the reply is changed on its way"
-"""Of what is read of an object."""
+"""A fate of requests that read an object."""
 
 
 @dataclass
 class Late:
-    """A request whose sender was told nothing, and which may yet take effect."""
+    """A request whose sender got no answer, and which may still take effect."""
 
     label: str
     land: Callable[[], object]
@@ -60,7 +60,7 @@ class World:
         skew: What each actor's wall clock shows beyond that; it may jump, the store's may not.
         late: Requests under way.
         rotten: What damaged objects were, by key.
-        story: What happened, for whoever reads a failure.
+        story: What happened, for the reader of a failure.
     """
 
     seconds: float = 0.0
@@ -89,7 +89,7 @@ class World:
         return BEGINNING + dt.timedelta(seconds=math.floor(self.seconds + self.jumped))
 
     def jump(self, seconds: float) -> None:
-        """Somebody sets the store's clock."""
+        """Set the store's clock forward or back."""
         self.jumped += seconds
         self.forward += max(0.0, seconds)
         self.jumps += abs(seconds)
@@ -107,7 +107,7 @@ class World:
         return nonce_of(self.names)
 
     def wall(self) -> dt.datetime:
-        """The wall clock of whoever asks."""
+        """Return the wall clock of the calling thread's actor."""
         return self.now() + dt.timedelta(seconds=self.skew.get(threading.current_thread().name, 0.0))
 
     # Changes, judged as they land
@@ -130,7 +130,7 @@ class World:
 
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:
-        """Code under test that goes on after any exception must not swallow this one."""
+        """Record a broken promise, because code under test that survives any exception would swallow it."""
         try:
             yield
         except BrokenPromiseError as error:
@@ -138,7 +138,7 @@ class World:
             raise
 
     def damage(self, key: str, data: bytes | None) -> None:
-        """Change or lose an object behind everybody's back."""
+        """Change or lose an object without any actor's doing."""
         self.rotten.setdefault(key, self.store.get(key, max_bytes=1 << 20).data)
         if data is None:
             self.store.delete([key])
@@ -153,13 +153,13 @@ class World:
         self.promises.undamaged(snapshot)
 
     def take_away(self, prefix: str) -> dict[str, bytes]:
-        """Delete everything under a prefix behind everybody's back, and return it."""
+        """Delete everything under a prefix without any actor's doing, and return it."""
         gone = {key: data for key, data in self._contents().items() if key.startswith(prefix)}
         self.store.delete(gone)
         return gone
 
     def others(self, write: Callable[[Store], object]) -> None:
-        """Somebody else writes under the prefix, and may replace what others wrote before."""
+        """Let a writer outside the run write under the prefix; it may replace what others wrote before."""
         before = self._contents()
         with contextlib.suppress(CheckpointError):  # where a log of something else is
             write(self.store)
@@ -174,8 +174,8 @@ class World:
 class Connection:
     """A store as one actor sees it: every request waits for a turn and may fail on the way.
 
-    The one exception is reading a log entry that exists. It never changes, so the moment of reading it makes no
-    difference to anybody.
+        The one exception is reading a log entry that exists. It never changes, so the moment of reading it makes no
+    difference to any actor.
     """
 
     url = URL

@@ -86,7 +86,7 @@ def _route(request: pytest.FixtureRequest, faulty: tuple[Server, FaultyServer]) 
 
 @pytest.fixture
 def route(_route: Route) -> Route:
-    """It behaves until it is told otherwise."""
+    """The route, which behaves until a test breaks it."""
     _route.proxy.forget()
     return _route
 

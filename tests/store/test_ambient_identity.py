@@ -1,4 +1,4 @@
-"""Who we are when nobody says so: botocore's chain of credentials, for small requests and for large ones."""
+"""The identity without explicit credentials: botocore's chain, for small requests and for large ones."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def test_a_web_identity_is_exchanged_and_renewed_before_it_expires(
 
 
 def expire_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an hour look short, to those who hold credentials and to the cache behind them."""
+    """Let an hour look short, to code that holds credentials and to the cache behind it."""
     now = botocore.credentials._local_now
     monkeypatch.setattr(botocore.credentials, "_local_now", lambda: now() + dt.timedelta(minutes=50))
     monkeypatch.setattr(botocore.credentials.RefreshableCredentials, "_advisory_refresh_timeout", 2 * 3600)
 
 
 @drivers
-def test_no_identity_at_all_is_told(driver: Driver, seaweed: Server) -> None:
+def test_a_missing_identity_is_reported(driver: Driver, seaweed: Server) -> None:
     store = open_store(StoreSettings(seaweed.settings().url, seaweed.endpoint, REGION), driver=driver)
 
     for request in (lambda: store.stat("object"), lambda: read_range(store, "object", 0, 1)):
@@ -99,7 +99,7 @@ def test_no_identity_at_all_is_told(driver: Driver, seaweed: Server) -> None:
             request()
 
 
-def test_a_profile_that_does_not_exist_is_told(seaweed: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_does_not_exist_is_reported(seaweed: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "misspelt")
     store = open_store(StoreSettings(seaweed.settings().url, seaweed.endpoint, REGION), driver="native")
 

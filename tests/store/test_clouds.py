@@ -132,7 +132,7 @@ def test_an_upload_to_azure_survives_a_fault_of_any_of_its_requests(
 @pytest.mark.parametrize(
     ("method", "number"), [("POST", 1), ("PUT", 1), ("PUT", 2), ("PUT", 3)], ids=["start", "first", "middle", "last"]
 )
-def test_an_upload_to_google_goes_on_where_it_was_when_a_request_fails(
+def test_an_upload_to_google_continues_where_it_was_when_a_request_fails(
     effect: Effect | Answer, method: str, number: int, kept: int
 ) -> None:
     data = bytes(SMALLEST_PART) + bytes([1]) * SMALLEST_PART + DATA
@@ -159,7 +159,7 @@ def test_small_requests_survive_an_overload(store: Store, faults: FaultyServer, 
         REQUESTS[verb](store)
 
 
-def test_a_lost_race_is_told_as_such(store: Store) -> None:
+def test_a_lost_race_is_reported_as_such(store: Store) -> None:
     store.put_if_absent("key", b"first")
     with pytest.raises(ObjectExistsError):
         store.put_if_absent("key", b"second")

@@ -70,7 +70,7 @@ def rechained(entries: list[RawEntry], number: int) -> list[RawEntry]:
     for entry in entries:
         fields = msgspec.json.decode(entry.data)
         if entry.number >= number:
-            fields["writer"], fields["previous"] = "somebody else", previous
+            fields["writer"], fields["previous"] = "another writer", previous
         data = msgspec.json.encode(fields)
         previous = hashlib.sha256(data).hexdigest()
         forged.append(dataclasses.replace(entry, data=data))
@@ -143,7 +143,7 @@ def test_entries_of_kinds_that_this_version_does_not_know_are_kept_to_the_byte(s
     assert (run.head, run.unknown_critical) == (LENGTH + 5, "SnapshotsRelocated")
 
 
-def test_who_appends_after_opening_from_compactions_continues_the_chain(store: MemoryStore) -> None:
+def test_a_writer_that_opened_from_compactions_continues_the_chain(store: MemoryStore) -> None:
     log = RunLog(store, writer="test")
     log.append(lambda run: AttemptStarted(attempt=run.highest_attempt + 1, world_size=1))
 
@@ -179,7 +179,7 @@ def test_a_log_on_a_real_s3_server_is_compacted_and_opened_from_there(driver: Dr
 
 
 @pytest.mark.store
-def test_a_listing_that_begins_late_costs_no_pages_of_what_comes_before(route: Route, folder: str) -> None:
+def test_a_listing_that_begins_late_costs_no_pages_of_earlier_keys(route: Route, folder: str) -> None:
     if route.server.name != "moto":
         pytest.skip("the server would refuse a request that was changed on the way")
     keys = [f"{folder}{layout.log_key(number)}" for number in range(91, 113)]
@@ -267,7 +267,7 @@ def test_a_failing_store_is_not_taken_for_a_damaged_compaction(store: MemoryStor
 
 
 def test_a_log_whose_entries_are_lost_is_refused_although_compactions_still_hold_them(store: MemoryStore) -> None:
-    """A lifecycle rule deletes what is old. Whoever took such a log for a short one would write numbers again."""
+    """A lifecycle rule deletes what is old. A writer that took such a log for a short one would write numbers again."""
     store.delete([layout.log_key(number) for number in range(1, LENGTH + 1)])
 
     log = RunLog(store, writer="test")

@@ -57,7 +57,7 @@ def test_a_good_store_gets_a_line_for_each_promise_and_status_0(tmp_path: Path) 
 
 @pytest.mark.store
 @pytest.mark.parametrize("driver", ["fsspec", "native"])
-def test_a_store_without_conditional_writes_gets_status_1_and_is_told_which_promise_it_breaks(
+def test_a_store_without_conditional_writes_gets_status_1_and_the_promise_it_breaks(
     driver: Driver, moto: Server, server: FaultyServer, credentials: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.faults.append(Fault("PUT", "", "drop the condition", times=10_000))

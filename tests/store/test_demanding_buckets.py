@@ -149,7 +149,7 @@ def test_what_the_policy_says_is_in_the_error(driver: Driver, moto: Server) -> N
 
 
 @drivers
-def test_a_bucket_whose_requests_are_paid_by_those_who_make_them(driver: Driver, moto: Server) -> None:
+def test_a_requester_pays_bucket(driver: Driver, moto: Server) -> None:
     def wants_a_payer(headers: Mapping[str, str], _path: str, _body: bytes) -> Refusal | None:
         if headers.get("x-amz-request-payer") == "requester":
             return None

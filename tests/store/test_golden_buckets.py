@@ -77,7 +77,7 @@ def test_a_run_is_read_and_continued(name: str, steps: list[int], bucket: Bucket
     assert layout.parse_save_folder(run.snapshots[run.newest or ""].commit.path).run == run.short_identity
 
 
-def test_what_the_log_names_is_collected_and_what_nothing_proves_stays_and_is_told(bucket: Bucket) -> None:
+def test_what_the_log_names_is_collected_and_what_nothing_proves_stays_and_is_reported(bucket: Bucket) -> None:
     store = bucket("training")
     before = contents(store)
     session = operator(store)

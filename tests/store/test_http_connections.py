@@ -132,7 +132,7 @@ NEVER = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         (trickling(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000, 0), 0),
         (trickling(NEVER + b"5\r\nwhole\r\n0\r\n", b"X: x\r\n" * 10_000, 0), 5),
     ],
-    ids=["a header", "a small body", "data", "go on", "trailers"],
+    ids=["a header", "a small body", "data", "continue", "trailers"],
 )
 def test_an_answer_without_an_end_ends(serve: Serve, size: int, connections: Connections) -> None:
     into, fill_on = ([memoryview(bytearray(size))], (200,)) if size else ([], ())
@@ -258,7 +258,7 @@ def test_a_connection_that_the_server_closed_is_not_used_again(connections: Conn
             assert get(connections, f"http://{at}/", len(DATA))[1] == DATA
 
 
-def test_no_connection_is_told_apart(connections: Connections) -> None:
+def test_a_failed_connection_has_its_own_error(connections: Connections) -> None:
     with pytest.raises(NoConnectionError):
         get(connections, "http://127.0.0.1:9/")
 
@@ -272,7 +272,7 @@ def test_a_signed_url_does_not_show(connections: Connections) -> None:
     assert "secret" not in repr(raised.value) + str(raised.value)
 
 
-def test_a_proxy_is_given_whole_urls_and_who_asks(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_gets_whole_urls_and_its_credentials(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = []
 
     def serve(connection: socket.socket) -> None:

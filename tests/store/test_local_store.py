@@ -203,7 +203,7 @@ def test_more_buffers_than_the_system_takes_at_once_are_written_and_read(store: 
     ],
     ids=["links are forbidden", "links are unknown", "the disk is full"],
 )
-def test_what_the_file_system_cannot_do_is_told(
+def test_what_the_file_system_cannot_do_is_reported(
     store: Store, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
 ) -> None:
     def link(*_: object) -> None:

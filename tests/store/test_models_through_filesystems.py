@@ -45,7 +45,7 @@ def _same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_a_run_goes_on_where_it_ended_through_a_url_of_fsspec() -> None:
+def test_a_run_continues_where_it_ended_through_a_url_of_fsspec() -> None:
     url = f"memory://{secrets.token_hex(6)}/run"
 
     first, saved = _run(url, 3, seed=1, storage_options={"skip_instance_cache": True})
@@ -56,7 +56,7 @@ def test_a_run_goes_on_where_it_ended_through_a_url_of_fsspec() -> None:
 
 
 @pytest.mark.store
-def test_a_run_goes_on_where_it_ended_on_an_sftp_server(tmp_path: Path) -> None:
+def test_a_run_continues_where_it_ended_on_an_sftp_server(tmp_path: Path) -> None:
     if problem := filesystems.sshd_problem():
         pytest.skip(problem)
     (tmp_path / "sshd").mkdir()

@@ -115,7 +115,7 @@ def test_an_entry_that_lands_while_the_log_is_emptied_is_not_told_to_count() -> 
         log.append(start)
 
 
-def test_a_deletion_leaves_a_number_behind_and_the_next_run_goes_on_counting() -> None:
+def test_a_deletion_leaves_a_number_behind_and_the_next_run_continues_from_it() -> None:
     store = log_of_four()
     first = RunLog(store, writer="test").refresh().identity
     deleted(store)

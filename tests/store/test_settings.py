@@ -1,4 +1,4 @@
-"""Credentials: read when needed, refused when they name nobody, never shown. And who serves which URL."""
+"""Credentials: read when needed, refused when incomplete, never shown. And which store serves which URL."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_missing_folder_is_a_configuration_error_that_names_it(tmp_path: Path)
         ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "x"}, "AZURE_STORAGE_SAS_TOKEN"),
     ],
 )
-def test_credentials_that_name_nobody_never_fall_back_to_the_ambient_identity(
+def test_incomplete_credentials_never_fall_back_to_the_ambient_identity(
     scheme: str, values: dict[str, str], missing: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=missing):
@@ -165,7 +165,7 @@ def test_each_url_is_served_by_its_adapter(url: str, driver: Driver, adapter: st
         ("gopher://host/run", "auto", "scheme gopher is unknown"),
     ],
 )
-def test_what_nobody_serves_is_a_configuration_error(url: str, driver: Driver, cause: str) -> None:
+def test_an_unserved_url_is_a_configuration_error(url: str, driver: Driver, cause: str) -> None:
     with pytest.raises(ConfigurationError, match=cause):
         open_store(StoreSettings(url), driver=driver)
 

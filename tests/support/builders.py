@@ -71,7 +71,7 @@ class History:
     """One run's log, growing entry by entry; a minute of the store's clock passes before each.
 
     Args:
-        owner: Who claims the prefix with entry 1; None for an empty log.
+        owner: The owner that claims the prefix with entry 1; None for an empty log.
     """
 
     def __init__(self, owner: Owner | None = OWNER) -> None:

@@ -1,4 +1,4 @@
-"""Builders of what the operator observes: a Checkpoint, its pods and its mirrored snapshots beside a run's history."""
+"""Builders of the operator's observations: a Checkpoint, its pods and its mirrored snapshots beside a run's history."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def stock(store: Store, folder: str) -> None:
 
 
 def old_leftover(store: Store, folder: str) -> None:
-    """Of a run of version 0.1.0, or a drop-in of that version whose log is gone: nobody can tell."""
+    """Write a file of a run of version 0.1.0, or of a drop-in of that version without its log: both look alike."""
     store.put(f"{folder}0001-aaaaaaaa/__0_0.distcp", b"half")
 
 

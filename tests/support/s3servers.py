@@ -26,7 +26,7 @@ LONG = os.environ.get("CHECKPOINT_FAULTS") == "long"
 
 @dataclass
 class Server:
-    """Where it listens, and who may do everything there."""
+    """Its endpoint, and the credentials with all rights there."""
 
     name: str
     endpoint: str

@@ -30,7 +30,7 @@ class Trainer:
 
     Args:
         store: Opened at the run's root.
-        owner: Whom it trains for; claims the prefix if nobody did.
+        owner: The owner it trains for; claims the prefix if it is unclaimed.
     """
 
     def __init__(self, store: Store, owner: Owner = OWNER) -> None:

@@ -85,7 +85,7 @@ class RunStorage:
         self.append(RunConfigured("a-uid", generation, Policy(**policy)))
 
     def restored_step(self) -> int:
-        """Where an attempt goes on that starts now."""
+        """Restore as an attempt that starts now, and return its step."""
         with Checkpointer(Training().state, self.url) as checkpointer:
             restored = checkpointer.restore()
         return restored.step if restored else 0
@@ -133,7 +133,7 @@ def started(storage: RunStorage, training: Training | None = None, **options: An
 
 
 def await_saves() -> None:
-    """Until no save runs in this process, whoever began it."""
+    """Wait until no save runs in this process, whichever checkpointer began it."""
     for thread in threading.enumerate():
         if thread.name.startswith("save step"):
             thread.join(30)

@@ -37,11 +37,11 @@ End = Literal["return", "raise", "exit 0", "exit 3", "train on", "stop by itself
 
 @dataclass(frozen=True)
 class Case:
-    """A training process that makes five steps, or goes on until a signal comes.
+    """A training process that makes five steps, or trains until a signal comes.
 
     Attributes:
         close: Whether it uses the ``with`` block, or forgets all about closing.
-        end: How it comes to its end after the last step.
+        end: How it ends after the last step.
         every_steps: When a save is due.
         fail, hang: Requests that fail, and that are never answered: verb and part of the key.
         signals: Sent to the given rank once it has got as far as the marker says: ``(signal, rank, marker)``; or once
@@ -150,7 +150,7 @@ def serve() -> tuple[Case, Path, int] | None:
 
 
 def be_init(folder: Path, rank: int) -> None:
-    """Go on as PID 1 of a namespace. The process that this was only passes the exit code on."""
+    """Continue as PID 1 of a namespace. The former process only passes the exit code on."""
     new_pid_namespace = 0x20000000
     if ctypes.CDLL(None).unshare(new_pid_namespace) != 0:
         os._exit(77)

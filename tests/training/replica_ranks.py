@@ -161,7 +161,7 @@ def large_tensors_that_differ(folder: Path) -> None:
 
 @check
 def equal_objects_whose_pickles_differ(folder: Path) -> None:
-    # Sets of strings are ordered by a seed of the process; which equal strings are one object is anybody's guess.
+    # Sets of strings are ordered by a seed of the process; which equal strings are one object is undefined.
     names = [f"name {number}" for number in range(50)]
     strings = ["shared", "sha" + "red"] if dist.get_rank() else ["shared", "".join(["sha", "red"])]
     state = {"set": set(names), "nested": {"list": [frozenset(names), *strings]}}

@@ -1,4 +1,4 @@
-"""Two real ranks over gloo that stop, start fresh and go on: the checks of ``test_resume_ranks``.
+"""Two real ranks over gloo that stop, start fresh and continue: the checks of ``test_resume_ranks``.
 
 Run as ``python resume_ranks.py <rank> <world size> <folder>``.
 """

@@ -1,4 +1,4 @@
-"""Training runs that are stopped, started fresh and go on, compared bit for bit with runs that nothing disturbed."""
+"""Training runs that are stopped and continued by fresh processes, compared bit for bit with undisturbed runs."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def frozen(value: Any, *, whole: bool = False) -> Any:
     """A copy of a state.
 
     Args:
-        whole: Of distributed tensors copy all, which is collective, instead of what this rank holds.
+        whole: Copy distributed tensors whole, which is collective, instead of this rank's shard.
     """
     if isinstance(value, torch.Tensor):
         if isinstance(value, DTensor):

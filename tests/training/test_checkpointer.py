@@ -104,7 +104,7 @@ def test_torchs_own_reader_finds_every_step(storage: RunStorage) -> None:
     assert all(torch.equal(weights["model"][name], t) for name, t in training.model.state_dict().items())
 
 
-def test_training_goes_on_while_the_upload_runs(storage: RunStorage, on_upload: Any) -> None:
+def test_training_continues_while_the_upload_runs(storage: RunStorage, on_upload: Any) -> None:
     let_go = threading.Event()
     on_upload(lambda key: let_go.wait(10) if "step-2/" in key else None)
     training = Training()
@@ -296,7 +296,7 @@ def test_a_new_policy_is_followed_while_training(storage: RunStorage, quick_poll
 # Misuse
 
 
-def test_a_pod_that_was_not_injected_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_that_was_not_injected_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHECKPOINT_URL", raising=False)
     with pytest.raises(ConfigurationError, match=r"checkpoint-operator\.dev/checkpoint"):
         Checkpointer.from_env(Training().state)

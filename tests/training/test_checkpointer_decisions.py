@@ -28,7 +28,7 @@ def test_ranks_with_nothing_to_say_agree_on_nothing() -> None:
 
 
 @pytest.mark.parametrize("trigger", ["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"])
-def test_the_trigger_of_rank_0_reaches_everybody(trigger: Trigger) -> None:
+def test_the_trigger_of_rank_0_reaches_every_rank(trigger: Trigger) -> None:
     assert agree(Vote(7, trigger=trigger), Vote(7)).trigger == trigger
 
 
@@ -42,7 +42,7 @@ def test_one_rank_that_saves_or_failed_is_enough() -> None:
     [
         pytest.param([None, Stop(12.5)], Stop(12.5), id="one-rank-was-asked"),
         pytest.param([Stop(20.0), Stop(12.5)], Stop(12.5), id="the-first-to-be-killed-counts"),
-        pytest.param([Stop(20.0, repeated=True), Stop(12.5)], Stop(12.5, repeated=True), id="somebody-insists"),
+        pytest.param([Stop(20.0, repeated=True), Stop(12.5)], Stop(12.5, repeated=True), id="one-rank-was-asked-twice"),
         pytest.param([Stop(-3.0), None], Stop(-3.0), id="too-late"),
         pytest.param([Stop(0.0), None], Stop(0.0), id="at-the-last-moment"),
     ],

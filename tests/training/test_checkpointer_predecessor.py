@@ -27,7 +27,7 @@ BEGINNING = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 @dataclass
 class World:
-    """A run whose attempt 1 has started, a clock shared by everybody, and what happens second by second."""
+    """A run whose attempt 1 has started, a clock that all share, and what happens second by second."""
 
     seconds: float = 0.0
     happens: Callable[[World], None] = lambda _: None
@@ -54,7 +54,7 @@ class World:
         return self.seconds - began
 
 
-def test_without_a_heartbeat_nobody_waits() -> None:
+def test_without_a_heartbeat_no_start_waits() -> None:
     assert World().wait() == 0
 
 

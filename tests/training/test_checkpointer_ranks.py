@@ -101,7 +101,7 @@ def test_a_rank_killed_in_a_save_leaves_the_snapshot_before(
     assert killed[who].code == -signal.SIGKILL
     assert killed[1 - who].code not in (0, None)
     assert list(storage.run.snapshots) == [storage.snapshot(2).id]
-    # Nobody said goodbye; that a start then waits a while is tested elsewhere.
+    # No rank marked its end; another test shows that a start then waits a while.
     successor = run(Job(storage.url, 3, options={"takeover_seconds": 0.0}), tmp_path)
     assert [outcome.steps for outcome in successor] == [(3,), (3,)]
 

@@ -76,7 +76,7 @@ def test_what_a_start_left_out_is_read_for_the_claim_if_it_is_little(storage: Ru
     assert (claim.verified, claim.compared_bytes) == ("Checksums", storage.snapshot(2).commit.bytes)
 
 
-def test_damage_of_what_a_start_left_out_stops_nothing_and_verifies_nothing(storage: RunStorage) -> None:
+def test_damage_in_entries_that_a_start_left_out_stops_nothing_and_verifies_nothing(storage: RunStorage) -> None:
     storage.train(2)
     storage.damage(2, "stock.metadata")
     assert storage.restored_step() == 2
@@ -141,7 +141,7 @@ def test_a_restore_that_failed_is_not_followed_by_training_in_the_same_process(s
                 call()
 
 
-def test_a_fresh_start_is_not_made_of_what_damaged_snapshots_left_in_memory(storage: RunStorage) -> None:
+def test_a_fresh_start_uses_no_state_that_damaged_snapshots_left_in_memory(storage: RunStorage) -> None:
     storage.train(2)
     storage.configure(restore=RestorePolicy(on_missing="StartFresh", max_failures_per_snapshot=1))
     storage.damage(2)

@@ -61,7 +61,7 @@ def flaky(object_store: ObjectStore, injected: str, monkeypatch: pytest.MonkeyPa
 
 
 def restored() -> tuple[int, int]:
-    """The step a start goes on from, and how many snapshots it passed over."""
+    """Return the step that a start continues from, and how many snapshots it passed over."""
     with Checkpointer.from_env(Training().state) as checkpointer:
         found = checkpointer.restore()
     assert found is not None

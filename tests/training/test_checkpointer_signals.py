@@ -49,7 +49,7 @@ def test_sigterm_starts_the_grace_period(watch: TerminationWatch) -> None:
     ("seconds_later", "repeated"),
     [
         pytest.param(0.5, False, id="the-init-process-and-torchrun-both-pass-it-on"),
-        pytest.param(5.0, True, id="somebody-insists"),
+        pytest.param(5.0, True, id="one-rank-was-asked-twice"),
     ],
 )
 def test_a_second_sigterm_counts_unless_it_is_an_echo_of_the_first(seconds_later: float, repeated: bool) -> None:

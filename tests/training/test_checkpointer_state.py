@@ -85,7 +85,7 @@ def test_a_rank_the_snapshot_does_not_know_keeps_its_state(caplog: pytest.LogCap
     assert "rank-00003" in caplog.text
 
 
-def test_every_generator_goes_on_where_it_was() -> None:
+def test_every_generator_continues_where_it_was() -> None:
     state = TrainingState({"random": RandomState()}, rank=0)
     captured = state.capture()
 

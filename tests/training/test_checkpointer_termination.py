@@ -158,7 +158,7 @@ with Checkpointer(state, sys.argv[1], save=SavePolicy(every_seconds=None)) as ch
 
 
 @pytest.mark.distributed
-def test_a_real_process_ends_with_code_143_and_its_successor_goes_on(storage: RunStorage) -> None:
+def test_a_real_process_ends_with_code_143_and_its_successor_continues(storage: RunStorage) -> None:
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, storage.url], stdout=subprocess.PIPE, text=True
     )

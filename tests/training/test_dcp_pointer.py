@@ -1,4 +1,4 @@
-"""The stock pointer follows the log, whoever publishes it and in whatever order."""
+"""The stock pointer follows the log, whichever process publishes it and in whatever order."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Run:
 
 
 class Interfering(MemoryStore):
-    """Lets somebody else act once, right before the pointer is written."""
+    """Lets another process act once, right before the pointer is written."""
 
     before_pointer: Callable[[], object] | None = None
 
@@ -161,7 +161,7 @@ def test_a_pointer_that_says_what_it_shows_is_not_read_again() -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False], ids=["of today", "of version 0.1.0"])
-def test_somebody_elses_checkpoint_is_neither_replaced_nor_removed(signed: bool) -> None:
+def test_another_writers_checkpoint_is_neither_replaced_nor_removed(signed: bool) -> None:
     store = MemoryStore()
     store.put(POINTER, b"torch's own, of another training")
     run = Run(store)
@@ -174,7 +174,7 @@ def test_somebody_elses_checkpoint_is_neither_replaced_nor_removed(signed: bool)
         assert run.shown == "torch's own, of another training"
 
 
-def test_the_pointer_of_another_run_is_told_by_its_origin() -> None:
+def test_the_pointer_of_another_run_is_recognized_by_its_origin() -> None:
     store = MemoryStore()
     run = Run(store)
     run.commit("first", signed=True)
@@ -196,7 +196,7 @@ def test_a_pointer_of_version_0_1_0_is_replaced_when_it_shows_a_save_that_the_lo
     assert (run.shown or "").startswith("second")
 
 
-def test_what_appears_between_the_look_and_the_creation_is_somebody_elses() -> None:
+def test_a_pointer_that_appears_between_the_check_and_the_creation_stays() -> None:
     store = Interfering()
     run = Run(store)
     run.commit("first", signed=True)
@@ -340,7 +340,7 @@ def test_a_large_pointer_of_version_0_1_0_that_is_right_is_not_written_again() -
     assert store.largest <= PART_BYTES
 
 
-def test_somebody_elses_checkpoint_that_appears_while_a_large_pointer_is_copied_stays() -> None:
+def test_another_writers_checkpoint_that_appears_while_a_large_pointer_is_copied_stays() -> None:
     class Appearing(MemoryStore):
         def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> None:
             super().read_into(key, start, buffers)

@@ -1,4 +1,4 @@
-"""What a load reads, and how it comes to its place: little more than needed, by the shortest way, in bounded memory."""
+"""What a load reads, and how the bytes arrive: little more than needed, with few copies, in bounded memory."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from doubles.memory import MemoryStore
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 APPEND = Counter(get=4, put_if_absent=1)
-"""Is the number free, is the log still there; write; who has the number, is the log still there."""
+"""Check that the number is free and the log exists; write; check which entry has the number and that the log exists."""
 FILES = Counter(upload=4)
 """.distcp, .metadata, stock.metadata and manifest.json."""
 SIZES = Counter(stat=3)
-"""Of all files but the manifest."""
+"""Requests for the sizes of all files but the manifest."""
 
 
 @pytest.fixture

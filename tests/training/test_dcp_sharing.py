@@ -1,4 +1,4 @@
-"""Who reads what several ranks need; and real ranks doing so. What each check does is in ``sharing_ranks``."""
+"""Which rank reads what several ranks need; and real ranks doing so. The checks are in ``sharing_ranks``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_reading_is_spread_by_bytes_and_counts_what_each_reads_for_itself() -> N
     assert max(read) - min(read[1:]) <= 20
 
 
-def test_nothing_is_shared_when_nobody_needs_the_same() -> None:
+def test_nothing_is_shared_when_no_two_ranks_need_the_same() -> None:
     assert plan_shares([[item(20)], [item(30)], []], size_of, minimum=10) is None
 
 

@@ -29,7 +29,7 @@ def terminal() -> Iterator[list[str]]:
     termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w") as stream, contextlib.redirect_stderr(stream):
         yield written
-    # The end of what a terminal has to say is an error.
+    # At the end of its output, reading a terminal fails.
     with os.fdopen(ours, "rb", buffering=0) as screen, contextlib.suppress(OSError):
         while True:
             written.append(screen.read(4096).decode(errors="replace"))
@@ -102,5 +102,5 @@ def test_what_is_under_way_can_be_asked_for(progress: TransferMeter, caplog: pyt
         pytest.param(0, 0.0, "0 B in 0.0 s, 0 B/s", id="nothing"),
     ],
 )
-def test_speed_is_told_for_humans(count: int, seconds: float, text: str) -> None:
+def test_speed_is_printed_for_people(count: int, seconds: float, text: str) -> None:
     assert moved(count, seconds) == text

@@ -21,7 +21,7 @@ from training.ending_processes import BUSY, Case, Ending, Host
 pytestmark = pytest.mark.distributed
 
 SECONDS = 60.0
-"""From the signal, or the start, to the end, on a machine that is busy with other things: what hangs takes for ever."""
+"""From the signal, or the start, to the end, on a machine that is busy with other things; a hung process never ends."""
 
 DATA = ("upload", ".distcp")
 COMMIT = ("put_if_absent", "_log/00000000000000000004")

@@ -79,7 +79,7 @@ def until(condition: Callable[[], bool]) -> None:
 # Training
 
 
-def test_training_goes_on_after_a_failed_save_and_saves_when_the_next_one_is_due(
+def test_training_continues_after_a_failed_save_and_saves_when_the_next_one_is_due(
     storage: RunStorage, on_upload: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_upload(Upload(1))

@@ -24,7 +24,7 @@ def train(url: str, total: int, **hooks: Any) -> None:
             checkpointer.step(step, metrics={"loss": 1 / step})
 
 
-def test_each_commit_and_each_start_is_told_once_in_order(tmp_path: Path) -> None:
+def test_each_commit_and_each_start_is_reported_once_in_order(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/run"
     commits: list[CommittedSnapshot] = []
     starts: list[RestoredSnapshot] = []

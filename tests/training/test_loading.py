@@ -84,7 +84,7 @@ def test_damage_is_an_error_and_no_other_snapshot_is_taken(tmp_path: Path) -> No
 
 
 @NO_GROUP
-def test_names_of_one_side_are_told_without_strict(tmp_path: Path) -> None:
+def test_names_of_one_side_are_reported_without_strict(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/run"
     saved(url, 100)
     loaded = load(url, nn.Linear(8, 8, bias=False), strict=False)

@@ -59,7 +59,7 @@ def test_a_log_that_lost_all_but_its_beginning_is_not_a_new_run(storage: RunStor
     assert contents(storage.store) == left
 
 
-def test_a_pod_that_was_told_how_long_the_log_was_refuses_an_empty_prefix(storage: RunStorage) -> None:
+def test_a_pod_with_a_log_floor_refuses_an_empty_prefix(storage: RunStorage) -> None:
     storage.train(3)
     head = storage.run.head
     remove(storage.store, "")
@@ -74,7 +74,7 @@ def test_a_pod_that_was_told_how_long_the_log_was_refuses_an_empty_prefix(storag
         checkpointer.close()
 
 
-def test_who_starts_over_on_purpose_may(storage: RunStorage) -> None:
+def test_a_run_may_start_over_on_purpose(storage: RunStorage) -> None:
     storage.train(3)
     remove(storage.store, "_log/")
     left = {key for key in contents(storage.store) if layout.save_folder_of(key)}
@@ -86,7 +86,7 @@ def test_who_starts_over_on_purpose_may(storage: RunStorage) -> None:
     assert checkpointer.restore() is None
     checkpointer.save(1)
     checkpointer.close()
-    assert left <= set(contents(storage.store)), "what the lost run saved is nobody's to delete"
+    assert left <= set(contents(storage.store)), "what the lost run saved stays"
 
 
 def test_a_new_run_may_begin_beside_the_checkpoints_of_others(storage: RunStorage) -> None:

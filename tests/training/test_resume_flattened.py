@@ -19,7 +19,7 @@ def make() -> Job:
     return Job(state, lambda step: flattened.train(state, step), options={"run": "flattened"})
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_continues(tmp_path: Path) -> None:
     shutil.copytree(Path(flattened.__file__).with_name("flattened_run"), tmp_path / "run")
     expected = seeded(make)
     for step in (1, 2):

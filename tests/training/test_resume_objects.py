@@ -495,7 +495,7 @@ def test_the_first_save_says_what_no_snapshot_holds(storage: RunStorage, caplog:
     assert re.search(r"model\.derived \(not persistent\); the gradients of used; the random number", line)
 
 
-def test_generators_go_on_as_if_the_iterator_had_not_been_made_again(tmp_path: Path) -> None:
+def test_generators_continue_as_if_the_iterator_had_not_been_made_again(tmp_path: Path) -> None:
     def make() -> Job:
         model, data = nn.Linear(2, 2), torch.utils.data.TensorDataset(torch.arange(16.0).reshape(8, 2))
         optim = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -540,7 +540,7 @@ def test_a_run_with_another_width_says_what_does_not_fit_and_touches_nothing(sto
     assert not list(differences(before, dict(model.state_dict())))
 
 
-def test_an_optimizer_that_lacks_a_group_is_told_which_parameters_are_missing(storage: RunStorage) -> None:
+def test_an_error_names_the_parameters_that_an_optimizer_lacks_a_group_for(storage: RunStorage) -> None:
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     optim = torch.optim.SGD(model["a"].parameters(), lr=0.1)
     optim.add_param_group({"params": list(model["b"].parameters()), "lr": 0.2})

@@ -1,4 +1,4 @@
-"""Two real ranks that stop, start fresh and go on."""
+"""Two real ranks that stop and continue as fresh processes."""
 
 from __future__ import annotations
 

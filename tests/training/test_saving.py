@@ -59,7 +59,7 @@ checkpointer.step(1)
 
 @contextmanager
 def process(storage: RunStorage, *, seconds: float = 1.0, end: str = "") -> Iterator[subprocess.Popen[str]]:
-    """One that comes to its end under its save, whose upload takes some seconds; it forgot to close anything."""
+    """A process that ends during its save, whose upload takes some seconds; it closes nothing."""
     script = PROCESS.format(seconds=seconds, end=end)
     running = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script, storage.url],

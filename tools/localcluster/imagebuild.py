@@ -27,7 +27,7 @@ from localcluster.requirements import SBIN
 
 PACKAGES = ("ca-certificates", "python3", "python3-venv")
 UNUSED = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt/archives", "var/lib/apt/lists")
-"""More than half of what debootstrap installs."""
+"""More than half of the files that debootstrap installs."""
 LOCKED_STAGE = "dependencies"
 KEPT_ARCHIVES = 3
 _EPOCH = 315532800
@@ -161,7 +161,7 @@ def _distribution() -> tuple[str, str]:
 
 @contextmanager
 def _staged(recipe: Recipe, names: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """A copy of these files alone, and a digest of them and of what else makes the image what it is.
+    """Return a copy of these files alone, and a digest of them and of all else that determines the image.
 
     It is the copy that is built: the sources may be edited meanwhile.
     """

@@ -91,7 +91,7 @@ def start(daemons: Daemons, ports: Iterator[int]) -> tuple[Daemon, ObjectStore]:
     for server in ("master", "volume", "filer"):
         command += [f"-{server}.port={next(ports)}", f"-{server}.port.grpc={next(ports)}"]
     command += [f"-s3.port.grpc={next(ports)}"]
-    # By default these are in the system's temporary folder, where nobody removes them.
+    # By default these are in the system's temporary folder, where they would stay.
     command += [f"-{server}.localSocket={daemons.directory / server}.sock" for server in ("filer", "s3")]
     return daemons.start(DAEMON, command), store
 

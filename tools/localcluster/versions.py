@@ -51,7 +51,7 @@ def _kubernetes(name: str) -> Binary:
 
 
 BINARIES = (
-    _kubernetes("kube-apiserver"),  # first: it takes longest, and the rest reuses most of what it compiled
+    _kubernetes("kube-apiserver"),  # first: it takes longest, and the rest reuses most of its compiled packages
     Binary("etcd", "kubernetes", "go.etcd.io/etcd/server/v3"),
     _kubernetes("kube-controller-manager"),
     _kubernetes("kube-scheduler"),

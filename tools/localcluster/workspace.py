@@ -63,7 +63,7 @@ class Workspace:
         cgroups.remove(self.cgroup)
         if self.directory.exists():
             # The marker goes last, so that an erasure that was interrupted can be repeated; and the owner, so that
-            # nobody takes what is being erased for abandoned and erases it too.
+            # no other process takes the folder being erased for abandoned and erases it too.
             for entry in self.directory.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)

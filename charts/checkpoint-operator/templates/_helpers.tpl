@@ -60,7 +60,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 {{- end }}
 
-{{- /* UID of the namespace kube-system, or empty where Helm cannot ask the cluster. Who gives it needs no right to ask. */}}
+{{- /* UID of the namespace kube-system, or empty where Helm cannot ask the cluster. A given UID needs no right to ask. */}}
 {{- define "checkpoint-operator.clusterId" -}}
 {{- if .Values.clusterId -}}
 {{- .Values.clusterId -}}

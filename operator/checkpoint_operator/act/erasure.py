@@ -93,7 +93,7 @@ def _delete_log(session: RunStore, run: Run) -> None:
     if not numbers or numbers[-1] != run.head:
         session.log.refresh()
         session.log.prove()
-        raise LogError("delete the run log", store.url, "it goes on after the run was given up")
+        raise LogError("delete the run log", store.url, "it continues after the run was given up")
     # Compactions first: entries that are gone would look like a loss beside them.
     session.delete(key for key in _keys(store, layout.COMPACTION_FOLDER) if _of_run(key, run))
     marker = [layout.MARKER_KEY] if is_marker(store, run.identity) else []

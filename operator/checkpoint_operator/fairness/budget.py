@@ -43,7 +43,7 @@ MEMORY_BYTES = 96 * MIB
 
 LOG_BYTES = 16 * MIB
 ALL_LOG_BYTES = 96 * MIB
-"""Of the run log of one Checkpoint, some 30,000 entries, and of all those that are longer than a megabyte."""
+"""Limits for the run log of one Checkpoint, some 30,000 entries, and for all logs longer than a megabyte."""
 
 LEAST_PAGE = 100
 """Each page of a listing counts as at least this many objects, so that endless empty pages end too."""
@@ -242,8 +242,8 @@ class Meter:
                 self._subject,
                 f"it has {self._log_bytes // MIB} MiB; the operator keeps {LOG_BYTES // MIB} MiB of one, and "
                 f"{ALL_LOG_BYTES // MIB} MiB of all long ones",
-                "Go on with a new Checkpoint at another prefix; if there are not that many snapshots, the store makes "
-                "entries up.",
+                "Continue with a new Checkpoint at another prefix. If the run is shorter than that, the store invents "
+                "entries.",
                 reason=Reason.LOG_TOO_LONG,
             )
         cause = ""

@@ -27,7 +27,7 @@ _HIDDEN = "[redacted]"
 _SHORTEST = 8
 
 KEPT_BYTES = 32 * 1024
-"""Of the values of one Checkpoint, the newest: after a rotation old errors may still quote the former ones."""
+"""Size of the newest values kept for one Checkpoint: after a rotation old errors may still quote former ones."""
 
 _PUBLIC = frozenset({CA_CERTIFICATE, AZURE_STORAGE_ACCOUNT_NAME})
 # They stand in URLs and certificates anyway, and would make messages unreadable.

@@ -1,4 +1,4 @@
-"""Statuses that this operator wrote, so that a watch notices when someone else changes one.
+"""Statuses that this operator wrote, so that a watch notices when another writer changes one.
 
 Otherwise a wiped status would stay wiped until the next complete pass: the generation counts changes of the spec only.
 """

@@ -183,7 +183,7 @@ class WorkQueue(Generic[K]):
             outcome = await self._work(key, thorough, slot)
         except asyncio.CancelledError:
             raise
-        except BaseException:  # a client's panic is not an Exception; the other keys must go on
+        except BaseException:  # a client's panic is not an Exception; the other keys must continue
             logger.exception("%s: the pass failed", key)
             outcome = CallOutcome(failure="the pass failed")
         if outcome.waits_for is not None:

@@ -126,7 +126,7 @@ def _one_creator_wins(trial: Trial) -> None:
             raise replaced(trial.store, key)
         trial.expect(len(winners) <= 1, f"{len(winners)} of {_CREATORS} creates succeeded")
         trial.expect(trial.store.stat(key) is not None, f"none of {_CREATORS} has created the object")
-        # S3 may answer "conflict" to all that it has not refused; then the object tells who has won.
+        # S3 may answer "conflict" to all that it has not refused; then the object names the winner.
         trial.expect(int(_read(trial.store, key)) in (winners or undecided), "the object is not the winner's")
 
 

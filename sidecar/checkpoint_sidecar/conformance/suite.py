@@ -66,7 +66,7 @@ class Trial:
         return self._keys[-1]
 
     def expect(self, kept: bool, otherwise: str) -> None:
-        """Go on only if the promise was kept.
+        """Check that the promise was kept.
 
         Raises:
             BrokenPromiseError: It was not; ``otherwise`` says what happened instead.

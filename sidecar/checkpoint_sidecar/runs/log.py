@@ -45,11 +45,11 @@ class RunLog:
     """One run's log, cached up to the last entry read. Safe from several threads.
 
     It serves one run. If the log is emptied, or another run begins in its place, every call raises LogReplacedError
-    from then on; to go on with what is there now takes another RunLog.
+    from then on; to read the new log, open another RunLog.
 
     Args:
         store: Opened at the run's root.
-        writer: Who appends, for the audit trail: ``"library 0.1.0"``.
+        writer: The name of the appending program, for the audit trail: ``"library 0.1.0"``.
         timeout_seconds: How long an append with unknown outcome is retried before ``UnknownOutcomeError`` is raised;
             None for no limit. Training waits without limit, because giving up would make it report a failure
             for a save that may yet land; the operator gives up and re-plans. A writer with a timeout also backs off
@@ -145,7 +145,7 @@ class RunLog:
             return self._run
 
     def poll(self) -> Run:
-        """``refresh`` for those who call it all the time; now and then it also notices that the log is gone.
+        """Refresh cheaply, for frequent callers; now and then it also notices that the log is gone.
 
         Raises:
             LogReplacedError, LogError, StoreError: See ``refresh``.

@@ -26,7 +26,7 @@ def leave_marker(store: Store, run: Run) -> None:
     """
     there, marker = _read(store)
     if not there:
-        # Whoever starts next tries again: this must not keep anything from starting.
+        # The next start tries again: a failure here must not prevent a start.
         with contextlib.suppress(ObjectExistsError, UnknownOutcomeError):
             store.put_if_absent(layout.MARKER_KEY, encode(run))
     elif marker is not None and marker.identity != run.identity:

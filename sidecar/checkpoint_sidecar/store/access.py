@@ -1,4 +1,4 @@
-"""How to reach a store: where it is and who we are. Values, picklable, and never showing a secret."""
+"""How to reach a store: its location and our identity. Values, picklable, and never showing a secret."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KNOWN_KEYS = frozenset({AWS_SESSION_TOKEN, CA_CERTIFICATE}).union(
 
 
 class Credentials:
-    """Who we are: given values, a folder of files (a mounted Secret), or the environment's own identity.
+    """Our identity: given values, a folder of files (a mounted Secret), or the environment's own identity.
 
     ``repr`` names the keys and never shows a value.
     """

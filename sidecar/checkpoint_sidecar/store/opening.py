@@ -25,7 +25,7 @@ def open_store(
     """Open the store at ``settings.url``. No request is made: a wrong bucket or key shows at the first verb.
 
     Args:
-        settings: Where and who.
+        settings: The store's location and our identity.
         driver: ``native`` speaks the cloud's own protocol, ``fsspec`` goes through s3fs; ``auto`` is native, and
             ``obstore`` is its former name. Local files are served by the adapter for them under every driver. URLs of
             other schemes, and settings with a filesystem, are served through fsspec under every driver.

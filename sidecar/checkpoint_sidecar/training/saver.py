@@ -222,7 +222,7 @@ class Saver:
             self._saves.settled()
             logger.error("training stops, because a save failed and %s", reason)
             raise error
-        logger.error("a save failed, training goes on: %s", error)
+        logger.error("a save failed, training continues: %s", error)
         self._saves.record_failure(error)
 
     def _take_leave_of(self, error: Exception) -> None:

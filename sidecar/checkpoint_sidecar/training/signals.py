@@ -51,11 +51,11 @@ class Terminated(SystemExit):
     """Training stops because a pod of it was asked to terminate, or because the training code asked for it.
 
     Leaves ``Checkpointer.step`` on all ranks. The process exits with code 143, like one killed by SIGTERM, so that its
-    controller sees a failure and replaces it. Catch it only to clean up, and let it go on.
+    controller sees a failure and replaces it. Catch it only to clean up, and raise it again.
 
     Attributes:
         step: The last step that was trained.
-        saved_step: The step of the newest snapshot: where the next attempt goes on. None if there is none.
+        saved_step: The step of the newest snapshot: where the next attempt continues. None if there is none.
     """
 
     def __init__(self, step: int, saved_step: int | None) -> None:

@@ -13,7 +13,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.fsspec.faults import explain_filesystem
 
 OWN_SCHEMES = frozenset({"file", *OBJECT_SCHEMES})
-"""Of the URLs that are served without fsspec."""
+"""Schemes of the URLs that are served without fsspec."""
 
 _OPEN = "open the store"
 _PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")

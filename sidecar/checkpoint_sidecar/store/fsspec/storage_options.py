@@ -54,7 +54,7 @@ _CONNECTING = frozenset({"connect_timeout", "max_pool_connections", "read_timeou
 """Of botocore's configuration, what only tunes its connections and tries."""
 _ALIASES = {"gcs://": "gs://", "s3a://": "s3://"}
 SCHEMES = frozenset({"file", *OBJECT_SCHEMES, *(alias.removesuffix("://") for alias in _ALIASES)})
-"""Of the URLs that are taken."""
+"""Schemes of the URLs that are accepted."""
 _STYLES: dict[str, AddressingStyle] = {"auto": "Auto", "path": "Path", "virtual": "Virtual"}
 
 
@@ -81,7 +81,7 @@ def settings_from(
 
 
 def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any], filesystem: Any = None) -> StoreSettings:
-    """Where and who, from a path and fsspec's keyword arguments.
+    """Return the settings for a path and fsspec's keyword arguments.
 
     Args:
         path: A URL, or a local path.

@@ -31,7 +31,7 @@ from torch.serialization import _get_layout
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, UntrustedSnapshotError
 from checkpoint_sidecar.training.dcp.pickles import MalformedError, RefusedError, read
 
-TRUST_HINT = 'If you trust whoever can write to this bucket, load it with trust="full".'
+TRUST_HINT = 'If you trust everyone who can write to this bucket, load it with trust="full".'
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _PATHS = {

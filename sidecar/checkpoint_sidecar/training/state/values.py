@@ -333,7 +333,7 @@ class _Unpacker:
                 "unpack",
                 self._subject,
                 f"it holds a pickled {name}",
-                'If you trust whoever can write to this bucket, pass trust="full".',
+                'If you trust everyone who can write to this bucket, pass trust="full".',
             )
         return pickle.loads(data)  # noqa: S301 - asked for by name
 
