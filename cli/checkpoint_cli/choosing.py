@@ -43,7 +43,7 @@ def choose(
             _OPERATION,
             run,
             f"{len(found)} snapshots have an id that begins with {selector}: {names}",
-            "Write more of the id.",
+            "Write more characters of the id.",
             status=ExitStatus.USAGE,
         )
     if not found:

@@ -65,7 +65,7 @@ def test_a_secret_is_named_and_the_command_for_it_is_shown(kubectl_ckpt: Program
     [
         (("Llama", "s3://bucket/llama"), "lower-case"),
         (("llama", "bucket/llama"), "<scheme>"),
-        (("llama", "s3://bucket/llama", "--every", "2d"), "not a duration"),
+        (("llama", "s3://bucket/llama", "--every", "2d"), "not a Kubernetes duration"),
         (("llama", "s3://bucket/llama", "--for", "CronJob"), "CronJob"),
         (("llama",), "Missing argument"),
     ],

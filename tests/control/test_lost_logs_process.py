@@ -97,7 +97,7 @@ def test_data_of_others_is_reported_and_stays(
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(data)
     trainer.start()
-    with pytest.raises(Exception, match="left alone"):
+    with pytest.raises(Exception, match="this run did not write"):
         trainer.commit(100)
     trainer.start()
     start_operator(*OPTIONS)

@@ -262,7 +262,7 @@ def test_a_deletion_that_waits_for_a_read_back_says_for_which() -> None:
 
 def test_reads_that_differ_each_time_are_a_condition() -> None:
     seen = observed(training(100).configured(retention=RetentionPolicy(keep_last=1)))
-    trouble = ReadBack(trouble="each of 3 reads found something else wrong", unreliable=True)
+    trouble = ReadBack(trouble="3 reads failed in different ways", unreliable=True)
     assert condition(replace(seen, read_back=trouble), "RetentionEnforced") == ("False", "UnreliableReads")
     assert trouble.trouble in message_of(replace(seen, read_back=trouble), "RetentionEnforced")
 

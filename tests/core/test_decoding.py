@@ -97,7 +97,7 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("bad", [b'"\xff"', NESTED, b"9" * 5000], ids=["invalid-utf-8", "nested", "a-huge-number"])
 def test_an_entry_whose_body_cannot_be_decoded_is_an_unreadable_log(bad: bytes) -> None:
-    with pytest.raises(LogError, match="entry 7: not a "):
+    with pytest.raises(LogError, match="entry 7 of the run log: it is not a "):
         read_entry(ENTRY.replace(b'"1000-7-abcdefgh"', bad, 1))
 
 

@@ -185,21 +185,21 @@ def test_the_clock_of_the_writer_is_kept_for_display_in_utc() -> None:
 
 @given(data=st.binary() | st.text().map(str.encode) | st.recursive(st.none() | st.integers(), st.lists).map(json.dumps))
 def test_bytes_that_are_no_entry_are_refused_and_never_crash_the_reader(data: bytes | str) -> None:
-    with pytest.raises(LogError, match="read the run log entry 7"):
+    with pytest.raises(LogError, match="read entry 7 of the run log"):
         read(data.encode() if isinstance(data, str) else data)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        pytest.param(altered(number=8), "it says it is entry 8", id="another number"),
+        pytest.param(altered(number=8), "it says that it is entry 8", id="another number"),
         pytest.param(altered(kind="RestoreFinished"), "not a valid RestoreFinished", id="a body of another kind"),
         pytest.param(altered(body={"attempt": 0, "snapshot": "x"}), "not a valid RestoreStarted", id="attempt 0"),
         pytest.param(altered(body={"attempt": 1}), "missing required field `snapshot`", id="a field is missing"),
         pytest.param(altered(previous="CD" * 32), "not a log entry", id="a digest that is none"),
         pytest.param(altered(previous="cd" * 32 + "\n"), "not a log entry", id="a digest with a line break"),
         pytest.param(altered(format="one"), "not a log entry", id="a format that is none"),
-        pytest.param(altered(format="2.0"), "it has format 2.0, this version reads up to 1.x", id="a newer major"),
+        pytest.param(altered(format="2.0"), "it has format 2.0, but this version reads up to 1.x", id="a newer major"),
         pytest.param(b'{"format": "2.0", "nummer": 7}', "Upgrade checkpoint-operator", id="a newer major throughout"),
         pytest.param(write(PurgeStarted(SNAPSHOT))[:-1], "not a log entry", id="cut off"),
         pytest.param(b'{"format": "1.0", "body": ' + b"[" * 200_000, "not a log entry", id="nested without end"),

@@ -51,7 +51,7 @@ def test_a_gap_is_refused() -> None:
 def test_an_altered_entry_is_refused_by_its_successor() -> None:
     entries = History().started().committed(100).entries
     others = History().configured().entries
-    with pytest.raises(LogError, match="entry 3: it does not continue entry 2"):
+    with pytest.raises(LogError, match="entry 3 of the run log: it does not continue entry 2"):
         replay([*others, entries[2]])
 
 

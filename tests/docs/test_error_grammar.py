@@ -1,8 +1,9 @@
-"""Every error of the product reads ``<operation> <object>: <cause>. <next step>``."""
+"""Every error of the product reads ``<operation> <object>: <cause>. <next step>``; a log line starts in lower case."""
 
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,16 +19,35 @@ ERRORS = {
 } | {"CheckpointError", "BudgetError"}
 # Verbs in the imperative, as in "read", "list": a word that ends otherwise is a noun or a participle.
 NO_VERB = ("ing", "ed", "tion", "ment")
+LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
+SIGNAL = "SIGTERM"
+
+
+@functools.cache
+def calls() -> tuple[tuple[str, ast.Call], ...]:
+    """Return every call in the product, with its place."""
+    return tuple(
+        (f"{path.relative_to(ROOT)}:{node.lineno}", node)
+        for folder in ("operator/checkpoint_operator", "sidecar/checkpoint_sidecar", "cli/checkpoint_cli")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    )
 
 
 def constructions() -> Iterator[tuple[str, tuple[str | None, ...]]]:
     """Yield where an error is made, and its texts as far as they are written there; other parts appear as ``{}``."""
-    for folder in ("operator/checkpoint_operator", "sidecar/checkpoint_sidecar", "cli/checkpoint_cli"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in ERRORS:
-                    continue
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", tuple(map(text_of, node.args[:4]))
+    for where, node in calls():
+        if isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            yield where, tuple(map(text_of, node.args[:4]))
+
+
+def log_lines() -> Iterator[tuple[str, str]]:
+    """Yield where the product logs, and the format of the line."""
+    for where, node in calls():
+        logs = isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS
+        if logs and "logger" in ast.unparse(node.func) and (text := text_of(node.args[0])):
+            yield where, text
 
 
 def text_of(node: ast.expr) -> str | None:
@@ -58,3 +78,9 @@ def test_an_error_reads_as_a_sentence_and_a_next_step(where: str) -> None:
 
 def test_there_are_errors_to_check() -> None:
     assert len(MADE) > 100
+
+
+def test_a_log_line_starts_in_lower_case() -> None:
+    lines = dict(log_lines())
+    assert len(lines) > 50
+    assert [(where, line) for where, line in lines.items() if line[:1].isupper() and not line.startswith(SIGNAL)] == []

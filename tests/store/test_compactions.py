@@ -233,7 +233,7 @@ def test_a_forged_history_with_a_chain_of_its_own_is_ignored_loudly(
     run, _ = opened(store)
 
     assert run == plain(store)
-    assert "Ignoring all compactions" in caplog.text
+    assert "ignoring all compactions" in caplog.text
 
 
 def test_a_compaction_that_does_not_continue_the_one_before_is_ignored(

@@ -304,7 +304,7 @@ def test_an_object_that_cannot_hold_a_run_is_refused(fs: Any, cause: str) -> Non
 
 
 def test_storage_options_beside_a_filesystem_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="Pass it where the filesystem is made"):
+    with pytest.raises(ConfigurationError, match="Pass it when you create the filesystem"):
         settings_of("/run", {"key": "value"}, MemoryFileSystem())
 
 

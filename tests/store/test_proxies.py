@@ -58,5 +58,5 @@ def test_a_proxy_has_user_and_password_and_shows_neither(monkeypatch: pytest.Mon
 def test_what_is_no_proxy_is_refused_without_being_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", text)
 
-    with pytest.raises(ConfigurationError, match="HTTPS_PROXY: it does not name a proxy"):
+    with pytest.raises(ConfigurationError, match="HTTPS_PROXY: its value is not the URL of a proxy"):
         proxy_for("https", "store.example", 443)

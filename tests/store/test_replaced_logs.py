@@ -103,7 +103,7 @@ def test_looking_for_something_new_costs_little_more_than_one_request() -> None:
     assert store.requests == {"get": 2 * POLLS_PER_PROOF + 2}
 
 
-def test_an_entry_that_lands_while_the_log_is_emptied_is_not_told_to_count() -> None:
+def test_an_entry_that_lands_while_the_log_is_emptied_is_refused() -> None:
     store = log_of_four()
 
     def emptied_meanwhile(put: Callable[[], None]) -> None:
@@ -111,7 +111,7 @@ def test_an_entry_that_lands_while_the_log_is_emptied_is_not_told_to_count() -> 
         put()
 
     log = RunLog(FaultyStore(store, puts=[emptied_meanwhile]), writer="test")
-    with pytest.raises(LogError, match="does not count"):
+    with pytest.raises(LogError, match="has no effect"):
         log.append(start)
 
 
@@ -160,7 +160,7 @@ def test_a_writer_that_waited_with_its_first_entry_until_another_run_came_and_we
             return getattr(store, verb) if verb in ("get", "stat", "list") else super().__getattribute__(verb)
 
     log = RunLog(Slow(), writer="library")
-    with pytest.raises(LogError, match="What was written does not count"):
+    with pytest.raises(LogError, match="The new entry has no effect"):
         log.append(claim)
     assert log.replaced is not None
     run = RunLog(store, writer="test").refresh()

@@ -368,5 +368,5 @@ def test_a_number_that_is_taken_by_nothing_is_an_error_after_a_while(monkeypatch
             return super().get(key, max_bytes=max_bytes)
 
     log = RunLog(Contradicting(), writer="training waits for outcomes without a limit")
-    with pytest.raises(LogError, match="says that the key is taken and answers that there is nothing under it"):
+    with pytest.raises(LogError, match="has answered both that the key is taken and that no object is under it"):
         log.append(claim)

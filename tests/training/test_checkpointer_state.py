@@ -115,5 +115,5 @@ def test_what_would_not_come_back_is_refused_at_the_start(name: str, value: obje
 
 
 def test_an_optimizer_without_its_module_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="no module of the state holds all parameters"):
+    with pytest.raises(ConfigurationError, match="no module of the state holds parameter"):
         TrainingState({"optim": torch.optim.SGD(nn.Linear(2, 2).parameters())}, rank=0)

@@ -169,7 +169,7 @@ def test_another_writers_checkpoint_is_neither_replaced_nor_removed(signed: bool
     acts: tuple[Callable[[], object], ...] = (lambda: None, lambda: run.retire(only))
     for act in acts:
         act()
-        with pytest.raises(ForeignObjectError, match="left alone"):
+        with pytest.raises(ForeignObjectError, match="this run did not write"):
             publish(store, run.log, STEP)
         assert run.shown == "torch's own, of another training"
 

@@ -75,7 +75,7 @@ TABLE: dict[str, tuple[Case, Expected]] = {
     "a native client panics": (Case(on="panic"), Expected(1, "Panic: rust panicked")),
     "a setting cannot be read": (
         Case(environment={"0": {"CHECKPOINT_MEMORY": "512MB"}}),
-        Expected(1, "CHECKPOINT_MEMORY: '512MB' cannot work"),
+        Expected(1, "CHECKPOINT_MEMORY: '512MB' is not valid"),
     ),
     "the generator that trains is left": (Case(on="generator"), Expected(0, commits=(5,))),
     "the generator that trains is left, save fails": (Case(on="generator", fail=DATA), Expected(120, FULL)),
@@ -166,7 +166,7 @@ TABLE: dict[str, tuple[Case, Expected]] = {
     "a native client of one of 2 ranks panics": (Case(ranks=2, on="panic"), Expected(1, "Panic: rust panicked")),
     "a setting of one of 2 ranks cannot be read": (
         Case(ranks=2, environment={"1": {"CHECKPOINT_MEMORY": "512MB"}}),
-        Expected(1, "CHECKPOINT_MEMORY: '512MB' cannot work"),
+        Expected(1, "CHECKPOINT_MEMORY: '512MB' is not valid"),
     ),
     "2 ranks return, commit hangs": (
         Case(ranks=2, hang=COMMIT),

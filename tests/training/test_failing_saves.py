@@ -145,7 +145,10 @@ def test_a_fenced_attempt_is_not_borne(storage: RunStorage) -> None:
 
 
 def test_a_lasting_failure_stops_training(storage: RunStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    with started(storage, save=EVERY_STEP) as checkpointer, pytest.raises(ConfigurationError, match="record loss"):
+    with (
+        started(storage, save=EVERY_STEP) as checkpointer,
+        pytest.raises(ConfigurationError, match="record metrics loss"),
+    ):
         checkpointer.step(1, metrics={"loss": "low"})
     assert commits(storage) == []
 

@@ -42,7 +42,9 @@ def test_a_log_that_is_gone_is_not_a_new_run(storage: RunStorage, lost: tuple[st
     storage.train(3)
     remove(storage.store, *lost)
     left = contents(storage.store)
-    with pytest.raises(RestoreError, match=r"there is no run log, but what a run leaves: .*StartFresh") as raised:
+    with pytest.raises(
+        RestoreError, match=r"there is no run log, but the prefix holds data of a run: .*StartFresh"
+    ) as raised:
         storage.train(7)
     assert named in str(raised.value)
     assert storage.trained == [1, 2, 3]
@@ -53,7 +55,7 @@ def test_a_log_that_lost_all_but_its_beginning_is_not_a_new_run(storage: RunStor
     storage.train(3)
     remove(storage.store, *(layout.log_key(number) for number in range(2, storage.run.head + 1)))
     left = contents(storage.store)
-    with pytest.raises(RestoreError, match="ends with entry 1, but what a run leaves: step-"):
+    with pytest.raises(RestoreError, match="ends with entry 1, but the prefix holds data of a run: step-"):
         storage.train(7)
     assert storage.trained == [1, 2, 3]
     assert contents(storage.store) == left

@@ -546,7 +546,7 @@ def test_an_error_names_the_parameters_that_an_optimizer_lacks_a_group_for(stora
     optim.add_param_group({"params": list(model["b"].parameters()), "lr": 0.2})
     saved(storage, {"model": model, "optim": optim})
     fresh = torch.optim.SGD(model["a"].parameters(), lr=0.1)
-    with pytest.raises(IncompatibleSnapshotError, match=r"do not take optim\.b\.bias, optim\.b\.weight"):
+    with pytest.raises(IncompatibleSnapshotError, match=r"do not accept optim\.b\.bias, optim\.b\.weight"):
         restored(storage, {"model": model, "optim": fresh})
 
 

@@ -59,6 +59,6 @@ def _limit(url: str) -> Callable[[int], None]:
         seen += objects
         if seen > MAX_OBJECTS:
             cause = f"it holds more than {MAX_OBJECTS:,} objects"
-            raise StoreError("search for runs", url, cause, "Name the folders that hold the runs.")
+            raise StoreError("search for runs below", url, cause, "Name the folders that hold the runs.")
 
     return count

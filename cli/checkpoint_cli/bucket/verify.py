@@ -64,7 +64,7 @@ def present(url: str, snapshot: Snapshot) -> Snapshot:
         raise CommandRefusedError(
             "read the snapshot",
             f"{url}@{snapshot.id}",
-            f"it is {snapshot.state.value}, its data is gone or was never valid",
+            f"it is {snapshot.state.value}: its data is gone or was never valid",
             "List what can be read with the verb ls.",
             status=ExitStatus.NOT_FOUND,
         )

@@ -206,7 +206,7 @@ def _check(name: str, url: str, every: str) -> None:
         cause = "a name has at most 63 lower-case letters, digits and -, and neither begins nor ends with -"
         raise CommandRefusedError("write the YAML of", repr(name), cause, status=ExitStatus.USAGE)
     if not re.fullmatch(r"([0-9]{1,5}(h|m|s|ms)){1,4}", every):
-        cause = f"{every!r} is not a duration of Kubernetes"
+        cause = f"{every!r} is not a Kubernetes duration"
         raise CommandRefusedError("write the YAML of", name, cause, "Use 90s, 15m or 1h30m.", status=ExitStatus.USAGE)
 
 

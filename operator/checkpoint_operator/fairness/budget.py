@@ -186,7 +186,7 @@ class Meter:
                     "list the objects below",
                     self._subject,
                     f"there are more than {limits.objects:,}",
-                    "Use a prefix of its own for each run; if this is one, its store does not stop listing.",
+                    "Use a separate prefix for each run. If this prefix holds one run, its store lists without end.",
                     reason=Reason.LISTING_TOO_LONG,
                 )
             self._check()
@@ -222,7 +222,7 @@ class Meter:
         operation, subject = "read", f"{self._subject}/{key}"
         if self._reserved + amount > self._memory.total:
             cause = f"it takes {amount // MIB} MiB of memory, more than {self._memory.total // MIB} MiB"
-            hint = "No snapshot of a real model has such an object: check what wrote it."
+            hint = "No snapshot of a real model has such an object: check which program wrote it."
             raise BudgetError(operation, subject, cause, hint, reason=Reason.OBJECT_TOO_LARGE)
         if not self._memory.reserve(
             amount, seconds=min(OBSERVE_SECONDS, self._seconds - (self._clock() - self._began))
@@ -254,7 +254,7 @@ class Meter:
         elif self._data > limits.data:
             cause = f"a pass read more than {limits.data // MIB:,} MiB"
         if cause:
-            hint = "Each pass continues where the last one ended; if this stays, the store is too slow."
+            hint = "Each pass continues where the last one ended. If this error stays, the store is too slow."
             raise BudgetError("use the store", self._subject, cause, hint, reason=Reason.STORE_TOO_SLOW)
 
 

@@ -338,7 +338,7 @@ class RunStore:
             StoreError: The store was never probed.
         """
         if self._clock is None:
-            raise StoreError("read the store's clock at", self.store.url, "it was not probed yet")
+            raise StoreError("read the store's clock at", self.store.url, "it was not read yet")
         return self._clock.now()
 
     def progress(self) -> RunProgress | None:

@@ -57,7 +57,7 @@ def wait_for_predecessor(
             return
         if clock() >= deadline:
             logger.warning(
-                "attempt %d in %s is still training at step %d; starting all the same after %g s, which stops it",
+                "attempt %d in %s is still training at step %d; starting anyway after %g s, which stops it",
                 heartbeat.attempt,
                 _names(heartbeat.pods),
                 heartbeat.step,

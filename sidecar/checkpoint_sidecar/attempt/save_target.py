@@ -46,16 +46,20 @@ def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ConfigurationError: There are too many, a name is too long, or a value is not a number.
     """
-    operation = "record"
+    operation = "record metrics"
     if len(metrics) > _MOST_METRICS:
-        raise ConfigurationError(operation, f"{len(metrics)} metrics", f"at most {_MOST_METRICS} fit into a log entry")
+        raise ConfigurationError(
+            operation,
+            ", ".join(metrics)[:_LONGEST_NAME],
+            f"there are {len(metrics)}, and a log entry holds at most {_MOST_METRICS}",
+        )
     for name in metrics:
         if not 0 < len(name) <= _LONGEST_NAME:
-            raise ConfigurationError("record metric", repr(name), f"a name has 1 to {_LONGEST_NAME} characters")
+            raise ConfigurationError("record metric", repr(name), f"a name must have 1 to {_LONGEST_NAME} characters")
     try:
         return {name: repr(_number(value)) for name, value in metrics.items()}
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(operation, ", ".join(metrics), f"not all are numbers: {error}") from error
+        raise ConfigurationError(operation, ", ".join(metrics), f"a value is not a number: {error}") from error
 
 
 def _number(value: Any) -> float:
@@ -170,7 +174,7 @@ class RunTarget:
             try:
                 found = self._session.log.refresh().snapshots.get(self._tried)
             except BaseException as unread:  # noqa: BLE001 - after any error the outcome is unknown
-                cause = f"{error}; and whether it was committed cannot be read: {described(unread)}"
+                cause = f"{error}; and the run log cannot be read: {described(unread)}"
                 hint = "It may be committed; the next start finds it if it is."
                 return UnknownOutcomeError("commit snapshot", self._tried, cause, hint), False
             self.committed = found is not None and found.state is not SnapshotState.REJECTED

@@ -278,7 +278,7 @@ class AttemptSession:
             "restore",
             snapshot,
             f"{type(error).__name__}: {error}",
-            "Nothing is known against the snapshot: start again, the next attempt tries it again.",
+            "There is no evidence against the snapshot. Start again: the next attempt tries it again.",
         ) from error
 
     def _often_interrupted(self, snapshot: str) -> bool:
@@ -308,7 +308,7 @@ class AttemptSession:
     def _check_fallback(self) -> None:
         limit = self.log.run.policy.restore.max_fallback
         if len(self.skipped) > limit:
-            raise self._nothing_left(f"{len(self.skipped)} snapshots proved damaged, maxFallback is {limit}")
+            raise self._nothing_left(f"{len(self.skipped)} snapshots proved damaged, but maxFallback is {limit}")
 
     def _begin_anew(self) -> None:
         """Raise unless the policy asks for a start at step 0 and this process can still make one."""

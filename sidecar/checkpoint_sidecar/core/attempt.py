@@ -66,7 +66,7 @@ def check_log(run: Run, *, url: str, floor: int = 0, traces: Sequence[str] = ())
         cause = f"{there}, but entry {floor} was seen"
     elif traces:
         more = f" and {len(traces) - _MAX_TRACES} more" if len(traces) > _MAX_TRACES else ""
-        cause = f"{there}, but what a run leaves: {', '.join(traces[:_MAX_TRACES])}{more}"
+        cause = f"{there}, but the prefix holds data of a run: {', '.join(traces[:_MAX_TRACES])}{more}"
     else:
         return
     raise LogMissingError("start the run", url, cause, LOG_MISSING_HINT)
@@ -105,8 +105,8 @@ def check_owner(run: Run, owner: Owner, *, url: str) -> None:
     cause = f"it is claimed by {run.owner}, and this is {owner}"
     hint = f"Choose another prefix, or take this one over with spec.storage.takeOverFrom: {run.owner}."
     if run.owner is not None and run.owner.is_deleted:
-        cause = "its run was deleted, and not all of its data is removed yet"
-        hint = "Wait until it is, or choose another prefix."
+        cause = "its run was deleted, but not all of its data is removed yet"
+        hint = "Wait until its data is removed, or choose another prefix."
     raise PrefixClaimedError("use the prefix", url, cause, hint)
 
 
@@ -158,7 +158,7 @@ def plan_for(run: Run, attempt: int) -> RestorePlan:
         return restore_plan(run, None)
     if run.pending is None or run.pending.id != request:
         raise RestoreInterrupted(
-            "restore in",
+            "restore the run in",
             f"attempt {attempt}",
             f"its restore request {request} was withdrawn or replaced while it started",
             "Start again: the next attempt serves the newer request.",

@@ -168,11 +168,11 @@ def unpack(data: bytes, span: EntryRange) -> Iterator[RawEntry]:
         check_format(line, operation, span.key)
         header = decode_json(line, _Header)
     except (ValueError, zlib.error) as error:
-        raise LogError(operation, span.key, f"not a compaction: {error}") from error
+        raise LogError(operation, span.key, f"it is not a compaction: {error}") from error
     if (header.first, header.last) != (span.first, span.last):
-        raise LogError(operation, span.key, f"it says it holds entries {header.first} to {header.last}")
+        raise LogError(operation, span.key, f"it says that it holds entries {header.first} to {header.last}")
     if not len(header.sizes) == len(header.stored_at) == span.size or sum(header.sizes) != len(rest):
-        raise LogError(operation, span.key, "its index does not fit its content")
+        raise LogError(operation, span.key, "its index does not match its content")
     return _slices(rest, header)
 
 
@@ -185,7 +185,7 @@ def check_chain(entries: Iterable[RawEntry]) -> None:
     for before, after in pairwise(entry.decode() for entry in entries):
         if after.previous != before.digest:
             raise LogError(
-                "compact the run log", f"entry {after.number}", f"it does not continue entry {before.number}"
+                "compact", f"entry {after.number} of the run log", f"it does not continue entry {before.number}"
             )
 
 

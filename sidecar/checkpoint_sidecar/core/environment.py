@@ -90,7 +90,7 @@ class RunEnvironment:
             raise ConfigurationError(
                 _OPERATION,
                 ", ".join(missing),
-                "not set: this pod was not injected",
+                "this pod was not injected, so nothing set it",
                 f"Label the pod template with {POD_LABEL}: <name of the Checkpoint> (with the annotation "
                 f"{CONTAINERS_ANNOTATION}, only the containers it lists). Without the injection policy, or "
                 f"outside Kubernetes, set {RUN}=<cluster>/<namespace>/<name> and {URL}=<scheme>://<bucket>/<prefix> "
@@ -178,7 +178,7 @@ def _pod(environ: Mapping[str, str]) -> PodIdentity | None:
         raise ConfigurationError(
             _OPERATION,
             absent,
-            "set only one of the pod's name and UID",
+            "only one of the pod's name and UID is set",
             "Take both from the downward API (metadata.name, metadata.uid), or neither.",
         )
     return PodIdentity(name, uid) if name else None

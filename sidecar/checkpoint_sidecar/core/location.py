@@ -116,9 +116,7 @@ def _fault(scheme: str, bucket: str, path: str, allow_file: bool) -> str:
     elif not bucket:
         return "the bucket is empty"
     elif not _BUCKET.fullmatch(bucket):
-        return (
-            "the bucket's name has characters that no bucket has (user names, passwords and ports do not belong here)"
-        )
+        return "the bucket's name has invalid characters (leave out user names, passwords and ports)"
     segment = _FILE_SEGMENT if scheme == "file" else _SEGMENT
     for part in _segments(path):
         if part in (".", ".."):

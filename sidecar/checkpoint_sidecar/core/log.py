@@ -405,14 +405,14 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
     Raises:
         LogError: It is not an entry, or has another number or a larger major format.
     """
-    operation, subject = "read the run log", f"entry {number}"
+    operation, subject = "read", f"entry {number} of the run log"
     try:
         check_format(data, operation, subject)
         envelope = decode_json(data, Envelope)
     except UndecodableError as error:
-        raise LogError(operation, subject, f"not a log entry: {error}", _FOREIGN) from error
+        raise LogError(operation, subject, f"it is not a log entry: {error}", _FOREIGN) from error
     if envelope.number != number:
-        raise LogError(operation, subject, f"it says it is entry {envelope.number}", _FOREIGN)
+        raise LogError(operation, subject, f"it says that it is entry {envelope.number}", _FOREIGN)
     kind = KINDS.get(envelope.kind)
     body: Body | Unknown
     if kind is None:
@@ -421,7 +421,7 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
         try:
             body = decode_json(envelope.body, kind)
         except UndecodableError as error:
-            raise LogError(operation, subject, f"not a valid {envelope.kind}: {error}", _FOREIGN) from error
+            raise LogError(operation, subject, f"it is not a valid {envelope.kind}: {error}", _FOREIGN) from error
     return StoredEntry(
         number=number,
         id=envelope.id,
@@ -447,7 +447,7 @@ def check_format(data: bytes, operation: str, subject: str) -> None:
         raise LogError(
             operation,
             subject,
-            f"it has format {version}, this version reads up to {FORMAT_MAJOR}.x",
+            f"it has format {version}, but this version reads up to {FORMAT_MAJOR}.x",
             "Upgrade checkpoint-operator here.",
         )
 

@@ -133,13 +133,13 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
         raise CorruptSnapshotError(
             operation,
             subject,
-            f"its SHA-256 is {found[:16]}…, {expected_digest[:16]}… was committed",
+            f"its SHA-256 is {found[:16]}…, but {expected_digest[:16]}… was committed",
             evidence="ManifestMismatch",
         )
     try:
         manifest = decode_json(data, Manifest)
     except UndecodableError as error:
-        raise IncompatibleSnapshotError(operation, subject, f"not a manifest: {error}", _UPGRADE) from error
+        raise IncompatibleSnapshotError(operation, subject, f"it is not a manifest: {error}", _UPGRADE) from error
     problem = _inconsistency(manifest)
     if problem:
         raise IncompatibleSnapshotError(operation, subject, problem, _UPGRADE)

@@ -101,22 +101,22 @@ def resume(entry: StoredEntry) -> Run | None:
 def _check_chain(run: Run, head: int, head_digest: str, entry: StoredEntry) -> None:
     if entry.number != head + 1:
         raise LogError(
-            "read the run log",
-            f"entry {entry.number}",
+            "read",
+            f"entry {entry.number} of the run log",
             f"entry {head + 1} is missing although a later one exists",
             "Restore the missing object from the bucket's versions; nothing is read, written or deleted until then.",
         )
     if entry.previous != head_digest:
         raise LogError(
-            "read the run log",
-            f"entry {entry.number}",
+            "read",
+            f"entry {entry.number} of the run log",
             f"it does not continue entry {head}: the digests differ",
             "An entry was altered or two runs were mixed; restore the object from the bucket's versions.",
         )
     if run.owner is None and not isinstance(entry.body, RunClaimed):
         raise LogError(
-            "read the run log",
-            f"entry {entry.number}",
+            "read",
+            f"entry {entry.number} of the run log",
             "it does not claim the run",
             "The prefix holds the log of something else; use another one.",
         )

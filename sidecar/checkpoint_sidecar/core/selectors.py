@@ -60,7 +60,7 @@ def find_snapshot(run: Run, selector: str | int, *, url: str) -> Snapshot:
         names = ", ".join(s.id for s in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise AmbiguousSelectorError(
-            _OPERATION, subject, f"several ids begin with it: {names}{more}", "Write more of the id."
+            _OPERATION, subject, f"several ids begin with it: {names}{more}", "Write more characters of the id."
         )
     return _existing(found[0] if found else None, subject, "no snapshot has an id that begins with it", _LIST_HINT)
 

@@ -54,6 +54,6 @@ def _unreliable(last: CorruptSnapshotError, causes: Sequence[str]) -> Unreliable
     return UnreliableReadError(
         last.operation,
         last.subject,
-        f"each of {len(causes)} reads found something else wrong: {'; '.join(dict.fromkeys(causes))}",
+        f"{len(causes)} reads failed in different ways: {'; '.join(dict.fromkeys(causes))}",
         "Suspect the network, a gateway or the memory of this machine rather than the stored object.",
     )

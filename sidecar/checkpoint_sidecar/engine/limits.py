@@ -93,4 +93,4 @@ def _quantity(text: str) -> int:
 
 
 def _unusable(name: str, value: str, wanted: str) -> ConfigurationError:
-    return ConfigurationError("read the setting", name, f"{value} cannot work", f"Give {wanted}.")
+    return ConfigurationError("read the setting", name, f"{value} is not valid", f"Set it to {wanted}.")

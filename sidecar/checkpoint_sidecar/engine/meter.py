@@ -93,5 +93,5 @@ class TransferMeter:
             raise TransferCancelledError(
                 "transfer",
                 f"{self._total} bytes",
-                f"canceled after {self._done} bytes, because this process has to end",
+                f"canceled after {self._done} bytes, because this process must end",
             )

@@ -120,8 +120,8 @@ def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *
         raise ForeignObjectError(
             "publish the pointer for torch's own reader",
             f"{store.url}/{key}",
-            "there is one that this run did not write",
-            "It is left alone; this run's own reader does not need it. Move it away if it is of no use.",
+            "this run did not write the object that is there",
+            "The object stays, and this run's own reader needs no pointer. Move the object away if it is not needed.",
         )
     if snapshot is None:
         store.delete([key])
@@ -180,11 +180,11 @@ class _Source:
         except ObjectTooLargeError as error:
             raise CorruptSnapshotError(error.operation, key, error.cause, evidence="SizeMismatch") from error
         if len(data) != file.size:
-            cause = f"it has {len(data)} bytes, {file.size} were committed"
+            cause = f"it has {len(data)} bytes, but {file.size} were committed"
             raise CorruptSnapshotError("read the file", key, cause, evidence="SizeMismatch")
         checksum = crc32c(data)
         if checksum != file.crc32c:
-            cause = f"its CRC32C is {checksum:08x}, {file.crc32c:08x} was committed"
+            cause = f"its CRC32C is {checksum:08x}, but {file.crc32c:08x} was committed"
             raise CorruptSnapshotError("read the file", key, cause, evidence="ChecksumMismatch")
         return data
 

@@ -197,7 +197,7 @@ class _Task:
                 raise CorruptSnapshotError(
                     "read a range of",
                     self.key,
-                    f"the CRC32C of bytes {start} to {end} is {checksum:08x}, {file.block_checksum(block):08x} was "
+                    f"the CRC32C of bytes {start} to {end} is {checksum:08x}, but {file.block_checksum(block):08x} was "
                     "committed",
                     evidence="ChecksumMismatch",
                 )
@@ -251,6 +251,6 @@ def _check_bounds(key: str, spans: Iterable[ByteRange], size: int) -> None:
             raise CorruptSnapshotError(
                 "read a range of",
                 key,
-                f"bytes {span.start} to {span.end} are wanted of a file of {size}",
+                f"bytes {span.start} to {span.end} were requested, but the file has {size} bytes",
                 evidence="ManifestMismatch",
             )

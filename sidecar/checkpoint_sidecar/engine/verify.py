@@ -165,7 +165,7 @@ def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: Veri
             raise CorruptSnapshotError(
                 "check the file",
                 key,
-                f"it has {info.size} bytes, {file.size} were committed",
+                f"it has {info.size} bytes, but {file.size} were committed",
                 evidence="SizeMismatch",
             )
 

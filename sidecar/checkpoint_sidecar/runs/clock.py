@@ -45,7 +45,7 @@ def read_store_clock(store: Store, *, tidy: bool = True) -> StoreClock:
     answered = time.monotonic()
     info = store.stat(key)
     if info is None:
-        raise StoreError("read the store's clock from", key, "an object just written does not exist")
+        raise StoreError("read the store's clock from", key, "an object that was just written does not exist")
     if tidy:
         store.delete([key])
     return StoreClock(info.modified, answered)

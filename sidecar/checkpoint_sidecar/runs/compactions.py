@@ -60,10 +60,10 @@ def replay_compactions(store: Store, run: Run, found: frozenset[EntryRange]) -> 
         try:
             run = advance(run, (entry.decode() for entry in _read(store, span)))
         except _UNUSABLE as error:
-            logger.warning("Ignoring %s/%s, reading the log without it: %s", store.url, span.key, error)
+            logger.warning("ignoring %s/%s, reading the log without it: %s", store.url, span.key, error)
             usable.discard(span)
     if run.head > began.head and _digest(_last_entry(store, run.head)) != run.head_digest:
-        logger.error("Ignoring all compactions of %s: they end in an entry that the log does not hold", store.url)
+        logger.error("ignoring all compactions of %s: they end in an entry that the log does not hold", store.url)
         return began
     return run
 
@@ -94,7 +94,7 @@ def _gather(store: Store, span: EntryRange) -> list[RawEntry]:
             merged = [entry for part in span.parts for entry in _read(store, part)]
             _check(store, span, merged)
         except (LogError, ObjectTooLargeError) as error:
-            logger.warning("Compacting entries %d to %d from the log itself: %s", span.first, span.last, error)
+            logger.warning("compacting entries %d to %d from the log itself: %s", span.first, span.last, error)
         else:
             return merged
     entries = list(get_entries(store, range(span.first, span.last + 1)))
@@ -105,11 +105,11 @@ def _gather(store: Store, span: EntryRange) -> list[RawEntry]:
 def _check(store: Store, span: EntryRange, entries: list[RawEntry]) -> None:
     if len(entries) != span.size:
         raise LogError(
-            "compact the run log", span.key, f"{span.size - len(entries)} of {span.size} entries are missing"
+            "compact the run log into", span.key, f"{span.size - len(entries)} of {span.size} entries are missing"
         )
     check_chain(entries)
     if entries[-1].data != _last_entry(store, span.last).data:
-        raise LogError("compact the run log", span.key, "its last entry is not the one in the log")
+        raise LogError("compact the run log into", span.key, "its last entry is not the one in the log")
 
 
 def _read(store: Store, span: EntryRange) -> Iterator[RawEntry]:
@@ -122,12 +122,12 @@ def _last_entry(store: Store, number: int) -> RawEntry:
         raise LogMissingError(
             "read the run log",
             f"{store.url}/{layout.LOG_FOLDER}",
-            "it is gone: only compactions are left of it",
+            "it is gone, and only compactions are left of it",
             LOG_MISSING_HINT,
         )
     if entry is None:
         raise LogError(
-            "read the run log",
+            "read the log entry",
             f"{store.url}/{layout.log_key(number)}",
             "it is missing although a compaction holds it",
             "The log lost objects, perhaps to a lifecycle rule of the bucket: restore them. "

@@ -30,7 +30,9 @@ def get_entry(store: Store, number: int) -> RawEntry | None:
     except ObjectNotFoundError:
         return None
     except ObjectTooLargeError as error:
-        raise LogError("read the run log", f"{store.url}/{key}", error.cause, "It is not an entry.") from error
+        raise LogError(
+            "read the log entry", f"{store.url}/{key}", error.cause, "Another writer's object is under the entry's key."
+        ) from error
     return RawEntry(number, stored.data, stored.info.modified)
 
 

@@ -54,4 +54,4 @@ def read_heartbeat(store: Store) -> StoredHeartbeat | None:
 
 @functools.lru_cache(maxsize=4096)
 def _warn_once(url: str, cause: str) -> None:
-    logger.warning("ignore %s/%s: %s. The next heartbeat replaces it", url, layout.PROGRESS_KEY, cause)
+    logger.warning("ignoring %s/%s until the next heartbeat replaces it: %s", url, layout.PROGRESS_KEY, cause)

@@ -42,7 +42,7 @@ def read_history(log: RunLog, *, after: int = 0) -> Iterator[StoredEntry]:
                 part = [entry.decode() for entry in unpack(data, span) if number <= entry.number <= last]
             except _UNUSABLE as error:
                 # A compaction is optional: the log itself holds the same entries.
-                logger.warning("ignore %s/%s: %s", log.store.url, span.key, error)
+                logger.warning("ignoring %s/%s: %s", log.store.url, span.key, error)
                 usable.discard(span)
                 continue
             yield from part

@@ -213,8 +213,8 @@ class RunLog:
             raise LogError(
                 "append to the run log",
                 self.store.url,
-                f"it holds a critical {run.unknown_critical} entry, which this version does not know",
-                "Upgrade checkpoint-operator here; reading still works.",
+                f"it holds a critical {run.unknown_critical} entry, which this version does not support",
+                "Upgrade checkpoint-operator here. Reading still works.",
             )
 
     def _occupy(self, run: Run, entry_id: str, body: Body) -> StoredEntry:
@@ -301,7 +301,7 @@ class RunLog:
                 "append to the run log",
                 self.store.url,
                 f"the log was emptied or replaced while entry {run.head + 1} was written: {cause}",
-                "What was written does not count. Let this process exit.",
+                "The new entry has no effect. Let this process exit.",
             )
 
     def _advance(self, entry: StoredEntry) -> Run:
@@ -439,9 +439,9 @@ def _check_readable(subject: str, seconds: float) -> None:
         raise LogError(
             "append to the run log",
             subject,
-            f"for {seconds:.0f} s the store says that the key is taken and answers that there is nothing under it",
-            "Look at the object: may these credentials read it, and is there a proxy, a replication or a delete marker "
-            "between? Whether the entry was written is not known.",
+            f"for {seconds:.0f} s the store has answered both that the key is taken and that no object is under it",
+            "Check that these credentials may read the object, and look for a proxy, a replication or a delete marker. "
+            "The entry may have been written.",
         )
 
 

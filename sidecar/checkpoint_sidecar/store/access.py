@@ -99,7 +99,7 @@ class Credentials:
                 raise ConfigurationError(
                     "read the storage credentials",
                     key,
-                    "it has characters that no HTTP header may have (a line break, a space, or not ASCII), or is empty",
+                    "it is empty or has characters that an HTTP header cannot hold (line breaks, spaces, non-ASCII)",
                     "Write the value again, without quotes and without a line break.",
                 )
         return values

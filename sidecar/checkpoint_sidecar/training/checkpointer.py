@@ -301,8 +301,8 @@ class Checkpointer:
             raise ConfigurationError(
                 "restore",
                 self._store.url,
-                "this Checkpointer is closed" if self._closed else "this Checkpointer has tried that already",
-                "Each start of the process restores once; after a failure, start it again.",
+                "this Checkpointer is closed" if self._closed else "this Checkpointer has already restored or tried to",
+                "A process restores once; after a failure, start it again.",
             )
         with self._watch.inside("start"):
             self._watch.keep()

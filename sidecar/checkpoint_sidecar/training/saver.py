@@ -184,7 +184,7 @@ class Saver:
         except CheckpointError as error:
             failure = error
         except BaseException as error:  # noqa: BLE001 - no rank may enter the save's collectives without the others
-            failure = StateCopyError("copy to host memory", f"the state of step {step}", described(error))
+            failure = StateCopyError("copy", f"the state of step {step} to host memory", described(error))
         try:
             self._agreement.raise_any(failure)
         except BaseException:

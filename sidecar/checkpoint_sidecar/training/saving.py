@@ -304,7 +304,7 @@ class _Save:
         """Treat the save as ended although its thread hangs. Returns False if it is committed already."""
         self._given_up = True
         if self._outcome is not None:
-            logger.warning("%s: publishing it to torch's own reader was given up: %s", self._operation, cause)
+            logger.warning("%s: its pointer for torch's own reader is not published: %s", self._operation, cause)
             return False
         cause = f"it did not end in time: {cause}"
         error = SaveStalledError(

@@ -101,8 +101,8 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any], filesy
             raise ConfigurationError(
                 "open the store",
                 os.fspath(path),
-                f"the storage option {next(iter(options))} would not reach the filesystem that was passed",
-                "Pass it where the filesystem is made.",
+                f"the storage option {next(iter(options))} has no effect on a filesystem object",
+                "Pass it when you create the filesystem.",
             )
         return with_filesystem(StoreSettings(os.fspath(path), filesystem=filesystem))
     if _is_foreign(os.fspath(path)):
@@ -132,7 +132,7 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any], filesy
             "open the store",
             location.url,
             f"the storage option {unknown[0] if unknown else 'config_kwargs.s3.addressing_style'} is not supported",
-            "Leave it out, or set it where the store's client finds it by itself (environment, configuration file).",
+            "Leave it out, or set it in the environment or the configuration file of the store's client.",
         )
     return StoreSettings(
         location.url, endpoint, region, _STYLES[style], credentials, encryption, key, requester_pays, tags

@@ -48,9 +48,9 @@ def proxy_for(scheme: str, host: str, port: int) -> Proxy | None:
         return _parse(text)
     except ValueError:
         raise ConfigurationError(
-            "connect to the store through the proxy of",
+            "connect to the store through the proxy in",
             name.upper(),
-            "it does not name a proxy",
+            "its value is not the URL of a proxy",
             "Set it to http://[<user>:<password>@]<host>:<port>, or remove it.",
         ) from None
 

@@ -149,7 +149,7 @@ def _report(name: str, data: io.BytesIO) -> None:
     try:
         load_restricted(io.BytesIO(data.getbuffer()), subject=name, trust="safe")
     except CheckpointError as error:
-        logger.warning('%s is saved, but only a load with trust="full" will take it: %s', name, error.cause)
+        logger.warning('%s is saved, but only a load with trust="full" accepts it: %s', name, error.cause)
 
 
 def _unsavable(name: str, cause: str, hint: str = "Convert it to a plain tensor first.") -> ConfigurationError:

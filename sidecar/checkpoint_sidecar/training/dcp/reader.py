@@ -119,7 +119,7 @@ class SnapshotReader(StorageReader):
             raise ConfigurationError(
                 "load the snapshot",
                 str(checkpoint_id),
-                "this reader loads the snapshot it was made for",
+                "this reader loads only the snapshot that it was created for",
                 "Leave out checkpoint_id, or use CheckpointReader.",
             )
 
@@ -286,7 +286,7 @@ class SnapshotReader(StorageReader):
             raise IncompatibleSnapshotError(
                 "load tensor",
                 f"{item.storage_index.fqn} of {self._subject}",
-                f"{dtype} {list(shape)} was saved, the destination is {target.dtype} {list(target.shape)}",
+                f"{dtype} {list(shape)} was saved, but the destination is {target.dtype} {list(target.shape)}",
             )
 
     def _read(self, items: Sequence[ReadItem], targets: dict[ReadItem, torch.Tensor], planner: LoadPlanner) -> None:

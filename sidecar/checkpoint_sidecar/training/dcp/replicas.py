@@ -166,7 +166,7 @@ def _check_forms(held: dict[MetadataIndex, list[Holder]]) -> None:
                 raise ConfigurationError(
                     _OPERATION,
                     index.fqn,
-                    f"rank {known[0]} holds {detail[0]} under this name, rank {holder[0]} {detail[1]}",
+                    f"rank {known[0]} holds {detail[0]} under this name, but rank {holder[0]} holds {detail[1]}",
                     _CURE,
                 )
         if known[2].kind is Kind.SHARD:
@@ -174,7 +174,7 @@ def _check_forms(held: dict[MetadataIndex, list[Holder]]) -> None:
     for name, each in meshes.items():
         if any(here != each[0] for here in each):
             raise ConfigurationError(
-                _OPERATION, name, "groups of ranks each hold a tensor of this name, divided differently", _CURE
+                _OPERATION, name, "several groups of ranks hold a tensor of this name, sharded differently", _CURE
             )
 
 

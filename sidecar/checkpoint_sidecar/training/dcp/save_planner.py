@@ -135,7 +135,7 @@ class BalancedSavePlanner(DefaultSavePlanner):
                 self._history.reported.add(module)
                 logger.warning(
                     "%s: buffers differ from rank to rank (%s); a snapshot keeps those of the lowest rank, for the "
-                    "whole module. Use SyncBatchNorm or the like if that is not what you want",
+                    "whole module. Use SyncBatchNorm or similar if you need them all",
                     module,
                     ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else ""),
                 )

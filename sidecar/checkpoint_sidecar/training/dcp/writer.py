@@ -97,7 +97,7 @@ class SnapshotWriter(StorageWriter):
             raise ConfigurationError(
                 "save a snapshot to",
                 str(checkpoint_id),
-                "this writer saves where the run log says",
+                "this writer saves to the folder that the run log assigns",
                 "Leave out checkpoint_id, or use CheckpointWriter.",
             )
 
@@ -221,7 +221,9 @@ class SnapshotWriter(StorageWriter):
     def _target_for(self, world_size: int) -> SaveTarget:
         del world_size
         if self._target is None:
-            raise ConfigurationError("save a snapshot to", self._store.url, "the coordinator's writer has no target")
+            raise ConfigurationError(
+                "save a snapshot to", self._store.url, "the coordinator's writer has no save folder"
+            )
         return self._target
 
     def _abandon(self) -> None:

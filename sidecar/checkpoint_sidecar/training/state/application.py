@@ -260,7 +260,9 @@ class TrainingState:
         if self._thaw and described["frozen"] is not None and not modules.is_flat(module):
             changed = modules.thaw(module, described["frozen"], state.keys())
             if changed:
-                logger.warning("%s: requires_grad is as it was saved again: %s", name, ", ".join(bounded(changed)))
+                logger.warning(
+                    "%s: requires_grad is set to its saved value again: %s", name, ", ".join(bounded(changed))
+                )
 
     def _apply_stateful(self, name: str, value: Stateful, contents: Contents, put: Leaf) -> None:
         own, packed = f"{name}.{self._rank_key}", f"{name}.{PACKED}"
@@ -292,7 +294,7 @@ class TrainingState:
     def _apply_plain(self, name: str, text: Any) -> None:
         if not isinstance(text, str):
             raise IncompatibleSnapshotError(
-                _RESTORE, name, "it was saved as an object with a state_dict, and is a plain value here"
+                _RESTORE, name, "it was saved as an object with a state_dict, but is a plain value here"
             )
         loaded, holder = json.loads(text), self._objects[name]
         present = holder.wrapped if isinstance(holder, Optional) else holder
@@ -433,7 +435,7 @@ def _check_plain(name: str, value: Any) -> None:
         raise ConfigurationError(
             "save",
             place,
-            f"it would not come back as it is: {cause}",
+            f"it cannot be restored exactly: {cause}",
             "Use None, bool, int, float, str, lists and dicts with str keys, or an object with state_dict and "
             "load_state_dict, which may hold any container.",
         )

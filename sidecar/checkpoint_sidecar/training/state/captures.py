@@ -126,7 +126,7 @@ class Capture:
             raise ConfigurationError(
                 _OPERATION,
                 ".".join(filter(None, (name, unsupported.place.removeprefix(f"{within}.")))),
-                f"it would not come back: it {unsupported.cause}",
+                f"it cannot be restored: it {unsupported.cause}",
                 "Let state_dict return plain data (numbers, text, containers, tensors) in its place, or pass "
                 'trust="full" here and at every restore.',
             ) from unsupported
@@ -135,7 +135,7 @@ class Capture:
             try:
                 unpack(data, lambda _, __: None, subject=name, trusted=self._pickles)
             except CheckpointError as error:
-                raise ConfigurationError(_OPERATION, name, f"it would not come back: {error.cause}") from error
+                raise ConfigurationError(_OPERATION, name, f"it cannot be restored: {error.cause}") from error
             self._proven |= packer.kinds
         return data
 

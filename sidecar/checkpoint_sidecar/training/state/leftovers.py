@@ -71,7 +71,7 @@ def refusal(leftovers: Leftovers, subject: str, *, strict: bool) -> Incompatible
     if leftovers.missing:
         causes.append(f"the snapshot lacks {', '.join(bounded(leftovers.missing))}")
     if leftovers.unused:
-        causes.append(f"the objects do not take {', '.join(bounded(leftovers.unused))}")
+        causes.append(f"the objects do not accept {', '.join(bounded(leftovers.unused))}")
     return IncompatibleSnapshotError(
         operation,
         subject,

@@ -198,7 +198,7 @@ class NamedOptimizer:
             raise IncompatibleSnapshotError(
                 "restore",
                 f"{self._name}.param_groups.{index}",
-                f"its parameters were saved in the groups {sorted(found)}, with options of their own",
+                f"its parameters were saved in groups {sorted(found)}, which have different options",
                 "Build the optimizer with the groups it was saved with.",
             )
         if not found and index < len(saved.groups) and (not names or not saved.groups[index][_PARAMS]):
@@ -237,8 +237,8 @@ class NamedOptimizer:
                     raise ConfigurationError(
                         "read the state of",
                         f"{self._name}.param_groups.{index}",
-                        f"no module of the state holds all parameters of this optimizer: number {position} of the "
-                        f"group, of shape {list(parameter.shape)}, is in none",
+                        f"no module of the state holds parameter {position} of this group, of shape "
+                        f"{list(parameter.shape)}",
                         "Pass every module whose parameters it has, and build the optimizer after they were sharded "
                         "(fully_shard, FSDP).",
                     )

@@ -223,7 +223,7 @@ def unpack(data: bytes, find: Find, *, subject: str, trusted: bool = False) -> A
         IncompatibleSnapshotError: This version cannot rebuild it.
     """
     if not data.startswith(MAGIC):
-        raise IncompatibleSnapshotError("unpack", subject, "it does not begin as packed values do")
+        raise IncompatibleSnapshotError("unpack", subject, "it lacks the header of packed values")
     try:
         return _Unpacker(find, subject, trusted).of(msgspec.msgpack.decode(data[len(MAGIC) :]))
     except (UntrustedSnapshotError, IncompatibleSnapshotError):
@@ -252,7 +252,7 @@ class _Unpacker:
             raise IncompatibleSnapshotError(
                 "unpack",
                 self._subject,
-                f"it holds a {tag!r}, which this version does not know",
+                f"it holds a {tag!r}, which this version does not support",
                 "Load it with the version that saved it, or a later one.",
             )
         return rebuild(*parts)
