@@ -208,6 +208,7 @@ def test_the_process_answers_probes_and_scrapes_and_ends_when_asked(
     trainer.start().commit(100)
     labels = f'{{checkpoint="run",namespace="{namespace.name}"}}'
     run.eventually(lambda _: f"_latest_snapshot_step{labels} 100.0" in _get(f"http://127.0.0.1:{metrics}"))
+    assert f"_log_lost_races_total{labels} 0.0" in _get(f"http://127.0.0.1:{metrics}")
     for address in ("127.0.0.1", "[::1]"):
         assert _get(f"http://{address}:{probes}/healthz") == '{"healthy": "ok"}'
         assert "checkpoint_operator_ready" in _get(f"http://{address}:{metrics}/metrics")

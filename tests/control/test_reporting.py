@@ -294,6 +294,10 @@ def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     for _ in range(2):
         metrics.count_loss(KEY, attempt=2, steps=30, seconds=12)
     assert (value("lost_steps_total"), value("lost_seconds_total")) == (30, 12)
+    for lost in (0, 2):
+        metrics.count_appends(KEY, lost_races=lost, unknown_outcomes=1)
+        assert value("log_lost_races_total") == lost, "a counter that begins at 1 shows no increase"
+    assert value("log_unknown_outcomes_total") == 2
     metrics.count_error(KEY)
     assert value("reconcile_errors_total") == 1
     metrics.forget(KEY)

@@ -22,7 +22,7 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.log import AttemptStarted, Body, RunClaimed, SaveRequested
 from checkpoint_sidecar.core.run import Run
-from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.runs.log import AppendCounts, RunLog
 from checkpoint_sidecar.store.base import StoredObject
 from doubles.counting import CountingStore
 from doubles.faulty import Fault, FaultyStore, LandsLate, fails_with, loses_the_reply, loses_the_request, passes
@@ -238,10 +238,12 @@ def test_lost_races_and_unknown_outcomes_are_counted() -> None:
         return start(run)
 
     late.append(overtaken)
-    assert (late.lost_races, late.unknown_outcomes, other.lost_races) == (1, 0, 0)
+    assert (late.counts, other.counts) == (AppendCounts(lost_races=1), AppendCounts())
+    assert late.counts.take() == AppendCounts(lost_races=1)
+    assert late.counts.take() == AppendCounts()
     lossy = RunLog(FaultyStore(store, puts=[loses_the_reply]), writer="lossy")
     lossy.append(start)
-    assert (lossy.lost_races, lossy.unknown_outcomes) == (0, 1)
+    assert lossy.counts == AppendCounts(unknown_outcomes=1)
 
 
 def test_when_the_timeout_passes_the_outcome_is_reported_as_unknown_whatever_failed_last() -> None:

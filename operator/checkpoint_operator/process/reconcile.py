@@ -204,7 +204,14 @@ class Reconciler:
         async def blocking(work: rounds.RoundWork) -> tuple[ActionOutcome, ...]:
             return await self._observer.in_thread(work, memory, slot, seconds=ACT_SECONDS)
 
-        return await rounds.run(observed, memory, blocking=blocking)
+        session = memory.session  # a pass that fails ends it
+        observed = await rounds.run(observed, memory, blocking=blocking)
+        if session is not None:
+            counts = session.log.counts.take()
+            self._metrics.count_appends(
+                observed.checkpoint.key, lost_races=counts.lost_races, unknown_outcomes=counts.unknown_outcomes
+            )
+        return observed
 
     async def _unreported(
         self, observed: Observed, memory: Memory, slot: TenantSlot

@@ -83,6 +83,10 @@ class Metrics:
         self._save_seconds = self._histogram("save_seconds", "From staging to the last uploaded byte.", *_RUN)
         self._restore_seconds = self._histogram("restore_seconds", "Duration of restores.", *_RUN)
         self._others = self._counter("other_operator_entries", "Log entries that another operator wrote meanwhile.")
+        self._lost_races = self._counter("log_lost_races", "Log entries whose number another writer took first.")
+        self._unknown_outcomes = self._counter(
+            "log_unknown_outcomes", "Requests to append to a log that ended without a usable answer."
+        )
         self._reconcile_errors = self._counter("reconcile_errors", "Passes that ended with an error of the operator.")
         self.reconcile_seconds = self._histogram("reconcile_seconds", "Duration of passes over one Checkpoint.")
         self._reported_losses: dict[Key, int] = {}
@@ -158,6 +162,11 @@ class Metrics:
     def count_other_operator(self, key: Key, entries: int) -> None:
         """Count entries that another operator appended to the log while this one works on it."""
         self._others.labels(*_labels(key)).inc(entries)
+
+    def count_appends(self, key: Key, *, lost_races: int, unknown_outcomes: int) -> None:
+        """Count what the operator's appends to the log met since they were counted last."""
+        self._lost_races.labels(*_labels(key)).inc(lost_races)
+        self._unknown_outcomes.labels(*_labels(key)).inc(unknown_outcomes)
 
     def count_error(self, key: Key) -> None:
         """Count a pass that ended early, because of an unexpected answer of the API server or a bug."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import tenacity
 
@@ -41,6 +41,26 @@ _MOST_UNLISTED = 1000
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class AppendCounts:
+    """What appends to a log met.
+
+    Attributes:
+        lost_races: How often another writer took the number of an entry.
+        unknown_outcomes: How often a request that was to write an entry ended without a usable answer.
+    """
+
+    lost_races: int = 0
+    unknown_outcomes: int = 0
+
+    def take(self) -> AppendCounts:
+        """Return the counts, and start again at zero."""
+        taken = AppendCounts(self.lost_races, self.unknown_outcomes)
+        self.lost_races -= taken.lost_races
+        self.unknown_outcomes -= taken.unknown_outcomes
+        return taken
+
+
 class RunLog:
     """One run's log, cached up to the last entry read. Safe from several threads.
 
@@ -57,8 +77,7 @@ class RunLog:
         keep: Number of entries to keep in memory as they are read, for ``entries``.
 
     Attributes:
-        lost_races: How often another writer took the number of an entry of this log.
-        unknown_outcomes: How often a request that was to write an entry ended without a usable answer.
+        counts: What the appends so far met.
     """
 
     def __init__(self, store: Store, *, writer: str, timeout_seconds: float | None = None, keep: int = 0) -> None:
@@ -71,8 +90,7 @@ class RunLog:
         self._polls = 0
         self._replaced: LogReplacedError | None = None
         self._tail: deque[StoredEntry] = deque(maxlen=keep)
-        self.lost_races = 0
-        self.unknown_outcomes = 0
+        self.counts = AppendCounts()
         self._polite = timeout_seconds is not None
         stop = tenacity.stop_never if timeout_seconds is None else tenacity.stop_after_delay(timeout_seconds)
         self._settle = tenacity.Retrying(
@@ -204,7 +222,7 @@ class RunLog:
                 if occupant.id == entry_id:
                     return occupant
                 lost += 1
-                self.lost_races += 1
+                self.counts.lost_races += 1
                 self._give_way(lost)
                 run = self.refresh()
 
@@ -251,7 +269,7 @@ class RunLog:
                 cause = "the store says that the key is taken, and that there is nothing under it"
             except UnknownOutcomeError:
                 sent = True
-                self.unknown_outcomes += 1
+                self.counts.unknown_outcomes += 1
                 raise
             except StoreError as error:
                 if not sent:
@@ -265,7 +283,7 @@ class RunLog:
             if occupant is None and unreadable_since is not None:
                 _check_readable(f"{self.store.url}/{key}", time.monotonic() - unreadable_since)
             if occupant is None:
-                self.unknown_outcomes += 1
+                self.counts.unknown_outcomes += 1
                 raise UnknownOutcomeError(
                     "append to the run log", f"{self.store.url}/{key}", f"it may have been written: {cause}"
                 )
