@@ -29,7 +29,7 @@ from checkpoint_operator.model.actions import (
     SetDisposition,
     Verify,
 )
-from checkpoint_operator.model.observed import Key, Observed, ScrubFinding, StoreFault
+from checkpoint_operator.model.observed import Key, Observed, ReadBack, ScrubFinding, StoreFault
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.compaction import EntryRange
 from checkpoint_sidecar.core.log import PodIdentity, SnapshotVerified
@@ -170,7 +170,9 @@ def test_nothing_of_a_run_that_is_not_ours_is_read_back() -> None:
 def test_what_was_found_is_written_into_the_log_before_anything_is_retired_on_account_of_it() -> None:
     history = saved(100, 200, retention=KEEP_ONE)
     check = SnapshotVerified(history.id(200), "Checksums", passed=False, evidence="ChecksumMismatch")
-    seen = replace(quiet(observed(history, retention=KEEP_ONE_SPEC)), findings=(ScrubFinding(check, 0),))
+    seen = replace(
+        quiet(observed(history, retention=KEEP_ONE_SPEC)), read_back=ReadBack(findings=(ScrubFinding(check, 0),))
+    )
     assert plan(seen)[0] == RecordCheck(ScrubFinding(check, 0))
 
 
@@ -190,7 +192,7 @@ def test_a_finding_is_not_written_down_when(
     tell: Callable[[], History], finding: Callable[[Snapshot], ScrubFinding]
 ) -> None:
     history = tell()
-    seen = replace(quiet(observed(history)), findings=(finding(history.snapshot(100)),))
+    seen = replace(quiet(observed(history)), read_back=ReadBack(findings=(finding(history.snapshot(100)),)))
     assert "RecordCheck" not in kinds(plan(seen))
 
 

@@ -116,12 +116,14 @@ def test_the_first_wanted_snapshot_is_read_and_the_result_stays_until_it_is_sett
     async def body(scrubber: Scrubber) -> None:
         scrubber.want(KEY, (new, old), store)
         await woken.times(1)
-        assert scrubber.findings(KEY) == (ScrubFinding(SnapshotVerified(new.id, "Checksums", passed=True), failures=0),)
+        assert scrubber.state(KEY).findings == (
+            ScrubFinding(SnapshotVerified(new.id, "Checksums", passed=True), failures=0),
+        )
         scrubber.want(KEY, (new, old), store)
         await woken.times(2)
-        assert [finding.check.snapshot for finding in scrubber.findings(KEY)] == [new.id, old.id]
-        scrubber.settle(KEY, scrubber.findings(KEY))
-        assert scrubber.findings(KEY) == ()
+        assert [finding.check.snapshot for finding in scrubber.state(KEY).findings] == [new.id, old.id]
+        scrubber.settle(KEY, scrubber.state(KEY).findings)
+        assert scrubber.state(KEY).findings == ()
         assert store.read == [new.commit.path, old.commit.path]
 
     scrubbing(body, woken)
@@ -148,7 +150,7 @@ def test_what_is_not_wanted_any_more_is_not_read_to_its_end(store: Bucket, train
         await asyncio.sleep(0.05)
         scrubber.want(KEY, (new,), store)
         await woken.times(1)
-        assert scrubber.findings(KEY) == ()
+        assert scrubber.state(KEY).findings == ()
         assert store.read == [old.commit.path]
 
     scrubbing(body, woken, per_second=10.0)
@@ -162,7 +164,7 @@ def test_a_newer_snapshot_does_not_interrupt_what_is_being_read(store: Bucket, t
         await asyncio.sleep(0.05)
         scrubber.want(KEY, (trainer.commit(200), old), store)
         await woken.times(1)
-        assert [finding.check.snapshot for finding in scrubber.findings(KEY)] == [old.id]
+        assert [finding.check.snapshot for finding in scrubber.state(KEY).findings] == [old.id]
 
     scrubbing(body, woken, per_second=5000.0)
 
@@ -193,7 +195,7 @@ def test_a_failing_store_is_no_evidence_and_is_left_alone_for_a_while(
     async def body(scrubber: Scrubber) -> None:
         scrubber.want(KEY, (snapshot,), store)
         await woken.times(1)
-        assert scrubber.findings(KEY) == ()
+        assert scrubber.state(KEY).findings == ()
         store.read.clear()
         scrubber.want(KEY, (snapshot,), store)
         await asyncio.sleep(0.05)
@@ -209,7 +211,7 @@ def test_damage_is_looked_at_again_after_a_rest(store: Bucket, trainer: Trainer,
     async def body(scrubber: Scrubber) -> None:
         scrubber.want(KEY, (snapshot,), store)
         await woken.times(1)
-        (finding,) = scrubber.findings(KEY)
+        (finding,) = scrubber.state(KEY).findings
         assert (finding.check.passed, finding.check.evidence) == (False, "ChecksumMismatch")
         scrubber.settle(KEY, (finding,))
         store.read.clear()
@@ -230,7 +232,7 @@ def test_a_bit_that_flips_on_the_way_is_no_damage(store: Bucket, trainer: Traine
     async def body(scrubber: Scrubber) -> None:
         scrubber.want(KEY, (snapshot,), store)
         await woken.times(1)
-        assert scrubber.findings(KEY) == (
+        assert scrubber.state(KEY).findings == (
             ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures=0),
         )
 
@@ -247,7 +249,7 @@ def test_bytes_that_differ_in_each_read_are_held_against_the_reader(
     async def body(scrubber: Scrubber) -> None:
         scrubber.want(KEY, (snapshot,), store)
         await woken.times(1)
-        assert scrubber.findings(KEY) == ()
+        assert scrubber.state(KEY).findings == ()
 
     scrubbing(body, woken)
     assert store.flips == []
@@ -261,7 +263,7 @@ def test_a_checkpoint_that_is_gone_leaves_nothing(store: Bucket, trainer: Traine
         await asyncio.sleep(0.02)
         scrubber.forget(KEY)
         await woken.times(1)
-        assert scrubber.findings(KEY) == ()
+        assert scrubber.state(KEY).findings == ()
 
     scrubbing(body, woken, per_second=10.0)
 
@@ -278,18 +280,19 @@ def test_two_looks_quarantine_a_damaged_snapshot_and_the_one_before_it_is_kept(
     base = changed(observed(History(), retention=spec, generation=1), pointers={100: good.id, 200: bad.id})
 
     def act(scrubber: Scrubber) -> Run:
-        seen = replace(base, run=session.log.refresh(), now=session.now(), findings=scrubber.findings(KEY))
+        seen = replace(base, run=session.log.refresh(), now=session.now(), read_back=scrubber.state(KEY))
         while planned := plan.store_actions(seen):
             assert [outcome.error for outcome in carry_out(planned, session, owner=OWNER)] == [None] * len(planned)
             seen = changed(seen, run=session.log.run, now=session.now(), pointers=published_steps(session.log.run))
-        scrubber.settle(KEY, seen.findings)
+        assert seen.read_back is not None
+        scrubber.settle(KEY, seen.read_back.findings)
         scrubber.want(KEY, plan.to_read_back(seen), store)
         return session.log.run
 
     async def next_finding(scrubber: Scrubber) -> Run:
-        while not scrubber.findings(KEY):
+        while not scrubber.state(KEY).findings:
             await woken.times(len(woken.keys) + 1)
-            if not scrubber.findings(KEY):
+            if not scrubber.state(KEY).findings:
                 act(scrubber)
         return act(scrubber)
 
@@ -345,7 +348,7 @@ def test_a_store_that_drips_or_keeps_silent_gives_its_place_to_others(
             scrubber.want(key, [snapshot], Silent(), release=partial(released.append, key))
         scrubber.want(KEY, [snapshot], trainer.store)
         await woken.times(1)
-        assert scrubber.findings(KEY)
+        assert scrubber.state(KEY).findings
 
     scrubbing(body, woken)
     silence.set()

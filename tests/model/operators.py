@@ -218,7 +218,6 @@ class _Process:
             now=now,
             cluster=Cluster(mirrors=mirrors),
             memory=memory.known(),
-            findings=self._scrubber.findings(key) if self._scrubber else (),
             read_back=self._scrubber.state(key) if self._scrubber else None,
         )
 
@@ -237,11 +236,11 @@ class _Process:
     def _read_back(self, seen: Observed) -> None:
         """Hand what is worth reading to the scrubber, and let it read until it rests or has nothing to do."""
         scrubber, session, key = self._scrubber, self._memory.session, seen.checkpoint.key
-        if scrubber is None or session is None:
+        if scrubber is None or session is None or seen.read_back is None:
             return
-        scrubber.settle(key, seen.findings)
+        scrubber.settle(key, seen.read_back.findings)
         wanted = plan.to_read_back(seen)
-        known = {finding.check.snapshot for finding in scrubber.findings(key)}
+        known = {finding.check.snapshot for finding in scrubber.state(key).findings}
         for snapshot in wanted:
             if snapshot.id not in known:
                 self._world.promises.reads(snapshot.id, self._world.seconds)

@@ -151,14 +151,14 @@ class Scrubber:
             self._queue.put(key, key.namespace, None)
             self._start_more()
 
-    def findings(self, key: Key) -> tuple[ScrubFinding, ...]:
-        """Return the findings that are not settled yet."""
-        return tuple(self._findings.get(key, {}).values())
-
     def state(self, key: Key) -> ReadBack:
-        """Return which snapshot of a Checkpoint is being read, and the last trouble."""
+        """Return which snapshot of a Checkpoint is being read, the last trouble, and the findings not settled yet."""
         reading = self._readings.get(key)
-        return replace(self._troubles.get(key, ReadBack()), reading=reading.snapshot if reading else "")
+        return replace(
+            self._troubles.get(key, ReadBack()),
+            reading=reading.snapshot if reading else "",
+            findings=tuple(self._findings.get(key, {}).values()),
+        )
 
     def settle(self, key: Key, findings: Sequence[ScrubFinding]) -> None:
         """Drop findings that the log has, or no longer needs."""

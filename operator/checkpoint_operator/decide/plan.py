@@ -77,7 +77,8 @@ def store_actions(observed: Observed) -> tuple[StoreAction, ...]:
         return ()
     if observed.memory.survey_due:
         return (SurveyPrefix(),)
-    wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, observed.findings))
+    findings = observed.read_back.findings if observed.read_back else ()
+    wanted = (*_evictions(observed, run), *_requests(spec, run, observed), *map(RecordCheck, findings))
     requests = _due(wanted, run, observed, now)
     retention = () if spec.suspend else (*_retention(run, observed), *_deletions(run, observed, now))
     return (

@@ -203,11 +203,13 @@ class ReadBack:
         reading: Id of the snapshot being read, or empty.
         trouble: Why the last one could not be read to its end, or empty.
         unreliable: Whether that was because each read gave other bytes.
+        findings: Results that are not in the log yet.
     """
 
     reading: str = ""
     trouble: str = ""
     unreliable: bool = False
+    findings: tuple[ScrubFinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +311,6 @@ class Observed:
         wall: The operator's own clock, for pods and conditions only.
         memory: What earlier passes have found out.
         read_back: How reading snapshots back goes; None where none is read.
-        findings: Results of reading snapshots back that are not in the log yet.
         quota: That of the namespace, or None where there is none.
     """
 
@@ -323,7 +324,6 @@ class Observed:
     cluster: Cluster = field(default_factory=Cluster)
     memory: Remembered = field(default_factory=Remembered)
     read_back: ReadBack | None = None
-    findings: tuple[ScrubFinding, ...] = ()
     quota: Quota | None = None
 
     @property

@@ -127,7 +127,7 @@ class Reconciler:
                 self._forget(key)
                 return CallOutcome()
             await self._hold(observed)
-            observed = await self._act(await self._within_quota(self._with_findings(observed)), memory, slot)
+            observed = await self._act(await self._within_quota(self._with_read_back(observed)), memory, slot)
             observed = await self._within_quota(observed)
             if await self._release(observed):
                 self._forget(key)  # the next Checkpoint of this name finds another run, or none
@@ -166,11 +166,10 @@ class Reconciler:
         await self._kube.write_finalizers(checkpoint.key, checkpoint.resource_version, finalizer.without(checkpoint))
         return True
 
-    def _with_findings(self, observed: Observed) -> Observed:
+    def _with_read_back(self, observed: Observed) -> Observed:
         if self._scrubber is None:
             return observed
-        key = observed.checkpoint.key
-        return replace(observed, findings=self._scrubber.findings(key), read_back=self._scrubber.state(key))
+        return replace(observed, read_back=self._scrubber.state(observed.checkpoint.key))
 
     async def _within_quota(self, observed: Observed) -> Observed:
         """Add what the namespace's quota leaves to this run. Wake the Checkpoints whose part changed."""
@@ -184,10 +183,11 @@ class Reconciler:
 
     async def _read_back(self, observed: Observed, memory: Memory) -> None:
         """Request what to read back. A fault changes nothing: reading continues, and findings are kept."""
-        if self._scrubber is None or memory.session is None or observed.fault is not None:
+        read_back = observed.read_back
+        if self._scrubber is None or read_back is None or memory.session is None or observed.fault is not None:
             return
         key = observed.checkpoint.key
-        self._scrubber.settle(key, observed.findings)
+        self._scrubber.settle(key, read_back.findings)
         session = memory.session
         wanted = await decided(plan.to_read_back, observed)
         self._scrubber.want(key, wanted, session.readable, release=session.reading.free)
