@@ -220,8 +220,8 @@ def test_log_prints_events_in_order(kubectl_ckpt: Program, training: Namespace) 
     ("arguments", "status", "says"),
     [
         (("status", "absent"), 3, '"absent" not found'),
-        (("show", "run@12345"), 3, "no snapshot has step 12345"),
-        (("show", "run@zzz"), 3, "no snapshot has an id that begins with zzz"),
+        (("show", "run@12345"), 3, "@12345: no snapshot has this step"),
+        (("show", "run@zzz"), 3, "@zzz: no snapshot has an id that begins with it"),
         (("hold", "run"), 2, "no snapshot was named"),
         (("status", "run@best"), 2, "leave out @best"),
         (("doctor", "run@best"), 2, "leave out @best"),

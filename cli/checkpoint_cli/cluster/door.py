@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from checkpoint_cli.choosing import choose
 from checkpoint_cli.cluster.convert import snapshot_records
 from checkpoint_cli.cluster.kubectl import Body, Kubectl
 from checkpoint_cli.exits import CommandRefusedError, ExitStatus
 from checkpoint_cli.records import SnapshotRecord
 from checkpoint_cli.signatures import with_parameters
+from checkpoint_sidecar.core.selectors import choose
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
@@ -54,8 +54,22 @@ class NamedRun:
     def snapshot(self, checkpoint: Body, snapshots: tuple[SnapshotRecord, ...]) -> SnapshotRecord:
         """Return the snapshot that the selector means; without one, the latest."""
         status = checkpoint.get("status") or {}
-        ids = {mark: (status.get(mark) or {}).get("snapshot") for mark in ("latest", "best")}
-        return choose(snapshots, self.selector, run=self.shown, latest=ids["latest"], best=ids["best"])
+        known = {each.id: each for each in snapshots}
+        latest, best = (known.get((status.get(mark) or {}).get("snapshot", "")) for mark in ("latest", "best"))
+        return choose(
+            snapshots,
+            self.selector,
+            run=self.shown,
+            latest=latest,
+            best=best,
+            without_best="its status names none: spec.retention.keepBest defines the best",
+            preferred=_preferred,
+        )
+
+
+def _preferred(found: Sequence[SnapshotRecord]) -> SnapshotRecord:
+    """Return the newest live one of some snapshots, which are newest first; without one, the newest."""
+    return next((each for each in found if each.state == "Live"), found[0])
 
 
 def of_checkpoint(function: Callable[..., None]) -> Callable[..., None]:
