@@ -56,9 +56,8 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
             return f"Attempt {body.attempt} was asked to save: {body.reason or f'request {body.request}'}."
         case log.SaveFailed():
             times = f"{_counted(body.failures, 'failure')} in a row"
-            return (
-                f"Attempt {body.attempt} could not save step {body.step} ({times}): {body.message or 'no cause given'}."
-            )
+            cause = body.message.rstrip(".") or "no cause given"
+            return f"Attempt {body.attempt} could not save step {body.step} ({times}): {cause}."
         case log.EvictionNoticed():
             return f"Pod {body.pod.name} of attempt {body.attempt} is evicted: {body.reason}."
         case log.AttemptFenced():

@@ -144,11 +144,11 @@ def test_the_page_says_how_far_training_was_at_the_last_heartbeat() -> None:
 def test_the_story_names_the_events_of_the_run() -> None:
     text = Page(eventful_page()).text
     for words in (
-        "Attempt 2 restored step 2,440",
-        "Rollback to step 7,000",
+        "Attempt 2 restored step 2440",
+        "A rollback to step 7000",
         "Pod llama-0 of attempt 4 is evicted: EvictionByEvictionAPI",
-        "Attempt 5 could not restore step 9,000",
-        "Saving step 8,600 failed in attempt 4 (2 failures in a row): write part 3",
+        "Attempt 5 could not restore step 9000",
+        "Attempt 4 could not save step 8600 (2 failures in a row): write part 3",
     ):
         assert words in text
 
