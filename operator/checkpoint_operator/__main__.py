@@ -28,7 +28,7 @@ from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
 
 _M_MMAP_THRESHOLD = -3
-"""Of malloc.h. Setting it also keeps it from being adjusted."""
+"""A parameter of malloc.h. Once it is set, glibc no longer adjusts it."""
 _LARGE_BLOCK = 256 * 1024
 
 
@@ -74,7 +74,7 @@ def _map_large_blocks() -> None:
 
 
 def _signature() -> str:
-    """What this very process signs log entries with; two of them tell each other apart by it."""
+    """Return the name with which this process signs log entries, unique for each process."""
     version, pod = importlib.metadata.version("checkpoint-operator"), os.environ.get("HOSTNAME", "")
     return " ".join(filter(None, (OPERATOR, version, pod, secrets.token_hex(3))))
 

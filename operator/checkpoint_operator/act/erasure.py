@@ -81,7 +81,7 @@ def _withdraw_pointers(session: RunStore, run: Run, listed: Iterable[str]) -> li
 
 
 def _delete_log(session: RunStore, run: Run) -> None:
-    """Delete all but the last entry, which marks the run as deleted and keeps the numbers counting.
+    """Delete all but the last entry, which marks the run as deleted and keeps its numbers from being reused.
 
     Entries that a writer appended after it, against the protocol, do not count. They stay: the next run's numbers
     continue after them.

@@ -1,7 +1,7 @@
 """The rounds of one pass: plan, carry out, and plan again from what is then true. Without Kubernetes.
 
 One plan is not enough. A claim must be in the log before the policy, a snapshot must be verified before others retire,
-and other writers append in between: so each round plans from the log as the round before has left it.
+and other writers append in between: so each round plans from the log as the previous round left it.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ READERS = 2
 """Snapshots read at the same time, so that a huge one does not keep all others waiting."""
 
 REST_SECONDS = 60.0
-"""From finding damage to the second check, so that one bad moment of the store does not count twice."""
+"""Delay from finding damage to the second check, so that one bad moment of the store does not count twice."""
 
 RETRY_SECONDS = 600.0
-"""From a failure of the store to the next try, which starts from the first byte."""
+"""Delay from a failure of the store to the next try, which starts from the first byte."""
 
 SLOWEST = 512 * 1024
 """Bytes per second that a store must send after the first minute: a trickle would occupy a reader for weeks."""

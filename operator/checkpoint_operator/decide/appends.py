@@ -69,7 +69,7 @@ def finish_purge(run: Run, snapshot: str, *, owner: Owner) -> SnapshotPurged | N
 def _adopt(run: Run, owner: Owner, action: actions.Adopt) -> RunAdopted | None:
     if run.owner is None or run.owner == owner or run.owner.is_deleted or str(run.owner) != action.previous:
         return None
-    # One value of takeOverFrom acts once for each Checkpoint object: if the other side took the run back, a human must
+    # One value of takeOverFrom acts once for each Checkpoint object: if the other side took the run back, a user must
     # decide again. Entries of version 0.1.0 do not say which object asked.
     uid = action.request.partition("/")[0]
     before = {

@@ -142,7 +142,7 @@ def _too_early(observed: Observed) -> str:
 
 
 def _heard_at(observed: Observed) -> dt.datetime | None:
-    """Return when the newest attempt reported last, unless that was its goodbye. It may train outside this cluster."""
+    """Return when the newest attempt last reported, unless it reported its end. It may train outside this cluster."""
     heard = observed.memory.progress.get(max(observed.memory.progress, default=0))
     return heard.at if heard is not None and not heard.ended else None
 

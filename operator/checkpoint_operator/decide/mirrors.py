@@ -14,7 +14,7 @@ from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 
 MAX_NEW_MIRRORS = 64
-"""Per pass, so that one Checkpoint cannot keep the others waiting."""
+"""Limit per pass, so that one Checkpoint cannot keep the others waiting."""
 
 
 def mirror_actions(observed: Observed) -> tuple[MirrorAction, ...]:

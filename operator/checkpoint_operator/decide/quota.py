@@ -118,5 +118,5 @@ class Quotas:
 
 
 def _differ(one: Quota | None, other: Quota) -> bool:
-    # Not by ``required``: each commit changes it, and what follows from it is in the other two.
+    # ``required`` is not compared: each commit changes it, and its effects show in the other two fields.
     return one is None or (one.exceeded, one.spare_bytes) != (other.exceeded, other.spare_bytes)

@@ -19,13 +19,13 @@ from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS
 from checkpoint_sidecar.core.run import Attempt
 
 FIRST_WAIT, LONGEST_WAIT = dt.timedelta(seconds=10), dt.timedelta(minutes=5)
-"""Between two creations of a pod that keeps failing: doubling, as the kubelet restarts containers."""
+"""Delay between two creations of a pod that keeps failing; it doubles, as the kubelet's for containers does."""
 
 MARGIN = dt.timedelta(seconds=15)
-"""Beyond the grace period: for an eviction that was noticed late, and for processes that end at the last moment."""
+"""Added to the grace period, for evictions noticed late and for processes that end at the last moment."""
 
 RETRY_SECONDS = 30.0
-"""Until the next try of an action that the API server refused."""
+"""Delay before the next try of an action that the API server refused."""
 
 
 def pod_actions(observed: Observed) -> tuple[PodAction, ...]:

@@ -12,11 +12,11 @@ FAILURES = 3
 
 FIRST_SECONDS = 10.0
 LONGEST_SECONDS = 300.0
-"""From opening a breaker to the first probe, and the longest time between probes; both are jittered."""
+"""Delay before the first probe of an open breaker, and maximum delay between probes; both are jittered."""
 
 TURN_SECONDS = 0.5
 MOST_SECONDS = 900.0
-"""Between Checkpoints that return to an open breaker, and the longest that one of them waits."""
+"""Delay between Checkpoints that return to an open breaker, and maximum wait of one of them."""
 
 TRUSTED_SECONDS = 600.0
 """A tenant that reached its bucket within this time keeps asking, whatever others report of that server."""

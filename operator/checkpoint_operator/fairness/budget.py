@@ -1,6 +1,6 @@
 """Budgets of one pass (time, requests, listed objects, bytes) and of the memory that all passes share.
 
-A store belongs to a tenant, so its own word on how much there is to read cannot be trusted.
+A store belongs to a tenant, so the sizes that it reports cannot be trusted.
 """
 
 from __future__ import annotations
@@ -162,20 +162,20 @@ class Meter:
         self._memory.release(reserved)
 
     def request(self) -> None:
-        """Before each request.
+        """Count a request, before it is made.
 
         Raises:
-            BudgetError: There may be none.
+            BudgetError: The budget allows no more requests.
         """
         with self._lock:
             self._requests += 1
             self._check()
 
     def listed(self, count: int) -> None:
-        """After each page of a listing.
+        """Count a page of a listing, after it was read.
 
         Raises:
-            BudgetError: There may not be another one.
+            BudgetError: The budget allows no further page.
         """
         with self._lock:
             self._objects += max(count, LEAST_PAGE)
@@ -192,10 +192,10 @@ class Meter:
             self._check()
 
     def read(self, key: str, count: int) -> None:
-        """After an object was read.
+        """Count the bytes of an object, after it was read.
 
         Raises:
-            BudgetError: It was too much.
+            BudgetError: The budget is exceeded.
         """
         with self._lock:
             self._data += count
@@ -212,10 +212,10 @@ class Meter:
             self._check()
 
     def reserve(self, key: str, amount: int) -> None:
-        """Before a large object is read or decoded: its memory, until ``free``.
+        """Reserve memory for a large object, before it is read or decoded, until ``free``.
 
         Raises:
-            BudgetError: It is more than there is, or others did not release theirs in time.
+            BudgetError: The object exceeds the whole pool, or other passes did not release their memory in time.
         """
         if self._limits is None:
             return
@@ -318,7 +318,7 @@ class MeteredStore:
 
     def upload(self, key: str, size: int) -> AbstractContextManager[Upload]:
         if size > SMALL_BYTES:
-            # A part that is sent, and the buffer through which the next one comes.
+            # While one part is sent, the next one is read into a second buffer.
             self._meter.reserve(key, 2 * min(size, part_bytes_for(size)))
         self._meter.request()
         return self._inner.upload(key, size)
@@ -329,7 +329,7 @@ class MeteredStore:
 
 
 class _MeteredKeeping(MeteredStore):
-    """The same, of a store that keeps unfinished uploads."""
+    """A ``MeteredStore`` over a store that keeps unfinished uploads."""
 
     def __init__(self, inner: Store, meter: Meter) -> None:
         super().__init__(inner, meter)

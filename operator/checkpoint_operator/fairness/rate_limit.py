@@ -1,4 +1,4 @@
-"""Rate limit for work that costs others: reading snapshots back, and deleting."""
+"""Rate limit for background work: reading snapshots back, and deleting."""
 
 from __future__ import annotations
 

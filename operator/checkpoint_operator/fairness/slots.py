@@ -31,13 +31,13 @@ class NoRoomError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Slots at a time.
+    """Maximum of slots that are occupied at a time.
 
     Attributes:
-        total: Over everything.
-        namespace: Of one namespace.
-        target: Of one store's server, over all namespaces.
-        tenant: Of one namespace at one server.
+        total: In the whole operator.
+        namespace: Per namespace.
+        target: Per store server, over all namespaces.
+        tenant: Per namespace at one server.
     """
 
     total: int = 128

@@ -1,7 +1,7 @@
 """Decides which servers ``spec.storage.endpoint`` may name. Pure: the caller has resolved the names.
 
-Users write endpoints, and the operator stands where users do not: beside the cluster's API, and, by way of the node,
-before the service that hands out the machine's cloud identity.
+Users write endpoints, and the operator can reach servers that users cannot: the cluster's API, and, through the node,
+the service that hands out the machine's cloud identity.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _hosts(endpoint: Endpoint, settings: StoreSettings) -> tuple[str, ...]:
 
 
 def _resolve(host: str) -> list[Address]:
-    """Resolve a name; empty if that is impossible here, as where a proxy does it."""
+    """Resolve a name; empty if that is impossible here, for example because a proxy resolves names."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):  # UnicodeError: an invalid host name, such as one with an empty label

@@ -19,13 +19,13 @@ from checkpoint_sidecar.core.errors import DeletionRefusedError
 from checkpoint_sidecar.core.run import Run
 
 SURVEY_SECONDS = 3600.0
-"""Between two surveys of everything under a prefix."""
+"""Interval between two surveys of everything under a prefix."""
 
 UNVERIFIABLE_SECONDS = 600.0
-"""From a snapshot that could not be verified to the next try."""
+"""Delay before the next try at a snapshot that could not be verified."""
 
 REFUSED_SECONDS = 3600.0
-"""From a refused deletion to the next try: a lock on objects or a missing right lasts longer than a failure."""
+"""Delay after a refused deletion: a lock on objects or a missing right lasts longer than a failure."""
 
 
 @dataclass

@@ -62,13 +62,13 @@ from checkpoint_sidecar.store.access import KNOWN_KEYS, StoreSettings
 
 PROGRESS_SECONDS = 10.0
 SILENT_SECONDS = 120.0
-"""Between polls of the heartbeat of a run that sent none for so long and has no pods."""
+"""Interval of heartbeat polls for a run that has no pods and was silent for as long."""
 
 MAX_SECRET_BYTES = 64 * 1024
 
 REPROBE_SECONDS = 300.0
 QUIET_SECRET_SECONDS = 60.0
-"""Between polls of the Secret of a run that sent no heartbeat for ``SILENT_SECONDS`` and has no pods."""
+"""Interval of Secret polls for a run that has no pods and sent no heartbeat for ``SILENT_SECONDS``."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

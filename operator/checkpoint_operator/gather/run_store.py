@@ -55,7 +55,7 @@ PROVEN_SECONDS = 3600.0
 """How long a passed probe counts; each takes some twenty requests."""
 
 OVER_BUDGET_SECONDS = 600.0
-"""Until the next try at a run that costs too much, which costs as much again."""
+"""Delay before the next try at a run that costs too much: each try costs as much again."""
 
 APPEND_TIMEOUT_SECONDS = 30.0
 # A pass that gives up is repeated anyway; one that waits keeps a thread from the Checkpoints whose stores answer.
@@ -74,7 +74,7 @@ _FAULTS: tuple[tuple[type[CheckpointError], Reason, bool], ...] = (
 
 
 _NO_ANSWER = (StoreError, UnknownOutcomeError)
-"""What an adapter raises after a store did not answer in time. Subclasses are answers."""
+"""Errors that an adapter raises if a store does not answer in time. Their subclasses are answers."""
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ class Adopt:
     """Take the run over from ``previous``, in the form of ``status.claimedBy``.
 
     Attributes:
-        request: Of the Checkpoint object, ``<uid>/<generation>``.
+        request: The request of the Checkpoint object: ``<uid>/<generation>``.
         renewed: Whether that generation is known to have set the field anew.
     """
 
@@ -117,7 +117,7 @@ class PublishPointer:
     """Make the stock ``.metadata`` of a step show what the log says.
 
     Attributes:
-        snapshot: What that was when this was planned; empty for nothing.
+        snapshot: The snapshot that it should show when this was planned; empty for none.
     """
 
     step: int
@@ -202,7 +202,7 @@ class CreatePod:
     """Create a bare pod again.
 
     Attributes:
-        uid: Of the pod that is gone.
+        uid: UID of the pod that is gone.
         reason: Why that one had to go.
     """
 

@@ -43,7 +43,7 @@ class Checkpoint:
     Attributes:
         spec: None when it does not decode; the schema should have refused it.
         status: As stored, for comparison and for what only it remembers (transition times, ``logSequence``).
-        resource_version: Of the object as read, so that writes do not overwrite later changes.
+        resource_version: The version that was read, so that writes do not overwrite later changes.
         deleted_at: When its deletion was requested, by the API server's clock.
     """
 
@@ -127,7 +127,7 @@ class DisruptedPod:
     """A pod without a controller that was not deleted on purpose.
 
     Attributes:
-        reason: That of its condition DisruptionTarget.
+        reason: The reason in its condition DisruptionTarget.
         body: As last seen.
         since: When that was first seen, or when creating it last failed; the operator's clock.
         failures: How often it was created again without living long, or could not be created.
@@ -234,7 +234,7 @@ class TakeOver:
     """The Checkpoint's request to take over the run of another one.
 
     Attributes:
-        generation: At which the present value was first seen; 0 if not known.
+        generation: The generation at which the present value was first seen; 0 if not known.
         renewed: Whether another value was seen before it.
     """
 

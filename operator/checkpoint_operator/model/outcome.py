@@ -24,7 +24,7 @@ class BudgetError(StoreError):
     """A pass would exceed the budget of one Checkpoint.
 
     Attributes:
-        reason: That of the condition.
+        reason: The reason of the condition that reports it.
     """
 
     retryable = False

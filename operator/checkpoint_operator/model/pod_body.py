@@ -11,8 +11,8 @@ RECREATED = "checkpoint-operator.dev/recreated"
 
 _KEPT_METADATA = ("name", "namespace", "labels", "annotations")
 _SET_BY_OTHERS = ("nodeName", "priority", "preemptionPolicy", "overhead", "ephemeralContainers")
-"""By the scheduler, by admission from the priority class and the runtime class (it sets them again), and by
-``kubectl debug``: a pod with such a container cannot be created.
+"""Fields that the scheduler, admission (by priority class and runtime class; it sets them again) and
+``kubectl debug`` have set. A pod with an ephemeral container cannot be created.
 """
 _TOKEN_VOLUME = "kube-api-access-"  # noqa: S105 - of the service account, mounted by admission
 

@@ -42,10 +42,10 @@ class Options:
 
     Attributes:
         namespaces: Those to serve; empty for the whole cluster.
-        cluster_id: What stands for this cluster in the owner of a run; empty for the UID of kube-system.
+        cluster_id: Identity of this cluster in the owners of runs; empty for the UID of kube-system.
         metrics_address: Host (empty for all addresses) and port, or None for no metrics.
         liveness: URL to answer probes at, or empty.
-        resync_seconds: Between complete passes over everything.
+        resync_seconds: Interval between complete passes over everything.
         verify_bytes_per_second: How fast to read snapshots back to compare their checksums; 0 turns that off.
         deletes_per_second: Most objects to delete per second; 0 for no limit.
         quotas: See ``Quotas``.

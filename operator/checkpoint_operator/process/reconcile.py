@@ -37,7 +37,7 @@ from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.log import StoredEntry
 
 CONTINUE_SECONDS = 2.0
-"""Until the pass that continues, so that one large backlog does not keep the other Checkpoints waiting."""
+"""Delay before the pass that continues, so that one large backlog does not keep the other Checkpoints waiting."""
 
 ACT_SECONDS = 600.0
 """Deadline of a round of actions. Its own budget ends a slow round before that."""
@@ -68,7 +68,7 @@ class Intervals:
 
 
 class Reconciler:
-    """Makes the world match the spec of each Checkpoint; the queue calls ``reconcile``.
+    """Makes the state of the run match the spec of each Checkpoint; the queue calls ``reconcile``.
 
     Args:
         scrubber: Reads snapshots back; None if that is off.

@@ -19,7 +19,7 @@ class Version:
     generation: int
 
     def covers(self, other: Version) -> bool:
-        """Whether this version makes the other one old news: watches may skip what was soon replaced."""
+        """Whether this version replaces the other one: watches may skip a version that was soon replaced."""
         return self.uid == other.uid and self.generation >= other.generation
 
 

@@ -154,7 +154,7 @@ class StoreSettings:
 
 
 def redacted(text: str, values: Mapping[str, str]) -> str:
-    """A client's own words without anything out of the credentials: neither whole values nor words of them."""
+    """Return a client's message without any part of the credentials: neither whole values nor words of them."""
     secrets = sorted(_secrets(values), key=len, reverse=True)
     for value in secrets:
         text = text.replace(value, "***")

@@ -1,4 +1,4 @@
-"""What this project needs of an object store, and nothing else.
+"""The interface of an object store, with only the operations that this project needs.
 
 Four adapters implement it: ``http`` (s3, gs, az, over connections of its own), ``local``, ``fsspec`` (any filesystem)
 and ``s3.s3fs_adapter`` (s3 through s3fs). One conformance suite runs against all of them and the in-memory double.
@@ -10,7 +10,7 @@ Contract common to all verbs:
 - Calls block and are safe from several threads at once. An instance must not be used across ``fork``; it can be
   pickled, and the copy opens its own connections.
 - Failures raise a ``StoreError`` subclass. Transient failures are retried inside the adapter until its deadline, so
-  an error that escapes is worth telling a human about. Errors never contain credentials.
+  an error that escapes should be reported to the user. Errors never contain credentials.
 - Nothing is cached: a call made after another writer's successful write sees that write.
 """
 
@@ -53,8 +53,8 @@ class UnfinishedUpload:
     """A large object whose writer is still writing, or was killed.
 
     Attributes:
-        upload_id: The store's.
-        begun: The store's clock.
+        upload_id: The store's id for it.
+        begun: When it began, by the store's clock.
     """
 
     key: str
@@ -101,10 +101,10 @@ class Upload(Protocol):
 
 @runtime_checkable
 class VerifiesParts(Protocol):
-    """An ``Upload`` to a store that verifies what it is given."""
+    """An ``Upload`` to a store that verifies checksums."""
 
     def expect(self, index: int, crc32c: int) -> None:
-        """Say which CRC32C a part has, before it is written: otherwise it is computed, which is one more pass."""
+        """Announce the CRC32C of a part before it is written, which saves computing it in one more pass."""
 
 
 @runtime_checkable
@@ -183,7 +183,7 @@ class Reconnects(Protocol):
     """A store that is reached over connections, which stay open between requests."""
 
     def reconnect(self) -> None:
-        """Send what is requested from now on over connections that are not open yet.
+        """Send all later requests over new connections.
 
         Requests that are under way are not disturbed.
         """
@@ -191,7 +191,7 @@ class Reconnects(Protocol):
 
 @runtime_checkable
 class KeepsUnfinished(Protocol):
-    """A store that keeps the parts of killed writers, unseen and paid for, until they are discarded."""
+    """A store that keeps the parts of killed writers, invisible and billed, until they are discarded."""
 
     def unfinished(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         """Every unfinished upload whose key starts with ``prefix``. None in stores that expire them by themselves."""
@@ -206,7 +206,7 @@ class KeepsUnfinished(Protocol):
 
 @runtime_checkable
 class RestsOnFilesystem(Protocol):
-    """A store over a filesystem that others wrote, of which the probe asks more."""
+    """A store over a third-party filesystem, which the probe tests more thoroughly."""
 
     @property
     def filesystem_name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PARTIAL_FOLDER = ".partial"
-"""Holds them, at the root of the store."""
+"""Folder of these files, at the root of the store."""
 
 LEFTOVER_SECONDS = 24 * 3600
 """Age at which such a file counts as left by a writer that was killed."""

@@ -1,4 +1,4 @@
-"""The adapter over any fsspec filesystem: one that the caller made, or one that fsspec makes of a URL.
+"""The adapter over any fsspec filesystem: one that the caller created, or one that fsspec creates from a URL.
 
 It uses the part of fsspec's interface that filesystems agree on: ``pipe_file``, ``cat_file``, ``open``, ``ls``,
 ``info`` and ``rm_file``. What a filesystem can do atomically is decided in ``styles``. Weaker than the other adapters:
@@ -162,7 +162,7 @@ class FsspecStore:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for a turn to use the filesystem: clients that are not asynchronous serve one thread at a time."""
+        """Hold the filesystem's lock: clients that are not asynchronous serve one thread at a time."""
         with contextlib.nullcontext() if self._concurrent else self._lock:
             yield
 
@@ -301,7 +301,7 @@ class FsspecStore:
             _make_folder(fs, self.path(key).rpartition("/")[0])
 
     def _remove_leftovers(self, fs: Any) -> None:
-        """Delete what writers that were killed long ago have left."""
+        """Delete the temporary files of writers that were killed long ago."""
         limit = time.time() - LEFTOVER_SECONDS
         with contextlib.suppress(Exception):
             for entry in fs.ls(self.path(PARTIAL_FOLDER), detail=True):
@@ -316,7 +316,7 @@ class FsspecStore:
         )
 
     def _settled(self, error: StoreError, key: str, body: bytes) -> StoreError:
-        """What became of a create that failed, by what the key holds.
+        """Return the error of a failed create, decided by the object under the key.
 
         Clients report a taken name in many ways. Some repeat a request whose reply was lost, and find their own object.
         """

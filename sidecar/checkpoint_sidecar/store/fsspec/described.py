@@ -1,4 +1,4 @@
-"""What a filesystem says about a file, in this package's terms."""
+"""Converts a filesystem's description of a file to this package's types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_SECONDS = 1e11
 
 
 def described(fs: Any, key: str, found: Mapping[str, Any]) -> ObjectInfo:
-    """An entry of a listing, or what the filesystem says about one path.
+    """Convert an entry of a listing, or a filesystem's description of one path.
 
     Raises:
         OSError: The filesystem does not say when the file was modified.
@@ -28,7 +28,7 @@ def described(fs: Any, key: str, found: Mapping[str, Any]) -> ObjectInfo:
 
 
 def parse_time(value: Any) -> dt.datetime | None:
-    """A time as filesystems give it, in UTC: a datetime, an ISO text, or seconds or milliseconds since 1970."""
+    """Return a filesystem's time in UTC: it is a datetime, an ISO text, or seconds or milliseconds since 1970."""
     match value:
         case dt.datetime():
             return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)

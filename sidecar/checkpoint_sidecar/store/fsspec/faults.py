@@ -1,4 +1,4 @@
-"""What the exceptions of fsspec's filesystems mean.
+"""Explains the exceptions of fsspec's filesystems.
 
 Every filesystem brings the exceptions of its own client; what they share are Python's, which fsspec asks for.
 """
@@ -33,7 +33,7 @@ _IDENTITY = re.compile(r"Auth|Credential|Permission|Forbidden")
 
 
 def explain_filesystem(error: Exception) -> ClientFault:
-    """What an exception of a filesystem means. Its text is not passed on, because it may quote secrets."""
+    """Return the meaning of a filesystem's exception, without its text, which may quote secrets."""
     for kinds, fault in _FAULTS:
         if isinstance(error, kinds):
             return fault

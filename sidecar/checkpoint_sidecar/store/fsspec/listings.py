@@ -1,4 +1,4 @@
-"""What fsspec remembers of a store's folders, for programs that look at a checkpoint's place through fsspec."""
+"""Clears fsspec's cached listings, for programs that look for a checkpoint through fsspec."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def forget(url: str) -> None:
-    """Make every file system of this process list anew what is in the store of a URL.
+    """Make every filesystem of this process list the store of a URL again.
 
-    fsspec keeps file systems, and each keeps the listings it has seen until it writes there itself.
+    fsspec caches filesystems, and each caches listings until it writes there itself.
     """
     if "fsspec" not in sys.modules:
         return

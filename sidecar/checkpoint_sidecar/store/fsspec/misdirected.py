@@ -1,4 +1,4 @@
-"""URLs that a program takes for local paths.
+"""Refuses URLs that a program mistook for local paths.
 
 Trainers pass whatever output folder they were given to ``Path`` or ``os.makedirs``. A URL then becomes a folder named
 ``s3:`` in the working directory: the save succeeds, the bucket stays empty, and the pod takes the checkpoint with it.
@@ -20,7 +20,7 @@ _SCHEME = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):(?=/|$)")
 
 
 def refuse() -> None:
-    """From now on, let no folder of such a name be created in this process: an error says what to do instead."""
+    """Refuse, from now on, to create a folder of such a name in this process; the error gives the alternative."""
     _refusing.add(True)
     _watch()
 
@@ -31,7 +31,7 @@ def allow() -> None:
 
 
 def check(path: Any, operation: str) -> None:
-    """Refuse a local path that was a URL once.
+    """Refuse a local path that was made from a URL.
 
     Raises:
         ConfigurationError: It was.
@@ -54,7 +54,7 @@ _refusing: set[bool] = set()
 
 @cache
 def _watch() -> None:
-    """Watch folders being created, from any library: the one place that all of them pass. Cannot be undone."""
+    """Watch every creation of a folder, by any library, through an audit hook. It cannot be removed."""
     sys.addaudithook(_on_event)
 
 

@@ -1,4 +1,4 @@
-"""From a URL with storage options, or a filesystem object, to settings that open a store."""
+"""Turns a URL with storage options, or a filesystem object, into settings that open a store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
 
 
 def without_password(url: str) -> str:
-    """The URL as errors show it."""
+    """Return the URL as errors show it."""
     return _PASSWORD.sub(r"\1@", url)
 
 
@@ -38,7 +38,7 @@ def can_serve(url: str) -> bool:
 
 
 def with_filesystem(settings: StoreSettings, options: Mapping[str, Any] = {}) -> StoreSettings:
-    """Make the filesystem of a URL, if the settings have none, and take known wrappers apart.
+    """Create the filesystem of a URL, if the settings have none, and unwrap known wrappers.
 
     Args:
         options: fsspec's storage options, as ``fsspec.filesystem`` takes them.

@@ -1,4 +1,4 @@
-"""fsspec's storage options, as existing code passes them, in the form this package opens stores with."""
+"""Converts fsspec's storage options, as existing code passes them, to settings that open a store."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _TUNING = frozenset(
     }
 )
 _CONNECTING = frozenset({"connect_timeout", "max_pool_connections", "read_timeout", "retries", "tcp_keepalive"})
-"""Of botocore's configuration, what only tunes its connections and tries."""
+"""Options of botocore's configuration that only tune its connections and retries."""
 _ALIASES = {"gcs://": "gs://", "s3a://": "s3://"}
 SCHEMES = frozenset({"file", *OBJECT_SCHEMES, *(alias.removesuffix("://") for alias in _ALIASES)})
 """Schemes of the URLs that are accepted."""
@@ -89,8 +89,8 @@ def settings_of(path: str | os.PathLike[str], options: Mapping[str, Any], filesy
             ``region_name``), ``config_kwargs`` (``s3.addressing_style``), ``requester_pays``, ``s3_additional_kwargs``
             (``ServerSideEncryption``, ``SSEKMSKeyId``, ``Tagging``); for Google Cloud Storage ``token`` (a service
             account, as a dictionary or a file); for Azure ``account_name``, ``account_key``, ``sas_token``. For URLs
-            of other schemes whatever their filesystem takes.
-        filesystem: An fsspec filesystem that serves the path; without options, which it was made with.
+            of other schemes, the options of their filesystem.
+        filesystem: An fsspec filesystem that serves the path. It has its options already, so ``options`` is empty.
 
     Raises:
         ConfigurationError: An option would be ignored although it matters, or the URL is not allowed.
@@ -153,13 +153,13 @@ def _url(path: str) -> str:
 
 
 def _ambient_endpoint(scheme: str) -> str:
-    """What botocore, and with it s3fs, falls back to."""
+    """Return the endpoint that botocore, and with it s3fs, falls back to."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if scheme == "s3" else ()
     return next((value for name in names if (value := os.environ.get(name))), "")
 
 
 def _ambient_region(scheme: str) -> str:
-    """The same for the region: this process's own program passed the options, and s3fs would read it too."""
+    """Return the region that botocore falls back to: the caller expects it, because s3fs would read it too."""
     names = ("AWS_REGION", "AWS_DEFAULT_REGION") if scheme == "s3" else ()
     return next((value for name in names if (value := os.environ.get(name))), "")
 

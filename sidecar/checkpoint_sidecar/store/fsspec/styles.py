@@ -1,4 +1,4 @@
-"""How one kind of fsspec filesystem writes: what it can do in one step, and what needs a temporary file.
+"""Chooses how to write through one kind of fsspec filesystem: in one step, or through a temporary file.
 
 fsspec's interface does not say whether a write is atomic, so this is decided by what a filesystem's class implements.
 The probe then checks the decision with real requests (``conformance.probe``).

@@ -1,4 +1,4 @@
-"""Writing large objects through an fsspec filesystem: one part after the other, into one open file."""
+"""Writes large objects through an fsspec filesystem: one part after the other, into one open file."""
 
 from __future__ import annotations
 

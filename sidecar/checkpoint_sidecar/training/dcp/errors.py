@@ -1,7 +1,7 @@
-"""Our errors, taken back out of torch's ``CheckpointException``.
+"""Recovers our errors from torch's ``CheckpointException``.
 
 DCP turns whatever a rank raised into a ``CheckpointException`` on all ranks. That is a ``BaseException``, so it slips
-through ``except Exception``, and it hides what the caller should do next.
+through ``except Exception``, and it hides the caller's next step.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _MOST_TELLING_FIRST: tuple[type[CheckpointError], ...] = (
 
 
 def unwrap(failure: CheckpointException, *, operation: str) -> Exception | None:
-    """The error of ours that explains a failed DCP call, the same on all ranks.
+    """Return our error that explains a failed DCP call, the same on all ranks.
 
     Args:
-        operation: What was being done, for failures that are not ours: ``"save step 100"``.
+        operation: The operation, for failures that are not ours: ``"save step 100"``.
 
     Returns:
         None when a rank was interrupted (``KeyboardInterrupt``, ``SystemExit``), which no error should replace.
@@ -82,14 +82,14 @@ def raising_ours(operation: str) -> Iterator[None]:
 
 
 def wrapped(step: str, rank: int, cause: BaseException) -> CheckpointException:
-    """A ``CheckpointException`` of our own making: it passes DCP's ``except Exception`` and says where it happened."""
+    """Our own ``CheckpointException``: it passes DCP's ``except Exception`` and names the rank."""
     if not isinstance(cause, (*INTERRUPTS, CheckpointException)):
         cause = portable(cause, operation=f"{step} on", subject=f"rank {rank}")
     return CheckpointException(step, {rank: (cause, traceback.StackSummary())})
 
 
 def upload_failed(rank: int, cause: BaseException) -> CheckpointException:
-    """How a rank reports that its upload failed, so that every rank can tell that nothing was committed."""
+    """A rank's report that its upload failed, from which every rank concludes that nothing was committed."""
     return wrapped(_UPLOAD, rank, cause)
 
 
@@ -101,7 +101,7 @@ def never_reached_commit(failure: BaseException) -> bool:
 
 
 def _causes(failure: CheckpointException) -> Iterator[tuple[int, BaseException]]:
-    """The innermost failure of each rank: a ``CheckpointException`` may hold others."""
+    """Return the innermost failure of each rank: a ``CheckpointException`` may hold others."""
     for rank, (cause, _) in sorted(failure.failures.items()):
         if isinstance(cause, CheckpointException):
             for _, inner in _causes(cause):

@@ -1,4 +1,4 @@
-"""Tensors as the bytes they are made of, without a copy."""
+"""Views of tensors as bytes, without a copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's elements are all there is to it: it is of no subclass, neither sparse nor quantized."""
+    """Whether a tensor is plain: of no subclass, neither sparse nor quantized, so that its elements are all of it."""
     return type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_quantized
 
 
@@ -27,13 +27,13 @@ def lies_in_order(tensor: torch.Tensor) -> bool:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory of a tensor that lies in order, as one dimension of bytes."""
+    """Return the memory of a tensor in row-major order, as one dimension of bytes."""
     # Not by ``view(-1)``: with one element, a contiguous tensor may have any stride.
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def as_buffer(tensor: torch.Tensor) -> memoryview:
-    """The memory of a tensor in host memory that lies in order, as bytes, for code that does not import torch.
+    """Return a host tensor in row-major order as a buffer of bytes, for code that does not import torch.
 
     The tensor lives as long as the buffer. Unlike ``tensor.numpy()`` this leaves its storage resizable, as training may
     want it, and takes a third of the time.
