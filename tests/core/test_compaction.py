@@ -16,11 +16,13 @@ from checkpoint_sidecar.core import compaction
 from checkpoint_sidecar.core.compaction import (
     MAX_COMPACTION_BYTES,
     SPANS,
+    TAIL,
     EntryRange,
     RawEntry,
     due,
     longest_from,
     span_of,
+    superseded,
 )
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import MAX_ENTRY_BYTES
@@ -53,13 +55,25 @@ def altered(**header: Any) -> bytes:
     [
         pytest.param(199, (), (), id="too few entries"),
         pytest.param(200, (), (FIRST,), id="the first 200"),
-        pytest.param(399, (FIRST,), (), id="some more entries"),
-        pytest.param(650, (), (FIRST, EntryRange(201, 400), EntryRange(401, 600)), id="a backlog"),
-        pytest.param(650, (FIRST,), (EntryRange(201, 400), EntryRange(401, 600)), id="part of a backlog"),
+        pytest.param(203, (FIRST,), (), id="too few more"),
+        pytest.param(399, (FIRST,), (EntryRange(201, 396),), id="some more entries"),
+        pytest.param(399, (FIRST, EntryRange(201, 396)), (), id="nothing new"),
+        pytest.param(400, (FIRST, EntryRange(201, 396)), (EntryRange(201, 400), EntryRange(1, 400)), id="200 more"),
         pytest.param(
-            2050, [EntryRange(i + 1, i + 200) for i in range(0, 2000, 200)], (EntryRange(1, 2000),), id="ten of 200"
+            650,
+            (),
+            (FIRST, EntryRange(201, 400), EntryRange(401, 600), EntryRange(1, 600), EntryRange(601, 648)),
+            id="a backlog",
         ),
-        pytest.param(2250, (EntryRange(1, 2000),), (EntryRange(2001, 2200),), id="2,000 whose parts are gone"),
+        pytest.param(
+            2000, [EntryRange(i + 1, i + 200) for i in range(0, 2000, 200)], (EntryRange(1, 2000),), id="ten of 200"
+        ),
+        pytest.param(
+            2250,
+            (EntryRange(1, 2000),),
+            (EntryRange(2001, 2200), EntryRange(1, 2200), EntryRange(2201, 2248)),
+            id="2,000 whose parts are gone",
+        ),
         pytest.param(
             20_000, [EntryRange(i + 1, i + 2000) for i in range(0, 20_000, 2000)], (EntryRange(1, 20_000),), id="20,000"
         ),
@@ -69,20 +83,33 @@ def test_what_is_due(head: int, existing: tuple[EntryRange, ...], expected: tupl
     assert due(head, set(existing)) == expected
 
 
-def test_a_log_that_grows_has_one_compaction_to_write_now_and_then_and_a_reader_few_to_read() -> None:
+def test_a_log_that_grows_has_few_compactions_to_write_and_a_reader_three_to_read_and_three_entries() -> None:
     existing: set[EntryRange] = set()
-    most_due = most_read = 0
+    most_due = most_read = most_replaced = 0
     for head in range(1, 45_000, 37):
         while planned := due(head, existing):
             most_due = max(most_due, len(planned))
-            existing.update(planned)
+            for span in planned:
+                replaced = superseded(existing)
+                most_replaced = max(most_replaced, len(replaced))
+                existing = (existing - replaced) | {span}
         read, end = 0, 0
-        while (span := longest_from(end + 1, existing)) is not None:
-            read, end = read + 1, span.last
-        assert head - end < SPANS[0]
-        most_read = max(most_read, read)
-    assert most_due == 1
-    assert most_read == 1 + 9 + 9
+        while (found := longest_from(end + 1, existing)) is not None:
+            read, end = read + 1, found.last
+        assert head - end < (TAIL if head >= SPANS[0] else SPANS[0])
+        most_read = max(most_read, read - head // SPANS[-1])
+    # One that stays, one that it makes grow, and what is behind them.
+    assert most_due == 3
+    assert most_replaced <= 2
+    assert most_read == 2
+    assert len([span for span in existing if not span.stays]) <= 4
+
+
+def test_what_a_longer_one_replaced_may_go_and_what_stays_never() -> None:
+    staying = {FIRST, EntryRange(201, 400), EntryRange(1, 2000)}
+    growing = {EntryRange(1, 400), EntryRange(2001, 2196), EntryRange(201, 396), EntryRange(1, 1800)}
+
+    assert superseded(staying | growing) == growing - {EntryRange(2001, 2196)}
 
 
 @pytest.mark.parametrize("size", SPANS)
@@ -94,8 +121,9 @@ def test_the_key_of_a_span_means_that_span(size: int) -> None:
     "key",
     [
         pytest.param("_log/00000000000000000001.json", id="an entry"),
-        pytest.param(EntryRange(1, 100).key, id="another size"),
+        pytest.param(EntryRange(1, 20_200).key, id="too long"),
         pytest.param(EntryRange(101, 300).key, id="another beginning"),
+        pytest.param(EntryRange(201, 200).key, id="an end before the beginning"),
         pytest.param(EntryRange(0, 199).key, id="from entry 0"),
         pytest.param(FIRST.key + ".tmp", id="something appended"),
         pytest.param("_log-compacted/1-200.gz", id="too few digits"),

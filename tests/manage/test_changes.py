@@ -13,8 +13,7 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.lineage import quarantined
 from checkpoint_sidecar.core.log import RunConfigured
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
-from checkpoint_sidecar.core.run import SnapshotState
-from checkpoint_sidecar.manage.changes import LIBRARY_UID
+from checkpoint_sidecar.core.run import LIBRARY_UID, SnapshotState
 from checkpoint_sidecar.manage.pruning import purge
 from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.runs.log import RunLog

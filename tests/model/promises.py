@@ -143,7 +143,8 @@ class Promises:
         """An object is about to be deleted, by an actor that lives or by a late request."""
         self._untouched(key)
         found = LOG_KEY.fullmatch(key) or COMPACTION_KEY.fullmatch(key)
-        require(not found or int(found[1]) < self.tombstone, "P4", f"{key} is deleted")
+        if found and not _replaced(key, world):
+            require(int(found[1]) < self.tombstone, "P4", f"{key} is deleted")
         if not SAVE_KEY.fullmatch(key) or self._of_former_run(key):
             return
         snapshot = _snapshot_of(key)
@@ -429,6 +430,12 @@ def lacking(world: World, path: str, digest: str | None = None) -> list[str]:
     files = {file["name"]: file["size"] for file in json.loads(data)["files"]}
     infos = {name: world.store.stat(f"{path}/{name}") for name in files}
     return [name for name, size in files.items() if (info := infos[name]) is None or info.size != size]
+
+
+def _replaced(key: str, world: World) -> bool:
+    """Return whether this is a compaction, and a longer one holds its entries and more."""
+    found = COMPACTION_KEY.fullmatch(key)
+    return found is not None and any(info.key > key for info in world.store.list(f"_log-compacted/{found[1]}-"))
 
 
 def _snapshot_of(key: str) -> str:

@@ -226,9 +226,19 @@ class Upheavals(Protocol):
         for user in (self.user, self.other):
             if user.deleted:
                 self._ask_for_the_deletion(user)
+        if self._half_deleted():
+            # The store did not answer, so the Checkpoint went without its data and said so. A person deletes that.
+            self.world.promises.check(self.world)
+            return
         super()._ask()
         if self.reads_back:
             self._ask_for_second_looks()
+
+    def _half_deleted(self) -> bool:
+        """Return whether the run is given up, and more of its log than the tombstone is left."""
+        promises = self.world.promises
+        first = layout.log_key(promises.tombstone)
+        return promises.given_up and any(info.key < first for info in self.world.store.list(layout.LOG_FOLDER))
 
     def _ask_for_the_deletion(self, user: User) -> None:
         if user.released is None:

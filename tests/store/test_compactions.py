@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import time
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
+from checkpoint_sidecar.attempt import session
+from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
 from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.compaction import EntryRange, RawEntry, unpack
 from checkpoint_sidecar.core.errors import LogError, LogMissingError, ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.log import AttemptStarted, RunAdopted, RunClaimed
+from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.runs.compactions import list_compactions
 from checkpoint_sidecar.runs.entries import get_entries
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.opening import Driver, open_store
@@ -22,12 +29,13 @@ from doubles.counting import CountingStore
 from doubles.faulty import FaultyStore, LandsLate, fails_with, loses_the_reply
 from doubles.faulty_server import Fault
 from doubles.memory import MemoryStore
-from support.builders import OWNER
+from support.builders import OWNER, History
 from support.longlogs import compact, long_log, write_log
 from support.s3servers import Route, Server
+from support.stored import stored
 
 LENGTH = 115
-"""With the spans below: compacted up to 110, by one object of 100 entries and one of 10."""
+"""With the spans below: compacted up to 112, by one object of 110 entries and one of 2. Shorter ones hold the same."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +48,14 @@ def store() -> MemoryStore:
     """A log of 115 entries, with all compactions that are due."""
     store = MemoryStore()
     write_log(store, LENGTH)
-    assert compact(store) == 11 + 1
+    assert compact(store) == 11 + 1 + 2
+    return store
+
+
+@pytest.fixture
+def staying(store: MemoryStore) -> MemoryStore:
+    """The same with only the compactions that stay, as earlier versions wrote them: 100 entries, and 10."""
+    store.delete([EntryRange(1, 110).key, EntryRange(111, 112).key])
     return store
 
 
@@ -87,8 +102,8 @@ def test_a_compacted_log_says_what_its_entries_say_with_the_stores_times(store: 
 def test_opening_costs_two_listings_and_a_handful_of_reads(store: MemoryStore) -> None:
     _, counting = opened(store)
 
-    # Two compactions, the entry they end in, the five after it, and the look for a next one.
-    assert counting.requests == {"list": 2, "get": 2 + 1 + 5 + 1}
+    # Two compactions, the entry they end in, the three after it, and the look for a next one.
+    assert counting.requests == {"list": 2, "get": 2 + 1 + 3 + 1}
 
 
 def test_a_hundred_times_longer_log_opens_with_as_many_listings_and_few_more_reads(
@@ -96,13 +111,31 @@ def test_a_hundred_times_longer_log_opens_with_as_many_listings_and_few_more_rea
 ) -> None:
     monkeypatch.undo()
     store = MemoryStore()
-    write_log(store, 11_205)
+    write_log(store, 11_207)
     compact(store)
 
     run, counting = opened(store)
 
-    assert run.head == 11_205
-    assert counting.requests == {"list": 2, "get": (5 + 6) + 1 + 5 + 1}
+    assert run.head == 11_207
+    assert counting.requests == {"list": 2, "get": 2 + 1 + 3 + 1}
+
+
+def test_a_log_that_is_compacted_as_it_grows_never_takes_more_than_ten_requests_to_open() -> None:
+    """10,000 snapshots make 20,300 entries: one compaction that stays, with these spans 1,000 entries."""
+    store = MemoryStore()
+    write_log(store, 1_190)
+    compact(store)
+    most: Counter[str] = Counter()
+    for entry in itertools.islice(long_log(1_203), 1_190, None):
+        store.put(layout.log_key(entry.number), entry.data)
+        compact(store)
+        run, counting = opened(store)
+        assert run.head == entry.number
+        most |= counting.requests
+
+    assert most == {"list": 2, "get": 1 + 2 + 1 + 3 + 1}
+    growing = [span for span in list_compactions(store) if not span.stays]
+    assert len(growing) <= 4, "those that longer ones replaced are deleted"
 
 
 def test_a_log_without_compactions_opens_as_before() -> None:
@@ -172,10 +205,10 @@ def test_a_log_on_a_real_s3_server_is_compacted_and_opened_from_there(driver: Dr
     write_log(remote, 25)
     expected = RunLog(remote, writer="test").refresh()
 
-    assert compact(remote) == 2
+    assert compact(remote) == 2 + 2
     counting = CountingStore(remote)
     assert RunLog(counting, writer="test").refresh() == expected
-    assert counting.requests == {"list": 2, "get": 2 + 1 + 5 + 1}
+    assert counting.requests == {"list": 2, "get": 2 + 1 + 1 + 1}
 
 
 @pytest.mark.store
@@ -211,13 +244,13 @@ BIG = EntryRange(1, 100)
     ],
 )
 def test_a_damaged_compaction_is_ignored_loudly_and_smaller_ones_serve(
-    damage: Callable[[MemoryStore], None], store: MemoryStore, caplog: pytest.LogCaptureFixture
+    damage: Callable[[MemoryStore], None], staying: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    damage(store)
+    damage(staying)
 
-    run, counting = opened(store)
+    run, counting = opened(staying)
 
-    assert run == plain(store)
+    assert run == plain(staying)
     assert BIG.key in caplog.text
     # All eleven small ones, the big one in vain, the entry they end in, the five after it, and the look for a next one.
     assert counting.requests["get"] == 11 + 1 + 1 + 5 + 1
@@ -225,33 +258,45 @@ def test_a_damaged_compaction_is_ignored_loudly_and_smaller_ones_serve(
 
 @pytest.mark.parametrize("number", [1, 50, 100], ids=["the first", "one in the middle", "the last"])
 def test_a_forged_history_with_a_chain_of_its_own_is_ignored_loudly(
-    number: int, store: MemoryStore, caplog: pytest.LogCaptureFixture
+    number: int, staying: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.delete([EntryRange(101, 110).key])
-    forge(store, BIG, lambda entries: rechained(entries, number))
+    staying.delete([EntryRange(101, 110).key])
+    forge(staying, BIG, lambda entries: rechained(entries, number))
 
-    run, _ = opened(store)
+    run, _ = opened(staying)
 
-    assert run == plain(store)
+    assert run == plain(staying)
     assert "ignoring all compactions" in caplog.text
 
 
 def test_a_compaction_that_does_not_continue_the_one_before_is_ignored(
-    store: MemoryStore, caplog: pytest.LogCaptureFixture
+    staying: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forge(store, EntryRange(101, 110), lambda entries: rechained(entries, 101))
+    forge(staying, EntryRange(101, 110), lambda entries: rechained(entries, 101))
 
-    assert opened(store)[0] == plain(store)
+    assert opened(staying)[0] == plain(staying)
     assert EntryRange(101, 110).key in caplog.text
 
 
-def test_a_compaction_that_vanishes_after_it_was_listed_is_done_without(store: MemoryStore) -> None:
-    expected = plain(store)
-    listed = store.list(layout.COMPACTION_FOLDER)
-    store.delete([BIG.key])
-    faulty = FaultyStore(store)
+def test_a_damaged_compaction_that_grows_is_ignored_and_those_that_stay_serve(
+    store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.corrupt(EntryRange(1, 110).key, b"rot")
+
+    run, counting = opened(store)
+
+    assert run == plain(store)
+    assert EntryRange(1, 110).key in caplog.text
+    assert counting.requests["get"] == 1 + 2 + 1 + 1 + 3 + 1
+
+
+def test_a_compaction_that_vanishes_after_it_was_listed_is_done_without(staying: MemoryStore) -> None:
+    expected = plain(staying)
+    listed = staying.list(layout.COMPACTION_FOLDER)
+    staying.delete([BIG.key])
+    faulty = FaultyStore(staying)
     faulty.list = lambda prefix="", *, after="": (  # type: ignore[method-assign]
-        listed if prefix == layout.COMPACTION_FOLDER else store.list(prefix, after=after)
+        listed if prefix == layout.COMPACTION_FOLDER else staying.list(prefix, after=after)
     )
 
     assert RunLog(faulty, writer="test").refresh() == expected
@@ -294,9 +339,9 @@ def test_a_compaction_that_another_operator_wrote_during_the_deletion_says_nothi
 
 
 def test_a_gap_after_the_compactions_is_refused(store: MemoryStore) -> None:
-    store.delete([layout.log_key(112)])
+    store.delete([layout.log_key(114)])
 
-    with pytest.raises(LogError, match="entry 112 is missing"):
+    with pytest.raises(LogError, match="entry 114 is missing"):
         opened(store)
 
 
@@ -381,6 +426,33 @@ def test_what_would_be_too_large_is_left_in_smaller_compactions_and_not_tried_ag
     store = MemoryStore()
     write_log(store, LENGTH)
 
-    assert compact(store) == 11 + 1
+    assert compact(store) == 11 + 1 + 2
     assert store.stat(BIG.key) is None
+    assert store.stat(EntryRange(1, 110).key) is None
     assert opened(store)[0] == plain(store)
+
+
+# Training
+
+
+@pytest.mark.parametrize("managed", [False, True])
+def test_training_compacts_the_log_of_a_run_that_no_operator_manages(
+    managed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "POLL_SECONDS", 0.01)
+    history = History()
+    if managed:
+        history.configured()
+    store = CountingStore(stored(history.started().committed(*range(1, 12))))
+    running = AttemptSession(store, OWNER, Defaults(SavePolicy(), "Never"))
+    running.start(world_size=1, pods=(), timeout_seconds=1)
+    deadline = time.monotonic() + 20
+    polled = store.requests["get"] + 20
+    try:
+        while not (list_compactions(store) or (managed and store.requests["get"] > polled)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        running.stop(timeout_seconds=5)
+    assert (EntryRange(1, 10) in list_compactions(store)) is not managed
+    assert running.log.refresh() == RunLog(store, writer="test").refresh()

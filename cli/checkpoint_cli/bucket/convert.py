@@ -15,7 +15,6 @@ from checkpoint_sidecar.core.lineage import in_use, lineage, quarantined, rollba
 from checkpoint_sidecar.core.purging import purge_at
 from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
-from checkpoint_sidecar.manage.changes import managed
 
 _SILENT_SECONDS = 6 * INTERVAL_SECONDS
 """Age of a heartbeat after which training does not seem to run."""
@@ -115,7 +114,7 @@ def run_record(found: RunFindings) -> RunRecord:
         name=found.url,
         url=found.url,
         owner=str(run.owner) if run.owner else "",
-        managed=managed(run),
+        managed=run.managed,
         suspended=None,
         health="Broken" if any(broken for _, broken in problems) else "Degraded" if problems else "Healthy",
         problems=tuple(text for text, _ in problems),

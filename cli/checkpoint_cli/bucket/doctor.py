@@ -139,8 +139,6 @@ def _run_checks(at: AddressedRun) -> Iterator[CheckRecord]:
 
 
 def _changes(run: Run) -> str:
-    from checkpoint_sidecar.manage.changes import managed
-
-    if not managed(run):
+    if not run.managed:
         return "no operator manages the run: the verbs of this program may change it"
     return "an operator manages the run: change it with kubectl ckpt"

@@ -15,6 +15,7 @@ from checkpoint_sidecar.attempt.predecessor import wait_for_predecessor
 from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core.belongings import traces, unaccounted
+from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.errors import (
     NO_EVIDENCE,
     CheckpointError,
@@ -128,7 +129,7 @@ class AttemptSession:
         self.on_commit: Callable[[SnapshotCommitted], object] = lambda _: None
         self._owner = owner
         self._log_floor = log_floor
-        self._poll = Periodic(self.log.poll, seconds=POLL_SECONDS, name="watch the run log")
+        self._poll = Periodic(self._watch, seconds=POLL_SECONDS, name="watch the run log")
 
     # Starting
 
@@ -175,6 +176,12 @@ class AttemptSession:
     def _identify(self, run: Run) -> SavesIdentified | None:
         decisions.check_owner(run, self._owner, url=self.store.url)
         return decisions.identify(run)
+
+    def _watch(self) -> None:
+        run = self.log.poll()
+        # Where an operator manages the run, it compacts the log.
+        if not run.managed and (spans := due(run.head, self.log.compactions, first=run.first)):
+            self.log.compact(spans[0])
 
     def stop(self, *, timeout_seconds: float) -> None:
         """Stop polling the log."""

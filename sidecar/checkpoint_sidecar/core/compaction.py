@@ -7,8 +7,14 @@ of ::
     {"format": "1.0", "first": 1, "last": 200, "sizes": [283, ...], "storedAt": [1767225600000000, ...]}\\n
     <bytes of entry 1><bytes of entry 2>...
 
-Every 200 entries make a compaction, ten compactions make one of 2,000, and ten of those one of 20,000: a reader needs
-few objects, and no reader holds more than ``MAX_COMPACTION_BYTES``.
+Every 200 entries make a compaction, ten compactions make one of 2,000, and ten of those one of 20,000. These stay. Two
+more grow with the log, so that a reader finds few objects and few entries behind them: each new version of them is an
+object of its own, and replaces the one before::
+
+    1 ......... 20,000 | 20,001 ......... 20,200 | 20,201 ... 20,296 | 20,297 20,298
+    stays              | grows every 200 entries | every 4 entries   | read one by one
+
+No reader holds more than ``MAX_COMPACTION_BYTES``.
 """
 
 from __future__ import annotations
@@ -37,7 +43,10 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.wire import decode_json
 
 SPANS = (200, 2_000, 20_000)
-"""Numbers of entries in a compaction. It ends at a multiple of that; other ranges are not compactions."""
+"""Numbers of entries in a compaction that stays. It ends at a multiple of that."""
+
+TAIL = 4
+"""How often the shortest compaction grows; at most one entry fewer is read one by one."""
 
 MAX_COMPACTION_BYTES = 64 * 1024 * 1024
 """Maximum size before compression: 200 entries of the largest size fit."""
@@ -90,19 +99,28 @@ class EntryRange:
 
     @property
     def parts(self) -> tuple[EntryRange, ...]:
-        """The smaller spans that can be merged into this one; empty for the smallest."""
+        """The smaller spans that stay and can be merged into this one; empty for the smallest."""
         index = SPANS.index(self.size)
         if index == 0:
             return ()
         size = SPANS[index - 1]
         return tuple(EntryRange(first, first + size - 1) for first in range(self.first, self.last, size))
 
+    @property
+    def stays(self) -> bool:
+        """Whether it is never replaced by a longer one."""
+        return self.size in SPANS and self.last % self.size == 0
+
 
 def span_of(key: str) -> EntryRange | None:
     """Return the span of the compaction with this key, or None for other objects."""
     found = layout.compaction_range(key)
     span = EntryRange(*found) if found else None
-    return span if span and span.first >= 1 and span.size in SPANS and span.last % span.size == 0 else None
+    return span if span and (span.stays or _can_grow(span)) and span.first >= 1 else None
+
+
+def _can_grow(span: EntryRange) -> bool:
+    return span.first % SPANS[0] == 1 and 1 <= span.size <= SPANS[-1]
 
 
 def longest_from(first: int, existing: Collection[EntryRange]) -> EntryRange | None:
@@ -116,7 +134,7 @@ def uncompacted(first: int) -> int:
 
 
 def due(head: int, existing: Collection[EntryRange], *, first: int = 1) -> tuple[EntryRange, ...]:
-    """Return the compactions to write now, merged ones first.
+    """Return the compactions to write now: merged ones first, those that grow last.
 
     Args:
         head: Number of the log's last entry.
@@ -129,11 +147,36 @@ def due(head: int, existing: Collection[EntryRange], *, first: int = 1) -> tuple
         for last in range(size, head + 1, size)
         if (span := EntryRange(last - size + 1, last)) not in existing and all(part in existing for part in span.parts)
     ]
-    end = uncompacted(max(first, 1))
-    while (covering := longest_from(end + 1, existing)) is not None:
+    begin = end = uncompacted(max(first, 1))
+    staying = [span for span in existing if span.stays]
+    while (covering := longest_from(end + 1, staying)) is not None:
         end = covering.last
     size = SPANS[0]
-    return (*mergers, *(EntryRange(last - size + 1, last) for last in range(end + size, head + 1, size)))
+    smallest = [EntryRange(last - size + 1, last) for last in range(end + size, head + 1, size)]
+    return (*mergers, *smallest, *_growing(head, {*existing, *mergers, *smallest}, begin))
+
+
+def _growing(head: int, existing: Collection[EntryRange], begin: int) -> Iterator[EntryRange]:
+    """Yield those that have become longer; their predecessors are ``superseded``. Short logs have none."""
+    whole = head - head % SPANS[0]
+    if whole <= begin:
+        return
+    middle = max(whole - whole % SPANS[-1], begin)
+    for span in (EntryRange(middle + 1, whole), EntryRange(whole + 1, head - head % TAIL)):
+        known = longest_from(span.first, existing)
+        if span.size > 0 and (known is None or known.last < span.last):
+            yield span
+
+
+def superseded(existing: Collection[EntryRange]) -> frozenset[EntryRange]:
+    """Return the compactions that a longer one has replaced. Delete them with the next one that is written.
+
+    Until then a reader whose listing is a little old still finds what it lists.
+    """
+    longest: dict[int, EntryRange] = {}
+    for span in sorted(existing):
+        longest[span.first] = span
+    return frozenset(span for span in existing if not span.stays and span != longest[span.first])
 
 
 def encode(entries: Sequence[RawEntry]) -> bytes | None:

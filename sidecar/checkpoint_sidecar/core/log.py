@@ -407,8 +407,7 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
     """
     operation, subject = "read", f"entry {number} of the run log"
     try:
-        check_format(data, operation, subject)
-        envelope = decode_json(data, Envelope)
+        envelope = _envelope(data, operation, subject)
     except UndecodableError as error:
         raise LogError(operation, subject, f"it is not a log entry: {error}", _FOREIGN) from error
     if envelope.number != number:
@@ -435,6 +434,17 @@ def decode(data: bytes, *, number: int, stored_at: dt.datetime) -> StoredEntry:
     )
 
 
+def _envelope(data: bytes, operation: str, subject: str) -> Envelope:
+    """Decode an entry without its body; of a larger major format nothing but the format need be as it is here."""
+    try:
+        envelope = decode_json(data, Envelope)
+    except UndecodableError:
+        check_format(data, operation, subject)
+        raise
+    _check_version(envelope.format, operation, subject)
+    return envelope
+
+
 def check_format(data: bytes, operation: str, subject: str) -> None:
     """Raise an error unless this version can read the ``format`` of a JSON object.
 
@@ -442,7 +452,10 @@ def check_format(data: bytes, operation: str, subject: str) -> None:
         LogError: Its major version is larger.
         UndecodableError: It has no format.
     """
-    version = decode_json(data, _Version).format
+    _check_version(decode_json(data, _Version).format, operation, subject)
+
+
+def _check_version(version: str, operation: str, subject: str) -> None:
     if int(version.partition(".")[0]) > FORMAT_MAJOR:
         raise LogError(
             operation,

@@ -24,6 +24,9 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
 
+LIBRARY_UID = "checkpoint_sidecar"
+"""In place of a Checkpoint's UID, in policies that the library wrote rather than an operator."""
+
 _VERIFY_ORDER: tuple[VerifyLevel, ...] = (NOT_CHECKED, "Sizes", "Checksums")
 
 
@@ -204,6 +207,11 @@ class Run:
     def short_identity(self) -> str:
         """The identity's short form, as in the names of folders."""
         return layout.short_identity(self.identity)
+
+    @property
+    def managed(self) -> bool:
+        """Whether an operator configured the run."""
+        return self.configured is not None and self.configured[0] != LIBRARY_UID
 
     @property
     def free(self) -> bool:

@@ -10,11 +10,8 @@ from checkpoint_sidecar.core import requests
 from checkpoint_sidecar.core.errors import ChangeRefusedError, RunManagedError
 from checkpoint_sidecar.core.log import Body, StoredEntry
 from checkpoint_sidecar.core.policy import Policy
-from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.core.run import LIBRARY_UID, Run
 from checkpoint_sidecar.runs.log import RunLog
-
-LIBRARY_UID = "checkpoint_sidecar"
-"""In place of a Checkpoint's UID, in policies that ``StoredRun.configure`` wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +34,6 @@ class RunChange:
         return self.entry is not None
 
 
-def managed(run: Run) -> bool:
-    """Return whether an operator configured the run."""
-    return run.configured is not None and run.configured[0] != LIBRARY_UID
-
-
 def new_request(kind: str) -> str:
     """Return a request id that was not used before."""
     return f"{kind}-{secrets.token_hex(6)}"
@@ -59,7 +51,7 @@ def check_changeable(run: Run, operation: str, *, subject: str, without_operator
     """
     if run.owner is None or run.owner.is_deleted:
         raise ChangeRefusedError(operation, subject, "the run was deleted", "Use another prefix.")
-    if managed(run) and not without_operator:
+    if run.managed and not without_operator:
         raise RunManagedError(
             operation,
             subject,

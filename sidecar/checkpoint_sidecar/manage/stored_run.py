@@ -15,14 +15,12 @@ from checkpoint_sidecar.core.log import Body, Owner, RunConfigured, StoredEntry
 from checkpoint_sidecar.core.policy import Disposition, Policy
 from checkpoint_sidecar.core.purging import reinstate, retire
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
-from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.run import LIBRARY_UID, Attempt, Run, Snapshot
 from checkpoint_sidecar.core.selectors import find_snapshot, latest_snapshot, snapshot_at
 from checkpoint_sidecar.manage.changes import (
-    LIBRARY_UID,
     RunChange,
     append,
     check_changeable,
-    managed,
     new_request,
     next_generation,
     same_policy,
@@ -112,7 +110,7 @@ class StoredRun:
     @property
     def managed(self) -> bool:
         """Whether an operator configured the run. Then changes belong into its Checkpoint object."""
-        return managed(self.state)
+        return self.state.managed
 
     @property
     def policy(self) -> Policy:

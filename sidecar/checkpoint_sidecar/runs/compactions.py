@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.attempt import LOG_MISSING_HINT
@@ -60,7 +60,9 @@ def replay_compactions(store: Store, run: Run, found: frozenset[EntryRange]) -> 
         try:
             run = advance(run, (entry.decode() for entry in _read(store, span)))
         except _UNUSABLE as error:
-            logger.warning("ignoring %s/%s, reading the log without it: %s", store.url, span.key, error)
+            # One that a longer one has replaced meanwhile is no damage.
+            level = logging.INFO if isinstance(error, ObjectNotFoundError) else logging.WARNING
+            logger.log(level, "ignoring %s/%s, reading the log without it: %s", store.url, span.key, error)
             usable.discard(span)
     if run.head > began.head and _digest(_last_entry(store, run.head)) != run.head_digest:
         logger.error("ignoring all compactions of %s: they end in an entry that the log does not hold", store.url)
@@ -68,38 +70,60 @@ def replay_compactions(store: Store, run: Run, found: frozenset[EntryRange]) -> 
     return run
 
 
-def write_compaction(store: Store, span: EntryRange) -> None:
-    """Write one compaction, unless it would be too large. If another writer was faster, its copy serves as well.
+def write_compaction(store: Store, span: EntryRange, existing: Collection[EntryRange] = ()) -> bool:
+    """Write one compaction, and return whether it exists now. It does not if it would be too large.
+
+    If another writer was faster, its copy serves as well.
+
+    Args:
+        existing: Compactions in the store, from which a longer one is put together.
 
     Raises:
         LogError: The log lacks one of the entries, or they do not form a chain.
         StoreError: The store failed.
     """
-    try:
-        entries = _gather(store, span)
-    except ObjectNotFoundError as error:
-        logger.info("not merging %s: a part was too large to be written: %s", span.key, error)
-        return
-    data = encode(entries)
+    data = encode(_gather(store, span, existing))
     if data is None:
         logger.info("not writing %s: it would be too large", span.key)
-        return
+        return False
     with contextlib.suppress(ObjectExistsError):
         store.put_if_absent(span.key, data)
+    return True
 
 
-def _gather(store: Store, span: EntryRange) -> list[RawEntry]:
-    if span.parts:
+def _gather(store: Store, span: EntryRange, existing: Collection[EntryRange]) -> list[RawEntry]:
+    parts = {each for each in existing if span.first <= each.first and each.last <= span.last and each != span}
+    if parts:
+        entries = list(_merged(store, span, parts))
         try:
-            merged = [entry for part in span.parts for entry in _read(store, part)]
-            _check(store, span, merged)
-        except (LogError, ObjectTooLargeError) as error:
+            _check(store, span, entries)
+        except LogError as error:
             logger.warning("compacting entries %d to %d from the log itself: %s", span.first, span.last, error)
         else:
-            return merged
+            return entries
     entries = list(get_entries(store, range(span.first, span.last + 1)))
     _check(store, span, entries)
     return entries
+
+
+def _merged(store: Store, span: EntryRange, parts: set[EntryRange]) -> Iterator[RawEntry]:
+    """Yield the entries of a span from shorter compactions, and those between and behind them from the log."""
+    number = span.first
+    while number <= span.last:
+        part = longest_from(number, parts)
+        if part is None:
+            next_part = min((each.first for each in parts if each.first > number), default=span.last + 1)
+            yield from get_entries(store, range(number, next_part))
+            number = next_part
+            continue
+        try:
+            entries = list(_read(store, part))
+        except _UNUSABLE as error:
+            logger.warning("merging compactions without %s/%s: %s", store.url, part.key, error)
+            parts.discard(part)
+            continue
+        yield from entries
+        number = part.last + 1
 
 
 def _check(store: Store, span: EntryRange, entries: list[RawEntry]) -> None:

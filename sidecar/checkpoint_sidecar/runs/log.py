@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import tenacity
 
 from checkpoint_sidecar.core import layout
-from checkpoint_sidecar.core.compaction import EntryRange, uncompacted
+from checkpoint_sidecar.core.compaction import EntryRange, superseded, uncompacted
 from checkpoint_sidecar.core.errors import (
     LogError,
     LogReplacedError,
@@ -86,6 +86,7 @@ class RunLog:
         self._lock = threading.RLock()
         self._run = Run()
         self._compactions: frozenset[EntryRange] = frozenset()
+        self._too_large: frozenset[EntryRange] = frozenset()
         self._opened = False
         self._polls = 0
         self._replaced: LogReplacedError | None = None
@@ -114,17 +115,23 @@ class RunLog:
     @property
     def compactions(self) -> frozenset[EntryRange]:
         """Those that the store held when the log was opened, and what ``compact`` has dealt with since."""
-        return self._compactions
+        return self._compactions | self._too_large
 
     def compact(self, span: EntryRange) -> None:
         """Write a compaction that is due, so that the next reader opens the log faster. Needed for nothing else.
+
+        Those that longer ones had replaced before are deleted.
 
         Raises:
             LogError: The entries do not form a chain.
             StoreError: The store failed.
         """
-        write_compaction(self.store, span)
-        self._compactions |= {span}
+        if not write_compaction(self.store, span, self._compactions):
+            self._too_large |= {span}
+            return
+        if replaced := superseded(self._compactions):
+            self.store.delete(each.key for each in replaced)
+        self._compactions = (self._compactions - replaced) | {span}
 
     def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
         """Return some entries, from memory if they are kept there, else from the store; missing ones are left out.
