@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from checkpoint_cli.words import duration
-from checkpoint_sidecar.core import log
+from checkpoint_sidecar.core import log, removal
 from checkpoint_sidecar.core.errors import NO_EVIDENCE
 from checkpoint_sidecar.core.log import Body, Unknown
 from checkpoint_sidecar.core.policy import NOT_CHECKED
@@ -66,6 +66,8 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
             return f"The disposition of {named(body.snapshot)} was set to {body.disposition}."
         case log.QuarantineReleased():
             return f"The evidence against {named(body.snapshot)} was discarded, as {body.request}."
+        case log.SnapshotRetired(reasons=(removal.REMOVED,)):
+            return f"A user removed {named(body.snapshot)}."
         case log.SnapshotRetired():
             return f"Retention retired {named(body.snapshot)}: {', '.join(body.reasons)}."
         case log.SnapshotReinstated():

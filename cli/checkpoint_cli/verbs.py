@@ -44,6 +44,7 @@ BUCKET_VERBS: tuple[Verb, ...] = (
     Verb("hold", "bucket.changing:hold", "Keep a snapshot, whatever the policy says."),
     Verb("release", "bucket.changing:release", "Leave a snapshot to the policy again."),
     Verb("retire", "bucket.changing:retire", "Give a snapshot up."),
+    Verb("rm", "bucket.removing:rm", "Delete snapshots at once."),
     Verb("prune", "bucket.changing:prune", "Carry out the retention policy of a run."),
     Verb("doctor", "bucket.doctor:doctor", "Check a store, the run in it, and the versions here."),
     Verb("bundle", "bucket.bundle:bundle", "Write an archive for a support request, without secrets."),

@@ -22,7 +22,14 @@ from support.stored import stored
 from support.trainers import Trainer
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "cli-schema.json").read_text())
-CHANGES = [("hold", "@100"), ("release", "@100"), ("rollback", "@100", "--yes"), ("save", ""), ("prune", "", "--yes")]
+CHANGES = [
+    ("hold", "@100"),
+    ("release", "@100"),
+    ("rollback", "@100", "--yes"),
+    ("save", ""),
+    ("prune", "", "--yes"),
+    ("rm", "@100", "--yes"),
+]
 
 
 def trained(path: Path) -> str:
@@ -98,7 +105,7 @@ def test_a_rollback_is_pending_until_the_next_start(checkpoint: Program, url: st
 
 def test_what_is_hard_to_undo_needs_yes_where_there_is_no_terminal(checkpoint: Program, url: str) -> None:
     head = open_run(url).refresh().head
-    for verb, selector in (("rollback", "@100"), ("retire", "@100"), ("prune", "")):
+    for verb, selector in (("rollback", "@100"), ("retire", "@100"), ("prune", ""), ("rm", "@100")):
         ran = checkpoint(verb, f"{url}{selector}")
         assert ran.status == 2
         assert "Add --yes" in ran.problem
@@ -106,7 +113,7 @@ def test_what_is_hard_to_undo_needs_yes_where_there_is_no_terminal(checkpoint: P
 
 
 def test_a_snapshot_must_be_named(checkpoint: Program, url: str) -> None:
-    for verb in ("rollback", "hold", "release", "retire"):
+    for verb in ("rollback", "hold", "release", "retire", "rm"):
         ran = checkpoint(verb, url)
         assert ran.status == 2
         assert "no snapshot was named" in ran.problem
@@ -123,6 +130,24 @@ def test_retire_and_prune_delete_what_was_given_up(checkpoint: Program, url: str
     assert states == {100: "Purged", 200: "Purged", 300: "Live"}
     assert not list(root.glob("step-100/*/*"))
     assert "nothing to retire" in checkpoint("prune", url, "--dry-run").errors
+
+
+def test_rm_deletes_the_named_snapshots_and_no_other(checkpoint: Program, url: str) -> None:
+    root = Path(url.removeprefix("file://"))
+    shown = checkpoint("rm", f"{url}@100", "@200", "--yes", "-o", "json").json
+    jsonschema.validate(shown, SCHEMA)
+    assert {each["step"]: each["state"] for each in shown["items"]} == {100: "Purged", 200: "Purged"}
+    assert not list(root.glob("step-[12]00/*/*"))
+    assert checkpoint("verify", f"{url}@300", "--checksums").status == 0
+    assert "A user removed step 100" in checkpoint("log", url).output
+
+
+def test_rm_of_several_deletes_none_if_one_is_refused(checkpoint: Program, url: str) -> None:
+    head = open_run(url).refresh().head
+    ran = checkpoint("rm", f"{url}@100", "300", "--yes")
+    assert ran.status == 4
+    assert "newest that a start can trust" in ran.problem
+    assert open_run(url).refresh().head == head
 
 
 def test_the_newest_verified_snapshot_is_not_given_up(checkpoint: Program, url: str) -> None:

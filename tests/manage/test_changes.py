@@ -11,7 +11,7 @@ import pytest
 from checkpoint_sidecar import ChangeRefusedError, RunManagedError, RunNotFoundError, SnapshotNotFoundError
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.lineage import quarantined
-from checkpoint_sidecar.core.log import RunConfigured
+from checkpoint_sidecar.core.log import RunConfigured, SnapshotRetired
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import LIBRARY_UID, SnapshotState
 from checkpoint_sidecar.manage.pruning import purge
@@ -32,8 +32,13 @@ CHANGES: dict[str, Change] = {
     "retire": lambda run, options: run.retire(100, **options),
     "release_quarantine": lambda run, options: run.release_quarantine(100, **options),
     "request_save": lambda run, options: run.request_save(**options),
+    "remove": lambda run, options: run.remove(100, **options),
     "configure": lambda run, options: run.configure(Policy(), **options),
 }
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def trained(store: Store, *steps: int) -> tuple[Trainer, StoredRun]:
@@ -233,9 +238,6 @@ def test_a_prune_that_is_killed_is_continued_by_the_next(monkeypatch: pytest.Mon
     run.configure(KEEP_ONE)
     run.verify(200, checksums=True, record=True)
 
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("checkpoint_sidecar.manage.pruning.delete_data", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -264,6 +266,77 @@ def test_pruning_is_refused_where_an_operator_does_it() -> None:
     manage(store)
     with pytest.raises(RunManagedError):
         run.prune()
+
+
+def test_a_removal_deletes_at_once_without_a_policy(bucket: Store) -> None:
+    _, run = trained(bucket, 100, 200)
+    assert not run.remove(100, dry_run=True).done
+    assert run.find(100).live
+    assert run.remove(100).done
+    assert run.find(100).state is SnapshotState.PURGED
+    assert run.find(100).reasons == ("Removed",)
+    assert {info.key.split("/")[0] for info in bucket.list("step-")} == {"step-200"}
+    assert run.verify(200, checksums=True).passed
+    with pytest.raises(ChangeRefusedError, match="it is purged"):
+        run.remove(100)
+
+
+@pytest.mark.parametrize(
+    ("history", "cause", "forced"),
+    [
+        (History().started().committed(100, 200).disposed(100, "Hold"), "it is held", True),
+        (History().started().committed(100, 200).verified(100), "the newest that a start can trust", True),
+        (History().started().committed(100), "the newest that a start can trust", True),
+        (History().started().committed(100, 200).rollback(100), "a pending rollback restores it", False),
+        (History().started().committed(100, 200).rollback(100).started(), "an attempt restores it", False),
+    ],
+    ids=["held", "newest verified", "only one", "rollback", "in use"],
+)
+def test_what_a_run_needs_is_not_removed(history: History, cause: str, forced: bool) -> None:
+    store = stored(history)
+    run = StoredRun(store)
+    head = run.refresh().head
+    with pytest.raises(ChangeRefusedError, match=cause):
+        run.remove(100)
+    if forced:
+        run.remove(100, force=True, dry_run=True)
+    else:
+        with pytest.raises(ChangeRefusedError, match=cause):
+            run.remove(100, force=True)
+    assert run.refresh().head == head
+
+
+def test_a_removal_that_is_killed_is_continued_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    _, run = trained(store, 100, 200)
+    with monkeypatch.context() as patch:
+        patch.setattr("checkpoint_sidecar.manage.pruning.delete_data", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.remove(100)
+    assert run.find(100).state is SnapshotState.PURGING
+    other = StoredRun(store)
+    other.remove(100)
+    assert other.find(100).state is SnapshotState.PURGED
+    assert not list(store.list("step-100/"))
+
+
+def test_a_rollback_that_overtakes_a_removal_wins() -> None:
+    store = MemoryStore()
+    trainer, run = trained(store, 100, 200)
+    overtaking = StoredRun(store)
+    append = overtaking._log.append
+
+    def once(compute: Any) -> Any:
+        entry = append(compute)
+        if entry is not None and isinstance(entry.body, SnapshotRetired):
+            StoredRun(store).rollback(100)
+        return entry
+
+    overtaking._log.append = once  # type: ignore[method-assign]
+    with pytest.raises(ChangeRefusedError, match="a pending rollback restores it"):
+        overtaking.remove(100)
+    assert run.verify(100, checksums=True).passed
+    assert trainer.start().run.attempts[2].restored == run.find(100).id
 
 
 def test_damage_is_found_and_recorded_on_request(bucket: Store) -> None:

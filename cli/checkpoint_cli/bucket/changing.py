@@ -72,7 +72,7 @@ def rollback(
     """
     from checkpoint_cli.asking import confirm
 
-    selector = _named(at, "roll back")
+    selector = named(at, "roll back")
     snapshot = at.run.find(selector)
     checked = at.run.rollback(snapshot.id, without_operator=without_operator, dry_run=True)
     if not dry_run:
@@ -94,7 +94,7 @@ def hold(
 
     Example: {program} hold s3://training/llama-7b@900
     """
-    selector = _named(at, "hold")
+    selector = named(at, "hold")
     change = at.run.hold(selector, without_operator=without_operator, dry_run=dry_run)
     _show(at, "hold", change, f"{change.snapshot} is kept until it is released{_if(dry_run)}.", output)
 
@@ -113,7 +113,7 @@ def release(
 
     Example: {program} release s3://training/llama-7b@900
     """
-    selector = _named(at, "release")
+    selector = named(at, "release")
     if quarantine:
         change = at.run.release_quarantine(selector, without_operator=without_operator, dry_run=dry_run)
         text = f"The evidence against {change.snapshot} is discarded, as request {change.request}{_if(dry_run)}."
@@ -137,7 +137,7 @@ def retire(
     """
     from checkpoint_cli.asking import confirm
 
-    snapshot = at.run.find(_named(at, "retire"))
+    snapshot = at.run.find(named(at, "retire"))
     change = at.run.retire(snapshot.id, without_operator=without_operator, dry_run=True)
     if not dry_run:
         confirm("retire", at.url, f"The data of {snapshot.id} (step {snapshot.step}) will be deleted", yes=yes)
@@ -181,7 +181,12 @@ def prune(
     views.show_snapshots(records, output, found.now, empty=f"There is nothing to retire or delete in {at.url}.")
 
 
-def _named(at: AddressedRun, operation: str) -> str:
+def named(at: AddressedRun, operation: str) -> str:
+    """Return the selector, which a verb that changes a snapshot must be given.
+
+    Raises:
+        CommandRefusedError: There is none (USAGE).
+    """
     from checkpoint_cli.exits import CommandRefusedError, ExitStatus
 
     if not at.selector:

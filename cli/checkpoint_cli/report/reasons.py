@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from checkpoint_sidecar.core.removal import REMOVED
 from checkpoint_sidecar.core.retention import RetentionReason
 
 _SENTENCES: dict[str, str] = {
@@ -31,6 +32,7 @@ _SENTENCES: dict[str, str] = {
     RetentionReason.DAMAGED: "damaged",
     RetentionReason.REPLACED: "a later save of the step replaced it",
     RetentionReason.NO_RULE_KEEPS_IT: "no rule keeps it",
+    REMOVED: "a user removed it",
     "Fenced": "committed by an attempt that a later one had replaced",
     "DuplicateSnapshot": "committed twice",
     "InvalidPath": "its folder is not one of this run",

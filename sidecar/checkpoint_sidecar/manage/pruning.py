@@ -94,11 +94,17 @@ def purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], No
         check(run)
         return purging.start_purge(run, snapshot, now=now, terms=TERMS)
 
+    log.append(start)
+    return finish_purge(log, store, snapshot, check=check)
+
+
+def finish_purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], None]) -> bool:
+    """Delete the data of a snapshot whose PurgeStarted is in the log; see ``purge``."""
+
     def finish(run: Run) -> SnapshotPurged | None:
         check(run)
         return purging.finish_purge(run, snapshot)
 
-    log.append(start)
     found: Snapshot | None = log.run.snapshots.get(snapshot)
     if found is None or found.state is not SnapshotState.PURGING:
         return False

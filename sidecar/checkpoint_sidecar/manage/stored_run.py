@@ -30,6 +30,7 @@ from checkpoint_sidecar.manage.changes import (
 from checkpoint_sidecar.manage.checking import SnapshotCheck, check_snapshot
 from checkpoint_sidecar.manage.following import LONGEST_WAIT_SECONDS, Polling, StopSignal, follow
 from checkpoint_sidecar.manage.pruning import TERMS, PrunePlan, plan_pruning, purge
+from checkpoint_sidecar.manage.removing import Removal, remove
 from checkpoint_sidecar.runs.clock import read_store_clock
 from checkpoint_sidecar.runs.history import read_history
 from checkpoint_sidecar.runs.log import RunLog
@@ -312,6 +313,23 @@ class StoredRun:
                 dry_run=False,
             )
         return result
+
+    def remove(
+        self, selector: str | int, *, force: bool = False, without_operator: bool = False, dry_run: bool = False
+    ) -> RunChange:
+        """Delete a snapshot at once, without the policy and its grace period. After a kill, the next call continues.
+
+        Args:
+            force: Also delete a held snapshot, and the newest one that a start can trust.
+
+        Raises:
+            SnapshotNotFoundError, AmbiguousSelectorError: See ``find``.
+            RunManagedError: See ``rollback``.
+            ChangeRefusedError: An attempt or a rollback needs it, it is deleted, or ``force`` is missing.
+            LogError, StoreError: It stopped there; call again.
+        """
+        snapshot = self._id(selector)
+        return remove(self._log, self.store, snapshot, Removal(force, without_operator, dry_run))
 
     def prune_plan(self, *, only: Collection[str] | None = None, now: dt.datetime | None = None) -> PrunePlan:
         """Return what ``prune`` would do now. Writes nothing.
