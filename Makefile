@@ -7,7 +7,7 @@ WORKERS := 2
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 export PYTHONPATH := tests:tools
 
-.PHONY: help demo docs test test-unit test-faults test-tenants test-evictions check format changelog verify bench bench-log bench-operator down clean
+.PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions check format changelog verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -37,6 +37,14 @@ test-tenants: ## Run one operator with a thousand Checkpoints and every kind of 
 test-evictions: ## Run every kind of interruption and workload on the two-node cluster
 	@.ci/bootstrap --cluster
 	$(BIN)/pytest -m evictions tests/cluster
+
+test-release: ## Build whole releases, compare them, and use what is in them (ten minutes)
+	@.ci/bootstrap
+	$(BIN)/pytest -m release tests/release
+
+dist: ## Make the files of a release in build/dist (REGISTRY=, HOMEPAGE=, MAINTAINER=, QUICK=1, DIRTY=1: docs/releasing.md)
+	@.ci/bootstrap
+	@$(BIN)/python -m release $(if $(REGISTRY),--registry='$(REGISTRY)') $(if $(HOMEPAGE),--homepage='$(HOMEPAGE)') $(if $(MAINTAINER),--maintainer='$(MAINTAINER)') $(if $(BUILDER),--builder='$(BUILDER)') $(if $(QUICK),--quick) $(if $(DIRTY),--dirty)
 
 check: ## Check format, lint, types, import layers, and generated files
 	@.ci/bootstrap

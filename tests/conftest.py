@@ -34,6 +34,8 @@ SLOW = (
     "docs/test_site.py",
     "localcluster_tests",
     "model",
+    "release/test_files.py",
+    "release/test_wheel.py",
     "report",
     "store/test_answers.py",
     "store/test_conformance.py",

@@ -1,0 +1,58 @@
+"""A quick release of the checkout as it stands, made once; a whole one for `make test-release`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localcluster.requirements import binary
+from release import build, facts
+from release.__main__ import ROOT
+from release.facts import Maintainer, Publisher, Release
+
+PUBLISHER = Publisher(
+    registry="registry.example.com/team",
+    homepage="https://code.example.com/team/checkpoint-operator",
+    builder="urn:builder:tests",
+    maintainer=Maintainer("A Maintainer", "maintainer@example.com"),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes runs only when it is named: `pytest -m release`."""
+    if "release" in config.getoption("markexpr"):
+        return
+    tail = [item for item in items if item.get_closest_marker("release")]
+    config.hook.pytest_deselected(items=tail)
+    items[:] = [item for item in items if item not in tail]
+
+
+@pytest.fixture(scope="session")
+def made_from() -> Release:
+    return facts.gather(ROOT, PUBLISHER, dirty=True)
+
+
+@pytest.fixture(scope="session")
+def quick(made_from: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a release without image, and with the plugin for one platform."""
+    out = tmp_path_factory.mktemp("quick")
+    build.build(ROOT, made_from, out, quick=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole(made_from: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole release."""
+    out = tmp_path_factory.mktemp("whole")
+    build.build(ROOT, made_from, out, quick=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """The helm binary; skips where it is not built."""
+    found = binary("helm")
+    if found is None:
+        pytest.skip("helm is not built: run `python -m localcluster.build`")
+    return found
