@@ -320,7 +320,7 @@ def _collect_orphans(world: World) -> Process:
     """Data of lower attempts that no commit names. A commit of theirs can only be rejected from now on."""
     run = world.run
     for name in list(world.files):
-        if layout.parse_snapshot_id(name)[1] < run.highest_attempt and name not in run.snapshots:
+        if int(name.split("-")[1]) < run.highest_attempt and name not in run.snapshots:
             yield
             world.files[name].clear()
 

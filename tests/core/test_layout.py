@@ -55,9 +55,9 @@ def test_keys_look_as_documented() -> None:
     assert folder.path == "step-1000/0007-abcdefgh"
     assert folder.manifest == "step-1000/0007-abcdefgh/manifest.json"
     assert folder.metadata == "step-1000/0007-abcdefgh/.metadata"
-    assert folder.pointer == "step-1000/.metadata"
+    assert layout.pointer_key(folder.step) == "step-1000/.metadata"
     assert SaveFolder(None, 7, "abcdefgh").path == "0007-abcdefgh"
-    assert SaveFolder(None, 7, "abcdefgh").pointer == ".metadata"
+    assert layout.pointer_key(None) == ".metadata"
     assert layout.log_key(1) == "_log/00000000000000000001.json"
 
 
@@ -104,20 +104,6 @@ def test_what_parses_as_a_folder_is_spelled_in_the_only_way(path: str) -> None:
 @pytest.mark.parametrize("key", ["_progress.json", "step-1000/.metadata", "0007-abcdefgh/", "0007-abcdefgh", ""])
 def test_an_object_outside_all_saves_belongs_to_none(key: str) -> None:
     assert layout.save_folder_of(key) is None
-
-
-@given(STEPS, NUMBERS, NONCES)
-def test_a_snapshot_id_gives_its_parts_back(step: int, attempt: int, nonce: str) -> None:
-    assert layout.parse_snapshot_id(layout.snapshot_id(step, attempt, nonce)) == (step, attempt, nonce)
-
-
-@pytest.mark.parametrize(
-    "identifier",
-    ["", "1000", "1000-7", "1000-7-", "01000-7-abcdefgh", "1000-07-abcdefgh", "1000-7-abcdefgh\n", "-1-7-abcdefgh"],
-)
-def test_a_text_that_is_no_snapshot_id_is_refused(identifier: str) -> None:
-    with pytest.raises(ValueError, match="is not a snapshot id"):
-        layout.parse_snapshot_id(identifier)
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "stock.metadata", "a", "A" * 127, "x=1_y-2.z"])

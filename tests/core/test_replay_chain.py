@@ -128,4 +128,5 @@ def test_the_tables_of_a_state_cannot_be_changed() -> None:
 
 
 def test_the_nonces_of_the_builder_are_real_ones() -> None:
-    assert layout.parse_snapshot_id(layout.snapshot_id(1, 1, nonce_of(123456))) == (1, 1, nonce_of(123456))
+    folder = layout.SaveFolder(1, 1, nonce_of(123456))
+    assert layout.parse_save_folder(folder.path) == folder

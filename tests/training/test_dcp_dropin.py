@@ -29,7 +29,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreError,
     StoreError,
 )
-from checkpoint_sidecar.core.layout import SaveFolder, save_folder_of
+from checkpoint_sidecar.core.layout import save_folder_of
 from checkpoint_sidecar.core.log import Owner, RunClaimed, SnapshotRetired
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.run import Run, SnapshotState
@@ -439,11 +439,6 @@ def test_a_url_that_became_a_local_path_is_refused(tmp_path: Path, monkeypatch: 
         dcp.save({"x": torch.ones(1)}, storage_writer=FileSystemWriter(tmp_path / "step:5" / "c:"))
         assert [each.name for each in tmp_path.iterdir()] == ["step:5"]
     FileSystemWriter("s3:/bucket/ckpt")
-
-
-def test_a_save_folder_of_a_directory_has_no_step() -> None:
-    assert directory_save.STEP == 0
-    assert SaveFolder(None, 1, "aaaaaaaa").pointer == ".metadata"
 
 
 @pytest.mark.store

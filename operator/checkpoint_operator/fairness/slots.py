@@ -49,13 +49,13 @@ class Caps:
 class Slots:
     """Counts the occupied slots.
 
-    Args:
+    Attributes:
         freed: Called after a slot became free.
     """
 
-    def __init__(self, caps: Caps | None = None, *, freed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, caps: Caps | None = None) -> None:
         self._caps = caps or Caps()
-        self.freed = freed
+        self.freed: Callable[[], None] = lambda: None
         self._total = 0
         self._namespaces: Counter[str] = Counter()
         self._targets: Counter[Target] = Counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 
 from checkpoint_sidecar.attempt.periodic import Periodic
 from checkpoint_sidecar.attempt.session import POLL_SECONDS, AttemptSession
@@ -21,16 +20,14 @@ class Setbacks:
 
     Args:
         step: The step at which training begins.
-        clock: Seconds, monotonic.
     """
 
-    def __init__(self, session: AttemptSession, *, step: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, session: AttemptSession, *, step: int) -> None:
         self._session = session
-        self._clock = clock
         self._failures = 0
         self._failed_at = 0.0
         self._saved_step = step
-        self._saved_at = clock()
+        self._saved_at = time.monotonic()
         self._report: SaveFailed | None = None
         self._reported = False
         self._reports: Periodic | None = None
@@ -38,7 +35,7 @@ class Setbacks:
     def made_up(self, step: int) -> None:
         """Record that a save of this step is committed."""
         self._failures = 0
-        self._saved_step, self._saved_at = step, self._clock()
+        self._saved_step, self._saved_at = step, time.monotonic()
         self._report, self._reported = None, False
 
     def note(self, error: Exception, step: int, trigger: Trigger | None) -> str:
@@ -49,7 +46,7 @@ class Setbacks:
             trigger: Trigger of the next save, which is tried in any case if it is the last one.
         """
         self._failures += 1
-        self._failed_at = self._clock()
+        self._failed_at = time.monotonic()
         reason = self._reason(error, step)
         if not reason or trigger in ("Final", "Termination"):
             self._report_once(SaveFailed(self._session.attempt, step, self._failures, str(error)[:MAX_TEXT]))
@@ -59,12 +56,12 @@ class Setbacks:
 
     def may_retry(self) -> bool:
         """Return whether a requested save that failed may be retried now."""
-        return self._clock() - self._failed_at >= retry_delay(self._failures)
+        return time.monotonic() - self._failed_at >= retry_delay(self._failures)
 
     def overdue(self, step: int) -> bool:
         """Return whether training has been unsaved for too long because a save hangs."""
         policy = self._session.save_policy
-        unsaved = self._clock() - self._saved_at
+        unsaved = time.monotonic() - self._saved_at
         return bool(given_up(policy, failures=0, unsaved_steps=step - self._saved_step, unsaved_seconds=unsaved))
 
     def stop(self, *, timeout_seconds: float) -> None:
@@ -79,7 +76,7 @@ class Setbacks:
             self._session.save_policy,
             failures=self._failures,
             unsaved_steps=step - self._saved_step,
-            unsaved_seconds=self._clock() - self._saved_at,
+            unsaved_seconds=time.monotonic() - self._saved_at,
         )
 
     def _may_pass(self, error: CheckpointError) -> bool:

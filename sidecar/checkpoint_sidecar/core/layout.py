@@ -27,7 +27,6 @@ _SAVE_FOLDER = re.compile(r"(?:step-(0|[1-9][0-9]{0,18})/)?([0-9]{4,19})-([a-z2-
 _SAVE_FILE = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp|(?:stock)?\.metadata|manifest\.json")
 _POINTER = re.compile(r"step-(0|[1-9][0-9]{0,18})/\.metadata")
 _PROBE_KEY = re.compile(r"(?:_probe|_conformance)/(?:[0-9a-f]{16}/.+|[a-z2-7]{8})")
-_SNAPSHOT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})-([a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
 _NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -100,11 +99,6 @@ class SaveFolder:
         """Key of the bytes to publish at ``pointer``, stored with the save so that no reader unpickles anything."""
         return f"{self.path}/{STOCK_METADATA_NAME}"
 
-    @property
-    def pointer(self) -> str:
-        """Key of the stock ``.metadata`` through which torch's own reader finds this save."""
-        return pointer_key(self.step)
-
 
 def pointer_key(step: int | None) -> str:
     """Return the key that torch's own reader opens for a step, or for a drop-in directory's only checkpoint (None)."""
@@ -164,16 +158,3 @@ def check_file_name(name: str) -> str:
     if name != METADATA_NAME and not _FILE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a file of a save")
     return name
-
-
-def parse_snapshot_id(identifier: str) -> tuple[int, int, str]:
-    """Return ``(step, attempt, nonce)`` of a snapshot id.
-
-    Raises:
-        ValueError: It is not a snapshot id.
-    """
-    match = _SNAPSHOT_ID.fullmatch(identifier)
-    parts = match and (int(match[1]), int(match[2]), match[3])
-    if not parts or snapshot_id(*parts) != identifier:
-        raise ValueError(f"{identifier!r} is not a snapshot id (<step>-<attempt>-<nonce>)")
-    return parts

@@ -54,18 +54,17 @@ class RangeRequest:
     pieces: tuple[RequestPiece, ...]
 
 
-def plan_requests(
-    wanted: Sequence[ByteRange], *, block_bytes: int = 1, size: int | None = None, request_bytes: int = REQUEST_BYTES
-) -> list[RangeRequest]:
+def plan_requests(wanted: Sequence[ByteRange], *, block_bytes: int = 1, size: int | None = None) -> list[RangeRequest]:
     """Return the requests that read every wanted byte exactly once, in order of position.
+
+    None is larger than ``REQUEST_BYTES``, unless one block is.
 
     Args:
         wanted: Spans of one file, in any order; they may overlap, and empty ones are left out.
         block_bytes: Only whole blocks of this size are read.
         size: Length of the file, where its last block ends; needed unless ``block_bytes`` is 1.
-        request_bytes: Maximum size of a request, unless one block is larger.
     """
-    step = max(request_bytes // block_bytes, 1) * block_bytes
+    step = max(REQUEST_BYTES // block_bytes, 1) * block_bytes
 
     def widened(start: int, end: int) -> ByteRange:
         start -= start % block_bytes

@@ -57,14 +57,12 @@ def read_file(
     *,
     level: VerifyLevel,
     settings: EngineSettings,
-    compared: ComparedBytes | None = None,
 ) -> bytes:
     """Read a small file of a snapshot, such as ``.metadata``.
 
     Args:
         folder: ``SaveFolder.path``.
         level: How thoroughly to check it.
-        compared: Records the bytes that were verified.
 
     Raises:
         CorruptSnapshotError: It differs from what was committed, or the manifest does not list it.
@@ -80,7 +78,7 @@ def read_file(
         )
     check_sizes(store, folder, [file], level=level)
     data = bytearray(file.size)
-    contents = Files(store, folder, manifest if level == "Checksums" else None, settings=settings, compared=compared)
+    contents = Files(store, folder, manifest if level == "Checksums" else None, settings=settings)
     contents.read([Want(name, ByteRange(0, file.size), memoryview(data))])
     return bytes(data)
 

@@ -106,7 +106,6 @@ class SnapshotLoading:
         compared: ComparedBytes,
     ) -> None:
         self._state = state
-        self._candidate = candidate
         self._agreement = agreement
         self._strict = strict
         self._reader = SnapshotReader(

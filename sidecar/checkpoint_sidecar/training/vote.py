@@ -70,9 +70,6 @@ class Vote:
         ]
 
 
-LENGTH = len(Vote(0).encode())
-
-
 @dataclass(frozen=True, slots=True)
 class Agreed:
     """The combined votes, the same on all ranks.

@@ -64,10 +64,10 @@ def y_axis(frame: Frame, found: Iterable[Tick]) -> Markup:
     return group(*parts)
 
 
-def x_axis(frame: Frame, found: Sequence[Tick], *, spacing: float = 46) -> Markup:
+def x_axis(frame: Frame, found: Sequence[Tick]) -> Markup:
     """Return the base line and the labels of the horizontal axis."""
     parts = [line(frame.left, frame.bottom, frame.right, frame.bottom, "axis")]
-    for tick in thinned(found, spacing):
+    for tick in thinned(found, 46):
         place = "label start" if tick.place < frame.left + 16 else "label middle"
         place = "label end" if tick.place > frame.right - 16 else place
         parts.append(line(tick.place, frame.bottom, tick.place, frame.bottom + 4, "axis"))

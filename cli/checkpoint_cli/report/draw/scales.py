@@ -39,21 +39,14 @@ class Tick:
     label: str
 
 
-def nice_ceiling(high: float, count: int = 4, base: int = 10) -> tuple[float, float]:
+def nice_ceiling(high: float, count: int) -> tuple[float, float]:
     """Return the top of an axis that begins at 0, and the distance of its ticks."""
-    step = nice_step(high / count if high > 0 else 1.0, base)
+    step = nice_step(high / count if high > 0 else 1.0)
     return math.ceil(high / step - 1e-9) * step or step, step
 
 
-def nice_step(least: float, base: int = 10) -> float:
+def nice_step(least: float) -> float:
     """Return the smallest round number that is not below ``least``."""
-    if base == 1024:
-        power = 1024.0 ** math.floor(math.log(max(least, 1), 1024))
-        return next(
-            factor * power
-            for factor in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 200, 256, 512, 1024)
-            if factor * power >= least * (1 - 1e-9)
-        )
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least * (1 - 1e-9))
 

@@ -170,7 +170,7 @@ class FsspecStore:
         """The filesystem's path of a key."""
         return f"{self._root}/{key}" if key else self._root
 
-    def open_partial(self, fs: Any, block_bytes: int | None = None) -> tuple[Any, str]:
+    def open_partial(self, fs: Any) -> tuple[Any, str]:
         """A new temporary file, open for writing, and its path."""
         folder = self.path(PARTIAL_FOLDER)
         _make_folder(fs, folder)
@@ -178,7 +178,7 @@ class FsspecStore:
             self._leftovers_removed = True
             self._remove_leftovers(fs)
         path = f"{folder}/{secrets.token_hex(16)}"
-        return fs.open(path, "wb", block_size=block_bytes), path
+        return fs.open(path, "wb"), path
 
     def replace(self, fs: Any, partial: str, key: str, size: int) -> None:
         """Give a temporary file its name, replacing what has it."""

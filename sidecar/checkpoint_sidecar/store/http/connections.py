@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from checkpoint_sidecar.store.http.proxies import Proxy, proxy_for
@@ -52,7 +52,6 @@ packets: waking up is two fifths of the cost of receiving over loopback."""
 _READ_AHEAD = 8192
 """Bytes of a body that ``http.client`` may have read together with the headers."""
 
-Failure: TypeAlias = OSError | http.client.HTTPException
 FAILURES = (OSError, http.client.HTTPException)
 
 

@@ -101,11 +101,8 @@ class Form(NamedTuple):
 _DEFAULTS = tuple(zip(Form._fields, Form("", ()), strict=True))
 
 
-def describe(tensor: Any, *, like: Any = None) -> Form:
+def describe(tensor: Any) -> Form:
     """Return the form of a tensor.
-
-    Args:
-        like: The parameter it belongs to.
 
     Raises:
         ValueError: The tensor has no elements, or no rank has them; the message says which.
@@ -132,7 +129,6 @@ def describe(tensor: Any, *, like: Any = None) -> Form:
         device="cpu" if sharded else tensor.device.type,
         parameter=parameter,
         grad=not sharded and bool(tensor.requires_grad and (parameter or tensor.is_leaf)),
-        like=like is not None and is_like(tensor, like),
         placements=placements,
         mesh_names=names,
         sharded=sharded,
