@@ -10,7 +10,7 @@ from checkpoint_sidecar.core.errors import NO_EVIDENCE
 from checkpoint_sidecar.core.log import Body, Unknown
 from checkpoint_sidecar.core.policy import NOT_CHECKED
 from checkpoint_sidecar.core.run import Snapshot
-from checkpoint_sidecar.core.units import size
+from checkpoint_sidecar.core.units import counted, size
 
 
 def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
@@ -39,7 +39,7 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
             return f"A rollback to {named(body.snapshot)} was requested, as {body.request}."
         case log.AttemptStarted():
             aim = f", and will restore {named(body.candidate)}" if body.candidate else ", from scratch"
-            return f"Attempt {body.attempt} started with {_counted(body.world_size, 'rank')}{aim}."
+            return f"Attempt {body.attempt} started with {counted(body.world_size, 'rank')}{aim}."
         case log.RestoreStarted():
             return f"Attempt {body.attempt} reads {named(body.snapshot)}."
         case log.RestoreFinished():
@@ -55,7 +55,7 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
         case log.SaveRequested():
             return f"Attempt {body.attempt} was asked to save: {body.reason or f'request {body.request}'}."
         case log.SaveFailed():
-            times = f"{_counted(body.failures, 'failure')} in a row"
+            times = f"{counted(body.failures, 'failure')} in a row"
             cause = body.message.rstrip(".") or "no cause given"
             return f"Attempt {body.attempt} could not save step {body.step} ({times}): {cause}."
         case log.EvictionNoticed():
@@ -94,7 +94,3 @@ def _took(seconds: float) -> str:
 
 def _because(evidence: str, message: str) -> str:
     return ": ".join(part for part in ("" if evidence == NO_EVIDENCE else evidence, message.rstrip(".")) if part)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -24,7 +24,7 @@ from checkpoint_cli.records import (
     SnapshotRecords,
 )
 from checkpoint_cli.words import age, duration
-from checkpoint_sidecar.core.units import quantity
+from checkpoint_sidecar.core.units import counted, quantity
 
 _LABEL = 14
 _HEALTH_COLORS = {"Healthy": "green", "Degraded": "yellow", "Broken": "red"}
@@ -354,7 +354,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _count(count: int | None, noun: str) -> str:
-    return f"an unknown number of {noun}s" if count is None else f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"an unknown number of {noun}s" if count is None else counted(count, noun)
 
 
 def _times(count: int) -> str:

@@ -44,7 +44,7 @@ from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
 from checkpoint_sidecar.core.policy import NOT_CHECKED, OverwritePolicy, SavePolicy, VerifyLevel
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
-from checkpoint_sidecar.core.units import moved
+from checkpoint_sidecar.core.units import counted, moved
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.requests import ByteRange
@@ -167,7 +167,7 @@ class AttemptSession:
             self.attempt,
             self._owner,
             self.store.url,
-            _counted(world_size, "rank"),
+            counted(world_size, "rank"),
             _where(pods),
         )
         self._poll.start()
@@ -396,11 +396,7 @@ class AttemptSession:
 def _where(pods: tuple[PodIdentity, ...]) -> str:
     count = decisions.places(pods)
     outside = any(":" in pod.name for pod in pods)
-    return f"on {_counted(count, 'host')}" if outside else f"in {_counted(count, 'pod')}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"on {counted(count, 'host')}" if outside else f"in {counted(count, 'pod')}"
 
 
 def _texts(names: tuple[str, ...]) -> tuple[str, ...]:

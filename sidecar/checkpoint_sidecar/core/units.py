@@ -1,4 +1,4 @@
-"""Formats sizes for readers."""
+"""Formats sizes and counts for readers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def quantity(count: int) -> str:
 def moved(count: int, seconds: float) -> str:
     """Format a transfer for a sentence: ``1.2 GiB in 4.1 s, 300.0 MiB/s``."""
     return f"{size(count)} in {seconds:.1f} s, {size(round(count / seconds) if seconds else 0)}/s"
+
+
+def counted(count: int, noun: str) -> str:
+    """Format a number with its noun: ``1 pod``, ``7 pods``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _scaled(count: int) -> tuple[str, str]:
