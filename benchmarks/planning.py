@@ -42,7 +42,9 @@ def planning(*, name: str, server: dict[str, str], url: str, tensors: int, total
 
     def shards() -> llama.State:
         mesh = init_device_mesh("cpu", (REPLICAS, SHARDS), mesh_dim_names=("replicate", "shard"))
-        return llama.sharded(llama.shapes(total_bytes), mesh, [Replicate(), Shard(0)])
+        state = llama.sharded(llama.shapes(total_bytes), mesh, [Replicate(), Shard(0)])
+        llama.clear(state)  # replicas that hold what the memory held before are refused
+        return state
 
     ranks = range(REPLICAS * SHARDS)
     plans, _ = playing.plan_save([tested.writer(f"{url}/hsdp") for _ in ranks], [planner() for _ in ranks], shards)
