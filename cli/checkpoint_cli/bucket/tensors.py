@@ -93,7 +93,7 @@ def _load(at: AddressedRun, snapshot: Snapshot, items: list[ItemRecord]) -> dict
         item.name: torch.empty(item.shape or (), dtype=getattr(torch, item.dtype or "float32")) for item in items
     }
     with warnings.catch_warnings():
-        # That it runs in one process is the intent.
+        # DCP warns about a single process, which is intended here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         state_dict_loader.load(state, storage_reader=_reader(at, snapshot, "diff"), no_dist=True)
     return state

@@ -19,7 +19,7 @@ from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 
 TERMS = Terms(reads_back=True)
-"""As an operator that reads snapshots back: nothing is deleted before one that stays was compared."""
+"""The terms of an operator that reads snapshots back: it deletes only after one that stays was compared."""
 
 
 @dataclass(frozen=True, slots=True)

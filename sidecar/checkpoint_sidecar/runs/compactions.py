@@ -45,10 +45,10 @@ def list_compactions(store: Store) -> frozenset[EntryRange]:
 
 
 def replay_compactions(store: Store, run: Run, found: frozenset[EntryRange]) -> Run:
-    """The state after as many entries beyond ``run`` as compactions can tell.
+    """Return the state after as many entries beyond ``run`` as compactions hold.
 
-    Entries are chained, each with the digest of the one before. So if the last one read is what the log itself holds
-    under that number, all of them are, regardless of the writer of the compactions.
+    Entries are chained, each with the digest of the one before. So if the log itself holds the last one read
+    under its number, all of them are genuine, whichever writer made the compactions.
 
     Raises:
         LogMissingError: There are compactions, and no log.

@@ -1,4 +1,4 @@
-"""A run's log in a store: reading on, and appending. What entries mean is in ``core``; here is only the I/O."""
+"""A run's log in a store: reads and appends entries. ``core`` has their meaning; this module does the I/O."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from checkpoint_sidecar.runs.entries import get_entries, get_entry
 from checkpoint_sidecar.store.base import Store
 
 UNREADABLE_SECONDS = 60.0
-"""How long a number that is taken may hold an entry that cannot be read, before that is taken for lasting."""
+"""How long a taken number may hold an unreadable entry before the failure counts as permanent."""
 
 POLLS_PER_PROOF = 4
 _AHEAD = 8
@@ -114,7 +114,7 @@ class RunLog:
 
     @property
     def compactions(self) -> frozenset[EntryRange]:
-        """Those that the store held when the log was opened, and what ``compact`` has dealt with since."""
+        """Compactions that the store held when the log was opened, and those that ``compact`` has handled since."""
         return self._compactions | self._too_large
 
     def compact(self, span: EntryRange) -> None:
@@ -222,7 +222,7 @@ class RunLog:
                 body = compute(run)
                 if body is None:
                     return None
-                # A number after an entry that is gone would begin a history of its own, or break another one.
+                # An entry after one that is gone would begin a separate history, or break another one.
                 self.prove()
                 occupant = self._occupy(run, entry_id, body)
                 run = self._advance(occupant)
@@ -243,10 +243,10 @@ class RunLog:
             )
 
     def _occupy(self, run: Run, entry_id: str, body: Body) -> StoredEntry:
-        """Put the entry at the next number unless it is taken, and return what is there: this entry or the winner.
+        """Put the entry at the next number unless it is taken, and return the entry there: this one or the winner.
 
         A request whose outcome is unknown may land later, at this number and no other. So once one was sent, the same
-        bytes are put at the same number until something is seen there, and no other error is let out meanwhile: it
+        bytes are put at the same number until an entry is seen there. No other error is raised meanwhile: it
         would be read as "not written".
         """
         number = run.head + 1
@@ -299,7 +299,7 @@ class RunLog:
         return self._settle(put_and_look)
 
     def _give_way(self, lost: int) -> None:
-        """After a lost race, a writer that may give up lets the others go first: training must win."""
+        """Let others go first after a lost race, if this writer may give up: training must win."""
         if self._polite:
             time.sleep(random.uniform(0, min(1.0, 0.05 * 2**lost)))  # noqa: S311 - jitter
 
@@ -312,9 +312,9 @@ class RunLog:
         return entry is not None and hashlib.sha256(entry.data).hexdigest() == digest
 
     def _check_kept(self, run: Run) -> None:
-        """Raise unless the entry before the one just written is still there: else that one belongs to no log.
+        """Raise an error unless the entry before the new one still exists: otherwise the new one belongs to no log.
 
-        A first entry belongs to none if it was written below those of a run that began and was deleted meanwhile.
+        A first entry belongs to no log if another run began and was deleted meanwhile.
         """
         if run.head:
             kept, cause = self._holds(run.head, run.head_digest), f"entry {run.head} is gone, or is another one"
@@ -368,7 +368,7 @@ class RunLog:
         try:
             run = replay_compactions(self.store, Run(), self._compactions)
         except LogError:
-            # Another operator may have written them while the log was deleted: they say nothing about the next run.
+            # Another operator may have written them while the log was deleted; they do not describe the next run.
             run, first = Run(), self._first_of_next_run()
             if not first:
                 raise

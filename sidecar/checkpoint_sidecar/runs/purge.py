@@ -24,7 +24,7 @@ def delete_save(
 
     Args:
         manifest: None when it is gone (an earlier call was nearly done) or cannot be used. A save's folder is never
-            shared by two saves, so then what a writer of saves has put into it is the snapshot's.
+            shared by two saves, so then all files of saves in it belong to the snapshot.
         delete: How to delete keys; by default as fast as the store can.
 
     Raises:

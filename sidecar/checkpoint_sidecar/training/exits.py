@@ -84,7 +84,7 @@ class _FailingAtTheEnd:
     def flush(self) -> None:
         if self._stream is not None:
             self._stream.flush()
-        # The interpreter flushes without a Python frame around; a child of multiprocessing, which skips that, from one.
+        # The interpreter flushes outside any Python frame; a child of multiprocessing flushes inside one.
         caller = sys._getframe(0).f_back
         if caller is None or caller.f_globals.get("__name__") == "multiprocessing.util":
             raise OSError("something that this process was asked to save is not saved: see the log")

@@ -1,12 +1,12 @@
-"""Notices SIGTERM while the main thread does anything at all, and exits before SIGKILL.
+"""Notices SIGTERM whatever the main thread is doing, and exits before SIGKILL.
 
 Python runs signal handlers in the main thread, between two bytecodes: a loop that waits for the GPU or for a collective
 learns of SIGTERM only when that returns, and then no longer knows how much of the grace period is gone. The
 interpreter's wake-up descriptor is written from the C handler at once, so a thread that reads it knows the moment. The
-descriptor may be taken away by others (asyncio takes it), so the Python handler tells the same thread once more.
+descriptor may be taken over by other code (asyncio does so), so the Python handler notifies the same thread again.
 
-That thread also is the last resort. A call of ours that sits in C code when the grace period ends, in a collective or a
-request, cannot be interrupted; the thread then says what is lost and ends the process.
+That thread is also the last resort. A call of ours that is in C code when the grace period ends, in a collective or a
+request, cannot be interrupted; the thread then logs what is lost and ends the process.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 _SIGTERM = int(signal.SIGTERM)
 
 ECHO_SECONDS = 3.0
-"""Within this time of the first, another SIGTERM is the same request: an init process that signals its whole group
+"""A SIGTERM within this time of the first is the same request: an init process that signals its whole group
 reaches a worker directly and once more through torchrun."""
 
 START_SECONDS = 5.0
-"""How long a start has for leaving after SIGTERM: it has nothing to save."""
+"""Time that a start has to exit after SIGTERM: it has nothing to save."""
 
 _LAST_SECONDS = 0.4
-"""Before SIGKILL: the last resort must be quicker."""
+"""Margin before SIGKILL: the last resort must be quicker."""
 
 _POLL_SECONDS = 0.1
 _AFTER_HANDLER = b"\xff"  # no signal has this number
@@ -68,8 +68,8 @@ class TerminationWatch:
     """Knows whether and when this process was asked to terminate.
 
     Args:
-        grace_seconds: From SIGTERM to SIGKILL.
-        lost: What the last resort says about the training that is lost.
+        grace_seconds: Time from SIGTERM to SIGKILL.
+        lost: Returns what the last resort logs about the training that is lost.
         clock: Seconds, monotonic.
     """
 
@@ -116,8 +116,8 @@ class TerminationWatch:
         self._writing = writing
         self._starting = starting
         _installed.add(self)
-        # In this order nothing is missed: what the handler tells is read, and what the descriptor tells too late the
-        # handler has told.
+        # This order misses nothing: the thread reads what the handler reports, and the handler has already
+        # reported what the descriptor reports too late.
         threading.Thread(target=self._read, args=(reading,), name="watch-sigterm", daemon=True).start()
         self.keep()
         self._previous_wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -170,7 +170,7 @@ class TerminationWatch:
         self._wake(_ASKED)
 
     def join(self, stop: Stop) -> None:
-        """Another rank was asked to terminate: this one has no more time than that one."""
+        """Note that another rank was asked to terminate: this rank has no more time than that one."""
         self._until = min(self._until, self._clock() + stop.remaining_seconds)
         self._joined = True
         self._wake(_ASKED)

@@ -141,7 +141,7 @@ class LocalStore:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
                 key = os.path.relpath(entry.path, self._root)
-                # A link to a folder leads to what has keys of its own, or around in a circle.
+                # A linked folder has keys of its own, or leads around in a circle.
                 if entry.is_dir(follow_symlinks=False):
                     # Folders are entered that can hold the prefix, or lie below it.
                     inside = f"{key}/"
@@ -213,7 +213,7 @@ class LocalStore:
 
 
 class _Upload(PartedUpload):
-    """Writes every part where it belongs in one file."""
+    """Writes every part at its position in one file."""
 
     def __init__(self, store: LocalStore, key: str, size: int, partial: BinaryIO) -> None:
         super().__init__(f"{store.url}/{key}", size)
@@ -245,7 +245,7 @@ def _throw_away(partial: BinaryIO) -> None:
 
 
 def _file(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """What a name in a folder stands for, if that is a file, or a link to one; not if it leads nowhere."""
+    """Return the status of the file that a name refers to, directly or by a link; None for anything else."""
     try:
         status = entry.stat()
     except OSError as error:

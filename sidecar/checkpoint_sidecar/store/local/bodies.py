@@ -1,4 +1,4 @@
-"""Large bodies in files: space taken beforehand, parts written and ranges read at their places, all without copies."""
+"""Large bodies in files: allocates their space, writes parts and reads ranges in place, without copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Take the space for an empty file that will have ``size`` bytes, so that a full disk shows before the first one.
+    """Allocate ``size`` bytes for an empty file, so that a full disk shows before the first write.
 
     Raises:
         OSError: ENOSPC, EDQUOT or EFBIG: the space is not available.
@@ -24,7 +24,7 @@ def reserve(descriptor: int, size: int) -> None:
     room = os.fstatvfs(descriptor)
     if room.f_blocks and room.f_bavail * room.f_frsize < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    # Not posix_fallocate, which writes to every block where the file system cannot do it: NFS, for one.
+    # Not posix_fallocate, which writes to every block on file systems without the operation, such as NFS.
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "fallocate"):
         return
@@ -34,7 +34,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def read_into(descriptor: int, start: int, buffers: Sequence[memoryview]) -> int:
-    """Fill the buffers from offset ``start``; how many bytes there were.
+    """Fill the buffers from offset ``start``. Returns how many bytes there were.
 
     Raises:
         OSError: As the system says.
@@ -54,7 +54,7 @@ def write_from(descriptor: int, start: int, buffers: Sequence[memoryview]) -> No
 def _transfer(
     call: Callable[[int, Sequence[memoryview], int], int], descriptor: int, start: int, buffers: Sequence[memoryview]
 ) -> int:
-    """Repeat a call until all buffers are through, or it transfers nothing: the system takes only so much at once."""
+    """Repeat a call until all buffers are done, or it transfers nothing: one call transfers a limited amount."""
     remaining = deque(view for buffer in buffers if (view := buffer.cast("B")))
     done = 0
     while remaining:
