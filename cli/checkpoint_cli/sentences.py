@@ -11,6 +11,7 @@ from checkpoint_sidecar.core.log import Body, Unknown
 from checkpoint_sidecar.core.policy import NOT_CHECKED
 from checkpoint_sidecar.core.run import Snapshot
 from checkpoint_sidecar.core.units import counted, size
+from checkpoint_sidecar.core.warm_start import address_of
 
 
 def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
@@ -37,6 +38,10 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
             return f"The policy of generation {body.generation} applies."
         case log.RollbackRequested():
             return f"A rollback to {named(body.snapshot)} was requested, as {body.request}."
+        case log.WarmStartChosen():
+            return f"The run begins at {_start(body)}, as {body.asked} was asked for."
+        case log.WarmStartFinished():
+            return _warm_start(body)
         case log.AttemptStarted():
             aim = f", and will restore {named(body.candidate)}" if body.candidate else ", from scratch"
             return f"Attempt {body.attempt} started with {counted(body.world_size, 'rank')}{aim}."
@@ -86,6 +91,18 @@ def _restore(body: log.RestoreFinished, snapshot: str) -> str:
         return f"Attempt {body.attempt} could not restore {snapshot}: {cause}."
     checked = "" if body.verified == NOT_CHECKED else f", verified by {body.verified.lower()}"
     return f"Attempt {body.attempt} restored {snapshot} in {_took(body.seconds)}{checked}."
+
+
+def _start(body: log.WarmStartChosen | log.WarmStartFinished) -> str:
+    whose = f"{body.part} of " if body.part else ""
+    return f"{whose}step {body.step} of another run ({address_of(body)})"
+
+
+def _warm_start(body: log.WarmStartFinished) -> str:
+    if not body.restored:
+        cause = _because(body.evidence, body.message) or "interrupted"
+        return f"Attempt {body.attempt} could not begin at {_start(body)}: {cause}."
+    return f"Attempt {body.attempt} began at {_start(body)}, in {_took(body.seconds)}."
 
 
 def _took(seconds: float) -> str:

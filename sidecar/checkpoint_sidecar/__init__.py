@@ -31,6 +31,7 @@ from checkpoint_sidecar.core.log import Owner
 from checkpoint_sidecar.core.policy import SavePolicy
 
 if TYPE_CHECKING:
+    from checkpoint_sidecar.attempt.warm_start import StartFrom
     from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
     from checkpoint_sidecar.store.access import Credentials, StoreSettings
     from checkpoint_sidecar.training.checkpointer import Checkpointer
@@ -54,6 +55,7 @@ _LAZY = {
     "PerRank": "training.state.application",
     "RandomState": "training.state.randomness",
     "RestoredSnapshot": "training.hooks",
+    "StartFrom": "attempt.warm_start",
     "StoreSettings": "store.access",
     "StoredRun": "manage.stored_run",
     "StrictLoadPlanner": "training.dcp.load_planner",
@@ -90,6 +92,7 @@ __all__ = [
     "RunNotFoundError",
     "SavePolicy",
     "SnapshotNotFoundError",
+    "StartFrom",
     "StoreError",
     "StoreSettings",
     "StoredRun",

@@ -33,6 +33,8 @@ from checkpoint_sidecar.core.log import (
     SnapshotReinstated,
     SnapshotRetired,
     SnapshotVerified,
+    WarmStartChosen,
+    WarmStartFinished,
 )
 from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_anew
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
@@ -151,6 +153,18 @@ BODIES: dict[type, st.SearchStrategy[Any]] = {
         compared_bytes=st.one_of(st.just(msgspec.UNSET), st.integers(0, 2**60)),
         missing=st.lists(TEXTS, max_size=2).map(tuple),
         unused=st.lists(TEXTS, max_size=2).map(tuple),
+    ),
+    WarmStartChosen: st.builds(
+        WarmStartChosen, TEXTS, st.just("s3://other/run"), SNAPSHOTS, st.integers(0, 99), st.sampled_from(["", "model"])
+    ),
+    WarmStartFinished: st.builds(
+        WarmStartFinished,
+        attempt=ATTEMPTS,
+        url=st.just("s3://other/run"),
+        snapshot=SNAPSHOTS,
+        restored=st.booleans(),
+        evidence=EVIDENCE,
+        message=TEXTS,
     ),
     SnapshotCommitted: commits(),
     SnapshotVerified: st.builds(SnapshotVerified, SNAPSHOTS, LEVELS, st.booleans(), EVIDENCE, TEXTS),

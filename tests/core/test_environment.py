@@ -27,6 +27,12 @@ def test_every_variable_is_read() -> None:
         "CHECKPOINT_POD_NAME": "llama-0",
         "CHECKPOINT_POD_UID": "u1",
         "CHECKPOINT_GRACE_SECONDS": "120",
+        "CHECKPOINT_START_FROM": "s3://training/base@best",
+        "CHECKPOINT_START_FROM_PART": "model",
+        "CHECKPOINT_START_FROM_ENDPOINT": "https://s3.other:9000",
+        "CHECKPOINT_START_FROM_REGION": "eu-west-2",
+        "CHECKPOINT_START_FROM_ADDRESSING_STYLE": "Virtual",
+        "CHECKPOINT_START_FROM_CREDENTIALS_FOLDER": "/var/run/checkpoint-operator/start-from-credentials",
     }
     assert RunEnvironment.parse(environ) == RunEnvironment(
         owner=Owner("c1", "team", "llama"),
@@ -41,6 +47,12 @@ def test_every_variable_is_read() -> None:
         tags=(("cost", "x=1"), ("team", "a b")),
         pod=PodIdentity("llama-0", "u1"),
         grace_seconds=120.0,
+        start_from="s3://training/base@best",
+        start_from_part="model",
+        start_from_endpoint="https://s3.other:9000",
+        start_from_region="eu-west-2",
+        start_from_addressing_style="Virtual",
+        start_from_credentials_folder="/var/run/checkpoint-operator/start-from-credentials",
     )
 
 

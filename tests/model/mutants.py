@@ -15,7 +15,7 @@ from checkpoint_operator.act import erasure, execute, rounds
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import appends, plan
 from checkpoint_sidecar.attempt.session import AttemptSession
-from checkpoint_sidecar.core import attempt, belongings, fold, lineage, log, purging, requests, selection
+from checkpoint_sidecar.core import attempt, belongings, fold, lineage, log, purging, requests, selection, working
 from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine import confirm, pointer
@@ -160,7 +160,7 @@ MUTANTS = (
         5,
         "failures count without evidence",
         101,
-        fold.Working.record_check,
+        working.Working.record_check,
         "passed and check.evidence != NO_EVIDENCE",
         "passed",
     ),

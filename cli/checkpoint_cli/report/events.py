@@ -23,6 +23,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotVerified,
     StoredEntry,
     Unknown,
+    WarmStartFinished,
 )
 
 _ORDINARY = (
@@ -93,5 +94,7 @@ def _is_notable(body: Body | Unknown) -> bool:
 def _is_trouble(body: Body | Unknown) -> bool:
     match body:
         case SaveFailed() | EvictionNoticed() | RestoreFinished(restored=False) | SnapshotVerified(passed=False):
+            return True
+        case WarmStartFinished(restored=False):
             return True
     return False

@@ -23,6 +23,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotPurged,
     SnapshotReinstated,
     SnapshotRetired,
+    WarmStartFinished,
 )
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Attempt, Snapshot, SnapshotState
@@ -171,7 +172,9 @@ def _walk(facts: RunFacts) -> _Walk:
             case AttemptStarted(attempt=number) if number == walk.highest + 1:
                 walk.highest = number
                 walk.seen_at[number] = at
-            case RestoreStarted(attempt=number) | RestoreFinished(attempt=number) if number == walk.highest:
+            case (
+                RestoreStarted(attempt=number) | RestoreFinished(attempt=number) | WarmStartFinished(attempt=number)
+            ) if number == walk.highest:
                 walk.seen_at[number] = at
                 if number not in walk.committed:
                     walk.ready_at[number] = at

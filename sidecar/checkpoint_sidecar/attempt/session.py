@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from checkpoint_sidecar.attempt.claiming import claim_prefix
 from checkpoint_sidecar.attempt.periodic import Periodic
 from checkpoint_sidecar.attempt.predecessor import wait_for_predecessor
-from checkpoint_sidecar.conformance.probe import probe
 from checkpoint_sidecar.core import attempt as decisions
-from checkpoint_sidecar.core.belongings import traces, unaccounted
 from checkpoint_sidecar.core.compaction import due
 from checkpoint_sidecar.core.errors import (
     NO_EVIDENCE,
@@ -50,7 +49,6 @@ from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import compare_rest, read_file, read_manifest
 from checkpoint_sidecar.runs.log import RunLog
-from checkpoint_sidecar.runs.marker import leave_marker, telling_keys
 from checkpoint_sidecar.store.base import Store
 
 logger = logging.getLogger(__name__)
@@ -85,6 +83,18 @@ class Candidate:
     manifest: Manifest
     metadata: bytes
     verify: VerifyLevel
+
+
+def interruption(error: Exception, subject: str) -> Exception:
+    """Return the error to raise after one that stopped a restore without evidence against the snapshot."""
+    if isinstance(error, _TELLING):
+        return error
+    return RestoreInterrupted(
+        "restore",
+        subject,
+        f"{type(error).__name__}: {error}",
+        "There is no evidence against the snapshot. Start again: the next attempt tries it again.",
+    )
 
 
 def candidate_of(store: Store, snapshot: Snapshot, *, verify: VerifyLevel) -> Candidate:
@@ -141,15 +151,7 @@ class AttemptSession:
             PrefixClaimedError: The prefix belongs to another run.
             StoreError, LogError: The store failed, or lacks a guarantee that commits need.
         """
-        run = self.log.refresh()
-        # The successor of a deleted run begins after its tombstone: nothing has to be accounted for.
-        keys = () if run.ever_committed or (run.head and run.free) else telling_keys(self.store)
-        found = unaccounted(run, keys) if run.head else traces(keys)
-        decisions.check_log(run, url=self.store.url, floor=self._log_floor, traces=found)
-        if run.free:
-            probe(self.store)
-        self.log.append(lambda run: decisions.claim(run, self._owner, url=self.store.url))
-        leave_marker(self.store, self.log.run)
+        claim_prefix(self.log, self._owner, log_floor=self._log_floor)
         if not self.log.run.identified:
             self.log.append(self._identify)
         wait_for_predecessor(self.log, pods=pods, timeout_seconds=timeout_seconds)
@@ -279,14 +281,10 @@ class AttemptSession:
             logger.warning("skipping snapshot %s: %s", snapshot, error)
             self.skipped.append(snapshot)
             return
-        if isinstance(error, _TELLING):
+        stopped = interruption(error, snapshot)
+        if stopped is error:
             raise error
-        raise RestoreInterrupted(
-            "restore",
-            snapshot,
-            f"{type(error).__name__}: {error}",
-            "There is no evidence against the snapshot. Start again: the next attempt tries it again.",
-        ) from error
+        raise stopped from error
 
     def _often_interrupted(self, snapshot: str) -> bool:
         run = self.log.run

@@ -32,10 +32,17 @@ POD_NAME = "CHECKPOINT_POD_NAME"
 POD_UID = "CHECKPOINT_POD_UID"
 GRACE_SECONDS = "CHECKPOINT_GRACE_SECONDS"
 LOG_FLOOR = "CHECKPOINT_LOG_FLOOR"
+START_FROM = "CHECKPOINT_START_FROM"
+START_FROM_PART = "CHECKPOINT_START_FROM_PART"
+START_FROM_ENDPOINT = "CHECKPOINT_START_FROM_ENDPOINT"
+START_FROM_REGION = "CHECKPOINT_START_FROM_REGION"
+START_FROM_ADDRESSING_STYLE = "CHECKPOINT_START_FROM_ADDRESSING_STYLE"
+START_FROM_CREDENTIALS_FOLDER = "CHECKPOINT_START_FROM_CREDENTIALS_FOLDER"
 ELASTIC_RUN_ID = "TORCHELASTIC_RUN_ID"
 ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 CREDENTIALS_MOUNT = "/var/run/checkpoint-operator/credentials"
+START_FROM_CREDENTIALS_MOUNT = "/var/run/checkpoint-operator/start-from-credentials"
 DEFAULT_GRACE_SECONDS = 30.0  # of Kubernetes, when a pod does not say otherwise; torchrun has the same default
 
 AddressingStyle: TypeAlias = Literal["Auto", "Path", "Virtual"]
@@ -62,6 +69,10 @@ class RunEnvironment:
         pod: This pod, or None outside Kubernetes.
         grace_seconds: Time between SIGTERM and SIGKILL: the pod's, or torchrun's if that is shorter.
         log_floor: Number of the newest log entry that the operator had seen when the pod was created; 0 for none.
+        start_from: Address of a snapshot of another run at which this one begins, or empty.
+        start_from_part: The only object to load from it; empty for all.
+        start_from_endpoint, start_from_region, start_from_addressing_style, start_from_credentials_folder: Access to
+            that run; without an endpoint and a folder it is accessed like the own one.
     """
 
     owner: Owner
@@ -77,6 +88,12 @@ class RunEnvironment:
     pod: PodIdentity | None = None
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     log_floor: int = 0
+    start_from: str = ""
+    start_from_part: str = ""
+    start_from_endpoint: str = ""
+    start_from_region: str = ""
+    start_from_addressing_style: AddressingStyle = "Auto"
+    start_from_credentials_folder: str = ""
 
     @classmethod
     def parse(cls, environ: Mapping[str, str]) -> RunEnvironment:
@@ -103,9 +120,9 @@ class RunEnvironment:
         return cls(
             owner=owner,
             url=environ[URL],
-            endpoint=_endpoint(environ.get(ENDPOINT, "")),
+            endpoint=_endpoint(environ, ENDPOINT),
             region=environ.get(REGION, ""),
-            addressing_style=_addressing_style(environ.get(ADDRESSING_STYLE, "")),
+            addressing_style=_addressing_style(environ, ADDRESSING_STYLE),
             credentials_folder=environ.get(CREDENTIALS_FOLDER, ""),
             server_side_encryption=_encryption(environ.get(SERVER_SIDE_ENCRYPTION, "")),
             kms_key_id=_kms_key_id(environ.get(KMS_KEY_ID, "")),
@@ -114,26 +131,34 @@ class RunEnvironment:
             pod=_pod(environ),
             grace_seconds=_grace_seconds(environ),
             log_floor=_log_floor(environ.get(LOG_FLOOR, "")),
+            start_from=environ.get(START_FROM, ""),
+            start_from_part=environ.get(START_FROM_PART, ""),
+            start_from_endpoint=_endpoint(environ, START_FROM_ENDPOINT),
+            start_from_region=environ.get(START_FROM_REGION, ""),
+            start_from_addressing_style=_addressing_style(environ, START_FROM_ADDRESSING_STYLE),
+            start_from_credentials_folder=environ.get(START_FROM_CREDENTIALS_FOLDER, ""),
         )
 
 
-def _endpoint(text: str) -> str:
+def _endpoint(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name, "")
     if text:
         try:
             parse_endpoint(text)
         except ValueError as error:
             raise ConfigurationError(
-                _OPERATION, ENDPOINT, str(error), "Correct spec.storage.endpoint of the Checkpoint, or the variable."
+                _OPERATION, name, str(error), "Correct the endpoint in the spec of the Checkpoint, or the variable."
             ) from None
     return text
 
 
-def _addressing_style(text: str) -> AddressingStyle:
+def _addressing_style(environ: Mapping[str, str], name: str) -> AddressingStyle:
+    text = environ.get(name, "")
     try:
         return _ADDRESSING_STYLES[text]
     except KeyError:
         raise ConfigurationError(
-            _OPERATION, ADDRESSING_STYLE, f"{text!r} is not an addressing style", "Use Auto, Path or Virtual."
+            _OPERATION, name, f"{text!r} is not an addressing style", "Use Auto, Path or Virtual."
         ) from None
 
 

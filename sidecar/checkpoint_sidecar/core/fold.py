@@ -7,12 +7,11 @@ nothing, or is kept as REJECTED. ``core.replay`` has the theory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from checkpoint_sidecar.core.errors import NO_EVIDENCE
 from checkpoint_sidecar.core.log import (
     AttemptFenced,
     AttemptStarted,
@@ -35,50 +34,14 @@ from checkpoint_sidecar.core.log import (
     SnapshotRetired,
     SnapshotVerified,
     StoredEntry,
+    WarmStartChosen,
+    WarmStartFinished,
 )
 from checkpoint_sidecar.core.overwrite import rejection
 from checkpoint_sidecar.core.policy import NO_RESTORE, NOT_CHECKED, VerifyLevel
 from checkpoint_sidecar.core.purging import with_grace_of
 from checkpoint_sidecar.core.run import Attempt, RestoreRequest, Run, Snapshot, SnapshotState
-
-
-@dataclass(frozen=True, slots=True)
-class Working:
-    """The tables of a run that grow, updated in place while entries are folded."""
-
-    attempts: dict[int, Attempt]
-    snapshots: dict[str, Snapshot]
-    first_commits: dict[int, int]
-
-    def change_attempt(self, number: int, **changes: Any) -> None:
-        if number in self.attempts:
-            self.attempts[number] = replace(self.attempts[number], **changes)
-
-    def change_snapshot(self, identifier: str, **changes: Any) -> None:
-        if identifier in self.snapshots:
-            self.snapshots[identifier] = replace(self.snapshots[identifier], **changes)
-
-    def state(self, identifier: str) -> SnapshotState | None:
-        found = self.snapshots.get(identifier)
-        return found.state if found else None
-
-    def reinstate(self, identifier: str) -> None:
-        if self.state(identifier) is SnapshotState.RETIRED:
-            self.change_snapshot(identifier, state=SnapshotState.LIVE, retired_at=None, reasons=())
-
-    def record_check(self, check: RestoreFinished | SnapshotVerified, *, passed: bool, level: VerifyLevel) -> None:
-        found = self.snapshots.get(check.snapshot)
-        if found is None:
-            return
-        if passed and not found.verified_at_least(level):
-            self.change_snapshot(check.snapshot, verified=level)
-        if passed and level == "Checksums":
-            # All of it was read and is intact, so earlier findings were not damage of the stored object.
-            self.change_snapshot(check.snapshot, failures=0, evidence="")
-        # A failure without evidence concerns the store or the pod, not the snapshot.
-        elif not passed and check.evidence != NO_EVIDENCE:
-            evidence = f"{check.evidence}: {check.message}"
-            self.change_snapshot(check.snapshot, failures=found.failures + 1, evidence=evidence)
+from checkpoint_sidecar.core.working import Working
 
 
 def _claimed(run: Run, working: Working, entry: StoredEntry, body: RunClaimed) -> Run:
@@ -136,6 +99,10 @@ def _rollback(run: Run, working: Working, _: StoredEntry, body: RollbackRequeste
     return replace(run, pending=RestoreRequest(body.request, body.snapshot), rollbacks=(*run.rollbacks, body.request))
 
 
+def _warm_start_chosen(run: Run, _: Working, __: StoredEntry, body: WarmStartChosen) -> Run:
+    return run if run.ever_committed else replace(run, warm_start=body)
+
+
 def _attempt_started(run: Run, working: Working, entry: StoredEntry, body: AttemptStarted) -> Run:
     if body.attempt == run.highest_attempt + 1:
         served = run.pending if run.pending and run.pending.id == body.restore_request else None
@@ -164,6 +131,12 @@ def _restore_finished(run: Run, working: Working, _: StoredEntry, body: RestoreF
     elif attempt.in_use == body.snapshot:
         working.change_attempt(body.attempt, in_use=None)
     working.record_check(body, passed=body.restored, level=_claim(body, working.snapshots[body.snapshot]))
+    return run
+
+
+def _warm_start_finished(run: Run, working: Working, _: StoredEntry, body: WarmStartFinished) -> Run:
+    if not run.ever_committed:
+        working.change_attempt(body.attempt, warm_start=body)
     return run
 
 
@@ -276,9 +249,11 @@ FOLD: dict[type, Callable[[Run, Working, StoredEntry, Any], Run]] = {
     SavesIdentified: _saves_identified,
     RunConfigured: _configured,
     RollbackRequested: _rollback,
+    WarmStartChosen: _warm_start_chosen,
     AttemptStarted: _attempt_started,
     RestoreStarted: _restore_started,
     RestoreFinished: _restore_finished,
+    WarmStartFinished: _warm_start_finished,
     SnapshotCommitted: _committed,
     SnapshotVerified: _verified,
     SaveRequested: _save_requested,

@@ -103,6 +103,25 @@ class RollbackRequested(msgspec.Struct, frozen=True, rename="camel"):
     snapshot: Identifier
 
 
+class WarmStartChosen(msgspec.Struct, frozen=True, rename="camel"):
+    """The run begins at this snapshot of another run: each start loads it until this run has a commit.
+
+    A later entry replaces it. Entries after the first commit are void.
+
+    Attributes:
+        asked: What was asked for, such as ``s3://training/llama@best``. Until that changes, the snapshot stays.
+        url: The other run.
+        snapshot: Empty if ``url`` is not a run.
+        part: Name of the only object to load; empty for all of them, and to continue at ``step``.
+    """
+
+    asked: Text
+    url: Text
+    snapshot: RequestId = ""
+    step: Count = 0
+    part: RequestId = ""
+
+
 class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
     """A start of the run's process group. Its number is the fencing token.
 
@@ -153,6 +172,23 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
     seconds: Seconds = 0.0
     bytes: Count = 0
     compared_bytes: Count | msgspec.UnsetType = msgspec.UNSET
+    missing: Names = ()
+    unused: Names = ()
+
+
+class WarmStartFinished(msgspec.Struct, frozen=True, rename="camel"):
+    """The outcome of loading the snapshot of another run. Fields as in ``WarmStartChosen`` and ``RestoreFinished``."""
+
+    attempt: AttemptNumber
+    url: Text
+    snapshot: RequestId = ""
+    step: Count = 0
+    part: RequestId = ""
+    restored: bool = False
+    evidence: Evidence = NO_EVIDENCE
+    message: Text = ""
+    seconds: Seconds = 0.0
+    bytes: Count = 0
     missing: Names = ()
     unused: Names = ()
 
@@ -297,9 +333,11 @@ Body: TypeAlias = (
     | SavesIdentified
     | RunConfigured
     | RollbackRequested
+    | WarmStartChosen
     | AttemptStarted
     | RestoreStarted
     | RestoreFinished
+    | WarmStartFinished
     | SnapshotCommitted
     | SnapshotVerified
     | SaveRequested

@@ -46,9 +46,10 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from checkpoint_sidecar.core.errors import LogError
-from checkpoint_sidecar.core.fold import FOLD, Working
+from checkpoint_sidecar.core.fold import FOLD
 from checkpoint_sidecar.core.log import RunAdopted, RunClaimed, StoredEntry, Unknown
 from checkpoint_sidecar.core.run import Run
+from checkpoint_sidecar.core.working import Working
 
 
 def replay(entries: Iterable[StoredEntry]) -> Run:

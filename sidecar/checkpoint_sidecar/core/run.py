@@ -21,6 +21,8 @@ from checkpoint_sidecar.core.log import (
     SaveFailed,
     SaveRequested,
     SnapshotCommitted,
+    WarmStartChosen,
+    WarmStartFinished,
 )
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
 
@@ -102,6 +104,7 @@ class Attempt:
         restored: The snapshot it continues from, or None.
         last_commit: Its newest commit, or None.
         restores: Its finished restores, in order.
+        warm_start: The outcome of loading a snapshot of another run, or None if it did not try.
         save_requests: Requests for saves, in order.
         save_failure: The failure reported since its last commit, or None.
     """
@@ -114,6 +117,7 @@ class Attempt:
     restored: str | None = None
     last_commit: str | None = None
     restores: tuple[RestoreFinished, ...] = ()
+    warm_start: WarmStartFinished | None = None
     eviction: EvictionNoticed | None = None
     eviction_at: dt.datetime | None = None
     save_requests: tuple[SaveRequested, ...] = ()
@@ -156,6 +160,7 @@ class Run:
         longer_grace_until, longer_grace_seconds: Edits have shortened the grace period: until then, by the store's
             clock, no snapshot is purged before it was retired for so many seconds.
         last_grace_seconds: Grace period of the latest policy that had one.
+        warm_start: The snapshot of another run at which this one begins, or None.
         pending: The rollback or fresh start that no commit has carried yet.
         rollbacks: Ids of all requested rollbacks, in order; each takes effect once.
         consumed: Request ids that a commit carried.
@@ -181,6 +186,7 @@ class Run:
     longer_grace_until: dt.datetime | None = None
     longer_grace_seconds: float = 0.0
     last_grace_seconds: float = 0.0
+    warm_start: WarmStartChosen | None = None
     pending: RestoreRequest | None = None
     rollbacks: tuple[str, ...] = ()
     consumed: frozenset[str] = frozenset()

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from checkpoint_sidecar.attempt.heartbeat import ProgressReport
 from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
+from checkpoint_sidecar.attempt.warm_start import StartFrom
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS, RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError, FencedError
 from checkpoint_sidecar.core.failures import INTERRUPTS, portable
@@ -37,6 +38,7 @@ from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
 from checkpoint_sidecar.training.state.application import TrainingState
 from checkpoint_sidecar.training.transfers import TransferProgress, Transfers
 from checkpoint_sidecar.training.vote import Agreed
+from checkpoint_sidecar.training.warm_starting import WarmStarting
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,10 @@ class Checkpointer:
         stall_seconds: Timeout of a save that transfers no bytes while training waits for it; by default
             ``CHECKPOINT_STALL_SECONDS``, else 180.
         pod: This process's pod; by default derived from host name and process id.
+        start_from: A snapshot of another run at which this one begins, as long as it has no commit:
+            ``s3://training/llama@best``, or a ``StartFrom``. All objects are loaded, and training continues at the
+            snapshot's step; ``StartFrom(url, part="model")`` loads the model only and starts at step 0. The first start
+            records the snapshot in the log, and later ones use the same.
         log_floor: Number of a log entry that is known to exist, so that a lost log is not mistaken for a new run.
         on_commit: Called on rank 0 with a ``CommittedSnapshot`` after each commit: a function or several. They run in a
             thread of their own; an exception is logged, and one that hangs delays neither saves nor training.
@@ -104,6 +110,7 @@ class Checkpointer:
         takeover_seconds: float = 120.0,
         stall_seconds: float | None = None,
         pod: PodIdentity | None = None,
+        start_from: str | StartFrom | None = None,
         log_floor: int = 0,
         filesystem: Any = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -120,6 +127,8 @@ class Checkpointer:
                 failure: Exception | None = None
                 try:
                     settings = settings_from(url, filesystem=filesystem, storage_options=storage_options)
+                    self._settings = settings
+                    self._start_from = StartFrom.of(start_from)
                     owner = run if isinstance(run, Owner) else _local_owner(run, settings.url)
                     limits = replace(EngineSettings.from_environment(), beside_training=True)
                     if stall_seconds is not None:
@@ -184,6 +193,7 @@ class Checkpointer:
             tags=env.tags,
         )
         given = {
+            "start_from": StartFrom.of_environment(env),
             "run": env.owner,
             "pod": env.pod,
             "grace_seconds": env.grace_seconds,
@@ -323,7 +333,16 @@ class Checkpointer:
                 refresh=self._session.log.refresh,
             )
             self._progress.start()
-        restored = restore(
+        elsewhere = WarmStarting(
+            self._start_from,
+            self._settings,
+            self._session,
+            self._agreement,
+            self._trust,
+            self._strict,
+            self._transfers,
+        )
+        restored = elsewhere.begin(self._state) or restore(
             self._state,
             session=self._session,
             store=self._store,
@@ -435,6 +454,9 @@ def _restored_snapshot(session: AttemptSession, restored: Restored | None) -> Re
     url, attempt = session.store.url, session.attempt
     if restored is None:
         return RestoredSnapshot(0, "", attempt, url, {}, 0.0, 0)
+    begun = session.state.warm_start
+    if begun is not None and restored.url:
+        return RestoredSnapshot(restored.step, restored.snapshot, attempt, restored.url, {}, begun.seconds, begun.bytes)
     commit = session.log.run.snapshots[restored.snapshot].commit
     metrics = numbers(commit.metrics)
     return RestoredSnapshot(restored.step, restored.snapshot, attempt, url, metrics, restored.seconds, commit.bytes)

@@ -50,7 +50,7 @@ class RestoredSnapshot:
         snapshot: Id of the snapshot that was loaded; empty for a fresh start.
         step: Its step; 0 for a fresh start.
         attempt: Number of the attempt.
-        url: The run's URL.
+        url: The URL of the run that has the snapshot: another one if this is a warm start.
         seconds: Duration of the restore.
         bytes: Size of the snapshot.
     """

@@ -33,6 +33,9 @@ class Restored:
         skipped: Snapshots that were tried before and proved damaged.
         missing: Names that only the state has, which keep their present values; the first ones of many.
         unused: Names that only the snapshot has; likewise.
+        url: The other run in which the snapshot is, at a warm start; else empty.
+        part: The only object that was loaded, at a warm start with one; ``step`` is 0 then, and ``missing`` names the
+            objects that start fresh.
     """
 
     snapshot: str
@@ -41,6 +44,8 @@ class Restored:
     skipped: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    url: str = ""
+    part: str = ""
 
 
 def restore(

@@ -119,6 +119,21 @@ class TrainingState:
         """Names of all objects."""
         return tuple(self._objects)
 
+    def only(self, name: str) -> TrainingState:
+        """Return the state of one object. Loading into it leaves ``requires_grad`` as it is.
+
+        Raises:
+            ConfigurationError: There is no such object.
+        """
+        if name not in self._objects:
+            raise ConfigurationError(
+                "load a part of the state",
+                name,
+                f"the state has no such object: it has {', '.join(self._objects) or 'none'}",
+                "Name one of them as the part.",
+            )
+        return TrainingState({name: self._objects[name]}, rank=self._rank, trust=self._trust, thaw=False)
+
     # Saving
 
     def capture(self) -> StateDict:
