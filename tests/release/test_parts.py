@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from release import archives, debian, downloads, facts, krew, python_packages
-from release.__main__ import ROOT, main
+from release.__main__ import ROOT, main, parser
 from release.archives import Member
 from release.facts import Publisher, ReleaseError
 from release.python_packages import LockedWheel, Target
@@ -163,3 +163,21 @@ def test_a_maintainer_without_an_address_is_refused(capsys: pytest.CaptureFixtur
     assert main(["--maintainer=A Maintainer", f"--out={tmp_path}/out", "--quick", "--dirty"]) == 1
     assert "not of the form 'Name <address>'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+WORKFLOW = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+
+
+def test_the_workflow_pins_its_actions_by_commit() -> None:
+    used = re.findall(r"uses: (\S+)", WORKFLOW)
+    assert used
+    assert [one for one in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", one)] == []
+
+
+def test_the_workflow_and_make_give_options_that_there_are() -> None:
+    build = WORKFLOW.partition("-m release ")[2].partition("\n          done")[0]
+    make = (ROOT / "Makefile").read_text().partition("-m release $")[2].partition("\n")[0]
+    known = {option for action in parser()._actions for option in action.option_strings}
+    for text in (build, make):
+        given = {*re.findall(r"--[a-z]+", text)}
+        assert {"--registry", "--homepage", "--maintainer"} <= given <= known

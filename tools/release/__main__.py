@@ -19,7 +19,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--registry", default="ghcr.io/example", help="where image and chart will be pushed")
     made.add_argument("--homepage", default="https://github.com/example/checkpoint-operator", help="repository's page")
     made.add_argument("--maintainer", default="", help="'Name <address>', shown by Artifact Hub")
-    made.add_argument("--artifacthub-id", default="", help="repository id at Artifact Hub, once there is one")
     made.add_argument("--builder", default="urn:builder:local", help="URI of what runs this, for the provenance")
     made.add_argument("--quick", action="store_true", help="only what takes seconds: no image, one platform")
     made.add_argument("--dirty", action="store_true", help="accept changes that are not committed, for a trial")
@@ -34,7 +33,7 @@ def publisher(options: argparse.Namespace) -> facts.Publisher:
         raise facts.ReleaseError(f"read --maintainer {options.maintainer}: not of the form 'Name <address>'. Add both.")
     maintainer = facts.Maintainer(name, address) if options.maintainer else None
     homepage = options.homepage.rstrip("/")
-    return facts.Publisher(registry, homepage, options.builder, maintainer, options.artifacthub_id)
+    return facts.Publisher(registry, homepage, options.builder, maintainer)
 
 
 def main(arguments: list[str] | None = None) -> int:

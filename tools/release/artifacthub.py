@@ -11,14 +11,13 @@ import yaml
 from release.facts import Publisher
 
 _COMMENT = """\
-# Push it beside the image and the chart under the tag artifacthub.io, and put it at the root of the krew index.
+# Belongs beside the image and the chart under the tag artifacthub.io, and at the root of the krew index. To become a
+# verified publisher, add the repositoryID that Artifact Hub gave to each of the three.
 """
 
 
 def repository(publisher: Publisher) -> str:
     fields: dict[str, object] = {}
-    if publisher.artifacthub:
-        fields["repositoryID"] = publisher.artifacthub
     if maintainer := publisher.maintainer:
         fields["owners"] = [{"name": maintainer.name, "email": maintainer.email}]
     text: str = yaml.safe_dump(fields, sort_keys=False)

@@ -51,8 +51,6 @@ class Publisher:
     builder: str
     """What runs the build, as a URI, for the provenance statement."""
     maintainer: Maintainer | None = None
-    artifacthub: str = ""
-    """The id that Artifact Hub gave to the repository; empty before the first release."""
 
 
 @dataclass(frozen=True)
