@@ -32,6 +32,8 @@ SLOW = (
     "crashes",
     "docs/test_python_blocks.py",
     "docs/test_site.py",
+    "exports/test_export.py",
+    "exports/test_reading.py",
     "localcluster_tests",
     "model",
     "release/test_files.py",

@@ -270,6 +270,50 @@ class DifferenceRecords(CommandRecord, frozen=True, kw_only=True, tag="Differenc
     items: tuple[DifferenceRecord, ...]
 
 
+class ExportedFileRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One file of an export.
+
+    Attributes:
+        crc32c: Checksum in 8 hexadecimal digits; empty if it is not known.
+        state: ``written``, ``planned``, or ``kept`` if an earlier call had written it.
+    """
+
+    name: str
+    bytes: int
+    crc32c: str = ""
+    state: str
+
+
+class ExportedRecord(CommandRecord, frozen=True, kw_only=True, tag="Export"):
+    """What `export` wrote, or would write with ``--dry-run``.
+
+    Attributes:
+        to: ``hf``, ``safetensors`` or ``pt``.
+        part: The part of the state.
+        bytes: Size of the files.
+        passing_bytes: How many of them pass through this machine; the store copies the others by itself.
+        done: False for a dry run, and if the same export was complete already.
+        manifest_digest: SHA-256 of the snapshot's manifest, which identifies what was exported.
+        ties: Further names of tensors that are written once.
+        skipped: Names of values that are no tensors.
+    """
+
+    run: str
+    snapshot: str
+    step: int
+    destination: str
+    to: str
+    part: str
+    tensors: int
+    bytes: int
+    passing_bytes: int
+    done: bool
+    manifest_digest: str
+    items: tuple[ExportedFileRecord, ...]
+    ties: dict[str, str] = {}
+    skipped: tuple[str, ...] = ()
+
+
 PRINTED: tuple[type[CommandRecord], ...] = (
     SnapshotRecord,
     SnapshotRecords,
@@ -281,5 +325,6 @@ PRINTED: tuple[type[CommandRecord], ...] = (
     ChangeRecord,
     ItemRecords,
     DifferenceRecords,
+    ExportedRecord,
 )
 """Everything that may stand at the top of the output."""

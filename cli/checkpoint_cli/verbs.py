@@ -37,6 +37,7 @@ BUCKET_VERBS: tuple[Verb, ...] = (
     Verb("tree", "bucket.inspecting:tree", "List the modules and tensors of a snapshot."),
     Verb("diff", "bucket.inspecting:diff", "Compare two snapshots of a run."),
     Verb("verify", "bucket.verify:verify", "Compare stored objects with what was committed."),
+    Verb("export", "bucket.export:export", "Write a snapshot's tensors as safetensors or torch.save."),
     Verb("wait", "bucket.reading:wait", "Wait for a snapshot."),
     Verb("follow", "bucket.reading:follow", "Print each new snapshot as soon as it is committed."),
     Verb("save", "bucket.changing:save", "Ask training to save at its next step."),

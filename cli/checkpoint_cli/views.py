@@ -15,6 +15,8 @@ from checkpoint_cli.records import (
     DifferenceRecords,
     EntryRecord,
     EntryRecords,
+    ExportedFileRecord,
+    ExportedRecord,
     ItemRecord,
     ItemRecords,
     ReportRecord,
@@ -292,6 +294,33 @@ def show_differences(records: DifferenceRecords, output: OutputFormat) -> None:
         )
         out.write_table(columns, records.items, output=output, empty="They are equal.")
         note(f"{records.same} tensors {'are equal' if records.values else 'have equal shapes and dtypes'}.")
+
+
+def show_export(record: ExportedRecord, output: OutputFormat) -> None:
+    """Print what was exported, and name what was not."""
+    if output is OutputFormat.NAME:
+        out.write_names(each.name for each in record.items)
+    elif output in (OutputFormat.JSON, OutputFormat.YAML):
+        out.write_record(record, output)
+    else:
+        columns: tuple[Column[ExportedFileRecord], ...] = (
+            Column("FILE", lambda f: f.name),
+            Column("SIZE", lambda f: _size(f.bytes), right=True),
+            Column("STATE", lambda f: f.state),
+            Column("CRC32C", lambda f: f.crc32c or "-", spare=1),
+        )
+        out.write_table(columns, record.items, output=output)
+    if record.skipped:
+        note(f"Not exported, because they are no tensors: {', '.join(record.skipped)}.")
+    if record.ties:
+        note(f"Written once: {', '.join(f'{tie} is {name}' for tie, name in sorted(record.ties.items()))}.")
+    what = f"{record.tensors} tensors of step {record.step} ({record.snapshot}), {_size(record.bytes)}"
+    if record.done:
+        note(f"Exported {what}, to {record.destination}; {_size(record.passing_bytes)} passed through this machine.")
+    elif any(each.state == "planned" for each in record.items):
+        note(f"Would export {what}, to {record.destination}; {_size(record.passing_bytes)} through this machine.")
+    else:
+        note(f"{record.destination} has this export already: {what}.")
 
 
 def now() -> dt.datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -64,3 +65,21 @@ def parse_duration(text: str) -> float:
     if digits or not text:
         raise ValueError(f"{text!r} is not a duration: write 90s, 15m or 1h30m")
     return float(seconds)
+
+
+_SIZES = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4} | {
+    f"{unit}iB": 1024**power for power, unit in enumerate("KMGT", start=1)
+}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?i?B)?")
+
+
+def parse_size(text: str) -> int:
+    """Read ``500MB``, ``5GB``, ``2GiB`` or a number as bytes; an empty text as 0.
+
+    Raises:
+        ValueError: It is not a size.
+    """
+    match = _SIZE.fullmatch(text or "0")
+    if match is None or (match[2] or "") not in _SIZES:
+        raise ValueError(f"{text!r} is not a size: write 500MB, 5GB or 2GiB.")
+    return int(float(match[1]) * _SIZES[match[2] or ""])

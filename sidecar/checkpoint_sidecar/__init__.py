@@ -32,6 +32,8 @@ from checkpoint_sidecar.core.policy import SavePolicy
 
 if TYPE_CHECKING:
     from checkpoint_sidecar.attempt.warm_start import StartFrom
+    from checkpoint_sidecar.exports.exporting import export
+    from checkpoint_sidecar.exports.record import ExportRecord
     from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
     from checkpoint_sidecar.store.access import Credentials, StoreSettings
     from checkpoint_sidecar.training.checkpointer import Checkpointer
@@ -51,6 +53,7 @@ _LAZY = {
     "Checkpointer": "training.checkpointer",
     "CommittedSnapshot": "training.hooks",
     "Credentials": "store.access",
+    "ExportRecord": "exports.record",
     "Optional": "training.state.application",
     "PerRank": "training.state.application",
     "RandomState": "training.state.randomness",
@@ -60,6 +63,7 @@ _LAZY = {
     "StoredRun": "manage.stored_run",
     "StrictLoadPlanner": "training.dcp.load_planner",
     "Terminated": "training.signals",
+    "export": "exports.exporting",
     "install": "training.dcp.dropin",
     "load": "training.loading",
     "open_run": "manage.stored_run",
@@ -78,6 +82,7 @@ __all__ = [
     "ConfigurationError",
     "CorruptSnapshotError",
     "Credentials",
+    "ExportRecord",
     "FencedError",
     "IncompatibleSnapshotError",
     "Optional",
@@ -98,6 +103,7 @@ __all__ = [
     "StoredRun",
     "StrictLoadPlanner",
     "Terminated",
+    "export",
     "install",
     "load",
     "open_run",

@@ -28,11 +28,11 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import digest, encode
+from checkpoint_sidecar.engine.boxes import tiles
 from checkpoint_sidecar.engine.upload import upload_bytes
 from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.training.dcp.compatibility import tiles
 from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
 from checkpoint_sidecar.training.dcp.reader import SnapshotReader
 from checkpoint_sidecar.training.dcp.writer import SnapshotWriter

@@ -28,7 +28,7 @@ def upload_files(
     """Write all files, or none: they become visible once every byte of all of them is stored.
 
     Args:
-        folder: ``SaveFolder.path``.
+        folder: ``SaveFolder.path``; empty for the root.
         plans: The files. Memory that their segments refer to must not change during the upload.
         block_bytes: Block size of the checksums; it divides 4 MiB, and thereby every part.
         settings: Limits on concurrent parts, and on memory for segments that are not in memory yet.
@@ -46,7 +46,8 @@ def upload_files(
         try:
             files = []
             for plan in plans:
-                upload = opened.enter_context(store.upload(f"{folder}/{plan.name}", plan.size))
+                key = f"{folder}/{plan.name}" if folder else plan.name
+                upload = opened.enter_context(store.upload(key, plan.size))
                 files.append((plan, uploads.send(plan, upload)))
             uploads.wait()
             uploads.publish()

@@ -178,6 +178,55 @@ class Store(Protocol):
         """
 
 
+class Composition(Protocol):
+    """A large object that is put together from ranges of stored objects and from memory; invisible before ``complete``.
+
+    Parts come from several threads at once, in any order.
+    """
+
+    def copy_part(self, index: int, key: str, start: int) -> None:
+        """Let the store copy a part out of an object of the source.
+
+        Args:
+            index: From 0.
+            key: In the source.
+            start: Where the part's bytes begin in that object.
+
+        Raises:
+            StoreError: The store does not have the part. ``RequestRefusedError`` or ``AccessDeniedError`` mean that it
+                cannot copy.
+        """
+
+    def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
+        """Write one part from memory; see ``Upload.write_part``."""
+
+    def complete(self) -> None:
+        """Publish the object; see ``Upload.complete``."""
+
+    def abort(self) -> None:
+        """Discard everything; see ``Upload.abort``."""
+
+    def part_checksum(self, index: int) -> int | None:
+        """Return the CRC32C of a part that the store has; None if the store did not report that of a copied one."""
+
+
+@runtime_checkable
+class ComposesObjects(Protocol):
+    """A store that can copy ranges of objects by itself, so that their bytes do not pass through this process."""
+
+    def can_compose_from(self, source: Store) -> bool:
+        """Return whether objects of another store can be copied: the same service, reached by the same identity."""
+
+    def compose(self, key: str, source: Store, part_sizes: Sequence[int]) -> AbstractContextManager[Composition]:
+        """Write a large object in parts of these sizes.
+
+        Leaving the block normally completes it, leaving it by an exception aborts it.
+
+        Args:
+            part_sizes: In bytes. Stores have limits, see ``exports.parts``.
+        """
+
+
 @runtime_checkable
 class Reconnects(Protocol):
     """A store that is reached over connections, which stay open between requests."""

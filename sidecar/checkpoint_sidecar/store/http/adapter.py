@@ -15,12 +15,13 @@ from crc32c import crc32c
 
 from checkpoint_sidecar.core.errors import ObjectNotFoundError
 from checkpoint_sidecar.store.access import StoreSettings
-from checkpoint_sidecar.store.base import Buffer, ObjectInfo, StoredObject
+from checkpoint_sidecar.store.base import Buffer, ObjectInfo, Store, StoredObject
 from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS, LARGE_BODY, Calls, Timeouts, name_keys
 from checkpoint_sidecar.store.common.ranges import check_fits
 from checkpoint_sidecar.store.http.answers import not_deleted
 from checkpoint_sidecar.store.http.bucket import BucketStore
 from checkpoint_sidecar.store.http.client import ERRORS, HttpClient, connecting, explain
+from checkpoint_sidecar.store.http.compose import ComposedUpload
 from checkpoint_sidecar.store.http.dialect import (
     MOST_PAGE_BYTES,
     AnswerError,
@@ -65,6 +66,19 @@ class HttpStore(BucketStore[HttpClient]):
             return StoredObject(info, answer.body)
 
         return self._calls.run("read", key, request)
+
+    def can_compose_from(self, source: Store) -> bool:
+        """See ``ComposesObjects``."""
+        if not isinstance(source, HttpStore) or self._location.scheme != "s3":
+            return False
+        mine, theirs = (replace(each, url="", tags=()) for each in (self._settings, source._settings))
+        return source._location.scheme == "s3" and mine == theirs
+
+    def compose(self, key: str, source: Store, part_sizes: Sequence[int]) -> ComposedUpload:
+        """See ``ComposesObjects``."""
+        if not (isinstance(source, HttpStore) and self.can_compose_from(source)):
+            raise ValueError(f"{self.url} cannot copy from {source.url}")
+        return self._bodies.compose(key, source._bodies, part_sizes)
 
     def reconnect(self) -> None:
         """See ``Reconnects``."""

@@ -18,6 +18,7 @@ from checkpoint_sidecar.store.common.calls import Calls, Timeouts
 from checkpoint_sidecar.store.common.ranges import truncated
 from checkpoint_sidecar.store.common.rate_limit import AimdLimiter
 from checkpoint_sidecar.store.http.client import ERRORS, HttpClient, WrongRangeError, connecting, explain
+from checkpoint_sidecar.store.http.compose import ComposedUpload
 from checkpoint_sidecar.store.http.connections import Answer, Cancellation
 from checkpoint_sidecar.store.http.dialect import (
     MOST_PAGE_BYTES,
@@ -48,6 +49,7 @@ class HttpBodies:
         self._on_page = on_page
         self.url = parse_url(settings.url).url
         self.prefix = parse_url(settings.url).prefix
+        self.bucket = parse_url(settings.url).bucket
         self._streams = parse_url(settings.url).scheme == "gs"
         self.timeouts = timeouts
         self._rate_limiter = AimdLimiter(_is_overload)
@@ -84,6 +86,10 @@ class HttpBodies:
     def upload(self, key: str, size: int) -> HttpUpload:
         """See ``Store``."""
         return StreamedUpload(self, key, size) if self._streams else PartsUpload(self, key, size)
+
+    def compose(self, key: str, source: HttpBodies, part_sizes: Sequence[int]) -> ComposedUpload:
+        """See ``ComposesObjects``."""
+        return ComposedUpload(self, key, source, part_sizes)
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """See ``KeepsUnfinished``."""

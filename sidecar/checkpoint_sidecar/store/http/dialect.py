@@ -209,6 +209,18 @@ class PartsDialect(Dialect):
     def part(self, key: str, upload_id: str, index: int, body: Sequence[memoryview], crc32c: int) -> Message:
         """Write one part."""
 
+    def copied_part(self, key: str, upload_id: str, index: int, source: str, start: int, length: int) -> Message | None:  # noqa: ARG002
+        """Copy one part out of an object of this service. Returns None if this store does not copy ranges.
+
+        Args:
+            source: Bucket and key.
+        """
+        return None
+
+    def stored_copy(self, answer: Answer) -> StoredPart:  # noqa: ARG002
+        """Return the tag and checksum of a copied part."""
+        raise UnreadableAnswerError
+
     @abstractmethod
     def tag(self, answer: Answer) -> str:
         """Return the tag of a stored part, which completing requires."""

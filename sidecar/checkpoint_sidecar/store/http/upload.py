@@ -43,17 +43,20 @@ class HttpUpload(PartedUpload):
         if self._parts == 1:
             self._only_part = views
             return
-        with self._beginning:
-            if not self._upload_id:
-                self._upload_id = self._calls.write(
-                    "start the upload of", self._key, self._begin, cancelled=self._cancellation.cancelled
-                )
+        self._begun()
         try:
             self._write_part(index, views)
         except StoreError:
             if self._cancellation.cancelled.is_set():
                 raise self._aborted() from None
             raise
+
+    def _begun(self) -> None:
+        with self._beginning:
+            if not self._upload_id:
+                self._upload_id = self._calls.write(
+                    "start the upload of", self._key, self._begin, cancelled=self._cancellation.cancelled
+                )
 
     def _publish(self) -> None:
         if not self._upload_id:

@@ -173,6 +173,21 @@ class S3Dialect(PartsDialect):
         query = {"partNumber": str(index + 1), "uploadId": upload_id}
         return Message("PUT", escaped(key), query, body=body, checksum_headers={_CHECKSUM: _encoded(crc32c)})
 
+    def copied_part(self, key: str, upload_id: str, index: int, source: str, start: int, length: int) -> Message:
+        """See ``Dialect``."""
+        query = {"partNumber": str(index + 1), "uploadId": upload_id}
+        headers = {
+            "x-amz-copy-source": f"/{escaped(source)}",
+            "x-amz-copy-source-range": f"bytes={start}-{start + length - 1}",
+        }
+        return Message("PUT", escaped(key), query, headers)
+
+    def stored_copy(self, answer: Answer) -> StoredPart:
+        """See ``Dialect``."""
+        result = parse_xml(answer, "CopyPartResult")
+        checksum = result.findtext("ChecksumCRC32C")
+        return StoredPart(required(result, "ETag"), None if checksum is None else _decoded_checksum(checksum))
+
     def tag(self, answer: Answer) -> str:
         """See ``Dialect``."""
         try:
@@ -229,6 +244,13 @@ def _write_headers(settings: StoreSettings) -> dict[str, str]:
 
 def _encoded(crc32c: int) -> str:
     return base64.b64encode(crc32c.to_bytes(4, "big")).decode()
+
+
+def _decoded_checksum(text: str) -> int:
+    try:
+        return int.from_bytes(base64.b64decode(text, validate=True), "big")
+    except ValueError:
+        raise UnreadableAnswerError from None
 
 
 def _truncated(page: ET.Element) -> bool:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
-    ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     TensorStorageMetadata,
@@ -21,6 +19,7 @@ from checkpoint_sidecar.core.errors import (
     CorruptSnapshotError,
     IncompatibleSnapshotError,
 )
+from checkpoint_sidecar.engine.boxes import tiles
 
 _OPERATION = "load the checkpoint"
 
@@ -50,28 +49,6 @@ def check_complete(metadata: Metadata, sizes: Mapping[str, int] | None, *, subje
                 raise _incomplete(subject, f"the metadata lists {name} at {index.offset}, but it was never stored")
     for index, info in metadata.storage_data.items():
         _check_place(index, info, sizes, subject)
-
-
-def tiles(size: Sequence[int], chunks: Iterable[ChunkStorageMetadata]) -> bool:
-    """Whether the chunks cover a tensor of this size exactly: in bounds, disjoint, and nothing left over."""
-    solid = [chunk for chunk in chunks if math.prod(chunk.sizes)]
-    if sum(math.prod(chunk.sizes) for chunk in solid) != math.prod(size):
-        return False
-    dimensions = range(len(size))
-    for chunk in solid:
-        if any(not 0 <= chunk.offsets[d] <= size[d] - chunk.sizes[d] for d in dimensions):
-            return False
-    if len(solid) < 2:
-        return True
-    # Sweep along the dimension that is cut most often: only chunks that overlap there are compared.
-    sweep = max(dimensions, key=lambda d: len({chunk.offsets[d] for chunk in solid}))
-    active: list[ChunkStorageMetadata] = []
-    for chunk in sorted(solid, key=lambda chunk: chunk.offsets[sweep]):
-        active = [other for other in active if other.offsets[sweep] + other.sizes[sweep] > chunk.offsets[sweep]]
-        if any(_overlap(chunk, other) for other in active):
-            return False
-        active.append(chunk)
-    return True
 
 
 def check_types(state_dict: Mapping[str, Any], metadata: Metadata, *, subject: str) -> None:
@@ -115,13 +92,6 @@ def _check_place(index: MetadataIndex, info: Any, sizes: Mapping[str, int] | Non
         raise _incomplete(
             subject, f"{index.fqn} is said to be in {info.relative_path!r}, where the manifest has no room"
         )
-
-
-def _overlap(one: ChunkStorageMetadata, other: ChunkStorageMetadata) -> bool:
-    return all(
-        a < b + b_size and b < a + a_size
-        for a, a_size, b, b_size in zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
-    )
 
 
 def _incomplete(subject: str, cause: str) -> CorruptSnapshotError:

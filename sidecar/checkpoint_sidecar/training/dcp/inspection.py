@@ -13,7 +13,7 @@ import struct
 import zipfile
 from typing import Any
 
-from checkpoint_sidecar.training.dcp.pickles import MalformedError, RefusedError, read
+from checkpoint_sidecar.core.pickles import MalformedError, RefusedError, read
 
 _ALLOCATING = re.compile(r"torch\.(\w+\.)*\w*(Tensor|Storage)|numpy\.ndarray")
 """Classes that take the number of elements to allocate; pickles name them but do not call them."""

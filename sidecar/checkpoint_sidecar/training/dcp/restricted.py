@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from checkpoint_sidecar.core.errors import CheckpointError, CorruptSnapshotError, UntrustedSnapshotError
+from checkpoint_sidecar.core.pickles import MalformedError, RefusedError
 from checkpoint_sidecar.training.dcp.inspection import inspect
-from checkpoint_sidecar.training.dcp.pickles import MalformedError, RefusedError
 from checkpoint_sidecar.training.dcp.unpickler import TRUST_HINT
 
 Trust: TypeAlias = Literal["safe", "full"]

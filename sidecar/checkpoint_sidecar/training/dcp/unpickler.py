@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import _get_layout
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, UntrustedSnapshotError
-from checkpoint_sidecar.training.dcp.pickles import MalformedError, RefusedError, read
+from checkpoint_sidecar.core.pickles import MalformedError, RefusedError, read
 
 TRUST_HINT = 'If you trust everyone who can write to this bucket, load it with trust="full".'
 

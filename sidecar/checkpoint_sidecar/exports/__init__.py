@@ -1,0 +1,1 @@
+"""A snapshot as files for other programs: safetensors, or one of ``torch.save``. Imports torch only where needed."""
