@@ -134,19 +134,19 @@ def test_a_reader_that_leaves_early_ends_the_program_quietly(long_run: str) -> N
 @pytest.mark.parametrize("verb", ["log", "follow"])
 def test_ctrl_c_ends_a_program_that_waits_with_status_130(long_run: str, verb: str) -> None:
     options = ["-f"] if verb == "log" else []
-    code = "from checkpoint_cli import app; app.bucket()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, verb, long_run, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    if verb == "log":
-        assert "claimed the prefix" in process.stdout.readline()
-    else:
-        time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    # A run of tests in the background of a shell ignores SIGINT, and so would the program.
+    obey = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{obey}; from checkpoint_cli import app; app.bucket()", verb, long_run, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if verb == "log":
+                assert "claimed the prefix" in process.stdout.readline()
+            else:
+                time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert errors == "checkpoint: interrupted\n"

@@ -22,7 +22,9 @@ from support.longlogs import write_log
 def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     for name in ("llama", "mistral"):
         write_log(LocalStore(StoreSettings((tmp_path / "team" / name).as_uri())), 30)
-    code = "from checkpoint_cli import app\napp.bucket()"
+    # A run of tests in the background of a shell ignores SIGINT, and so would the program.
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from checkpoint_cli import app\napp.bucket()"
     command = [sys.executable, "-c", code, "ui", tmp_path.as_uri()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
