@@ -22,7 +22,7 @@ from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.dcp import dropin
 from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
 from crashes.points import Crash
-from training.checkpointer_ranks import SERVER
+from training.ranks import SERVER
 
 _RANKS = 2
 

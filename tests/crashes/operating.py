@@ -25,7 +25,7 @@ from crashes.points import Crash
 from support.builders import OBJECT_UID
 from support.coroutines import result_of
 from support.observations import CREATED, KEY, spec_of
-from training.checkpointer_ranks import SERVER
+from training.ranks import SERVER
 
 OWNER = Owner("local", "local", "run")
 """As a Checkpointer outside Kubernetes names the owner of ``.../run``."""

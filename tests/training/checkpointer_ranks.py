@@ -1,12 +1,8 @@
-"""Real training processes for the tests of ``Checkpointer``: ranks of a gloo group that train a small sharded model.
-
-Ranks are forked from a server that has imported torch, so that starting some takes a moment instead of seconds.
-"""
+"""Real training processes for the tests of ``Checkpointer``: ranks of a gloo group that train a small sharded model."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -33,22 +29,7 @@ from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import checkpointer
 from training.checkpointer_runs import Watched
-
-SERVER = multiprocessing.get_context("forkserver")
-# The first optimizer imports dynamo, which takes seconds; the stores and the operator take one more.
-SERVER.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "torch.distributed.fsdp",
-        "checkpoint_sidecar.training.checkpointer",
-        "checkpoint_sidecar.training.dcp.dropin",
-        "checkpoint_sidecar.store.s3.s3fs_adapter",
-        "checkpoint_sidecar.store.http.adapter",
-        "checkpoint_operator.act.execute",
-        "checkpoint_operator.decide.plan",
-        "checkpoint_operator.gather.spec_policy",
-    ]
-)
+from training.ranks import SERVER
 
 Sharding = Literal["none", "fsdp1", "fsdp2"]
 
