@@ -274,3 +274,56 @@ def test_pods_are_injected_when_created_and_never_after(served: Namespace) -> No
     served.create(pod(None))
     served.kubectl("label", "pod", "trainer", f"{environment.POD_LABEL}=run")
     served.kubectl("label", "pod", "trainer", f"{environment.POD_LABEL}=missing", "--overwrite")
+
+
+def report(served: Namespace, **warm_start: object) -> None:
+    """Write the status as the operator does."""
+    generation = served.read("checkpoints", "run")["metadata"]["generation"]
+    status = {"observedGeneration": generation, "warmStart": warm_start or None}
+    served.patch("ckpt", "run", {"status": status}, "--subresource=status")
+
+
+def test_a_run_that_begins_at_another_checkpoint_waits_until_the_snapshot_is_known(served: Namespace) -> None:
+    served.create(checkpoint(restore={"startFrom": {"checkpoint": "base@best", "part": "model"}}))
+    assert "spec.restore.startFrom" in served.denied(pod())
+    pending = {
+        "state": "Pending",
+        "url": "s3://bucket/base",
+        "snapshot": "900-1-abcdefg2",
+        "step": 900,
+        "checkpoint": f"{served.name}/base",
+        "part": "model",
+        "credentialsSecret": {"name": "base-keys"},
+    }
+    report(served, **pending)
+    spec = served.admitted(pod())
+    found = variables(spec["containers"][0])
+    assert {name: found[name] for name in found if "START_FROM" in name} == {
+        environment.START_FROM: "s3://bucket/base@900-1-abcdefg2",
+        environment.START_FROM_PART: "model",
+        environment.START_FROM_CREDENTIALS_FOLDER: environment.START_FROM_CREDENTIALS_MOUNT,
+    }
+    assert [volume["secret"]["secretName"] for volume in spec["volumes"]] == ["base-keys"]
+    assert [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]] == [
+        environment.START_FROM_CREDENTIALS_MOUNT
+    ]
+    served.patch("ckpt", "run", {"spec": {"restore": {"startFrom": {"checkpoint": "base@latest"}}}})
+    assert "spec.restore.startFrom" in served.denied(pod())
+    report(served, **pending | {"state": "Used"})
+    spec = served.admitted(pod())
+    assert not [name for name in variables(spec["containers"][0]) if "START_FROM" in name]
+    assert "volumes" not in spec, "a Secret that is deleted later must not keep pods from starting"
+
+
+def test_a_run_that_begins_at_a_url_gets_it_with_both_secrets(served: Namespace) -> None:
+    start = {"url": "s3://other/base@best", "endpoint": "https://s3.other", "credentialsSecret": {"name": "base-keys"}}
+    storage = {"url": "s3://bucket/run", "credentialsSecret": {"name": "keys"}}
+    served.create(checkpoint(storage=storage, restore={"startFrom": start}))
+    spec = served.admitted(pod())
+    downward = {environment.POD_NAME: "trainer", environment.POD_UID: "8a1"}
+    found = RunEnvironment.parse(variables(spec["containers"][0]) | downward)
+    assert (found.start_from, found.start_from_endpoint) == ("s3://other/base@best", "https://s3.other")
+    assert found.start_from_credentials_folder == environment.START_FROM_CREDENTIALS_MOUNT
+    assert [volume["secret"]["secretName"] for volume in spec["volumes"]] == ["keys", "base-keys"]
+    assert spec["containers"][0]["volumeMounts"][0] == MOUNT
+    assert len(spec["containers"][0]["volumeMounts"]) == 2

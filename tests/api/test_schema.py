@@ -10,6 +10,7 @@ import pytest
 
 from checkpoint_operator.gather.endpoint_rules import Endpoint
 from checkpoint_sidecar.core import api
+from checkpoint_sidecar.core.api_sources import WarmStartStatus
 from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
@@ -66,6 +67,9 @@ GOOD_SPECS: dict[str, dict[str, Any]] = {
         }
     },
     "composed durations": {"save": {"every": "1h30m"}},
+    "a start from a neighbor": {"restore": {"startFrom": {"checkpoint": "base@1000-7-abcdefg2", "part": "model"}}},
+    "a start from a url": {"restore": {"startFrom": {"url": "s3://b/base@best", "region": "eu-west-1"}}},
+    "a grant": {"grants": [{"namespace": "team-b", "snapshots": ["latest", "held", "1000-7-abcdefg2", "500"]}]},
     "roll back to a snapshot": {"restore": {"rollback": {"request": "1", "snapshot": "1000-7-abcdefg2"}}},
     "roll back to the best": {
         "restore": {"rollback": {"request": "1", "to": "Best"}},
@@ -148,6 +152,42 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "a Secret elsewhere": (
         {"storage": {"url": "s3://b/r", "credentialsSecret": {"name": "keys", "namespace": "other"}}},
         'unknown field "spec.storage.credentialsSecret.namespace"',
+    ),
+    "a start from nowhere": (
+        {"restore": {"startFrom": {"part": "model"}}},
+        "startFrom must have either checkpoint or url",
+    ),
+    "a start from itself": (
+        {"restore": {"startFrom": {"checkpoint": "run@best"}}},
+        "restore.startFrom.checkpoint must name another Checkpoint",
+    ),
+    "a start at two places": (
+        {"restore": {"startFrom": {"checkpoint": "base", "url": "s3://b/base"}}},
+        "startFrom must have either checkpoint or url",
+    ),
+    "a start from a Checkpoint at another server": (
+        {"restore": {"startFrom": {"checkpoint": "base", "region": "eu-west-1"}}},
+        "startFrom.endpoint, region and addressingStyle are allowed with startFrom.url only",
+    ),
+    "a start at a server that gets the own credentials": (
+        {"restore": {"startFrom": {"url": "s3://b/base", "endpoint": "https://host"}}},
+        "startFrom.endpoint requires startFrom.credentialsSecret",
+    ),
+    "a start from an address that is none": (
+        {"restore": {"startFrom": {"checkpoint": "a/b/c"}}},
+        "startFrom.checkpoint must have the form",
+    ),
+    "a start from a url with a password": (
+        {"restore": {"startFrom": {"url": "s3://key:secret@b/base"}}},
+        "startFrom.url must not contain a user",
+    ),
+    "a grant of something unknown": (
+        {"grants": [{"namespace": "team", "snapshots": ["newest"]}]},
+        "spec.grants[0].snapshots[0] in body should match",
+    ),
+    "a grant of nothing": (
+        {"grants": [{"namespace": "team", "snapshots": []}]},
+        "spec.grants[0].snapshots in body should have at least 1 items",
     ),
     "a misspelled field": ({"retension": {"keepLast": 3}}, 'unknown field "spec.retension"'),
 }
@@ -324,6 +364,19 @@ CHECKPOINT_STATUS = api.CheckpointStatus(
     latest=api.LatestSnapshot(1000, "1000-7-abcdefg2", TIME, 1 << 40, 16),
     best=api.BestSnapshot(1000, "1000-7-abcdefg2", "loss", "0.5"),
     last_restore=api.LastRestore(7, "Fallback", TIME, 900, "900-6-abcdefg2", ("950-6-abcdefg3",), 50, 60, 4),
+    warm_start=WarmStartStatus(
+        "Pending",
+        "s3://bucket/base",
+        "900-6-abcdefg2",
+        900,
+        "model",
+        "team/base",
+        1,
+        "https://host",
+        "eu-west-1",
+        "Path",
+        api.LocalReference("keys"),
+    ),
     attempt=api.AttemptStatus(7, TIME, 900, 2, ("trainer-0", "trainer-1"), "Node node-a is cordoned."),
     snapshots=3,
     retained_bytes=3 << 40,

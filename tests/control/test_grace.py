@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from checkpoint_operator.decide.grace_period import too_short
-from checkpoint_operator.gather.observer import pod_from
+from checkpoint_operator.gather.pods import pod_from
 from checkpoint_operator.report.health import judge_conditions
 from checkpoint_sidecar.core.policy import SavePolicy
 from support.builders import History

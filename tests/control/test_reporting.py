@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from checkpoint_operator.__main__ import main
-from checkpoint_operator.gather.observer import checkpoint_from, mirror_from, pod_from
+from checkpoint_operator.gather.observer import checkpoint_from, mirror_from
+from checkpoint_operator.gather.pods import pod_from
 from checkpoint_operator.gather.redaction import KEPT_BYTES, Redactor, working_on
 from checkpoint_operator.model.observed import Key, StoreFault
 from checkpoint_operator.process import logs

@@ -50,6 +50,16 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(injected: str, monkeypa
     assert resumed.fingerprint() == train(5).fingerprint()
 
 
+def test_an_injected_pod_begins_where_its_environment_says(injected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(3)
+    monkeypatch.setenv("CHECKPOINT_URL", f"{injected}-fork")
+    monkeypatch.setenv("CHECKPOINT_START_FROM", f"{injected}@3")
+    forked = train(5)
+    monkeypatch.setenv("CHECKPOINT_URL", f"{injected}-undisturbed")
+    monkeypatch.delenv("CHECKPOINT_START_FROM")
+    assert forked.fingerprint() == train(5).fingerprint()
+
+
 @pytest.fixture
 def flaky(object_store: ObjectStore, injected: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     """A proxy on the way to a store that holds steps 1 and 2."""

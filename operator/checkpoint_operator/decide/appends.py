@@ -13,7 +13,7 @@ from typing import Any
 
 from checkpoint_operator.model import actions
 from checkpoint_operator.model.actions import LogAction
-from checkpoint_sidecar.core import purging, requests
+from checkpoint_sidecar.core import purging, requests, warm_start
 from checkpoint_sidecar.core.log import (
     AttemptFenced,
     Body,
@@ -107,6 +107,10 @@ def _rollback(run: Run, action: actions.RequestRollback, _: dt.datetime) -> Body
     return requests.roll_back(run, action.snapshot, action.request)
 
 
+def _warm_start(run: Run, action: actions.ChooseWarmStart, _: dt.datetime) -> Body | None:
+    return warm_start.choose(run, action.chosen)
+
+
 def _disposition(run: Run, action: actions.SetDisposition, _: dt.datetime) -> Body | None:
     return requests.dispose(run, action.snapshot, action.disposition)
 
@@ -126,6 +130,7 @@ def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> Body | None:
 _ENTRY: dict[type, Callable[[Run, Any, dt.datetime], Body | None]] = {
     actions.Configure: _configure,
     actions.RequestRollback: _rollback,
+    actions.ChooseWarmStart: _warm_start,
     actions.RequestSave: _save,
     actions.NoticeEviction: _eviction,
     actions.SetDisposition: _disposition,

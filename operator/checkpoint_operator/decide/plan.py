@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from checkpoint_operator.decide import appends, finalizer
 from checkpoint_operator.decide.early_saves import requested_saves
 from checkpoint_operator.decide.gang import lost
+from checkpoint_operator.decide.warm_starts import judge_warm_start
 from checkpoint_operator.model.actions import (
     Adopt,
+    ChooseWarmStart,
     Claim,
     CollectLast,
     CollectOrphans,
@@ -168,6 +170,9 @@ def _requests(spec: CheckpointSpec, run: Run, observed: Observed) -> Iterator[Lo
     target = rollback_target(spec, run)
     if spec.restore.rollback is not None and target is not None:
         yield RequestRollback(spec.restore.rollback.request, target)
+    start = judge_warm_start(observed)
+    if start is not None and start.chosen is not None:
+        yield ChooseWarmStart(start.chosen)
     if spec.save.request:
         yield RequestSave(spec.save.request)
     yield from requested_saves(run, observed.cluster.pods, observed.cluster.nodes)

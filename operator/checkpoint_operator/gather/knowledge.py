@@ -10,6 +10,7 @@ from checkpoint_operator.gather.memory import Memory
 from checkpoint_operator.gather.nodes import Nodes
 from checkpoint_operator.gather.prefixes import Prefixes
 from checkpoint_operator.gather.redaction import Redactor
+from checkpoint_operator.gather.warm_starts import WarmStarts
 from checkpoint_operator.model.observed import Key
 
 
@@ -25,6 +26,7 @@ class Knowledge:
         quotas: What each demands of the quota of its namespace.
         nodes: What nodes announce, and which Checkpoints have pods there.
         bare_pods: Pods that only the operator would create again.
+        warm_starts: Which Checkpoints are about to begin at snapshots of others.
     """
 
     def __init__(self, *, redactor: Redactor, quotas: Mapping[str, int]) -> None:
@@ -33,6 +35,7 @@ class Knowledge:
         self.quotas = Quotas(quotas)
         self.nodes = Nodes()
         self.bare_pods = BarePods()
+        self.warm_starts = WarmStarts()
         self._memories: dict[Key, Memory] = {}
 
     def memory(self, key: Key) -> Memory:
@@ -43,10 +46,10 @@ class Knowledge:
         """Forget a Checkpoint that is gone.
 
         Returns:
-            The others that have a prefix, or a part of the quota, because of that.
+            The others for which that matters: they get a prefix or a part of the quota, or name this one.
         """
         self._memories.pop(key, None)
         self.redactor.forget(key)
         self.nodes.forget(key)
         self.bare_pods.forget(key)
-        return (*self.prefixes.forget(key), *self.quotas.forget(key))
+        return (*self.prefixes.forget(key), *self.quotas.forget(key), *self.warm_starts.forget(key))

@@ -19,17 +19,18 @@ from typing import Any, TypeVar
 import msgspec
 
 from checkpoint_operator.decide import finalizer
+from checkpoint_operator.decide.warm_starts import request_of
 from checkpoint_operator.fairness.breakers import Breakers, Permit
 from checkpoint_operator.fairness.budget import OBSERVE_SECONDS, READING, Limits, MemoryPool, Meter
 from checkpoint_operator.fairness.rate_limit import RateLimit
 from checkpoint_operator.fairness.slots import NoRoomError, TenantSlot
 from checkpoint_operator.fairness.store_threads import AbandonedError, run_in_thread
-from checkpoint_operator.gather.bare_pods import disruption_of
 from checkpoint_operator.gather.endpoints import check_servers
 from checkpoint_operator.gather.knowledge import Knowledge
 from checkpoint_operator.gather.kube import Kube, KubeError
 from checkpoint_operator.gather.memory import REFUSED_SECONDS, Memory
 from checkpoint_operator.gather.places import Server, connection_of, nowhere, server_of, server_without_secret
+from checkpoint_operator.gather.pods import pod_from
 from checkpoint_operator.gather.prefixes import claim_state
 from checkpoint_operator.gather.run_store import (
     Rules,
@@ -46,10 +47,9 @@ from checkpoint_operator.model.observed import (
     Key,
     Mirror,
     Observed,
-    Pod,
     RunProgress,
+    SourceCheckpoint,
     StoreFault,
-    Toleration,
 )
 from checkpoint_operator.model.timestamps import parse_timestamp
 from checkpoint_sidecar.core.api import RELEASE_ANNOTATION, CheckpointSpec, Reason
@@ -65,6 +65,7 @@ SILENT_SECONDS = 120.0
 """Interval of heartbeat polls for a run that has no pods and was silent for as long."""
 
 MAX_SECRET_BYTES = 64 * 1024
+FORBIDDEN = 403
 
 REPROBE_SECONDS = 300.0
 QUIET_SECRET_SECONDS = 60.0
@@ -170,12 +171,15 @@ class Observer:
                 pods=pods,
                 nodes=self._knowledge.nodes.place(key, (pod.node for pod in pods)),
                 disrupted=self._knowledge.bare_pods.of(key),
+                source=await self._source(checkpoint, reading.run),
+                wanted=self._knowledge.warm_starts.wanted(checkpoint),
             ),
             memory=memory.known(),
         )
 
     def note(self, checkpoint: Checkpoint) -> None:
-        """Note that a Checkpoint exists. Prefixes are settled among all Checkpoints."""
+        """Note that a Checkpoint exists. Prefixes are settled among all Checkpoints, and some begin at others."""
+        self._knowledge.warm_starts.note(checkpoint)
         if checkpoint.spec is not None:
             self._prefixes.note(
                 checkpoint.key,
@@ -185,6 +189,26 @@ class Observer:
                 created_at=checkpoint.created_at,
                 uid=checkpoint.uid,
             )
+
+    async def _source(self, checkpoint: Checkpoint, run: Run | None) -> SourceCheckpoint | None:
+        """Return the Checkpoint at whose snapshot this run is to begin, or None."""
+        request = request_of(checkpoint)
+        if request is None or run is None or run.ever_committed or request.key == checkpoint.key:
+            return None
+        try:
+            body = await self._kube.checkpoint(request.key)
+            found = checkpoint_from(request.key, body)[0] if body is not None else None
+            if found is None or found.spec is None or found.deleted_at is not None:
+                return None
+            if found.status.get("claimedBy") != str(self._owner(request.key)):
+                return None  # its prefix may hold the run of another one
+            snapshots = await self._kube.snapshots(request.key)
+        except KubeError as error:
+            if error.status != FORBIDDEN:
+                raise
+            return None  # this operator does not serve that namespace
+        mirrors = tuple(mirror_from(each) for each in snapshots)
+        return SourceCheckpoint(request.key, found.spec.storage, found.spec.grants, found.status, mirrors)
 
     async def secret_changed(self, key: Key, memory: Memory) -> bool:
         """Whether the Secret changed or vanished since the last pass read it.
@@ -440,41 +464,3 @@ def mirror_from(body: Mapping[str, Any]) -> Mirror:
         uid=metadata.get("uid", ""),
         controller=next((owner["uid"] for owner in owners if owner.get("controller")), ""),
     )
-
-
-def pod_from(body: Mapping[str, Any]) -> Pod:
-    """Read a pod."""
-    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    started = status.get("startTime")
-    return Pod(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        phase=status.get("phase", "Unknown"),
-        created_at=parse_timestamp(metadata["creationTimestamp"]),
-        started_at=parse_timestamp(started) if started else None,
-        leaving=_why_leaving(metadata, status),
-        grace_seconds=spec.get("terminationGracePeriodSeconds"),
-        node=spec.get("nodeName") or "",
-        tolerations=tuple(_toleration(each) for each in spec.get("tolerations") or ()),
-        running_since=_running_since(status),
-    )
-
-
-def _toleration(body: Mapping[str, Any]) -> Toleration:
-    return Toleration(
-        key=body.get("key") or "",
-        operator=body.get("operator") or "Equal",
-        value=body.get("value") or "",
-        effect=body.get("effect") or "",
-        limited=body.get("tolerationSeconds") is not None,
-    )
-
-
-def _running_since(status: Mapping[str, Any]) -> dt.datetime | None:
-    states = (each.get("state") or {} for each in status.get("containerStatuses") or ())
-    starts = (parse_timestamp(state["running"]["startedAt"]) for state in states if state.get("running"))
-    return max(starts, default=None)
-
-
-def _why_leaving(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    return disruption_of(status) or ("Deleted" if metadata.get("deletionTimestamp") else "")

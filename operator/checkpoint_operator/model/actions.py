@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from checkpoint_operator.model.observed import ScrubFinding
 from checkpoint_sidecar.core.compaction import EntryRange
-from checkpoint_sidecar.core.log import PodIdentity
+from checkpoint_sidecar.core.log import PodIdentity, WarmStartChosen
 from checkpoint_sidecar.core.policy import Disposition, Policy
 from checkpoint_sidecar.core.selection import NO_TERMS, Terms
 
@@ -45,6 +45,13 @@ class Configure:
 class RequestRollback:
     request: str
     snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChooseWarmStart:
+    """Let the run begin at a snapshot of another one."""
+
+    chosen: WarmStartChosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,7 @@ LogAction: TypeAlias = (
     | Adopt
     | Configure
     | RequestRollback
+    | ChooseWarmStart
     | RequestSave
     | NoticeEviction
     | SetDisposition

@@ -12,7 +12,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from checkpoint_sidecar.core.api import CheckpointSpec, Reason
+from checkpoint_sidecar.core.api import CheckpointSpec, Reason, Storage
+from checkpoint_sidecar.core.api_sources import Grant
 from checkpoint_sidecar.core.belongings import Survey
 from checkpoint_sidecar.core.compaction import EntryRange
 from checkpoint_sidecar.core.log import Owner, SnapshotVerified
@@ -168,6 +169,22 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCheckpoint:
+    """The Checkpoint at whose snapshot this run is to begin, as the API server has it.
+
+    Attributes:
+        status: As its own passes have written it.
+        mirrors: Its CheckpointSnapshots.
+    """
+
+    key: Key
+    storage: Storage
+    grants: tuple[Grant, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    mirrors: tuple[Mirror, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RunProgress:
     """How far an attempt came, by its last heartbeat: a hint for reporting, never for decisions.
 
@@ -284,6 +301,9 @@ class Cluster:
         pods: Those with the Checkpoint's label.
         nodes: Those of its pods' nodes that announce something.
         disrupted: Pods that only the operator would create again.
+        source: The Checkpoint that ``spec.restore.startFrom`` names. None if it names none, if that is not to be seen
+            from here, or once this run has a commit.
+        wanted: Ids of this run's snapshots at which other runs are about to begin.
     """
 
     rival: Key | None = None
@@ -292,6 +312,8 @@ class Cluster:
     pods: tuple[Pod, ...] = ()
     nodes: tuple[Node, ...] = ()
     disrupted: tuple[DisruptedPod, ...] = ()
+    source: SourceCheckpoint | None = None
+    wanted: frozenset[str] = frozenset()
 
     @property
     def trains(self) -> bool:
@@ -333,6 +355,7 @@ class Observed:
             quota=self.quota,
             reads_back=self.read_back is not None,
             reading=self.read_back.reading if self.read_back else "",
+            wanted=self.cluster.wanted,
         )
 
     @cached_property

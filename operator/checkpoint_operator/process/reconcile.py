@@ -139,6 +139,8 @@ class Reconciler:
                 memory.session.log.forget_entries()
             await self._reschedule(observed)
             mirrors_wait = await self._mirror(observed)
+        for other in self._knowledge.warm_starts.waiting_for(key):
+            self._wake(other)
         await self._remember(observed, memory, mirrors_wait=mirrors_wait)
         fault = fault_of(observed)
         if fault is None:
@@ -256,6 +258,7 @@ class Reconciler:
             logger.warning("%s: %s", checkpoint.key, error)
             await self._report_only(checkpoint, REFUSED_STATUS)
             return
+        self._knowledge.warm_starts.note(replace(checkpoint, status=status))
         self._metrics.count(checkpoint.key, entries)
         self._count_losses(checkpoint.key, status)
         drafts = events.for_conditions(checkpoint.status, status)

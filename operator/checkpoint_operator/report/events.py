@@ -30,9 +30,12 @@ from checkpoint_sidecar.core.log import (
     SnapshotRetired,
     SnapshotVerified,
     StoredEntry,
+    WarmStartChosen,
+    WarmStartFinished,
 )
 from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.core.units import size
+from checkpoint_sidecar.core.warm_start import address_of
 
 OPERATOR = "operator"
 """Prefix of operators' signatures in ``StoredEntry.writer``; those of libraries differ."""
@@ -74,6 +77,9 @@ _CONDITIONS: tuple[tuple[ConditionType, Reason, EventReason, str], ...] = (
     (ConditionType.READY, Reason.LOG_MISSING, EventReason.LOG_MISSING, "missing"),
     (ConditionType.FOREIGN_DATA, Reason.LEFT_ALONE, EventReason.FOREIGN_DATA, "foreign"),
     (ConditionType.RESTORE_ENFORCED, Reason.ROLLBACK_NOT_FOUND, EventReason.ROLLBACK_NOT_FOUND, "rollback"),
+    (ConditionType.RESTORE_ENFORCED, Reason.WARM_START_NOT_GRANTED, EventReason.WARM_START_REFUSED, "warm-start"),
+    (ConditionType.RESTORE_ENFORCED, Reason.WARM_START_NOT_FOUND, EventReason.WARM_START_REFUSED, "warm-start"),
+    (ConditionType.RESTORE_ENFORCED, Reason.WARM_START_NEEDS_SECRET, EventReason.WARM_START_REFUSED, "warm-start"),
     (ConditionType.RETENTION_ENFORCED, Reason.DELETION_REFUSED, EventReason.DELETION_REFUSED, "refused"),
 )
 
@@ -125,8 +131,25 @@ def _adopted(body: RunAdopted, _: Run) -> _Line:
     return EventReason.RUN_ADOPTED, message, True
 
 
-def _started(body: AttemptStarted, _: Run) -> _Line:
+def _warm_start_chosen(body: WarmStartChosen, _: Run) -> _Line:
+    what = f"{body.part} of step" if body.part else "step"
+    message = f"The run begins at {what} {body.step} of another run, as {body.asked} was asked for: {address_of(body)}"
+    return EventReason.WARM_START_CHOSEN, message, False
+
+
+def _begun(body: WarmStartFinished, _: Run) -> _Line:
+    where = address_of(body)
+    if not body.restored:
+        return EventReason.RESTORE_FAILED, f"Attempt {body.attempt} could not begin at {where}: {body.message}", True
+    loaded = f"with {body.part} of {where}, at step 0" if body.part else f"at step {body.step} of {where}"
+    return EventReason.RESTORED, f"Attempt {body.attempt} began {loaded}, loaded in {body.seconds:.1f} s.", False
+
+
+def _started(body: AttemptStarted, run: Run) -> _Line:
     plan = f"restores {body.candidate}" if body.candidate else "starts from scratch"
+    attempt = run.attempts.get(body.attempt)
+    if attempt is not None and attempt.warm_start is not None:
+        plan = "begins at a snapshot of another run"
     message = f"Attempt {body.attempt} started with {body.world_size} ranks; it {plan}."
     return EventReason.ATTEMPT_STARTED, message, False
 
@@ -204,8 +227,10 @@ def _purged(body: SnapshotPurged, _: Run) -> _Line:
 _LINES: dict[type, Callable[[Any, Run], _Line]] = {
     RunClaimed: _claimed,
     RunAdopted: _adopted,
+    WarmStartChosen: _warm_start_chosen,
     AttemptStarted: _started,
     RestoreFinished: _restored,
+    WarmStartFinished: _begun,
     SnapshotCommitted: _committed,
     SnapshotVerified: _verified,
     QuarantineReleased: _released,

@@ -20,6 +20,7 @@ from checkpoint_sidecar.core.log import (
     SnapshotPurged,
     SnapshotVerified,
     StoredEntry,
+    WarmStartFinished,
 )
 from checkpoint_sidecar.core.run import SnapshotState
 
@@ -144,7 +145,7 @@ class Metrics:
                 self._save_seconds.labels(*_labels(key)).observe(body.seconds)
             elif isinstance(body, SaveFailed):
                 self._save_failures.labels(*_labels(key)).inc(body.failures)
-            elif isinstance(body, RestoreFinished):
+            elif isinstance(body, RestoreFinished | WarmStartFinished):
                 self._restores.labels(*_labels(key), "restored" if body.restored else "failed").inc()
                 self._restore_seconds.labels(*_labels(key)).observe(body.seconds)
             elif isinstance(body, SnapshotVerified):

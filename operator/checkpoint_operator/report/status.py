@@ -13,6 +13,7 @@ from checkpoint_operator.report import conditions
 from checkpoint_operator.report.conditions import Judgement
 from checkpoint_operator.report.health import judge_conditions
 from checkpoint_operator.report.resources import encode_status, purge_after
+from checkpoint_operator.report.warm_starts import begun, begun_at, warm_start_status
 from checkpoint_sidecar.core import api
 from checkpoint_sidecar.core.api import MAX_LISTED, ConditionType
 from checkpoint_sidecar.core.attempt import places
@@ -66,6 +67,7 @@ def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.Checkpoi
         latest=_latest(run),
         best=_best(run),
         last_restore=_last_restore(observed, run),
+        warm_start=warm_start_status(observed, run),
         attempt=_attempt(observed, run),
         snapshots=len(live),
         retained_bytes=retained,
@@ -111,7 +113,7 @@ def _attempt(observed: Observed, run: Run) -> api.AttemptStatus | None:
     return api.AttemptStatus(
         number=attempt.number,
         started_at=timestamp(attempt.started_at),
-        restored_step=restored.step if restored else None,
+        restored_step=restored.step if restored else begun_at(attempt),
         pod_count=_pod_count(observed, attempt) or None,
         pods=tuple(pod.name for pod in attempt.started.pods)[:MAX_LISTED],
         notice=_notice(attempt),
@@ -139,6 +141,8 @@ def _last_restore(observed: Observed, run: Run) -> api.LastRestore | None:
         outcome = next((r for r in reversed(attempt.restores) if r.restored), None)
         if outcome is not None:
             return _restored(observed, run, attempt, outcome)
+        if attempt.warm_start is not None and attempt.warm_start.restored:
+            return begun(attempt, attempt.warm_start)
         if attempt.last_commit is not None and attempt.restored is None:
             return api.LastRestore(attempt.number, "FreshStart", timestamp(attempt.started_at))
     return None

@@ -6,11 +6,13 @@ import datetime as dt
 
 from checkpoint_operator.decide.grace_period import too_short
 from checkpoint_operator.decide.plan import rollback_target
+from checkpoint_operator.decide.warm_starts import judge_warm_start
 from checkpoint_operator.model.observed import Observed
-from checkpoint_operator.report.checks import Answer, ConditionCheck, check, otherwise
+from checkpoint_operator.report.checks import Answer, ConditionCheck, Reasoned, check, otherwise
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.lineage import lineage
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.warm_start import address_of
 
 REPORT_WITHIN = dt.timedelta(minutes=10)
 """How long labeled pods may run before AttemptStarted is overdue: imports and process groups take minutes."""
@@ -65,6 +67,12 @@ def _log_not_known(observed: Observed) -> Answer:
     return None if known else "The run log is not known."
 
 
+@check("False", Reason.WARM_START_NOT_GRANTED, Reason.WARM_START_NOT_FOUND, Reason.WARM_START_NEEDS_SECRET)
+def _warm_start_refused(observed: Observed) -> Answer:
+    verdict = judge_warm_start(observed)
+    return Reasoned(verdict.reason, verdict.message) if verdict is not None and verdict.reason is not None else None
+
+
 @check("False", Reason.NOT_REPORTED)
 def _pod_started_no_attempt(observed: Observed) -> Answer:
     silent = _silent_pod(observed)
@@ -110,6 +118,8 @@ def _restored_as_asked(observed: Observed) -> Answer:
         return None
     if attempt.restored is None and attempt.started.candidate:
         return f"Attempt {attempt.number} is restoring."
+    if attempt.warm_start is not None and attempt.warm_start.restored:
+        return f"Attempt {attempt.number} began at {address_of(attempt.warm_start)}."
     return f"Attempt {attempt.number} restored what the policy says."
 
 
@@ -142,7 +152,8 @@ def _ignored_restore(run: Run) -> bool:
     attempt = run.attempt
     if attempt is None:
         return False
-    if attempt.started.candidate and attempt.restored is None and attempt.last_commit is not None:
+    expected = attempt.started.candidate or (run.warm_start and not attempt.fresh and not attempt.warm_start)
+    if expected and attempt.restored is None and attempt.last_commit is not None:
         return True
     mine = (s for s in run.snapshots.values() if s.commit.attempt == attempt.number)
     return any(not NOT_AS_ASKED.isdisjoint(s.reasons) for s in mine if s.state is SnapshotState.REJECTED)
@@ -172,6 +183,7 @@ PROTECTED: tuple[ConditionCheck[Observed], ...] = (
 
 RESTORE_ENFORCED: tuple[ConditionCheck[Observed], ...] = (
     _log_not_known,
+    _warm_start_refused,
     _pod_started_no_attempt,
     _nothing_started,
     _restore_ignored,

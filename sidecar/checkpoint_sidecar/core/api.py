@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from checkpoint_sidecar.core.api_sources import Grant, StartSource, WarmStartStatus
+from checkpoint_sidecar.core.api_sources import LocalReference as LocalReference
 from checkpoint_sidecar.core.environment import AddressingStyle
 from checkpoint_sidecar.core.log import Trigger
 from checkpoint_sidecar.core.policy import (
@@ -51,14 +53,8 @@ Timestamp: TypeAlias = str
 
 DeletionPolicy = Literal["Retain", "Delete"]
 RollbackTarget = Literal["Snapshot", "Best"]
-RestoreReason = Literal["Latest", "Fallback", "Rollback", "FreshStart"]
+RestoreReason = Literal["Latest", "Fallback", "Rollback", "FreshStart", "WarmStart"]
 ConditionStatus = Literal["True", "False", "Unknown"]
-
-
-class LocalReference(msgspec.Struct, frozen=True, rename="camel"):
-    """An object in the same namespace; other namespaces cannot be named."""
-
-    name: str
 
 
 ServerSideEncryption: TypeAlias = Literal["AES256", "aws:kms", "aws:kms:dsse"]
@@ -142,6 +138,7 @@ class Restore(msgspec.Struct, frozen=True, rename="camel"):
     max_failures_per_snapshot: int = 2
     max_fallback: int = 3
     on_missing: OnMissing = "Auto"
+    start_from: StartSource | None = None
 
 
 class Reschedule(msgspec.Struct, frozen=True, rename="camel"):
@@ -159,6 +156,7 @@ class CheckpointSpec(msgspec.Struct, frozen=True, rename="camel"):
     overwrite_policy: OverwritePolicy = "Never"
     retention: Retention | None = None
     restore: Restore = Restore()
+    grants: tuple[Grant, ...] = ()
     reschedule: Reschedule = Reschedule()
     suspend: bool = False
     deletion_policy: DeletionPolicy = "Retain"
@@ -269,6 +267,7 @@ class CheckpointStatus(msgspec.Struct, frozen=True, rename="camel", omit_default
     latest: LatestSnapshot | None = None
     best: BestSnapshot | None = None
     last_restore: LastRestore | None = None
+    warm_start: WarmStartStatus | None = None
     attempt: AttemptStatus | None = None
     snapshots: int | None = None
     retained_bytes: int | None = None
@@ -390,6 +389,9 @@ class Reason(StrEnum):
     NOT_REPORTED = "NotReported"
     RESTORE_MISMATCH = "RestoreMismatch"
     ROLLBACK_NOT_FOUND = "RollbackNotFound"
+    WARM_START_NOT_GRANTED = "WarmStartNotGranted"
+    WARM_START_NOT_FOUND = "WarmStartNotFound"
+    WARM_START_NEEDS_SECRET = "WarmStartNeedsSecret"  # noqa: S105
     # RetentionEnforced
     ENFORCED = "Enforced"
     NO_RETENTION = "NoRetention"
@@ -440,6 +442,8 @@ class EventReason(StrEnum):
     PREFIX_CLAIMED = "PrefixClaimed"
     LOG_MISSING = "LogMissing"
     FOREIGN_DATA = "ForeignData"
+    WARM_START_CHOSEN = "WarmStartChosen"
+    WARM_START_REFUSED = "WarmStartRefused"
     ATTEMPT_STARTED = "AttemptStarted"
     SNAPSHOT_COMMITTED = "SnapshotCommitted"
     SAVE_REQUESTED = "SaveRequested"

@@ -6,7 +6,8 @@ selects a snapshot decides about it, and further rules with that effect add thei
 1. No verified snapshot on the lineage: nothing is retired at all (``Effect.ALL``).
 2. Floors are never retired (``FLOOR``): the snapshot in use, the target of a pending rollback, held ones, the newest,
    the newest verified and anything under suspicion that is newer than that, the ``keepLast`` newest; where snapshots
-   are read back, the newest whose checksums were compared, and the one that is being read.
+   are read back, the newest whose checksums were compared, and the one that is being read; those at which other runs
+   are about to begin.
 3. ``disposition: Retire``, set by a user, and ``maxAge`` (``RETIRE``).
 4. Keep rules (``RULE``), kept if any rule says so: ``keepEverySteps`` and ``keepEvery`` (the oldest of each interval,
    which stays the same as time passes), ``keepBest``. They choose among all snapshots, old ones too: a greater
@@ -54,6 +55,7 @@ class RetentionReason(StrEnum):
     KEEP_LAST = "KeepLast"
     NEWEST_COMPARED = "NewestCompared"
     BEING_READ = "BeingRead"
+    WARM_START = "WarmStart"
     DISPOSITION = "Disposition"
     MAX_AGE = "MaxAge"
     NO_KEEP_RULE = "NoKeepRule"
@@ -158,6 +160,7 @@ def rules_of(policy: RetentionPolicy | None) -> tuple[RetentionRule, ...]:
         *(RetentionRule(Effect.FLOOR, RetentionReason.KEEP_LAST, partial(selection.last, view)) for view in VIEWS),
         RetentionRule(Effect.FLOOR, RetentionReason.NEWEST_COMPARED, selection.compared),
         RetentionRule(Effect.FLOOR, RetentionReason.BEING_READ, selection.being_read),
+        RetentionRule(Effect.FLOOR, RetentionReason.WARM_START, selection.wanted_elsewhere),
         RetentionRule(Effect.RETIRE, RetentionReason.DISPOSITION, selection.given_up),
         RetentionRule(Effect.RETIRE, RetentionReason.MAX_AGE, selection.too_old),
         *(rule for view in VIEWS for rule in _keep_rules(policy, view)),

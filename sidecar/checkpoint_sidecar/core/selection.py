@@ -53,11 +53,13 @@ class Terms:
             because matching sizes alone do not make another one as good.
         reading: Id of the snapshot that it is reading, or empty. It is kept until the result is known, so that reading
             ends even if snapshots are made faster than they are read.
+        wanted: Ids of the snapshots at which other runs are about to begin. They are kept until those have a commit.
     """
 
     quota: Quota | None = None
     reads_back: bool = False
     reading: str = ""
+    wanted: frozenset[str] = frozenset()
 
 
 NO_TERMS = Terms()
@@ -185,6 +187,10 @@ def compared(case: Case) -> Iterable[Snapshot]:
 
 def being_read(case: Case) -> Iterable[Snapshot]:
     return (s for s in case.having(case.terms.reading) if s.live)
+
+
+def wanted_elsewhere(case: Case) -> Iterable[Snapshot]:
+    return (s for s in case.everything if s.id in case.terms.wanted)
 
 
 def given_up(case: Case) -> Iterable[Snapshot]:
