@@ -22,6 +22,9 @@ def _duration(text: str) -> str:
 
 Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Format of the output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+Part = Annotated[
+    str, typer.Option("--part", help="Load this object of the state only, such as model; the others start fresh.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Timeout = Annotated[
     str, typer.Option("--timeout", callback=_duration, help="Give up after this time, with status 1: 90s, 15m, 1h30m.")

@@ -39,7 +39,7 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
         case log.RollbackRequested():
             return f"A rollback to {named(body.snapshot)} was requested, as {body.request}."
         case log.WarmStartChosen():
-            return f"The run begins at {_start(body)}, as {body.asked} was asked for."
+            return f"The run begins at {start_in_words(body)}, as {body.asked} was asked for."
         case log.WarmStartFinished():
             return _warm_start(body)
         case log.AttemptStarted():
@@ -93,7 +93,8 @@ def _restore(body: log.RestoreFinished, snapshot: str) -> str:
     return f"Attempt {body.attempt} restored {snapshot} in {_took(body.seconds)}{checked}."
 
 
-def _start(body: log.WarmStartChosen | log.WarmStartFinished) -> str:
+def start_in_words(body: log.WarmStartChosen | log.WarmStartFinished) -> str:
+    """Return where a run begins, as a part of a sentence."""
     whose = f"{body.part} of " if body.part else ""
     return f"{whose}step {body.step} of another run ({address_of(body)})"
 
@@ -101,8 +102,8 @@ def _start(body: log.WarmStartChosen | log.WarmStartFinished) -> str:
 def _warm_start(body: log.WarmStartFinished) -> str:
     if not body.restored:
         cause = _because(body.evidence, body.message) or "interrupted"
-        return f"Attempt {body.attempt} could not begin at {_start(body)}: {cause}."
-    return f"Attempt {body.attempt} began at {_start(body)}, in {_took(body.seconds)}."
+        return f"Attempt {body.attempt} could not begin at {start_in_words(body)}: {cause}."
+    return f"Attempt {body.attempt} began at {start_in_words(body)}, in {_took(body.seconds)}."
 
 
 def _took(seconds: float) -> str:

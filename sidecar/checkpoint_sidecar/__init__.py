@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.attempt.warm_start import StartFrom
     from checkpoint_sidecar.exports.exporting import export
     from checkpoint_sidecar.exports.record import ExportRecord
+    from checkpoint_sidecar.manage.forking import fork_run
     from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
     from checkpoint_sidecar.store.access import Credentials, StoreSettings
     from checkpoint_sidecar.training.checkpointer import Checkpointer
@@ -64,6 +65,7 @@ _LAZY = {
     "StrictLoadPlanner": "training.dcp.load_planner",
     "Terminated": "training.signals",
     "export": "exports.exporting",
+    "fork_run": "manage.forking",
     "install": "training.dcp.dropin",
     "load": "training.loading",
     "open_run": "manage.stored_run",
@@ -104,6 +106,7 @@ __all__ = [
     "StrictLoadPlanner",
     "Terminated",
     "export",
+    "fork_run",
     "install",
     "load",
     "open_run",

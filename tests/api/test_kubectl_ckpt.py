@@ -216,6 +216,21 @@ def test_log_prints_events_in_order(kubectl_ckpt: Program, training: Namespace) 
     assert [line.split()[0] for line in lines] == ["2026-01-01T10:00:00Z", "2026-01-01T11:00:00Z"]
 
 
+def test_a_fork_is_a_checkpoint_like_the_other_one_that_begins_there(
+    kubectl_ckpt: Program, training: Namespace
+) -> None:
+    ran = within(training, kubectl_ckpt, "fork", "run@best", "fork", "--part", "model", "--dry-run")
+    written = yaml.safe_load(ran.output)
+    assert written["spec"]["restore"]["startFrom"] == {"checkpoint": "run@best", "part": "model"}
+    assert training.refusal(written) == ""
+    assert within(training, kubectl_ckpt, "fork", "run@best", "fork", "--part", "model").status == 0
+    spec = training.read("checkpoints", "fork")["spec"]
+    assert (spec["storage"]["url"], spec["save"]["everySteps"]) == ("s3://bucket/fork", 500)
+    assert spec["restore"]["startFrom"] == {"checkpoint": "run@best", "part": "model"}
+    assert within(training, kubectl_ckpt, "fork", "run", "fork").status == 4, "it exists"
+    assert within(training, kubectl_ckpt, "fork", "run", "run").status == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [

@@ -182,3 +182,27 @@ def test_a_save_that_does_not_come_has_status_1(checkpoint: Program, url: str) -
     ran = checkpoint("save", url, "--wait", "--timeout", "0s")
     assert ran.status == 1
     assert "did not come within 0s" in ran.problem
+
+
+def test_a_fork_is_claimed_and_says_what_to_hold(checkpoint: Program, url: str, tmp_path: Path) -> None:
+    new = (tmp_path / "fork").as_uri()
+    assert checkpoint("fork", f"{url}@100", new, "--dry-run", "-o", "json").json["done"] is False
+    assert not (tmp_path / "fork").exists()
+    ran = checkpoint("fork", f"{url}@100", new, "--part", "model", "-o", "json")
+    jsonschema.validate(ran.json, SCHEMA)
+    chosen = open_run(new).state.warm_start
+    assert chosen is not None
+    assert (ran.json["snapshot"], chosen.part) == (chosen.snapshot, "model") == (open_run(url).find(100).id, "model")
+    assert f"checkpoint hold {url}@{chosen.snapshot}" in ran.json["text"]
+    assert "begins at model of step 100 of another run" in checkpoint("log", new).output
+    assert "Next start:    begins at model of step 100 of another run" in checkpoint("status", new).output
+    refused = checkpoint("fork", url, url)
+    assert (refused.status, "of its own" in refused.problem) == (2, True)
+
+
+def test_a_fork_leaves_a_run_with_snapshots_alone(checkpoint: Program, url: str, tmp_path: Path) -> None:
+    other = trained(tmp_path / "other")
+    head = open_run(other).refresh().head
+    ran = checkpoint("fork", url, other, "--run", "llama")
+    assert ran.status == 4
+    assert open_run(other).refresh().head == head

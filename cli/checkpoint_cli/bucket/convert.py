@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from checkpoint_cli.forecast import next_save, steps_per_second
 from checkpoint_cli.records import AttemptRecord, NextPurgeRecord, RunRecord, SnapshotRecord
+from checkpoint_cli.sentences import start_in_words
 from checkpoint_cli.words import rfc3339
 from checkpoint_sidecar.core.best import best_snapshot
 from checkpoint_sidecar.core.heartbeat import INTERVAL_SECONDS, Heartbeat
@@ -229,6 +230,8 @@ def _next_save(found: RunFindings) -> str:
 
 
 def _pending(run: Run) -> str:
+    if run.pending is None and run.warm_start is not None and not run.ever_committed:
+        return f"begins at {start_in_words(run.warm_start)}"
     if run.pending is None:
         return ""
     if run.pending.snapshot is None:

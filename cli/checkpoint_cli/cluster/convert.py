@@ -199,6 +199,10 @@ def _pending(spec: Body, status: Body) -> str:
         return f"restores {target} (request {rollback['request']}, not in the log yet)"
     if restore.get("mode") == NO_RESTORE:
         return "starts from scratch, if no start did so since restore.mode was set to None"
+    start = status.get("warmStart") or {}
+    if start.get("state") == "Pending" and start.get("snapshot"):
+        whose = f"{start['part']} of " if start.get("part") else ""
+        return f"begins at {whose}step {start.get('step', '?')} of another run ({start['url']}@{start['snapshot']})"
     return ""
 
 

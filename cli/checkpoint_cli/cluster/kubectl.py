@@ -41,6 +41,7 @@ _CAUSES: tuple[tuple[str, ExitStatus, str], ...] = (
     ('context "', ExitStatus.USAGE, "List the contexts with kubectl config get-contexts."),
     ("error loading config", ExitStatus.USAGE, "Correct the kubeconfig."),
     ("no such file or directory", ExitStatus.USAGE, "Correct --kubeconfig or KUBECONFIG."),
+    ("AlreadyExists", ExitStatus.REFUSED, "Choose another name."),
 )
 
 

@@ -38,6 +38,11 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
         return self.name.endswith(_DELETED)
 
     @classmethod
+    def local(cls, name: str, url: str) -> Owner:
+        """Return the owner of a run outside Kubernetes; without a name, it has that of the URL's last part."""
+        return cls("local", "local", name or url.rstrip("/").rpartition("/")[2])
+
+    @classmethod
     def parse(cls, text: str) -> Owner:
         """Parse the result of ``str``.
 

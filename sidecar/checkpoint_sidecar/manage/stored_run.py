@@ -82,6 +82,11 @@ class StoredRun:
         self._log = RunLog(store, writer=writer, timeout_seconds=APPEND_TIMEOUT_SECONDS)
 
     @property
+    def log(self) -> RunLog:
+        """The run's log, for code of this package that appends to it."""
+        return self._log
+
+    @property
     def url(self) -> str:
         """The run's URL, without credentials."""
         return self.store.url

@@ -129,7 +129,7 @@ class Checkpointer:
                     settings = settings_from(url, filesystem=filesystem, storage_options=storage_options)
                     self._settings = settings
                     self._start_from = StartFrom.of(start_from)
-                    owner = run if isinstance(run, Owner) else _local_owner(run, settings.url)
+                    owner = run if isinstance(run, Owner) else Owner.local(run, settings.url)
                     limits = replace(EngineSettings.from_environment(), beside_training=True)
                     if stall_seconds is not None:
                         limits = replace(limits, stall_seconds=stall_seconds)
@@ -470,7 +470,3 @@ def _check_together(agreed: Agreed) -> None:
             "the ranks are at different steps",
             "Call step() equally often, with the same number, on every rank.",
         )
-
-
-def _local_owner(name: str, url: str) -> Owner:
-    return Owner("local", "local", name or url.rstrip("/").rpartition("/")[2])
