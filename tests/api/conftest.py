@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from localcluster.client import ApiServer
 from localcluster.requirements import binary
 from support.admission import Namespace, checkpoint, eventually, pod
+from support.charts import CHART, Render, rendered
 
 ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "checkpoint-operator"
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,12 @@ def helm() -> Path:
     if found is None:
         pytest.skip("helm is not built: run `python -m localcluster.build`")
     return found
+
+
+@pytest.fixture
+def render(helm: Path, tmp_path: Path) -> Render:
+    """Renders the chart with given values, as on a cluster with given APIs."""
+    return partial(rendered, helm, tmp_path)
 
 
 @pytest.fixture(scope="session")

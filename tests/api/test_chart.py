@@ -1,4 +1,4 @@
-"""The chart: what it renders from which values, what it refuses, and what installing and uninstalling it does."""
+"""The chart: what it renders from which values, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,86 +16,12 @@ import yaml
 
 from checkpoint_operator import __main__ as operator
 from checkpoint_operator.gather.endpoint_rules import Pattern
-from localcluster import controlplane, network, workspace
-from localcluster.client import ApiServer, CommandError
-from support.admission import Body, Namespace, checkpoint, eventually, pod
+from support.admission import Body
+from support.charts import CHART, HelmError, Render, of_kind, operator_container, operator_pod, rendered
 
 pytestmark = pytest.mark.api
 
 ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "checkpoint-operator"
-POLICIES = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
-
-KINDS_KNOWN = "v1/Pod"
-"""What Helm knows of any cluster that it talks to."""
-
-TIME = "2026-11-24T10:00:00Z"
-
-Render = Callable[..., list[Body]]
-
-
-class HelmError(Exception):
-    """Helm refused; the message is what it said."""
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses what YAML parsers resolve in different ways: a key that stands twice in a mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        assert len(keys) == len(set(keys)), f"a key stands twice in {keys}"
-        return super().construct_mapping(node, deep)
-
-
-def rendered(
-    helm: Path,
-    scratch: Path,
-    *apis: str,
-    chart: Path = CHART,
-    release: str = "ckpt",
-    namespace: str = "operators",
-    kube_version: str = "",
-    **values: Any,
-) -> list[Body]:
-    """`helm template`: the objects from these values on a cluster that offers these APIs. Raises `HelmError`."""
-    file = scratch / "values.json"
-    file.write_text(json.dumps(values))
-    flags = [f"--api-versions={api}" for api in apis] + [f"--kube-version={kube_version}"] * bool(kube_version)
-    command = [str(helm), "template", release, str(chart), f"--namespace={namespace}", f"--values={file}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"HOME": str(scratch)})
-    if done.returncode != 0:
-        raise HelmError(done.stderr)
-    return [document for document in yaml.load_all(done.stdout, UniqueKeys) if document]
-
-
-@pytest.fixture
-def render(helm: Path, tmp_path: Path) -> Render:
-    return partial(rendered, helm, tmp_path)
-
-
-def of_kind(objects: list[Body], kind: str) -> list[Body]:
-    return [one for one in objects if one["kind"] == kind]
-
-
-def operator_pod(objects: list[Body]) -> Body:
-    (deployment,) = of_kind(objects, "Deployment")
-    spec: Body = deployment["spec"]["template"]["spec"]
-    return spec
-
-
-def operator_container(objects: list[Body]) -> Body:
-    container: Body
-    (container,) = operator_pod(objects)["containers"]
-    return container
-
-
-def operator_role(objects: list[Body]) -> Body:
-    (role,) = (one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"] == "ckpt-checkpoint-operator")
-    return role
-
-
-def rules(role: Body) -> set[tuple[str, str]]:
-    return {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
 
 
 def test_helm_finds_nothing_to_complain_about(helm: Path, tmp_path: Path) -> None:
@@ -298,198 +223,6 @@ def test_pods_can_be_shaped_for_any_cluster(render: Render) -> None:
     }
 
 
-def test_rights_are_per_namespace_where_namespaces_are_named(render: Render) -> None:
-    everywhere = operator_role(render(clusterId="c"))
-    objects = render(
-        clusterId="c",
-        watchNamespaces=["team-a", "team-b"],
-        rbac={"aggregate": False},
-        nodeNotices={"enabled": False},
-    )
-    assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == []
-    ours = [role for role in of_kind(objects, "Role") if role["metadata"]["name"] == "ckpt-checkpoint-operator"]
-    roles = {role["metadata"]["namespace"]: role for role in ours}
-    assert {namespace: rules(role) for namespace, role in roles.items()} == dict.fromkeys(
-        ["team-a", "team-b"], rules(everywhere)
-    )
-    for binding in of_kind(objects, "RoleBinding"):
-        (subject,) = binding["subjects"]
-        assert subject == {"kind": "ServiceAccount", "name": "ckpt-checkpoint-operator", "namespace": "operators"}
-
-
-def test_a_user_with_rights_in_namespaces_only_can_install_it(render: Render) -> None:
-    off = {"mode": "Off"}
-    objects = render(
-        clusterId="c",
-        watchNamespaces=["team-a"],
-        crds={"enabled": False},
-        rbac={"aggregate": False},
-        nodeNotices={"enabled": False},
-        injection=off,
-        guardrails=off,
-    )
-    assert {one["metadata"].get("namespace") for one in objects} == {"operators", "team-a"}
-
-
-@pytest.mark.parametrize("namespaces", [[], ["team-a"]], ids=["everywhere", "per-namespace"])
-@pytest.mark.parametrize("enabled", [True, False])
-def test_nodes_are_watched_only_with_the_right_to_it(render: Render, enabled: bool, namespaces: list[str]) -> None:
-    objects = render(nodeNotices={"enabled": enabled}, watchNamespaces=namespaces)
-    found = [role for role in of_kind(objects, "ClusterRole") if role["metadata"]["name"].endswith("-nodes")]
-    assert [role["rules"] for role in found] == [
-        [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]
-    ] * enabled
-    bound = [each["roleRef"]["name"] for each in of_kind(objects, "ClusterRoleBinding")]
-    named = "ckpt-checkpoint-operator-operators-nodes" if namespaces else "ckpt-checkpoint-operator-nodes"
-    assert (named in bound) == enabled
-    (deployment,) = of_kind(objects, "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert ("--watch-nodes" in container["args"]) == enabled
-
-
-def test_pods_are_created_deleted_and_evicted_only_when_that_is_switched_on(render: Render) -> None:
-    def verbs(**reschedule: bool) -> set[tuple[str, str]]:
-        role = operator_role(render(reschedule=reschedule))
-        return {(resource, verb) for resource, verb in rules(role) if resource.startswith("pods")}
-
-    read = {("pods", "get"), ("pods", "list"), ("pods", "watch")}
-    assert verbs() == read
-    assert verbs(recreateBarePods=True) == read | {("pods", "create"), ("pods", "delete")}
-    assert verbs(restartGang=True) == read | {("pods/eviction", "create")}
-
-
-def test_the_operator_reads_the_cluster_id_where_helm_could_not(render: Render) -> None:
-    def roles(**values: Any) -> list[Body]:
-        return [role for role in of_kind(render(**values), "Role") if role["metadata"]["namespace"] == "kube-system"]
-
-    (role,) = roles()
-    assert role["rules"] == [
-        {"apiGroups": [""], "resources": ["namespaces"], "resourceNames": ["kube-system"], "verbs": ["get"]}
-    ]
-    assert roles(clusterId="c") == []
-
-
-GUARDS = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
-
-
-@pytest.mark.parametrize(
-    ("mode", "offered", "injects"),
-    [("Auto", True, True), ("Auto", False, False), ("On", False, True), ("Off", True, False)],
-)
-def test_injection_follows_the_cluster_unless_told(render: Render, mode: str, offered: bool, injects: bool) -> None:
-    objects = render(
-        KINDS_KNOWN, *([POLICIES] if offered else []), injection={"mode": mode}, guardrails={"mode": "Off"}
-    )
-    assert bool(of_kind(objects, "MutatingAdmissionPolicy")) == injects
-    assert bool(of_kind(objects, "ValidatingAdmissionPolicyBinding")) == injects
-
-
-@pytest.mark.parametrize(
-    ("mode", "offered", "guards"),
-    [("Auto", True, True), ("Auto", False, False), ("On", False, True), ("Off", True, False)],
-)
-def test_guardrails_follow_the_cluster_unless_told(render: Render, mode: str, offered: bool, guards: bool) -> None:
-    values: Body = {"guardrails": {"mode": mode}, "injection": {"mode": "Off"}, "watchNamespaces": ["team-a"]}
-    objects = render(KINDS_KNOWN, *[GUARDS] * offered, **values)
-    policies = of_kind(objects, "ValidatingAdmissionPolicy")
-    assert [policy["metadata"]["name"] for policy in policies] == [
-        "ckpt-checkpoint-operator-operators-guardrails"
-    ] * guards
-    for policy in policies:
-        (chosen,) = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
-        assert chosen["values"] == ["team-a"]
-
-
-def test_away_from_the_cluster_its_version_decides_and_never_in_silence(render: Render) -> None:
-    assert of_kind(render(kube_version="1.36.1"), "MutatingAdmissionPolicy") != []
-    assert of_kind(render(kube_version="1.36.1"), "ValidatingAdmissionPolicy") != []
-    with pytest.raises(HelmError, match=r"Set injection\.mode to On or Off, or pass the version of your cluster"):
-        render(kube_version="1.35.3")
-    assert of_kind(render(kube_version="1.35.3", injection={"mode": "Off"}), "MutatingAdmissionPolicy") == []
-    assert of_kind(render(kube_version="1.35.3", injection={"mode": "On"}), "MutatingAdmissionPolicy") != []
-
-
-def test_what_is_rendered_away_from_the_cluster_is_what_is_installed(chart: ApiServer, render: Render) -> None:
-    manifest = chart.helm("get", "manifest", "ckpt", "--namespace=operators")
-    installed = [one for one in yaml.load_all(manifest, UniqueKeys) if one]
-    tests = {one["metadata"]["name"] for one in render() if "helm.sh/hook" in one["metadata"].get("annotations", {})}
-    away = [one for one in render(clusterId=chart.uid) if one["metadata"]["name"] not in tests]
-    order = [(one["kind"], one["metadata"]["name"]) for one in away]
-    assert sorted(order) == sorted((one["kind"], one["metadata"]["name"]) for one in installed)
-    for one in installed:
-        assert one == away[order.index((one["kind"], one["metadata"]["name"]))]
-
-
-def test_injection_is_for_the_namespaces_that_are_served(render: Render) -> None:
-    (policy,) = of_kind(render(injection={"mode": "On"}, watchNamespaces=["team-a"]), "MutatingAdmissionPolicy")
-    assert policy["spec"]["matchConstraints"]["namespaceSelector"] == {
-        "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a"]}]
-    }
-
-
-def test_installing_tells_the_next_commands(chart: ApiServer) -> None:
-    notes = chart.helm("get", "notes", "ckpt", "--namespace=operators")
-    assert "serves all namespaces" in notes
-    assert "kubectl wait --for=condition=Ready ckpt/my-run" in notes
-    assert "NOTE:" not in notes
-
-
-def test_helm_asks_the_cluster_for_its_id(chart: ApiServer) -> None:
-    manifest = list(yaml.safe_load_all(chart.helm("get", "manifest", "ckpt", "--namespace=operators")))
-    assert f"--cluster-id={chart.uid}" in operator_container(manifest)["args"]
-    assert of_kind(manifest, "Role") == []
-
-
-def test_upgrading_changes_nothing_by_itself(chart: ApiServer) -> None:
-    before = chart.helm("get", "manifest", "ckpt", "--namespace=operators")
-    chart.helm("upgrade", "ckpt", str(CHART), "--namespace=operators")
-    assert chart.helm("get", "manifest", "ckpt", "--namespace=operators") == before
-
-
-def test_uninstalling_keeps_the_resources_and_stops_injecting(served: Namespace) -> None:
-    """A second release beside the first one: the CRDs are those of the first, everything else has its own name."""
-    served.create(checkpoint())
-    served.api.helm("install", "second", str(CHART), "--namespace=second", "--create-namespace")
-    served.api.helm("uninstall", "second", "--namespace=second")
-    assert served.kubectl("get", "ckpt", "--output=name").split() == ["checkpoint.checkpoint-operator.dev/run"]
-    left = served.api.kubectl("get", "mutatingadmissionpolicies", "--output=name")
-    assert "second" not in left
-
-
-def test_releases_of_one_name_serve_parts_of_a_cluster_side_by_side(chart: ApiServer) -> None:
-    for part in ("part-a", "part-b"):
-        chart.kubectl("create", "namespace", f"{part}-team")
-        namespaces = ("--create-namespace", f"--set=watchNamespaces={{{part}-team}}")
-        chart.helm("install", "ckpt", str(CHART), f"--namespace={part}", *namespaces)
-    named = chart.kubectl("get", "clusterroles", "--output=name")
-    for part in ("part-a", "part-b"):
-        assert f"ckpt-checkpoint-operator-{part}-nodes" in named
-        chart.helm("uninstall", "ckpt", f"--namespace={part}")
-
-
-INSTALLER = [
-    {"apiGroups": [""], "resources": ["secrets", "serviceaccounts", "configmaps"], "verbs": ["*"]},
-    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
-    {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["*"], "verbs": ["*"]},
-    {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["*"]},
-    {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["*"], "verbs": ["*"]},
-    {"apiGroups": ["checkpoint-operator.dev"], "resources": ["checkpoints"], "verbs": ["get", "list"]},
-]
-
-
-def test_with_a_cluster_id_no_rule_reads_kube_system(chart: ApiServer) -> None:
-    metadata = {"name": "installer"}
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata}
-    chart.kubectl("apply", "--filename=-", stdin=json.dumps({**role, "rules": INSTALLER}))
-    chart.kubectl("create", "clusterrolebinding", "installer", "--clusterrole=installer", "--user=installer")
-    chart.kubectl("create", "namespace", "limited")
-    install = ("install", "limited", str(CHART), "--namespace=limited", "--kube-as-user=installer")
-    with pytest.raises(CommandError, match='namespaces "kube-system" is forbidden'):
-        chart.helm(*install)
-    chart.helm(*install, "--set=clusterId=8a-1")
-    chart.helm("uninstall", "limited", "--namespace=limited")
-
-
 LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -577,38 +310,6 @@ def test_the_image_comes_from_the_registry_of_choice(render: Render, values: Bod
     assert of_kind(objects, "Pod")[0]["spec"]["containers"][0]["image"] == image
 
 
-@pytest.fixture
-def unserved(api_server: ApiServer, render: Render) -> Iterator[Namespace]:
-    """A namespace on an API server of its own, whose policies were rendered by a Helm that could not ask it."""
-    with workspace.temporary("unserved") as place:
-        server = controlplane.start(place, network.free_ports()).api
-        server.kubectl("apply", f"--filename={ROOT / 'crds'}")
-        server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
-        policies = [one for one in render(POLICIES) if "AdmissionPolicy" in one["kind"]]
-        server.kubectl("apply", "--filename=-", stdin=yaml.safe_dump_all(policies))
-        yield Namespace.fresh(server)
-
-
-def test_without_a_cluster_id_pods_wait_for_the_claim(unserved: Namespace) -> None:
-    """The identity then comes from the status, and is never that of another run, even one of the same name."""
-    unserved.create(checkpoint())
-
-    def claim(owner: str, reason: str) -> None:
-        ready = {"type": "Ready", "status": "False", "reason": reason, "message": "", "lastTransitionTime": TIME}
-        status = {"claimedBy": owner, "conditions": [ready]}
-        unserved.patch("ckpt", "run", {"status": status}, "--subresource=status")
-
-    run = f"{unserved.name}/run"
-    assert f'"run" with a claimed prefix in namespace "{unserved.name}" yet' in unserved.denied(pod())
-    for owner, reason in ((f"8a-1/{run}", "PrefixClaimed"), ("8a-1/other/run", "Configured")):
-        claim(owner, reason)
-        with pytest.raises(AssertionError):
-            eventually(lambda: unserved.refusal(pod()), lambda refusal: refusal == "", timeout_seconds=2)
-    claim(f"8a-1/{run}", "StoreUnavailable")
-    (container,) = unserved.admitted(pod())["containers"]
-    assert {"name": "CHECKPOINT_RUN", "value": f"8a-1/{run}"} in container["env"]
-
-
 MONITORING = {"podMonitor": {"enabled": True}, "rules": {"enabled": True}, "dashboard": {"enabled": True}}
 
 
@@ -641,65 +342,6 @@ def test_the_network_policy_lets_only_scrapers_in(render: Render) -> None:
     (policy,) = of_kind(render(networkPolicy=values), "NetworkPolicy")
     assert policy["spec"]["ingress"] == [{"from": scrapers, "ports": [{"port": "metrics", "protocol": "TCP"}]}]
     assert (policy["spec"]["policyTypes"], policy["spec"]["egress"]) == (["Ingress", "Egress"], egress)
-
-
-def test_a_restricted_namespace_admits_the_operator_and_its_test(chart: ApiServer, render: Render) -> None:
-    name = "restricted"
-    chart.kubectl("create", "namespace", name)
-    chart.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    chart.kubectl("create", "serviceaccount", "default", f"--namespace={name}")
-    place = Namespace(chart, name)
-    objects = render()
-    (test,) = of_kind(objects, "Pod")
-    for template in (operator_pod(objects), test["spec"]):
-        spec = {**template, "serviceAccountName": "default", "automountServiceAccountToken": False}
-        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": spec}
-        assert place.refusal(body) == ""
-        assert "restricted" in place.refusal({**body, "spec": {**spec, "securityContext": {}}})
-
-
-PLACEMENT = {
-    "priorityClassName": "important",
-    "nodeSelector": {"pool": "system"},
-    "tolerations": [{"operator": "Exists"}],
-    "imagePullSecrets": [{"name": "registry"}],
-    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy"}],
-}
-
-
-def test_the_pod_of_helm_test_runs_where_the_operator_runs_and_is_not_taken_for_it(render: Render) -> None:
-    objects = render(**PLACEMENT)
-    (test,) = of_kind(objects, "Pod")
-    (container,) = test["spec"]["containers"]
-    for name in ("priorityClassName", "nodeSelector", "tolerations", "imagePullSecrets", "serviceAccountName"):
-        assert test["spec"][name] == operator_pod(objects)[name]
-    for name in ("image", "env", "securityContext", "resources"):
-        assert container[name] == operator_container(objects)[name]
-    (deployment,) = of_kind(objects, "Deployment")
-    assert not deployment["spec"]["selector"]["matchLabels"].items() <= test["metadata"]["labels"].items()
-
-
-@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["team-a", "team-b"]}, {"nodeNotices": {"enabled": False}}])
-def test_helm_test_asks_for_the_rights_that_the_chart_gives(render: Render, values: Body) -> None:
-    objects = render(**values)
-    (test,) = of_kind(objects, "Pod")
-    arguments = test["spec"]["containers"][0]["args"]
-    asked = [json.loads(one.removeprefix("--rules=")) for one in arguments if one.startswith("--rules=")]
-    everywhere = [one.removeprefix("--cluster-rules=") for one in arguments if one.startswith("--cluster-rules=")]
-    roles = {(one["kind"], one["metadata"]["name"]): one for one in objects if one["kind"] in ("Role", "ClusterRole")}
-    kind = "Role" if "watchNamespaces" in values else "ClusterRole"
-    assert asked == [roles[kind, "ckpt-checkpoint-operator"]["rules"]]
-    part = "-operators" if "watchNamespaces" in values else ""
-    nodes = roles.get(("ClusterRole", f"ckpt-checkpoint-operator{part}-nodes"), {"rules": None})["rules"]
-    assert [json.loads(one) for one in everywhere] == ([nodes] if nodes else [])
-    namespaces = [one for one in arguments if one.startswith("--namespace=")]
-    assert namespaces == [f"--namespace={name}" for name in values.get("watchNamespaces", [])]
-
-
-def test_helm_test_brings_no_roles_where_the_chart_may_make_none(render: Render) -> None:
-    objects = render(rbac={"create": False})
-    assert {one["kind"] for one in objects} & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"} == set()
-    assert len(of_kind(objects, "Pod")) == 1
 
 
 def test_no_budget_stands_in_the_way_of_a_drain(render: Render) -> None:
