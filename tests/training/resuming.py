@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from checkpoint_sidecar import Checkpointer
 from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.training.state.application import Optional, PerRank
+from training.checkpointer_runs import RunStorage
 
 NO_SCHEDULE = SavePolicy(every_steps=None, every_seconds=None)
 
@@ -41,6 +42,19 @@ class Job:
         found = {name: _state_of(value) for name, value in self.state.items()}
         fixed: dict[str, Any] = frozen({**found, "watched": self.watched()})
         return fixed
+
+
+def saved(storage: RunStorage, state: dict[str, Any], step: int = 1, **options: Any) -> None:
+    """Save one step in a process that first restores."""
+    with Checkpointer(state, storage.url, save=NO_SCHEDULE, **options) as checkpointer:
+        checkpointer.restore()
+        checkpointer.save(step)
+
+
+def restored(storage: RunStorage, state: dict[str, Any], **options: Any) -> Any:
+    """Restore into the state; returns the outcome."""
+    with Checkpointer(state, storage.url, save=NO_SCHEDULE, **options) as checkpointer:
+        return checkpointer.restore()
 
 
 def seeded(make: Callable[[], Job]) -> Job:
