@@ -29,6 +29,7 @@ SMALL_BYTES = 8 * 1024 * 1024
 SMALL_PART_BYTES = 1024 * 1024
 """The same for the parts of an upload: some clients upload everything in parts, of 8 MiB."""
 
+_SOURCE = "x-amz-copy-source"
 _LISTED = (
     "<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>{modified:%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
     '<ETag>"0"</ETag></Contents>'
@@ -130,8 +131,9 @@ class Objects:
             ("POST", lambda request: "uploads" in request.query, self._begin),
             ("POST", lambda request: "uploadId" in request.query, self._complete),
             ("POST", lambda request: "delete" in request.query, self._delete_listed),
+            ("PUT", lambda request: "uploadId" in request.query and _SOURCE in request.headers, self._copy_part),
             ("PUT", lambda request: "uploadId" in request.query, self._add_part),
-            ("PUT", lambda request: "x-amz-copy-source" in request.headers, self._copy),
+            ("PUT", lambda request: _SOURCE in request.headers, self._copy),
             ("PUT", lambda request: bool(request.key), self._put),
             ("DELETE", lambda request: "uploadId" in request.query, self._abort),
             ("DELETE", lambda request: bool(request.key), self._delete),
@@ -153,6 +155,12 @@ class Objects:
         parts[int(request.query["partNumber"][0])] = body
         return Answer(headers={"ETag": '"part"'})
 
+    def _copy_part(self, request: Request, _: Body) -> Answer:
+        """Count the bytes of a range; they are not kept, so it is for objects that are never read."""
+        start, end = _range(request.headers[f"{_SOURCE}-range"], 1 << 62)
+        self._add_part(request, Body(end - start, None))
+        return Answer(text=xml("CopyPartResult", '<ETag>"part"</ETag>'))
+
     def _complete(self, request: Request, _: Body) -> Answer:
         parts = self._uploads.pop(request.query["uploadId"][0], None)
         if parts is None:
@@ -171,7 +179,7 @@ class Objects:
         return Answer(headers={"ETag": '"whole"'})
 
     def _copy(self, request: Request, _: Body) -> Answer:
-        source = unquote(request.headers["x-amz-copy-source"]).lstrip("/").split("/", 1)
+        source = unquote(request.headers[_SOURCE]).lstrip("/").split("/", 1)
         self._objects[request.bucket, request.key] = self._objects[source[0], source[1]]
         return Answer(text=xml("CopyObjectResult", '<ETag>"whole"</ETag>'))
 

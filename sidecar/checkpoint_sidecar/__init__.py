@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
     from checkpoint_sidecar.training.hooks import CommittedSnapshot, RestoredSnapshot
     from checkpoint_sidecar.training.loading import load
+    from checkpoint_sidecar.training.safetensors_loading import LoadedWeights, load_safetensors
     from checkpoint_sidecar.training.signals import Terminated
     from checkpoint_sidecar.training.state.application import Optional, PerRank
     from checkpoint_sidecar.training.state.randomness import RandomState
@@ -55,6 +56,7 @@ _LAZY = {
     "CommittedSnapshot": "training.hooks",
     "Credentials": "store.access",
     "ExportRecord": "exports.record",
+    "LoadedWeights": "training.safetensors_loading",
     "Optional": "training.state.application",
     "PerRank": "training.state.application",
     "RandomState": "training.state.randomness",
@@ -68,6 +70,7 @@ _LAZY = {
     "fork_run": "manage.forking",
     "install": "training.dcp.dropin",
     "load": "training.loading",
+    "load_safetensors": "training.safetensors_loading",
     "open_run": "manage.stored_run",
 }
 
@@ -87,6 +90,7 @@ __all__ = [
     "ExportRecord",
     "FencedError",
     "IncompatibleSnapshotError",
+    "LoadedWeights",
     "Optional",
     "Owner",
     "PerRank",
@@ -109,6 +113,7 @@ __all__ = [
     "fork_run",
     "install",
     "load",
+    "load_safetensors",
     "open_run",
 ]
 

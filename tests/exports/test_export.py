@@ -145,6 +145,8 @@ def test_an_interrupted_export_continues_behind_its_complete_shards(
     with pytest.raises(KilledError):
         export(run, str(tmp_path), shard_bytes=SHARD)
     assert names(tmp_path) == [f"model-0000{number}-of-00003.safetensors" for number in (1, 2)]
+    with pytest.raises(CheckpointExistsError):
+        export(f"{run}@10", str(tmp_path), shard_bytes=SHARD)
     written = dies(3)
     counted: list[int] = []
     export(run, str(tmp_path), shard_bytes=SHARD, progress=counted.append)

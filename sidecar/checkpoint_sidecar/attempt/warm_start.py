@@ -32,8 +32,9 @@ class StartFrom:
     """A snapshot of another run, at which the first attempt of a new run begins.
 
     Attributes:
-        url: ``<url>``, ``<url>@latest``, ``<url>@best``, ``<url>@<step>`` or ``<url>@<id>``. The other run is accessed
-            like the new one. If it needs other settings: those, with a URL without a selector.
+        url: ``<url>``, ``<url>@latest``, ``<url>@best``, ``<url>@<step>`` or ``<url>@<id>``; or a file
+            ``*.safetensors``, or the index of several, for the weights of the model. It is accessed like the new run.
+            If it needs other settings: those, with a URL without a selector.
         part: Name of the only object to load, such as ``model``: all others start fresh, at step 0. Empty for all
             objects, with which training continues at the snapshot's step.
         selector: The snapshot, where ``url`` does not name it.
@@ -88,6 +89,8 @@ class StartFrom:
         """
         address = parse_address(self.url) if isinstance(self.url, str) else RunAddress(self.url.url)
         selector = str(self.selector) if self.selector != "" else address.selector
+        if decisions.names_weights(address.url):
+            return RunAddress(address.url)
         return RunAddress(address.url.rstrip("/"), selector or LATEST)
 
     def settings(self, own: StoreSettings) -> StoreSettings:
@@ -135,8 +138,11 @@ def choose_warm_start(
     if start_from is not None and decisions.may_start_warm(run, session.attempt):
         asked = str(start_from.address)
         if not decisions.answers(run.warm_start, asked, start_from.part):
-            source = StoredRun(open_store(start_from.settings(own)))
-            found = find_start(source, start_from.address.selector, asked=asked, part=start_from.part, url=own.url)
+            if decisions.names_weights(start_from.address.url):
+                found = WarmStartChosen(asked, start_from.address.url, part=start_from.part)
+            else:
+                source = StoredRun(open_store(start_from.settings(own)))
+                found = find_start(source, start_from.address.selector, asked=asked, part=start_from.part, url=own.url)
             session.log.append(lambda run: decisions.choose_for(run, session.attempt, found))
     return decisions.warm_start_of(session.log.run, session.attempt)
 

@@ -15,6 +15,13 @@ from checkpoint_sidecar.core.attempt import current
 from checkpoint_sidecar.core.log import WarmStartChosen, WarmStartFinished
 from checkpoint_sidecar.core.run import Run
 
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+
+def names_weights(url: str) -> bool:
+    """Return whether a URL names a safetensors file, or the index of several, instead of a run."""
+    return url.endswith(_WEIGHTS)
+
 
 def may_start_warm(run: Run, attempt: int) -> bool:
     """Return whether an attempt may begin elsewhere: nothing was committed, and it serves no other request.

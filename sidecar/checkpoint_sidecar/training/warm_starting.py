@@ -36,7 +36,9 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.agreement import Agreement, most_telling
 from checkpoint_sidecar.training.dcp.restricted import Trust
+from checkpoint_sidecar.training.loading import MODEL
 from checkpoint_sidecar.training.restoring import Restored, SnapshotLoading
+from checkpoint_sidecar.training.safetensors_loading import load_published
 from checkpoint_sidecar.training.state.application import TrainingState
 from checkpoint_sidecar.training.state.leftovers import bounded
 from checkpoint_sidecar.training.transfers import Transfers
@@ -77,7 +79,37 @@ class WarmStarting:
         chosen = self.agreement.from_rank_0(
             lambda: choose_warm_start(self.session, self.start_from, self.own) if self.session else None
         )
-        return None if chosen is None else self._load(chosen, state)
+        if chosen is None:
+            return None
+        return self._load(chosen, state) if chosen.snapshot else self._load_weights(chosen, state)
+
+    def _load_weights(self, chosen: WarmStartChosen, state: TrainingState) -> Restored:
+        """Load safetensors into one module. All other objects start fresh, at step 0."""
+        began = time.monotonic()
+        part = chosen.part or MODEL
+        attempt = self.session.attempt if self.session else 1
+        outcome = WarmStartFinished(attempt, chosen.url, part=part)
+        try:
+            settings, module = source_settings(chosen, self.start_from, self.own), state.module(part)
+            progress = TransferMeter()
+            with self.transfers.under_way("restore", 0, progress):
+                loaded = load_published(settings, module, self.agreement, strict=self.strict, progress=progress)
+        except INTERRUPTS:
+            raise
+        except Exception as error:
+            self.agreement.from_rank_0(partial(self._record, outcome, error, None))
+            raise
+        outcome = msgspec.structs.replace(
+            outcome,
+            restored=True,
+            seconds=time.monotonic() - began,
+            bytes=loaded.bytes,
+            missing=bounded({*loaded.missing, *(set(state.names) - {part})}),
+            unused=bounded(set(loaded.unused)),
+        )
+        self.agreement.from_rank_0(partial(self._record, outcome, None, None))
+        missing, unused = outcome.missing, outcome.unused
+        return Restored("", 0, outcome.seconds, missing=missing, unused=unused, url=chosen.url, part=part)
 
     def _load(self, chosen: WarmStartChosen, state: TrainingState) -> Restored:
         began = time.monotonic()
@@ -133,11 +165,12 @@ class WarmStarting:
             outcome = WarmStartFinished(session.attempt, chosen.url, chosen.snapshot, step, part)
             raise self._failed(outcome, error) from None
 
-    def _record(self, outcome: WarmStartFinished, error: Exception | None, source: StoredRun) -> None:
+    def _record(self, outcome: WarmStartFinished, error: Exception | None, source: StoredRun | None) -> None:
         if error is None:
             record_warm_start(self._led, outcome)
             return
-        raise self._failed(outcome, deleted(source, outcome.snapshot) or error)
+        gone = deleted(source, outcome.snapshot) if source is not None else None
+        raise self._failed(outcome, gone or error)
 
     def _failed(self, outcome: WarmStartFinished, error: Exception) -> Exception:
         """Record a failure, and return the error to raise."""

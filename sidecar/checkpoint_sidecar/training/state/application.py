@@ -136,6 +136,19 @@ class TrainingState:
 
     # Saving
 
+    def module(self, name: str) -> Module:
+        """Return one object, which must be a module.
+
+        Raises:
+            ConfigurationError: There is no such object, or it is something else.
+        """
+        found = self.only(name)._objects[name]
+        if not isinstance(found, Module):
+            raise ConfigurationError(
+                "load weights into", name, f"it is a {type(found).__name__}, not a module", "Name a module as the part."
+            )
+        return found
+
     def capture(self) -> StateDict:
         """Return a state dict that shares memory with the objects. Changes none of them. Collective under FSDP1.
 
