@@ -30,6 +30,14 @@ Timeout = Annotated[
     str, typer.Option("--timeout", callback=_duration, help="Give up after this time, with status 1: 90s, 15m, 1h30m.")
 ]
 """Checked already: ``words.parse_duration`` reads it."""
+Everything = Annotated[bool, typer.Option("--all", "-a", help="Also list what cannot be restored any more.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until the save is committed.")]
+FromStep = Annotated[int | None, typer.Option("--step", min=0, help="Wait for a snapshot of this or a later step.")]
+Verified = Annotated[bool, typer.Option("--verified", help="Also wait until its stored bytes are verified.")]
+UntilStep = Annotated[int | None, typer.Option("--until-step", min=1, help="Estimate when training reaches this step.")]
+Quarantine = Annotated[
+    bool, typer.Option("--quarantine", help="Discard the evidence against it, so that restores try it again.")
+]
 PageFile = Annotated[
     str,
     typer.Option("--file", "-f", help="Where to write the page; default: <run>-report.html, - for standard output."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from checkpoint_cli.bucket.door import AddressedRun, of_run, of_whole_run
-from checkpoint_cli.options import DryRun, Output, Timeout, Yes
+from checkpoint_cli.options import DryRun, Output, Quarantine, Timeout, Wait, Yes
 from checkpoint_cli.output import OutputFormat
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ WithoutOperator = Annotated[
 @of_whole_run
 def save(
     at: AddressedRun,
-    wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait until the save is committed.")] = False,
+    wait_for_it: Wait = False,
     timeout: Timeout = "10m",
     without_operator: WithoutOperator = False,
     dry_run: DryRun = False,
@@ -102,9 +102,7 @@ def hold(
 @of_run
 def release(
     at: AddressedRun,
-    quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Discard the evidence against it, so that restores try it again.")
-    ] = False,
+    quarantine: Quarantine = False,
     without_operator: WithoutOperator = False,
     dry_run: DryRun = False,
     output: Output = OutputFormat.TABLE,

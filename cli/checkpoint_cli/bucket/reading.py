@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from checkpoint_cli.bucket.door import AddressedRun, of_run, of_whole_run
-from checkpoint_cli.options import Output, Timeout
+from checkpoint_cli.options import Everything, FromStep, Output, Timeout, UntilStep, Verified
 from checkpoint_cli.output import OutputFormat
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def findings(at: AddressedRun, *, heartbeat: bool = False) -> RunFindings:
 @of_run
 def ls(
     at: AddressedRun,
-    everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Also list what cannot be restored any more.")
-    ] = False,
+    everything: Everything = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """List the snapshots of a run, newest first.
@@ -79,9 +77,7 @@ def show(at: AddressedRun, output: Output = OutputFormat.TABLE) -> None:
 @of_whole_run
 def status(
     at: AddressedRun,
-    until_step: Annotated[
-        int | None, typer.Option("--until-step", min=1, help="Estimate when training reaches this step.")
-    ] = None,
+    until_step: UntilStep = None,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Show a run on one screen: health, progress, last and next save, lost work, what retention does next.
@@ -147,12 +143,8 @@ def _entry_record(at: AddressedRun, entry: StoredEntry) -> EntryRecord:
 @of_whole_run
 def wait(
     at: AddressedRun,
-    step: Annotated[
-        int | None, typer.Option("--step", min=0, help="Wait for a snapshot of this or a later step.")
-    ] = None,
-    verified: Annotated[
-        bool, typer.Option("--verified", help="Also wait until its stored bytes are verified.")
-    ] = False,
+    step: FromStep = None,
+    verified: Verified = False,
     timeout: Timeout = "10m",
     output: Output = OutputFormat.TABLE,
 ) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from checkpoint_cli import views
 from checkpoint_cli.asking import confirm
 from checkpoint_cli.cluster.door import NamedRun, of_checkpoint, of_whole_checkpoint
 from checkpoint_cli.cluster.kubectl import Body
 from checkpoint_cli.exits import CommandRefusedError, ExitStatus
-from checkpoint_cli.options import DryRun, Output, Timeout, Yes, new_request
+from checkpoint_cli.options import DryRun, FromStep, Output, Quarantine, Timeout, Verified, Wait, Yes, new_request
 from checkpoint_cli.output import OutputFormat
 from checkpoint_cli.records import ChangeRecord, SnapshotRecord
 from checkpoint_cli.waiting import awaited, fits, until
@@ -23,7 +21,7 @@ _POLL_SECONDS = 1.0
 @of_whole_checkpoint
 def save(
     at: NamedRun,
-    wait_for_it: Annotated[bool, typer.Option("--wait", help="Wait until the save is committed.")] = False,
+    wait_for_it: Wait = False,
     timeout: Timeout = "10m",
     dry_run: DryRun = False,
     output: Output = OutputFormat.TABLE,
@@ -52,12 +50,8 @@ def save(
 @of_whole_checkpoint
 def wait(
     at: NamedRun,
-    step: Annotated[
-        int | None, typer.Option("--step", min=0, help="Wait for a snapshot of this or a later step.")
-    ] = None,
-    verified: Annotated[
-        bool, typer.Option("--verified", help="Also wait until its stored bytes are verified.")
-    ] = False,
+    step: FromStep = None,
+    verified: Verified = False,
     timeout: Timeout = "10m",
     output: Output = OutputFormat.TABLE,
 ) -> None:
@@ -117,9 +111,7 @@ def hold(at: NamedRun, dry_run: DryRun = False, output: Output = OutputFormat.TA
 @of_checkpoint
 def release(
     at: NamedRun,
-    quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Discard the evidence against it, so that restores try it again.")
-    ] = False,
+    quarantine: Quarantine = False,
     dry_run: DryRun = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:

@@ -12,7 +12,7 @@ from checkpoint_cli.cluster.convert import event_record, event_time, run_record,
 from checkpoint_cli.cluster.door import NamedRun, of_checkpoint, of_namespace, of_whole_checkpoint
 from checkpoint_cli.cluster.kubectl import Body, Kubectl
 from checkpoint_cli.exits import CommandRefusedError
-from checkpoint_cli.options import Output
+from checkpoint_cli.options import Everything, Output, UntilStep
 from checkpoint_cli.output import OutputFormat
 from checkpoint_cli.records import EntryRecords, RunRecords, SnapshotRecords
 
@@ -23,9 +23,7 @@ _POLL_SECONDS = 2.0
 def ls(
     kubectl: Kubectl,
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="List the snapshots of this Checkpoint.")] = "",
-    everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Also list what cannot be restored any more.")
-    ] = False,
+    everything: Everything = False,
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List runs of all namespaces.")] = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
@@ -56,9 +54,7 @@ def show(at: NamedRun, output: Output = OutputFormat.TABLE) -> None:
 @of_whole_checkpoint
 def status(
     at: NamedRun,
-    until_step: Annotated[
-        int | None, typer.Option("--until-step", min=1, help="Estimate when training reaches this step.")
-    ] = None,
+    until_step: UntilStep = None,
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Show a run on one screen: health, progress, last and next save, lost work, what retention does next.
