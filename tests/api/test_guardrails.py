@@ -152,6 +152,11 @@ def test_a_secret_goes_to_a_server_of_ones_choice_only_for_users_that_may_read_i
     eventually(lambda: refused(team, "editor", storage=elsewhere), lambda answer: answer == "")
     other = {**elsewhere, "credentialsSecret": {"name": "others"}}
     assert 'the Secret "others" is used' in refused(team, "editor", storage=other)
+    start = {"url": "s3://b/base", "endpoint": "https://elsewhere.example.com", "credentialsSecret": {"name": "others"}}
+    assert "spec.restore.startFrom.endpoint names" in refused(team, "editor", restore={"startFrom": start})
+    allowed = start | {"credentialsSecret": {"name": "keys"}}
+    assert refused(team, "editor", restore={"startFrom": allowed}) == ""
+    assert refused(team, "admin", restore={"startFrom": start}) == ""
 
 
 @pytest.mark.parametrize(
