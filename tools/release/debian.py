@@ -22,14 +22,25 @@ from release import downloads
 from release.archives import Member
 from release.facts import ReleaseError
 
-SUITE = "trixie"
-PYTHON_MINOR = 13
-"""Of the suite's Python 3."""
+SUITE = "bookworm"
+PYTHON_MINOR = 11
+"""Of the suite's Python 3. From 3.13 on, Python refuses API servers whose certificates name no authority key."""
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 """As Debian and OCI call them, and as Linux and Python do."""
 WANTED = ("base-files", "ca-certificates", f"python3.{PYTHON_MINOR}")
-SCRIPTS_ONLY = {"debconf", "mawk", "openssl"}
-"""What packages need for their installation scripts, which never run here."""
+SCRIPTS_ONLY = {
+    "debconf",
+    "dpkg",
+    "libacl1",
+    "libmd0",
+    "libpcre2-8-0",
+    "libselinux1",
+    "libzstd1",
+    "mawk",
+    "openssl",
+    "tar",
+}
+"""What packages need for being installed and for their scripts, which never run here."""
 
 _LOCK = Path(__file__).with_name("debian.lock.json")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"

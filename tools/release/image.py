@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from release import archives, bytecode, debian, oci, python_packages
@@ -21,14 +21,16 @@ from release.python_packages import LockedWheel, Target
 PLATFORMS = tuple(f"linux/{architecture}" for architecture in ARCHITECTURES)
 USER = "65532:65532"
 PYTHON = f"python3.{PYTHON_MINOR}"
-GLIBC = 41
-"""Of the suite: 2.41."""
+GLIBC = 36
+"""Of the suite: 2.36."""
 
 _DESCRIPTION = "The operator of checkpoint-operator: retention and reporting for checkpoints in object storage"
 _EPOCH = 315532800
 """1980, the time of files that stay the same from release to release, so that their layers do, too."""
 _PACKAGES = f"app/lib/{PYTHON}/site-packages"
 _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
+_MERGED = ("bin", "lib", "lib64", "sbin")
+"""Folders that are links into /usr, where the packages still install beside it."""
 _UNUSED = (
     "usr/share/man/",
     "usr/share/locale/",
@@ -110,7 +112,8 @@ def _system(architecture: str) -> list[Member]:
     made: dict[str, Member] = {}
     for package in debian.locked(architecture):
         unpacked = debian.unpack(package)
-        made |= {member.path: member for member in unpacked.members if _belongs(member.path)}
+        members = (_merged(member) for member in unpacked.members if member.path not in _MERGED)
+        made |= {member.path: member for member in members if _belongs(member.path)}
         # Where scanners for vulnerabilities look for the packages of an image without dpkg.
         description = Member(f"var/lib/dpkg/status.d/{package.name}", unpacked.control)
         made[description.path] = description
@@ -121,8 +124,14 @@ def _system(architecture: str) -> list[Member]:
         "etc/group": b"root:x:0:\noperator:x:65532:\n",
         "etc/nsswitch.conf": b"hosts: files dns\n",
     }
-    further = [archives.folder("tmp", 0o1777), Member("usr/lib/ssl/cert.pem", link=f"/{_CERTIFICATES}", mode=0o777)]
+    further = [Member(name, link=f"usr/{name}", mode=0o777) for name in _MERGED]
+    further += [archives.folder("tmp", 0o1777), Member("usr/lib/ssl/cert.pem", link=f"/{_CERTIFICATES}", mode=0o777)]
     return [*made.values(), *(Member(path, content) for path, content in files.items()), *further]
+
+
+def _merged(member: Member) -> Member:
+    top = member.path.partition("/")[0]
+    return replace(member, path=f"usr/{member.path}") if top in _MERGED else member
 
 
 def _belongs(path: str) -> bool:
