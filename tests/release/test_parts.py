@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from release import archives, debian, downloads, facts, krew, python_packages
+from release import archives, chart, debian, downloads, facts, krew, python_packages
 from release.__main__ import ROOT, main, parser
 from release.archives import Member
-from release.facts import Publisher, ReleaseError
+from release.facts import Publisher, Release, ReleaseError
 from release.python_packages import LockedWheel, Target
 
 PUBLISHER = Publisher("registry.example.com", "https://code.example.com", "urn:builder:tests")
@@ -181,3 +181,8 @@ def test_the_workflow_and_make_give_options_that_there_are() -> None:
     for text in (build, make):
         given = {*re.findall(r"--[a-z]+", text)}
         assert {"--registry", "--homepage", "--maintainer"} <= given <= known
+
+
+def test_a_chart_of_another_version_is_refused() -> None:
+    with pytest.raises(ReleaseError, match=r"its version is .*, that of pyproject\.toml 9\.9\.9-rc\.1"):
+        chart.package(ROOT, Release("9.9.9rc1", "0" * 40, 1700000000, PUBLISHER), [])
