@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +15,11 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
 from localcluster.objectstore import ObjectStore
 from support.admission import Namespace, checkpoint
-from support.operators import OperatorProcess, Watched
+from support.operators import UNREAD, StartOperator, Watched
 from support.trainers import Trainer
 
 pytestmark = [pytest.mark.api, pytest.mark.store]
 
-StartOperator = Callable[..., OperatorProcess]
-UNREAD = "--verify-rate=0"
 TIMEOUT_SECONDS = 90.0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,11 @@ from checkpoint_sidecar.store.opening import open_store
 from doubles.faulty_server import Fault, faulty_server
 from localcluster.objectstore import ObjectStore
 from support.admission import Namespace, checkpoint, pod
-from support.operators import OperatorProcess, Watched
+from support.operators import UNREAD, StartOperator, Watched
 from support.trainers import Trainer
 
 pytestmark = [pytest.mark.api, pytest.mark.store]
 
-StartOperator = Callable[..., OperatorProcess]
-UNREAD = "--verify-rate=0"
 TIMEOUT_SECONDS = 90.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,11 @@ import pytest
 from checkpoint_operator.model.pod_body import RECREATED
 from checkpoint_sidecar.core.log import PodIdentity
 from support.admission import Namespace, checkpoint, pod
-from support.operators import OperatorProcess, Watched
+from support.operators import FILES, StartOperator, Watched
 from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 
-StartOperator = Callable[..., OperatorProcess]
-FILES = "--allow-file-urls"
 CORDON = "node.kubernetes.io/unschedulable"
 
 

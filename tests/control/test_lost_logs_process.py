@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,20 +13,14 @@ from checkpoint_sidecar.core.log import Owner, RollbackRequested
 from checkpoint_sidecar.core.run import SnapshotState
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
-from support.admission import Namespace, checkpoint
-from support.operators import OperatorProcess, Watched
+from support.admission import Namespace
+from support.operators import StartOperator, create
 from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 
-StartOperator = Callable[..., OperatorProcess]
 OPTIONS = ("--allow-file-urls", "--verify-rate=0")
 SOON = 60.0
-
-
-def create(namespace: Namespace, url: str, name: str = "run", **spec: Any) -> Watched:
-    namespace.create(checkpoint(name, storage={"url": url, **spec.pop("storage", {})}, **spec))
-    return Watched(namespace, name)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

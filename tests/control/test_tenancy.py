@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,11 @@ from checkpoint_sidecar.store.opening import open_store
 from localcluster import network
 from localcluster.objectstore import ObjectStore
 from support.admission import Namespace, checkpoint
-from support.operators import OperatorProcess, Watched
+from support.operators import StartOperator, Watched
 from support.trainers import Trainer
 
 pytestmark = pytest.mark.api
 
-StartOperator = Callable[..., OperatorProcess]
 KEEP_ALL = {"keepLast": 1, "keepEverySteps": 1, "gracePeriod": "1s"}
 ROOM_FOR_FOUR, ROOM_FOR_TWO = "4500", "2500"  # a snapshot of the tests has a little more than 1,000 bytes
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.admission import Namespace
+from support.admission import Namespace, checkpoint
 
 Body = dict[str, Any]
 
@@ -95,3 +95,16 @@ class Watched:
 
         found: Body = self.eventually(right, within=within)
         return found
+
+
+StartOperator = Callable[..., OperatorProcess]
+
+FILES = "--allow-file-urls"
+UNREAD = "--verify-rate=0"
+"""No snapshot is read back in the background."""
+
+
+def create(namespace: Namespace, url: str, name: str = "run", **spec: Any) -> Watched:
+    """Create a Checkpoint of the run at this URL."""
+    namespace.create(checkpoint(name, storage={"url": url, **spec.pop("storage", {})}, **spec))
+    return Watched(namespace, name)
