@@ -42,6 +42,8 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
             return f"The run begins at {start_in_words(body)}, as {body.asked} was asked for."
         case log.WarmStartFinished():
             return _warm_start(body)
+        case log.AttemptStarted(copies=str() as identity):
+            return f"A copy of the run {identity[:8]} began."
         case log.AttemptStarted():
             aim = f", and will restore {named(body.candidate)}" if body.candidate else ", from scratch"
             return f"Attempt {body.attempt} started with {counted(body.world_size, 'rank')}{aim}."

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.attempt.warm_start import StartFrom
     from checkpoint_sidecar.exports.exporting import export
     from checkpoint_sidecar.exports.record import ExportRecord
+    from checkpoint_sidecar.manage.copying import copy_run
     from checkpoint_sidecar.manage.forking import fork_run
     from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
     from checkpoint_sidecar.store.access import Credentials, StoreSettings
@@ -68,6 +69,7 @@ _LAZY = {
     "Terminated": "training.signals",
     "export": "exports.exporting",
     "fork_run": "manage.forking",
+    "copy_run": "manage.copying",
     "install": "training.dcp.dropin",
     "load": "training.loading",
     "load_safetensors": "training.safetensors_loading",
@@ -109,6 +111,7 @@ __all__ = [
     "StoredRun",
     "StrictLoadPlanner",
     "Terminated",
+    "copy_run",
     "export",
     "fork_run",
     "install",

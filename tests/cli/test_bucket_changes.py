@@ -150,6 +150,25 @@ def test_rm_of_several_deletes_none_if_one_is_refused(checkpoint: Program, url: 
     assert open_run(url).refresh().head == head
 
 
+def test_copy_makes_a_run_elsewhere_and_then_has_nothing_to_do(checkpoint: Program, url: str, tmp_path: Path) -> None:
+    to = (tmp_path / "copy").as_uri()
+    planned = checkpoint("copy", f"{url}@200", to, "--dry-run", "-o", "json").json
+    jsonschema.validate(planned, SCHEMA)
+    assert [each["step"] for each in planned["items"]] == [200]
+    assert not (tmp_path / "copy").exists()
+    assert [each["step"] for each in checkpoint("copy", f"{url}@200", to, "-o", "json").json["items"]] == [200]
+    assert [each["step"] for each in checkpoint("copy", url, to, "-o", "json").json["items"]] == [300, 100]
+    assert "has all of that already" in checkpoint("copy", url, to).errors
+    assert "A copy of the run" in checkpoint("log", to).output
+    assert checkpoint("verify", to, "--all", "--checksums").status == 0
+
+
+def test_copy_to_another_run_or_an_unknown_place_is_refused(checkpoint: Program, url: str, managed: str) -> None:
+    assert checkpoint("copy", url, managed).status == 4
+    assert checkpoint("copy", url, url).status == 4
+    assert checkpoint("copy", url, "elsewhere").status == 2
+
+
 def test_the_newest_verified_snapshot_is_not_given_up(checkpoint: Program, url: str) -> None:
     checkpoint("verify", url, "--record")
     ran = checkpoint("retire", f"{url}@latest", "--yes")

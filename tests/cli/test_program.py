@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from checkpoint_cli.verbs import Door, verbs_of
+from checkpoint_sidecar import open_run
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.local.adapter import LocalStore
 from support.builders import History
 from support.stored import stored
+from support.trainers import Trainer
 
 PROGRAMS = {Door.BUCKET: "bucket", Door.CLUSTER: "cluster"}
 DOORS = list(Door)
@@ -89,6 +91,43 @@ def test_a_shell_gets_the_verbs_that_fit(door: Door) -> None:
     variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
     environment = {variable: "complete_bash", "COMP_WORDS": f"{name} compl", "COMP_CWORD": "1"}
     assert program(door, before=f"import os\nos.environ.update({environment})").stdout.split() == ["completion"]
+
+
+SLOWLY = """
+import sys, time
+from checkpoint_sidecar.manage import copying
+
+read = copying._Stored.view
+
+def slowly(*arguments):
+    print("reading", flush=True)
+    time.sleep(2)
+    return read(*arguments)
+
+copying._Stored.view = slowly
+from checkpoint_cli import app
+app.bucket()
+"""
+
+
+def test_ctrl_c_during_a_copy_leaves_nothing_half_written_and_the_next_one_ends_it(tmp_path: Path) -> None:
+    source, target = ((tmp_path / name).as_uri() for name in ("run", "copy"))
+    Trainer(LocalStore(StoreSettings(source))).start().commit(100)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, "copy", source, target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "checkpoint: interrupted\n")
+    assert not list((tmp_path / "copy").rglob("*.distcp"))
+    assert open_run(target).snapshots() == ()
+    assert program(Door.BUCKET, "copy", source, target).returncode == 0
+    assert [each.step for each in open_run(target).snapshots()] == [100]
 
 
 def test_version_is_that_of_the_package() -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 
 from checkpoint_sidecar import (
     Checkpointer,
     CorruptSnapshotError,
     RunNotFoundError,
     SnapshotNotFoundError,
+    copy_run,
     load,
     open_run,
 )
@@ -68,6 +71,27 @@ def test_a_process_without_a_group_loads_by_address(tmp_path: Path) -> None:
     assert load(url, nn.Linear(8, 8)).step == load(f"{url}@latest", nn.Linear(8, 8)).step == 200
     with pytest.raises(RunNotFoundError, match="no run log"):
         load(f"file://{tmp_path}/other", other)
+
+
+@NO_GROUP
+def test_a_copy_is_loaded_by_us_and_by_torchs_own_reader_and_training_continues_in_it(tmp_path: Path) -> None:
+    model = saved(f"file://{tmp_path}/run", 100, 200)
+    url = f"file://{tmp_path}/elsewhere/copy"
+    assert [each.step for each in copy_run(open_run(f"file://{tmp_path}/run"), open_run(url))] == [100, 200]
+    ours = nn.Linear(8, 8)
+    assert load(url, ours).step == 200
+    state = {"model": {name: torch.zeros_like(value) for name, value in model.state_dict().items()}}
+    for step in (100, 200):
+        dcp.load(state, storage_reader=FileSystemReader(tmp_path / "elsewhere" / "copy" / f"step-{step}"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name])
+        assert torch.equal(value, state["model"][name])
+    with Checkpointer({"model": nn.Linear(8, 8)}, url) as checkpointer:
+        restored = checkpointer.restore()
+        assert restored is not None
+        assert restored.step == 200
+        checkpointer.save(300)
+    assert [each.step for each in open_run(url).snapshots()] == [100, 200, 300]
 
 
 @NO_GROUP

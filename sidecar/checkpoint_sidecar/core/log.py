@@ -131,6 +131,7 @@ class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
         candidate: Snapshot that it will try first, or empty; in use from here on, before any read.
         continues: Snapshot that its first commit descends from without a restore, or empty. Only DCP drop-in
             directories use it: there, each save is an attempt that overwrites the newest snapshot without reading it.
+        copies: Identity of the run whose snapshots it copies; absent if it trains.
     """
 
     attempt: AttemptNumber
@@ -139,6 +140,7 @@ class AttemptStarted(msgspec.Struct, frozen=True, rename="camel"):
     candidate: RequestId = ""
     continues: RequestId = ""
     pods: Annotated[tuple[PodIdentity, ...], msgspec.Meta(max_length=MAX_PODS)] = ()
+    copies: Digest | msgspec.UnsetType = msgspec.UNSET
 
 
 class RestoreStarted(msgspec.Struct, frozen=True, rename="camel"):

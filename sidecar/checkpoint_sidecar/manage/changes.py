@@ -13,6 +13,9 @@ from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import LIBRARY_UID, Run
 from checkpoint_sidecar.runs.log import RunLog
 
+APPEND_TIMEOUT_SECONDS = 60.0
+"""How long a change whose outcome is unknown is retried."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunChange:

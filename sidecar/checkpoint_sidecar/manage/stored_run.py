@@ -18,6 +18,7 @@ from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import LIBRARY_UID, Attempt, Run, Snapshot
 from checkpoint_sidecar.core.selectors import find_snapshot, latest_snapshot, snapshot_at
 from checkpoint_sidecar.manage.changes import (
+    APPEND_TIMEOUT_SECONDS,
     RunChange,
     append,
     check_changeable,
@@ -38,9 +39,6 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.fsspec.storage_options import settings_from
 from checkpoint_sidecar.store.opening import open_store
-
-APPEND_TIMEOUT_SECONDS = 60.0
-"""How long a change whose outcome is unknown is retried."""
 
 _RECORD = "record the check of"
 
