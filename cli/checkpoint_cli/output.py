@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from checkpoint_cli.exits import one_line
-from checkpoint_cli.records import CommandRecord
+
+if TYPE_CHECKING:
+    from checkpoint_cli.records import CommandRecord
 
 Row = TypeVar("Row")
 
@@ -96,6 +96,8 @@ def write(text: str = "") -> None:
 
 def write_record(record: CommandRecord, output: OutputFormat) -> None:
     """Print one record as JSON or YAML."""
+    import msgspec
+
     if output is OutputFormat.YAML:
         import yaml
 

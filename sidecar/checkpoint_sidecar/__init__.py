@@ -1,8 +1,9 @@
 """Checkpoints of PyTorch training runs in object storage: atomic, fenced, verified.
 
 ``Checkpointer`` is the main way in; ``open_run`` looks at a run from outside of training; ``CheckpointWriter``,
-``CheckpointReader`` and ``install`` serve existing ``torch.distributed.checkpoint`` code. Names that need torch are
-imported when they are first used, so that the operator and the command line can use ``core`` and ``store`` without it.
+``CheckpointReader`` and ``install`` serve existing ``torch.distributed.checkpoint`` code. Everything except errors is
+imported when it is first used, so that the operator and the command line do without torch, and a help page without
+msgspec.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from checkpoint_sidecar.core.errors import (
     SnapshotNotFoundError,
     StoreError,
 )
-from checkpoint_sidecar.core.log import Owner
-from checkpoint_sidecar.core.policy import SavePolicy
 
 if TYPE_CHECKING:
     from checkpoint_sidecar.attempt.warm_start import StartFrom
+    from checkpoint_sidecar.core.owner import Owner
+    from checkpoint_sidecar.core.policy import SavePolicy
     from checkpoint_sidecar.exports.exporting import export
     from checkpoint_sidecar.exports.record import ExportRecord
     from checkpoint_sidecar.manage.copying import copy_run
@@ -59,10 +60,12 @@ _LAZY = {
     "ExportRecord": "exports.record",
     "LoadedWeights": "training.safetensors_loading",
     "Optional": "training.state.application",
+    "Owner": "core.owner",
     "PerRank": "training.state.application",
     "RandomState": "training.state.randomness",
     "RestoredSnapshot": "training.hooks",
     "StartFrom": "attempt.warm_start",
+    "SavePolicy": "core.policy",
     "StoreSettings": "store.access",
     "StoredRun": "manage.stored_run",
     "StrictLoadPlanner": "training.dcp.load_planner",

@@ -40,6 +40,21 @@ def test_help_imports_nothing_heavy(door: Door) -> None:
     assert not {name.partition(".")[0] for name in shown.stderr.split()} & set(HEAVY)
 
 
+def test_help_of_a_verb_of_the_bucket_imports_no_more_than_the_program_itself() -> None:
+    """In one process for all verbs: each of them alone imports less."""
+    code = """
+import sys
+from checkpoint_cli.app import load
+from checkpoint_cli.verbs import BUCKET_VERBS, Door
+
+for verb in BUCKET_VERBS:
+    load(Door.BUCKET, verb)
+print(*sys.modules)
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert not {name.partition(".")[0] for name in loaded.stdout.split()} & {*HEAVY[:-1]}
+
+
 @pytest.mark.parametrize(("door", "verb"), [(door, verb.name) for door in DOORS for verb in verbs_of(door)])
 def test_each_verb_has_help_with_an_example(door: Door, verb: str) -> None:
     from checkpoint_cli.app import load, program

@@ -54,8 +54,8 @@ def contents(at: AddressedRun) -> Iterator[tuple[str, str]]:
     """Yield the names and texts of the files in the archive."""
     import msgspec
 
+    from checkpoint_cli.bucket.checks import run_checks, versions
     from checkpoint_cli.bucket.convert import run_record, snapshot_records
-    from checkpoint_cli.bucket.doctor import _run_checks, _versions
     from checkpoint_cli.bucket.reading import _entry_record, findings
     from checkpoint_cli.records import ReportRecord, SnapshotRecords
 
@@ -66,7 +66,7 @@ def contents(at: AddressedRun) -> Iterator[tuple[str, str]]:
     yield "status.json", pretty(run_record(found))
     snapshots = snapshot_records(found, at.run.snapshots(all=True))
     yield "snapshots.json", pretty(SnapshotRecords(run=at.url, items=snapshots))
-    checks = (*_versions(), *_run_checks(at))
+    checks = (*versions(), *run_checks(at))
     yield "checks.json", pretty(ReportRecord(subject=at.url, items=checks))
     yield "policy.json", pretty(found.run.policy)
     names = sorted(name for name in os.environ if name.startswith(_NAMED))

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from checkpoint_cli.bucket.door import AddressedRun, of_whole_run
 from checkpoint_cli.options import Output
 from checkpoint_cli.output import OutputFormat
-from checkpoint_cli.records import CheckRecord
-
-if TYPE_CHECKING:
-    from checkpoint_sidecar.conformance.suite import PromiseFinding
-    from checkpoint_sidecar.core.run import Run
-
-_MOST_SKEW_SECONDS = 60.0
-_PACKAGES = ("checkpoint-operator", "torch", "botocore", "fsspec", "msgspec")
 
 
 @of_whole_run
@@ -36,109 +27,15 @@ def doctor(
     Example: {program} doctor s3://training/llama-7b
     """
     from checkpoint_cli import views
+    from checkpoint_cli.bucket.checks import clock, promises, run_checks, versions
     from checkpoint_cli.exits import ExitStatus
-    from checkpoint_cli.records import ReportRecord
+    from checkpoint_cli.records import CheckRecord, ReportRecord
 
-    checks = [*_versions(), CheckRecord(check="endpoint", result="ok", detail=at.endpoint or "the provider's own")]
+    checks = [*versions(), CheckRecord(check="endpoint", result="ok", detail=at.endpoint or "the provider's own")]
     if not read_only:
-        checks += _promises(at, every_promise)
-        checks += _clock(at)
-    checks += _run_checks(at)
+        checks += promises(at, every_promise)
+        checks += clock(at)
+    checks += run_checks(at)
     views.show_report(ReportRecord(subject=at.url, items=tuple(checks)), output)
     if any(each.result == "problem" for each in checks):
         raise typer.Exit(ExitStatus.PROBLEM)
-
-
-def _versions() -> Iterator[CheckRecord]:
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = [f"Python {platform.python_version()}"]
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"no {name}")
-    yield CheckRecord(check="versions", result="ok", detail=", ".join(found))
-
-
-def _promises(at: AddressedRun, every_promise: bool) -> Iterator[CheckRecord]:
-    from checkpoint_cli.bucket.stores import store_at
-    from checkpoint_sidecar.conformance.promises import CHECKS, probed
-    from checkpoint_sidecar.conformance.suite import examine
-    from checkpoint_sidecar.store.base import RestsOnFilesystem
-
-    store = at.store
-    if isinstance(store, RestsOnFilesystem):
-        other = store.another_client()
-    else:
-        other = store_at(at.url, at.endpoint, at.region, at.credentials_folder)
-    for finding in examine(store, other, CHECKS if every_promise else probed(store)):
-        yield _promise(finding)
-
-
-def _promise(finding: PromiseFinding) -> CheckRecord:
-    from checkpoint_sidecar.conformance.suite import PromiseVerdict
-
-    results = {PromiseVerdict.KEPT: "ok", PromiseVerdict.BROKEN: "problem", PromiseVerdict.UNANSWERED: "problem"}
-    detail = "" if finding.verdict is PromiseVerdict.KEPT else f"{finding.detail} Why it matters: {finding.check.why}"
-    return CheckRecord(check=finding.check.promise, result=results[finding.verdict], detail=detail)
-
-
-def _clock(at: AddressedRun) -> Iterator[CheckRecord]:
-    import secrets
-
-    from checkpoint_cli.views import now
-    from checkpoint_cli.words import duration
-    from checkpoint_sidecar.core.errors import StoreError
-    from checkpoint_sidecar.core.layout import CONFORMANCE_FOLDER
-
-    key = f"{CONFORMANCE_FOLDER}{secrets.token_hex(8)}/clock"
-    try:
-        before = now()
-        at.store.put(key, b"clock")
-        after = now()
-        found = at.store.stat(key)
-        at.store.delete([key])
-    except StoreError as error:
-        yield CheckRecord(check="clock", result="unknown", detail=f"{error.cause}. {error.hint}")
-        return
-    if found is None:
-        yield CheckRecord(check="clock", result="unknown", detail="the store does not show what was written")
-        return
-    # Stores keep whole seconds.
-    skew = (found.modified - (before + (after - before) / 2)).total_seconds()
-    if abs(skew) <= _MOST_SKEW_SECONDS:
-        yield CheckRecord(check="clock", result="ok", detail="the store's and this machine's agree within a minute")
-        return
-    side = "ahead of" if skew > 0 else "behind"
-    detail = f"the store's is {duration(abs(skew))} {side} this machine's. Set this machine's: S3 refuses old requests."
-    yield CheckRecord(check="clock", result="problem", detail=detail)
-
-
-def _run_checks(at: AddressedRun) -> Iterator[CheckRecord]:
-    from checkpoint_cli.bucket.convert import run_record
-    from checkpoint_cli.bucket.reading import findings
-    from checkpoint_sidecar.core.errors import LogError, RunNotFoundError, StoreError
-
-    try:
-        found = findings(at, heartbeat=True)
-    except RunNotFoundError as error:
-        yield CheckRecord(check="run", result="ok", detail=f"{error.cause}: a new run can begin here")
-        return
-    except (LogError, StoreError) as error:
-        yield CheckRecord(check="run log", result="problem", detail=f"{error.cause}. {error.hint}")
-        return
-    yield CheckRecord(check="run log", result="ok", detail=f"{found.run.head} entries, owner {found.run.owner}")
-    yield CheckRecord(check="changes", result="ok", detail=_changes(found.run))
-    record = run_record(found)
-    for problem in record.problems:
-        yield CheckRecord(check="health", result="problem", detail=problem)
-    if not record.problems:
-        yield CheckRecord(check="health", result="ok", detail=f"{record.snapshots} snapshots can be restored")
-
-
-def _changes(run: Run) -> str:
-    if not run.managed:
-        return "no operator manages the run: the verbs of this program may change it"
-    return "an operator manages the run: change it with kubectl ckpt"
