@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -106,6 +107,18 @@ def test_a_shell_gets_the_verbs_that_fit(door: Door) -> None:
     variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
     environment = {variable: "complete_bash", "COMP_WORDS": f"{name} compl", "COMP_CWORD": "1"}
     assert program(door, before=f"import os\nos.environ.update({environment})").stdout.split() == ["completion"]
+
+
+def test_kubectl_gets_the_verbs_that_fit_from_the_script_for_it(tmp_path: Path) -> None:
+    script = tmp_path / "kubectl_complete-ckpt"
+    script.write_text(program(Door.CLUSTER, "completion", "kubectl").stdout)
+    script.chmod(0o755)
+    found = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    completed = subprocess.run(
+        [script, "sta"], capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "PATH": found}
+    )
+    assert completed.stdout.split() == ["status", ":4"]
+    assert program(Door.BUCKET, "completion", "kubectl").returncode == 2
 
 
 SLOWLY = """
