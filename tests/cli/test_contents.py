@@ -73,6 +73,19 @@ def test_diff_with_values_finds_the_tensor_that_changed(checkpoint: Program, url
     assert ran.status == 1
 
 
+def test_diff_compares_snapshots_of_two_runs(checkpoint: Program, url: str, tmp_path: Path) -> None:
+    other = (tmp_path / "other").as_uri()
+    assert checkpoint("copy", url, other).status == 0
+    assert checkpoint("diff", f"{url}@2", f"{other}@2", "--values").status == 0
+    ran = checkpoint("diff", f"{url}@1", f"{other}@2", "--values", "-o", "json")
+    record = json.loads(ran.output)
+    jsonschema.validate(record, SCHEMA)
+    assert ran.status == 1
+    assert (record["a"].partition("@")[0], record["b"].partition("@")[0]) == (url, other)
+    assert [each["name"] for each in record["items"] if each["what"] == "value"] == ["model.a.weight"]
+    assert checkpoint("diff", f"{url}@1", f"{(tmp_path / 'absent').as_uri()}@2").status == 3
+
+
 def test_diff_without_values_compares_shapes_only(checkpoint: Program, url: str) -> None:
     ran = checkpoint("diff", f"{url}@1", "2", "-o", "json")
     assert ran.status == 0

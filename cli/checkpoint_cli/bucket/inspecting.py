@@ -40,18 +40,21 @@ def tree(
 def diff(
     at: AddressedRun,
     other: Annotated[
-        str, typer.Argument(metavar="SELECTOR", help="The other snapshot of the run: latest, a step, an id.")
+        str,
+        typer.Argument(
+            metavar="SELECTOR|URL[@SELECTOR]", help="Another snapshot of the run, or one of another run in the service."
+        ),
     ],
     values: Annotated[
         bool, typer.Option("--values", help="Read both snapshots and compare the values of their tensors.")
     ] = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Compare two snapshots of a run: metrics, names, shapes and dtypes; with --values also norms. Needs torch.
+    """Compare two snapshots: metrics, names, shapes and dtypes; with --values also norms. Needs torch.
 
     The exit status is 1 if tensors differ.
 
-    Example: {program} diff s3://training/llama-7b@best latest --values
+    Example: {program} diff s3://training/llama-7b@best s3://training/llama-8b@best --values
     """
     from checkpoint_cli import views
     from checkpoint_cli.bucket.convert import snapshot_records
@@ -63,25 +66,26 @@ def diff(
     from checkpoint_cli.records import DifferenceRecord, DifferenceRecords
     from checkpoint_cli.tree import differing_items, differing_properties
 
-    found = findings(at)
-    a, b = (present(at.url, each.snapshot()) for each in (at, _sharing(at, other)))
-    first, second = (snapshot_records(found, [each])[0] for each in (a, b))
-    left, right = (items_of(at, each, "compare") for each in (a, b))
+    sides = (at, _other(at, other))
+    a, b = (present(each.url, each.snapshot()) for each in sides)
+    first, second = (snapshot_records(findings(run), [each])[0] for run, each in zip(sides, (a, b), strict=True))
+    left, right = (items_of(run, each, "compare") for run, each in zip(sides, (a, b), strict=True))
     structure = list(differing_items(left, right))
     unlike = {each.name for each in structure}
     same = [each for name, each in left.items() if name in right and name not in unlike and each.type == "tensor"]
     changed = []
     if values:
         with bytes_bar("comparing", sum(each.bytes or 0 for each in same)) as advance:
-            for name, norm_a, norm_b, apart in changed_values(at, a, b, same):
+            for name, norm_a, norm_b, apart in changed_values(sides, (a, b), same):
                 advance(left[name].bytes or 0)
                 if not apart == 0.0:  # noqa: SIM201 - a NaN differs from everything
                     change = apart / norm_a if norm_a else None
                     texts = {"a": f"{norm_a:.6g}", "b": f"{norm_b:.6g}"}
                     changed.append(DifferenceRecord(what="value", name=name, change=change, **texts))
+    apart_runs = sides[0].url != sides[1].url
     records = DifferenceRecords(
-        a=a.id,
-        b=b.id,
+        a=f"{sides[0].url}@{a.id}" if apart_runs else a.id,
+        b=f"{sides[1].url}@{b.id}" if apart_runs else b.id,
         values=values,
         same=len(same) - len(changed),
         items=(*differing_properties(first, second), *structure, *changed),
@@ -91,8 +95,13 @@ def diff(
         raise typer.Exit(ExitStatus.PROBLEM)
 
 
-def _sharing(at: AddressedRun, selector: str) -> AddressedRun:
-    other = at.with_selector(selector.removeprefix("@"))
-    # Both read one log.
-    other.__dict__["run"] = at.run
-    return other
+def _other(at: AddressedRun, text: str) -> AddressedRun:
+    if "://" not in text:
+        other = at.with_selector(text.removeprefix("@"))
+        # Both read one log.
+        other.__dict__["run"] = at.run
+        return other
+    from checkpoint_sidecar.core.address import parse_address
+
+    address = parse_address(text)
+    return AddressedRun(address.url, address.selector, at.endpoint, at.region, at.credentials_folder)

@@ -49,9 +49,9 @@ def _item(name: str, stored: Any) -> ItemRecord:
 
 
 def changed_values(
-    at: AddressedRun, a: Snapshot, b: Snapshot, items: list[ItemRecord]
+    runs: tuple[AddressedRun, AddressedRun], snapshots: tuple[Snapshot, Snapshot], items: list[ItemRecord]
 ) -> Iterator[tuple[str, float, float, float]]:
-    """Yield each tensor's name, its norm in ``a`` and in ``b``, and the norm of their difference.
+    """Yield each tensor's name, its norm in each of two snapshots, and the norm of their difference.
 
     Reads both snapshots in groups of tensors, so memory does not grow with their size.
 
@@ -61,7 +61,7 @@ def changed_values(
     import torch
 
     for group in _groups(items):
-        left, right = (_load(at, snapshot, group) for snapshot in (a, b))
+        left, right = (_load(run, snapshot, group) for run, snapshot in zip(runs, snapshots, strict=True))
         for item in group:
             one, other = (_comparable(side[item.name], torch) for side in (left, right))
             norms = (torch.linalg.vector_norm(each).item() for each in (one, other, one - other))
