@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -92,6 +93,45 @@ def test_ls_with_a_name_lists_snapshots_newest_first(kubectl_ckpt: Program, trai
     assert "loss=0.5" in wide
     assert "latest" in wide
     assert "1.5s" in wide
+
+
+def test_a_bundle_holds_the_checkpoint_and_the_operator_and_no_secret(
+    kubectl_ckpt: Program, training: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"app.kubernetes.io/name": "checkpoint-operator"}
+    env = [{"name": "HTTPS_PROXY", "value": "http://me:hunter2@proxy"}, {"name": "API_TOKEN", "value": "hunter2"}]
+    container = {"name": "operator", "image": "operator", "env": env}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    metadata = {"name": "checkpoint-operator", "labels": labels}
+    training.create({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec})
+    training.create(pod("trainer"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+
+    target = tmp_path / "run.tar.gz"
+    ran = within(training, kubectl_ckpt, "bundle", "run", "--file", str(target), "--operator-namespace", training.name)
+
+    assert (ran.status, ran.output) == (0, f"Wrote {target}\n"), ran.errors
+    with tarfile.open(target) as archive:
+        texts = {each.name: archive.extractfile(each).read().decode() for each in archive}  # type: ignore[union-attr]
+    assert set(texts) == {
+        f"bundle/{name}"
+        for name in (
+            "checkpoint.yaml",
+            "snapshots.yaml",
+            "events.yaml",
+            "pods.yaml",
+            "operator.yaml",
+            "operator.log",
+            "versions.json",
+            "checks.json",
+        )
+    }
+    assert yaml.safe_load(texts["bundle/checkpoint.yaml"])["status"]["conditions"][0]["type"] == "Ready"
+    assert NEWEST in texts["bundle/snapshots.yaml"]
+    assert yaml.safe_load(texts["bundle/operator.yaml"])[0]["metadata"]["name"] == "checkpoint-operator"
+    assert "serverVersion" in texts["bundle/versions.json"]
+    assert not [name for name, text in texts.items() if "hunter2" in text]
 
 
 @pytest.mark.parametrize(
