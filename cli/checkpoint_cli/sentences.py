@@ -59,6 +59,8 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
             if body.passed:
                 return f"{named(body.snapshot)} was verified by {body.level.lower()}.".replace("step", "Step", 1)
             return f"The check of {named(body.snapshot)} failed: {_because(body.evidence, body.message)}."
+        case log.SnapshotRead():
+            return f"A reader {'reads' if body.seconds else 'has read'} {named(body.snapshot)}."
         case log.SaveRequested():
             return f"Attempt {body.attempt} was asked to save: {body.reason or f'request {body.request}'}."
         case log.SaveFailed():

@@ -36,6 +36,7 @@ from checkpoint_sidecar.core.log import (
     SavesIdentified,
     SnapshotCommitted,
     SnapshotPurged,
+    SnapshotRead,
     SnapshotReinstated,
     SnapshotRetired,
     SnapshotVerified,
@@ -57,6 +58,7 @@ SNAPSHOT = "1000-7-abcdefgh"
 EXAMPLES: dict[str, Body] = {
     type(body).__name__: body
     for body in (
+        SnapshotRead(SNAPSHOT, "read-0123456789ab", 3600.0),
         RunClaimed(OWNER),
         RunAdopted(Owner("cluster-b", "training", "llama"), OWNER),
         SavesIdentified("0123abcd"),

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoint_sidecar.core.log import SnapshotRead
 from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.purging import PURGES_AT_ONCE, next_purge_at, purge_at, purge_due, waits_for_comparison
+from checkpoint_sidecar.core.reading import LONGEST_SECONDS
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.selection import Quota, Terms
 from core.strategies import NOW, stories
@@ -39,6 +41,23 @@ def first_due(history: History, *, terms: Terms = READING) -> float | None:
         if purge_due(judge(history.run, now=configured + dt.timedelta(seconds=seconds))):
             return seconds
     return None
+
+
+def test_a_purge_waits_for_announced_readers_and_for_none_of_them_longer_than_it_said() -> None:
+    history = thirty(keep(1, 0))
+    history.append(SnapshotRead(history.id(100), "one", HOUR)).append(SnapshotRead(history.id(100), "two", 2 * HOUR))
+    announced = history.now
+    history.retired(100, 200)
+
+    def due(seconds: float) -> bool:
+        return history.id(100) in purge_due(judge(history.run, now=announced + dt.timedelta(seconds=seconds)))
+
+    assert history.id(200) in purge_due(judge(history.run, now=history.now))
+    assert (due(2 * HOUR - 60), due(2 * HOUR)) == (False, True)
+    history.append(SnapshotRead(history.id(100), "two", 0.0))
+    assert (due(HOUR - 120), due(HOUR)) == (False, True)
+    history.append(SnapshotRead(history.id(100), "three", 10.0 * LONGEST_SECONDS))
+    assert due(LONGEST_SECONDS + HOUR)
 
 
 EDITS: dict[str, tuple[list[RetentionPolicy | None], float | None]] = {

@@ -14,12 +14,14 @@ from torch.distributed.checkpoint import FileSystemReader
 from checkpoint_sidecar import (
     Checkpointer,
     CorruptSnapshotError,
+    IncompatibleSnapshotError,
     RunNotFoundError,
     SnapshotNotFoundError,
     copy_run,
     load,
     open_run,
 )
+from checkpoint_sidecar.core.log import SnapshotRead
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import restoring
@@ -95,6 +97,21 @@ def test_a_copy_is_loaded_by_us_and_by_torchs_own_reader_and_training_continues_
 
 
 @NO_GROUP
+def test_a_load_announces_what_it_reads_where_retention_might_delete_it(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/run"
+    saved(url, 100, 200)
+    run = open_run(url)
+    run.configure(Policy(retention=RetentionPolicy(keep_last=1)))
+    load(f"{url}@100", nn.Linear(8, 8))
+    with pytest.raises(IncompatibleSnapshotError):
+        load(f"{url}@100", nn.Linear(4, 4))
+    run.refresh()
+    bodies = [entry.body for entry in run.entries()]
+    read = [(body.snapshot, body.seconds > 0) for body in bodies if isinstance(body, SnapshotRead)]
+    assert read == 2 * [(run.find(100).id, True), (run.find(100).id, False)]
+
+
+@NO_GROUP
 def test_damage_is_an_error_and_no_other_snapshot_is_taken(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/run"
     saved(url, 100, 200)
@@ -116,7 +133,9 @@ def test_names_of_one_side_are_reported_without_strict(tmp_path: Path) -> None:
 
 
 @NO_GROUP
-def test_a_snapshot_that_is_deleted_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_is_not_pruned_while_it_is_read_and_one_that_is_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"file://{tmp_path}/run"
     saved(url, 100, 200)
     run = open_run(url)
@@ -126,8 +145,14 @@ def test_a_snapshot_that_is_deleted_while_it_is_read_is_named(tmp_path: Path, mo
 
     def pruned(self: restoring.SnapshotLoading) -> None:
         open_metadata(self)
-        assert run.prune().purge
+        assert run.prune().purge == ()
+
+    def removed(self: restoring.SnapshotLoading) -> None:
+        open_metadata(self)
+        run.remove(100)
 
     monkeypatch.setattr(restoring.SnapshotLoading, "_open", pruned)
-    with pytest.raises(SnapshotNotFoundError, match=r"it is purged\. .*hold one"):
+    assert load(f"{url}@100", nn.Linear(8, 8)).step == 100
+    monkeypatch.setattr(restoring.SnapshotLoading, "_open", removed)
+    with pytest.raises(SnapshotNotFoundError, match=r"it is purged\. .*Retention waits for readers"):
         load(f"{url}@100", nn.Linear(8, 8))

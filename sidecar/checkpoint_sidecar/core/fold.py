@@ -30,6 +30,7 @@ from checkpoint_sidecar.core.log import (
     SavesIdentified,
     SnapshotCommitted,
     SnapshotPurged,
+    SnapshotRead,
     SnapshotReinstated,
     SnapshotRetired,
     SnapshotVerified,
@@ -40,6 +41,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.overwrite import rejection
 from checkpoint_sidecar.core.policy import NO_RESTORE, NOT_CHECKED, VerifyLevel
 from checkpoint_sidecar.core.purging import with_grace_of
+from checkpoint_sidecar.core.reading import readings_after
 from checkpoint_sidecar.core.run import Attempt, RestoreRequest, Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.working import Working
 
@@ -215,6 +217,14 @@ def _released(run: Run, working: Working, _: StoredEntry, body: QuarantineReleas
     return run
 
 
+def _read(run: Run, working: Working, entry: StoredEntry, body: SnapshotRead) -> Run:
+    found = working.snapshots.get(body.snapshot)
+    if found is not None:
+        readings = readings_after(found.readings, body, entry.stored_at)
+        working.change_snapshot(body.snapshot, readings=readings)
+    return run
+
+
 def _retired(run: Run, working: Working, entry: StoredEntry, body: SnapshotRetired) -> Run:
     if working.state(body.snapshot) is SnapshotState.LIVE:
         working.change_snapshot(
@@ -262,6 +272,7 @@ FOLD: dict[type, Callable[[Run, Working, StoredEntry, Any], Run]] = {
     AttemptFenced: _fenced,
     DispositionSet: _disposition,
     QuarantineReleased: _released,
+    SnapshotRead: _read,
     SnapshotRetired: _retired,
     SnapshotReinstated: _reinstated,
     PurgeStarted: _purge_started,

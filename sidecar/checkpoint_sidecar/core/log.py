@@ -27,6 +27,7 @@ from checkpoint_sidecar.core.errors import Evidence as Evidence
 from checkpoint_sidecar.core.owner import Owner as Owner
 from checkpoint_sidecar.core.owner import PodIdentity as PodIdentity
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
+from checkpoint_sidecar.core.reading import SnapshotRead as SnapshotRead
 from checkpoint_sidecar.core.wire import Count, Positive, Seconds, SmallPositive, UndecodableError, decode_json
 
 FORMAT_MAJOR = 1
@@ -342,6 +343,7 @@ Body: TypeAlias = (
     | WarmStartFinished
     | SnapshotCommitted
     | SnapshotVerified
+    | SnapshotRead
     | SaveRequested
     | SaveFailed
     | EvictionNoticed

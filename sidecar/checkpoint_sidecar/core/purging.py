@@ -82,11 +82,15 @@ def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:
 
 
 def purge_at(run: Run, snapshot: Snapshot) -> dt.datetime | None:
-    """Return the end of a retired snapshot's grace period, or None without one."""
+    """Return the end of a retired snapshot's grace period, or None without one.
+
+    It lasts until all readers that were announced have ended, or the time they announced has passed.
+    """
     policy, retired_at = run.policy.retention, snapshot.retired_at
     if snapshot.state is not SnapshotState.RETIRED or retired_at is None or policy is None:
         return None
-    end = retired_at + dt.timedelta(seconds=policy.grace_seconds)
+    read = max((each.until for each in snapshot.readings), default=retired_at)
+    end = max(retired_at + dt.timedelta(seconds=policy.grace_seconds), read)
     if run.longer_grace_until is None:
         return end
     # Snapshots that were retired before the edit wait as long as they would have without it, and no longer.

@@ -15,6 +15,7 @@ from checkpoint_sidecar.core.log import (
     QuarantineReleased,
     RollbackRequested,
     SaveRequested,
+    SnapshotRead,
     SnapshotVerified,
 )
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition
@@ -80,6 +81,20 @@ def record_check(run: Run, check: SnapshotVerified, *, failures: int) -> Snapsho
         return None
     clears = found.failures and check.level == "Checksums"
     return check if not check.passed or clears or not found.verified_at_least(check.level) else None
+
+
+def announce_reading(run: Run, snapshot: str, reader: str, seconds: float) -> SnapshotRead | None:
+    """Return the entry that keeps a snapshot's data for a reader, or None where nothing would delete it.
+
+    Args:
+        seconds: For how long at most; 0 when the reader has ended.
+    """
+    found = run.snapshots.get(snapshot)
+    if found is None or not readable(run, snapshot) or run.policy.retention is None:
+        return None
+    if not seconds and reader not in (each.reader for each in found.readings):
+        return None
+    return SnapshotRead(snapshot, reader, seconds)
 
 
 def readable(run: Run, snapshot: str) -> bool:

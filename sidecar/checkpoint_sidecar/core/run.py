@@ -25,6 +25,7 @@ from checkpoint_sidecar.core.log import (
     WarmStartFinished,
 )
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
+from checkpoint_sidecar.core.reading import Reading
 
 LIBRARY_UID = "checkpoint_sidecar"
 """In place of a Checkpoint's UID, in policies that the library wrote rather than an operator."""
@@ -71,6 +72,7 @@ class Snapshot:
     disposition: Disposition = "Auto"
     reasons: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
+    readings: tuple[Reading, ...] = ()
 
     @property
     def id(self) -> str:

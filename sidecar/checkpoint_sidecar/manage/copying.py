@@ -96,7 +96,9 @@ def copy_run(
     if snapshots:
         _begin(run, log, settings)
     for snapshot in snapshots:
-        yield _SnapshotCopy(source.store, run, log, snapshot, settings).made()
+        with source.reading(snapshot.id):
+            copy = _SnapshotCopy(source.store, run, log, snapshot, settings).made()
+        yield copy
 
 
 def _log_of(target: StoredRun) -> RunLog:

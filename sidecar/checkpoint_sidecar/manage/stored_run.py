@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -31,6 +32,7 @@ from checkpoint_sidecar.manage.changes import (
 from checkpoint_sidecar.manage.checking import SnapshotCheck, check_snapshot
 from checkpoint_sidecar.manage.following import LONGEST_WAIT_SECONDS, Polling, StopSignal, follow
 from checkpoint_sidecar.manage.pruning import TERMS, PrunePlan, plan_pruning, purge
+from checkpoint_sidecar.manage.reading import announced
 from checkpoint_sidecar.manage.removing import Removal, remove
 from checkpoint_sidecar.runs.clock import read_store_clock
 from checkpoint_sidecar.runs.history import read_history
@@ -278,6 +280,17 @@ class StoredRun:
 
     # Checking, and deleting
 
+    def reading(self, selector: str | int = "latest") -> AbstractContextManager[None]:
+        """Keep retention from deleting a snapshot's data while a ``with`` block reads it.
+
+        Announced in the log, where the run has a retention policy. Without the right to write, the block runs
+        unannounced.
+
+        Raises:
+            SnapshotNotFoundError, AmbiguousSelectorError: See ``find``.
+        """
+        return announced(self._log, find_snapshot(self.refresh(), selector, url=self.url))
+
     def verify(
         self,
         snapshot: Snapshot | str | int,
@@ -305,7 +318,8 @@ class StoredRun:
         found = self._readable(identifier)
         if record:
             check_changeable(self.state, _RECORD, subject=self.url, without_operator=without_operator)
-        result = check_snapshot(self.store, found, checksums=checksums, progress=progress)
+        with announced(self._log, found) if checksums else nullcontext():
+            result = check_snapshot(self.store, found, checksums=checksums, progress=progress)
         if record:
             append(
                 self._log,

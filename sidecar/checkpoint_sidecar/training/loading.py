@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, MutableMapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +62,14 @@ def load(
     filesystem: Any = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> LoadedSnapshot:
-    """Load a snapshot into a model, to evaluate it or to serve it. Writes nothing into the bucket or the log.
+    """Load a snapshot into a model, to evaluate it or to serve it.
 
     >>> load("s3://training/llama-7b@best", into=model)
 
     The snapshot may come from any number of ranks and any sharding; each rank reads what its parameters need.
+    Where the run has a retention policy, rank 0 announces in the log what is read, so that it is not deleted meanwhile;
+    nothing else is written. Without the right to write, the load runs unannounced.
+
     Collective if a process group exists: every rank calls it at the same point with the same arguments, and an error of
     one rank is raised on all. ``requires_grad`` stays as it is.
 
@@ -91,7 +95,7 @@ def load(
         StoreError, LogError: The bucket cannot be read.
     """
     began = time.monotonic()
-    agreement = Agreement.among_all()
+    agreement, announcing = Agreement.among_all(), ExitStack()
     try:
         failure: Exception | None = None
         try:
@@ -103,7 +107,8 @@ def load(
         except BaseException as error:  # noqa: BLE001 - raised below, on all ranks
             failure = portable(error, operation="load a snapshot into", subject="the objects")
         agreement.raise_any(failure)
-        candidate, metrics = agreement.from_rank_0(lambda: _chosen(run, selector, verify))
+        # On rank 0 alone, for all of them.
+        candidate, metrics = agreement.from_rank_0(lambda: _chosen(run, selector, verify, announcing))
         progress, compared = TransferMeter(), ComparedBytes(candidate.manifest)
         with Transfers(show=agreement.leads).under_way("restore", candidate.step, progress):
             loading = SnapshotLoading(state, candidate, run.store, agreement, trust, strict, progress, compared)
@@ -113,6 +118,7 @@ def load(
         missing, unused = loading.leftovers.not_restored, tuple(sorted(loading.leftovers.unused))
         return LoadedSnapshot(candidate.snapshot, candidate.step, metrics, time.monotonic() - began, missing, unused)
     finally:
+        announcing.close()
         agreement.close()
 
 
@@ -130,9 +136,13 @@ def _opened(
     return open_run(url, filesystem=filesystem, storage_options=storage_options), selector
 
 
-def _chosen(run: StoredRun, selector: str | int, verify: VerifyLevel | None) -> tuple[Candidate, dict[str, str]]:
-    state = run.refresh()
-    snapshot = find_snapshot(state, selector, url=run.url)
+def _chosen(
+    run: StoredRun, selector: str | int, verify: VerifyLevel | None, announcing: ExitStack
+) -> tuple[Candidate, dict[str, str]]:
+    identifier = find_snapshot(run.refresh(), selector, url=run.url).id
+    announcing.enter_context(run.reading(identifier))
+    state = run.state
+    snapshot = state.snapshots[identifier]
     if cause := why_unreadable(state, snapshot.id):
         raise _gone(run, snapshot.id, cause)
     level = verify or state.policy.restore.verify
@@ -168,5 +178,8 @@ def _deleted(run: StoredRun, snapshot: str) -> SnapshotNotFoundError | None:
 
 def _gone(run: StoredRun, snapshot: str, cause: str) -> SnapshotNotFoundError:
     return SnapshotNotFoundError(
-        "load", f"{run.url}@{snapshot}", cause, "Choose another snapshot; hold one to keep retention from deleting it."
+        "load",
+        f"{run.url}@{snapshot}",
+        cause,
+        "Choose another snapshot. Retention waits for readers that may write below _log/, and keeps held snapshots.",
     )
