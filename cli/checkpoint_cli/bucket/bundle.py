@@ -38,10 +38,11 @@ def contents(at: AddressedRun) -> Iterator[tuple[str, str]]:
     """Yield the names and texts of the files in the archive."""
     import msgspec
 
-    from checkpoint_cli.bucket.checks import run_checks, versions
+    from checkpoint_cli.bucket.checks import run_checks
     from checkpoint_cli.bucket.convert import run_record, snapshot_records
     from checkpoint_cli.bucket.reading import _entry_record, findings
     from checkpoint_cli.records import ReportRecord, SnapshotRecords
+    from checkpoint_cli.versions import versions
 
     def pretty(record: object) -> str:
         return msgspec.json.format(msgspec.json.encode(record), indent=2).decode()

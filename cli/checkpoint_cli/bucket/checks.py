@@ -1,4 +1,4 @@
-"""The checks of ``doctor``: of a store, of the run in it, and of what is installed here."""
+"""The checks of ``doctor``: of a store, and of the run in it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,6 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.core.run import Run
 
 _MOST_SKEW_SECONDS = 60.0
-_PACKAGES = ("checkpoint-operator", "torch", "botocore", "fsspec", "msgspec")
-
-
-def versions() -> Iterator[CheckRecord]:
-    """Yield the versions of what is installed."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = [f"Python {platform.python_version()}"]
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"no {name}")
-    yield CheckRecord(check="versions", result="ok", detail=", ".join(found))
 
 
 def promises(at: AddressedRun, every_promise: bool) -> Iterator[CheckRecord]:

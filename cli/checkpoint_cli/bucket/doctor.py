@@ -27,9 +27,10 @@ def doctor(
     Example: {program} doctor s3://training/llama-7b
     """
     from checkpoint_cli import views
-    from checkpoint_cli.bucket.checks import clock, promises, run_checks, versions
+    from checkpoint_cli.bucket.checks import clock, promises, run_checks
     from checkpoint_cli.exits import ExitStatus
     from checkpoint_cli.records import CheckRecord, ReportRecord
+    from checkpoint_cli.versions import versions
 
     checks = [*versions(), CheckRecord(check="endpoint", result="ok", detail=at.endpoint or "the provider's own")]
     if not read_only:

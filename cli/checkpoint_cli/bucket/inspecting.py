@@ -41,9 +41,7 @@ def diff(
     at: AddressedRun,
     other: Annotated[
         str,
-        typer.Argument(
-            metavar="SELECTOR|URL[@SELECTOR]", help="Another snapshot of the run, or one of another run in the service."
-        ),
+        typer.Argument(metavar="OTHER", help="Another snapshot: a selector, or <url>@<selector> of another run."),
     ],
     values: Annotated[
         bool, typer.Option("--values", help="Read both snapshots and compare the values of their tensors.")

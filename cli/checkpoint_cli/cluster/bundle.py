@@ -57,7 +57,7 @@ def _contents(at: NamedRun, checkpoint: Body, operator_namespace: str) -> Iterat
 def _checks() -> str:
     import msgspec
 
-    from checkpoint_cli.bucket.checks import versions
+    from checkpoint_cli.versions import versions
 
     return msgspec.json.format(msgspec.json.encode(tuple(versions())), indent=2).decode()
 
