@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import crc32c
 import pytest
 
 from checkpoint_sidecar import ChangeRefusedError, CorruptSnapshotError, RunManagedError
@@ -12,14 +16,19 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import RunConfigured
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.engine.upload import upload_files
+from checkpoint_sidecar.manage import copying, server_copy
 from checkpoint_sidecar.manage.copying import CopySettings, copy_run, plan_copy
 from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.local.adapter import LocalStore
+from checkpoint_sidecar.store.opening import open_store
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
+from localcluster.objectstore import ObjectStore
+from support.s3servers import Server
 from support.trainers import Trainer
 
 
@@ -180,3 +189,86 @@ def test_a_snapshot_that_was_deleted_in_the_copy_is_not_copied_again() -> None:
     StoredRun(target).remove(100)
     assert copied(source, target) == []
     assert StoredRun(target).find(100).state is SnapshotState.PURGED
+
+
+@pytest.mark.store
+def test_one_service_copies_by_itself_and_its_checksums_are_compared(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_copy, "LEAST_BYTES", 1)
+    server = Server("seaweedfs", object_store.endpoint, object_store.access_key, object_store.secret_key)
+    bucket = server.shared_bucket
+    source_store, target_store = (open_store(server.settings(bucket)) for _ in range(2))
+    _, source = trained(source_store, 100)
+    asked: list[str] = []
+    copied_by_store = server_copy.ServerCopy.copied
+
+    def noted(self: server_copy.ServerCopy, file: Any, *folders: str) -> bool:
+        done = copied_by_store(self, file, *folders)
+        asked.append(f"{file.name} {done}")
+        return done
+
+    monkeypatch.setattr(server_copy.ServerCopy, "copied", noted)
+    assert copied(source, target_store) == [100]
+    assert StoredRun(target_store).verify(100, checksums=True).passed
+    assert len(asked) == 3
+    assert server.open_uploads(target_store.url) == []
+
+
+class Composed(MemoryStore):
+    """A store that copies by itself, and says of each part what ``checksum`` makes of its bytes."""
+
+    def __init__(self, checksum: Callable[[bytes], int | None]) -> None:
+        super().__init__()
+        self.checksum, self.asked = checksum, 0
+
+    def can_compose_from(self, source: Store) -> bool:
+        return isinstance(source, MemoryStore)
+
+    @contextlib.contextmanager
+    def compose(self, key: str, source: Store, part_sizes: Sequence[int]) -> Iterator[Any]:
+        parts: dict[int, bytes] = {}
+
+        def copy_part(index: int, source_key: str, start: int) -> None:
+            self.asked += 1
+            buffer = bytearray(part_sizes[index])
+            source.read_into(source_key, start, [memoryview(buffer)])
+            parts[index] = bytes(buffer)
+
+        yield SimpleNamespace(copy_part=copy_part, part_checksum=lambda index: self.checksum(parts[index]))
+        self.put(key, b"".join(parts[index] for index in sorted(parts)))
+
+
+@pytest.mark.parametrize(
+    ("checksum", "by_store"), [(crc32c.crc32c, True), (lambda _: None, False)], ids=["told", "not told"]
+)
+def test_what_the_store_does_not_vouch_for_is_sent(
+    checksum: Callable[[bytes], int | None], by_store: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_copy, "LEAST_BYTES", 1)
+    monkeypatch.setattr(server_copy, "PART_BYTES", 256)
+    _, source = trained(MemoryStore(), 100)
+    target = Composed(checksum)
+    sent: list[str] = []
+    send = upload_files
+
+    def noted(store: Store, folder: str, plans: Any, **settings: Any) -> Any:
+        sent.extend(plan.name for plan in plans)
+        return send(store, folder, plans, **settings)
+
+    monkeypatch.setattr(copying, "upload_files", noted)
+    assert copied(source, target) == [100]
+    assert ("__0_0.distcp" in sent) is not by_store
+    # 8, 700 and 300 bytes in parts of 256; the first file was enough to see that nothing is told.
+    assert target.asked == (1 + 3 + 2 if by_store else 1)
+    assert StoredRun(target).verify(100, checksums=True).passed
+
+
+def test_a_copy_by_the_store_that_differs_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_copy, "LEAST_BYTES", 1)
+    _, source = trained(MemoryStore(), 100)
+    target = Composed(lambda data: crc32c.crc32c(data) ^ 1)
+    with pytest.raises(CorruptSnapshotError, match="CRC32C"):
+        copied(source, target)
+    assert not list(target.list("step-"))
+    assert StoredRun(target).snapshots(all=True) == ()

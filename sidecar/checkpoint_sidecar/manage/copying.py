@@ -29,6 +29,7 @@ from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.upload import upload_files
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.manage.changes import APPEND_TIMEOUT_SECONDS, check_changeable, why_unreadable
+from checkpoint_sidecar.manage.server_copy import ServerCopy
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.marker import leave_marker, telling_keys
 from checkpoint_sidecar.store.base import Store
@@ -143,6 +144,7 @@ class _SnapshotCopy:
     def __init__(self, source: Store, run: Run, target: RunLog, snapshot: Snapshot, settings: CopySettings) -> None:
         self._source, self._run, self._log, self._snapshot = source, run, target, snapshot
         self._store, self._settings = target.store, settings
+        self._by_store = ServerCopy(source, target.store, settings.engine.connections, settings.progress)
         if cause := why_unreadable(run, snapshot.id):
             raise ChangeRefusedError("copy", f"{source.url}@{snapshot.id}", cause, "Choose another one.")
         self._folder = copying.folder_in(target.run, snapshot)
@@ -183,8 +185,10 @@ class _SnapshotCopy:
         there = self._stored(manifest) if block_bytes == original.block_bytes else []
         there = [file for file in there if self._is_whole(file, manifest)]
         files = [*there]
+        if block_bytes == original.block_bytes:
+            files += [file for file in manifest.files if file not in there and self._copied_by_store(file)]
         contents = Files(self._source, self._snapshot.commit.path, original, settings=_one_request())
-        for batch in _batches([file for file in manifest.files if file not in there]):
+        for batch in _batches([file for file in manifest.files if file not in files]):
             plans = [FilePlan(each.name, (_Stored(contents, each, self._settings.progress),)) for each in batch]
             sent = upload_files(
                 self._store, self._folder.path, plans, block_bytes=block_bytes, settings=self._settings.engine
@@ -205,6 +209,9 @@ class _SnapshotCopy:
             manifest.versions,
             block_bytes,
         )
+
+    def _copied_by_store(self, file: File) -> bool:
+        return self._by_store.copied(file, self._snapshot.commit.path, self._folder.path)
 
     def _stored(self, manifest: Manifest) -> list[File]:
         """Return the files that an earlier call has stored."""

@@ -1,0 +1,81 @@
+"""Lets the store copy the files of a snapshot by itself, where it can: their bytes do not pass through this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from checkpoint_sidecar.core.errors import AccessDeniedError, CorruptSnapshotError, RequestRefusedError
+from checkpoint_sidecar.core.manifest import File
+from checkpoint_sidecar.engine.checksums import of_blocks
+from checkpoint_sidecar.store.base import ComposesObjects, Store
+
+LEAST_BYTES = 5 * 1024 * 1024
+"""S3's minimum for all parts but the last one; smaller files are sent."""
+PART_BYTES = 256 * 1024 * 1024
+
+logger = logging.getLogger(__name__)
+
+
+class ServerCopy:
+    """Copies files within one service.
+
+    Args:
+        source, target: Opened at the two runs.
+        connections: Concurrent requests.
+        progress: Called with the number of bytes of each part that the store has copied. It may raise, to stop.
+    """
+
+    def __init__(self, source: Store, target: Store, connections: int, progress: Callable[[int], None]) -> None:
+        self._source = source
+        self._target = target if isinstance(target, ComposesObjects) and target.can_compose_from(source) else None
+        self._connections = connections
+        self._progress = progress
+
+    def copied(self, file: File, source_folder: str, folder: str) -> bool:
+        """Copy one file, and return whether its checksum is known to be the committed one.
+
+        A store that does not copy, or does not say what it has copied, copies no further file.
+
+        Raises:
+            CorruptSnapshotError: The stored file is not the one that was committed. Nothing is visible.
+            StoreError: The store failed.
+        """
+        target = self._target
+        if target is None or file.size < LEAST_BYTES:
+            return False
+        starts = range(0, file.size, PART_BYTES)
+        sizes = [min(PART_BYTES, file.size - start) for start in starts]
+        source_key, key = (f"{each}/{file.name}" for each in (source_folder, folder))
+        try:
+            with (
+                target.compose(key, self._source, sizes) as composition,
+                ThreadPoolExecutor(self._connections, thread_name_prefix="copy") as pool,
+            ):
+
+                def copy(index: int) -> int | None:
+                    composition.copy_part(index, source_key, starts[index])
+                    self._progress(sizes[index])
+                    return composition.part_checksum(index)
+
+                _check(list(pool.map(copy, range(len(sizes)))), file, source_key)
+        except (AccessDeniedError, RequestRefusedError, _UncheckedError) as error:
+            logger.info("sending %s, because the store does not copy it by itself: %s", key, error)
+            self._target = None
+            return False
+        return True
+
+
+class _UncheckedError(Exception):
+    """The store did not report a checksum."""
+
+
+def _check(checksums: Sequence[int | None], file: File, key: str) -> None:
+    known = [each for each in checksums if each is not None]
+    if len(known) < len(checksums):
+        raise _UncheckedError("it does not say what it copied")
+    checksum = of_blocks(known, PART_BYTES, file.size)
+    if checksum != file.crc32c:
+        cause = f"its CRC32C is {checksum:08x}, {file.crc32c:08x} was committed"
+        raise CorruptSnapshotError("copy the file", key, cause, evidence="ChecksumMismatch")
