@@ -67,7 +67,7 @@ CLUSTER_VERBS: tuple[Verb, ...] = (
     Verb("hold", "cluster.changing:hold", "Keep a snapshot, whatever the policy says."),
     Verb("release", "cluster.changing:release", "Leave a snapshot to the policy again."),
     Verb("retire", "cluster.changing:retire", "Give a snapshot up."),
-    Verb("fork", "cluster.fork:fork", "Create a Checkpoint whose run begins at a snapshot of another one."),
+    Verb("fork", "cluster.fork:fork", "Create a Checkpoint that begins at a snapshot of another run."),
     Verb("doctor", "cluster.doctor:doctor", "Check the installation, a run, and whether pods are injected."),
     Verb("bundle", "cluster.bundle:bundle", "Write an archive for a support request, without secrets."),
     Verb("report", "cluster.pages:report", "Write one HTML page about a run."),

@@ -240,7 +240,7 @@ class Composed(MemoryStore):
 
 
 @pytest.mark.parametrize(
-    ("checksum", "by_store"), [(crc32c.crc32c, True), (lambda _: None, False)], ids=["told", "not told"]
+    ("checksum", "by_store"), [(crc32c.crc32c, True), (lambda _: None, False)], ids=["reported", "not reported"]
 )
 def test_what_the_store_does_not_vouch_for_is_sent(
     checksum: Callable[[bytes], int | None], by_store: bool, monkeypatch: pytest.MonkeyPatch
@@ -259,7 +259,7 @@ def test_what_the_store_does_not_vouch_for_is_sent(
     monkeypatch.setattr(copying, "upload_files", noted)
     assert copied(source, target) == [100]
     assert ("__0_0.distcp" in sent) is not by_store
-    # 8, 700 and 300 bytes in parts of 256; the first file was enough to see that nothing is told.
+    # 8, 700 and 300 bytes in parts of 256; the first file was enough to see that it reports no checksum.
     assert target.asked == (1 + 3 + 2 if by_store else 1)
     assert StoredRun(target).verify(100, checksums=True).passed
 

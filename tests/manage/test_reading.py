@@ -1,4 +1,4 @@
-"""What is read from outside of training is not deleted meanwhile, and who may only read reads all the same."""
+"""What is read from outside of training is not deleted meanwhile; a reader that may not write reads all the same."""
 
 from __future__ import annotations
 
