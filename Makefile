@@ -2,6 +2,10 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 WORKERS := 2
+CLUSTER := local
+ifeq ($(filter local current,$(CLUSTER)),)
+  $(error CLUSTER=$(CLUSTER) is neither local (two nodes on this machine) nor current (that of the current kube context))
+endif
 # If a test hangs beyond its timeout, print the stack of every thread and end the run: pytest-xdist's schedulers would wait
 # indefinitely once they have replaced a worker.
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
@@ -13,9 +17,14 @@ export PYTHONPATH := tests:tools
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: ## Watch a training job survive `kubectl drain` on a real two-node cluster (KEEP=1 keeps the cluster)
+demo: ## Watch a training job survive `kubectl drain` on a real two-node cluster (KEEP=1 keeps it; CLUSTER=current: on yours)
+ifeq ($(CLUSTER),local)
 	@.ci/bootstrap --cluster
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
+else
+	@.ci/bootstrap --current
+	@$(BIN)/python -m demo.current --image="$(IMAGE)" --bucket="$(BUCKET)" $(if $(KEEP),--keep) $(if $(YES),--yes)
+endif
 
 test: ## Run all tests: unit, store, distributed, API server, cluster (WORKERS=0 uses one process)
 	@.ci/bootstrap
@@ -23,7 +32,7 @@ test: ## Run all tests: unit, store, distributed, API server, cluster (WORKERS=0
 
 test-unit: ## Run the tests of decisions and stores that need no server, training or cluster (a minute)
 	@.ci/bootstrap
-	$(BIN)/pytest --numprocesses=$(WORKERS) -m "not slow and not browser and not store and not distributed and not api and not cluster" $(addprefix --ignore=tests/,alerts benchmarks cluster crashes demo model training)
+	$(BIN)/pytest --numprocesses=$(WORKERS) -m "not slow and not browser and not store and not distributed and not api and not cluster" $(addprefix --ignore=tests/,alerts benchmarks cluster crashes model training)
 
 test-faults: ## Run the long profile of fault injection: store faults, crashes, model, foreign data (an hour)
 	@.ci/bootstrap
@@ -85,8 +94,12 @@ bench-operator: ## Measure the operator with 100 and 1,000 Checkpoints on a real
 	@.ci/bootstrap
 	$(BIN)/python benchmarks/operator_scale.py
 
-down: ## Stop and remove a cluster that `make demo KEEP=1` or a crash left behind
+down: ## Remove what `make demo KEEP=1` or a crash left behind (CLUSTER=current: in your cluster)
+ifeq ($(CLUSTER),local)
 	$(BIN)/python -m localcluster down
+else
+	$(BIN)/python -m demo.current --remove
+endif
 
 clean: ## Remove build results of this checkout (the cache of Kubernetes binaries stays)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from checkpoint_cli.verbs import Door
-from localcluster.client import ApiServer, _kubectl
+from localcluster.client import ApiServer, kubectl_program
 from support.admission import Namespace, checkpoint, pod, snapshot
 from support.commands import Program, Ran
 
@@ -49,7 +49,7 @@ STATUS = {
 def kubectl_ckpt(crds: ApiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
     for name, value in crds.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PATH", str(Path(_kubectl()).parent), prepend=":")
+    monkeypatch.setenv("PATH", str(Path(kubectl_program()).parent), prepend=":")
     return Program(Door.CLUSTER, capsys)
 
 

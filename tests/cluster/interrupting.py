@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from demo import interruptions
 from demo.training import Follower, TrainingRun, wait_for
 from localcluster.cluster import Cluster
 
@@ -52,9 +52,7 @@ def _environment(process: Path) -> set[bytes]:
 
 def evict(run: TrainingRun, pod: str) -> None:
     """What `kubectl drain`, the cluster autoscaler and the descheduler do to a pod."""
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": run.namespace}}
-    path = f"/api/v1/namespaces/{run.namespace}/pods/{pod}/eviction"
-    run.cluster.kubectl("create", f"--raw={path}", "--filename=-", stdin=json.dumps(eviction))
+    interruptions.evict(run.cluster, run.namespace, pod)
 
 
 @contextmanager

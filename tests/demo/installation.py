@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from demo.manifests import REPOSITORY
 from localcluster import network
+from localcluster.client import Client
 from localcluster.cluster import Cluster
 from localcluster.imagebuild import Image
 
@@ -54,13 +55,18 @@ def install(cluster: Cluster, folder: Path, *, node: str, image: Image | None) -
     """`helm install` and wait until the operator is ready. `folder` is where the values file goes."""
     if image is not None:
         cluster.node(node).load_images(image.archive)
+    install_chart(cluster, folder, RELEASE, NAMESPACE, values(cluster, node, image))
+
+
+def install_chart(cluster: Client, folder: Path, release: str, namespace: str, chart_values: dict[str, Any]) -> None:
+    """`helm install` and wait until the operator is ready. Raises `CommandError`."""
     file = folder / "operator-values.json"
-    file.write_text(json.dumps(values(cluster, node, image)))
+    file.write_text(json.dumps(chart_values))
     cluster.helm(
         "install",
-        RELEASE,
+        release,
         str(CHART),
-        f"--namespace={NAMESPACE}",
+        f"--namespace={namespace}",
         "--create-namespace",
         f"--values={file}",
         "--wait",
@@ -94,5 +100,7 @@ def stopped(cluster: Cluster) -> Iterator[None]:
         scale(cluster, 1)
 
 
-def logs(cluster: Cluster, lines: int = 60) -> str:
-    return cluster.kubectl(f"--namespace={NAMESPACE}", "logs", f"deployment/{RELEASE}", f"--tail={lines}", check=False)
+def logs(cluster: Client, lines: int = 60, namespace: str = NAMESPACE) -> str:
+    """The end of the operator's log, or why there is none."""
+    selector = "--selector=app.kubernetes.io/name=checkpoint-operator"
+    return cluster.kubectl(f"--namespace={namespace}", "logs", selector, f"--tail={lines}", check=False)

@@ -1,38 +1,58 @@
-"""What a user writes, as plain dicts. Everything that only this cluster needs comes in through `HostPython`."""
+"""What a user writes, as plain dicts. Everything that only one cluster needs comes in through `PodPython`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
-from localcluster.images import HostPython
-from localcluster.objectstore import REGION, ObjectStore
+from localcluster.images import PodPython
 
 Manifest = dict[str, Any]
 
 LABEL = "checkpoint-operator.dev/checkpoint"
 SECRET = "s3-keys"
+CREDENTIALS_FOLDER = "/var/run/checkpoint-operator/credentials"
+GRACE_SECONDS = 60
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 REPOSITORY = Path(__file__).parents[2]
 TRAINING_SCRIPT = REPOSITORY / "examples" / "train.py"
+
+
+class Storage(Protocol):
+    """How pods and the operator reach a bucket."""
+
+    @property
+    def endpoint(self) -> str:
+        """URL of the service; empty for AWS's own."""
+
+    @property
+    def region(self) -> str: ...
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """What the Secret holds."""
 
 
 def namespace(name: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
-def secret(store: ObjectStore) -> Manifest:
+def secret(store: Storage) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": SECRET},
-        "stringData": {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key},
+        "stringData": store.keys,
     }
 
 
-def checkpoint(name: str, url: str, store: ObjectStore, **spec: Any) -> Manifest:
+def checkpoint(name: str, url: str, store: Storage, **spec: Any) -> Manifest:
     """A Checkpoint that saves often enough to watch; `spec` overrides whole fields."""
-    storage = {"url": url, "endpoint": store.endpoint, "region": REGION, "credentialsSecret": {"name": SECRET}}
+    place = {"endpoint": store.endpoint, "region": store.region}
+    storage = {"url": url, "credentialsSecret": {"name": SECRET}, **{key: text for key, text in place.items() if text}}
     return {
         "apiVersion": "checkpoint-operator.dev/v1alpha1",
         "kind": "Checkpoint",
@@ -44,28 +64,6 @@ def checkpoint(name: str, url: str, store: ObjectStore, **spec: Any) -> Manifest
             **spec,
         },
     }
-
-
-def job(
-    name: str,
-    *,
-    python: HostPython,
-    checkpoint_name: str,
-    steps: int,
-    pause_seconds: float = 0.0,
-    prefer_node: str = "",
-    grace_seconds: int = 60,
-) -> Manifest:
-    """A Job of one pod with two ranks that trains `examples/train.py`."""
-    ranks = ["--standalone", "--nproc-per-node=2"]
-    pod = pod_template(
-        checkpoint_name,
-        python=python,
-        command=torchrun(python, ranks, steps=steps, pause_seconds=pause_seconds),
-        prefer_node=prefer_node,
-        grace_seconds=grace_seconds,
-    )
-    return job_of(name, pod)
 
 
 def job_of(name: str, template: Manifest, **spec: Any) -> Manifest:
@@ -118,19 +116,22 @@ def bare_pod(name: str, template: Manifest) -> Manifest:
     }
 
 
-def torchrun(python: HostPython, ranks: list[str], *, steps: int, pause_seconds: float) -> list[str]:
-    """The command that trains `examples/train.py`; `ranks` are torchrun's own arguments."""
+def torchrun(
+    python: PodPython, ranks: list[str], *, steps: int, pause_seconds: float, script: str = str(TRAINING_SCRIPT)
+) -> list[str]:
+    """The command that trains `examples/train.py`, which pods have at `script`; `ranks` are torchrun's arguments."""
     command = [python.python, "-m", "torch.distributed.run", *ranks]
-    return [*command, str(TRAINING_SCRIPT), f"--steps={steps}", f"--pause={pause_seconds}"]
+    return [*command, script, f"--steps={steps}", f"--pause={pause_seconds}"]
 
 
 def pod_template(
     checkpoint_name: str,
     *,
-    python: HostPython,
+    python: PodPython,
     command: list[str],
     prefer_node: str = "",
-    grace_seconds: int = 60,
+    grace_seconds: int = GRACE_SECONDS,
+    labels: Mapping[str, str] = NO_LABELS,
     **spec: Any,
 ) -> Manifest:
     """A labelled pod, as any workload takes it; `spec` overrides whole fields of the pod's."""
@@ -141,13 +142,14 @@ def pod_template(
         # Ranks share two cores here: more threads would only get in each other's way.
         "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, *python.environment],
         "volumeMounts": python.volume_mounts,
+        **python.container,
     }
     pod: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": grace_seconds,
-        "hostNetwork": True,  # this cluster has no pod network; nothing in the product needs it
         "containers": [container],
         "volumes": python.volumes,
+        **python.pod,
     }
     if prefer_node:
         preference = {
@@ -155,7 +157,36 @@ def pod_template(
         }
         rule = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": preference}]}
         pod["affinity"] = {"nodeAffinity": rule}
-    return {"metadata": {"labels": {LABEL: checkpoint_name}}, "spec": {**pod, **spec}}
+    return {"metadata": {"labels": {LABEL: checkpoint_name, **labels}}, "spec": {**pod, **spec}}
+
+
+def written_by_hand(template: Manifest, url: str, store: Storage, *, run: str) -> Manifest:
+    """`template` with the lines that the operator injects where the cluster offers that: see docs/api.md.
+
+    `run` is `<UID of the namespace kube-system>/<namespace>/<name of the Checkpoint>`.
+    """
+    pod = template["spec"]
+    grace = pod["terminationGracePeriodSeconds"]
+    values = {
+        "CHECKPOINT_RUN": run,
+        "CHECKPOINT_URL": url,
+        "CHECKPOINT_ENDPOINT": store.endpoint,
+        "CHECKPOINT_REGION": store.region,
+        "CHECKPOINT_ADDRESSING_STYLE": "Auto",
+        "CHECKPOINT_GRACE_SECONDS": str(grace),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace - 5),
+        "CHECKPOINT_CREDENTIALS_FOLDER": CREDENTIALS_FOLDER,
+    }
+    fields = {"CHECKPOINT_POD_NAME": "metadata.name", "CHECKPOINT_POD_UID": "metadata.uid"}
+    environment: list[Manifest] = [{"name": name, "value": value} for name, value in values.items() if value]
+    environment += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
+    mount = {"name": "checkpoint-operator-credentials", "mountPath": CREDENTIALS_FOLDER, "readOnly": True}
+    volume = {"name": "checkpoint-operator-credentials", "secret": {"secretName": SECRET}}
+    containers = [
+        {**each, "env": [*each["env"], *environment], "volumeMounts": [*each["volumeMounts"], mount]}
+        for each in pod["containers"]
+    ]
+    return {**template, "spec": {**pod, "containers": containers, "volumes": [*pod["volumes"], volume]}}
 
 
 def to_stdin(*manifests: Manifest) -> str:

@@ -12,6 +12,7 @@ class Report:
     """The result of one demo run.
 
     Attributes:
+        moved: Whether the evicted pod's node could not take the replacement.
         evicted_at_step: The last step that the evicted pod finished.
         restored_step: The step of the snapshot its replacement continued from.
         seconds_eviction_to_first_step: From `kubectl drain` to the first step that the replacement finished.
@@ -19,6 +20,7 @@ class Report:
     """
 
     nodes: tuple[str, str]
+    moved: bool
     evicted_at_step: int
     restored_step: int
     lost_steps: int
@@ -32,7 +34,7 @@ class Report:
     def problems(self) -> list[str]:
         """Every expectation that does not hold, as a sentence; empty for a good run."""
         expectations = {
-            "the replacement ran on the other node": self.nodes[0] != self.nodes[1],
+            "the replacement ran on another node": self.nodes[0] != self.nodes[1] or not self.moved,
             "the evicted pod had made steps": self.evicted_at_step > 0,
             "the replacement continued from a snapshot": self.restored_step > 0,
             "no more was lost than lay between snapshots": self.lost_steps

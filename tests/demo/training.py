@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from demo import manifests
-from localcluster.cluster import Cluster
+from localcluster.client import Client
 
 POLL_SECONDS = 0.3
 _STEP = re.compile(r"step (\d+) loss ")
@@ -51,7 +51,7 @@ class Follower:
     `start` tells one start of the pod's container from the next; both may have the same pod, or one of the same name.
     """
 
-    def __init__(self, cluster: Cluster, namespace: str, pod: str, start: str = "") -> None:
+    def __init__(self, cluster: Client, namespace: str, pod: str, start: str = "") -> None:
         self.pod = pod
         self.start = start
         self._lines: list[Line] = []
@@ -100,7 +100,7 @@ def _parse_time(text: str) -> dt.datetime:
 class TrainingRun:
     """One Checkpoint and its Job in a namespace. Following is by pod, oldest first in `followers`."""
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str) -> None:
+    def __init__(self, cluster: Client, namespace: str, name: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
         self.name = name

@@ -1,4 +1,4 @@
-"""How tests and people talk to an API server: kubectl, helm, and a bare GET."""
+"""How tests, the demo and people talk to a cluster: kubectl, helm, and a bare GET."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def run_command(command: list[str], *, stdin: str | None, environment: Mapping[s
     return done.stdout
 
 
-def _kubectl() -> str:
+def kubectl_program() -> str:
+    """kubectl of this Python environment, else the one on PATH. Raises `FileNotFoundError`."""
     ours = Path(sys.prefix, "bin", "kubectl")
     program = str(ours) if ours.exists() else shutil.which("kubectl")
     if program is None:
@@ -47,8 +48,54 @@ def _kubectl() -> str:
     return program
 
 
+def helm_program() -> str:
+    """helm as built for the local cluster, else the one on PATH. Raises `FileNotFoundError`."""
+    program = binary("helm") or shutil.which("helm")
+    if program is None:
+        raise FileNotFoundError("helm is missing: install it, or build it with `python -m localcluster.build`")
+    return str(program)
+
+
+class Client:
+    """A cluster by way of kubectl and helm. Subclasses say which cluster that is."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that select the cluster."""
+        return {}
+
+    @property
+    def context(self) -> str:
+        """The context of the kube config to use; empty: its current one."""
+        return ""
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run kubectl; return its output (with `check` false: and its errors). Raises `CommandError`."""
+        command = [kubectl_program(), *self._selection("--context"), *arguments]
+        return run_command(command, stdin=stdin, environment=self.environment, check=check)
+
+    def kubectl_process(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start kubectl and leave it running (`logs --follow`, `get --watch`); both its outputs are in `stdout`."""
+        return subprocess.Popen(
+            [kubectl_program(), *self._selection("--context"), *arguments],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def helm(self, *arguments: str, check: bool = True) -> str:
+        """Run helm; return its output. Raises `CommandError`."""
+        command = [helm_program(), *self._selection("--kube-context"), *arguments]
+        return run_command(command, stdin=None, environment=self.environment, check=check)
+
+    def _selection(self, option: str) -> list[str]:
+        return [f"{option}={self.context}"] if self.context else []
+
+
 @dataclass(frozen=True)
-class ApiServer:
+class ApiServer(Client):
     """A running API server, as its administrator sees it."""
 
     directory: Path
@@ -61,32 +108,10 @@ class ApiServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        # A discovery cache of its own: addresses are reused by later clusters that serve other resources.
-        return {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache")}
-
-    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
-        """Run kubectl; return its output (with `check` false: and its errors). Raises `CommandError`."""
-        return run_command([_kubectl(), *arguments], stdin=stdin, environment=self.environment, check=check)
-
-    def kubectl_process(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start kubectl and leave it running (`logs --follow`, `get --watch`); both its outputs are in `stdout`."""
-        return subprocess.Popen(
-            [_kubectl(), *arguments],
-            env={**os.environ, **self.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def helm(self, *arguments: str, check: bool = True) -> str:
-        """Run helm; return its output. Raises `CommandError`."""
-        program = binary("helm")
-        if program is None:
-            raise FileNotFoundError("helm is not built: run `python -m localcluster.build`")
         folder = self.directory / "helm"
         homes = {f"HELM_{kind}_HOME": str(folder / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
-        return run_command([str(program), *arguments], stdin=None, environment=self.environment | homes, check=check)
+        # A discovery cache of its own: addresses are reused by later clusters that serve other resources.
+        return {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache"), **homes}
 
     def get(self, path: str, timeout: float = 5.0) -> Any:
         """The JSON (or else the text) at `path`. Raises `OSError` when the server is not there or says no."""

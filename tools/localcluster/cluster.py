@@ -44,7 +44,7 @@ class Cluster(ApiServer):
         """A node, to be switched off and on."""
         return Node(name, Workspace(self.directory))
 
-    def host_python(self, *folders: Path, scratch: bool = True) -> images.HostPython:
+    def host_python(self, *folders: Path, scratch: bool = True) -> images.PodPython:
         """What a pod needs to run the Python environment of this process: see `images.host_python`."""
         return images.host_python(*folders, scratch=scratch)
 

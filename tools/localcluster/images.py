@@ -39,14 +39,18 @@ _TOP_LEVEL = ("bin", "sbin", "lib", "lib64")
 
 
 @dataclass(frozen=True)
-class HostPython:
-    """Fragments of a pod's specification with which it runs this very Python environment."""
+class PodPython:
+    """Fragments of a pod's specification with which it runs a Python environment that has this package installed."""
 
     image: str
     python: str
-    """The interpreter; its environment is the one that is running now."""
+    """The interpreter of that environment."""
     volumes: list[dict[str, Any]]
     volume_mounts: list[dict[str, Any]]
+    pod: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the pod."""
+    container: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the container."""
     environment: list[dict[str, str]] = field(
         default_factory=lambda: [
             {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},
@@ -56,7 +60,7 @@ class HostPython:
     )
 
 
-def host_python(*folders: Path, scratch: bool = True) -> HostPython:
+def host_python(*folders: Path, scratch: bool = True) -> PodPython:
     """What a pod needs to run the Python environment of this process.
 
     `folders` are further ones to mount read-only, at their own paths. With `scratch`, /tmp and /dev/shm are writable
@@ -72,7 +76,8 @@ def host_python(*folders: Path, scratch: bool = True) -> HostPython:
         for name, path in (("tmp", "/tmp"), ("shm", "/dev/shm")):
             volumes.append({"name": f"scratch-{name}", "emptyDir": {"medium": "Memory"}})
             mounts.append({"name": f"scratch-{name}", "mountPath": path})
-    return HostPython(EMPTY, str(Path(sys.prefix, "bin", "python")), volumes, mounts)
+    # The cluster has no pod network; nothing in the product needs it.
+    return PodPython(EMPTY, str(Path(sys.prefix, "bin", "python")), volumes, mounts, pod={"hostNetwork": True})
 
 
 def _system_folders() -> list[Path]:

@@ -36,14 +36,22 @@ class ObjectStore:
     secret_key: str
 
     @property
+    def region(self) -> str:
+        return REGION
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys, named as in a Secret."""
+        return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
+    @property
     def environment(self) -> dict[str, str]:
         """Environment variables that the AWS tools and libraries read."""
         return {
             "S3_ENDPOINT": self.endpoint,
             "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": REGION,
+            **self.keys,
         }
 
     def storage_options(self) -> dict[str, Any]:
@@ -77,14 +85,21 @@ def start(daemons: Daemons, ports: Iterator[int]) -> tuple[Daemon, ObjectStore]:
     program = weed()
     if program is None:
         raise FileNotFoundError(MISSING)
-    data = daemons.directory / "objects"
-    data.mkdir(parents=True, exist_ok=True)
     port = next(ports)
-    store = ObjectStore(f"http://127.0.0.1:{port}", secrets.token_hex(10).upper(), secrets.token_hex(20))
-    identities = daemons.directory / "s3-identities.json"
-    identities.touch(mode=0o600)
-    identities.write_text(json.dumps({"identities": [_administrator(store)]}))
-    command: list[str | Path] = [program, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    store = ObjectStore(f"http://127.0.0.1:{port}", *fresh_keys())
+    (daemons.directory / "objects").mkdir(parents=True, exist_ok=True)
+    file = daemons.directory / "s3-identities.json"
+    file.touch(mode=0o600)
+    file.write_text(identities_text(store.access_key, store.secret_key))
+    command = server_command(program, "127.0.0.1", port, ports, folder=daemons.directory, identities=file)
+    return daemons.start(DAEMON, command), store
+
+
+def server_command(
+    program: Path, address: str, port: int, ports: Iterator[int], *, folder: Path, identities: Path
+) -> list[str]:
+    """The command that serves S3 at `address`:`port`; `ports` are for its parts, `folder`/objects for its data."""
+    command = [str(program), "server", f"-dir={folder / 'objects'}", f"-ip={address}", f"-ip.bind={address}"]
     command += ["-s3", f"-s3.port={port}", f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     # Each bucket takes volumes of its own: many small ones, or a session of tests with fresh buckets runs out.
     command += ["-volume.max=5000", "-master.volumeSizeLimitMB=1024", "-master.telemetry=false"]
@@ -92,8 +107,22 @@ def start(daemons: Daemons, ports: Iterator[int]) -> tuple[Daemon, ObjectStore]:
         command += [f"-{server}.port={next(ports)}", f"-{server}.port.grpc={next(ports)}"]
     command += [f"-s3.port.grpc={next(ports)}"]
     # By default these are in the system's temporary folder, where they would stay.
-    command += [f"-{server}.localSocket={daemons.directory / server}.sock" for server in ("filer", "s3")]
-    return daemons.start(DAEMON, command), store
+    return command + [f"-{server}.localSocket={folder / server}.sock" for server in ("filer", "s3")]
+
+
+def fresh_keys() -> tuple[str, str]:
+    """An access key and its secret, drawn at random."""
+    return secrets.token_hex(10).upper(), secrets.token_hex(20)
+
+
+def identities_text(access_key: str, secret_key: str) -> str:
+    """The configuration of a server with one user that has all rights."""
+    user = {
+        "name": "admin",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    return json.dumps({"identities": [user]})
 
 
 def wait_ready(daemon: Daemon, store: ObjectStore) -> None:
@@ -101,14 +130,6 @@ def wait_ready(daemon: Daemon, store: ObjectStore) -> None:
     daemon.wait_ready(lambda: _answers(store))
     # The gateway listens before the volume server has joined the master; creating a bucket needs all of them.
     store.bucket("ready")
-
-
-def _administrator(store: ObjectStore) -> dict[str, Any]:
-    return {
-        "name": "admin",
-        "credentials": [{"accessKey": store.access_key, "secretKey": store.secret_key}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
 
 
 def _answers(store: ObjectStore) -> bool:
