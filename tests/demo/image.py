@@ -1,6 +1,7 @@
 """The operator's image, built from `operator/Dockerfile`.
 
-`python -m demo.image` prepares what takes minutes (standard library only, for the bootstrap).
+`python -m demo.image` prepares what takes minutes, with `--whole` the whole image (standard library only, for the
+bootstrap).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def build() -> imagebuild.Image | None:
 
 def main() -> int:
     try:
-        imagebuild.prepare(RECIPE, lambda line: print(line, flush=True))
+        make = imagebuild.build if "--whole" in sys.argv else imagebuild.prepare
+        make(RECIPE, lambda line: print(line, flush=True))
     except imagebuild.ImageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

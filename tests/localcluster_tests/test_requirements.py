@@ -76,5 +76,5 @@ def test_without_the_programs_that_build_images_the_cluster_runs_all_the_same(
     (tmp_path / "apt-get").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     problem = requirements.image_problem() or ""
-    assert problem.endswith("`apt-get install --no-install-recommends buildah debootstrap`")
+    assert problem.endswith("`apt-get install --no-install-recommends buildah mmdebstrap`")
     assert "buildah" not in (requirements.cluster_problem() or "")

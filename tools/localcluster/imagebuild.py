@@ -1,7 +1,7 @@
 """Build an image from a Dockerfile on a machine that has no Docker engine and reaches no image registry.
 
 buildah does what the Dockerfile says, with the machine's own network and certificate authorities. The base is this
-machine's distribution, Python included, made from its package mirror by debootstrap. Root on Debian or a relative.
+machine's distribution, Python included, made from its package mirror by mmdebstrap. Root on Debian or a relative.
 
 Standard library only: the bootstrap prepares what takes minutes while there is no virtual environment yet.
 
@@ -26,8 +26,8 @@ from localcluster.build import Report, cache_root, only_builder
 from localcluster.requirements import SBIN
 
 PACKAGES = ("ca-certificates", "python3", "python3-venv")
-UNUSED = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt/archives", "var/lib/apt/lists")
-"""More than half of the files that debootstrap installs."""
+UNUSED = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
+"""Paths that dpkg leaves out: a third of the files."""
 LOCKED_STAGE = "dependencies"
 KEPT_ARCHIVES = 3
 _EPOCH = 315532800
@@ -134,11 +134,11 @@ def _base(report: Report) -> str:
     name = f"localhost/base:{suite}-{digest}"
     if subprocess.run(_command("inspect", "--type=image", name), capture_output=True, check=False).returncode == 0:
         return name
-    with tempfile.TemporaryDirectory(dir=_folder()) as root, _timed(report, f"{name}: made with debootstrap"):
-        packages = f"--include={','.join(PACKAGES)}"
-        _run(["debootstrap", "--variant=minbase", packages, suite, root, mirror])
-        for unused in UNUSED:
-            shutil.rmtree(Path(root, unused))
+    with tempfile.TemporaryDirectory(dir=_folder()) as root, _timed(report, f"{name}: made with mmdebstrap"):
+        # Without apt and what else is merely important: nothing is installed at run time.
+        options = ["--variant=essential", "--format=directory", f"--include={','.join(PACKAGES)}"]
+        options += [f"--dpkgopt=path-exclude={unused}" for unused in UNUSED]
+        _run(["mmdebstrap", *options, suite, root, mirror])
         container = _buildah("from", "scratch").strip()
         _buildah("copy", container, root, "/")
         _buildah("commit", "--rm", container, name)

@@ -29,7 +29,7 @@ PROGRAMS = {
 }
 """Programs that a node needs, and the packages that hold them."""
 
-IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap"}
+IMAGE_PROGRAMS = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
 """Programs that build an image (see `imagebuild`), and the packages that hold them."""
 
 
