@@ -27,7 +27,7 @@ from localcluster.client import ApiServer
 from localcluster.cluster import Cluster
 from localcluster.fixtures import require
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 KINDS = (
     "namespaces,nodes,customresourcedefinitions,clusterroles,clusterrolebindings,"
@@ -35,7 +35,7 @@ KINDS = (
     "validatingadmissionpolicybindings,deployments,replicasets,pods,jobs,secrets,configmaps,serviceaccounts,"
     "roles,rolebindings"
 )
-DEMO_SECONDS = 500.0
+DEMO_SECONDS = 840.0
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def _binaries_problem(names: Iterable[str]) -> str | None:
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets and set(missing) & set(versions.CONTROL_PLANE):
         return f"KUBEBUILDER_ASSETS={assets} lacks {', '.join(missing)}: unset it or point it at a complete folder"
-    remedy = build.toolchain_problem() or "run `python -m localcluster.build` (once per machine, about 10 minutes)"
+    remedy = build.toolchain_problem() or "run `python -m localcluster.build` (once per machine, several minutes)"
     return f"{', '.join(missing)} not built yet: {remedy}"
 
 

@@ -25,45 +25,42 @@ def _pinned(module: str, dependency: str) -> str:
 
 KUBERNETES = _pinned("kubernetes", "k8s.io/kubernetes")
 ETCD = _pinned("kubernetes", "go.etcd.io/etcd/server/v3")
-HELM = _pinned("helm", "helm.sh/helm/v4")
+HELM = _pinned("kubernetes", "helm.sh/helm/v4")
 
 
 @dataclass(frozen=True)
 class Binary:
-    """One program to build: `package` of the Go module in `modules/<module>`."""
+    """One program to build, of the Go module in `modules/<name>`."""
 
     name: str
-    module: str
-    package: str
     stamps: tuple[tuple[str, str], ...] = ()
     """Variables set at link time. Without them the API server reports v0.0.0 and misjudges which features it has."""
+    names: tuple[str, ...] = ()
+    """Further names to call it by: what it does depends on them."""
 
 
-def _kubernetes_stamps() -> tuple[tuple[str, str], ...]:
+def _stamps() -> tuple[tuple[str, str], ...]:
     major, minor, _ = KUBERNETES.removeprefix("v").split(".")
     values = {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-    return tuple((f"{package}.{name}", value) for package in packages for name, value in values.items())
+    kubernetes = tuple((f"{package}.{name}", value) for package in packages for name, value in values.items())
+    return (*kubernetes, ("helm.sh/helm/v4/internal/version.version", HELM))
 
-
-def _kubernetes(name: str) -> Binary:
-    return Binary(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}", _kubernetes_stamps())
-
-
-BINARIES = (
-    _kubernetes("kube-apiserver"),  # first: it takes longest, and the rest reuses most of its compiled packages
-    Binary("etcd", "kubernetes", "go.etcd.io/etcd/server/v3"),
-    _kubernetes("kube-controller-manager"),
-    _kubernetes("kube-scheduler"),
-    _kubernetes("kubelet"),
-    Binary("pause", "pause", "."),
-    Binary("helm", "helm", "helm.sh/helm/v4/cmd/helm", (("helm.sh/helm/v4/internal/version.version", HELM),)),
-)
 
 CONTROL_PLANE = ("etcd", "kube-apiserver")
 """All that an API server without nodes needs."""
 
-CLUSTER = tuple(binary.name for binary in BINARIES)
+BINARIES = (
+    Binary("pause"),
+    Binary(
+        "kubernetes",
+        _stamps(),
+        (*CONTROL_PLANE, "kube-controller-manager", "kube-scheduler", "kubelet", "helm"),
+    ),
+)
+
+CLUSTER = tuple(name for binary in BINARIES for name in binary.names or (binary.name,))
+"""All that a cluster with nodes needs."""
 
 
 def key() -> str:
