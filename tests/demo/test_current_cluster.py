@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 
@@ -82,12 +83,12 @@ def theirs(cluster: Cluster) -> list[manifests.Manifest]:
 def contents(cluster: ApiServer) -> dict[str, Any]:
     """All that is in the cluster, by kind, namespace, name and UID, with what was asked for."""
     items = json.loads(cluster.kubectl("get", KINDS, "--all-namespaces", "--output=json"))["items"]
-    found = {}
+    described = {}
     for item in items:
         about = item["metadata"]
         name = f"{item['kind']} {about.get('namespace', '')}/{about['name']} {about['uid']}"
-        found[name] = [item.get("spec"), item.get("data"), item.get("rules"), about.get("labels")]
-    return found
+        described[name] = [item.get("spec"), item.get("data"), item.get("rules"), about.get("labels")]
+    return described
 
 
 @contextmanager
@@ -97,7 +98,12 @@ def demo(cluster: Cluster, folder: Path, *options: str) -> Iterator[subprocess.P
         process = subprocess.Popen(
             # Where tests run in the background of a shell, programs ignore Ctrl-C.
             ["env", "--default-signal=INT", sys.executable, "-m", "demo.on_this_machine", str(folder), *options],
-            env={**os.environ, **cluster.environment, "PYTHONPATH": "tests:tools"},
+            env={
+                **os.environ,
+                **cluster.environment,
+                **cluster.object_store.environment,
+                "PYTHONPATH": "tests:tools",
+            },
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=said,
@@ -154,21 +160,31 @@ def test_a_cluster_that_has_the_operators_definitions_is_refused_and_keeps_them(
         occupied.kubectl("delete", folder)
 
 
-def test_interrupted_while_a_node_is_cordoned_it_leaves_the_cluster_as_it_was(
+def test_interrupted_while_a_node_is_cordoned_it_leaves_cluster_and_bucket_as_they_were(
     occupied: Cluster, tmp_path: Path
 ) -> None:
+    bucket = f"s3://{occupied.object_store.bucket('theirs')}"
+    files = fsspec.filesystem("s3", **occupied.object_store.storage_options())
+    files.pipe_file(f"{bucket}/demos/theirs", b"theirs")
     before = contents(occupied)
-    with demo(occupied, tmp_path, "--yes") as process:
+    with demo(occupied, tmp_path, "--yes", f"--bucket={bucket}/demos") as process:
         deadline = time.monotonic() + DEMO_SECONDS
         while not cordoned(occupied):
             assert process.poll() is None, (tmp_path / "said").read_text()
             assert time.monotonic() < deadline, (tmp_path / "said").read_text()
             time.sleep(0.2)
+        assert len(found(files, bucket)) > 1
         process.send_signal(signal.SIGINT)
         assert process.wait(DEMO_SECONDS) == command.INTERRUPTED, (tmp_path / "said").read_text()
     assert cordoned(occupied) == []
     assert contents(occupied) == before
+    assert found(files, bucket) == ["theirs/demos/theirs"]
     assert not (tmp_path / "current.json").exists()
+
+
+def found(files: Any, url: str) -> list[str]:
+    files.invalidate_cache()
+    return sorted(files.find(url))
 
 
 def test_it_tells_the_whole_story_and_leaves_the_cluster_as_it_was(occupied: Cluster, tmp_path: Path) -> None:
