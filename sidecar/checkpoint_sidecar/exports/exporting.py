@@ -312,7 +312,7 @@ def prepare_export(
         run.store if copies else None,
         snapshot.commit.path,
         reading,
-        replace(opened.settings, memory_bytes=max(opened.settings.memory_bytes // 2, LEAST_MEMORY_BYTES)),
+        _limits(opened.settings, casts=any(each.is_cast for each in choice.tensors)),
         TransferMeter(),
     )
     left = [file for file in files if file.name not in found.kept]
@@ -327,6 +327,12 @@ def prepare_export(
         _small=small,
         _writer=writer,
     )
+
+
+def _limits(settings: EngineSettings, *, casts: bool) -> EngineSettings:
+    """Return the limits for parts that are written: what reading and casting them needs is left."""
+    share = settings.memory_bytes // (4 if casts else 2)
+    return replace(settings, memory_bytes=max(share, LEAST_MEMORY_BYTES))
 
 
 def _passing(file: ExportFile, reading: SnapshotReading, copies: bool) -> int:

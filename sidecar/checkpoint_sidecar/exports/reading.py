@@ -22,7 +22,7 @@ from checkpoint_sidecar.exports.files import ExportFile
 Cast: TypeAlias = Callable[[memoryview, str, str], memoryview]
 """Returns elements in another dtype, given their bytes and torch's names of both dtypes."""
 
-PIECE_BYTES = 8 * 1024 * 1024
+PIECE_BYTES = 4 * 1024 * 1024
 """Maximum size of elements that are assembled: cast, or taken out of a shard with gaps between them."""
 
 

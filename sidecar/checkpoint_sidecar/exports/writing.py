@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError
@@ -22,6 +22,7 @@ from checkpoint_sidecar.exports.files import ExportFile, largest_run, size_of
 from checkpoint_sidecar.exports.parts import LEAST_PART_BYTES, ObjectPart, Span, plan_parts
 from checkpoint_sidecar.exports.reading import FileBytes, SnapshotReading
 from checkpoint_sidecar.store.base import ComposesObjects, Composition, Store
+from checkpoint_sidecar.store.common.parts import PART_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,11 @@ class FileWriter:
                     # Some servers do not copy ranges, or only with parts of one size.
                     logger.warning("the store does not copy ranges, so %s is read and sent: %s", file.name, error)
         plan = FilePlan(file.name, (FileBytes(file, self.reading),))
+        # Each thread keeps memory that it used, so there are no more than parts that fit.
+        threads = min(self.settings.connections, max(self.settings.memory_bytes // PART_BYTES, 1))
+        settings = replace(self.settings, connections=threads)
         (written,) = upload_files(
-            self.store, "", [plan], block_bytes=BLOCK_BYTES, settings=self.settings, progress=self.progress
+            self.store, "", [plan], block_bytes=BLOCK_BYTES, settings=settings, progress=self.progress
         )
         return WrittenFile(written.crc32c, file.size)
 
