@@ -50,7 +50,7 @@ def test_two_ranks_that_fork_a_run_end_like_the_run_itself(object_store: ObjectS
     first, other = server.settings(), server.settings()
     job = partial(Job, sharding="fsdp2", every_steps=1)
     run(job(first, 3), tmp_path)
-    forked = partial(job, other, options={"start_from": StartFrom(first, selector="latest")})
+    forked = partial(job, other, options={"start_from": StartFrom(first, selector="latest"), "takeover_seconds": 0})
     # Killed in the first save: nothing is committed, and the other run trains on meanwhile.
     killed = Ranks(forked(6, on_upload=partial(die, who=0, where="step-4/")), tmp_path)
     killed.processes[0].join(60)
