@@ -10,6 +10,7 @@ _SENTENCES: dict[str, str] = {
     RetentionReason.NOTHING_VERIFIED: "no snapshot is verified yet, so none is retired",
     RetentionReason.IN_USE: "the newest attempt uses it",
     RetentionReason.ROLLBACK_TARGET: "a pending rollback restores it",
+    RetentionReason.WARM_START: "another run begins at it",
     RetentionReason.HOLD: "a user holds it",
     RetentionReason.NEWEST: "the newest",
     RetentionReason.NEWEST_VERIFIED: "the newest verified",
