@@ -36,7 +36,7 @@ def main(
         cluster = clusters.up(place, voice.stage)
         seconds_to_cluster = voice.seconds
         _install(cluster, voice)
-        report = Story(_setting(cluster), voice, seconds_before=seconds_to_cluster).tell()
+        report = Story(_setting(cluster), voice, seconds_to_cluster=seconds_to_cluster).tell()
         well = voice.judge(report, BUILD / "report.json")
     except (TimeoutError, CommandError, ProcessError, ImageError, OSError) as error:
         voice.problem(f"the demo did not get through: {error}")

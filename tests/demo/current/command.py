@@ -141,7 +141,7 @@ def _run(request: Request, plan: _Plan, programs: Programs, voice: Voice) -> int
     footprint.write()
     try:
         setting = _install(request, plan, programs, voice)
-        report = Story(setting, voice, seconds_before=voice.seconds).tell()
+        report = Story(setting, voice, seconds_to_cluster=voice.seconds).tell()
         status = 0 if voice.judge(report, request.folder / "report.json") else 1
     except (TimeoutError, CommandError, OSError) as error:
         voice.problem(f"the demo did not get through: {error}")
