@@ -21,7 +21,8 @@ from checkpoint_cli.verbs import Door, verbs_of
 from checkpoint_operator.report.checks import ConditionCheck
 from checkpoint_operator.report.health import CHAINS
 from checkpoint_operator.report.snapshot_health import SNAPSHOT_CHAINS
-from checkpoint_sidecar.core.log import FORMAT_MAJOR, KINDS, Envelope
+from checkpoint_sidecar.core.log import KINDS, Envelope
+from checkpoint_sidecar.core.log_format import FORMAT_MAJOR
 
 DOCS = Path(__file__).resolve().parent
 

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from checkpoint_sidecar.core import compaction, heartbeat, layout, manifest, overwrite
-from checkpoint_sidecar.core.log import FORMAT, KINDS, MAX_ENTRY_BYTES, MAX_TEXT, Envelope, Owner, PodIdentity
+from checkpoint_sidecar.core.log import KINDS, MAX_ENTRY_BYTES, MAX_TEXT, Envelope, Owner, PodIdentity
+from checkpoint_sidecar.core.log_format import FORMAT
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
 from support.longlogs import long_log
 

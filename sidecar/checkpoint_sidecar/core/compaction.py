@@ -32,14 +32,12 @@ import msgspec
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import LogError
 from checkpoint_sidecar.core.log import (
-    FORMAT,
     MAX_ENTRY_BYTES,
     AttemptNumber,
-    Format,
     StoredEntry,
-    check_format,
     decode,
 )
+from checkpoint_sidecar.core.log_format import FORMAT, Format, check_format
 from checkpoint_sidecar.core.wire import decode_json
 
 SPANS = (200, 2_000, 20_000)

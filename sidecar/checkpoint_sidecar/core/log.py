@@ -24,14 +24,13 @@ import msgspec
 
 from checkpoint_sidecar.core.errors import NO_EVIDENCE, LogError
 from checkpoint_sidecar.core.errors import Evidence as Evidence
+from checkpoint_sidecar.core.log_format import FORMAT, Format, check_format, check_version
 from checkpoint_sidecar.core.owner import Owner as Owner
 from checkpoint_sidecar.core.owner import PodIdentity as PodIdentity
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
 from checkpoint_sidecar.core.reading import SnapshotRead as SnapshotRead
 from checkpoint_sidecar.core.wire import Count, Positive, Seconds, SmallPositive, UndecodableError, decode_json
 
-FORMAT_MAJOR = 1
-FORMAT = f"{FORMAT_MAJOR}.0"
 MAX_ENTRY_BYTES = 256 * 1024
 
 MAX_TEXT = 1024
@@ -48,6 +47,8 @@ Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 RequestId = Annotated[str, msgspec.Meta(max_length=MAX_REQUEST)]
 AttemptNumber = Positive
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+_FOREIGN = "Something else wrote to the log; restore the object from the bucket's versions or use another prefix."
 
 Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"]
 
@@ -359,15 +360,6 @@ Body: TypeAlias = (
 KINDS: dict[str, type[Body]] = {kind.__name__: kind for kind in get_args(Body)}
 
 
-Format = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}\Z")]
-
-
-class _Version(msgspec.Struct, frozen=True):
-    """The field that every format has. It is read first, because a later major may change all others."""
-
-    format: Format
-
-
 class Envelope(msgspec.Struct, frozen=True, rename="camel"):
     """The fields of every entry around its body."""
 
@@ -483,28 +475,5 @@ def _envelope(data: bytes, operation: str, subject: str) -> Envelope:
     except UndecodableError:
         check_format(data, operation, subject)
         raise
-    _check_version(envelope.format, operation, subject)
+    check_version(envelope.format, operation, subject)
     return envelope
-
-
-def check_format(data: bytes, operation: str, subject: str) -> None:
-    """Raise an error unless this version can read the ``format`` of a JSON object.
-
-    Raises:
-        LogError: Its major version is larger.
-        UndecodableError: It has no format.
-    """
-    _check_version(decode_json(data, _Version).format, operation, subject)
-
-
-def _check_version(version: str, operation: str, subject: str) -> None:
-    if int(version.partition(".")[0]) > FORMAT_MAJOR:
-        raise LogError(
-            operation,
-            subject,
-            f"it has format {version}, but this version reads up to {FORMAT_MAJOR}.x",
-            "Upgrade checkpoint-operator here.",
-        )
-
-
-_FOREIGN = "Something else wrote to the log; restore the object from the bucket's versions or use another prefix."

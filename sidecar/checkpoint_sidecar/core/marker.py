@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from checkpoint_sidecar.core.log import FORMAT, Digest, Format, Owner
+from checkpoint_sidecar.core.log import Digest, Owner
+from checkpoint_sidecar.core.log_format import FORMAT, Format
 from checkpoint_sidecar.core.run import Run
 
 MAX_MARKER_BYTES = 64 * 1024
