@@ -105,7 +105,8 @@ def test_a_bundle_holds_the_checkpoint_and_the_operator_and_no_secret(
     spec = {"selector": {"matchLabels": labels}, "template": template}
     metadata = {"name": "checkpoint-operator", "labels": labels}
     training.create({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec})
-    training.create(pod("trainer"))
+    training.admitted(pod("run"))  # policies of other tests may be installed, and see the Checkpoint a little later
+    training.create(pod("run"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
 
     target = tmp_path / "run.tar.gz"

@@ -121,7 +121,11 @@ def test_kubectl_gets_the_verbs_that_fit_from_the_script_for_it(tmp_path: Path) 
     assert program(Door.BUCKET, "completion", "kubectl").returncode == 2
 
 
-SLOWLY = """
+OBEY = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""First line of programs: where tests run in the background of a shell, SIGINT is ignored, also by what they start."""
+
+SLOWLY = f"""
+{OBEY}
 import sys, time
 from checkpoint_sidecar.manage import copying
 
@@ -201,9 +205,7 @@ def test_a_reader_that_leaves_early_ends_the_program_quietly(long_run: str) -> N
 @pytest.mark.parametrize("verb", ["log", "follow"])
 def test_ctrl_c_ends_a_program_that_waits_with_status_130(long_run: str, verb: str) -> None:
     options = ["-f"] if verb == "log" else []
-    # A run of tests in the background of a shell ignores SIGINT, and so would the program.
-    obey = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{obey}; from checkpoint_cli import app; app.bucket()", verb, long_run, *options]
+    command = [sys.executable, "-c", f"{OBEY}; from checkpoint_cli import app; app.bucket()", verb, long_run, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

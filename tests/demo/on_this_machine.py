@@ -32,6 +32,7 @@ def programs() -> Programs:
 
 
 if __name__ == "__main__":
+    command.clean_up_when_ended()
     folder, *options = sys.argv[1:]
     bucket = next((option.partition("=")[2] for option in options if option.startswith("--bucket=")), "")
     sys.exit(

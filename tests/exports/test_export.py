@@ -162,8 +162,10 @@ def test_an_interrupted_export_continues_behind_its_complete_shards(
 
 def test_ctrl_c_in_the_middle_of_a_file_leaves_none(tmp_path: Path) -> None:
     url = save(f"file://{tmp_path}/run", nn.Linear(1024, 8192, bias=False), 1)
+    # Where tests run in the background of a shell, SIGINT is ignored, also by what they start.
     program = f"""
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from checkpoint_sidecar import export
 from checkpoint_sidecar.store.local import adapter
 

@@ -253,9 +253,18 @@ def test_a_refusal_before_the_body_was_read_is_an_answer(connections: Connection
 
 
 def test_a_connection_that_the_server_closed_is_not_used_again(connections: Connections) -> None:
-    with server(answering(WHOLE)) as at:
+    closed = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        answering(WHOLE)(connection)
+        connection.shutdown(socket.SHUT_RDWR)
+        closed.set()
+
+    with server(serve) as at:
         for _ in range(3):
             assert get(connections, f"http://{at}/", len(DATA))[1] == DATA
+            assert closed.wait(5)
+            closed.clear()
 
 
 def test_a_failed_connection_has_its_own_error(connections: Connections) -> None:

@@ -77,7 +77,7 @@ def test_a_hint_that_may_not_be_read_is_no_reason_to_wait_and_is_logged_once(cap
     store = FaultyStore(MemoryStore("s3://memory/denied"), gets=[denied, denied])
     assert [read_heartbeat(store), read_heartbeat(store)] == [None, None]
     assert [record.message for record in caplog.records] == [
-        "ignore s3://memory/denied/_progress.json: its storage class forbids it. The next heartbeat replaces it"
+        "ignoring s3://memory/denied/_progress.json until the next heartbeat replaces it: its storage class forbids it"
     ]
 
 

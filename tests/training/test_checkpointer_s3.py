@@ -112,7 +112,7 @@ def test_a_store_that_goes_silent_in_a_restore_interrupts_the_start_and_costs_no
     hasty = Timeouts(deadline_seconds=0.3, answer_seconds=0.3)
     monkeypatch.setattr(module, "open_store", lambda settings: open_store(settings, timeouts=hasty))
     flaky.faults = [Fault("GET", f"/{name}", "keep silent", times=1000)]
-    with pytest.raises(RestoreInterrupted, match=f"{name}: the store did not answer in time.*start again"):
+    with pytest.raises(RestoreInterrupted, match=f"{name}: the store did not answer in time.*Start again"):
         restored()
     flaky.forget()
     assert restored() == (2, 0)

@@ -129,7 +129,7 @@ def test_a_class_of_ones_own_comes_back_where_it_is_trusted_on_both_sides(storag
     with pytest.raises(UntrustedSnapshotError, match='trust="full"') as refusal:
         restored(storage, {"kept": fresh})
     assert not isinstance(refusal.value, RestoreInterrupted)
-    assert "start again" not in str(refusal.value)
+    assert "start again" not in str(refusal.value).lower()
     restored(storage, {"kept": fresh}, trust="full")
     assert fresh.state == {"config": Config(3)}
 

@@ -20,6 +20,7 @@ def main(
     remove: Annotated[bool, typer.Option(help="Only remove what an earlier demo left.")] = False,
 ) -> None:
     """Tell the story of the demo on the cluster of the current kube context, and remove every trace."""
+    command.clean_up_when_ended()
     request = command.Request(image=image, bucket=bucket, keep=keep, yes=yes)
     sys.exit(command.remove(request) if remove else command.run(request))
 

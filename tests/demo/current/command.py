@@ -67,8 +67,6 @@ class _Plan:
 def run(request: Request) -> int:
     """Run the demo; return the exit status."""
     voice = Voice()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     try:
         plan = _decide(request, voice)
         if not _agreed(request, plan.footprint, voice):
@@ -90,6 +88,12 @@ def remove(request: Request) -> int:
         voice.plain("No demo is left in any cluster.")
         return 0
     return 0 if _removed(footprint, voice) else 1
+
+
+def clean_up_when_ended() -> None:
+    """Let SIGTERM and SIGHUP end this process like Ctrl-C, which removes what was created."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
