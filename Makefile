@@ -1,7 +1,8 @@
 # `make demo` and `make test` set up everything they need on a fresh machine; see .ci/bootstrap.
 SHELL := /bin/bash
 BIN := .venv/bin
-WORKERS := 2
+# Many tests wait for a server, a timeout or a cluster, so there are more processes than cores.
+WORKERS := 4
 CLUSTER := local
 ifeq ($(filter local current,$(CLUSTER)),)
   $(error CLUSTER=$(CLUSTER) is neither local (two nodes on this machine) nor current (that of the current kube context))
