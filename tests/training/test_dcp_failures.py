@@ -121,7 +121,7 @@ def test_one_checkpoint_per_rank_is_refused() -> None:
 
 
 def test_a_coordinator_without_a_target_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="target"), raising_ours("save"):
+    with pytest.raises(ConfigurationError, match="no save folder"), raising_ours("save"):
         dcp.save(STATE, storage_writer=SnapshotWriter(MemoryStore(), None))
 
 
