@@ -31,6 +31,8 @@ test: ## Run all tests: unit, store, distributed, API server, cluster (WORKERS=0
 	@.ci/bootstrap
 	$(BIN)/pytest --numprocesses=$(WORKERS) --no-loadscope-reorder --durations=15 --durations-min=10 $(HANGS)
 
+# These compute all the time: more processes than cores would only import more often.
+test-unit: WORKERS := 2
 test-unit: ## Run the tests of decisions and stores that need no server, training or cluster (a minute)
 	@.ci/bootstrap
 	$(BIN)/pytest --numprocesses=$(WORKERS) -m "not slow and not browser and not store and not distributed and not api and not cluster" $(addprefix --ignore=tests/,alerts benchmarks cluster crashes model training)
