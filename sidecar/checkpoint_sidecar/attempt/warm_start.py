@@ -18,7 +18,7 @@ from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError, 
 from checkpoint_sidecar.core.log import WarmStartChosen, WarmStartFinished
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.selectors import LATEST
-from checkpoint_sidecar.manage.changes import why_unreadable
+from checkpoint_sidecar.manage.changes import why_gone, why_unreadable
 from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
 from checkpoint_sidecar.store.fsspec.storage_options import settings_from
@@ -190,10 +190,7 @@ def source_candidate(chosen: WarmStartChosen, source: StoredRun, *, verify: Veri
 
 def deleted(source: StoredRun, snapshot: str) -> SnapshotNotFoundError | None:
     """Return the error to raise if the snapshot was deleted while it was read, or None."""
-    try:
-        cause = why_unreadable(source.refresh(), snapshot)
-    except CheckpointError:
-        return None  # the first error says more
+    cause = why_gone(source.refresh, snapshot)
     return _gone(source, snapshot, cause) if cause else None
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from checkpoint_sidecar.core.address import parse_address
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     ConfigurationError,
@@ -46,8 +45,9 @@ from checkpoint_sidecar.exports.record import (
 )
 from checkpoint_sidecar.exports.snapshot import OpenSnapshot
 from checkpoint_sidecar.exports.writing import FileWriter, planned_parts, source_ranges
-from checkpoint_sidecar.manage.changes import why_unreadable
-from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
+from checkpoint_sidecar.manage.addressed import open_addressed
+from checkpoint_sidecar.manage.changes import why_gone, why_unreadable
+from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import ComposesObjects, Store
 from checkpoint_sidecar.store.common.partial import PARTIAL_FOLDER
@@ -130,7 +130,7 @@ def export(
     """
     naming = Naming(part, tuple(strip), tuple(rename), dtype)
     settings = ExportSettings(to, naming, shard_bytes, read_beside(beside), copies)
-    run, selector = _opened(url, selector)
+    run, selector = open_addressed(url, selector)
     target = open_store(destination_settings(destination, url if isinstance(url, StoreSettings) else None))
     prepared = prepare_export(run, run.find(selector or "latest"), target, settings, overwrite=overwrite)
     return prepared.carry_out(progress)
@@ -166,13 +166,6 @@ def read_beside(paths: Sequence[str | Path]) -> dict[str, bytes]:
         if found.setdefault(name, data) is not data or name in (INDEX_NAME, RECORD_NAME):
             raise ConfigurationError("copy the file", path, "the export has another file of this name")
     return found
-
-
-def _opened(url: str | StoreSettings | StoredRun, selector: str | int) -> tuple[StoredRun, str | int]:
-    if isinstance(url, str):
-        address = parse_address(url)
-        return open_run(address.url), selector if selector != "" else address.selector
-    return (url if isinstance(url, StoredRun) else open_run(url)), selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +231,7 @@ class PreparedExport:
         return record
 
     def _deleted(self) -> SnapshotNotFoundError | None:
-        try:
-            cause = why_unreadable(self._run.refresh(), self.record.snapshot)
-        except CheckpointError:
-            return None  # the first error says more
+        cause = why_gone(self._run.refresh, self.record.snapshot)
         subject = f"{self.record.run}@{self.record.snapshot}"
         hint = "Hold a snapshot to keep retention from deleting it."
         return SnapshotNotFoundError(_OPERATION, subject, cause, hint) if cause else None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from checkpoint_sidecar.core import requests
-from checkpoint_sidecar.core.errors import ChangeRefusedError, RunManagedError
+from checkpoint_sidecar.core.errors import ChangeRefusedError, CheckpointError, RunManagedError
 from checkpoint_sidecar.core.log import Body, StoredEntry
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import LIBRARY_UID, Run
@@ -107,6 +107,18 @@ def why_unreadable(run: Run, snapshot: str) -> str:
         return ""
     found = run.snapshots.get(snapshot)
     return "there is no such snapshot" if found is None else f"it is {found.state.value.lower()}"
+
+
+def why_gone(refresh: Callable[[], Run], snapshot: str) -> str:
+    """Return why a snapshot that could not be read was deleted meanwhile; empty if it was not, or the log is silent.
+
+    Args:
+        refresh: Reads the log of its run again.
+    """
+    try:
+        return why_unreadable(refresh(), snapshot)
+    except CheckpointError:
+        return ""  # the error of the read says more
 
 
 def why_not_given_up(run: Run, snapshot: str) -> str:

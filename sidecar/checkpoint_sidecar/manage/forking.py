@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from checkpoint_sidecar.attempt.claiming import claim_prefix
 from checkpoint_sidecar.attempt.warm_start import find_start
-from checkpoint_sidecar.core.address import parse_address
 from checkpoint_sidecar.core.attempt import check_owner
 from checkpoint_sidecar.core.errors import ChangeRefusedError
 from checkpoint_sidecar.core.log import Owner, WarmStartChosen
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.core.selectors import LATEST
 from checkpoint_sidecar.core.warm_start import choose
+from checkpoint_sidecar.manage.addressed import open_addressed
 from checkpoint_sidecar.manage.changes import RunChange, check_changeable
 from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
 from checkpoint_sidecar.store.access import StoreSettings
@@ -52,9 +52,7 @@ def fork_run(
         ConfigurationError: A URL cannot work, or both are the same.
         LogError, StoreError: One of the two stores failed.
     """
-    if isinstance(source, str):
-        address = parse_address(source)
-        source, selector = open_run(address.url), selector if selector != "" else address.selector
+    source, selector = open_addressed(source, selector)
     opened = target if isinstance(target, StoredRun) else open_run(target)
     selector = selector or LATEST
     asked = f"{source.url.rstrip('/')}@{selector}"

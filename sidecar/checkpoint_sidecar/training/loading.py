@@ -11,15 +11,15 @@ from typing import Any
 from torch.nn import Module
 
 from checkpoint_sidecar.attempt.session import Candidate, candidate_of
-from checkpoint_sidecar.core.address import parse_address
 from checkpoint_sidecar.core.errors import CheckpointError, IncompatibleSnapshotError, SnapshotNotFoundError
 from checkpoint_sidecar.core.failures import INTERRUPTS, portable
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.selectors import find_snapshot
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.meter import TransferMeter
-from checkpoint_sidecar.manage.changes import why_unreadable
-from checkpoint_sidecar.manage.stored_run import StoredRun, open_run
+from checkpoint_sidecar.manage.addressed import open_addressed
+from checkpoint_sidecar.manage.changes import why_gone, why_unreadable
+from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.training.agreement import Agreement, most_telling
 from checkpoint_sidecar.training.dcp.restricted import Trust
@@ -99,7 +99,7 @@ def load(
     try:
         failure: Exception | None = None
         try:
-            run, selector = _opened(url, selector, filesystem, storage_options)
+            run, selector = open_addressed(url, selector, filesystem=filesystem, storage_options=storage_options)
             objects = {part: into} if isinstance(into, Module) else into
             state = TrainingState(objects, rank=agreement.rank, trust=trust, thaw=False)
         except INTERRUPTS:
@@ -120,20 +120,6 @@ def load(
     finally:
         announcing.close()
         agreement.close()
-
-
-def _opened(
-    url: str | StoreSettings | StoredRun,
-    selector: str | int,
-    filesystem: Any,
-    storage_options: Mapping[str, Any] | None,
-) -> tuple[StoredRun, str | int]:
-    if isinstance(url, StoredRun):
-        return url, selector
-    if isinstance(url, str):
-        address = parse_address(url)
-        url, selector = address.url, selector if selector != "" else address.selector
-    return open_run(url, filesystem=filesystem, storage_options=storage_options), selector
 
 
 def _chosen(
@@ -169,10 +155,7 @@ def _explained(
 
 
 def _deleted(run: StoredRun, snapshot: str) -> SnapshotNotFoundError | None:
-    try:
-        cause = why_unreadable(run.refresh(), snapshot)
-    except CheckpointError:
-        return None  # the first error says more
+    cause = why_gone(run.refresh, snapshot)
     return _gone(run, snapshot, cause) if cause else None
 
 
