@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from localcluster.client import ApiServer
-from localcluster.requirements import binary
 from support.admission import Namespace, checkpoint, eventually, pod
 from support.charts import CHART, Render, rendered
 
@@ -21,15 +20,6 @@ def crds(api_server: ApiServer) -> ApiServer:
     api_server.kubectl("apply", "--server-side", f"--filename={ROOT / 'crds'}")
     api_server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
     return api_server
-
-
-@pytest.fixture(scope="session")
-def helm() -> Path:
-    """The helm binary; skips where it is not built."""
-    found = binary("helm")
-    if found is None:
-        pytest.skip("helm is not built: run `python -m localcluster.build`")
-    return found
 
 
 @pytest.fixture

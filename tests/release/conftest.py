@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from localcluster.requirements import binary
 from release import build, facts
 from release.__main__ import ROOT
 from release.facts import Maintainer, Publisher, Release
@@ -47,12 +46,3 @@ def whole(made_from: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     build.build(ROOT, made_from, out, quick=False)
     return out
-
-
-@pytest.fixture(scope="session")
-def helm() -> Path:
-    """The helm binary; skips where it is not built."""
-    found = binary("helm")
-    if found is None:
-        pytest.skip("helm is not built: run `python -m localcluster.build`")
-    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from localcluster import cluster as localcluster
 from localcluster import controlplane, network, objectstore, requirements, workspace
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
+from localcluster.requirements import binary
 
 
 def require(problem: str | None) -> None:
@@ -40,6 +42,15 @@ def object_store() -> Iterator[ObjectStore]:
 def bucket(object_store: ObjectStore) -> str:
     """The name of a fresh bucket."""
     return object_store.bucket()
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """The helm binary; skips where it is not built."""
+    found = binary("helm")
+    if found is None:
+        pytest.skip("helm is not built: run `python -m localcluster.build`")
+    return found
 
 
 @pytest.fixture(scope="session")
