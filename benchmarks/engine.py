@@ -44,7 +44,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="Little data, few repetitions: for a look, not for figures.")] = False,
     only: Annotated[list[Section], typer.Option(help="Measure only these.")] = list(Section),  # noqa: B006
     system: Annotated[list[str], typer.Option(help="Compare only these.")] = list(SYSTEMS),  # noqa: B006
-    model_bytes: Annotated[int, typer.Option(help="Size of the model, for every system; at least one layer.")] = 0,
+    model_bytes: Annotated[int, typer.Option(help="Size of the model in bytes; at least one layer.")] = 0,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = RESULT,
     document: Annotated[bool, typer.Option(help="Measure nothing: put the figures into docs/performance.md.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The versions of what is installed, for ``doctor`` and for support archives."""
+"""Versions of the installed packages, for ``doctor`` and for support archives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGES = ("checkpoint-operator", "torch", "botocore", "fsspec", "msgspec")
 
 
 def versions() -> Iterator[CheckRecord]:
-    """Yield the versions of what is installed."""
+    """Yield the versions of the installed packages."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

@@ -135,7 +135,7 @@ def decode_header(text: bytes, *, data_bytes: int) -> tuple[tuple[TensorSpan, ..
 
     Args:
         text: The header without its length.
-        data_bytes: Size of what follows it.
+        data_bytes: Size of the data after the header.
 
     Raises:
         MalformedHeaderError: It is damaged, or refers to bytes that do not exist.
@@ -145,7 +145,7 @@ def decode_header(text: bytes, *, data_bytes: int) -> tuple[tuple[TensorSpan, ..
         metadata = msgspec.json.decode(found.pop(_METADATA, b"{}"), type=dict[str, str])
         entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in found.items()}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedHeaderError(f"its header is no table of tensors: {error}") from None
+        raise MalformedHeaderError(f"its header is not a table of tensors: {error}") from None
     tensors = []
     for name, entry in entries.items():
         dtype = _BY_CODE.get(entry.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 from checkpoint_sidecar.core.pickles import MalformedError, RefusedError, read
 
 HEAD_BYTES = 4096
-"""Enough for everything before the bytes of a tensor."""
+"""Size of the read that finds the tensor's bytes in an archive; what precedes them is shorter."""
 
 _SIGNATURE = b"PK\x03\x04"
 _RECORD = struct.Struct("<26xHH")

@@ -106,7 +106,7 @@ class _Instance:
 
 
 class _PlainData:
-    """Builds a stand-in for everything that a pickle would construct. Nothing in the pickle is called."""
+    """Builds a stand-in for each object of a pickle, without calling any code that the pickle names."""
 
     unshared: frozenset[type] = frozenset()
 

@@ -39,7 +39,7 @@ class Request:
         bucket: URL of the user's bucket; empty: serve one in the cluster.
         keep: Leave everything in the cluster.
         yes: Do not ask.
-        programs: Instead of what an image has; for tests.
+        programs: Replaces the programs of an image; for tests.
     """
 
     image: str = ""

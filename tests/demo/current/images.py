@@ -32,7 +32,7 @@ class Programs:
 
     Attributes:
         training: For the training and for the workbench.
-        operator: Values of the chart that say the same of the operator.
+        operator: Chart values that run the operator in the same way.
         address: Where the object store in the workbench listens; empty: at the address of its pod.
     """
 
@@ -42,7 +42,7 @@ class Programs:
 
 
 class ImageError(Exception):
-    """There is no image that the cluster could run; the message says what to do."""
+    """The cluster cannot run any image at hand; the message gives the next step."""
 
 
 def from_image(reference: str) -> Programs:
