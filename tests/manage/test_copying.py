@@ -195,7 +195,7 @@ def test_a_snapshot_that_was_deleted_in_the_copy_is_not_copied_again() -> None:
 def test_one_service_copies_by_itself_and_its_checksums_are_compared(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_copy, "LEAST_BYTES", 1)
+    monkeypatch.setattr(server_copy, "LEAST_PART_BYTES", 1)
     server = Server("seaweedfs", object_store.endpoint, object_store.access_key, object_store.secret_key)
     bucket = server.shared_bucket
     source_store, target_store = (open_store(server.settings(bucket)) for _ in range(2))
@@ -245,8 +245,8 @@ class Composed(MemoryStore):
 def test_what_the_store_does_not_vouch_for_is_sent(
     checksum: Callable[[bytes], int | None], by_store: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_copy, "LEAST_BYTES", 1)
-    monkeypatch.setattr(server_copy, "PART_BYTES", 256)
+    monkeypatch.setattr(server_copy, "LEAST_PART_BYTES", 1)
+    monkeypatch.setattr(server_copy, "COPIED_PART_BYTES", 256)
     _, source = trained(MemoryStore(), 100)
     target = Composed(checksum)
     sent: list[str] = []
@@ -265,7 +265,7 @@ def test_what_the_store_does_not_vouch_for_is_sent(
 
 
 def test_a_copy_by_the_store_that_differs_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_copy, "LEAST_BYTES", 1)
+    monkeypatch.setattr(server_copy, "LEAST_PART_BYTES", 1)
     _, source = trained(MemoryStore(), 100)
     target = Composed(lambda data: crc32c.crc32c(data) ^ 1)
     with pytest.raises(CorruptSnapshotError, match="CRC32C"):

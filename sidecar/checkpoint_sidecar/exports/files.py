@@ -13,7 +13,7 @@ import msgspec
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.engine.safetensors import DTYPES, TensorSpan, encode_header
 from checkpoint_sidecar.exports.choosing import ExportedTensor
-from checkpoint_sidecar.exports.parts import LEAST_PART_BYTES
+from checkpoint_sidecar.store.base import LEAST_PART_BYTES
 
 ExportFormat: TypeAlias = Literal["hf", "safetensors", "pt"]
 

@@ -11,12 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-LEAST_PART_BYTES = 5 * 1024 * 1024
-"""S3's minimum for all parts but the last one."""
+from checkpoint_sidecar.store.base import COPIED_PART_BYTES, LEAST_PART_BYTES
+
 MOST_PARTS = 10_000
 """S3's maximum for one object."""
-COPIED_PART_BYTES = 256 * 1024 * 1024
-"""A larger range is copied in several parts, at the same time; S3's own maximum is 5 GiB."""
 SENT_PART_BYTES = 32 * 1024 * 1024
 
 _LOOK_BACK = 3

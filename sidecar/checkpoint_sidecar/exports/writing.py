@@ -19,9 +19,9 @@ from checkpoint_sidecar.engine.safetensors import DTYPES
 from checkpoint_sidecar.engine.upload import upload_files
 from checkpoint_sidecar.exports.contents import ArchivePlace
 from checkpoint_sidecar.exports.files import ExportFile, largest_run, size_of
-from checkpoint_sidecar.exports.parts import LEAST_PART_BYTES, ObjectPart, Span, plan_parts
+from checkpoint_sidecar.exports.parts import ObjectPart, Span, plan_parts
 from checkpoint_sidecar.exports.reading import FileBytes, SnapshotReading
-from checkpoint_sidecar.store.base import ComposesObjects, Composition, Store
+from checkpoint_sidecar.store.base import LEAST_PART_BYTES, ComposesObjects, Composition, Store
 from checkpoint_sidecar.store.common.parts import PART_BYTES
 
 logger = logging.getLogger(__name__)

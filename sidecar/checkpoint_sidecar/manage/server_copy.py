@@ -9,11 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from checkpoint_sidecar.core.errors import AccessDeniedError, CorruptSnapshotError, RequestRefusedError
 from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.engine.checksums import of_blocks
-from checkpoint_sidecar.store.base import ComposesObjects, Store
-
-LEAST_BYTES = 5 * 1024 * 1024
-"""S3's minimum for all parts but the last one; smaller files are sent."""
-PART_BYTES = 256 * 1024 * 1024
+from checkpoint_sidecar.store.base import COPIED_PART_BYTES, LEAST_PART_BYTES, ComposesObjects, Store
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +39,10 @@ class ServerCopy:
             StoreError: The store failed.
         """
         target = self._target
-        if target is None or file.size < LEAST_BYTES:
+        if target is None or file.size < LEAST_PART_BYTES:
             return False
-        starts = range(0, file.size, PART_BYTES)
-        sizes = [min(PART_BYTES, file.size - start) for start in starts]
+        starts = range(0, file.size, COPIED_PART_BYTES)
+        sizes = [min(COPIED_PART_BYTES, file.size - start) for start in starts]
         source_key, key = (f"{each}/{file.name}" for each in (source_folder, folder))
         try:
             with (
@@ -75,7 +71,7 @@ def _check(checksums: Sequence[int | None], file: File, key: str) -> None:
     known = [each for each in checksums if each is not None]
     if len(known) < len(checksums):
         raise _UncheckedError("it does not say what it copied")
-    checksum = of_blocks(known, PART_BYTES, file.size)
+    checksum = of_blocks(known, COPIED_PART_BYTES, file.size)
     if checksum != file.crc32c:
         cause = f"its CRC32C is {checksum:08x}, {file.crc32c:08x} was committed"
         raise CorruptSnapshotError("copy the file", key, cause, evidence="ChecksumMismatch")

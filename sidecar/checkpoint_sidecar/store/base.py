@@ -210,6 +210,12 @@ class Composition(Protocol):
         """Return the CRC32C of a part that the store has; None if the store did not report that of a copied one."""
 
 
+LEAST_PART_BYTES = 5 * 1024 * 1024
+"""Minimum size of all parts of a composition but the last one; S3's."""
+COPIED_PART_BYTES = 256 * 1024 * 1024
+"""A larger range is copied in several parts, at the same time; S3's own maximum is 5 GiB."""
+
+
 @runtime_checkable
 class ComposesObjects(Protocol):
     """A store that can copy ranges of objects by itself, so that their bytes do not pass through this process."""
