@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused_and_recorded(
         (lambda data: data[:100], CorruptSnapshotError, "only part of"),
         (lambda data: data[:-1], CorruptSnapshotError, "behind the end of the file"),
         (lambda data: b"\xff" * 8 + data[8:], CorruptSnapshotError, "its header has"),
-        (lambda data: data[:8] + b"[" + data[9:], CorruptSnapshotError, "no table of tensors"),
+        (lambda data: data[:8] + b"[" + data[9:], CorruptSnapshotError, "not a table of tensors"),
         (None, ConfigurationError, "it does not exist"),
     ],
 )
