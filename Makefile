@@ -12,7 +12,7 @@ endif
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 export PYTHONPATH := tests:tools
 
-.PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions check format changelog verify bench bench-log bench-operator down clean
+.PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions test-frameworks check format changelog verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -49,6 +49,10 @@ test-tenants: ## Run one operator with a thousand Checkpoints and every kind of 
 test-evictions: ## Run every kind of interruption and workload on the two-node cluster
 	@.ci/bootstrap --cluster
 	$(BIN)/pytest -m evictions tests/cluster
+
+test-frameworks: ## Run the trainers that people use through our adapters, each as its package ships it
+	@.ci/bootstrap --frameworks
+	$(BIN)/pytest -m frameworks tests/frameworks
 
 test-release: ## Build whole releases, compare them, and use what is in them (ten minutes)
 	@.ci/bootstrap
