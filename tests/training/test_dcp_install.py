@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -190,6 +193,39 @@ def test_a_url_that_became_a_local_path_is_refused(tmp_path: Path, monkeypatch: 
         dcp.save({"x": torch.ones(1)}, storage_writer=FileSystemWriter(tmp_path / "step:5" / "c:"))
         assert [each.name for each in tmp_path.iterdir()] == ["step:5"]
     FileSystemWriter("s3:/bucket/ckpt")
+
+
+def test_nothing_is_written_into_a_folder_that_an_earlier_run_named_like_a_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("s3:", "file:"):
+        Path(folder, "bucket").mkdir(parents=True)
+        Path(folder, "bucket", "old").write_text("left behind")
+    Path("new").write_text("new")
+    target = Path("s3://bucket/new")
+    attempts: list[Callable[[], object]] = [
+        lambda: target.write_text("new"),
+        lambda: target.open("ab"),
+        lambda: Path("file:///bucket/old").write_bytes(b""),
+        lambda: os.open(target, os.O_CREAT | os.O_WRONLY),
+        lambda: os.replace("new", target),
+        lambda: shutil.move("new", target),
+        lambda: os.link("new", target),
+        lambda: target.symlink_to("new"),
+        lambda: Path("file:///bucket").mkdir(exist_ok=True),
+        lambda: torch.serialization.save({}, Path("s3:/bucket/step-1") / "x.pt"),
+    ]
+    with installed():
+        for attempt in attempts[:-1]:
+            with pytest.raises(ConfigurationError, match="taken for a local path"):
+                attempt()
+        with pytest.raises(RuntimeError, match="does not exist"):
+            attempts[-1]()
+        assert Path("s3:/bucket/old").read_text() == "left behind"
+        shutil.rmtree("s3:")
+    assert Path("new").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file:", "new"]
 
 
 @pytest.mark.store

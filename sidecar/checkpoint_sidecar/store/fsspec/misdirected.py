@@ -20,7 +20,11 @@ _SCHEME = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):(?=/|$)")
 
 
 def refuse() -> None:
-    """Refuse, from now on, to create a folder of such a name in this process; the error gives the alternative."""
+    """Refuse, from now on, to create a folder or file at such a path in this process; the error gives the alternative.
+
+    Covers Python code. Files that native code opens by itself, such as ``torch.save``'s, are covered by the folder
+    that has to be created first.
+    """
     _refusing.add(True)
     _watch()
 
@@ -37,6 +41,8 @@ def check(path: Any, operation: str) -> None:
         ConfigurationError: It was.
     """
     text = os.fsdecode(path) if isinstance(path, str | bytes | PurePath) else ""
+    if ":" not in text:
+        return
     for scheme in _SCHEME.findall(text):
         if scheme in _remote_schemes():
             raise ConfigurationError(
@@ -54,17 +60,36 @@ _refusing: set[bool] = set()
 
 @cache
 def _watch() -> None:
-    """Watch every creation of a folder, by any library, through an audit hook. It cannot be removed."""
+    """Watch every creation of a folder or file, by any library, through an audit hook. It cannot be removed."""
     sys.addaudithook(_on_event)
 
 
 def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "os.mkdir" and _refusing:
-        check(arguments[0], "create a folder")
+    if _refusing and (found := _created.get(event)):
+        operation, position = found
+        if event == "open" and not _writes(arguments[1], arguments[2]):
+            return
+        check(arguments[position], operation)
+
+
+_created = {
+    "os.mkdir": ("create a folder", 0),
+    "open": ("write a file", 0),
+    "os.link": ("create a link", 1),
+    "os.rename": ("rename a file or folder", 1),
+    "os.symlink": ("create a link", 1),
+}
+"""Operations by audit event, and which argument is the path that is created."""
+
+
+def _writes(mode: Any, flags: Any) -> bool:
+    if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        return True
+    return isinstance(mode, str) and any(letter in mode for letter in "wax+")
 
 
 @cache
 def _remote_schemes() -> frozenset[str]:
     from fsspec import available_protocols
 
-    return frozenset({*OBJECT_SCHEMES, *available_protocols()} - {"file", "local"})
+    return frozenset({"file", *OBJECT_SCHEMES, *available_protocols()})

@@ -7,9 +7,10 @@ separate run, with a log inside (see ``attempt.directory_save``); torch's own re
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,18 +27,23 @@ from torch.futures import Future
 from checkpoint_sidecar.attempt.directory_save import WRITER, DirectorySave
 from checkpoint_sidecar.attempt.run_save import SaveTarget
 from checkpoint_sidecar.core.errors import ConfigurationError, RestoreError, RestoreInterrupted
+from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.pointers import published_for
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.fsspec import listings, misdirected
 from checkpoint_sidecar.store.fsspec.opening import can_serve, is_foreign
 from checkpoint_sidecar.store.fsspec.storage_options import SCHEMES, settings_of
 from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.training.dcp.folders import UNMAPPED, MappedFolders
 from checkpoint_sidecar.training.dcp.reader import SnapshotReader
 from checkpoint_sidecar.training.dcp.restricted import Trust
 from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
+
+logger = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
 
@@ -49,6 +55,7 @@ class _OpenedByPath:
     _path: StrPath
     _filesystem: Any
     _options: dict[str, Any]
+    _folders: MappedFolders
 
     @property
     def checkpoint_id(self) -> StrPath:
@@ -57,8 +64,18 @@ class _OpenedByPath:
     def reset(self, checkpoint_id: StrPath | None = None) -> None:
         """Begin a save or load for DCP; open ``checkpoint_id`` with the storage options of the constructor."""
         if checkpoint_id:
-            self._store = open_store(settings_of(checkpoint_id, self._options, self._filesystem))
+            self._store = self._opened_at(checkpoint_id)
             self._path = checkpoint_id
+
+    def _remember(self, path: StrPath, options: dict[str, Any], filesystem: Any) -> None:
+        self._path = path
+        self._options = options
+        self._filesystem = filesystem
+        # Kept by the object: a process that it is sent to, as async_save does, has not called install().
+        self._folders = _mapped
+
+    def _opened_at(self, path: StrPath) -> Store:
+        return open_store(self._folders.settings_of(path) or settings_of(path, self._options, self._filesystem))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
@@ -119,12 +136,9 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
                 "stream extensions and the safetensors format are not supported",
                 "Leave _extensions and serialization_format out.",
             )
-        store = open_store(settings_of(path, storage_options, filesystem))
-        SnapshotWriter.__init__(self, store, None, trust=trust or self.default_trust)
+        self._remember(path, storage_options, filesystem)
+        SnapshotWriter.__init__(self, self._opened_at(path), None, trust=trust or self.default_trust)
         BlockingAsyncStager.__init__(self, cache_staged_state_dict=cache_staged_state_dict)
-        self._path = path
-        self._filesystem = filesystem
-        self._options = storage_options
         self._overwrite = overwrite
 
     def storage_meta(self) -> StorageMeta:
@@ -166,22 +180,22 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
     def __init__(
         self,
         path: StrPath,
+        _extension_registry: Any = None,
         *,
         verify: VerifyLevel = "Checksums",
         trust: Trust | None = None,
         filesystem: Any = None,
         **storage_options: Any,
     ) -> None:
-        super().__init__(
-            open_store(settings_of(path, storage_options, filesystem)),
-            "",
-            None,
-            verify=verify,
-            trust=trust or self.default_trust,
-        )
-        self._path = path
-        self._filesystem = filesystem
-        self._options = storage_options
+        if _extension_registry is not None:
+            raise ConfigurationError(
+                "load a checkpoint from",
+                os.fspath(path),
+                "stream extensions are not supported",
+                "Leave _extension_registry out.",
+            )
+        self._remember(path, storage_options, filesystem)
+        super().__init__(self._opened_at(path), "", None, verify=verify, trust=trust or self.default_trust)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         plan = super().prepare_local_plan(plan)
@@ -211,20 +225,40 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
                 "every checkpoint committed here was retired or proved damaged",
             )
         else:
+            self._prefer_stock_checkpoint()
             self._open("", None)
 
+    def _prefer_stock_checkpoint(self) -> None:
+        """Read what torch wrote into a mapped folder before it was mapped, if the bucket has nothing for this path."""
+        if self._folders.settings_of(self._path) is None or self._store.stat(METADATA_NAME) is not None:
+            return
+        if os.path.exists(os.path.join(self._path, METADATA_NAME)):
+            logger.warning("%s holds no checkpoint: loading the one that torch wrote to %s", self._subject, self._path)
+            self._store = open_store(settings_of(self._path, {}))
 
-def install(*, trust: Trust = "safe") -> None:
+
+def install(
+    *, trust: Trust = "safe", folders: Mapping[str | os.PathLike[str], str | StoreSettings] | None = None
+) -> None:
     """Make DCP use these classes instead of ``FsspecWriter`` and ``FsspecReader`` in this process.
 
     Use it for code that only passes a URL as ``checkpoint_id``, like torchtitan. Torch's classes still handle local
     paths, URLs with other schemes (``hf://``, ``hdfs://``, ``memory://`` ...) and chained URLs. From then on, creating
-    a folder, or one of torch's readers and writers of local files, raises an error for a URL that a program mistook for
-    a local path.
+    a folder or a file, or one of torch's readers and writers of local files, raises an error for a URL that a program
+    mistook for a local path.
 
     Args:
         trust: Trust of every load, which also limits the contents of a save; see ``SnapshotReader``.
+        folders: URLs, or settings with an endpoint and credentials, by absolute local folder, for trainers that insist
+            on one: what DCP saves to and loads from ``<folder>/<path>`` is the checkpoint ``<url>/<path>``. A
+            checkpoint that torch wrote to the folder earlier is loaded while the URL has none for its path. The last
+            call decides.
+
+    Raises:
+        ConfigurationError: A folder or its URL cannot be mapped; see ``MappedFolders.of``.
     """
+    global _mapped  # noqa: PLW0603 - as global as the classes that are replaced
+    _mapped = MappedFolders.of(folders or {})
     for module in _patched_modules():
         writer, reader = _replaced.setdefault(module, (module.FsspecWriter, module.FsspecReader))
         ours = (
@@ -232,36 +266,46 @@ def install(*, trust: Trust = "safe") -> None:
             _in_place_of(reader, CheckpointReader, default_trust=trust),
         )
         module.FsspecWriter, module.FsspecReader = ours  # type: ignore[attr-defined]
-    for local in (FileSystemWriter, FileSystemReader):
-        if local not in _guarded:
-            _guarded[local] = local.__init__
-            local.__init__ = _checking(local.__init__)  # type: ignore[method-assign]
+    local: Any
+    for local, counterpart in zip((FileSystemWriter, FileSystemReader), ours, strict=True):
+        stock = _guarded.setdefault(local, (local.__init__, local.reset))
+        local.__init__, local.reset = map(_checking, stock)
+        _in_mapped_folders[local] = counterpart
+        local.__new__ = _new
     misdirected.refuse()
 
 
 def uninstall() -> None:
     """Undo ``install``; harmless without it."""
+    global _mapped  # noqa: PLW0603
+    _mapped = UNMAPPED
     while _replaced:
         module, (writer, reader) = _replaced.popitem()
         module.FsspecWriter, module.FsspecReader = writer, reader  # type: ignore[attr-defined]
     while _guarded:
-        local, original = _guarded.popitem()
-        local.__init__ = original  # type: ignore[misc]
+        local, (init, reset) = _guarded.popitem()
+        local.__init__, local.reset = init, reset  # type: ignore[misc, attr-defined]
+    _in_mapped_folders.clear()  # __new__ stays: a class whose __new__ was removed can no longer be constructed
     misdirected.allow()
 
 
 @contextmanager
-def installed(*, trust: Trust = "safe") -> Iterator[None]:
+def installed(
+    *, trust: Trust = "safe", folders: Mapping[str | os.PathLike[str], str | StoreSettings] | None = None
+) -> Iterator[None]:
     """Apply ``install`` inside a block."""
-    install(trust=trust)
+    install(trust=trust, folders=folders)
     try:
         yield
     finally:
         uninstall()
 
 
+_mapped = UNMAPPED
 _replaced: dict[ModuleType, tuple[type, type]] = {}
-_guarded: dict[type, Any] = {}
+_guarded: dict[type, tuple[Any, Any]] = {}
+_in_mapped_folders: dict[type, type] = {}
+"""The class that takes the place of one of torch's."""
 
 
 def _in_place_of(stock: Any, ours: Any, **attributes: Any) -> type:
@@ -291,16 +335,41 @@ def _is_ours(path: StrPath) -> bool:
     return "::" not in text and (not separator or scheme in SCHEMES)
 
 
-def _checking(init: Any) -> Any:
-    """Return a constructor for one of torch's classes for local files that refuses former URLs, also in subclasses."""
+def _new(cls: type, path: StrPath | None = None, *args: Any, **options: Any) -> Any:
+    """Construct one of torch's classes for local files, or ours in a mapped folder.
 
-    @functools.wraps(init)
-    def checked(self: Any, path: StrPath, *args: Any, **options: Any) -> None:
-        if not isinstance(self, tuple(kind for kinds in _replaced.values() for kind in kinds)):
+    Replaced in the class itself, and not by name in modules, because trainers have imported it before ``install``.
+    """
+    ours = _in_mapped_folders.get(cls)
+    if ours is not None and path is not None and _mapped.settings_of(path) is not None:
+        return ours(path, *args, **options)
+    return object.__new__(cls)
+
+
+def _checking(method: Any) -> Any:
+    """Return a constructor or ``reset`` of one of torch's classes for local files that refuses paths not meant for it.
+
+    These are former URLs, and mapped folders: subclasses have behavior that ours lack. Subclasses inherit the check.
+    """
+
+    @functools.wraps(method)
+    def checked(self: Any, path: StrPath | None = None, *args: Any, **options: Any) -> None:
+        if path is not None and not isinstance(self, tuple(kind for kinds in _replaced.values() for kind in kinds)):
             misdirected.check(path, "open a checkpoint")
-        init(self, path, *args, **options)
+            if _mapped.settings_of(path) is not None:
+                raise _not_mapped(self, path)
+        method(self, path, *args, **options)
 
     return checked
+
+
+def _not_mapped(storage: Any, path: StrPath) -> ConfigurationError:
+    return ConfigurationError(
+        "open a checkpoint",
+        os.fspath(path),
+        f"install() maps this folder to a store, to which {type(storage).__name__} cannot write or read here",
+        "Create a FileSystemWriter or FileSystemReader for this path, or use a folder that is not mapped.",
+    )
 
 
 def _patched_modules() -> list[ModuleType]:
