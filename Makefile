@@ -11,6 +11,8 @@ endif
 # indefinitely once they have replaced a worker.
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 export PYTHONPATH := tests:tools
+# Each process of the tests imports the tests, and they start hundreds of programs: bytecode is kept, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions test-frameworks check format changelog verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
@@ -48,7 +50,7 @@ test-tenants: ## Run one operator with a thousand Checkpoints and every kind of 
 
 test-evictions: ## Run every kind of interruption and workload on the two-node cluster
 	@.ci/bootstrap --cluster
-	$(BIN)/pytest -m evictions tests/cluster
+	$(BIN)/pytest -m evictions tests/cluster tests/demo
 
 test-frameworks: ## Run the trainers that people use through our adapters, each as its package ships it
 	@.ci/bootstrap --frameworks

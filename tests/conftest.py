@@ -51,8 +51,12 @@ SLOW = (
 )
 """Tests that take long without an S3 server: they train, draw thousands of histories, or wait for a process or server
 of their own, which is silent, slow or wrong."""
-TOGETHER = {"cluster": "cluster", "localcluster_tests": "cluster", "crashes": "crashes"}
+TOGETHER = {"cluster": "cluster", "demo": "cluster", "localcluster_tests": "cluster", "crashes": "crashes"}
 """Folders that one worker runs as a whole: they share a cluster, or fill one table. The rest goes file by file."""
+ON_REQUEST = ("evictions", "frameworks", "release", "workloads")
+"""Markers of tests that take minutes and run only when the marker is asked for: `pytest -m release`."""
+WHOLE_FOLDERS = ("frameworks", "workloads")
+"""Folders whose tests all have the marker of that name."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,7 +64,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _unit(item.nodeid).removeprefix("tests/").startswith(SLOW):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=_cost)
+        if item.path.parent.name in WHOLE_FOLDERS:
+            item.add_marker(item.path.parent.name)
+    unasked = [marker for marker in ON_REQUEST if marker not in config.getoption("markexpr")]
+    left_out = {item for item in items if any(item.get_closest_marker(marker) for marker in unasked)}
+    config.hook.pytest_deselected(items=list(left_out))
+    # The demo needs the cluster as it is before the tests of the cluster install the operator.
+    kept = sorted((item for item in items if item not in left_out), key=lambda item: item.path.parent.name != "demo")
+    items[:] = sorted(kept, key=_cost)
     if hasattr(config, "workerinput"):
         # What takes minutes and mostly waits begins first; what is short fills the gaps at the end.
         costs = {_unit(item.nodeid): _cost(item) for item in items}  # of the last item in each, which is its costliest

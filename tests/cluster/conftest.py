@@ -96,12 +96,3 @@ def final_state(operator: Cluster, bucket_of_runs: str) -> Callable[[TrainingRun
         return comparison.read_step(f"s3://{bucket_of_runs}/{run.name}", STEPS, **options)
 
     return read
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long tail runs only when it is named: `pytest -m evictions`."""
-    if "evictions" in config.getoption("markexpr"):
-        return
-    tail = [item for item in items if item.get_closest_marker("evictions")]
-    config.hook.pytest_deselected(items=tail)
-    items[:] = [item for item in items if item not in tail]

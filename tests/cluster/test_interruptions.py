@@ -58,6 +58,7 @@ def test_a_drained_job_continues_on_the_other_node_at_the_step_it_was_drained_at
     assert positions == sorted(positions), f"{told} are reported in order: {story}"
 
 
+@pytest.mark.evictions
 def test_a_cordon_is_followed_by_a_save_before_anything_is_evicted(operator: Cluster, start: Start) -> None:
     run = start("cordoned", save={"everySteps": 1000})
     run.wait_step(5)
@@ -71,6 +72,7 @@ def test_a_cordon_is_followed_by_a_save_before_anything_is_evicted(operator: Clu
     assert "PodEvicted" not in story
 
 
+@pytest.mark.evictions
 def test_a_job_whose_rank_is_killed_restores_the_last_commit_and_reports_what_was_lost(
     start: Start, undisturbed: comparison.State, final_state: ReadState
 ) -> None:

@@ -22,11 +22,8 @@ from demo.current import command, facts
 from demo.current.context import current
 from demo.current.facts import UnreachableError
 from demo.manifests import REPOSITORY
-from localcluster import cluster as localcluster
-from localcluster import requirements, workspace
 from localcluster.client import ApiServer
 from localcluster.cluster import Cluster
-from localcluster.fixtures import require
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -40,14 +37,12 @@ DEMO_SECONDS = 840.0
 
 
 @pytest.fixture(scope="module")
-def occupied() -> Iterator[Cluster]:
-    """A cluster of its own, without the operator, in which a workload runs on every node."""
-    require(requirements.cluster_problem())
-    with workspace.temporary("current") as place:
-        cluster = localcluster.up(place)
-        cluster.kubectl("apply", "-f", "-", stdin=manifests.to_stdin(*theirs(cluster)))
-        cluster.kubectl("rollout", "status", "deployment/theirs", "--namespace=theirs", "--timeout=60s")
-        yield cluster
+def occupied(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, without the operator, while a workload runs on every node."""
+    cluster.kubectl("apply", "-f", "-", stdin=manifests.to_stdin(*theirs(cluster)))
+    cluster.kubectl("rollout", "status", "deployment/theirs", "--namespace=theirs", "--timeout=60s")
+    yield cluster
+    cluster.kubectl("delete", "namespace/theirs")
 
 
 def theirs(cluster: Cluster) -> list[manifests.Manifest]:
@@ -160,6 +155,7 @@ def test_a_cluster_that_has_the_operators_definitions_is_refused_and_keeps_them(
         occupied.kubectl("delete", folder)
 
 
+@pytest.mark.evictions
 def test_interrupted_while_a_node_is_cordoned_it_leaves_cluster_and_bucket_as_they_were(
     occupied: Cluster, tmp_path: Path
 ) -> None:

@@ -18,15 +18,6 @@ PUBLISHER = Publisher(
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes minutes runs only when it is named: `pytest -m release`."""
-    if "release" in config.getoption("markexpr"):
-        return
-    tail = [item for item in items if item.get_closest_marker("release")]
-    config.hook.pytest_deselected(items=tail)
-    items[:] = [item for item in items if item not in tail]
-
-
 @pytest.fixture(scope="session")
 def made_from() -> Release:
     return facts.gather(ROOT, PUBLISHER, dirty=True)
