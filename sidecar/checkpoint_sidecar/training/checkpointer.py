@@ -213,7 +213,7 @@ class Checkpointer:
         """
         if not self._saver:
             self.restore()
-        saver = self._restored("train")
+        self._restored("train")
         if self._step >= total:
             return
         # A draw since the restore, such as one by a data loader's iterator, was made before the save too.
@@ -221,9 +221,7 @@ class Checkpointer:
         for step in range(self._step + 1, total + 1):
             yield step
             self._step = step
-        with self._watch.inside("save the last step"):
-            saver.save(total, "Final", self._metrics)
-            saver.wait()
+        self.finish(total, self._metrics)
 
     def step(self, step: int, metrics: Metrics | None = None) -> None:
         """Report that ``step`` is done, and start a save if one is due.
@@ -250,6 +248,17 @@ class Checkpointer:
                 saver.terminate(step, self._metrics)
             if agreed.trigger and not (agreed.saving and self._skip_while_saving):
                 saver.save(step, agreed.trigger, self._metrics)
+
+    def finish(self, step: int, metrics: Metrics | None = None) -> None:
+        """Save the last step unless it is saved already, and wait for all saves. ``steps`` calls it.
+
+        Raises:
+            CheckpointError: As from ``save``.
+        """
+        saver = self._restored("finish")
+        with self._watch.inside("save the last step"):
+            saver.save(step, "Final", metrics or {})
+            saver.wait()
 
     def save(self, step: int, metrics: Metrics | None = None) -> str:
         """Save now and wait for the commit. After it returns, the snapshot survives the loss of every pod.
