@@ -57,6 +57,7 @@ def test_every_value_has_a_schema_and_nothing_else_is_admitted() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     def check(path: str, value: Any, node: Body) -> list[str]:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
         if not isinstance(value, dict) or "properties" not in node:
             return []
         wrong = [f"{path}: open"] if node.get("additionalProperties") is not False else []

@@ -89,6 +89,8 @@ def test_the_package_of_the_chart_is_the_chart_with_addresses(chart: dict[str, b
     assert values["image"].pop("repository") == made_from.image
     unchanged = yaml.safe_load((folder / "values.yaml").read_text())
     unchanged["image"].pop("repository")
+    assert values["injection"]["library"]["image"].pop("repository") == made_from.library
+    unchanged["injection"]["library"]["image"].pop("repository")
     assert values == unchanged
 
 
@@ -97,9 +99,11 @@ def test_the_chart_tells_artifact_hub_what_it_needs(chart: dict[str, bytes], mad
     annotations = {name.removeprefix("artifacthub.io/"): text for name, text in described["annotations"].items()}
     assert all(isinstance(text, str) for text in annotations.values())
     assert described["maintainers"] == [{"name": "A Maintainer", "email": "maintainer@example.com"}]
-    (listed,) = yaml.safe_load(annotations["images"])
-    assert listed["image"] == f"{made_from.image}:{made_from.semantic}"
-    assert listed["platforms"] == sorted(image.PLATFORMS)
+    listed = yaml.safe_load(annotations["images"])
+    assert [one["image"] for one in listed] == [
+        f"{repository}:{made_from.semantic}" for repository in (made_from.image, made_from.library)
+    ]
+    assert all(one["platforms"] == sorted(image.PLATFORMS) for one in listed)
     kinds = [one["kind"] for one in yaml.safe_load(annotations["crds"])]
     assert kinds == ["Checkpoint", "CheckpointSnapshot"]
     (example,) = yaml.safe_load(annotations["crdsExamples"])

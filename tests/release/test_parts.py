@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from release import archives, chart, debian, downloads, facts, krew, python_packages
+from release import archives, chart, debian, downloads, facts, python_packages
 from release.__main__ import ROOT, main, parser
 from release.archives import Member
 from release.facts import Publisher, Release, ReleaseError
@@ -147,16 +147,17 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(tmp_path: Path, monkeyp
     assert downloads.kept(digest) is None
 
 
-def test_the_image_is_made_of_the_same_packages_on_every_architecture() -> None:
-    names = [[package.name for package in debian.locked(architecture)] for architecture in debian.ARCHITECTURES]
+@pytest.mark.parametrize("image", ["operator", "library"])
+def test_an_image_is_made_of_the_same_packages_on_every_architecture(image: str) -> None:
+    names = [[package.name for package in debian.locked(one, image)] for one in debian.ARCHITECTURES]
     assert names[0] == names[1]
     assert not {*names[0]} & debian.SCRIPTS_ONLY
-    assert {*names[0]} >= {*debian.WANTED}
+    assert {*names[0]} >= {*debian.WANTED[image]}
 
 
 def test_the_launcher_accepts_the_pythons_that_the_plugin_is_packed_for() -> None:
     text = (ROOT / "tools" / "release" / "launcher.py").read_text()
-    assert f"\nMINORS = {krew.MINORS}\n" in text
+    assert f"\nMINORS = {python_packages.MINORS}\n" in text
 
 
 def test_a_maintainer_without_an_address_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from release import artifacthub, chart, debian, distributions, facts, image, krew, provenance, sbom
+from release import artifacthub, chart, debian, distributions, facts, image, krew, library, provenance, sbom
 from release.facts import Release
+from release.packing import BuiltImage
 from release.python_packages import LockedWheel
 
 CHECKSUMS = "SHA256SUMS"
@@ -30,7 +31,7 @@ class Made:
 def build(root: Path, release: Release, out: Path, *, quick: bool, report: Report = print) -> Made:
     """Make the release of the checkout `root`. `out` is written at the end. Raises `ReleaseError`.
 
-    With `quick`, it lacks what takes minutes: the image, and the plugin for all platforms but the first.
+    With `quick`, it lacks what takes minutes: the images, and the plugin for all platforms but the first.
     """
     made = Made()
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +43,9 @@ def build(root: Path, release: Release, out: Path, *, quick: bool, report: Repor
         made.files[f"checkpoint-operator-{release.semantic}.cdx.json"] = sbom.of_the_wheel(sources, release)
         if not quick:
             report("image")
-            _add_image(made, sources, wheel, release, report)
+            _add_image(made, "image", release.image, image.build(sources, wheel, release, report), release)
+            report("image of the library")
+            _add_image(made, "library", release.library, library.build(sources, wheel, release), release)
         report("chart")
         _add_chart(made, sources, release)
         report("plugin for kubectl")
@@ -57,12 +60,11 @@ def build(root: Path, release: Release, out: Path, *, quick: bool, report: Repor
     return made
 
 
-def _add_image(made: Made, sources: Path, wheel: bytes, release: Release, report: Report) -> None:
-    built = image.build(sources, wheel, release, report)
-    made.files[f"checkpoint-operator-{release.semantic}-image.oci.tar"] = built.archive
-    name = f"checkpoint-operator-{release.semantic}-image"
+def _add_image(made: Made, kind: str, repository: str, built: BuiltImage, release: Release) -> None:
+    name = f"checkpoint-operator-{release.semantic}-{kind}"
+    made.files[f"{name}.oci.tar"] = built.archive
     made.files[f"{name}.cdx.json"] = sbom.of_packages(name, built.wheels, release, built.packages)
-    made.pushed[release.image] = built.digest
+    made.pushed[repository] = built.digest
     made.wheels.update(built.wheels)
     made.packages += built.packages
 

@@ -22,11 +22,11 @@ NAME = "checkpoint-operator"
 CONFIG = "application/vnd.cncf.helm.config.v1+json"
 CONTENT = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
 
-_REPOSITORY = re.compile(r"^  repository: checkpoint-operator$", re.MULTILINE)
+_REPOSITORY = re.compile(r"^( +)repository: (checkpoint-operator|checkpoint-library)$", re.MULTILINE)
 
 
 def package(sources: Path, release: Release, platforms: Iterable[str]) -> tuple[dict[str, Any], bytes]:
-    """The chart's metadata, and the package. `platforms` are those of the image, such as `linux/amd64`.
+    """The chart's metadata, and the package. `platforms` are those of the images, such as `linux/amd64`.
 
     Raises `ReleaseError` when the chart in the checkout is not of the release's version.
     """
@@ -42,9 +42,12 @@ def package(sources: Path, release: Release, platforms: Iterable[str]) -> tuple[
     metadata["annotations"] |= _annotations(sources, release, platforms)
     members = {member.path: member for member in archives.read_tree(folder) if member.path != ".helmignore"}
     values = members["values.yaml"]
-    text, replaced = _REPOSITORY.subn(f"  repository: {release.image}", values.content.decode())
-    if replaced != 1:
-        raise ReleaseError(f"package {folder}: values.yaml has no line `repository: checkpoint-operator`. Restore it.")
+    images = {"checkpoint-operator": release.image, "checkpoint-library": release.library}
+    text = values.content.decode()
+    text, replaced = _REPOSITORY.subn(lambda found: f"{found[1]}repository: {images[found[2]]}", text)
+    if replaced != len(images):
+        lines = " and ".join(f"`repository: {name}`" for name in images)
+        raise ReleaseError(f"package {folder}: values.yaml lacks {lines}, each once. Restore them.")
     members["values.yaml"] = replace(values, content=text.encode())
     members["Chart.yaml"] = Member("Chart.yaml", _dump(metadata).encode())
     members["LICENSE"] = Member("LICENSE", (sources / "LICENSE").read_bytes())
@@ -77,7 +80,11 @@ def _addresses(release: Release) -> dict[str, Any]:
 
 def _annotations(sources: Path, release: Release, platforms: Iterable[str]) -> dict[str, str]:
     """What Artifact Hub shows, beside the annotations that never change."""
-    image = {"name": NAME, "image": f"{release.image}:{release.semantic}", "platforms": sorted(platforms)}
+    names = {NAME: release.image, "checkpoint-library": release.library}
+    images = [
+        {"name": name, "image": f"{image}:{release.semantic}", "platforms": sorted(platforms)}
+        for name, image in names.items()
+    ]
     links = [
         {"name": "changes", "url": release.page("CHANGELOG.md")},
         {"name": "support", "url": f"{release.publisher.homepage}/issues"},
@@ -85,7 +92,7 @@ def _annotations(sources: Path, release: Release, platforms: Iterable[str]) -> d
     example = next(yaml.safe_load_all((sources / "examples" / "checkpoint.yaml").read_text()))
     return {
         "artifacthub.io/prerelease": str(release.prerelease).lower(),
-        "artifacthub.io/images": _dump([image]),
+        "artifacthub.io/images": _dump(images),
         "artifacthub.io/links": _dump(links),
         "artifacthub.io/crds": _dump(_kinds(sources / "crds")),
         "artifacthub.io/crdsExamples": _dump([example]),

@@ -1,4 +1,4 @@
-"""The Debian packages under the image: pinned in `debian.lock.json`, downloaded by apt, unpacked without being run.
+"""The Debian packages in the images: pinned in `debian.lock.json`, downloaded by apt, unpacked without being run.
 
 apt checks the archive's signature and resolves what a package needs, for any architecture, in a folder of its own: the
 machine's packages are neither read nor changed. `python -m release.debian` renews the lock.
@@ -27,7 +27,11 @@ PYTHON_MINOR = 11
 """Of the suite's Python 3. From 3.13 on, Python refuses API servers whose certificates name no authority key."""
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 """As Debian and OCI call them, and as Linux and Python do."""
-WANTED = ("base-files", "ca-certificates", f"python3.{PYTHON_MINOR}")
+WANTED = {
+    "operator": ("base-files", "ca-certificates", f"python3.{PYTHON_MINOR}"),
+    "library": ("busybox-static",),
+}
+"""By image."""
 SCRIPTS_ONLY = {
     "debconf",
     "dpkg",
@@ -67,13 +71,13 @@ class Unpacked:
     control: bytes
 
 
-def locked(architecture: str) -> list[Package]:
-    return [Package(**fields) for fields in json.loads(_LOCK.read_text())[architecture]]
+def locked(architecture: str, image: str = "operator") -> list[Package]:
+    return [Package(**fields) for fields in json.loads(_LOCK.read_text())[image][architecture]]
 
 
-def fetch(architecture: str) -> None:
+def fetch(architecture: str, image: str = "operator") -> None:
     """Download with apt what is not in the cache yet. Raises `ReleaseError`."""
-    missing = [one for one in locked(architecture) if downloads.kept(one.sha256) is None]
+    missing = [one for one in locked(architecture, image) if downloads.kept(one.sha256) is None]
     if not missing:
         return
     with _apt(architecture) as apt, tempfile.TemporaryDirectory() as folder:
@@ -97,16 +101,22 @@ def unpack(package: Package) -> Unpacked:
 
 def lock() -> None:
     """Pin the newest packages of the suite and of its security archive. Raises `ReleaseError`."""
-    found = {}
+    found: dict[str, dict[str, list[dict[str, str]]]] = {image: {} for image in sorted(WANTED)}
     for architecture in ARCHITECTURES:
-        with _apt(architecture) as apt, tempfile.TemporaryDirectory() as folder:
-            uris = apt.run("install", "--print-uris", "--no-install-recommends", *WANTED, folder=Path(folder))
-            files = {line.split()[1] for line in uris.splitlines()}
-            wanted = sorted(name for file in files if (name := file.partition("_")[0]) not in SCRIPTS_ONLY)
-            apt.run("download", *wanted, folder=Path(folder))
-            found[architecture] = [_pinned(file) for file in sorted(Path(folder).iterdir())]
-    text = json.dumps({name: [asdict(one) for one in packages] for name, packages in found.items()}, indent=1)
-    _LOCK.write_text(text + "\n")
+        with _apt(architecture) as apt:
+            for image, packages in found.items():
+                packages[architecture] = [asdict(one) for one in _resolved(apt, WANTED[image])]
+    _LOCK.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _resolved(apt: _Apt, names: tuple[str, ...]) -> list[Package]:
+    """The newest versions of these packages and of all that they need."""
+    with tempfile.TemporaryDirectory() as folder:
+        uris = apt.run("install", "--print-uris", "--no-install-recommends", *names, folder=Path(folder))
+        files = {line.split()[1] for line in uris.splitlines()}
+        wanted = sorted(name for file in files if (name := file.partition("_")[0]) not in SCRIPTS_ONLY)
+        apt.run("download", *wanted, folder=Path(folder))
+        return [_pinned(file) for file in sorted(Path(folder).iterdir())]
 
 
 def _pinned(file: Path) -> Package:

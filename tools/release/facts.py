@@ -80,6 +80,10 @@ class Release:
         return f"{self.publisher.registry}/checkpoint-operator"
 
     @property
+    def library(self) -> str:
+        return f"{self.publisher.registry}/checkpoint-library"
+
+    @property
     def chart(self) -> str:
         return f"{self.publisher.registry}/charts/checkpoint-operator"
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from release import archives, bytecode, debian, oci, python_packages
+from release import archives, bytecode, debian, packing, python_packages
 from release.archives import Member
 from release.debian import ARCHITECTURES, PYTHON_MINOR
 from release.facts import Release, ReleaseError
+from release.packing import BuiltImage, Layer, Title
 from release.python_packages import LockedWheel, Target
 
 PLATFORMS = tuple(f"linux/{architecture}" for architecture in ARCHITECTURES)
@@ -25,10 +26,14 @@ GLIBC = 36
 """Of the suite: 2.36."""
 
 _DESCRIPTION = "The operator of checkpoint-operator: retention and reporting for checkpoints in object storage"
-_EPOCH = 315532800
-"""1980, the time of files that stay the same from release to release, so that their layers do, too."""
 _PACKAGES = f"app/lib/{PYTHON}/site-packages"
 _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
+_RUNTIME = {
+    "User": USER,
+    "Entrypoint": ["/app/bin/checkpoint-operator"],
+    "Env": ["PATH=/app/bin:/usr/bin", f"SSL_CERT_FILE=/{_CERTIFICATES}"],
+    "WorkingDir": "/",
+}
 _MERGED = ("bin", "lib", "lib64", "sbin")
 """Folders that are links into /usr, where the packages still install beside it."""
 _UNUSED = (
@@ -43,15 +48,6 @@ _UNUSED = (
     "usr/lib/binfmt.d/",
     "usr/sbin/",
 )
-
-
-@dataclass(frozen=True)
-class BuiltImage:
-    digest: str
-    """Of the index over all architectures: what is signed and deployed."""
-    archive: bytes
-    wheels: tuple[LockedWheel, ...]
-    packages: tuple[debian.Package, ...]
 
 
 @dataclass(frozen=True)
@@ -81,16 +77,23 @@ def build(sources: Path, wheel: bytes, release: Release, report: Callable[[str],
     report("image: compiling")
     compiled = _compile(contents)
     report("image: packing")
-    layout = oci.Layout()
-    manifests = []
-    for architecture, found in contents.items():
-        complete = _Contents(*([*layer, *bytecode.beside(layer, compiled)] for layer in found.layers))
-        manifests.append(_manifest(layout, architecture, complete, release))
-    top = layout.index(manifests, _annotations(release))
-    archive = layout.archive(top, release.image, release.semantic, release.epoch)
+    complete = {
+        architecture: _Contents(*([*layer, *bytecode.beside(layer, compiled)] for layer in found.layers))
+        for architecture, found in contents.items()
+    }
+    layers = {
+        architecture: [
+            Layer(f"Debian {debian.SUITE}", one.system),
+            Layer("packages of uv.lock", one.dependencies),
+            Layer(f"checkpoint-operator {release.version}", one.project, of_the_release=True),
+        ]
+        for architecture, one in complete.items()
+    }
+    title = Title(release.image, "checkpoint-operator", _DESCRIPTION)
+    packed = packing.pack(title, layers, _RUNTIME, release)
     packages = {one.file: one for architecture in ARCHITECTURES for one in debian.locked(architecture)}
     used = {one.filename: one for chosen in wheels.values() for one in chosen}
-    return BuiltImage(top["digest"], archive, tuple(used.values()), tuple(packages.values()))
+    return BuiltImage(*packed, tuple(used.values()), tuple(packages.values()))
 
 
 def _contents(architecture: str, wheels: Iterable[LockedWheel], own: bytes) -> _Contents:
@@ -141,57 +144,6 @@ def _belongs(path: str) -> bool:
     if path.startswith("usr/bin/"):
         return path == f"usr/bin/{PYTHON}"
     return not path.startswith(_UNUSED)
-
-
-def _annotations(release: Release) -> dict[str, str]:
-    """Of the index: what Artifact Hub reads, and what registries show."""
-    found = {
-        "org.opencontainers.image.title": "checkpoint-operator",
-        "org.opencontainers.image.description": _DESCRIPTION,
-        "org.opencontainers.image.version": release.semantic,
-        "org.opencontainers.image.created": release.created,
-        "org.opencontainers.image.revision": release.commit,
-        "org.opencontainers.image.source": release.publisher.homepage,
-        "org.opencontainers.image.licenses": "Apache-2.0",
-        "io.artifacthub.package.readme-url": f"{release.publisher.homepage}/raw/v{release.semantic}/README.md",
-        "io.artifacthub.package.category": "ai-machine-learning",
-        "io.artifacthub.package.license": "Apache-2.0",
-        "io.artifacthub.package.prerelease": str(release.prerelease).lower(),
-    }
-    if maintainer := release.publisher.maintainer:
-        people = [{"name": maintainer.name, "email": maintainer.email}]
-        found["io.artifacthub.package.maintainers"] = oci.canonical(people).decode()
-    return found
-
-
-def _manifest(layout: oci.Layout, architecture: str, contents: _Contents, release: Release) -> oci.Descriptor:
-    layers = {
-        f"Debian {debian.SUITE}": contents.system,
-        "packages of uv.lock": contents.dependencies,
-        f"checkpoint-operator {release.version}": contents.project,
-    }
-    descriptors, digests, history = [], [], []
-    for title, members in layers.items():
-        packed = archives.tar(members, release.epoch if members is contents.project else _EPOCH)
-        digests.append(oci.digest(packed))
-        descriptors.append(layout.blob(oci.LAYER, archives.compress(packed)))
-        history.append({"created": release.created, "created_by": title})
-    config = {
-        "architecture": architecture,
-        "os": "linux",
-        "created": release.created,
-        "config": {
-            "User": USER,
-            "Entrypoint": ["/app/bin/checkpoint-operator"],
-            "Env": ["PATH=/app/bin:/usr/bin", f"SSL_CERT_FILE=/{_CERTIFICATES}"],
-            "WorkingDir": "/",
-            "Labels": _annotations(release),
-        },
-        "rootfs": {"type": "layers", "diff_ids": digests},
-        "history": history,
-    }
-    described = layout.manifest(layout.blob(oci.CONFIG, oci.canonical(config)), descriptors, _annotations(release))
-    return {**described, "platform": {"os": "linux", "architecture": architecture}}
 
 
 def _compile(contents: dict[str, _Contents]) -> bytecode.Compiled:

@@ -7,7 +7,7 @@ that finds one of these versions on the user's machine. krew unpacks archives an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,7 @@ import yaml
 from release import archives, python_packages
 from release.archives import Member
 from release.facts import Release
-from release.python_packages import LockedWheel, Target
-
-MINORS = (11, 12, 13, 14)
-"""The versions of Python 3 for which every locked package has wheels. The launcher has the same list."""
+from release.python_packages import MINORS, LockedWheel, Target
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -73,7 +70,7 @@ def build(sources: Path, wheel: bytes, release: Release, platforms: Sequence[Pla
     files = [*_files(sources), *archives.below("packages/any/", python_packages.unpacked(wheel))]
     made = {}
     for platform, by_minor in chosen.items():
-        members = [*files, *_placed(by_minor, content)]
+        members = [*files, *python_packages.placed(by_minor, content)]
         made[archive_name(release, platform)] = archives.compress(archives.tar(members, release.epoch))
     return Plugin(made, tuple(content))
 
@@ -136,12 +133,3 @@ def _files(sources: Path) -> list[Member]:
         Member("kubectl-ckpt", _LAUNCHER.read_bytes(), 0o755),
         Member("LICENSE", (sources / "LICENSE").read_bytes()),
     ]
-
-
-def _placed(by_minor: dict[int, list[LockedWheel]], content: dict[LockedWheel, list[Member]]) -> Iterator[Member]:
-    """A wheel that every version of Python takes lies in `any`, another one in a folder for its version."""
-    common = frozenset.intersection(*map(frozenset, by_minor.values()))
-    for minor, wheels in by_minor.items():
-        for wheel in wheels:
-            folder = "any" if wheel in common else f"python3.{minor}"
-            yield from archives.below(f"packages/{folder}/", content[wheel])

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,12 @@ from packaging import tags
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from release import downloads
+from release import archives, downloads
 from release.archives import Member
 from release.facts import ReleaseError
 
+MINORS = (11, 12, 13, 14)
+"""The versions of Python 3 for which every locked package has wheels. The launcher has the same list."""
 _FOLDERS_INSIDE = ("purelib", "platlib")
 """What wheels hold beside packages, in their `.data` folder, and what of it belongs among the packages."""
 
@@ -171,6 +173,21 @@ def unpacked(wheel: bytes) -> list[Member]:
                 mode = 0o755 if entry.external_attr >> 16 & 0o100 else 0o644
                 found.append(Member(path, archive.read(entry), mode))
     return found
+
+
+def folder(minor: int) -> str:
+    """Where packages lie that one version of Python takes."""
+    return f"python3.{minor}"
+
+
+def placed(
+    by_minor: Mapping[int, Iterable[LockedWheel]], content: Mapping[LockedWheel, list[Member]]
+) -> Iterator[Member]:
+    """A wheel that every version of Python takes lies in `packages/any`, another one in a folder for its version."""
+    common = frozenset.intersection(*map(frozenset, by_minor.values()))
+    for minor, wheels in by_minor.items():
+        for wheel in wheels:
+            yield from archives.below(f"packages/{'any' if wheel in common else folder(minor)}/", content[wheel])
 
 
 def uv(*arguments: str, folder: Path, environment: dict[str, str] | None = None) -> str:

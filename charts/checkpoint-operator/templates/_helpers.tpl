@@ -53,10 +53,15 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "checkpoint-operator.image" -}}
-{{- with dig "global" "imageRegistry" "" .Values.AsMap | default .Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
-{{- .Values.image.repository -}}
-{{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else -}}
-:{{ .Values.image.tag | default (regexReplaceAll "[^A-Za-z0-9._-]" .Chart.AppVersion "_" | trunc 128) }}
+{{- include "checkpoint-operator.imageOf" (list . .Values.image) -}}
+{{- end }}
+
+{{- define "checkpoint-operator.imageOf" -}}
+{{- $chart := index . 0 }}{{ $image := index . 1 -}}
+{{- with dig "global" "imageRegistry" "" $chart.Values.AsMap | default $image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{- $image.repository -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else -}}
+:{{ $image.tag | default (regexReplaceAll "[^A-Za-z0-9._-]" $chart.Chart.AppVersion "_" | trunc 128) }}
 {{- end -}}
 {{- end }}
 
@@ -77,6 +82,48 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- /* "true" when labelled pods are injected. */}}
 {{- define "checkpoint-operator.injects" -}}
 {{- include "checkpoint-operator.applies" (list . "injection" "MutatingAdmissionPolicy" "1.36.0") -}}
+{{- end }}
+
+{{- /* What a pod gets beside its own image, from the image of the library: its volume, what fills that if anything does,
+       where it is mounted, and what goes to the end of PYTHONPATH. Empty when that is switched off. */}}
+{{- define "checkpoint-operator.library" -}}
+{{- $library := .Values.injection.library -}}
+{{- if $library.enabled -}}
+{{- $image := include "checkpoint-operator.imageOf" (list . $library.image) -}}
+{{- $mounts := semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version | ternary "Image" "EmptyDir" -}}
+{{- $name := "checkpoint-operator-library" -}}
+{{- $path := "/var/run/checkpoint-operator/library" -}}
+mount: {name: {{ $name }}, mountPath: {{ $path }}, readOnly: true}
+pythonPath: {{ $path }}/python
+{{- if eq ($library.volume | eq "Auto" | ternary $mounts $library.volume) "Image" }}
+volume: {name: {{ $name }}, image: {reference: {{ quote $image }}, pullPolicy: {{ $library.image.pullPolicy }}}}
+{{- else }}
+volume: {name: {{ $name }}, emptyDir: {}}
+initContainer:
+  name: {{ $name }}
+  image: {{ quote $image }}
+  imagePullPolicy: {{ $library.image.pullPolicy }}
+  command: [/bin/busybox, cp, -R, /python, /packages, {{ $path }}]
+  volumeMounts: [{name: {{ $name }}, mountPath: {{ $path }}}]
+  {{- with $library.resources }}
+  resources: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $library.securityContext }}
+  securityContext: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+{{- end }}
+
+{{- /* A value as an expression in CEL, whose lists and maps would otherwise hold values of one type only. */}}
+{{- define "checkpoint-operator.cel" -}}
+{{- if kindIs "map" . -}}
+dyn({ {{- range $index, $key := keys . | sortAlpha }}{{ if $index }}, {{ end }}{{ toJson $key }}: {{ include "checkpoint-operator.cel" (index $ $key) }}{{ end -}} })
+{{- else if kindIs "slice" . -}}
+dyn([ {{- range $index, $item := . }}{{ if $index }}, {{ end }}{{ include "checkpoint-operator.cel" $item }}{{ end -}} ])
+{{- else -}}
+dyn({{ toJson . }})
+{{- end -}}
 {{- end }}
 
 {{- /* "true" when the value `<name>.mode` is On, or when it is Auto and the cluster offers the kind, introduced in that version.

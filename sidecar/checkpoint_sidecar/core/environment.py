@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.log import Owner, PodIdentity
 
 POD_LABEL = "checkpoint-operator.dev/checkpoint"
 CONTAINERS_ANNOTATION = "checkpoint-operator.dev/containers"
+LIBRARY_ANNOTATION = "checkpoint-operator.dev/inject-library"
 
 RUN = "CHECKPOINT_RUN"
 URL = "CHECKPOINT_URL"
@@ -43,6 +44,7 @@ ELASTIC_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 CREDENTIALS_MOUNT = "/var/run/checkpoint-operator/credentials"
 START_FROM_CREDENTIALS_MOUNT = "/var/run/checkpoint-operator/start-from-credentials"
+LIBRARY_MOUNT = "/var/run/checkpoint-operator/library"
 DEFAULT_GRACE_SECONDS = 30.0  # of Kubernetes, when a pod does not say otherwise; torchrun has the same default
 
 AddressingStyle: TypeAlias = Literal["Auto", "Path", "Virtual"]
