@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.checkpoint.storage import StorageReader
@@ -201,6 +202,14 @@ def we_load_torchs(folder: Path) -> None:
     state = state_of(*sharded(2))
     load(state, CheckpointReader(folder))
     assert_same(state, expected)
+
+
+@check
+def every_rank_gets_the_metadata_of_its_save_when_it_asks(folder: Path) -> None:
+    metadata = dcp.save(state_of(*sharded(1)), storage_writer=CheckpointWriter(folder / "run"))
+    assert isinstance(metadata, Metadata)
+    assert ("storage_data" in vars(metadata)) == (dist.get_rank() == 0), "only rank 0 has it without asking"
+    assert {*metadata.storage_data} == {*FileSystemReader(folder / "run").read_metadata().storage_data}
 
 
 def replicated(seed: int, replicas: int) -> dict[str, Any]:

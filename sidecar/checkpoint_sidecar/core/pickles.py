@@ -8,10 +8,11 @@ state to its owner.
 
 from __future__ import annotations
 
-import gc
 import pickle
 import struct
 from typing import Any, Protocol
+
+from checkpoint_sidecar.core.garbage import collection_paused
 
 _MEMORY_PER_BYTE = 4
 """Minimum bytes of a pickle for each tuple, list, dict and object in it, beyond the first thousand."""
@@ -70,16 +71,11 @@ def read(data: bytes, owner: PickleHost) -> Any:
         RefusedError: The owner refused something, or the pickle needs more memory than its size justifies.
         MalformedError: The bytes are not a pickle of the opcodes that ``pickle`` and ``torch.save`` write.
     """
-    # Reading makes millions of small objects and no garbage: collecting would double the time.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        return _read(data, owner)
+        with collection_paused():
+            return _read(data, owner)
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise MalformedError(f"{type(error).__name__}: {str(error)[:200]}") from error
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _read(data: bytes, owner: PickleHost) -> Any:

@@ -356,6 +356,8 @@ class _Save:
         except BaseException as failure:  # noqa: BLE001 - as in _run
             self._writer.discard(failure)
             return self._foreign(failure), True
+        finally:
+            self._writer.ended()
         return None, False
 
     def _foreign(self, failure: BaseException) -> Exception:

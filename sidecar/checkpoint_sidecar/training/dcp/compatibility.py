@@ -47,7 +47,11 @@ def check_complete(metadata: Metadata, sizes: Mapping[str, int] | None, *, subje
         for index in wanted:
             if index not in metadata.storage_data:
                 raise _incomplete(subject, f"the metadata lists {name} at {index.offset}, but it was never stored")
+    files: set[str] = set()
     for index, info in metadata.storage_data.items():
+        if info.relative_path not in files:
+            _check_path(index, info.relative_path, subject)
+            files.add(info.relative_path)
         _check_place(index, info, sizes, subject)
 
 
@@ -77,10 +81,13 @@ def check_types(state_dict: Mapping[str, Any], metadata: Metadata, *, subject: s
             )
 
 
+def _check_path(index: MetadataIndex, name: str, subject: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "://" in name:
+        raise _incomplete(subject, f"{index.fqn} is said to be in {name!r}, outside the checkpoint")
+
+
 def _check_place(index: MetadataIndex, info: Any, sizes: Mapping[str, int] | None, subject: str) -> None:
-    path = PurePosixPath(info.relative_path)
-    if path.is_absolute() or ".." in path.parts or "://" in info.relative_path:
-        raise _incomplete(subject, f"{index.fqn} is said to be in {info.relative_path!r}, outside the checkpoint")
     if getattr(info, "transform_descriptors", None):
         raise ConfigurationError(
             _OPERATION,

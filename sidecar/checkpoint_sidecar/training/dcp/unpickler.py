@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import _get_layout
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, UntrustedSnapshotError
+from checkpoint_sidecar.core.garbage import collection_paused
 from checkpoint_sidecar.core.pickles import MalformedError, RefusedError, read
 
 TRUST_HINT = 'If you trust everyone who can write to this bucket, load it with trust="full".'
@@ -80,7 +81,8 @@ def load_metadata(data: bytes | memoryview, *, subject: str, trusted: bool = Fal
     """
     operation = "read the metadata"
     try:
-        metadata = _OfAnyVersion(io.BytesIO(data)).load() if trusted else read(bytes(data), _MetadataOnly())
+        with collection_paused():
+            metadata = _OfAnyVersion(io.BytesIO(data)).load() if trusted else read(bytes(data), _MetadataOnly())
     except RefusedError as refused:
         raise UntrustedSnapshotError(operation, subject, str(refused), TRUST_HINT) from None
     except MalformedError as malformed:

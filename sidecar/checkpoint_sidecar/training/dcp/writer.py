@@ -34,6 +34,7 @@ from checkpoint_sidecar.core.errors import (
     PrefixClaimedError,
     StoreError,
 )
+from checkpoint_sidecar.core.garbage import CollectionPause
 from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.pointers import Origin
@@ -45,6 +46,7 @@ from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.training.dcp.archives import lay_out, payload_bytes
 from checkpoint_sidecar.training.dcp.errors import never_reached_commit, upload_failed
 from checkpoint_sidecar.training.dcp.restricted import Trust
+from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata, remember
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,11 @@ REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
 class SnapshotWriter(StorageWriter):
     """Saves into the folder its target picks and lets the target commit.
 
-    After DCP raised, call ``discard`` on every rank: only that exception tells a rank that another one failed.
+    After DCP raised, call ``discard`` on every rank: only that exception tells a rank that another one failed. However
+    the save ended, call ``ended``, if ``pauses_collection`` is set.
+
+    Attributes:
+        pauses_collection: Pause the garbage collector while DCP sends plans and results between ranks.
 
     Args:
         store: Opened at the run's root.
@@ -66,6 +72,8 @@ class SnapshotWriter(StorageWriter):
         settings: Connections and memory; by default those of the environment.
         trust: The trust of later loads. Under ``safe``, tensors that could not be loaded are refused, objects reported.
     """
+
+    pauses_collection = True
 
     def __init__(
         self,
@@ -86,6 +94,8 @@ class SnapshotWriter(StorageWriter):
         self._written: list[str] = []
         self._block_bytes = manifests.BLOCK_BYTES
         self._save_id = uuid.uuid4().hex
+        self._pause = CollectionPause()
+        remember(self)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """DCP's start of a save by ``checkpoint_id``, which this writer does not take: its target picks the folder.
@@ -119,9 +129,11 @@ class SnapshotWriter(StorageWriter):
             )
         del is_coordinator
         self._running, self._written, self._save_id = None, [], uuid.uuid4().hex
+        remember(self)  # one that was sent here from another process has not been constructed here
         _forget_cached_plans()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        self._pause_collection()
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -148,6 +160,7 @@ class SnapshotWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's items; the manifest's lines for its files travel with the results."""
+        self.ended()
         share: _Share = plan.storage_data
         try:
             # Objects are serialized here, so that every size is known.
@@ -171,6 +184,7 @@ class SnapshotWriter(StorageWriter):
         done: Future[list[WriteResult]] = Future()
         lines = [WriteResult(MetadataIndex(file.name), file.size, file) for file in files]
         done.set_result([*layout.results, *lines])
+        self._pause_collection()
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -199,6 +213,13 @@ class SnapshotWriter(StorageWriter):
             self._delete_written()
             raise
         # After any other failure the commit may have been made or may still arrive, so nothing is deleted.
+        stored = manifest.file(METADATA_NAME)
+        assert stored is not None
+        SavedMetadata.of(metadata, self._store.url, save.folder.path, stored)
+
+    def ended(self) -> None:
+        """Let the garbage collector run again."""
+        self._pause.end()
 
     def discard(self, failure: BaseException) -> None:
         """Delete what this rank uploaded for a save that certainly was not committed; never raises.
@@ -217,6 +238,10 @@ class SnapshotWriter(StorageWriter):
         """Always False: DCP must not pick this writer by a path."""
         del checkpoint_id
         return False
+
+    def _pause_collection(self) -> None:
+        if self.pauses_collection:
+            self._pause.begin()
 
     def _target_for(self, world_size: int) -> SaveTarget:
         del world_size
