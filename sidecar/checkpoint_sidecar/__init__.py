@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.attempt.warm_start import StartFrom
     from checkpoint_sidecar.core.owner import Owner
     from checkpoint_sidecar.core.policy import SavePolicy
+    from checkpoint_sidecar.engine.folders.tree import TrainerFolder
     from checkpoint_sidecar.exports.exporting import export
     from checkpoint_sidecar.exports.record import ExportRecord
     from checkpoint_sidecar.manage.copying import copy_run
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter, install
     from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
     from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
+    from checkpoint_sidecar.training.file_snapshots import FileSnapshots
     from checkpoint_sidecar.training.hooks import CommittedSnapshot, RestoredSnapshot
     from checkpoint_sidecar.training.loading import load
     from checkpoint_sidecar.training.safetensors_loading import LoadedWeights, load_safetensors
@@ -57,6 +59,7 @@ _LAZY = {
     "Checkpointer": "training.checkpointer",
     "CommittedSnapshot": "training.hooks",
     "Credentials": "store.access",
+    "FileSnapshots": "training.file_snapshots",
     "ExportRecord": "exports.record",
     "LoadedWeights": "training.safetensors_loading",
     "Optional": "training.state.application",
@@ -70,6 +73,7 @@ _LAZY = {
     "StoredRun": "manage.stored_run",
     "StrictLoadPlanner": "training.dcp.load_planner",
     "Terminated": "training.signals",
+    "TrainerFolder": "engine.folders.tree",
     "copy_run": "manage.copying",
     "export": "exports.exporting",
     "fork_run": "manage.forking",
@@ -94,6 +98,7 @@ __all__ = [
     "Credentials",
     "ExportRecord",
     "FencedError",
+    "FileSnapshots",
     "IncompatibleSnapshotError",
     "LoadedWeights",
     "Optional",
@@ -114,6 +119,7 @@ __all__ = [
     "StoredRun",
     "StrictLoadPlanner",
     "Terminated",
+    "TrainerFolder",
     "copy_run",
     "export",
     "fork_run",

@@ -84,7 +84,7 @@ HOSTILE = {
     "a checksum of 33 bits": (altered("files", 0, "crc32c", to=2**32), "crc32c"),
     "attempt 0": (altered("attempt", to=0), "attempt"),
     "a field is missing": (b'{"snapshot": "1000-7-abcdefgh"}', "missing required field"),
-    "a newer format": (altered("format", to=2), "it has format 2"),
+    "a newer format": (altered("format", to=3), "it has format 3"),
     "no blocks": (altered("blockBytes", to=0), "its blocks have 0 bytes"),
     "blocks too large to hold": (altered("blockBytes", to=2**40), "its blocks have 1099511627776 bytes"),
     "negative blocks": (altered("blockBytes", to=-4096), "its blocks have -4096 bytes"),

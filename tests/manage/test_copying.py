@@ -16,8 +16,9 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.log import RunConfigured
 from checkpoint_sidecar.core.policy import Policy
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.engine import server_copy
 from checkpoint_sidecar.engine.upload import upload_files
-from checkpoint_sidecar.manage import copying, server_copy
+from checkpoint_sidecar.manage import copying
 from checkpoint_sidecar.manage.copying import CopySettings, copy_run, plan_copy
 from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.runs.log import RunLog

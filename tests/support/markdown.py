@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = [*sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("docs/*.md")), "README.md"]
+_DOCS = [*REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("docs/trainers/*.md")]
+PAGES = [*sorted(path.relative_to(REPOSITORY).as_posix() for path in _DOCS), "README.md"]
 
 _BLOCK = re.compile(
     r"(?:^(?P<margin>[ ]*)<!-- (?P<note>.+?) -->\n\s*)?"

@@ -60,6 +60,10 @@ class Job:
     on_failure: OnFailure = "Continue"
     options: dict[str, Any] = field(default_factory=dict)
 
+    def train(self, rank: int, done: list[int]) -> Final:
+        """Train on one rank; ``done`` receives each step."""
+        return _train(rank, self, done)
+
 
 @dataclass(frozen=True)
 class Final:
@@ -140,7 +144,7 @@ def _run_rank(rank: int, job: Job, folder: Path) -> None:
             _open_stores_with(partial(job.wrap_store, rank))
         if job.part_bytes is not None:
             parts.PART_BYTES = job.part_bytes
-        found["final"] = _train(rank, job, found["steps"])
+        found["final"] = job.train(rank, found["steps"])
     except (CheckpointError, SystemExit) as error:
         found["error"] = (type(error).__name__, str(error))
         raise

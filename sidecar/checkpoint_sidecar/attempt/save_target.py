@@ -23,6 +23,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.failures import described, raising_portable
 from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
 from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.overwrite import base_of
 from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.core.units import moved
 from checkpoint_sidecar.engine.pointer import publish
@@ -150,6 +151,15 @@ class RunTarget:
                 raise self._not_needed(session.store.url)
         self.committed = True
         self._entry = entry
+
+    def may_copy_from(self, path: str) -> bool:
+        """Return whether objects of a snapshot may be copied into the save: its base, against which nothing is known.
+
+        Args:
+            path: The snapshot's folder.
+        """
+        base = self._session.log.run.snapshots.get(base_of(self._session.state))
+        return base is not None and base.commit.path == path and base.live and not base.failures
 
     def publish(self) -> None:
         """Log a committed snapshot and publish it for torch's own reader. Never raises.

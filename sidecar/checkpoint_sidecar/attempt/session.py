@@ -26,6 +26,7 @@ from checkpoint_sidecar.core.errors import (
     UnreliableReadError,
     UntrustedSnapshotError,
 )
+from checkpoint_sidecar.core.folder_index import INDEX_NAME, FolderIndex
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.log import (
     MAX_TEXT,
@@ -45,6 +46,7 @@ from checkpoint_sidecar.core.policy import NOT_CHECKED, OverwritePolicy, SavePol
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
 from checkpoint_sidecar.core.units import counted, moved
 from checkpoint_sidecar.engine.compared import ComparedBytes
+from checkpoint_sidecar.engine.folders.reading import read_index
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import compare_rest, read_file, read_manifest
@@ -74,6 +76,7 @@ class Candidate:
     Attributes:
         path: Its folder, relative to the store's root.
         metadata: The verified bytes of its ``.metadata``; rank 0 reads them for all ranks.
+        index: The files of a folder that are in it, or None.
         verify: How thoroughly to check its bytes.
     """
 
@@ -83,6 +86,7 @@ class Candidate:
     manifest: Manifest
     metadata: bytes
     verify: VerifyLevel
+    index: FolderIndex | None = None
 
 
 def interruption(error: Exception, subject: str) -> Exception:
@@ -115,6 +119,7 @@ def candidate_of(store: Store, snapshot: Snapshot, *, verify: VerifyLevel) -> Ca
         manifest=manifest,
         metadata=read_file(store, path, manifest, METADATA_NAME, level=verify, settings=settings),
         verify=verify,
+        index=read_index(store, path, manifest, level=verify, settings=settings),
     )
 
 
@@ -300,9 +305,10 @@ class AttemptSession:
             return
         settings = EngineSettings.from_environment()
         # Rank 0 read and verified it for all.
-        metadata = candidate.manifest.file(METADATA_NAME)
-        if metadata is not None:
-            compared.mark(METADATA_NAME, ByteRange(0, metadata.size))
+        for name in (METADATA_NAME, INDEX_NAME):
+            file = candidate.manifest.file(name)
+            if file is not None:
+                compared.mark(name, ByteRange(0, file.size))
         try:
             compare_rest(self.store, candidate.path, candidate.manifest, compared, settings=settings)
         except CheckpointError as error:

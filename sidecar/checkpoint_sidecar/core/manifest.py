@@ -21,7 +21,9 @@ MAX_BLOCK_BYTES = 64 * 1024 * 1024
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 _LEAST_BLOCK_BYTES = 256 * 1024
 _MOST_BLOCKS = 256 * 1024
-_FORMAT = 1
+FORMAT = 1
+FILES_FORMAT = 2
+"""Format of a manifest that lists the files of a folder; versions that would not restore them refuse it."""
 _UPGRADE = "A newer version may have written it: upgrade checkpoint-operator here."
 
 Checksum = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
@@ -71,7 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     files: tuple[File, ...]
     versions: dict[str, str] = {}
     block_bytes: int = BLOCK_BYTES
-    format: int = _FORMAT
+    format: int = FORMAT
 
     @property
     def size(self) -> int:
@@ -147,8 +149,8 @@ def decode(data: bytes, *, expected_digest: str, subject: str) -> Manifest:
 
 
 def _inconsistency(manifest: Manifest) -> str:
-    if manifest.format != _FORMAT:
-        return f"it has format {manifest.format}, this version reads {_FORMAT}"
+    if manifest.format not in (FORMAT, FILES_FORMAT):
+        return f"it has format {manifest.format}, this version reads {FORMAT} and {FILES_FORMAT}"
     if not 4096 <= manifest.block_bytes <= MAX_BLOCK_BYTES:
         return f"its blocks have {manifest.block_bytes} bytes"
     names = [file.name for file in manifest.files]

@@ -26,10 +26,10 @@ from checkpoint_sidecar.engine.limits import LEAST_MEMORY_BYTES, EngineSettings
 from checkpoint_sidecar.engine.pointer import publish
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import ByteRange
+from checkpoint_sidecar.engine.server_copy import ServerCopy
 from checkpoint_sidecar.engine.upload import upload_files
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.manage.changes import APPEND_TIMEOUT_SECONDS, check_changeable, why_unreadable
-from checkpoint_sidecar.manage.server_copy import ServerCopy
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.runs.marker import leave_marker, telling_keys
 from checkpoint_sidecar.store.base import Store

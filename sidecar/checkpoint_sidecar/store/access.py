@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from checkpoint_sidecar.core.environment import AddressingStyle
+from checkpoint_sidecar.core.environment import AddressingStyle, RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError
 
 AWS_ACCESS_KEY_ID = "AWS_ACCESS_KEY_ID"
@@ -151,6 +151,21 @@ class StoreSettings:
     requester_pays: bool = False
     tags: tuple[tuple[str, str], ...] = ()
     filesystem: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of_environment(cls, env: RunEnvironment) -> StoreSettings:
+        """Return the settings in the environment of an injected pod."""
+        return cls(
+            env.url,
+            endpoint=env.endpoint,
+            region=env.region,
+            addressing_style=env.addressing_style,
+            credentials=Credentials.in_folder(env.credentials_folder) if env.credentials_folder else AMBIENT,
+            server_side_encryption=env.server_side_encryption,
+            kms_key_id=env.kms_key_id,
+            requester_pays=env.requester_pays,
+            tags=env.tags,
+        )
 
 
 def redacted(text: str, values: Mapping[str, str]) -> str:

@@ -107,6 +107,15 @@ class Agreement:
             raise outcome.error
         return cast("T", cast("_Returned", outcome).value)
 
+    def from_rank(self, rank: int, value: T) -> T:
+        """Return the value of one rank on every rank."""
+        if self.group is None:
+            return value
+        box: list[Any] = [value if self.rank == rank else None]
+        with exchange(self.rank, self.world_size):
+            dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, rank), group=self.group)
+        return cast("T", box[0])
+
     def gather_errors(self, error: Exception | None) -> list[Exception | None]:
         """Return every rank's error or None, by rank, on every rank."""
         subject = f"rank {self.rank}"

@@ -21,8 +21,9 @@ from checkpoint_sidecar.core.errors import ConfigurationError, FencedError
 from checkpoint_sidecar.core.failures import INTERRUPTS, portable
 from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
+from checkpoint_sidecar.engine.folders.tree import TrainerFolder
 from checkpoint_sidecar.engine.limits import EngineSettings
-from checkpoint_sidecar.store.access import AMBIENT, Credentials, StoreSettings
+from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.fsspec import misdirected
 from checkpoint_sidecar.store.fsspec.opening import without_password
 from checkpoint_sidecar.store.fsspec.storage_options import settings_from
@@ -30,14 +31,15 @@ from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.dcp.restricted import Trust
-from checkpoint_sidecar.training.hooks import CommitHook, Hooks, RestoredSnapshot, RestoreHook, numbers
+from checkpoint_sidecar.training.folders import RunFolder
+from checkpoint_sidecar.training.hooks import CommitHook, Hooks, RestoreHook, restored_snapshot
 from checkpoint_sidecar.training.restoring import Restored, restore
 from checkpoint_sidecar.training.saver import Saver
 from checkpoint_sidecar.training.saving import BackgroundSave
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
 from checkpoint_sidecar.training.state.application import TrainingState
 from checkpoint_sidecar.training.transfers import TransferProgress, Transfers
-from checkpoint_sidecar.training.vote import Agreed
+from checkpoint_sidecar.training.vote import Agreed, check_together
 from checkpoint_sidecar.training.warm_starting import WarmStarting
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class Checkpointer:
             snapshot's step; ``StartFrom(url, part="model")`` loads the model only and starts at step 0. The first start
             records the snapshot in the log, and later ones use the same.
         log_floor: Number of a log entry that is known to exist, so that a lost log is not mistaken for a new run.
+        files: A folder to save and restore along with the state, in the same commit; see ``FileSnapshots``.
         on_commit: Called on rank 0 with a ``CommittedSnapshot`` after each commit: a function or several. They run in a
             thread of their own; an exception is logged, and one that hangs delays neither saves nor training.
         on_restore: Called likewise with a ``RestoredSnapshot`` after each start, fresh ones too.
@@ -114,6 +117,7 @@ class Checkpointer:
         log_floor: int = 0,
         filesystem: Any = None,
         storage_options: Mapping[str, Any] | None = None,
+        files: str | os.PathLike[str] | TrainerFolder | None = None,
         on_commit: CommitHook | Iterable[CommitHook] | None = None,
         on_restore: RestoreHook | Iterable[RestoreHook] | None = None,
     ) -> None:
@@ -134,6 +138,7 @@ class Checkpointer:
                     if stall_seconds is not None:
                         limits = replace(limits, stall_seconds=stall_seconds)
                     self._store = open_store(settings)
+                    self.folder = None if files is None else RunFolder(TrainerFolder.of(files))
                     self._state = TrainingState(state, rank=self._agreement.rank, trust=trust)
                 except INTERRUPTS:
                     raise
@@ -147,6 +152,7 @@ class Checkpointer:
                     self._transfers,
                     limits,
                     stop=self._watch.stop,
+                    folder=self.folder,
                 )
         except BaseException:
             self._watch.remove()
@@ -158,8 +164,7 @@ class Checkpointer:
         )
         self._hooks = Hooks(on_commit, on_restore)
         if self._session:
-            root = self._store.url
-            self._session.on_commit = lambda entry: self._hooks.committed(entry, url=root)
+            self._session.on_commit = lambda entry: self._hooks.committed(entry, url=self._store.url)
         self._skip_while_saving = while_saving == "skip"
         self._trust = trust
         self._strict = strict
@@ -170,6 +175,8 @@ class Checkpointer:
         self._closed = False
         self._step = 0
         self._metrics: Metrics = {}
+        self.stopping = False
+        """Whether ``due`` asked for the last save before the end."""
 
     @classmethod
     def from_env(cls, state: MutableMapping[str, Any], **options: Any) -> Self:
@@ -181,17 +188,6 @@ class Checkpointer:
         env = RunEnvironment.parse(os.environ)
         # A trainer in this process may also save by itself.
         misdirected.refuse()
-        settings = StoreSettings(
-            env.url,
-            endpoint=env.endpoint,
-            region=env.region,
-            addressing_style=env.addressing_style,
-            credentials=Credentials.in_folder(env.credentials_folder) if env.credentials_folder else AMBIENT,
-            server_side_encryption=env.server_side_encryption,
-            kms_key_id=env.kms_key_id,
-            requester_pays=env.requester_pays,
-            tags=env.tags,
-        )
         given = {
             "start_from": StartFrom.of_environment(env),
             "run": env.owner,
@@ -199,7 +195,7 @@ class Checkpointer:
             "grace_seconds": env.grace_seconds,
             "log_floor": env.log_floor,
         }
-        return cls(state, settings, **(given | options))
+        return cls(state, StoreSettings.of_environment(env), **(given | options))
 
     # The training loop
 
@@ -236,14 +232,7 @@ class Checkpointer:
         """
         saver = self._restored("finish a step of")
         with self._watch.inside(f"finish step {step}"):
-            self._watch.keep()
-            self._step, self._metrics = step, metrics or {}
-            agreed = self._agreement.vote(saver.vote(step))
-            _check_together(agreed)
-            if self._progress:
-                self._progress.step = step
-            if agreed.failed:
-                saver.handle_failure("Termination" if agreed.stop else None)
+            agreed = self._report(saver, step, metrics)
             if agreed.stop:
                 saver.terminate(step, self._metrics)
             if agreed.trigger and not (agreed.saving and self._skip_while_saving):
@@ -259,6 +248,39 @@ class Checkpointer:
         with self._watch.inside("save the last step"):
             saver.save(step, "Final", metrics or {})
             saver.wait()
+
+    def due(self, step: int, metrics: Metrics | None = None) -> bool:
+        """Report that ``step`` is done, like ``step``, but leave the save to the caller.
+
+        Returns:
+            Whether to prepare the state and call ``save_due``. If ``stopping`` is set, that is the last save.
+
+        Raises:
+            Terminated, FencedError, CheckpointError: See ``step``.
+        """
+        saver = self._restored("finish a step of")
+        with self._watch.inside(f"finish step {step}"):
+            agreed = self._report(saver, step, metrics)
+            if agreed.stop:
+                if not saver.may_save_last(agreed):
+                    saver.terminate(step, self._metrics)
+                self.stopping = True
+                return True
+            return agreed.trigger is not None and not (agreed.saving and self._skip_while_saving)
+
+    def save_due(self, step: int, metrics: Metrics | None = None) -> None:
+        """Save in the background, whether or not ``due`` asked for it. A step that is saved already is not saved again.
+
+        Raises:
+            Terminated, FencedError, CheckpointError: See ``step``. Terminated comes after the last save.
+        """
+        saver = self._restored("save to")
+        with self._watch.inside(f"save step {step}"):
+            agreed = self._report(saver, step, metrics)
+            if agreed.stop:
+                saver.terminate(step, self._metrics)
+            if not (agreed.saving and self._skip_while_saving):
+                saver.save(step, agreed.trigger or "Schedule", self._metrics)
 
     def save(self, step: int, metrics: Metrics | None = None) -> str:
         """Save now and wait for the commit. After it returns, the snapshot survives the loss of every pod.
@@ -350,7 +372,10 @@ class Checkpointer:
             self._trust,
             self._strict,
             self._transfers,
+            self.folder,
         )
+        if self.folder is not None:
+            self.folder.open(self._agreement)
         restored = elsewhere.begin(self._state) or restore(
             self._state,
             session=self._session,
@@ -359,14 +384,29 @@ class Checkpointer:
             trust=self._trust,
             strict=self._strict,
             transfers=self._transfers,
+            folder=self.folder,
         )
+        if restored is None and self.folder is not None:
+            self.folder.begin(self._agreement, anew=lambda: self._led.log.run.ever_committed)
         self._step = restored.step if restored else 0
         self._saver = Saver(self._state, self._saves, self._agreement, self._session, self._watch, step=self._step)
         if self._progress:
             self._progress.step = self._step
         if self._session:
-            self._hooks.restored(_restored_snapshot(self._session, restored))
+            self._hooks.restored(restored_snapshot(self._session, restored))
         return restored
+
+    def _report(self, saver: Saver, step: int, metrics: Metrics | None) -> Agreed:
+        """Vote on what to do after a step, and handle a save that failed."""
+        self._watch.keep()
+        self._step, self._metrics = step, metrics or {}
+        agreed = self._agreement.vote(saver.vote(step))
+        check_together(agreed)
+        if self._progress:
+            self._progress.step = step
+        if agreed.failed:
+            saver.handle_failure("Termination" if agreed.stop else None)
+        return agreed
 
     def close(self) -> None:
         """Wait for the running save and release all resources. Idempotent.
@@ -457,25 +497,3 @@ class Checkpointer:
             self._hooks.stop(timeout_seconds=max(0.0, deadline - time.monotonic()))
             self._agreement.close()
         self._watch.remove()
-
-
-def _restored_snapshot(session: AttemptSession, restored: Restored | None) -> RestoredSnapshot:
-    url, attempt = session.store.url, session.attempt
-    if restored is None:
-        return RestoredSnapshot(0, "", attempt, url, {}, 0.0, 0)
-    begun = session.state.warm_start
-    if begun is not None and restored.url:
-        return RestoredSnapshot(restored.step, restored.snapshot, attempt, restored.url, {}, begun.seconds, begun.bytes)
-    commit = session.log.run.snapshots[restored.snapshot].commit
-    metrics = numbers(commit.metrics)
-    return RestoredSnapshot(restored.step, restored.snapshot, attempt, url, metrics, restored.seconds, commit.bytes)
-
-
-def _check_together(agreed: Agreed) -> None:
-    if agreed.first != agreed.last:
-        raise ConfigurationError(
-            "finish",
-            f"steps {agreed.first} to {agreed.last}",
-            "the ranks are at different steps",
-            "Call step() equally often, with the same number, on every rank.",
-        )

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from checkpoint_sidecar.attempt.session import AttemptSession
 from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
+from checkpoint_sidecar.training.restoring import Restored
 
 Value = TypeVar("Value")
 
@@ -145,3 +147,20 @@ def _listed(
     if hooks is None:
         return ()
     return (hooks,) if callable(hooks) else tuple(hooks)
+
+
+def restored_snapshot(session: AttemptSession, restored: Restored | None) -> RestoredSnapshot:
+    """Describe a start to hooks.
+
+    Args:
+        restored: What was loaded; None for a fresh start.
+    """
+    url, attempt = session.store.url, session.attempt
+    if restored is None:
+        return RestoredSnapshot(0, "", attempt, url, {}, 0.0, 0)
+    begun = session.state.warm_start
+    if begun is not None and restored.url:
+        return RestoredSnapshot(restored.step, restored.snapshot, attempt, restored.url, {}, begun.seconds, begun.bytes)
+    commit = session.log.run.snapshots[restored.snapshot].commit
+    metrics = numbers(commit.metrics)
+    return RestoredSnapshot(restored.step, restored.snapshot, attempt, url, metrics, restored.seconds, commit.bytes)

@@ -18,10 +18,14 @@ from checkpoint_sidecar.training.dcp.errors import raising_ours
 from checkpoint_sidecar.training.dcp.load_planner import ItemPlanner
 from checkpoint_sidecar.training.dcp.reader import SnapshotReader
 from checkpoint_sidecar.training.dcp.restricted import Trust
+from checkpoint_sidecar.training.folders import FolderLoading, RunFolder
 from checkpoint_sidecar.training.state.application import TrainingState
 from checkpoint_sidecar.training.state.contents import Contents
 from checkpoint_sidecar.training.state.leftovers import Leftovers, refusal
 from checkpoint_sidecar.training.transfers import Transfers
+
+FILES = "files of a folder"
+"""How reports name the files of a trainer's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ def restore(
     trust: Trust,
     strict: bool,
     transfers: Transfers,
+    folder: RunFolder | None = None,
 ) -> Restored | None:
     """Load the newest snapshot that proves good, the same one on every rank. None means a fresh start.
 
@@ -64,6 +69,7 @@ def restore(
         session: The attempt's session on rank 0, None on the others.
         strict: Whether names that only the snapshot or only the state has are fatal; see ``leftovers``.
         transfers: Shows the running restore.
+        folder: A trainer's folder, whose files are restored too.
 
     Raises:
         RestoreError: Every candidate proved damaged, or there is none and the policy forbids a fresh start.
@@ -78,7 +84,7 @@ def restore(
         began = time.monotonic()
         progress, compared = TransferMeter(), ComparedBytes(candidate.manifest)
         with transfers.under_way("restore", candidate.step, progress):
-            loading = SnapshotLoading(state, candidate, store, agreement, trust, strict, progress, compared)
+            loading = SnapshotLoading(state, candidate, store, agreement, trust, strict, progress, compared, folder)
             errors = loading.run()
         if not errors:
             agreement.combine(compared.flags)
@@ -109,8 +115,14 @@ class SnapshotLoading:
         strict: bool,
         progress: TransferMeter,
         compared: ComparedBytes,
+        folder: RunFolder | None = None,
     ) -> None:
         self._state = state
+        self._files: FolderLoading | None = None
+        self._has_files = candidate.index is not None
+        self._wants_files = folder is not None
+        if folder is not None and candidate.index is not None:
+            self._files = FolderLoading(folder, candidate, candidate.index, store, progress, compared)
         self._agreement = agreement
         self._strict = strict
         self._reader = SnapshotReader(
@@ -133,7 +145,12 @@ class SnapshotLoading:
     def run(self) -> list[Exception]:
         """Load the snapshot. Returns the errors of all ranks, the same on every rank."""
         # Ranks must not enter the collectives of a phase unless all of them do.
-        for phase in (self._open, self._describe, self._allocate, self._read):
+        phases = [self._open, self._describe, self._allocate, self._read]
+        if self._files is not None:
+            # The state is changed when all files are there, and they are moved into place last.
+            phases[3:3] = [self._files.prepare, self._files.read]
+            phases.append(self._files.place)
+        for phase in phases:
             error: Exception | None = None
             try:
                 phase()
@@ -144,6 +161,8 @@ class SnapshotLoading:
             errors = [each for each in self._agreement.gather_errors(error) if each is not None]
             if errors:
                 self.leftovers = Leftovers()
+                if self._files is not None:
+                    self._files.discard()
                 return errors
         return []
 
@@ -166,6 +185,10 @@ class SnapshotLoading:
         try:
             self._destinations = self._state.destinations(self._contents)
             own = self._destinations.leftovers
+            if self._has_files and not self._wants_files:
+                own.gone.add(FILES)
+            if self._wants_files and not self._has_files:
+                own.missing.add(FILES)
         except Exception as caught:  # noqa: BLE001 - the other ranks wait in the gather below
             error = caught
         together = self._agreement.gather(own)

@@ -151,6 +151,10 @@ class Saver:
             logger.warning("terminated after step %d: the steps after %d are lost", step, saved or 0)
         raise Terminated(step, saved)
 
+    def may_save_last(self, agreed: Agreed) -> bool:
+        """Return whether a save before the end is wanted and has enough time."""
+        return self._agreement.from_rank_0(lambda: self._may_save_last(agreed))
+
     def lost(self) -> str:
         """Describe the loss if this process ends now. Not collective."""
         if self._session is None:
@@ -251,16 +255,20 @@ class Saver:
         return existing.id if existing else "", self._led.state.save_request, decimals
 
     def _next_act(self, agreed: Agreed, *, failed: bool) -> LastAct:
+        return next_act(self._situation(agreed, failed=failed))
+
+    def _may_save_last(self, agreed: Agreed) -> bool:
+        return next_act(replace(self._situation(agreed, failed=False), saving=False)) is LastAct.SAVE
+
+    def _situation(self, agreed: Agreed, *, failed: bool) -> Situation:
         assert agreed.stop is not None
         wanted = self._led.save_policy.on_termination or agreed.stop.save
-        return next_act(
-            Situation(
-                remaining_seconds=agreed.stop.remaining_seconds,
-                saving=agreed.saving,
-                saved=self._saved_step() == agreed.last,
-                wanted=wanted and not agreed.stop.repeated and not failed,
-                expected_seconds=self._saves.last_seconds,
-            )
+        return Situation(
+            remaining_seconds=agreed.stop.remaining_seconds,
+            saving=agreed.saving,
+            saved=self._saved_step() == agreed.last,
+            wanted=wanted and not agreed.stop.repeated and not failed,
+            expected_seconds=self._saves.last_seconds,
         )
 
     def _saved_step(self) -> int | None:

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.nn import Module
 
 from checkpoint_sidecar.attempt.save_target import RunTarget, SaveNotNeeded
-from checkpoint_sidecar.core.errors import CheckpointError, SaveStalledError
+from checkpoint_sidecar.core.errors import CheckpointError, RankLostError, SaveStalledError
 from checkpoint_sidecar.core.failures import described, portable
 from checkpoint_sidecar.core.schedule import RESERVE_SECONDS
 from checkpoint_sidecar.core.termination import CLEANUP_SECONDS
@@ -35,6 +35,7 @@ from checkpoint_sidecar.training.dcp.errors import unwrap
 from checkpoint_sidecar.training.dcp.replicas import buffers_among
 from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner, History
 from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
+from checkpoint_sidecar.training.folders import FolderSave, RunFolder
 from checkpoint_sidecar.training.staging import HostCopy
 from checkpoint_sidecar.training.transfers import Transfers
 from checkpoint_sidecar.training.vote import Stop
@@ -72,6 +73,7 @@ class BackgroundSave:
         transfers: Shows running saves.
         settings: Limits of the transfer.
         stop: Returns the rest of the grace period, if this process was asked to terminate.
+        folder: A trainer's folder, whose files are saved too.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class BackgroundSave:
         settings: EngineSettings,
         *,
         stop: Callable[[], Stop | None],
+        folder: RunFolder | None = None,
     ) -> None:
         self._store = store
         self._agreement = agreement
@@ -92,6 +95,8 @@ class BackgroundSave:
         self._copy = HostCopy()
         self._compared = History()
         self._buffers: dict[str, set[str]] = {}
+        self._folder = folder
+        self._files: FolderSave | None = None
         self._save: _Save | None = None
         self.debt: Exception | None = None
         self.last_seconds: float | None = None
@@ -111,13 +116,15 @@ class BackgroundSave:
         return self._save.quiet_seconds() if self._save is not None and self._save.running else 0.0
 
     def stage(self, state: dict[str, Any], modules: Mapping[str, Module]) -> dict[str, Any]:
-        """Copy the state to host memory, into the buffers of the previous save, which must have ended.
+        """Copy the state to host memory, into the buffers of the previous save, which must have ended; stage the files.
 
         Args:
             modules: The modules whose state dicts are part of the state, by name.
         """
         self._buffers = {name: buffers_among(module, state[name], prefix=name) for name, module in modules.items()}
-        return self._copy(state)
+        staged = self._copy(state)
+        self._files = self._folder.stage() if self._folder else None
+        return staged
 
     def prepare(self, staged: dict[str, Any], *, step: int, target: RunTarget | None, began: float) -> None:
         """Do everything that can fail before the upload, including the start of the thread.
@@ -130,6 +137,9 @@ class BackgroundSave:
         writer = SnapshotWriter(self._store, target, progress=progress, settings=self._settings)
         planner = BalancedSavePlanner(buffers=self._buffers, history=self._compared)
         prepared = _Save(staged, step, target, began, writer, planner, progress, self._agreement, self._transfers)
+        if self._folder is not None and self._files is not None:
+            prepared.files = _FilesOfSave(self._folder, self._files)
+            self._files = None
         prepared.thread.start()
         self._save = prepared
 
@@ -141,6 +151,9 @@ class BackgroundSave:
 
     def drop(self) -> None:
         """Discard the prepared save, because another rank could not prepare."""
+        if self._folder is not None and self._files is not None:
+            self._folder.release(self._files)
+            self._files = None
         if self._save is not None:
             self._save.dropped = True
             self._save.open.set()
@@ -243,6 +256,27 @@ class BackgroundSave:
         return 128 + 15 if self._stop() else 1
 
 
+class _FilesOfSave:
+    """The files of one save."""
+
+    def __init__(self, folder: RunFolder, save: FolderSave) -> None:
+        self._folder = folder
+        self._save = save
+
+    def share_out(self, writer: SnapshotWriter, agreement: Agreement, target: RunTarget | None) -> None:
+        """Tell the writer which files this rank uploads. Collective."""
+        self._save = self._folder.share_out(
+            self._save, agreement, lambda path: target is not None and target.may_copy_from(path)
+        )
+        writer.folder_share = self._save.share
+
+    def end(self, writer: SnapshotWriter, *, committed: bool) -> None:
+        """Note what the save has stored, and drop the staged files."""
+        if committed:
+            self._folder.committed(self._save, writer.saved_in, writer.manifest)
+        self._folder.release(self._save)
+
+
 class _Save:
     """One save and its thread, which waits until ``open`` is set."""
 
@@ -272,6 +306,7 @@ class _Save:
         self._transfers = transfers
         self._outcome: SaveOutcome | None = None
         self._given_up = False
+        self.files: _FilesOfSave | None = None
         self._seen = (0, 0)
         self._moved_at = time.monotonic()
         # A daemon, so that a cancelled save that hangs cannot keep the interpreter from exiting; ``exits`` waits for
@@ -321,6 +356,8 @@ class _Save:
     def _run(self) -> None:
         self.open.wait()
         if self.dropped:
+            if self.files is not None:
+                self.files.end(self._writer, committed=False)
             return
         try:
             error, broken = self._save()
@@ -333,6 +370,8 @@ class _Save:
             error, committed = self._target.settle(error)
         self.seconds = time.monotonic() - self._began
         self._staged = {}
+        if self.files is not None:
+            self.files.end(self._writer, committed=error is None and bool(self._writer.saved_in))
         if not self._given_up:
             self._outcome = SaveOutcome(error, committed=committed, broken=broken, step=self.step)
         if self._target is not None:
@@ -342,6 +381,12 @@ class _Save:
         """Upload and commit. Returns the error, or None, and whether a collective was broken off."""
         try:
             with self._transfers.under_way("save", self.step, self.progress):
+                if self.files is not None:
+                    try:
+                        self.files.share_out(self._writer, self._agreement, self._target)
+                    except CheckpointError as refused:
+                        # Raised on every rank, unless a rank was lost.
+                        return refused, isinstance(refused, RankLostError)
                 save(
                     self._staged,
                     storage_writer=self._writer,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
+from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.log import Trigger
 
 _TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
@@ -97,4 +98,19 @@ class Agreed:
             saving=bool(saving),
             failed=bool(failed),
             stop=None if spent == _NEVER else Stop(-spent / 1000, bool(repeated), bool(save)),
+        )
+
+
+def check_together(agreed: Agreed) -> None:
+    """Raise an error if the ranks are at different steps.
+
+    Raises:
+        ConfigurationError: They are.
+    """
+    if agreed.first != agreed.last:
+        raise ConfigurationError(
+            "finish",
+            f"steps {agreed.first} to {agreed.last}",
+            "the ranks are at different steps",
+            "Call step() equally often, with the same number, on every rank.",
         )

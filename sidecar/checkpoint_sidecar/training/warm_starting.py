@@ -36,6 +36,7 @@ from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.agreement import Agreement, most_telling
 from checkpoint_sidecar.training.dcp.restricted import Trust
+from checkpoint_sidecar.training.folders import RunFolder
 from checkpoint_sidecar.training.loading import MODEL
 from checkpoint_sidecar.training.restoring import Restored, SnapshotLoading
 from checkpoint_sidecar.training.safetensors_loading import load_published
@@ -56,6 +57,7 @@ class WarmStarting:
         own: The settings of the new run.
         session: The attempt's session on rank 0, None on the others.
         strict: Whether names that only the snapshot or only the objects have are fatal.
+        folder: A trainer's folder, whose files are restored too unless only a part is loaded.
     """
 
     start_from: StartFrom | None
@@ -65,6 +67,7 @@ class WarmStarting:
     trust: Trust
     strict: bool
     transfers: Transfers
+    folder: RunFolder | None = None
 
     def begin(self, state: TrainingState) -> Restored | None:
         """Load the snapshot of another run if this attempt begins there. None if it does not.
@@ -127,7 +130,15 @@ class WarmStarting:
         progress = TransferMeter()
         with self.transfers.under_way("restore", candidate.step, progress):
             loading = SnapshotLoading(
-                wanted, candidate, source.store, self.agreement, self.trust, self.strict, progress, compared
+                wanted,
+                candidate,
+                source.store,
+                self.agreement,
+                self.trust,
+                self.strict,
+                progress,
+                compared,
+                None if chosen.part else self.folder,
             )
             errors = loading.run()
         fresh = set(state.names) - set(wanted.names)

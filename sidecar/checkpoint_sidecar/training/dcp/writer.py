@@ -34,10 +34,13 @@ from checkpoint_sidecar.core.errors import (
     PrefixClaimedError,
     StoreError,
 )
+from checkpoint_sidecar.core.folder_index import INDEX_NAME
 from checkpoint_sidecar.core.garbage import CollectionPause
 from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.pointers import Origin
+from checkpoint_sidecar.engine.files import FilePlan
+from checkpoint_sidecar.engine.folders.sending import FolderShare
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
@@ -71,6 +74,11 @@ class SnapshotWriter(StorageWriter):
         progress: Counts this rank's bytes.
         settings: Connections and memory; by default those of the environment.
         trust: The trust of later loads. Under ``safe``, tensors that could not be loaded are refused, objects reported.
+
+    Attributes:
+        folder_share: What this rank stores of a trainer's folder besides; set it before the save.
+        saved_in: The save's folder, after this rank has uploaded.
+        manifest: On the coordinator, once it is stored.
     """
 
     pauses_collection = True
@@ -96,6 +104,9 @@ class SnapshotWriter(StorageWriter):
         self._save_id = uuid.uuid4().hex
         self._pause = CollectionPause()
         remember(self)
+        self.folder_share: FolderShare | None = None
+        self.saved_in = ""
+        self.manifest: Manifest | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """DCP's start of a save by ``checkpoint_id``, which this writer does not take: its target picks the folder.
@@ -152,7 +163,9 @@ class SnapshotWriter(StorageWriter):
         target = self._target_for(len(plans))
         save = target.begin()
         self._running = target, save
-        self._block_bytes = manifests.block_bytes_for(sum(payload_bytes(item) for plan in plans for item in plan.items))
+        total = self.folder_share.total_bytes if self.folder_share else 0
+        total += sum(payload_bytes(item) for plan in plans for item in plan.items)
+        self._block_bytes = manifests.block_bytes_for(total)
         return [
             dataclasses.replace(plan, storage_data=_Share(save.folder, rank, self._block_bytes))
             for rank, plan in enumerate(plans)
@@ -169,15 +182,23 @@ class SnapshotWriter(StorageWriter):
                 rank=share.rank,
                 trust=self._trust,
             )
-            self._written = [f"{share.folder.path}/{file.name}" for file in layout.files]
+            self.saved_in = share.folder.path
+            extra = self.folder_share.names if self.folder_share else []
+            names = [*(file.name for file in layout.files), *extra]
+            self._written = [f"{share.folder.path}/{name}" for name in names]
+            copied = self._copied(share)
+            plans = [*layout.files, *self._left_to_send(copied)]
             files = upload_files(
                 self._store,
                 share.folder.path,
-                layout.files,
+                plans,
                 block_bytes=share.block_bytes,
                 settings=self._settings,
                 progress=self._progress,
             )
+            files += copied
+            if self.folder_share:
+                self.folder_share.check()
         except BaseException as error:
             self._abandon()
             raise upload_failed(share.rank, error) from error
@@ -206,7 +227,7 @@ class SnapshotWriter(StorageWriter):
             self._abandon()
             self._delete_written()
             raise
-        self._running = None
+        self._running, self.manifest = None, manifest
         try:
             target.commit(save, manifest, digest)
         except REFUSALS:
@@ -251,6 +272,17 @@ class SnapshotWriter(StorageWriter):
             )
         return self._target
 
+    def _copied(self, share: _Share) -> list[File]:
+        if self.folder_share is None:
+            return []
+        return self.folder_share.copy(self._store, share.folder.path, share.block_bytes, self._settings, self._progress)
+
+    def _left_to_send(self, copied: list[File]) -> list[FilePlan]:
+        if self.folder_share is None:
+            return []
+        done = {file.name for file in copied}
+        return self.folder_share.plans([each for each in self.folder_share.objects if each.name not in done])
+
     def _abandon(self) -> None:
         running, self._running = self._running, None
         if running is not None:
@@ -268,10 +300,13 @@ class SnapshotWriter(StorageWriter):
         self, save: NewSave, metadata: Metadata, files: list[File], *, world_size: int
     ) -> tuple[Manifest, str]:
         prefix = save.folder.path.rpartition("/")[2]
-        for name, data in (
+        described = [
             (METADATA_NAME, metadata_bytes(metadata)),
             (STOCK_METADATA_NAME, metadata_bytes(metadata, prefix=prefix) + _origin_of(save)),
-        ):
+        ]
+        if self.folder_share:
+            described.append((INDEX_NAME, self.folder_share.index))
+        for name, data in described:
             self._written.append(f"{save.folder.path}/{name}")
             files.append(upload_bytes(self._store, self._written[-1], data, block_bytes=self._block_bytes))
         manifest = Manifest(
@@ -282,6 +317,7 @@ class SnapshotWriter(StorageWriter):
             files=tuple(sorted(files, key=lambda file: file.name)),
             versions={"torch": str(torch.__version__), "checkpoint-operator": version("checkpoint-operator")},
             block_bytes=self._block_bytes,
+            format=manifests.FILES_FORMAT if self.folder_share else manifests.FORMAT,
         )
         encoded = manifests.encode(manifest)
         self._written.append(save.folder.manifest)

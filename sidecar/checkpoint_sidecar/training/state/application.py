@@ -191,7 +191,7 @@ class TrainingState:
             for name, module in self.modules.items()
             if any(each.grad is not None for each in module.parameters())
         )
-        if not any(_at_first_step(value) for _, value in self._items()):
+        if self._objects and not any(_at_first_step(value) for _, value in self._items()):
             lost.append("the random number generators (add RandomState() to the state)")
         return lost
 

@@ -29,21 +29,28 @@ class ServerCopy:
         self._connections = connections
         self._progress = progress
 
-    def copied(self, file: File, source_folder: str, folder: str) -> bool:
+    def able(self, file: File) -> bool:
+        """Return whether the store may copy a file, as far as is known."""
+        return self._target is not None and file.size >= LEAST_PART_BYTES
+
+    def copied(self, file: File, source_folder: str, folder: str, *, name: str = "") -> bool:
         """Copy one file, and return whether its checksum is known to be the committed one.
 
         A store that does not copy, or does not say what it has copied, copies no further file.
+
+        Args:
+            name: Of the copy; by default the file's own.
 
         Raises:
             CorruptSnapshotError: The stored file is not the one that was committed. Nothing is visible.
             StoreError: The store failed.
         """
         target = self._target
-        if target is None or file.size < LEAST_PART_BYTES:
+        if target is None or not self.able(file):
             return False
         starts = range(0, file.size, COPIED_PART_BYTES)
         sizes = [min(COPIED_PART_BYTES, file.size - start) for start in starts]
-        source_key, key = (f"{each}/{file.name}" for each in (source_folder, folder))
+        source_key, key = f"{source_folder}/{file.name}", f"{folder}/{name or file.name}"
         try:
             with (
                 target.compose(key, self._source, sizes) as composition,
