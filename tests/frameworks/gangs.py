@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from checkpoint_sidecar import CheckpointReader, open_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SECONDS = 120
+SECONDS = 240
 
 
 class Gang:

@@ -20,7 +20,7 @@ SCRIPT = EXAMPLES / "torchtitan_train.py"
 RESTORED = Path(__file__).with_name("torchtitan_restored.py")
 STEPS = 6
 
-pytestmark = [pytest.mark.store, pytest.mark.distributed]
+pytestmark = [pytest.mark.store, pytest.mark.distributed, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+"""Measures what the adapters of trainers add to a save: the same state through a Checkpointer, and through the adapter.
+
+    PYTHONPATH=tests:tools .venv/bin/python benchmarks/adapters.py [--only torchtitan] [--megabytes 500]
+
+Needs the group `frameworks`. One process saves by turns in both ways, to an S3 server that costs nearly nothing. A save
+lasts from the call until the commit. The overhead is the median of the differences between neighbors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import llama
+import sink
+from checkpoint_sidecar import Checkpointer, SavePolicy
+from checkpoint_sidecar.store.access import Credentials, StoreSettings
+from measuring import cpu_seconds
+from sink_s3 import KEEPING
+
+Save = Callable[[int], object]
+"""Saves a step, and returns after the commit."""
+
+EVERY_STEP = SavePolicy(every_steps=1, every_seconds=None)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The same state, saved directly and through an adapter."""
+
+    direct: Save
+    adapted: Save
+
+
+@contextmanager
+def torchtitan(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
+    from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
+
+    from checkpoint_sidecar.integrations import torchtitan as adapter
+
+    def parts() -> tuple[nn.Module, Any, Any]:
+        model = model_of(megabytes)
+        optimizers = default_adamw(lr=0.1).build(model_parts=[model])
+        schedulers = LRSchedulersContainer.Config(warmup_steps=2).build(optimizers=optimizers, training_steps=10)
+        train(model, optimizers)
+        return model, optimizers, schedulers
+
+    counter = Counter()
+    model, optimizers, schedulers = parts()
+    state = {"dataloader": counter, "model": model, "optimizer": optimizers.optimizers[0]}
+    state |= {"lr_scheduler": schedulers, "train_state": Counter()}
+    opened = adapter._opened
+    # The adapter opens its run by a URL; here it needs the sink's endpoint and credentials as well.
+    adapter._opened = lambda given, *_: Checkpointer(
+        given, replace(settings, url=f"{settings.url}/adapted"), save=EVERY_STEP
+    )
+    try:
+        manager = adapter.SnapshotManager.Config(enable=True, interval=1).build(
+            dataloader=counter,
+            model_parts=[model],
+            optimizers=optimizers,
+            lr_schedulers=schedulers,
+            states={"train_state": Counter()},
+            sd_adapter=None,
+        )
+    finally:
+        adapter._opened = opened
+    manager.load()
+    with Checkpointer(state, replace(settings, url=f"{settings.url}/direct"), save=EVERY_STEP) as checkpointer:
+        checkpointer.restore()
+
+        def direct(step: int) -> None:
+            checkpointer.step(step)
+            checkpointer.wait()
+
+        def adapted(step: int) -> None:
+            manager.save(step)
+            manager._wait_for_saving()
+
+        yield Ways(direct, adapted)
+    manager.close()
+
+
+ADAPTERS: dict[str, Callable[[StoreSettings, int], Any]] = {"torchtitan": torchtitan}
+"""A context manager for each: given where to save and how much, it yields both ways."""
+
+
+class Counter:
+    def state_dict(self) -> dict[str, int]:
+        return {"step": 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+def model_of(megabytes: int) -> nn.Module:
+    """A Llama-shaped model that takes this much together with its Adam moments."""
+    model = nn.Module()
+    for name, value in filled(megabytes * 1_000_000 // 3).items():
+        model.register_parameter(name.replace(".", "_"), nn.Parameter(value.float()))
+    return model
+
+
+def filled(total_bytes: int) -> dict[str, torch.Tensor]:
+    state = llama.whole(llama.shapes(total_bytes // 2))
+    llama.fill(state)
+    return state
+
+
+def train(model: nn.Module, optimizers: Any) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step()
+    optimizers.zero_grad()
+
+
+def measured(ways: Ways, rounds: int) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    """Yield seconds and CPU seconds of a direct and of an adapted save, after one of each that is not counted."""
+    for step in range(1, rounds + 2):
+        found = []
+        # By turns, because whichever is second finds warmer caches.
+        for save in (ways.direct, ways.adapted) if step % 2 else (ways.adapted, ways.direct):
+            began, cpu_began = time.perf_counter(), cpu_seconds()
+            save(step)
+            found.append((time.perf_counter() - began, cpu_seconds() - cpu_began))
+        if step > 1:
+            yield (found[0], found[1]) if step % 2 else (found[1], found[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=ADAPTERS, nargs="*", default=list(ADAPTERS))
+    parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    print(f"{'adapter':<20} {'Checkpointer':>14} {'adapter':>10} {'overhead':>10} {'CPU overhead':>14}")
+    for name in arguments.only:
+        with sink.running() as endpoint, tempfile.TemporaryDirectory() as folder:
+            dist.init_process_group("gloo", init_method=Path(folder, "group").as_uri(), rank=0, world_size=1)
+            credentials = Credentials.of({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"})
+            settings = StoreSettings(f"s3://{KEEPING}/{name}", endpoint, "us-east-1", credentials=credentials)
+            with ADAPTERS[name](settings, arguments.megabytes) as ways:
+                pairs = list(measured(ways, arguments.rounds))
+            dist.destroy_process_group()
+        direct, adapted = (statistics.median(pair[way][0] for pair in pairs) for way in (0, 1))
+        seconds, cpu = (statistics.median(pair[1][what] - pair[0][what] for pair in pairs) for what in (0, 1))
+        cpu_direct = statistics.median(pair[0][1] for pair in pairs)
+        print(
+            f"{name:<20} {direct:>12.3f} s {adapted:>8.3f} s {seconds / direct:>10.1%} {cpu / cpu_direct:>14.1%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
