@@ -141,7 +141,9 @@ def verify_snapshot(
 
 
 def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: VerifyLevel = "Sizes") -> None:
-    """Compare the sizes of some files of a save with the stored ones, with one request for each and no data read.
+    """Compare the sizes of some files of a save with the stored ones, and read no data.
+
+    Many files are looked up in one listing of the folder; a file is asked for by itself where the listing differs.
 
     Args:
         folder: ``SaveFolder.path``.
@@ -153,6 +155,10 @@ def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: Veri
     """
     if level == NOT_CHECKED:
         return
+    left = list(files)
+    if len(left) > _PARALLEL_REQUESTS:
+        listed = {info.key: info.size for info in store.list(f"{folder}/")}
+        left = [file for file in left if listed.get(f"{folder}/{file.name}") != file.size]
 
     def check(file: File) -> None:
         key = f"{folder}/{file.name}"
@@ -168,5 +174,5 @@ def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: Veri
             )
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="stat") as pool:
-        for _ in pool.map(lambda file: confirmed(store, functools.partial(check, file)), files):
+        for _ in pool.map(lambda file: confirmed(store, functools.partial(check, file)), left):
             pass

@@ -212,7 +212,7 @@ class CheckpointReader(_OpenedByPath, SnapshotReader):
                 "a new checkpoint was committed while the ranks looked for the newest",
                 "Load again.",
             )
-        return plans
+        return super().prepare_global_plan(plans)
 
     def _locate(self) -> None:
         run = RunLog(self._store, writer=WRITER).refresh()

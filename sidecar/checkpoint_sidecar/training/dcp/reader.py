@@ -195,15 +195,17 @@ class SnapshotReader(StorageReader):
         self._metadata = metadata
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Check the sizes of the files this rank needs, so that all ranks learn of a damaged one before any loads."""
-        if self._manifest:
-            needed = {self._place(item.storage_index).relative_path for item in plan.items}
-            files = [file for file in self._manifest.files if file.name in needed]
-            check_sizes(self._store, self._folder, files, level=self._verify)
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Decide which rank reads what several need."""
+        """Check the sizes of all files that any rank needs, and decide which rank reads what several need.
+
+        All ranks learn of a damaged file before any loads.
+        """
+        if self._manifest:
+            needed = {self._place(item.storage_index).relative_path for plan in plans for item in plan.items}
+            files = [file for file in self._manifest.files if file.name in needed]
+            check_sizes(self._store, self._folder, files, level=self._verify)
         shares = plan_shares([plan.items for plan in plans], self._size_of) if self._sharing else None
         if shares is None:
             return plans
