@@ -14,7 +14,7 @@ export PYTHONPATH := tests:tools
 # Each process of the tests imports the tests, and they start hundreds of programs: bytecode is kept, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions test-frameworks check format changelog verify bench bench-log bench-operator down clean
+.PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions test-frameworks test-oldest check format changelog verify bench bench-log bench-operator down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -55,6 +55,10 @@ test-evictions: ## Run every kind of interruption and workload on the two-node c
 test-frameworks: ## Run the trainers that people use through our adapters, each as its package ships it
 	@.ci/bootstrap --frameworks
 	$(BIN)/pytest -m frameworks tests/frameworks
+
+test-oldest: ## Run the tests of CRDs, chart and injection on the oldest Kubernetes that is supported (builds it once, ten minutes)
+	@.ci/bootstrap
+	oldest=$$($(BIN)/python -m localcluster.oldest) && KUBEBUILDER_ASSETS=$$oldest $(BIN)/pytest -m api tests/api
 
 test-release: ## Build whole releases, compare them, and use what is in them (ten minutes)
 	@.ci/bootstrap

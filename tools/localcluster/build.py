@@ -83,9 +83,9 @@ def build(report: Report = print) -> Path:
     with only_builder(folder, report):
         for binary in versions.BINARIES:
             if not built(binary.name):
-                _build_one(binary, folder, report)
+                build_one(binary, folder, report)
             for name in binary.names:
-                _link(folder, name, binary.name)
+                link(folder, name, binary.name)
     return folder
 
 
@@ -105,20 +105,21 @@ def only_builder(folder: Path, report: Report) -> Iterator[None]:
         yield
 
 
-def _link(folder: Path, name: str, target: str) -> None:
-    """Let `name` in `folder` be the program `target` there, in one step."""
+def link(folder: Path, name: str, target: str | Path) -> None:
+    """Let `name` in `folder` be the program `target` (there, if it is no path), in one step."""
     partial = folder / f".{name}.{os.getpid()}.partial"
     partial.unlink(missing_ok=True)
     partial.symlink_to(target)
     partial.replace(folder / name)
 
 
-def _build_one(binary: versions.Binary, folder: Path, report: Report) -> None:
+def build_one(binary: versions.Binary, folder: Path, report: Report, modules: Path = versions.MODULES) -> None:
+    """Build one program of the module in `modules`. Call it under the folder's lock. Raises `BuildError`."""
     started = time.monotonic()
     partial = folder / f".{binary.name}.{os.getpid()}.partial"
     stamps = " ".join(f"-X {variable}={value}" for variable, value in binary.stamps)
     command = ["go", "build", "-v", *FLAGS, "-ldflags", f"-s -w {stamps}", "-o", str(partial), "."]
-    module = versions.MODULES / binary.name
+    module = modules / binary.name
     report(f"{binary.name}: {', '.join(binary.names) or 'one program'}")
     with subprocess.Popen(
         command,

@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,6 +119,21 @@ class ApiServer(Client):
         with urllib.request.urlopen(self.url + path, timeout=timeout, context=self._tls) as answer:
             body = answer.read()
             return json.loads(body) if answer.headers.get_content_type() == "application/json" else body.decode()
+
+    def send(self, method: str, path: str, body: Any, *, content_type: str = "application/json") -> tuple[int, Any]:
+        """Send JSON to `path`; return the status and the JSON of the answer. For many requests, cheaper than kubectl.
+
+        Raises `OSError` when the server is not there.
+        """
+        headers = {"Content-Type": content_type}
+        request = urllib.request.Request(
+            self.url + path, data=json.dumps(body).encode(), headers=headers, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30.0, context=self._tls) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
 
     def answers(self, path: str = "/readyz") -> bool:
         try:

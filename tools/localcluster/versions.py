@@ -14,18 +14,18 @@ from pathlib import Path
 MODULES = Path(__file__).parent / "modules"
 
 
-def _pinned(module: str, dependency: str) -> str:
+def pinned(module: str, dependency: str, modules: Path = MODULES) -> str:
     """The version of `dependency` that `modules/<module>/go.mod` requires."""
-    text = (MODULES / module / "go.mod").read_text()
+    text = (modules / module / "go.mod").read_text()
     found = re.search(rf"^\s*(?:require )?{re.escape(dependency)} (v\S+)", text, re.MULTILINE)
     if found is None:
-        raise LookupError(f"{dependency} is not required by modules/{module}/go.mod")
+        raise LookupError(f"{dependency} is not required by {modules.name}/{module}/go.mod")
     return found.group(1)
 
 
-KUBERNETES = _pinned("kubernetes", "k8s.io/kubernetes")
-ETCD = _pinned("kubernetes", "go.etcd.io/etcd/server/v3")
-HELM = _pinned("kubernetes", "helm.sh/helm/v4")
+KUBERNETES = pinned("kubernetes", "k8s.io/kubernetes")
+ETCD = pinned("kubernetes", "go.etcd.io/etcd/server/v3")
+HELM = pinned("kubernetes", "helm.sh/helm/v4")
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Binary:
     """Further names to call it by: what it does depends on them."""
 
 
-def _stamps() -> tuple[tuple[str, str], ...]:
-    major, minor, _ = KUBERNETES.removeprefix("v").split(".")
-    values = {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+def stamps(version: str) -> tuple[tuple[str, str], ...]:
+    """The variables that tell a program of Kubernetes which version it is."""
+    major, minor, _ = version.removeprefix("v").split(".")
+    values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-    kubernetes = tuple((f"{package}.{name}", value) for package in packages for name, value in values.items())
-    return (*kubernetes, ("helm.sh/helm/v4/internal/version.version", HELM))
+    return tuple((f"{package}.{name}", value) for package in packages for name, value in values.items())
 
 
 CONTROL_PLANE = ("etcd", "kube-apiserver")
@@ -54,7 +54,7 @@ BINARIES = (
     Binary("pause"),
     Binary(
         "kubernetes",
-        _stamps(),
+        (*stamps(KUBERNETES), ("helm.sh/helm/v4/internal/version.version", HELM)),
         (*CONTROL_PLANE, "kube-controller-manager", "kube-scheduler", "kubelet", "helm"),
     ),
 )
