@@ -12,14 +12,13 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-from kubernetes.utils.duration import parse_duration
-from kubernetes.utils.quantity import parse_quantity
-
 from checkpoint_operator.check import command
 from checkpoint_operator.decide.quota import OTHER_NAMESPACES
 from checkpoint_operator.gather.endpoint_rules import Pattern
 from checkpoint_operator.gather.redaction import Redactor
 from checkpoint_operator.gather.run_store import EVERY_NAMESPACE, NAMESPACE_IN_PREFIX, Rules
+from checkpoint_operator.injection import command as webhook
+from checkpoint_operator.process import arguments as kinds
 from checkpoint_operator.process import handlers, logs
 from checkpoint_operator.process.logs import LogFormat
 from checkpoint_operator.process.operator import Operator, Options
@@ -33,10 +32,11 @@ _LARGE_BLOCK = 256 * 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the operator until SIGTERM; with `check` first, check an installation instead."""
+    """Run the operator until SIGTERM; with `check` or `webhook` first, that command instead."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if given[:1] == ["check"]:
-        sys.exit(command.main(given[1:]))
+    for name, run in (("check", command.main), ("webhook", webhook.main)):
+        if given[:1] == [name]:
+            sys.exit(run(given[1:]))
     parsed = _parser().parse_args(given)
     redactor = Redactor()
     logs.configure(LogFormat(parsed.log_format), redactor=redactor, verbose=parsed.verbose)
@@ -81,7 +81,7 @@ def _signature() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="checkpoint-operator", description="Enforces Checkpoint resources (or `check --help`)."
+        prog="checkpoint-operator", description="Enforces Checkpoint resources (or `check --help`, `webhook --help`)."
     )
     parser.add_argument(
         "--namespace",
@@ -104,27 +104,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metrics",
-        type=_address,
+        type=kinds.address,
         metavar="[HOST]:PORT",
         help="where to serve Prometheus metrics, such as :9090, over IPv4 and IPv6 (default: nowhere)",
     )
     parser.add_argument(
         "--resync",
-        type=_duration,
+        type=kinds.duration,
         default=300.0,
         metavar="DURATION",
         help="time between complete passes over all Checkpoints (default: 5m)",
     )
     parser.add_argument(
         "--verify-rate",
-        type=_rate,
+        type=kinds.rate,
         default="16Mi",
         metavar="QUANTITY",
         help="bytes per second to read snapshots back with and compare checksums; 0: not at all (default: 16Mi)",
     )
     parser.add_argument(
         "--delete-rate",
-        type=_rate,
+        type=kinds.rate,
         default="1000",
         metavar="NUMBER",
         help="objects per second to delete; 0: as fast as the stores allow (default: 1000)",
@@ -187,7 +187,7 @@ def _quota(text: str) -> tuple[str, int]:
     namespace, _, quantity = text.partition("=")
     if not namespace:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE=QUANTITY")
-    return namespace, int(_rate(quantity))
+    return namespace, int(kinds.rate(quantity))
 
 
 def _pattern(text: str) -> Pattern:
@@ -195,33 +195,6 @@ def _pattern(text: str) -> Pattern:
         return Pattern.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not [HOST]:PORT")
-    return host.strip("[]"), int(port)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(parse_quantity(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a quantity such as 64Mi or 1000") from error
-    if rate < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than nothing")
-    return rate
-
-
-def _duration(text: str) -> float:
-    try:
-        seconds = float(parse_duration(text).total_seconds())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s or 5m") from error
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not longer than zero")
-    return seconds
 
 
 if __name__ == "__main__":

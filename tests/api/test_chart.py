@@ -33,7 +33,7 @@ def test_helm_finds_nothing_to_complain_about(helm: Path, tmp_path: Path) -> Non
     [
         ({"replicas": 2}, "'replicas' not allowed"),
         ({"image": {"repo": "x"}}, "'repo' not allowed"),
-        ({"injection": {"mode": "Perhaps"}}, "value must be one of 'Auto', 'On', 'Off'"),
+        ({"injection": {"mode": "Perhaps"}}, "value must be one of 'Auto', 'Policy', 'Webhook', 'Off', 'On'"),
         ({"ambientIdentity": {"allow": [{"namespace": "a"}]}}, "missing property 'prefix'"),
         ({"ambientIdentity": {"allow": [{"namespace": "a", "prefix": "file:///x"}]}}, "does not match pattern"),
         ({"ambientIdentity": {"allow": [{"namespace": "*", "prefix": "s3://x"}]}}, "does not match pattern"),

@@ -14,6 +14,7 @@ from localcluster import controlplane, network, workspace
 from localcluster.client import ApiServer, CommandError
 from support.admission import Namespace, checkpoint, eventually, pod
 from support.charts import CHART, POLICIES, Render, UniqueKeys, of_kind, operator_container, operator_pod
+from support.webhooks import needs, offers
 
 pytestmark = pytest.mark.api
 
@@ -25,7 +26,10 @@ def test_what_is_rendered_away_from_the_cluster_is_what_is_installed(chart: ApiS
     manifest = chart.helm("get", "manifest", "ckpt", "--namespace=operators")
     installed = [one for one in yaml.load_all(manifest, UniqueKeys) if one]
     tests = {one["metadata"]["name"] for one in render() if "helm.sh/hook" in one["metadata"].get("annotations", {})}
-    away = [one for one in render(clusterId=chart.uid) if one["metadata"]["name"] not in tests]
+    version = chart.get("/version")["gitVersion"]
+    guards = "Auto" if offers(chart, "validatingadmissionpolicies") else "Off"
+    objects = render(clusterId=chart.uid, kube_version=version, guardrails={"mode": guards})
+    away = [one for one in objects if one["metadata"]["name"] not in tests]
     order = [(one["kind"], one["metadata"]["name"]) for one in away]
     assert sorted(order) == sorted((one["kind"], one["metadata"]["name"]) for one in installed)
     for one in installed:
@@ -42,7 +46,7 @@ def test_installing_tells_the_next_commands(chart: ApiServer) -> None:
 def test_helm_asks_the_cluster_for_its_id(chart: ApiServer) -> None:
     manifest = list(yaml.safe_load_all(chart.helm("get", "manifest", "ckpt", "--namespace=operators")))
     assert f"--cluster-id={chart.uid}" in operator_container(manifest)["args"]
-    assert of_kind(manifest, "Role") == []
+    assert [one for one in of_kind(manifest, "Role") if one["metadata"]["namespace"] == "kube-system"] == []
 
 
 def test_upgrading_changes_nothing_by_itself(chart: ApiServer) -> None:
@@ -57,7 +61,9 @@ def test_uninstalling_keeps_the_resources_and_stops_injecting(served: Namespace)
     served.api.helm("install", "second", str(CHART), "--namespace=second", "--create-namespace")
     served.api.helm("uninstall", "second", "--namespace=second")
     assert served.kubectl("get", "ckpt", "--output=name").split() == ["checkpoint.checkpoint-operator.dev/run"]
-    left = served.api.kubectl("get", "mutatingadmissionpolicies", "--output=name")
+    policies = offers(served.api, "mutatingadmissionpolicies")
+    kind = "mutatingadmissionpolicies" if policies else "mutatingwebhookconfigurations"
+    left = served.api.kubectl("get", kind, "--output=name")
     assert "second" not in left
 
 
@@ -73,7 +79,8 @@ def test_releases_of_one_name_serve_parts_of_a_cluster_side_by_side(chart: ApiSe
 
 
 INSTALLER = [
-    {"apiGroups": [""], "resources": ["secrets", "serviceaccounts", "configmaps"], "verbs": ["*"]},
+    {"apiGroups": [""], "resources": ["secrets", "serviceaccounts", "configmaps", "services"], "verbs": ["*"]},
+    {"apiGroups": ["policy"], "resources": ["poddisruptionbudgets"], "verbs": ["*"]},
     {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
     {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["*"], "verbs": ["*"]},
     {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["*"]},
@@ -98,6 +105,7 @@ def test_with_a_cluster_id_no_rule_reads_kube_system(chart: ApiServer) -> None:
 @pytest.fixture
 def unserved(api_server: ApiServer, render: Render) -> Iterator[Namespace]:
     """A namespace on an API server of its own, whose policies were rendered by a Helm that could not ask it."""
+    needs(api_server, "mutatingadmissionpolicies")
     with workspace.temporary("unserved") as place:
         server = controlplane.start(place, network.free_ports()).api
         server.kubectl("apply", f"--filename={ROOT / 'crds'}")
@@ -157,8 +165,11 @@ def earlier(tmp_path: Path) -> Path:
     return tmp_path / "earlier"
 
 
-@pytest.mark.usefixtures("api_server", "helm")
-def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(earlier: Path) -> None:
+@pytest.mark.usefixtures("helm")
+def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(
+    api_server: ApiServer, earlier: Path
+) -> None:
+    needs(api_server, "validatingadmissionpolicies")  # as the first chart did
     with workspace.temporary("upgraded") as place:
         server = controlplane.start(place, network.free_ports()).api
         server.helm("install", "ckpt", str(earlier), "--namespace=operators", "--create-namespace")

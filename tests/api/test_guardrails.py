@@ -10,6 +10,7 @@ import pytest
 from checkpoint_sidecar.core.api import API_VERSION
 from localcluster.client import ApiServer, CommandError
 from support.admission import Body, Namespace, checkpoint, eventually
+from support.webhooks import needs
 
 pytestmark = pytest.mark.api
 
@@ -26,6 +27,7 @@ OPERATOR = "system:serviceaccount:operators:ckpt-checkpoint-operator"
 @pytest.fixture(scope="module")
 def team(chart: ApiServer) -> Namespace:
     """A namespace where `editor` and `admin` have our roles as aggregation gives them."""
+    needs(chart, "validatingadmissionpolicies")
     namespace = Namespace.fresh(chart)
     for user, roles in {"editor": ["view", "edit"], "admin": ["view", "edit", "admin"]}.items():
         for role in roles:

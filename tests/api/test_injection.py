@@ -1,15 +1,21 @@
-"""Labelled pods receive their identity from admission policies that a real API server compiles and runs."""
+"""Labelled pods receive their identity: from admission policies that a real API server compiles and runs, and from the
+webhook, a real process that a real API server asks. Both do the same."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import operator
+import re
+from functools import partial
+from typing import Any
 
 import pytest
 
 from checkpoint_sidecar.core import environment
 from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.log import Owner, PodIdentity
+from localcluster.client import ApiServer
 from support.admission import Body, Namespace, checkpoint, eventually, pod
 
 pytestmark = pytest.mark.api
@@ -28,6 +34,12 @@ VOLUME = {
     "secret": {"secretName": "keys", "defaultMode": 0o644},
 }
 MOUNT = {"name": "checkpoint-operator-credentials", "mountPath": environment.CREDENTIALS_MOUNT, "readOnly": True}
+
+
+@pytest.fixture(params=["policies", "webhook_chart"], ids=["Policy", "Webhook"])
+def served(request: pytest.FixtureRequest) -> Namespace:
+    """A fresh namespace on a server that injects, in each of the two ways."""
+    return Namespace.fresh(request.getfixturevalue(request.param))
 
 
 def variables(container: Body) -> dict[str, str]:
@@ -207,9 +219,10 @@ spec: {policyName: adds-a-sidecar}
 """
 
 
-def test_a_container_that_another_policy_adds_is_injected_too(served: Namespace) -> None:
+def test_a_container_that_another_policy_adds_is_injected_too(policies: ApiServer) -> None:
     """The API server runs policies in an order that it draws anew whenever one changes; when the other one comes last,
-    ours runs again on the result."""
+    ours runs again on the result. For the webhook, see test_webhook.py."""
+    served = Namespace.fresh(policies)
     served.api.kubectl("apply", "--filename=-", stdin=SIDECAR_INJECTOR)
     served.create(checkpoint(storage={"url": "s3://bucket/run", "credentialsSecret": {"name": "keys"}}))
     body = pod()
@@ -327,3 +340,154 @@ def test_a_run_that_begins_at_a_url_gets_it_with_both_secrets(served: Namespace)
     assert [volume["secret"]["secretName"] for volume in spec["volumes"]] == ["keys", "base-keys"]
     assert spec["containers"][0]["volumeMounts"][0] == MOUNT
     assert len(spec["containers"][0]["volumeMounts"]) == 2
+
+
+EVERYTHING = {
+    "url": "s3://bucket/run",
+    "endpoint": "https://s3.internal:9000",
+    "region": "eu-west-1",
+    "addressingStyle": "Path",
+    "credentialsSecret": {"name": "keys"},
+    "serverSideEncryption": "aws:kms",
+    "kmsKeyId": "alias/training",
+    "requesterPays": True,
+    "tags": {"cost": "x=1"},
+}
+SECRETS = {"url": "s3://bucket/run", "credentialsSecret": {"name": "keys"}}
+ELSEWHERE = {"url": "s3://other/base@best", "endpoint": "https://s3.other", "region": "r", "addressingStyle": "Virtual"}
+KNOWN = {"state": "Pending", "url": "s3://b/base", "snapshot": "900-1-abcdefg2", "step": 900, "checkpoint": "n/base"}
+PLAIN = {"url": "s3://bucket/run"}
+TWO = [{"name": "a", "image": "i"}, {"name": "b", "image": "i"}]
+INIT = [{"name": "prepare", "image": "i"}, {"name": "sync", "image": "i", "restartPolicy": "Always"}]
+OWN = {
+    "name": "main",
+    "image": "i",
+    "env": [
+        {"name": "CHECKPOINT_REGION", "value": "mine"},
+        {"name": "OUTPUT", "value": "$(CHECKPOINT_URL)/logs"},
+        {"name": "CHECKPOINT_POD_NAME", "value": "mine"},
+    ],
+    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+}
+MOUNTED = {**OWN, "volumeMounts": [{"name": "data", "mountPath": environment.CREDENTIALS_MOUNT}]}
+DATA = [{"name": "data", "emptyDir": {}}]
+NAMED_ALIKE = [{"name": "checkpoint-operator-credentials", "emptyDir": {}}]
+FRESH = {"restore": {"onMissing": "StartFresh"}}
+FROM = {"restore": {"startFrom": {"checkpoint": "base@best", "part": "model"}}}
+
+TABLE: dict[str, tuple[Body, Body, Body]] = {
+    # What it is: the Checkpoint's spec, its status, the pod.
+    "the least": ({"storage": PLAIN}, {}, pod()),
+    "every setting": ({"storage": EVERYTHING}, {"logSequence": 57}, pod(terminationGracePeriodSeconds=120)),
+    "no grace": ({"storage": PLAIN}, {"logSequence": 0}, pod(terminationGracePeriodSeconds=0)),
+    "little grace": ({"storage": PLAIN}, {}, pod(terminationGracePeriodSeconds=6)),
+    "a floor that is given up": ({"storage": PLAIN, **FRESH}, {"logSequence": 57}, pod()),
+    "two containers and a Secret": ({"storage": SECRETS}, {}, pod(containers=TWO)),
+    "one of two containers": ({"storage": SECRETS}, {}, pod(annotation="b", containers=TWO)),
+    "init containers": ({"storage": SECRETS}, {}, pod(initContainers=INIT)),
+    "an init container by name": ({"storage": SECRETS}, {}, pod(annotation=" main,sync ", initContainers=INIT)),
+    "only an init container": ({"storage": SECRETS}, {}, pod(annotation="sync", initContainers=INIT)),
+    "variables and mounts of its own": ({"storage": EVERYTHING}, {}, pod(containers=[OWN], volumes=DATA)),
+    "a mount at that place": ({"storage": SECRETS}, {}, pod(containers=[MOUNTED], volumes=DATA)),
+    "a volume of that name": ({"storage": SECRETS}, {}, pod(volumes=NAMED_ALIKE)),
+    "a beginning elsewhere": ({"storage": PLAIN, "restore": {"startFrom": {"url": "s3://other/base@7"}}}, {}, pod()),
+    "a beginning with a Secret": (
+        {"storage": SECRETS, "restore": {"startFrom": {**ELSEWHERE, "credentialsSecret": {"name": "base-keys"}}}},
+        {},
+        pod(containers=[OWN], volumes=DATA),
+    ),
+    "a beginning in use": (
+        {"storage": PLAIN, "restore": {"startFrom": {"url": "s3://other/base"}}},
+        {"warmStart": {**KNOWN, "state": "Used"}},
+        pod(),
+    ),
+    "a beginning that is known": ({"storage": SECRETS, **FROM}, {"observedGeneration": 1, "warmStart": KNOWN}, pod()),
+    "a beginning that was known": ({"storage": PLAIN, **FROM}, {"observedGeneration": 0, "warmStart": KNOWN}, pod()),
+    "a beginning with its own access": (
+        {"storage": PLAIN, **FROM},
+        {"observedGeneration": 1, "warmStart": KNOWN | {"part": "model", "credentialsSecret": {"name": "base-keys"}}},
+        pod(),
+    ),
+    "a beginning that is unknown": ({"storage": PLAIN, **FROM}, {}, pod()),
+    "a beginning that was used": (
+        {"storage": PLAIN, **FROM},
+        {"observedGeneration": 0, "warmStart": {**KNOWN, "state": "Used"}},
+        pod(),
+    ),
+    "no such Checkpoint": ({"storage": PLAIN}, {}, pod("missing")),
+    "a name that no object has": ({"storage": PLAIN}, {}, pod("Not_A_Name")),
+    "no such container": ({"storage": PLAIN}, {}, pod(annotation="main,tariner")),
+    "no container by an empty annotation": ({"storage": PLAIN}, {}, pod(annotation="")),
+    "no such container, no such Checkpoint": ({"storage": PLAIN}, {}, pod("missing", annotation="x, y")),
+    "set by hand": (
+        {"storage": PLAIN},
+        {},
+        pod(
+            "missing",
+            containers=[
+                {
+                    "name": "main",
+                    "image": "i",
+                    "env": [
+                        {"name": "CHECKPOINT_RUN", "value": "c/n/r"},
+                        {"name": "CHECKPOINT_URL", "value": "s3://b"},
+                    ],
+                }
+            ],
+        ),
+    ),
+    "half of it set by hand": (
+        {"storage": PLAIN},
+        {},
+        pod("missing", containers=[{"name": "main", "image": "i", "env": [{"name": "CHECKPOINT_URL", "value": "x"}]}]),
+    ),
+    "not labelled": ({"storage": PLAIN}, {}, pod(None)),
+}
+DENIED = {
+    "a beginning that was known",
+    "a beginning that is unknown",
+    "no such Checkpoint",
+    "a name that no object has",
+    "no such container",
+    "no container by an empty annotation",
+    "no such container, no such Checkpoint",
+    "half of it set by hand",
+}
+
+
+def verdict(place: Namespace, body: Body) -> tuple[str, Any]:
+    """What becomes of a pod: its spec, or why it is denied, without what differs between two clusters."""
+    status, answer = place.api.send("POST", f"/api/v1/namespaces/{place.name}/pods?dryRun=All", body)
+    found = answer["spec"] if status == 201 else re.split(r"denied (?:the )?request: ", answer["message"])[-1]
+    told = json.dumps(found).replace(place.api.uid, "<cluster>").replace(place.name, "<namespace>")
+    return "admitted" if status == 201 else "denied", json.loads(told)
+
+
+def prepared(api: ApiServer) -> Namespace:
+    """A namespace with the Checkpoints of the table, named by their numbers."""
+    place = Namespace.fresh(api)
+    path = f"/apis/checkpoint-operator.dev/v1alpha1/namespaces/{place.name}/checkpoints"
+    for number, (spec, status, _) in enumerate(TABLE.values()):
+        name = f"run-{number}"
+        made, answer = api.send("POST", path, checkpoint(name, **spec))
+        assert made == 201, answer
+        if status:
+            patch = {"status": status}
+            kind = "application/merge-patch+json"
+            made, answer = api.send("PATCH", f"{path}/{name}/status", patch, content_type=kind)
+            assert made == 200, answer
+    return place
+
+
+def test_policy_and_webhook_do_the_same_to_every_pod(policies: ApiServer, webhook_chart: ApiServer) -> None:
+    by_policy, by_webhook = (prepared(api) for api in (policies, webhook_chart))
+    outcomes = {}
+    for number, (case, (_, _, body)) in enumerate(TABLE.items()):
+        labels = body["metadata"].get("labels", {})
+        if labels.get(environment.POD_LABEL) == "run":
+            labels[environment.POD_LABEL] = f"run-{number}"
+        wanted = verdict(by_webhook, body)
+        # The API server's cache for policies lags behind a little.
+        assert eventually(partial(verdict, by_policy, body), partial(operator.eq, wanted)) == wanted
+        outcomes[case] = wanted[0]
+    assert {case for case, outcome in outcomes.items() if outcome == "denied"} == DENIED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from checkpoint_sidecar.core import environment
 from localcluster.client import ApiServer
 from support.admission import Body, Namespace, checkpoint, eventually, pod
 from support.charts import POLICIES, Render, of_kind, rendered
+from support.webhooks import running
 
 pytestmark = pytest.mark.api
 
@@ -28,23 +30,33 @@ def volume(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["Policy", "Webhook"])
 def supplied(
-    chart: ApiServer, helm: Path, volume: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, helm: Path, volume: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Namespace]:
     """A namespace whose pods get the library, by a release for this namespace beside the one for the whole cluster."""
-    namespace = Namespace.fresh(chart)
+    by_policy = request.param == "Policy"
+    api: ApiServer = request.getfixturevalue("policies" if by_policy else "webhook_chart")
+    if volume == "Image" and int(api.get("/version")["minor"]) < 35:
+        pytest.skip("this API server does not know volumes that are images")
+    namespace = Namespace.fresh(api)
     library = {"enabled": True, "volume": volume, "image": {"registry": "registry.example.com"}}
-    values: dict[str, Any] = {"injection": {"mode": "On", "library": library}, "guardrails": {"mode": "Off"}}
-    values |= {"watchNamespaces": [namespace.name], "clusterId": chart.uid}
+    values: dict[str, Any] = {"injection": {"mode": request.param, "library": library}, "guardrails": {"mode": "Off"}}
+    values |= {"watchNamespaces": [namespace.name], "clusterId": api.uid, "crds": {"enabled": False}}
+    values |= {"rbac": {"aggregate": False}, "nodeNotices": {"enabled": False}}
     scratch = tmp_path_factory.mktemp("library")
-    objects = rendered(helm, scratch, POLICIES, release=volume.lower(), **values)
-    policies = yaml.safe_dump_all(one for one in objects if "AdmissionPolicy" in one["kind"])
-    chart.kubectl("apply", "--filename=-", stdin=policies)
-    namespace.create(checkpoint())
-    eventually(lambda: namespace.create(pod(), "--dry-run=server")["spec"], lambda spec: NAME in str(spec))
-    yield namespace
-    chart.kubectl("delete", "--filename=-", stdin=policies)
+    release = volume.lower()
+    objects = rendered(helm, scratch, release=release, kube_version="1.36.0" if by_policy else "1.28.0", **values)
+    wanted = yaml.safe_dump_all(one for one in objects if not by_policy or "AdmissionPolicy" in one["kind"])
+    api.kubectl("apply", "--filename=-", stdin=wanted)
+    with contextlib.ExitStack() as opened:
+        opened.callback(api.kubectl, "delete", "--filename=-", "--ignore-not-found", stdin=wanted)
+        if not by_policy:
+            opened.enter_context(running(api, scratch, name=f"{release}-checkpoint-operator-webhook"))
+        namespace.create(checkpoint())
+        eventually(lambda: namespace.refusal(pod()), lambda refusal: refusal == "")
+        eventually(lambda: namespace.create(pod(), "--dry-run=server")["spec"], lambda spec: NAME in str(spec))
+        yield namespace
 
 
 def python_path(container: Body) -> list[Body]:

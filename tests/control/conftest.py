@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -20,6 +19,7 @@ from checkpoint_sidecar.store.local.adapter import LocalStore
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 from localcluster.requirements import binary
+from support.accounts import account_kubeconfig
 from support.admission import Namespace
 from support.operators import OperatorProcess
 from support.trainers import Trainer
@@ -124,20 +124,6 @@ def chart_rights(namespace: Namespace, tmp_path: Path, everywhere: bool) -> Iter
     account = json.loads(namespace.kubectl("get", "deployments", "--output=json"))["items"][0]["spec"]["template"][
         "spec"
     ]["serviceAccountName"]
-    token = namespace.kubectl("create", "token", account).strip()
-    path = tmp_path / "chart.kubeconfig"
-    path.write_text(json.dumps(_kubeconfig(api, token)))
+    path = account_kubeconfig(api, name, account, tmp_path / "chart.kubeconfig")
     yield path
     api.helm("uninstall", name, f"--namespace={name}")
-
-
-def _kubeconfig(api: ApiServer, token: str) -> dict[str, Any]:
-    authority = str(api.directory / "pki" / "ca.crt")
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "chart",
-        "contexts": [{"name": "chart", "context": {"cluster": "chart", "user": "chart"}}],
-        "clusters": [{"name": "chart", "cluster": {"server": api.url, "certificate-authority": authority}}],
-        "users": [{"name": "chart", "user": {"token": token}}],
-    }

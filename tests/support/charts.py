@@ -59,7 +59,7 @@ def of_kind(objects: list[Body], kind: str) -> list[Body]:
 
 
 def operator_pod(objects: list[Body]) -> Body:
-    (deployment,) = of_kind(objects, "Deployment")
+    (deployment,) = (one for one in of_kind(objects, "Deployment") if not one["metadata"]["name"].endswith("-webhook"))
     spec: Body = deployment["spec"]["template"]["spec"]
     return spec
 

@@ -74,14 +74,19 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 {{- end }}
 
-{{- /* "true" when changes that can destroy a run require a right or a confirmation. */}}
+{{- /* "true" when changes that can destroy a run require a right or a confirmation. Where Helm knows only a version, Auto must
+       not leave them out in silence. */}}
 {{- define "checkpoint-operator.guards" -}}
-{{- include "checkpoint-operator.applies" (list . "guardrails" "ValidatingAdmissionPolicy" "1.30.0") -}}
-{{- end }}
-
-{{- /* "true" when labelled pods are injected. */}}
-{{- define "checkpoint-operator.injects" -}}
-{{- include "checkpoint-operator.applies" (list . "injection" "MutatingAdmissionPolicy" "1.36.0") -}}
+{{- $mode := .Values.guardrails.mode -}}
+{{- if eq $mode "On" -}}
+true
+{{- else if eq $mode "Auto" -}}
+{{- if include "checkpoint-operator.offers" (list . "ValidatingAdmissionPolicy" "1.30.0") -}}
+true
+{{- else if not (.Capabilities.APIVersions.Has "v1/Pod") -}}
+{{- fail (printf "guardrails.mode is Auto, and Helm knows only the version of the cluster, %s, which does not offer ValidatingAdmissionPolicy. Set guardrails.mode to On or Off, or pass the version of your cluster with --kube-version." .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{- /* What a pod gets beside its own image, from the image of the library: its volume, what fills that if anything does,
@@ -126,24 +131,24 @@ dyn({{ toJson . }})
 {{- end -}}
 {{- end }}
 
-{{- /* "true" when the value `<name>.mode` is On, or when it is Auto and the cluster offers the kind, introduced in that version.
-       Helm knows the kinds of a cluster that it is connected to, or that --api-versions lists; otherwise (helm template) only
-       a version, by default its own. */}}
-{{- define "checkpoint-operator.applies" -}}
-{{- $chart := index . 0 }}{{ $name := index . 1 }}{{ $kind := index . 2 }}{{ $since := index . 3 -}}
-{{- $mode := (index $chart.Values $name).mode -}}
-{{- $cluster := $chart.Capabilities -}}
-{{- if eq $mode "On" -}}
-true
-{{- else if eq $mode "Auto" -}}
+{{- /* How labelled pods are injected: "Policy", "Webhook", or not at all. On is an earlier name of Policy. */}}
+{{- define "checkpoint-operator.injection" -}}
+{{- $mode := .Values.injection.mode -}}
+{{- if eq $mode "Auto" -}}
+{{- include "checkpoint-operator.offers" (list . "MutatingAdmissionPolicy" "1.36.0") | empty | ternary "Webhook" "Policy" -}}
+{{- else if ne $mode "Off" -}}
+{{- eq $mode "On" | ternary "Policy" $mode -}}
+{{- end -}}
+{{- end }}
+
+{{- /* "true" when the cluster offers the kind, introduced in that version. Helm knows the kinds of a cluster that it is
+       connected to, or that --api-versions lists; otherwise (helm template) only a version, by default its own. */}}
+{{- define "checkpoint-operator.offers" -}}
+{{- $cluster := (index . 0).Capabilities }}{{ $kind := index . 1 }}{{ $since := index . 2 -}}
 {{- if $cluster.APIVersions.Has (printf "admissionregistration.k8s.io/v1/%s" $kind) -}}
 true
-{{- else if not ($cluster.APIVersions.Has "v1/Pod") -}}
-{{- if semverCompare (printf ">=%s-0" $since) $cluster.KubeVersion.Version -}}
+{{- else if $cluster.APIVersions.Has "v1/Pod" -}}
+{{- else if semverCompare (printf ">=%s-0" $since) $cluster.KubeVersion.Version -}}
 true
-{{- else -}}
-{{- fail (printf "%s.mode is Auto, and Helm knows only the version of the cluster, %s, which does not offer %s. Set %s.mode to On or Off, or pass the version of your cluster with --kube-version." $name $cluster.KubeVersion.Version $kind $name) -}}
-{{- end -}}
-{{- end -}}
 {{- end -}}
 {{- end }}

@@ -1,7 +1,7 @@
-{{- /* What the pods of the operator and of `helm test` have in common. */}}
+{{- /* What the pods of the operator, of `helm test` and of the webhook have in common. Both definitions end with a list, to
+       which more may be added. */}}
 
 {{- define "checkpoint-operator.podSettings" -}}
-serviceAccountName: {{ include "checkpoint-operator.serviceAccountName" . }}
 enableServiceLinks: false
 {{- if .Values.hostNetwork }}
 hostNetwork: true
@@ -53,9 +53,6 @@ command: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.extraEnv }}
 env: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.resources }}
-resources: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.securityContext }}
 securityContext: {{- toYaml . | nindent 2 }}

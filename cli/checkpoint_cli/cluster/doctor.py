@@ -171,7 +171,7 @@ def _injection(at: NamedRun, manifest: Path | None) -> tuple[str, str]:
         raise
     if not _injected(admitted):
         listed = (body["metadata"].get("annotations") or {}).get(CONTAINERS_ANNOTATION)
-        why = f"the annotation lists {listed}" if listed else "the chart's injection is off, or this cluster lacks it"
+        why = f"the annotation lists {listed}" if listed else "injection.mode of the chart is Off"
         return "problem", f"{URL} is not set: {why}. See docs/api.md for the lines to write by hand."
     return "ok", "admission sets its run, URL and credentials"
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import tenacity
@@ -28,6 +28,7 @@ _READ_RETRIES = 3
 _NOT_FOUND, _CONFLICT, _TOO_MANY, _SERVER_ERROR = 404, 409, 429, 500
 
 Body = dict[str, Any]
+WebhookKind = Literal["mutatingwebhookconfiguration", "validatingwebhookconfiguration"]
 
 
 class KubeError(Exception):
@@ -83,6 +84,7 @@ class Kube:
         self._client = _ModestClient(configuration)
         self._core = client.CoreV1Api(self._client)
         self._custom = client.CustomObjectsApi(self._client)
+        self._admission = client.AdmissionregistrationV1Api(self._client)
         return self
 
     async def __aexit__(
@@ -198,6 +200,59 @@ class Kube:
             except ValueError:
                 continue
         return values
+
+    async def secret_data(self, namespace: str, name: str) -> tuple[str, dict[str, bytes]] | None:
+        """The version of a Secret and its values, or None when it does not exist."""
+        call = self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)
+        secret = await _found("read Secret", f"{namespace}/{name}", call)
+        if secret is None:
+            return None
+        values = {key: base64.b64decode(encoded) for key, encoded in (secret.data or {}).items()}
+        return secret.metadata.resource_version, values
+
+    async def write_secret_data(
+        self, namespace: str, name: str, version: str, values: Mapping[str, bytes | None]
+    ) -> bool:
+        """Write these values of a Secret (None removes one); False when it is no longer of this version."""
+        data = {key: None if value is None else base64.b64encode(value).decode() for key, value in values.items()}
+        call = self._core.patch_namespaced_secret(
+            name,
+            namespace,
+            {"metadata": {"resourceVersion": version}, "data": data},
+            field_manager=FIELD_MANAGER,
+            _content_type="application/merge-patch+json",
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return await _done("write Secret", f"{namespace}/{name}", call, unless=(_CONFLICT,))
+
+    async def webhooks(self, kind: WebhookKind, name: str) -> tuple[str, dict[str, str]] | None:
+        """The version of a webhook configuration, and the CA bundle of each webhook in it (base64, perhaps empty)."""
+        read = {
+            "mutatingwebhookconfiguration": self._admission.read_mutating_webhook_configuration,
+            "validatingwebhookconfiguration": self._admission.read_validating_webhook_configuration,
+        }[kind]
+        found = await _found(f"read {kind}", name, read(name, _request_timeout=REQUEST_SECONDS))
+        if found is None:
+            return None
+        return found.metadata.resource_version, {
+            webhook.name: webhook.client_config.ca_bundle or "" for webhook in found.webhooks or ()
+        }
+
+    async def write_ca_bundles(self, kind: WebhookKind, name: str, version: str, bundles: Mapping[str, str]) -> bool:
+        """Write CA bundles of webhooks; False when the configuration is no longer of this version."""
+        write = {
+            "mutatingwebhookconfiguration": self._admission.patch_mutating_webhook_configuration,
+            "validatingwebhookconfiguration": self._admission.patch_validating_webhook_configuration,
+        }[kind]
+        webhooks = [{"name": webhook, "clientConfig": {"caBundle": bundle}} for webhook, bundle in bundles.items()]
+        call = write(
+            name,
+            {"metadata": {"resourceVersion": version}, "webhooks": webhooks},
+            field_manager=FIELD_MANAGER,
+            _content_type="application/strategic-merge-patch+json",
+            _request_timeout=REQUEST_SECONDS,
+        )
+        return await _done(f"write the CA bundle of {kind}", name, call, unless=(_CONFLICT,))
 
     async def write_checkpoint_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> bool:
         """Replace a Checkpoint's status; False when that object is gone or was created anew."""

@@ -1,7 +1,7 @@
 """The environment of an injected pod: its identity and the location of its run. The log decides what to load.
 
-The admission policy of the chart sets these variables in pods that carry ``POD_LABEL``. On clusters without it, the
-same variables are set by hand in the pod template.
+The injection of the chart, an admission policy or a webhook, sets these variables in pods that carry ``POD_LABEL``.
+Without it, the same variables are set by hand in the pod template.
 """
 
 from __future__ import annotations
@@ -111,14 +111,15 @@ class RunEnvironment:
                 ", ".join(missing),
                 "this pod was not injected, so nothing set it",
                 f"Label the pod template with {POD_LABEL}: <name of the Checkpoint> (with the annotation "
-                f"{CONTAINERS_ANNOTATION}, only the containers it lists). Without the injection policy, or "
+                f"{CONTAINERS_ANNOTATION}, only the containers it lists), and create it again: with injection.mode "
+                "Auto, Policy or Webhook of the chart, pods are injected when they are created. Without injection, or "
                 f"outside Kubernetes, set {RUN}=<cluster>/<namespace>/<name> and {URL}=<scheme>://<bucket>/<prefix> "
                 "yourself, or construct Checkpointer(state, url=...). docs/api.md lists all variables.",
             )
         try:
             owner = Owner.parse(environ[RUN])
         except ValueError as error:
-            raise ConfigurationError(_OPERATION, RUN, str(error), "The operator's injection policy sets it.") from error
+            raise ConfigurationError(_OPERATION, RUN, str(error), "The injection sets it.") from error
         return cls(
             owner=owner,
             url=environ[URL],
@@ -217,7 +218,7 @@ def _log_floor(text: str) -> int:
             _OPERATION,
             LOG_FLOOR,
             f"{text!r} is not the number of a log entry",
-            "The operator's injection policy sets it.",
+            "The injection sets it.",
         )
     return int(text or 0)
 
