@@ -20,6 +20,7 @@ from checkpoint_sidecar.core.errors import (
     IncompatibleSnapshotError,
 )
 from checkpoint_sidecar.engine.boxes import tiles
+from checkpoint_sidecar.training.dcp.transforms import READABLE
 
 _OPERATION = "load the checkpoint"
 
@@ -35,7 +36,7 @@ def check_complete(metadata: Metadata, sizes: Mapping[str, int] | None, *, subje
 
     Raises:
         CorruptSnapshotError: A part is missing or lies outside its file.
-        ConfigurationError: It was written through stream extensions.
+        ConfigurationError: It was written through stream extensions that cannot be undone.
     """
     for name, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
@@ -88,7 +89,7 @@ def _check_path(index: MetadataIndex, name: str, subject: str) -> None:
 
 
 def _check_place(index: MetadataIndex, info: Any, sizes: Mapping[str, int] | None, subject: str) -> None:
-    if getattr(info, "transform_descriptors", None):
+    if not READABLE.issuperset(getattr(info, "transform_descriptors", None) or ()):
         raise ConfigurationError(
             _OPERATION,
             subject,

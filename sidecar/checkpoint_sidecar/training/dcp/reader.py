@@ -43,6 +43,7 @@ from checkpoint_sidecar.training.dcp.memory import is_plain
 from checkpoint_sidecar.training.dcp.read_once import SharedReads, all_succeeded, pass_on, plan_shares
 from checkpoint_sidecar.training.dcp.restricted import Trust, load_restricted
 from checkpoint_sidecar.training.dcp.slices import Slice
+from checkpoint_sidecar.training.dcp.transforms import expanded
 from checkpoint_sidecar.training.dcp.unpickler import load_metadata
 
 _MOST_FRAME_BYTES = 64 * 1024
@@ -170,7 +171,8 @@ class SnapshotReader(StorageReader):
             place = self._place(MetadataIndex(name))
 
             def unpack(data: memoryview) -> None:
-                found[name] = self._load(name, data, map_location="cpu")
+                stored = self._expanded(MetadataIndex(name), data, self._settings.memory_bytes)
+                found[name] = self._load(name, stored, map_location="cpu")
 
             return Item(place.relative_path, ByteRange(place.offset, place.length), None, unpack)
 
@@ -328,10 +330,20 @@ class SnapshotReader(StorageReader):
         around = self._place(item.storage_index).length - self._stored_sizes(item).numel() * itemsize
         return item.lengths.numel() * itemsize if 0 <= around <= _MOST_FRAME_BYTES else 0
 
+    def _expanded(self, index: MetadataIndex, data: memoryview, most: int) -> memoryview:
+        """Undo torch's compression of a stored item that may have at most so many bytes."""
+        descriptors = getattr(self._place(index), "transform_descriptors", None)
+        if not descriptors:
+            return data
+        return expanded(data, descriptors, most=most, subject=f"{index.fqn} of {self._subject}")
+
     def _unpack_object(self, item: ReadItem, planner: LoadPlanner, data: memoryview) -> None:
+        data = self._expanded(item.storage_index, data, self._settings.memory_bytes)
         planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
 
     def _unpack_tensor(self, item: ReadItem, target: torch.Tensor, data: memoryview) -> None:
+        most = self._stored_sizes(item).numel() * self._stored(item).properties.dtype.itemsize + _MOST_FRAME_BYTES
+        data = self._expanded(item.storage_index, data, most)
         saved = narrow_tensor_by_index(
             self._load(item.storage_index.fqn, data, "cpu"), item.storage_offsets, item.lengths
         )
