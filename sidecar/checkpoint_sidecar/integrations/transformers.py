@@ -1,0 +1,146 @@
+"""Hugging Face Trainer: each checkpoint that it writes becomes a snapshot, and the newest is restored before training.
+
+>>> with TrainerSnapshots(trainer, "s3://training/llama-7b") as snapshots:
+...     trainer.train(resume_from_checkpoint=snapshots.checkpoint)
+
+Works with every trainer derived from it, such as those of TRL, and with whatever it runs on: DDP, FSDP, DeepSpeed.
+``Trainer`` writes the files, and reads them back; this module decides when, and takes care that they are in the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Mapping
+from numbers import Real
+from types import TracebackType
+from typing import Any, Self
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.engine.folders.tree import TrainerFolder
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.fsspec import misdirected
+from checkpoint_sidecar.training.file_snapshots import FileSnapshots
+
+_MOST_METRICS = 32
+_LONGEST_NAME = 64
+
+
+class TrainerSnapshots(TrainerCallback):
+    """Restores a run into ``output_dir``, and commits every checkpoint that ``Trainer`` writes there.
+
+    A checkpoint is written when ``save_strategy`` says so, when the run's policy or a request does, after SIGTERM, and
+    after the last step. Create it on every rank, in the main thread, after the ``Trainer``.
+
+    A snapshot has the folder ``checkpoint-<step>``, with ``load_best_model_at_end`` also that of the best model, and
+    the numbers that ``Trainer`` logged at that step. Retention is the run's: locally, the newest and the best
+    checkpoint stay, unless ``save_total_limit`` says otherwise.
+
+    Args:
+        trainer: Gets this as a callback.
+        url: Location of the run, as for ``Checkpointer``; by default that of the injected pod.
+        options: See ``FileSnapshots``.
+
+    Attributes:
+        checkpoint: The folder that was restored, for ``trainer.train(resume_from_checkpoint=...)``; None at a fresh
+            start.
+
+    Raises:
+        ConfigurationError: An argument of the ``Trainer`` contradicts exact resumption.
+        CheckpointError: As from ``FileSnapshots.restore``.
+    """
+
+    def __init__(self, trainer: Trainer, url: str | StoreSettings = "", **options: Any) -> None:
+        arguments = trainer.args
+        _check(arguments)
+        output = os.path.abspath(str(arguments.output_dir))
+        folder = TrainerFolder(output, exclude=_all_but(f"{PREFIX_CHECKPOINT_DIR}-"))
+        if url:
+            self._snapshots = FileSnapshots(folder, url, **options)
+        else:
+            self._snapshots = FileSnapshots.from_env(folder, **options)
+        if arguments.save_total_limit is None:
+            arguments.save_total_limit = 1  # what Trainer deletes is committed, or on its way under another name
+        self._logged: tuple[int, dict[str, float]] = (0, {})
+        restored = self._snapshots.restore()
+        self.checkpoint = os.path.join(output, f"{PREFIX_CHECKPOINT_DIR}-{restored.step}") if restored else None
+        trainer.add_callback(self)
+
+    def wait(self) -> None:
+        """Wait for the running save; see ``FileSnapshots.wait``."""
+        self._snapshots.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._snapshots.__exit__(kind, error, traceback)
+
+    # Called by Trainer, on every rank
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        due = self._snapshots.step(state.global_step)
+        if self._snapshots.should_stop:
+            # An evaluation may take longer than the grace period.
+            control.should_evaluate, control.should_training_stop, control.should_save = False, True, True
+        elif due and not (args.save_strategy == SaveStrategy.EPOCH and float(state.epoch or 0).is_integer()):
+            control.should_save = True  # at the end of an epoch Trainer saves in a moment, and would write to this save
+        if state.global_step >= state.max_steps and args.save_strategy == SaveStrategy.NO:
+            control.should_save = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        del args, control
+        step, earlier = self._logged
+        numbers = {
+            name: float(value)
+            for name, value in (logs or {}).items()
+            if isinstance(value, Real) and math.isfinite(value) and len(name) <= _LONGEST_NAME
+        }
+        self._logged = state.global_step, (earlier if step == state.global_step else {}) | numbers
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        del control
+        paths = [f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"]
+        best = state.best_model_checkpoint
+        if args.load_best_model_at_end and best and os.path.isdir(best):
+            paths.append(os.path.relpath(best, args.output_dir))
+        step, numbers = self._logged
+        metrics = dict(itertools.islice(numbers.items(), _MOST_METRICS)) if step == state.global_step else {}
+        self._snapshots.save(state.global_step, metrics, paths=paths)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        del args, state, control
+        self._snapshots.wait()
+
+
+def _check(arguments: TrainingArguments) -> None:
+    misdirected.check(arguments.output_dir, "take snapshots of")
+    if arguments.save_only_model:
+        problem = "save_only_model leaves out the optimizer, without which training cannot continue"
+    elif arguments.enable_jit_checkpoint:
+        problem = "enable_jit_checkpoint answers SIGTERM on each rank alone, and waits before it does"
+    else:
+        return
+    raise ConfigurationError("take snapshots of", str(arguments.output_dir), problem, "Leave the argument out.")
+
+
+def _all_but(prefix: str) -> list[str]:
+    """Return patterns for all names that do not begin with a prefix: they are neither saved nor touched."""
+    shorter = [prefix[:length] for length in range(len(prefix))]
+    return [*shorter[1:], *(f"{start}[!{prefix[len(start)]}]*" for start in shorter)]
