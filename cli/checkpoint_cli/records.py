@@ -217,7 +217,7 @@ class ItemRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One module, tensor or other value of a snapshot.
 
     Attributes:
-        type: ``module``, ``tensor`` or ``value``.
+        type: ``module``, ``tensor``, ``value`` or ``file`` (of a trainer's folder).
         tensors: Number of tensors below a module; 1 for a tensor.
         bytes: Stored size; null for a value that is no tensor.
     """

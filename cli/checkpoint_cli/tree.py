@@ -20,7 +20,7 @@ def as_modules(items: Iterable[ItemRecord], depth: int) -> tuple[ItemRecord, ...
     found: dict[str, ItemRecord] = {}
     for item in items:
         parts = item.name.split(".")
-        if len(parts) <= depth:
+        if item.type == "file" or len(parts) <= depth:
             found[item.name] = item
             continue
         name = ".".join(parts[:depth]) + "."

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from checkpoint_sidecar.core.policy import SavePolicy
     from checkpoint_sidecar.engine.folders.tree import TrainerFolder
     from checkpoint_sidecar.exports.exporting import export
+    from checkpoint_sidecar.exports.folders import fetch_files
     from checkpoint_sidecar.exports.record import ExportRecord
     from checkpoint_sidecar.manage.copying import copy_run
     from checkpoint_sidecar.manage.forking import fork_run
@@ -76,6 +77,7 @@ _LAZY = {
     "TrainerFolder": "engine.folders.tree",
     "copy_run": "manage.copying",
     "export": "exports.exporting",
+    "fetch_files": "exports.folders",
     "fork_run": "manage.forking",
     "install": "training.dcp.dropin",
     "load": "training.loading",
@@ -122,6 +124,7 @@ __all__ = [
     "TrainerFolder",
     "copy_run",
     "export",
+    "fetch_files",
     "fork_run",
     "install",
     "load",

@@ -17,23 +17,31 @@ import msgspec
 import pytest
 import torch
 
+from checkpoint_cli.verbs import Door
 from checkpoint_sidecar import (
     Checkpointer,
     ConfigurationError,
+    CorruptSnapshotError,
     FileSnapshots,
     IncompatibleSnapshotError,
     RestoreError,
     RestoreInterrupted,
     Terminated,
     TrainerFolder,
+    copy_run,
+    export,
+    fetch_files,
+    load,
+    open_run,
 )
 from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.errors import StateCopyError
 from checkpoint_sidecar.core.folder_index import FolderIndex
-from checkpoint_sidecar.core.log import RestoreFinished, SnapshotCommitted
+from checkpoint_sidecar.core.log import AttemptStarted, RestoreFinished, SnapshotCommitted
 from checkpoint_sidecar.core.policy import RestorePolicy
 from checkpoint_sidecar.engine.folders import placing, staging
 from checkpoint_sidecar.engine.verify import verify_snapshot
+from support.commands import Program
 from training.checkpointer_runs import EVERY_STEP, NO_SCHEDULE, RunStorage, await_saves
 from training.folder_trees import WORK, staged, tree, write
 
@@ -371,6 +379,63 @@ def test_leftovers_of_a_killed_process_are_removed(storage: RunStorage, folder: 
         (folder / WORK / name / "0").write_text("half")
     restored(folder, storage)
     assert not staged(folder)
+
+
+# Without training
+
+
+def test_the_files_of_a_snapshot_are_copied_into_an_empty_folder(
+    storage: RunStorage, folder: Path, tmp_path: Path
+) -> None:
+    saved(folder, storage, 1)
+    before = tree(folder)
+    saved(folder, storage, 2)
+    fetched = fetch_files(f"{storage.url}@1", tmp_path / "fetched")
+    assert (fetched.step, fetched.files) == (1, 6)
+    assert tree(tmp_path / "fetched") == before
+    assert not (tmp_path / "fetched" / WORK).exists()
+    with pytest.raises(ConfigurationError, match="it is not empty"):
+        fetch_files(storage.url, tmp_path / "fetched")
+    storage.damage(2, "__0_0.files")
+    with pytest.raises(CorruptSnapshotError):
+        fetch_files(storage.url, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
+    assert len(storage.bodies(AttemptStarted)) == 2, "no attempt was started"
+
+
+def test_a_copy_of_a_run_has_the_files(storage: RunStorage, folder: Path, tmp_path: Path) -> None:
+    saved(folder, storage, 1)
+    before = tree(folder)
+    assert len(list(copy_run(open_run(storage.url), open_run(f"file://{tmp_path}/copy")))) == 1
+    restored(tmp_path / "elsewhere", RunStorage(f"file://{tmp_path}/copy"))
+    assert tree(tmp_path / "elsewhere") == before
+
+
+def test_what_reads_tensors_says_that_there_are_files(storage: RunStorage, folder: Path, tmp_path: Path) -> None:
+    saved(folder, storage, 1)
+    with pytest.raises(IncompatibleSnapshotError, match="fetch_files"):
+        load(storage.url, into=torch.nn.Linear(4, 4))
+    with pytest.raises(ConfigurationError, match="fetch_files"):
+        export(storage.url, str(tmp_path / "exported"))
+    with Checkpointer({"model": torch.nn.Linear(4, 4)}, f"{storage.url}-tensors") as checkpointer:
+        checkpointer.restore()
+        checkpointer.save(1)
+    with pytest.raises(ConfigurationError, match=r"it has no files.*load and export"):
+        fetch_files(f"{storage.url}-tensors", tmp_path / "fetched")
+
+
+def test_the_tree_of_a_snapshot_lists_its_files(
+    storage: RunStorage, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(folder, storage, 1)
+    shown = Program(Door.BUCKET, capsys)("tree", storage.url, "--depth", "1")
+    assert "files/checkpoint-1/weights.bin" in shown.output
+
+
+def test_versions_that_do_not_know_files_refuse_the_snapshot(storage: RunStorage, folder: Path) -> None:
+    saved(folder, storage, 1)
+    data = storage.store.get(f"{storage.snapshot(1).commit.path}/manifest.json", max_bytes=1 << 20).data
+    assert msgspec.json.decode(data)["format"] == 2
 
 
 # When to save

@@ -18,18 +18,28 @@ _GROUP_BYTES = 256 * 1024 * 1024
 
 
 def items_of(at: AddressedRun, snapshot: Snapshot, verb: str) -> dict[str, ItemRecord]:
-    """Return the tensors and other values of a snapshot, by name.
+    """Return the tensors, other values and files of a snapshot, by name.
 
     Raises:
         CommandRefusedError: torch is missing.
         CorruptSnapshotError: The metadata differs from what was committed.
     """
     metadata = _reader(at, snapshot, verb).open()
+    from checkpoint_sidecar.engine.folders.reading import read_index
+    from checkpoint_sidecar.engine.limits import EngineSettings
+    from checkpoint_sidecar.engine.verify import read_manifest
     from checkpoint_sidecar.training.state.contents import FORM
 
     items = sorted(metadata.state_dict_metadata.items())
     # How a module's state is put together again is of no use to a reader.
-    return {name: _item(name, stored) for name, stored in items if FORM not in name.split(".")}
+    found = {name: _item(name, stored) for name, stored in items if FORM not in name.split(".")}
+    path, manifest = snapshot.commit.path, read_manifest(at.store, snapshot.commit)
+    settings = EngineSettings.from_environment()
+    index = read_index(at.store, path, manifest, level="Checksums", settings=settings)
+    for entry in index.entries if index else ():
+        name = f"files/{entry.path}"
+        found[name] = ItemRecord(name=name, type="file", bytes=entry.size if entry.kind == "File" else None)
+    return found
 
 
 def _item(name: str, stored: Any) -> ItemRecord:

@@ -29,9 +29,14 @@ class ServerCopy:
         self._connections = connections
         self._progress = progress
 
+    @property
+    def copies(self) -> bool:
+        """Whether the store copies by itself and says what it has copied, as far as is known."""
+        return self._target is not None
+
     def able(self, file: File) -> bool:
         """Return whether the store may copy a file, as far as is known."""
-        return self._target is not None and file.size >= LEAST_PART_BYTES
+        return self.copies and file.size >= LEAST_PART_BYTES
 
     def copied(self, file: File, source_folder: str, folder: str, *, name: str = "") -> bool:
         """Copy one file, and return whether its checksum is known to be the committed one.

@@ -91,6 +91,9 @@ def choose(contents: SnapshotContents, naming: Naming, tied: Iterable[Sequence[s
         ConfigurationError: The part does not exist, two tensors get one name, or a setting is wrong.
     """
     check_naming(naming)
+    if not contents.tensors and not contents.values:
+        hint = "fetch_files copies the files of a trainer's folder."
+        raise ConfigurationError(_OPERATION, subject, "it has files and no tensors", hint)
     part = naming.part or default_part(contents, subject=subject)
     chosen = {name: each for name, each in contents.tensors.items() if _is_in(part, name)}
     if not chosen:

@@ -208,6 +208,7 @@ class _SnapshotCopy:
             tuple(sorted(files, key=lambda file: file.name)),
             manifest.versions,
             block_bytes,
+            manifest.format,
         )
 
     def _copied_by_store(self, file: File) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar, cast
 
 from checkpoint_sidecar.attempt.session import Candidate
@@ -69,6 +71,7 @@ class RunFolder:
         self._stored: dict[str, tuple[Fingerprint, IndexEntry]] = {}
         self._previous: FolderIndex | None = None
         self._source: CopySource | None = None
+        self._no_copies = threading.Event()
 
     @property
     def ranks(self) -> list[int]:
@@ -115,11 +118,14 @@ class RunFolder:
         """
         return FolderSave(stage(self.folder, self.paths, self._stored) if self.leads else None)
 
-    def share_out(self, save: FolderSave, agreement: Agreement, may_copy: Callable[[str], bool]) -> FolderSave:
+    def share_out(
+        self, save: FolderSave, agreement: Agreement, may_copy: Callable[[str], bool], progress: TransferMeter
+    ) -> FolderSave:
         """Decide which rank stores which files. Collective.
 
         Args:
             may_copy: Tells rank 0 whether objects of the snapshot with this path may be copied.
+            progress: Counts the bytes that are compared with those of other folders; may cancel.
 
         Raises:
             StateCopyError: A file cannot be read, or changed.
@@ -138,14 +144,14 @@ class RunFolder:
         compared = to_compare(listings)
         if any(compared):
             mine = compared[self._folders.index(self.ranks)] if self.leads else set()
-            digests = dict(together(agreement, lambda: _digests(reader, sorted(mine))))
+            digests = dict(together(agreement, lambda: _digests(reader, sorted(mine), progress)))
             for number, ranks in enumerate(self._folders):
                 listings[number] = with_digests(listings[number], agreement.from_rank(ranks[0], digests))
         plan = plan_folder(listings, self._folders, previous)
         index = together(agreement, lambda: _encoded(plan, self.folder) if agreement.leads else b"")
         source = self._copy_source(plan, agreement) if previous else None
         objects = [each for each in plan.objects if each.rank == agreement.rank]
-        return replace(save, share=FolderShare(objects, reader, plan.size, index, source), plan=plan)
+        return replace(save, share=FolderShare(objects, reader, plan.size, index, source, self._no_copies), plan=plan)
 
     def _copy_source(self, plan: FolderPlan, agreement: Agreement) -> CopySource | None:
         wanted = {each.copied_from for each in plan.objects if each.copied_from}
@@ -299,9 +305,9 @@ def together(agreement: Agreement, operation: Callable[[], T]) -> T:
     return cast("T", result)
 
 
-def _digests(reader: StagedReader, paths: Sequence[str]) -> list[tuple[str, bytes]]:
+def _digests(reader: StagedReader, paths: Sequence[str], progress: TransferMeter) -> list[tuple[str, bytes]]:
     with ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="hash") as pool:
-        return list(zip(paths, pool.map(reader.digest, paths), strict=True))
+        return list(zip(paths, pool.map(partial(reader.digest, meter=progress), paths), strict=True))
 
 
 def _encoded(plan: FolderPlan, folder: TrainerFolder) -> bytes:

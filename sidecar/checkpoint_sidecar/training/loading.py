@@ -144,6 +144,13 @@ def _explained(
     """Return the error to raise: a snapshot may have been deleted meanwhile, or have other objects than were asked."""
     needed = {name for name, value in objects.items() if not isinstance(value, Optional)}
     absent = sorted(needed - loading.names)
+    if isinstance(error, IncompatibleSnapshotError) and candidate.index is not None and not loading.names:
+        return IncompatibleSnapshotError(
+            "load",
+            f"{run.url}@{candidate.snapshot}",
+            "it has the files of a trainer's folder and no objects",
+            "Copy the files into a folder with fetch_files, and load them as the trainer does.",
+        )
     if isinstance(error, IncompatibleSnapshotError) and absent and loading.names:
         return IncompatibleSnapshotError(
             "load",

@@ -263,10 +263,12 @@ class _FilesOfSave:
         self._folder = folder
         self._save = save
 
-    def share_out(self, writer: SnapshotWriter, agreement: Agreement, target: RunTarget | None) -> None:
+    def share_out(
+        self, writer: SnapshotWriter, agreement: Agreement, target: RunTarget | None, progress: TransferMeter
+    ) -> None:
         """Tell the writer which files this rank uploads. Collective."""
         self._save = self._folder.share_out(
-            self._save, agreement, lambda path: target is not None and target.may_copy_from(path)
+            self._save, agreement, lambda path: target is not None and target.may_copy_from(path), progress
         )
         writer.folder_share = self._save.share
 
@@ -383,7 +385,7 @@ class _Save:
             with self._transfers.under_way("save", self.step, self.progress):
                 if self.files is not None:
                     try:
-                        self.files.share_out(self._writer, self._agreement, self._target)
+                        self.files.share_out(self._writer, self._agreement, self._target, self.progress)
                     except CheckpointError as refused:
                         # Raised on every rank, unless a rank was lost.
                         return refused, isinstance(refused, RankLostError)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from checkpoint_sidecar.core.errors import CheckpointError
+from checkpoint_sidecar.core.errors import CheckpointError, TransferCancelledError
 from checkpoint_sidecar.core.folder_plan import PlannedObject
 from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.engine.checksums import block_checksums
@@ -18,8 +19,6 @@ from checkpoint_sidecar.engine.server_copy import ServerCopy
 from checkpoint_sidecar.store.base import Store
 
 logger = logging.getLogger(__name__)
-
-_READ_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ class FolderShare:
         total_bytes: Of all ranks.
         index: The encoded index, on rank 0.
         source: Where unchanged objects are copied from, or None.
+        no_copies: Set when the store turns out not to copy, so that later saves do not ask again.
     """
 
     objects: Sequence[PlannedObject]
@@ -54,6 +54,7 @@ class FolderShare:
     total_bytes: int
     index: bytes = b""
     source: CopySource | None = None
+    no_copies: threading.Event = field(default_factory=threading.Event)
 
     @property
     def names(self) -> list[str]:
@@ -72,21 +73,26 @@ class FolderShare:
         must report that the copy has them, too.
         """
         source = self.source
-        if source is None or source.block_bytes != block_bytes:
+        if source is None or source.block_bytes != block_bytes or self.no_copies.is_set():
             return []
-        check = progress.check if progress else lambda: None
-        by_store = ServerCopy(store, store, settings.connections, lambda _: check())
+        meter = progress or TransferMeter()
+        by_store = ServerCopy(store, store, settings.connections, meter.add)
         copied: list[File] = []
         for each in self.objects:
             old = source.files.get(each.copied_from)
-            if old is None or not by_store.able(old) or not self._same(each, old, block_bytes):
+            if old is None or not by_store.able(old) or not self._same(each, old, block_bytes, meter):
                 continue
-            check()
+            meter.check()
+            meter.expect(old.size)
             try:
                 if by_store.copied(old, source.path, folder, name=each.name):
                     copied.append(File(each.name, old.size, old.crc32c, old.block_crc32c))
+            except TransferCancelledError:
+                raise
             except CheckpointError as error:
                 logger.warning("sending files that did not change, because they cannot be copied: %s", error)
+        if not by_store.copies:
+            self.no_copies.set()
         return copied
 
     def check(self) -> None:
@@ -104,12 +110,16 @@ class FolderShare:
         assert self.reader is not None  # a rank with objects has staged or shares a folder
         return self.reader
 
-    def _same(self, planned: PlannedObject, old: File, block_bytes: int) -> bool:
-        sums = b"".join(each.to_bytes(4, "big") for each in block_checksums(self._read(planned), block_bytes))
-        return planned.size == old.size and sums == old.block_crc32c
+    def _same(self, planned: PlannedObject, old: File, block_bytes: int, meter: TransferMeter) -> bool:
+        if planned.size != old.size:
+            return False
+        meter.expect(planned.size)
+        sums = b"".join(each.to_bytes(4, "big") for each in block_checksums(self._read(planned, meter), block_bytes))
+        return sums == old.block_crc32c
 
-    def _read(self, planned: PlannedObject) -> Iterator[memoryview]:
+    def _read(self, planned: PlannedObject, meter: TransferMeter) -> Iterator[memoryview]:
         for path in planned.paths:
-            segment = self._reader.segment(path)
-            for start in range(0, segment.size, _READ_BYTES):
-                yield segment.view(start, min(start + _READ_BYTES, segment.size))
+            for data in self._reader.contents(path):
+                meter.check()
+                yield data
+                meter.add(len(data))

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from checkpoint_sidecar.core.errors import StateCopyError
 from checkpoint_sidecar.core.folder_index import IndexEntry
 from checkpoint_sidecar.core.folder_plan import ListedEntry
 from checkpoint_sidecar.engine.folders.tree import Fingerprint, TrainerFolder, remove, unreadable_folder, walk
+from checkpoint_sidecar.engine.meter import TransferMeter
 
 COPIED_BYTES = 256 * 1024
 """Smaller files are copied to memory."""
@@ -183,11 +184,24 @@ class StagedReader:
         if not now.same_contents(self.staged.fingerprints[path]):
             raise changed(str(self.root / path))
 
-    def digest(self, path: str) -> bytes:
-        """Return the SHA-256 of a file's contents."""
-        segment, digest = self.segment(path), hashlib.sha256()
+    def contents(self, path: str) -> Iterator[memoryview]:
+        """Yield a file's contents piece by piece."""
+        segment = self.segment(path)
         for start in range(0, segment.size, _READ_BYTES):
-            digest.update(segment.view(start, min(start + _READ_BYTES, segment.size)))
+            yield segment.view(start, min(start + _READ_BYTES, segment.size))
+
+    def digest(self, path: str, meter: TransferMeter) -> bytes:
+        """Return the SHA-256 of a file's contents.
+
+        Args:
+            meter: Counts the bytes; may cancel.
+        """
+        digest = hashlib.sha256()
+        meter.expect(self.staged.fingerprints[path].size)
+        for data in self.contents(path):
+            meter.check()
+            digest.update(data)
+            meter.add(len(data))
         self.check(path)
         return digest.digest()
 
