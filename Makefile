@@ -50,7 +50,7 @@ test-tenants: ## Run one operator with a thousand Checkpoints and every kind of 
 
 test-evictions: ## Run every kind of interruption and workload on the two-node cluster
 	@.ci/bootstrap --cluster
-	$(BIN)/pytest -m evictions tests/cluster tests/demo
+	$(BIN)/pytest -m evictions tests/cluster tests/demo tests/localcluster_tests
 
 test-frameworks: ## Run the trainers that people use through our adapters, each as its package ships it
 	@.ci/bootstrap --frameworks
@@ -62,7 +62,7 @@ test-oldest: ## Run the tests of CRDs, chart and injection on the oldest Kuberne
 
 test-release: ## Build whole releases, compare them, and use what is in them (ten minutes)
 	@.ci/bootstrap
-	$(BIN)/pytest -m release tests/release
+	$(BIN)/pytest -m release tests/release tests/cluster
 
 dist: ## Make the files of a release in build/dist (REGISTRY=, HOMEPAGE=, MAINTAINER=, QUICK=1, DIRTY=1: docs/releasing.md)
 	@.ci/bootstrap
