@@ -14,7 +14,7 @@ export PYTHONPATH := tests:tools
 # Each process of the tests imports the tests, and they start hundreds of programs: bytecode is kept, whatever the shell says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions test-frameworks test-oldest check format changelog verify bench bench-log bench-operator down clean
+.PHONY: help demo dist docs test test-unit test-release test-faults test-tenants test-evictions test-frameworks test-oldest check format changelog verify bench bench-log bench-operator bench-ranks down clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -98,6 +98,10 @@ verify: check test ## Run everything that CI runs
 bench: ## Compare saving and loading with torch's and AWS's: a table, and build/bench/engine.json (ten minutes)
 	@.ci/bootstrap --bench
 	$(BIN)/python benchmarks/engine.py
+
+bench-ranks: ## Measure what the metadata of 64, 256 and 1,024 ranks costs (ten minutes, 10 GB of memory)
+	@.ci/bootstrap
+	$(BIN)/python benchmarks/ranks.py
 
 bench-log: ## Measure the cost of opening a long run log, with and without compaction
 	@.ci/bootstrap
