@@ -189,6 +189,14 @@ def test_the_webhook_brings_the_library_if_that_is_switched_on(old: Render, volu
     assert (library.init_container is None) == (volume == "Image") == ("image" in library.folder.volume)
 
 
+def test_helm_test_looks_for_the_webhook(old: Render) -> None:
+    objects = old()
+    (test,) = of_kind(objects, "Pod")
+    assert f"--webhook=operators/{NAME}" in test["spec"]["containers"][0]["args"]
+    role = named(objects, "Role", "ckpt-checkpoint-operator-test")
+    assert role["rules"][0]["resourceNames"] == ["ckpt-checkpoint-operator", NAME]
+
+
 def test_rendering_makes_no_certificate(old: Render) -> None:
     objects = old()
     assert objects == old()

@@ -45,12 +45,14 @@ def test_what_is_no_list_of_rules_is_refused(rules: str) -> None:
         (Findings(WHOLE.served - {"checkpoints/status"}, 1, ()), ["does not serve checkpoints/status of"]),
         (Findings(WHOLE.served, None, ()), ["no Deployment"]),
         (Findings(WHOLE.served, 0, ()), ["no pod of the operator is ready"]),
+        (Findings(WHOLE.served, 1, (), webhook=2), []),
+        (Findings(WHOLE.served, 1, (), webhook=0), ["no pod of the webhook is ready, so labelled pods are denied"]),
         (
             Findings(WHOLE.served, 1, (Right("get", "", "secrets", "a"), Right("list", "g.dev", "things"))),
             ["may not get secrets in a:", "may not list things.g.dev in all namespaces:"],
         ),
     ],
-    ids=["whole", "no-crds", "no-deployment", "not-ready", "rights"],
+    ids=["whole", "no-crds", "no-deployment", "not-ready", "webhook", "webhook-not-ready", "rights"],
 )
 def test_what_is_wrong_is_said(findings: Findings, words: list[str]) -> None:
     said = list(complaints(findings))

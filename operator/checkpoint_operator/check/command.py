@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [right for rules in parsed.rules for right in rights(rules, parsed.namespace)]
     wanted += [right for rules in parsed.cluster_rules for right in rights(rules, ())]
     try:
-        findings = asyncio.run(_gather(parsed.deployment, wanted))
+        findings = asyncio.run(_gather(parsed.deployment, parsed.webhook, wanted))
     except KubeError as error:
         print(f"wrong: {error}")
         return 1
@@ -29,12 +29,13 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if wrong else 0
 
 
-async def _gather(deployment: tuple[str, str], wanted: Sequence[Right]) -> Findings:
+async def _gather(deployment: tuple[str, str], webhook: tuple[str, str] | None, wanted: Sequence[Right]) -> Findings:
     async with Kube() as kube:
         return Findings(
             served=await kube.served(),
             available=await kube.available_pods(*deployment),
             missing=tuple([right for right in wanted if not await kube.may(right)]),
+            webhook=await kube.available_pods(*webhook) or 0 if webhook else None,
         )
 
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Checks an installation from inside, with the operator's service account.",
     )
     parser.add_argument("--deployment", type=_deployment, required=True, metavar="NAMESPACE/NAME")
+    parser.add_argument("--webhook", type=_deployment, metavar="NAMESPACE/NAME", help="the Deployment of the webhook")
     parser.add_argument(
         "--namespace", action="append", default=[], metavar="NAME", help="where --rules apply (default: everywhere)"
     )

@@ -25,11 +25,13 @@ class Findings:
         served: Resources and subresources of our API that the server has.
         available: Pods of the operator that are ready; None when there is no such Deployment.
         missing: Rights that the operator should have and lacks.
+        webhook: Pods of the webhook that are ready; None for an installation without it.
     """
 
     served: frozenset[str]
     available: int | None
     missing: tuple[Right, ...]
+    webhook: int | None = None
 
 
 def rights(rules: str, namespaces: Sequence[str]) -> list[Right]:
@@ -64,5 +66,10 @@ def complaints(findings: Findings) -> Iterable[str]:
         yield "there is no Deployment of the operator"
     elif findings.available == 0:
         yield "no pod of the operator is ready: see `kubectl describe` and `kubectl logs` of its Deployment"
+    if findings.webhook == 0:
+        yield (
+            "no pod of the webhook is ready, so labelled pods are denied: "
+            "see `kubectl describe` and `kubectl logs` of its Deployment"
+        )
     for right in findings.missing:
         yield f"the operator may not {right}: set rbac.create, or give its service account this right"
