@@ -142,7 +142,8 @@ def given_by(api: ApiServer, role: str) -> list[str]:
 
 def test_the_operator_may_what_is_listed_here_and_nothing_else(chart: ApiServer) -> None:
     bindings = json.loads(chart.kubectl("get", "clusterrolebindings", "--output=json"))["items"]
-    mine = [one for one in bindings if "ckpt-checkpoint-operator" in str(one.get("subjects"))]
+    subject = {"kind": "ServiceAccount", "name": "ckpt-checkpoint-operator", "namespace": "operators"}
+    mine = [one for one in bindings if subject in one.get("subjects", ())]
     assert sorted(given for one in mine for given in given_by(chart, one["roleRef"]["name"])) == sorted(OPERATOR_MAY)
 
 

@@ -46,7 +46,7 @@ BAD_URLS = {
     "s3://bucket//run": "no empty segments",
     "s3://bucket/a b": "letters, digits and",
     "s3://bucket/übung": "letters, digits and",
-    "s3://bucket/" + "x" * 512: "may not be more than 512",
+    "s3://bucket/" + "x" * 512: "than 512",
 }
 
 GOOD_SPECS: dict[str, dict[str, Any]] = {
@@ -463,6 +463,8 @@ def test_columns_tell_the_state_of_a_snapshot(namespace: Namespace) -> None:
 
 
 def test_snapshots_are_selected_by_their_checkpoint(namespace: Namespace) -> None:
+    if int(namespace.api.get("/version")["minor"]) < 31:
+        pytest.skip("this API server has no field selectors for other kinds, which Kubernetes has since 1.31")
     namespace.create(snapshot())
     namespace.create(snapshot("other-1000-7-abcdefg2", checkpointRef={"name": "other"}))
     found = namespace.kubectl("get", "ckptsnap", "--field-selector=spec.checkpointRef.name=other", "--output=json")
@@ -473,7 +475,7 @@ def test_one_word_lists_both_kinds(namespace: Namespace) -> None:
     namespace.create(checkpoint())
     namespace.create(snapshot())
     listed = namespace.kubectl("get", "checkpoint-operator", "--output=name").split()
-    assert [name.partition(".")[0] for name in listed] == ["checkpoint", "checkpointsnapshot"]
+    assert sorted(name.partition(".")[0] for name in listed) == ["checkpoint", "checkpointsnapshot"]
 
 
 def test_kubectl_waits_for_ready(namespace: Namespace) -> None:
