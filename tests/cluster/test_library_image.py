@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,57 +12,20 @@ import pytest
 from checkpoint_sidecar.core import environment
 from cluster.conftest import NAMESPACE, Start
 from cluster.interrupting import continued, evict, reasons
-from demo import comparison, installation, manifests
-from demo.training import TrainingRun, wait_for
+from demo import comparison, manifests
+from demo.training import TrainingRun
 from localcluster.client import CommandError
 from localcluster.cluster import Cluster
 from support import library_image
 
 pytestmark = [pytest.mark.cluster, pytest.mark.evictions, pytest.mark.timeout(420)]
 
-OURS = ("botocore", "checkpoint_operator", "crc32c", "cryptography", "msgspec", "tenacity", "tqdm")
-"""Packages that the training image lacks. It has fsspec, with torch."""
-
-
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python environment like this one, without the library and most of what it needs."""
-    folder = tmp_path_factory.mktemp("bare")
-    folder.chmod(0o755)
-    packages = Path(sys.prefix, "lib", f"python3.{sys.version_info.minor}", "site-packages")
-    made = folder / packages.relative_to(sys.prefix)
-    made.mkdir(parents=True)
-    for path in packages.iterdir():
-        if not path.name.startswith(OURS) and path.suffix != ".pth":
-            (made / path.name).symlink_to(path)
-    (folder / "pyvenv.cfg").write_text(Path(sys.prefix, "pyvenv.cfg").read_text())
-    (folder / "bin").mkdir()
-    (folder / "bin" / "python").symlink_to(Path(sys.executable).resolve())
-    return folder
-
 
 @pytest.fixture(scope="module")
 def supplying(operator: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster, with the library in all labelled pods that do not refuse it."""
-    image = library_image.build(tmp_path_factory.mktemp("library"))
-    for node in operator.node_names:
-        operator.node(node).load_images(image.archive)
-    library = {
-        "enabled": True,
-        "volume": "EmptyDir",  # containerd mounts images from version 2.1 on
-        "image": {"repository": image.repository, "tag": image.tag, "pullPolicy": "Never"},
-    }
-    upgrade = ("upgrade", installation.RELEASE, str(installation.CHART), f"--namespace={installation.NAMESPACE}")
-    operator.helm(*upgrade, "--reuse-values", f"--set-json=injection.library={json.dumps(library)}", "--wait")
-    wait_for("the policy to inject", lambda: injects(operator), timeout=30)
-    yield operator
-    operator.helm(*upgrade, "--reuse-values", "--set=injection.library.enabled=false", "--wait")
-    wait_for("the policy to stop injecting", lambda: not injects(operator), timeout=30)
-
-
-def injects(cluster: Cluster) -> bool:
-    name = f"{installation.RELEASE}-injection"
-    return "inject-library" in cluster.kubectl("get", "mutatingadmissionpolicy", name, "--output=json")
+    with library_image.injected(operator, library_image.build(tmp_path_factory.mktemp("library"))):
+        yield operator
 
 
 def inside(run: TrainingRun, pod: str, *command: str) -> str:
@@ -73,17 +35,17 @@ def inside(run: TrainingRun, pod: str, *command: str) -> str:
 def test_a_training_image_without_the_library_loses_nothing_in_an_eviction(
     supplying: Cluster,
     start: Start,
-    bare_python: Path,
+    tmp_path: Path,
     undisturbed: comparison.State,
     final_state: Callable[[TrainingRun], comparison.State],
 ) -> None:
-    python = str(bare_python / "bin" / "python")
+    python = str(library_image.bare_python(tmp_path))
 
     def bare(name: str, template: manifests.Manifest) -> manifests.Manifest:
         (container,) = template["spec"]["containers"]
         container["command"] = [python, *container["command"][1:]]
-        container["volumeMounts"].append({"name": "bare", "mountPath": str(bare_python), "readOnly": True})
-        template["spec"]["volumes"].append({"name": "bare", "hostPath": {"path": str(bare_python)}})
+        container["volumeMounts"].append({"name": "bare", "mountPath": str(tmp_path), "readOnly": True})
+        template["spec"]["volumes"].append({"name": "bare", "hostPath": {"path": str(tmp_path)}})
         return manifests.job_of(name, template)
 
     run = start("supplied", bare)
@@ -92,7 +54,7 @@ def test_a_training_image_without_the_library_loses_nothing_in_an_eviction(
     which = (python, "-c", "import checkpoint_sidecar, fsspec; print(checkpoint_sidecar.__file__, fsspec.__file__)")
     ours, theirs = inside(run, evicted.pod, *which).split()
     assert ours == f"{environment.LIBRARY_MOUNT}/packages/any/checkpoint_sidecar/__init__.py"
-    assert theirs.startswith(str(bare_python)), "packages of the image win"
+    assert theirs.startswith(str(tmp_path)), "packages of the image win"
     with pytest.raises(CommandError, match="No module named 'checkpoint_sidecar'"):
         inside(run, evicted.pod, "env", "--unset=PYTHONPATH", *which)
     evict(run, evicted.pod)

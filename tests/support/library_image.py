@@ -1,16 +1,26 @@
-"""The image of the library, made from this checkout for this machine."""
+"""The image of the library, made from this checkout for this machine, and a Python that needs it."""
 
 from __future__ import annotations
 
+import json
 import platform
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from demo import installation
+from demo.training import wait_for
+from localcluster.cluster import Cluster
 from localcluster.imagebuild import Image
 from localcluster.images import ARCHITECTURES
 from release import distributions, facts, library
 from release.__main__ import ROOT
 from release.facts import Publisher
+
+OURS = ("botocore", "checkpoint_operator", "crc32c", "cryptography", "msgspec", "tenacity", "tqdm")
+"""Packages that a training image lacks which was not made for us. It has fsspec, with torch."""
 
 
 def build(folder: Path) -> Image:
@@ -25,3 +35,41 @@ def build(folder: Path) -> Image:
     archive = folder / "library.oci.tar"
     archive.write_bytes(built.archive)
     return Image(release.library, release.semantic, archive)
+
+
+def bare_python(folder: Path) -> Path:
+    """Make a Python environment like this one, without the library and most of what it needs."""
+    folder.chmod(0o755)
+    packages = Path(sys.prefix, "lib", f"python3.{sys.version_info.minor}", "site-packages")
+    made = folder / packages.relative_to(sys.prefix)
+    made.mkdir(parents=True)
+    for path in packages.iterdir():
+        if not path.name.startswith(OURS) and path.suffix != ".pth":
+            (made / path.name).symlink_to(path)
+    (folder / "pyvenv.cfg").write_text(Path(sys.prefix, "pyvenv.cfg").read_text())
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    return folder / "bin" / "python"
+
+
+@contextmanager
+def injected(cluster: Cluster, image: Image) -> Iterator[None]:
+    """The operator that is installed gives labelled pods the library from this image."""
+    for node in cluster.node_names:
+        cluster.node(node).load_images(image.archive)
+    library = {
+        "enabled": True,
+        "volume": "EmptyDir",  # containerd mounts images from version 2.1 on
+        "image": {"repository": image.repository, "tag": image.tag, "pullPolicy": "Never"},
+    }
+    upgrade = ("upgrade", installation.RELEASE, str(installation.CHART), f"--namespace={installation.NAMESPACE}")
+    cluster.helm(*upgrade, "--reuse-values", f"--set-json=injection.library={json.dumps(library)}", "--wait")
+    wait_for("the policy to inject", lambda: _injects(cluster), timeout=30)
+    yield
+    cluster.helm(*upgrade, "--reuse-values", "--set=injection.library.enabled=false", "--wait")
+    wait_for("the policy to stop injecting", lambda: not _injects(cluster), timeout=30)
+
+
+def _injects(cluster: Cluster) -> bool:
+    name = f"{installation.RELEASE}-injection"
+    return "inject-library" in cluster.kubectl("get", "mutatingadmissionpolicy", name, "--output=json")

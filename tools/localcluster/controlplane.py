@@ -112,7 +112,8 @@ def _healthy(etcd_url: str) -> bool:
 def _apiserver_command(
     authority: Authority, address: str, port: int, etcd_url: str, directory: Path
 ) -> list[str | Path]:
-    serving = authority.issue("kube-apiserver", user="kube-apiserver", hosts=("127.0.0.1", address, "localhost"))
+    names = ("127.0.0.1", address, "localhost", "kubernetes.default.svc")
+    serving = authority.issue("kube-apiserver", user="kube-apiserver", hosts=names)
     kubelet_client = authority.issue("kubelet-client", user="kube-apiserver-kubelet-client", group="system:masters")
     tokens = authority.signing_key("service-accounts")
     return [
