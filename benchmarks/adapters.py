@@ -9,6 +9,7 @@ lasts from the call until the commit. The overhead is the median of the differen
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -24,7 +25,7 @@ from torch import nn
 
 import llama
 import sink
-from checkpoint_sidecar import Checkpointer, SavePolicy
+from checkpoint_sidecar import Checkpointer, RandomState, SavePolicy
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from measuring import cpu_seconds
 from sink_s3 import KEEPING
@@ -92,7 +93,70 @@ def torchtitan(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
     manager.close()
 
 
-ADAPTERS: dict[str, Callable[[StoreSettings, int], Any]] = {"torchtitan": torchtitan}
+@contextmanager
+def accelerate(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
+    from accelerate import Accelerator
+
+    from checkpoint_sidecar.integrations.accelerate import accelerator_snapshots
+
+    accelerator = Accelerator(cpu=True)
+    model = model_of(megabytes)
+    model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters()))
+    train(model, optimizer)
+    objects = {"model": model, "optimizer": optimizer, "accelerator": Counter(), "random": RandomState()}
+    adapted = accelerator_snapshots(accelerator, replace(settings, url=f"{settings.url}/adapted"), save=EVERY_STEP)
+    direct = Checkpointer(objects, replace(settings, url=f"{settings.url}/direct"), save=EVERY_STEP)
+    with direct, adapted:
+        direct.restore()
+        adapted.restore()
+        yield Ways(*(lambda step, each=each: (each.step(step), each.wait()) for each in (direct, adapted)))
+
+
+@contextmanager
+def transformers(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
+    """The files that Trainer has written, through ``FileSnapshots`` and through the adapter."""
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+    from checkpoint_sidecar import FileSnapshots
+    from checkpoint_sidecar.integrations.transformers import TrainerSnapshots
+
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, name) for name in ("direct", "adapted")]
+        for output in outputs:
+            written = output / "checkpoint-0"
+            written.mkdir(parents=True)
+            for name, thirds in (("model.safetensors", 1), ("optimizer.pt", 2)):
+                torch.save(filled(thirds * megabytes * 1_000_000 // 3), written / name)
+        arguments = TrainingArguments(str(outputs[1]), use_cpu=True, report_to=[])
+        trainer = Trainer(nn.Linear(1, 1), arguments)
+        adapter = TrainerSnapshots(trainer, replace(settings, url=f"{settings.url}/adapted"), save=EVERY_STEP)
+        with (
+            FileSnapshots(outputs[0], replace(settings, url=f"{settings.url}/direct"), save=EVERY_STEP) as files,
+            adapter,
+        ):
+            files.restore()
+            state = TrainerState(max_steps=1_000_000)
+
+            def direct(step: int) -> None:
+                os.rename(outputs[0] / f"checkpoint-{step - 1}", outputs[0] / f"checkpoint-{step}")
+                files.step(step)
+                files.save(step, paths=[f"checkpoint-{step}"], wait=True)
+
+            def adapted(step: int) -> None:
+                os.rename(outputs[1] / f"checkpoint-{step - 1}", outputs[1] / f"checkpoint-{step}")
+                state.global_step = step
+                adapter.on_step_end(arguments, state, TrainerControl())
+                adapter.on_save(arguments, state, TrainerControl())
+                adapter.wait()
+
+            yield Ways(direct, adapted)
+
+
+ADAPTERS: dict[str, Callable[[StoreSettings, int], Any]] = {
+    "accelerate": accelerate,
+    "torchtitan": torchtitan,
+    "transformers": transformers,
+}
 """A context manager for each: given where to save and how much, it yields both ways."""
 
 

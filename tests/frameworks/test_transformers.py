@@ -144,6 +144,17 @@ class Model(torch.nn.Module):
         return {"loss": (self.linear(x) - labels).square().mean()}
 
 
+class Written(TrainerCallback):
+    """The steps at which Trainer wrote a checkpoint."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args, control
+        self.steps.append(state.global_step)
+
+
 class At(TrainerCallback):
     """Does something after a step."""
 
@@ -188,8 +199,10 @@ def test_a_checkpoint_is_written_when_trainer_or_the_policy_says_so(
     tmp_path: Path, options: dict[str, Any], save: dict[str, Any], steps: list[int]
 ) -> None:
     url = f"file://{tmp_path}/run"
-    run(tmp_path / "output", url, save=SavePolicy(**({"every_seconds": None} | save)), **options)
+    written = Written()
+    run(tmp_path / "output", url, written, save=SavePolicy(**({"every_seconds": None} | save)), **options)
     assert committed(url) == steps
+    assert written.steps == steps, "none was written again, into the files of a running save"
     assert [path.name for path in (tmp_path / "output").glob("checkpoint-*")] == ["checkpoint-6"]
 
 
