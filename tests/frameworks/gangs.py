@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Gang:
                     env=variables | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdout=output,
                     stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
                 for rank in range(ranks)
             ]
@@ -66,8 +67,12 @@ class Gang:
         self.until(lambda: text in self.output)
 
     def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the ranks. SIGKILL ends their child processes too, as the end of a pod does."""
         for process in self.processes:
-            process.send_signal(number)
+            if number == signal.SIGKILL:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
 
     def exits(self) -> set[int]:
         """Wait for all ranks and return the ways in which they ended."""
@@ -86,7 +91,8 @@ def gang(script: Path, *arguments: object, folder: Path, ranks: int = 2, **envir
         yield started
     finally:
         for process in started.processes:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
