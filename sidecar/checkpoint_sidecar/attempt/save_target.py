@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
 """Errors of a commit that certainly was not made."""
 
-_MOST_METRICS = 32
+MOST_METRICS = 32
 _LONGEST_NAME = 64
 
 
@@ -48,11 +48,11 @@ def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
         ConfigurationError: There are too many, a name is too long, or a value is not a number.
     """
     operation = "record metrics"
-    if len(metrics) > _MOST_METRICS:
+    if len(metrics) > MOST_METRICS:
         raise ConfigurationError(
             operation,
             ", ".join(metrics)[:_LONGEST_NAME],
-            f"there are {len(metrics)}, and a log entry holds at most {_MOST_METRICS}",
+            f"there are {len(metrics)}, and a log entry holds at most {MOST_METRICS}",
         )
     for name in metrics:
         if not 0 < len(name) <= _LONGEST_NAME:

@@ -131,7 +131,7 @@ class Checkpointer:
                 failure: Exception | None = None
                 try:
                     settings = settings_from(url, filesystem=filesystem, storage_options=storage_options)
-                    self._settings = settings
+                    self.settings = settings
                     self._start_from = StartFrom.of(start_from)
                     owner = run if isinstance(run, Owner) else Owner.local(run, settings.url)
                     limits = replace(EngineSettings.from_environment(), beside_training=True)
@@ -320,6 +320,11 @@ class Checkpointer:
                 self._saver.wait()
 
     @property
+    def terminating(self) -> bool:
+        """Whether this process was asked to terminate. Other ranks may not have been: ``step`` makes them agree."""
+        return self._watch.stop() is not None
+
+    @property
     def last_staging_seconds(self) -> float | None:
         """Time for which the latest save blocked the loop to copy the state to host memory."""
         return self._saver.last_staging_seconds if self._saver else None
@@ -366,7 +371,7 @@ class Checkpointer:
             self._progress.start()
         elsewhere = WarmStarting(
             self._start_from,
-            self._settings,
+            self.settings,
             self._session,
             self._agreement,
             self._trust,
@@ -418,9 +423,8 @@ class Checkpointer:
             return
         try:
             self.wait()
-            debt = self._saves.debt
-            if debt is not None:
-                raise debt
+            if self._saves.debt is not None:
+                raise self._saves.debt
         finally:
             self._leave()
 
@@ -468,14 +472,11 @@ class Checkpointer:
 
     def _restored(self, operation: str) -> Saver:
         if self._closed or self._forked:
-            state = (
-                "this process was forked from the one that trains" if self._forked else "this Checkpointer is closed"
-            )
-            raise ConfigurationError(operation, self._store.url, state, "Use a new one.")
+            now = "this process was forked from the one that trains" if self._forked else "this Checkpointer is closed"
+            raise ConfigurationError(operation, self._store.url, now, "Use a new one.")
         if not self._saver:
-            raise ConfigurationError(
-                operation, self._store.url, "nothing was restored yet", "Call restore(), or loop over steps(total)."
-            )
+            cause, fix = "nothing was restored yet", "Call restore(), or loop over steps(total)."
+            raise ConfigurationError(operation, self._store.url, cause, fix)
         return self._saver
 
     @property
