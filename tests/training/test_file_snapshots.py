@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import os
 import shutil
@@ -38,6 +39,7 @@ from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.errors import StateCopyError
 from checkpoint_sidecar.core.folder_index import FolderIndex
 from checkpoint_sidecar.core.log import AttemptStarted, RestoreFinished, SnapshotCommitted
+from checkpoint_sidecar.core.orphans import orphaned
 from checkpoint_sidecar.core.policy import RestorePolicy
 from checkpoint_sidecar.engine.folders import placing, staging
 from checkpoint_sidecar.engine.verify import verify_snapshot
@@ -120,9 +122,9 @@ def test_a_restart_removes_what_the_snapshot_has_and_sets_the_half_written_aside
         str(each.relative_to(folder / WORK / "set-aside")) for each in (folder / WORK / "set-aside").rglob("*.bin")
     }
     assert aside == {"checkpoint-1/weights.bin", "checkpoint-2/weights.bin"}
-    assert "that no snapshot has were set aside in" in caplog.text
+    assert "that the latest snapshot does not have were set aside in" in caplog.text
     restored(folder, storage)
-    assert not (folder / WORK / "set-aside").exists(), "nothing is set aside that a snapshot has"
+    assert not (folder / WORK / "set-aside").exists(), "nothing is set aside that the snapshot has"
 
 
 def test_excluded_files_are_neither_saved_nor_touched(storage: RunStorage, folder: Path) -> None:
@@ -409,6 +411,22 @@ def test_a_copy_of_a_run_has_the_files(storage: RunStorage, folder: Path, tmp_pa
     assert len(list(copy_run(open_run(storage.url), open_run(f"file://{tmp_path}/copy")))) == 1
     restored(tmp_path / "elsewhere", RunStorage(f"file://{tmp_path}/copy"))
     assert tree(tmp_path / "elsewhere") == before
+
+
+def test_a_deleted_snapshot_leaves_nothing_and_so_do_the_orphans_of_a_killed_save(
+    storage: RunStorage, folder: Path
+) -> None:
+    saved(folder, storage, 1, 2)
+    open_run(storage.url).remove(1)
+    assert not list(storage.store.list("step-1/"))
+    commit, store = storage.snapshot(2).commit, storage.store
+    left = commit.path.replace(commit.snapshot.split("-")[2], "a" * 8)
+    for name in ("__0_0.files", "files.json"):
+        store.put(f"{left}/{name}", b"half")
+    restored(folder, storage)
+    listed = {info.key: info.modified for info in store.list()}
+    later = max(listed.values()) + dt.timedelta(days=2)
+    assert set(orphaned(storage.run, listed, now=later)) == {f"{left}/__0_0.files", f"{left}/files.json"}
 
 
 def test_what_reads_tensors_says_that_there_are_files(storage: RunStorage, folder: Path, tmp_path: Path) -> None:

@@ -75,10 +75,10 @@ class FileSnapshots:
     def restore(self) -> Restored | None:
         """Start an attempt and fill the folder with its snapshot. Returns None for a fresh start.
 
-        The folder changes only when everything was read and verified. Files in it that a snapshot has are removed;
-        others, such as a checkpoint that was half written when the process was killed, are moved to
-        ``.checkpoint-operator/set-aside`` until the next restore. What the folder excludes is not touched. At a fresh
-        start the files stay if nothing was ever committed, and are set aside if the policy asks for it.
+        The folder changes only when everything was read and verified. Files that its latest snapshot has are removed;
+        others, such as a checkpoint that was half written when the process was killed, are moved to ``.checkpoint-
+        operator/set-aside`` until the next restore. What the folder excludes is not touched. At a fresh start the files
+        stay if nothing was ever committed, and are set aside if the policy asks for it.
 
         Raises:
             RestoreError, RestoreInterrupted, IncompatibleSnapshotError, PrefixClaimedError: See

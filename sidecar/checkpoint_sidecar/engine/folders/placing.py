@@ -1,9 +1,9 @@
 """Restores a folder: everything is written beside it first, and takes its place only when it is complete.
 
 The new files are written into the work folder, flushed to the disk, and then moved into place by renames. What was in
-the folder before is removed if a snapshot has it, and is otherwise set aside in the work folder: it may be half
-written, and would mislead a trainer. No link is followed. A process that is killed in between leaves the next start to
-begin again.
+the folder before is removed if the latest snapshot of this folder has it, and is otherwise set aside in the work
+folder: it may be half written, and would mislead a trainer. No link is followed. A process that is killed in between
+leaves the next start to begin again.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def set_aside(folder: TrainerFolder) -> None:
         remove(aside)
         return
     logger.warning(
-        "%s that no snapshot has were set aside in %s until the next restore: %s",
+        "%s that the latest snapshot does not have were set aside in %s until the next restore: %s",
         units.counted(len(files), "file"),
         aside,
         ", ".join(files[:4]) + (", …" if len(files) > 4 else ""),
