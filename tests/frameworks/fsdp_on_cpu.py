@@ -17,9 +17,10 @@ prepare = AcceleratorState.__init__
 
 def prepare_sharding(self: Any, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
     prepare(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
-    if fsdp_plugin is not None:
+    chosen = fsdp_plugin or self.__dict__.get("fsdp_plugin")
+    if chosen is not None:
         self.distributed_type = DistributedType.FSDP
-        self.fsdp_plugin = fsdp_plugin
+        self.fsdp_plugin = chosen
 
 
 AcceleratorState.__init__ = prepare_sharding

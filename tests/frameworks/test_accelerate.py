@@ -86,6 +86,18 @@ def test_another_number_of_ranks_restores_the_same_weights_and_trains_on(url: st
     assert committed(url) == [2, 4]
 
 
+def test_shards_of_save_state_go_to_the_store_from_a_mapped_folder(url: str, tmp_path: Path) -> None:
+    local = tmp_path / "checkpoints"
+    program = Path(__file__).parent / "accelerate_folders.py"
+    printed = trained(ON_CPU, program, local, f"{url}/shards", folder=tmp_path)
+    assert "the same weights came back" in printed
+    written = {path.name for path in local.rglob("*") if path.is_file()}
+    assert not {name for name in written if name.endswith((".distcp", ".metadata"))}
+    assert "random_states_1.pkl" in written, "what DCP does not write stays local"
+    for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+        assert len(open_run(f"{url}/shards/step-1/{name}").snapshots()) == 1
+
+
 class Count:
     """An object that the user registers."""
 
