@@ -89,7 +89,11 @@ def registry() -> Iterator[str]:
 def pushed(whole: Path, made_from: Release, registry: str) -> dict[str, str]:
     """What was pushed with the commands of docs/releasing.md: addresses in the registry, by those of `digests.txt`."""
     oras = program("registries", "oras.land/oras/cmd/oras")
-    archives = {made_from.image: "*-image.oci.tar", made_from.chart: "*-chart-*.oci.tar"}
+    archives = {
+        made_from.image: "*-image.oci.tar",
+        made_from.library: "*-library.oci.tar",
+        made_from.chart: "*-chart-*.oci.tar",
+    }
     found = {}
     for address, pattern in archives.items():
         layout = f"{only(whole, pattern)}:{made_from.semantic}"
@@ -104,9 +108,10 @@ def test_a_registry_has_the_digests_that_are_signed(whole: Path, pushed: dict[st
     assert {address: output(crane, "digest", where).strip() for address, where in pushed.items()} == signed
 
 
-def test_every_blob_of_the_pushed_image_is_what_its_manifests_say(pushed: dict[str, str], made_from: Release) -> None:
+def test_every_blob_of_the_pushed_images_is_what_its_manifests_say(pushed: dict[str, str], made_from: Release) -> None:
     crane = program("registries", "github.com/google/go-containerregistry/cmd/crane")
-    assert "PASS" in output(crane, "validate", f"--remote={pushed[made_from.image]}")
+    for image in (made_from.image, made_from.library):
+        assert "PASS" in output(crane, "validate", f"--remote={pushed[image]}")
 
 
 def test_helm_pulls_the_package_that_was_made(
