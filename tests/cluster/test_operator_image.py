@@ -125,6 +125,7 @@ def test_an_image_of_the_same_sources_is_not_built_again(image: Image, copied: i
     assert said == []
 
 
+@pytest.mark.release
 def test_the_build_fails_when_torch_is_importable(image: Image, copied: imagebuild.Recipe) -> None:
     dockerfile = copied.context / copied.dockerfile
     step = "RUN touch $(echo /app/lib/python3.*/site-packages)/torch.py"

@@ -74,6 +74,7 @@ def test_down_leaves_nothing(place: Workspace) -> None:
     assert traces(place) == []
 
 
+@pytest.mark.evictions
 def test_down_leaves_nothing_of_a_cluster_whose_every_daemon_was_killed(place: Workspace) -> None:
     cluster = localcluster.up(place)
     start_pods(cluster)
@@ -84,6 +85,7 @@ def test_down_leaves_nothing_of_a_cluster_whose_every_daemon_was_killed(place: W
     assert traces(place) == []
 
 
+@pytest.mark.evictions
 def test_down_leaves_nothing_of_a_start_that_was_killed(place: Workspace) -> None:
     starting = command_line("up", place=place)
     while not cgroups.processes(place.cgroup):

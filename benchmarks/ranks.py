@@ -1,0 +1,236 @@
+"""What metadata costs on many ranks: rank 0's CPU time and bytes in a save and a restore, and those of each rank.
+
+    make bench-ranks
+    PYTHONPATH=tests:tools .venv/bin/python benchmarks/ranks.py --ranks 64 --tensors 100
+
+All ranks are played in one process, one after the other, with the product's functions, on tensors that are each sharded
+over all ranks; no data exists. What travels between ranks is pickled and unpickled, as DCP's collectives do. CPU
+seconds are those of one thread; the garbage collector runs as it does in training.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import WriteResult
+
+from checkpoint_sidecar.core.garbage import collection_paused
+from checkpoint_sidecar.core.manifest import File
+from checkpoint_sidecar.engine.verify import check_sizes
+from checkpoint_sidecar.training.dcp.compatibility import check_complete
+from checkpoint_sidecar.training.dcp.read_once import plan_shares
+from checkpoint_sidecar.training.dcp.replicas import DescribedPlan, Holding, Kind
+from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
+from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata
+from checkpoint_sidecar.training.dcp.unpickler import load_metadata
+from checkpoint_sidecar.training.dcp.writer import metadata_bytes
+from doubles.counting import CountingStore
+from doubles.memory import MemoryStore
+
+RESULT = Path("build/bench/ranks.json")
+ROWS, COLUMNS = 4, 1024
+FOLDER = "step-100/0001-abcdefgh"
+PROPERTIES = TensorProperties(torch.bfloat16)
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class Costs:
+    """CPU seconds and bytes of one size.
+
+    Attributes:
+        steps: CPU seconds of each step, by name.
+        rank0_cpu_s_first: Rank 0's in a save.
+        rank0_cpu_s_repeated: Rank 0's in a save with the plan of the one before.
+        rank0_bytes_repeated: Bytes that rank 0 sends and receives in it.
+        rank_cpu_s: Another rank's in a save.
+        restore_rank_cpu_s, restore_rank_bytes: A rank's in a restore.
+        size_checks: Requests for the sizes of files in a restore, of all ranks together.
+    """
+
+    ranks: int
+    tensors: int
+    steps: dict[str, float] = field(default_factory=dict)
+    rank0_cpu_s_first: float = 0.0
+    rank0_cpu_s_repeated: float = 0.0
+    rank0_bytes_repeated: int = 0
+    rank_cpu_s: float = 0.0
+    restore_rank_cpu_s: float = 0.0
+    restore_rank_bytes: int = 0
+    size_checks: int = 0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self.steps[name] = time.process_time() - began
+
+    def sum(self, *names: str) -> float:
+        return sum(self.steps[name] for name in names)
+
+
+def main(
+    ranks: Annotated[list[int], typer.Option(help="Numbers of ranks.")] = [64, 256, 1024],  # noqa: B006
+    tensors: Annotated[int, typer.Option(help="Tensors, each sharded over all ranks.")] = 1000,
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = RESULT,
+) -> None:
+    """Measure the metadata of a save and a restore, and write the figures."""
+    console = Console()
+    measured = []
+    for number in ranks:
+        with console.status(f"{number} ranks x {tensors} tensors"):
+            measured.append(measure(number, tensors))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    about = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    output.write_text(json.dumps({**about, "sizes": [asdict(costs) for costs in measured]}, indent=1) + "\n")
+    console.print(table(measured))
+
+
+def table(measured: list[Costs]) -> Table:
+    """Return the figures with a column for each size."""
+    drawn = Table(title="metadata of many ranks, CPU seconds", box=box.SIMPLE_HEAD)
+    drawn.add_column("")
+    for costs in measured:
+        drawn.add_column(f"{costs.ranks} x {costs.tensors}", justify="right")
+    rows: dict[str, Callable[[Costs], str]] = {
+        name: lambda costs, name=name: f"{costs.steps[name]:.3f}"  # type: ignore[misc]
+        for name in measured[0].steps
+    }
+    for name in ("rank0_cpu_s_first", "rank0_cpu_s_repeated", "rank_cpu_s", "restore_rank_cpu_s"):
+        rows[name] = lambda costs, name=name: f"{getattr(costs, name):.3f}"  # type: ignore[misc]
+    for name in ("rank0_bytes_repeated", "restore_rank_bytes", "size_checks"):
+        rows[name] = lambda costs, name=name: f"{getattr(costs, name):,}"  # type: ignore[misc]
+    for name, cell in rows.items():
+        drawn.add_row(name, *map(cell, measured))
+    return drawn
+
+
+def measure(ranks: int, tensors: int) -> Costs:
+    """Play a save and a restore."""
+    costs = Costs(ranks, tensors)
+    files = _save(costs)
+    _restore(costs, files)
+    return costs
+
+
+def _save(costs: Costs) -> bytes:
+    """Play a save. Returns its ``.metadata``."""
+    plans = [_local_plan(rank, costs) for rank in range(costs.ranks)]
+    with costs.step("a rank: plan sent"):
+        sent = [pickle.dumps(plans[0])]
+    sent += map(pickle.dumps, plans[1:])
+    with costs.step("rank 0: plans received"):
+        plans = _received(sent)
+    planner = BalancedSavePlanner()
+    with costs.step("rank 0: global plan"), collection_paused():
+        given, metadata = planner.create_global_plan(plans)
+    with costs.step("rank 0: plans sent"), collection_paused():
+        returned = list(map(pickle.dumps, given))
+    with costs.step("a rank: plan received"):
+        _received(returned[:1])
+    results = [pickle.dumps(_results(rank, plan)) for rank, plan in enumerate(given)]
+    with costs.step("rank 0: results received"):
+        received = _received(results)
+    everything = [result for rank in received for result in rank]
+    metadata.storage_data = {r.index: r.storage_data for r in everything if not isinstance(r.storage_data, File)}
+    with costs.step("rank 0: .metadata written"), collection_paused():
+        data = metadata_bytes(metadata)
+        metadata_bytes(metadata, prefix=FOLDER)
+    line = File(".metadata", len(data), 0, b"")
+    with costs.step("rank 0: metadata sent"):
+        SavedMetadata.of(metadata, "s3://bucket/run", FOLDER, line)
+        address = pickle.dumps(metadata)
+    with costs.step("a rank: metadata received"):
+        _received([address])
+    own = [name for name in costs.steps if name.startswith("rank 0: ")]
+    costs.rank0_cpu_s_first = costs.rank0_cpu_s_repeated = costs.sum(*own)
+    costs.rank_cpu_s = costs.sum("a rank: plan sent", "a rank: plan received", "a rank: metadata received")
+    sizes = [len(each) for part in (sent, returned, results) for each in part]
+    costs.rank0_bytes_repeated = sum(sizes) + costs.ranks * len(address)
+    return data
+
+
+def _restore(costs: Costs, data: bytes) -> None:
+    """Play a restore on the same ranks."""
+    with costs.step("a rank: .metadata read"):
+        metadata = load_metadata(data, subject=".metadata")
+        sizes = {f"__{rank}_0.distcp": 1 << 40 for rank in range(costs.ranks)}
+        check_complete(metadata, sizes, subject="the checkpoint")
+    with costs.step("a rank: own reads"):
+        reads = _reads(0, metadata)
+    sent = [pickle.dumps(reads)]
+    sent += [pickle.dumps(_reads(rank, metadata)) for rank in range(1, costs.ranks)]
+    with costs.step("rank 0: reads shared"):
+        plans = _received(sent)
+        plan_shares(plans, lambda _: 0)
+    costs.restore_rank_cpu_s = costs.sum("a rank: .metadata read", "a rank: own reads")
+    costs.restore_rank_bytes = len(data) + len(sent[0])
+    store = CountingStore(MemoryStore())
+    lines = [File(f"__{rank}_0.distcp", 1, 0, b"") for rank in range(costs.ranks)]
+    for line in lines:
+        store.put(f"{FOLDER}/{line.name}", b"x")
+    store.requests.clear()
+    check_sizes(store, FOLDER, lines)
+    costs.size_checks = store.requests.total()
+
+
+def _received(sent: list[bytes]) -> list[Any]:
+    with collection_paused():  # as the writer does
+        return list(map(pickle.loads, sent))
+
+
+def _chunk(rank: int) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(torch.Size((rank * ROWS, 0)), torch.Size((ROWS, COLUMNS)))
+
+
+def _local_plan(rank: int, costs: Costs) -> SavePlan:
+    names = [f"model.layers.{number}.weight" for number in range(costs.tensors)]
+    size, chunk = torch.Size((costs.ranks * ROWS, COLUMNS)), _chunk(rank)
+    items = [
+        WriteItem(
+            MetadataIndex(name, chunk.offsets),
+            WriteItemType.SHARD,
+            tensor_data=TensorWriteData(chunk, PROPERTIES, size),
+        )
+        for name in names
+    ]
+    holdings = (Holding(Kind.SHARD, divisible=True, mesh=1),) * len(items)
+    mapping = {name: tuple(name.split(".")) for name in names}
+    return DescribedPlan(items, planner_data=mapping, holdings=holdings)
+
+
+def _results(rank: int, plan: SavePlan) -> list[WriteResult]:
+    name, length = f"__{rank}_0.distcp", ROWS * COLUMNS * 2 + 1600
+    return [
+        WriteResult(item.index, length, _StorageInfo(name, number * length, length))
+        for number, item in enumerate(plan.items)
+    ] + [WriteResult(MetadataIndex(name), length, File(name, length * len(plan.items), 0, bytes(4)))]
+
+
+def _reads(rank: int, metadata: Metadata) -> list[Any]:
+    found: list[Any] = []
+    for name, stored in metadata.state_dict_metadata.items():
+        found += create_read_items_for_chunk_list(name, stored, [_chunk(rank)])
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)
