@@ -1,0 +1,92 @@
+"""Ray Train: ``ray.train.report`` commits a snapshot of the folder, and Ray keeps a reference to it.
+
+Ray names, counts and deletes the checkpoints that it knows. What it gets to know is a small file with the snapshot's
+address, so that the snapshots themselves are left to the run's retention.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray.train
+
+from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.training.file_snapshots import FileSnapshots
+from checkpoint_sidecar.training.restoring import Restored
+
+REFERENCE = "snapshot.json"
+"""The only file of a checkpoint as Ray knows it: ``{"snapshot": "<url>@<step>"}``."""
+
+
+class RaySnapshots:
+    """The folder of one worker of a Ray trainer, saved with ``ray.train.report``.
+
+    >>> with RaySnapshots("/tmp/checkpoint", "s3://training/llama-7b") as snapshots:
+    ...     step = snapshots.restore()
+    ...     ...
+    ...     ray.train.report(metrics, checkpoint=snapshots.checkpoint, checkpoint_upload_fn=snapshots.upload(step))
+
+    Collective: every worker creates it in its training function, and reports at the same steps with this checkpoint,
+    also a worker that wrote no file. Needs the process group of ``TorchTrainer``.
+
+    Args:
+        folder: Where the training function writes, on the worker's machine. Workers may share it.
+        url: Location of the run; see ``FileSnapshots``.
+        options: As in ``FileSnapshots``.
+    """
+
+    def __init__(self, folder: str | Path, url: str | StoreSettings, **options: Any) -> None:
+        self._url = url.url if isinstance(url, StoreSettings) else url
+        self._folder = Path(folder)
+        self._snapshots = FileSnapshots(folder, url, **options)
+
+    @property
+    def checkpoint(self) -> Any:
+        """The ``ray.train.Checkpoint`` of the folder."""
+        return ray.train.Checkpoint.from_directory(str(self._folder))
+
+    def restore(self) -> Restored | None:
+        """Fill the folder with the snapshot that the run's log decides on. Returns None for a fresh start.
+
+        Use it instead of ``ray.train.get_checkpoint``, also after Ray has replaced a worker.
+        """
+        return self._snapshots.restore()
+
+    def upload(self, step: int, metrics: dict[str, Any] | None = None) -> Callable[[Any, str], Any]:
+        """Return the ``checkpoint_upload_fn`` of a step, for ``ray.train.report`` in the mode ``SYNC``.
+
+        It returns when the snapshot is committed. A step that is saved already is not saved again.
+
+        Args:
+            metrics: Numbers by name, stored with the snapshot. Only those of rank 0 are used.
+        """
+
+        def save(checkpoint: Any, name: str) -> Any:
+            if Path(checkpoint.path) != self._folder:
+                cause = f"the snapshots of this run are of {self._folder}"
+                raise ConfigurationError("save", checkpoint.path, cause, "Report RaySnapshots.checkpoint.")
+            self._snapshots.save(step, metrics, wait=True)
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / REFERENCE).write_text(json.dumps({"snapshot": f"{self._url}@{step}"}))
+                storage = ray.train.get_context().get_storage()
+                return storage.persist_current_checkpoint(ray.train.Checkpoint.from_directory(folder), name)
+
+        return save
+
+    def close(self) -> None:
+        """Release all resources. Idempotent."""
+        self._snapshots.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._snapshots.__exit__(kind, error, traceback)
