@@ -1,9 +1,9 @@
 """Restores a folder: everything is written beside it first, and takes its place only when it is complete.
 
-The new files are written into the work folder, flushed to the disk, and then moved into place by renames. What was in
-the folder before is removed if the latest snapshot of this folder has it, and is otherwise set aside in the work
-folder: it may be half written, and would mislead a trainer. No link is followed. A process that is killed in between
-leaves the next start to begin again.
+The new files are written into the work folder, and then moved into place by renames. What was in the folder before is
+removed if the latest snapshot of this folder has it, and is otherwise set aside in the work folder: it may be half
+written, and would mislead a trainer. No link is followed. A process that is killed in between leaves the next start to
+begin again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 SET_ASIDE = "set-aside"
 _RESERVE_BYTES = 16 * 1024 * 1024
+_FLUSHED_BYTES = 1024 * 1024
+"""Size from which a file is flushed, which reports errors of the disk. For thousands of small ones it takes too long.
+After a crash of the node, the next start restores everything again."""
 _ENLARGE = "Enlarge the volume, or remove what is not needed from it."
 
 
@@ -155,7 +158,7 @@ class FileSink:
         self._lock = threading.Lock()
 
     def accept(self, offset: int, data: memoryview) -> None:
-        """Write verified bytes; the last ones complete the file and flush it to the disk."""
+        """Write verified bytes; the last ones complete the file, and flush a large one to the disk."""
         try:
             with self._lock:
                 if self._descriptor < 0:
@@ -171,8 +174,12 @@ class FileSink:
                 complete = not self._left
             if complete:
                 os.fchmod(descriptor, self._entry.mode | stat.S_IRUSR | stat.S_IWUSR)
-                os.fsync(descriptor)
-                self.close()
+                if self._entry.size >= _FLUSHED_BYTES:
+                    os.fsync(descriptor)
+                with self._lock:
+                    self._descriptor = -1
+                # On network filesystems, a full disk may show only here.
+                os.close(descriptor)
         except OSError as error:
             raise unwritable(self._root, error) from error
 
