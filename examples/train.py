@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from checkpoint_sidecar import Checkpointer
+from checkpoint_sidecar import Checkpointer, SavePolicy
 
 VOCABULARY, WIDTH, LENGTH, BATCH = 256, 64, 32, 8
 
@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--every", type=int, help="steps between snapshots, until the operator has a policy")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds to sleep after each step, to watch it run")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -75,7 +76,8 @@ def main() -> None:
     model = build_model(arguments.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
-    with Checkpointer.from_env({"model": model, "optimizer": optimizer}) as checkpointer:
+    save = SavePolicy(every_steps=arguments.every)
+    with Checkpointer.from_env({"model": model, "optimizer": optimizer}, save=save) as checkpointer:
         for step in checkpointer.steps(arguments.steps):
             tokens = batch_of(step, rank)
             loss = nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
