@@ -36,8 +36,9 @@ def main(pods: Annotated[int, typer.Option(help="Of each kind.")] = 7) -> None:
         installation.install(cluster, folder, node=cluster.node_names[1], image=image.build())
         store = cluster.object_store
         run = manifests.checkpoint("run", f"s3://{store.bucket()}/run", store)
-        run["metadata"]["namespace"] = NAMESPACE
-        cluster.kubectl("apply", "-f", "-", stdin=manifests.to_stdin(manifests.namespace(NAMESPACE), run))
+        cluster.kubectl("apply", "-f", "-", stdin=manifests.to_stdin(manifests.namespace(NAMESPACE)))
+        needed = manifests.to_stdin(manifests.secret(store), run)
+        cluster.kubectl(f"--namespace={NAMESPACE}", "apply", "-f", "-", stdin=needed)
         (folder / "bare").mkdir()
         folder.chmod(0o755)
         pythons = {"own": "", "injected": str(library_image.bare_python(folder / "bare"))}
