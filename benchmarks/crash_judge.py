@@ -56,7 +56,11 @@ VERDICTS = ("PASS", "HARD_FAIL", "SILENT_DIVERGENCE", "LOST_WORK", "CONTROL_FAIL
 
 
 def judge_ours(name: str, ranks: int, python: str, work: Path, points: int) -> Counter[str]:
-    """Return how many runs got each verdict, the one without a kill included."""
+    """Return how many kills got each verdict.
+
+    The judge tears a file when it is closed. Ours has its name by then, or none any more, so that nothing is torn:
+    instead each kill is repeated with the loss of all that was not synced to the disk.
+    """
     script, *options = OURS[name]
     options = [option.replace("{strategy}", "single" if ranks == 1 else "ddp") for option in options]
     environment = ["CHECKPOINT_URL=file://{out}", "CHECKPOINT_RUN=local/local/judge", "OMP_NUM_THREADS=1"]
@@ -66,7 +70,14 @@ def judge_ours(name: str, ranks: int, python: str, work: Path, points: int) -> C
         environment += ALONE
     command = ["env", *environment, python, str(REPOSITORY / "examples" / script), *options]
     result = shlex.join([python, __file__, "--digest", "{out}"])
-    judged = [f"--ranks={ranks}", f"--max-points={points}", "--timeout=240", "--step-regex", r"restored step (\d+)"]
+    judged = [
+        f"--ranks={ranks}",
+        f"--max-points={points}",
+        "--modes=before,unsynced",
+        "--timeout=240",
+        "--step-regex",
+        r"restored step (\d+)",
+    ]
     return _judged(["run", *judged, "--result-cmd", result, f"--work={work}", "--", *command], python, work)
 
 
@@ -78,7 +89,9 @@ def _judged(arguments: list[str], python: str, work: Path) -> Counter[str]:
     # The judge starts its own targets by sys.executable.
     program = f"import sys; sys.executable = {python!r}; from ckpt_chaos.cli import main; sys.exit(main({arguments!r}))"
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=REPOSITORY)
-    verdicts = [row.verdict for row in _rows(work)]
+    rows = _rows(work)
+    verdicts = [row.verdict for row in rows if row.crashed]
+    verdicts += ["CONTROL_FAIL" for row in rows if row.verdict == "CONTROL_FAIL"]
     if not verdicts:
         raise SystemExit(f"judge {work}: no verdict.\n{done.stdout}\n{done.stderr}")
     print(done.stdout, flush=True)
@@ -122,7 +135,7 @@ def table(judged: dict[str, dict[str, int]]) -> str:
         total = sum(counts.values())
         cells = [counts.get("PASS", 0), counts.get("HARD_FAIL", 0) + counts.get("CONTROL_FAIL", 0)]
         cells += [counts.get("SILENT_DIVERGENCE", 0), counts.get("LOST_WORK", 0)]
-        lines.append(f"| {name} | {total - 1} | {' | '.join(map(str, cells))} |")
+        lines.append(f"| {name} | {total} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

@@ -33,4 +33,4 @@ def test_a_kill_at_a_file_event_costs_nothing(tmp_path: Path, example: str, rank
     assert done.returncode == 0, done.stdout + done.stderr
     ((_, verdicts),) = json.loads(output.read_text()).items()
     assert set(verdicts) == {"PASS"}, done.stdout
-    assert verdicts["PASS"] >= min(POINTS, 4) + 1
+    assert verdicts["PASS"] >= 4, "each of them was a kill"
