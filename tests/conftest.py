@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -57,6 +57,12 @@ ON_REQUEST = ("evictions", "frameworks", "release", "workloads")
 """Markers of tests that take minutes and run only when the marker is asked for: `pytest -m release`."""
 WHOLE_FOLDERS = ("frameworks", "workloads")
 """Folders whose tests all have the marker of that name."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out folders whose tests import what only they need installed."""
+    unasked = collection_path.name in WHOLE_FOLDERS and collection_path.parent == Path(__file__).parent
+    return True if unasked and collection_path.name not in config.getoption("markexpr") else None
 
 
 @pytest.hookimpl(tryfirst=True)

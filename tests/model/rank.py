@@ -226,10 +226,15 @@ class Contents:
 class Writer:
     """``SnapshotWriter`` as far as ``saving`` and ``save`` below use it."""
 
+    pauses_collection = False
+
     def __init__(self, store: Any, target: Any, **_: Any) -> None:
         self.store = store
         self.target = target
         self.written: list[str] = []
+
+    def ended(self) -> None:
+        """Do nothing: no collector was paused."""
 
     def discard(self, failure: BaseException) -> None:
         if never_reached_commit(failure):

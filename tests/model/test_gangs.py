@@ -259,7 +259,9 @@ MUTANTS = (
         "self._agreement.vote(Vote(step, saving=self._saves.running, stop=self._watch.stop()))",
         "Agreed.decode(Vote(step, saving=self._saves.running, stop=self._watch.stop()).encode())",
     ),
-    Mutant(5, "what is uploaded is not a copy", 1, BackgroundSave.stage, "return self._copy(state)", "return state"),
+    Mutant(
+        5, "what is uploaded is not a copy", 1, BackgroundSave.stage, "staged = self._copy(state)", "staged = state"
+    ),
 )
 
 

@@ -135,6 +135,7 @@ class BackgroundSave:
         """
         progress = TransferMeter()
         writer = SnapshotWriter(self._store, target, progress=progress, settings=self._settings)
+        writer.pauses_collection = True
         planner = BalancedSavePlanner(buffers=self._buffers, history=self._compared)
         prepared = _Save(staged, step, target, began, writer, planner, progress, self._agreement, self._transfers)
         if self._folder is not None and self._files is not None:

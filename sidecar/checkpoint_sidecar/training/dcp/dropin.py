@@ -111,7 +111,6 @@ class CheckpointWriter(_OpenedByPath, SnapshotWriter, BlockingAsyncStager):
     """
 
     default_trust: ClassVar[Trust] = "safe"
-    pauses_collection = False  # what DCP does after a failed save is not seen here, so the pause might not end
 
     def __init__(
         self,

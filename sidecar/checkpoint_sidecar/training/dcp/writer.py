@@ -81,7 +81,7 @@ class SnapshotWriter(StorageWriter):
         manifest: On the coordinator, once it is stored.
     """
 
-    pauses_collection = True
+    pauses_collection = False
 
     def __init__(
         self,
