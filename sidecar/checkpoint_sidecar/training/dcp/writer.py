@@ -65,9 +65,6 @@ class SnapshotWriter(StorageWriter):
     After DCP raised, call ``discard`` on every rank: only that exception tells a rank that another one failed. However
     the save ended, call ``ended``, if ``pauses_collection`` is set.
 
-    Attributes:
-        pauses_collection: Pause the garbage collector while DCP sends plans and results between ranks.
-
     Args:
         store: Opened at the run's root.
         target: Admits and commits the save; needed on the coordinator rank only.
@@ -76,6 +73,7 @@ class SnapshotWriter(StorageWriter):
         trust: The trust of later loads. Under ``safe``, tensors that could not be loaded are refused, objects reported.
 
     Attributes:
+        pauses_collection: Pause the garbage collector while DCP sends plans and results between ranks.
         folder_share: What this rank stores of a trainer's folder besides; set it before the save.
         saved_in: The save's folder, after this rank has uploaded.
         manifest: On the coordinator, once it is stored.
