@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import cProfile
 import importlib
 import json
+import pstats
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-LEAST_SECONDS = 0.003
-"""Steps that take less are mostly noise."""
-LIMIT = 8
-"""For four times the ranks: between 4, which is linear, and 16, which is quadratic, because CPU seconds vary."""
+TENSORS = 10
+FEW, MANY = 16, 64
+LIMIT = 5
+"""For four times the ranks; the square would be sixteen."""
 
 
 @pytest.fixture
@@ -21,18 +23,23 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("ranks")
 
 
-def test_no_step_grows_faster_than_the_ranks(ranks: Any) -> None:
-    few, many = ([ranks.measure(number, 60) for _ in range(2)] for number in (16, 64))
-    for step in few[0].steps:
-        least = min(costs.steps[step] for costs in few)
-        if least >= LEAST_SECONDS:
-            assert min(costs.steps[step] for costs in many) <= LIMIT * least, step
-    assert many[0].size_checks == few[0].size_checks == 1
+def calls(ranks: Any, number: int) -> tuple[int, Any]:
+    """Count the calls of our functions in a save and a restore, which no other load on the machine changes.
+
+    Torch's own validation compares all pairs of chunks where a tensor's longest side is not the one that is cut.
+    """
+    with cProfile.Profile() as profile:
+        costs = ranks.measure(number, TENSORS)
+    functions = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
+    return sum(called for (file, _, _), (_, called, *_) in functions if "checkpoint_sidecar" in file), costs
 
 
-def test_what_travels_to_each_rank_at_the_end_of_a_save_does_not_grow(ranks: Any) -> None:
-    few, many = (ranks.measure(number, 10).steps["a rank: metadata received"] for number in (2, 16))
-    assert many < few + LEAST_SECONDS
+def test_work_and_bytes_grow_with_the_ranks_and_no_faster(ranks: Any) -> None:
+    ranks.measure(FEW, TENSORS)  # what is done once is done
+    (few, before), (many, after) = calls(ranks, FEW), calls(ranks, MANY)
+    assert many <= LIMIT * few
+    assert after.rank0_bytes_repeated <= LIMIT * before.rank0_bytes_repeated
+    assert after.size_checks == before.size_checks == 1
 
 
 def test_the_figures_are_written(ranks: Any, tmp_path: Path) -> None:
