@@ -150,10 +150,11 @@ class Webhooks:
         self.service.ports.append(replica.port)
 
     def stop(self) -> None:
-        self.service.close()
+        # First, or the forwarder turns the connections that it gives up to the next replica, which keeps them open.
         for replica in self.replicas:
             replica.process.kill()
             replica.process.wait()
+        self.service.close()
 
     def configuration(self, kind: str = "mutating") -> Body:
         """The webhook in the configuration."""
