@@ -213,7 +213,7 @@ class Kube:
     async def write_secret_data(
         self, namespace: str, name: str, version: str, values: Mapping[str, bytes | None]
     ) -> bool:
-        """Write these values of a Secret (None removes one); False when it is no longer of this version."""
+        """Write these values of a Secret; None removes one. Returns False if it has changed since this version."""
         data = {key: None if value is None else base64.b64encode(value).decode() for key, value in values.items()}
         call = self._core.patch_namespaced_secret(
             name,
@@ -239,7 +239,7 @@ class Kube:
         }
 
     async def write_ca_bundles(self, kind: WebhookKind, name: str, version: str, bundles: Mapping[str, str]) -> bool:
-        """Write CA bundles of webhooks; False when the configuration is no longer of this version."""
+        """Write CA bundles of webhooks. Returns False if the configuration has changed since this version."""
         write = {
             "mutatingwebhookconfiguration": self._admission.patch_mutating_webhook_configuration,
             "validatingwebhookconfiguration": self._admission.patch_validating_webhook_configuration,

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 class ReviewError(Exception):
-    """The body of a request is no review of a labelled pod. The message is for the caller."""
+    """The body of a request is not a review of a labelled pod. The message is for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
