@@ -160,10 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         "--watch-nodes", action="store_true", help="save when a node of the training is cordoned or about to go"
     )
     parser.add_argument("--allow-file-urls", action="store_true", help="allow file:// URLs (one-node clusters, tests)")
-    parser.add_argument(
-        "--log-format", choices=[each.value for each in LogFormat], default=LogFormat.TEXT.value, help="(default: text)"
-    )
-    parser.add_argument("--verbose", action="store_true", help="log debug messages too")
+    logs.add_options(parser)
     return parser
 
 

@@ -69,17 +69,7 @@ def test_a_labelled_pod_learns_its_identity(served: Namespace) -> None:
 
 
 def test_the_library_reads_what_is_injected(served: Namespace) -> None:
-    storage = {
-        "url": "s3://bucket/run",
-        "endpoint": "https://s3.internal:9000",
-        "region": "eu-west-1",
-        "addressingStyle": "Path",
-        "credentialsSecret": {"name": "keys"},
-        "serverSideEncryption": "aws:kms",
-        "kmsKeyId": "alias/training",
-        "requesterPays": True,
-        "tags": {"team": "a b", "cost": "x=1"},
-    }
+    storage = EVERYTHING | {"tags": {"team": "a b", "cost": "x=1"}}
     served.create(checkpoint(storage=storage))
     (container,) = served.admitted(pod())["containers"]
     downward = {environment.POD_NAME: "trainer", environment.POD_UID: "8a1"}

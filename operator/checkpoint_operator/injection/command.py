@@ -147,10 +147,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DURATION",
         help="how long to answer after SIGTERM (default: 5s)",
     )
-    made.add_argument(
-        "--log-format", choices=[each.value for each in LogFormat], default=LogFormat.TEXT.value, help="(default: text)"
-    )
-    made.add_argument("--verbose", action="store_true", help="log debug messages too")
+    logs.add_options(made)
     return made
 
 

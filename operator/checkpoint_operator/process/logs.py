@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from enum import StrEnum
@@ -34,6 +35,13 @@ class _Redacting(logging.Formatter):
             cleaned.exc_text = self._redactor.clean(self._inner.formatException(record.exc_info))
             cleaned.exc_info = None
         return self._inner.format(cleaned)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a command logs."""
+    formats = [each.value for each in LogFormat]
+    parser.add_argument("--log-format", choices=formats, default=LogFormat.TEXT.value, help="(default: text)")
+    parser.add_argument("--verbose", action="store_true", help="log debug messages too")
 
 
 def configure(log_format: LogFormat, *, redactor: Redactor, verbose: bool = False) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from checkpoint_sidecar.core.errors import StateCopyError
 from checkpoint_sidecar.core.folder_index import IndexEntry
 from checkpoint_sidecar.core.folder_plan import ListedEntry
+from checkpoint_sidecar.engine.files import Bytes
 from checkpoint_sidecar.engine.folders.tree import Fingerprint, TrainerFolder, remove, unreadable_folder, walk
 from checkpoint_sidecar.engine.meter import TransferMeter
 
@@ -160,11 +161,11 @@ class StagedReader:
     root: Path
     staged: StagedFolder
 
-    def segment(self, path: str) -> FileSegment | MemorySegment:
+    def segment(self, path: str) -> FileSegment | Bytes:
         """Return a file's contents, for an upload."""
         data = self.staged.copies.get(path)
         if data is not None:
-            return MemorySegment(data)
+            return Bytes(data)
         link = str(self.place / self.staged.links[path])
         return FileSegment(link, str(self.root / path), self.staged.fingerprints[path].size)
 
@@ -207,24 +208,6 @@ class StagedReader:
 
 
 _READ_BYTES = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class MemorySegment:
-    """A small file's copy."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    @property
-    def in_memory(self) -> bool:
-        return True
-
-    def view(self, start: int, stop: int) -> memoryview:
-        return memoryview(self.data)[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
