@@ -110,8 +110,18 @@ def save_untrained(make: Callable[[], Job], url: str) -> None:
         checkpointer.save(0)
 
 
-def differences(expected: Any, found: Any, path: str = "state") -> Iterator[str]:
-    """Where two values differ by a bit, a type or a key."""
+def differences(
+    expected: Any,
+    found: Any,
+    path: str = "state",
+    *,
+    same: Callable[[torch.Tensor, torch.Tensor], bool] | None = None,
+) -> Iterator[str]:
+    """Where two values differ by a bit, a type or a key.
+
+    Args:
+        same: Decides whether tensors of one dtype and shape are equal; by default their bits are.
+    """
     if isinstance(expected, torch.Tensor):
         if type(found) is not type(expected):
             yield f"{path}: a {type(found).__name__} instead of a {type(expected).__name__}"
@@ -119,7 +129,7 @@ def differences(expected: Any, found: Any, path: str = "state") -> Iterator[str]
             yield f"{path}: {found.dtype} {list(found.shape)} instead of {expected.dtype} {list(expected.shape)}"
         elif (layout := _layout(expected)) is not None and layout != _layout(found):
             yield f"{path}: strides {found.stride()} instead of {expected.stride()}"
-        elif not _same_bits(expected, found):
+        elif not (same or _same_bits)(expected, found):
             yield f"{path}: other values"
         return
     if type(found) is not type(expected):
@@ -129,18 +139,18 @@ def differences(expected: Any, found: Any, path: str = "state") -> Iterator[str]
             yield f"{path}: keys {list(found)} instead of {list(expected)}"
             return
         for key, value in expected.items():
-            yield from differences(value, found[key], f"{path}.{key}")
+            yield from differences(value, found[key], f"{path}.{key}", same=same)
     elif isinstance(expected, list | tuple | deque):
         if len(found) != len(expected):
             yield f"{path}: {len(found)} entries instead of {len(expected)}"
             return
         for index, value in enumerate(expected):
-            yield from differences(value, found[index], f"{path}.{index}")
+            yield from differences(value, found[index], f"{path}.{index}", same=same)
     elif isinstance(expected, float):
-        same = math.copysign(1, expected) == math.copysign(1, found) and (
+        equal = math.copysign(1, expected) == math.copysign(1, found) and (
             expected == found or (math.isnan(expected) and math.isnan(found))
         )
-        if not same:
+        if not equal:
             yield f"{path}: {found!r} instead of {expected!r}"
     elif hasattr(expected, "tobytes"):
         if (expected.dtype, expected.shape, expected.tobytes()) != (found.dtype, found.shape, found.tobytes()):

@@ -28,7 +28,8 @@ def test_a_run_of_an_earlier_version_continues(tmp_path: Path) -> None:
     found = seeded(make)
     restored = attempt(lambda: found, f"file://{tmp_path}/run", 2)
     restored.step(3)
-    assert not list(differences(expected.fingerprint(), restored.fingerprint()))
+    # Another processor wrote the first two steps, and its last bits may differ.
+    assert not list(differences(expected.fingerprint(), restored.fingerprint(), same=torch.allclose))
 
 
 def test_it_saves_and_restores_in_the_new_form(tmp_path: Path) -> None:
