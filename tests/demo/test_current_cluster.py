@@ -183,6 +183,7 @@ def found(files: Any, url: str) -> list[str]:
     return sorted(files.find(url))
 
 
+@pytest.mark.evictions
 def test_it_tells_the_whole_story_and_leaves_the_cluster_as_it_was(occupied: Cluster, tmp_path: Path) -> None:
     before = contents(occupied)
     with demo(occupied, tmp_path, "--yes") as process:
