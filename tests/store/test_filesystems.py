@@ -31,8 +31,9 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.store.access import AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_ACCOUNT_NAME, StoreSettings
 from checkpoint_sidecar.store.common.calls import Timeouts
 from checkpoint_sidecar.store.fsspec.adapter import FsspecStore
+from checkpoint_sidecar.store.fsspec.listings import forget
 from checkpoint_sidecar.store.fsspec.storage_options import settings_of
-from checkpoint_sidecar.store.fsspec.styles import style_of
+from checkpoint_sidecar.store.fsspec.styles import protocols_of, style_of
 from checkpoint_sidecar.store.local.adapter import LocalStore
 from checkpoint_sidecar.store.opening import open_store
 from emulators import filesystems
@@ -274,6 +275,25 @@ def test_how_a_filesystem_writes_is_decided_by_its_class() -> None:
         MemoryFileSystem: (False, True),
         Moves: (True, True),
     }
+
+
+def test_a_class_without_a_scheme_does_not_keep_listings_from_being_forgotten() -> None:
+    class WithoutScheme(AbstractFileSystem):  # type: ignore[misc]
+        protocol = None
+
+    forget("memory://bucket/run")
+    assert protocols_of(WithoutScheme) == ()
+
+
+def test_an_fsspec_that_would_replace_what_is_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pipe_file(self: object, path: str, value: bytes, **kwargs: object) -> None:
+        """As before fsspec 2024.12."""
+
+    monkeypatch.setattr(AbstractFileSystem, "pipe_file", pipe_file)
+    store = open_store(StoreSettings("/run", filesystem=MemoryFileSystem()))
+
+    with pytest.raises(NoConditionalWriteError, match="does not know pipe_file"):
+        probe(store)
 
 
 @pytest.mark.parametrize(

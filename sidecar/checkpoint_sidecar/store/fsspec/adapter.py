@@ -36,12 +36,15 @@ from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FO
 from checkpoint_sidecar.store.common.ranges import check_fits, truncated
 from checkpoint_sidecar.store.fsspec.described import described
 from checkpoint_sidecar.store.fsspec.faults import explain_filesystem
-from checkpoint_sidecar.store.fsspec.styles import style_of
+from checkpoint_sidecar.store.fsspec.styles import create_problem, style_of
 from checkpoint_sidecar.store.fsspec.upload import FsspecUpload
 
 USE_ANOTHER = (
     "Use a filesystem with an atomic exclusive create (docs/storage.md lists them), "
     "or an s3://, gs://, az:// or file:// URL without a filesystem."
+)
+USE_NEWER = (
+    "Install fsspec 2024.12 or later, and the filesystem's package of that age; s3://, gs:// and az:// need neither."
 )
 
 _READ_BYTES = 32 * 1024 * 1024
@@ -104,6 +107,8 @@ class FsspecStore:
             raise self._no_bucket(error) from None
 
     def put_if_absent(self, key: str, data: Buffer) -> None:
+        if problem := create_problem(self._style):
+            raise NoConditionalWriteError("create", f"{self.url}/{key}", problem, USE_NEWER)
         body = _bytes(data)
         try:
             self.calls.create("create", key, lambda fs: self._create(fs, key, body))

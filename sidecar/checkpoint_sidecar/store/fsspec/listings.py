@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from checkpoint_sidecar.store.fsspec.styles import protocols_of
+
 
 def forget(url: str) -> None:
     """Make every filesystem of this process list the store of a URL again.
@@ -18,8 +20,7 @@ def forget(url: str) -> None:
 
     scheme, _, path = url.partition("://")
     for kind in _all(AbstractFileSystem):
-        protocols = (kind.protocol,) if isinstance(kind.protocol, str) else kind.protocol
-        if scheme in protocols:
+        if scheme in protocols_of(kind):
             for system in list(vars(kind).get("_cache", {}).values()):
                 system.invalidate_cache(path)
                 for folder in [each for each in list(system.dircache) if f"{each}/".startswith(f"{path}/")]:

@@ -6,6 +6,7 @@ The probe then checks the decision with real requests (``conformance.probe``).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ def style_of(fs: Any) -> AccessStyle:
 
     kind = type(fs)
     for protocol, attribute, style in _KNOWN:
-        if protocol in _protocols(kind) and hasattr(fs, attribute):
+        if protocol in protocols_of(kind) and hasattr(fs, attribute):
             return style
     if isinstance(fs, AsyncFileSystem) and kind._pipe_file is not AsyncFileSystem._pipe_file:
         # Object stores: a write is one request, or shows when the last request is done.
@@ -62,8 +63,21 @@ def style_of(fs: Any) -> AccessStyle:
     return AccessStyle(_by_exclusive_open, _MOVE, staged_puts=moves, staged_uploads=True)
 
 
-def _protocols(kind: type[Any]) -> tuple[str, ...]:
-    return (kind.protocol,) if isinstance(kind.protocol, str) else tuple(kind.protocol)
+def create_problem(style: AccessStyle) -> str:
+    """Return why the installed fsspec cannot create as the style wants, or an empty string.
+
+    fsspec before 2024.12 ignores ``mode="create"``, and replaces what is there.
+    """
+    import fsspec
+
+    if style.create is not _by_mode or "mode" in inspect.signature(fsspec.AbstractFileSystem.pipe_file).parameters:
+        return ""
+    return f'fsspec {fsspec.__version__} does not know pipe_file(mode="create")'
+
+
+def protocols_of(kind: type[Any]) -> tuple[str, ...]:
+    """Return the schemes that a class of filesystems serves; a class that others are derived from may have none."""
+    return (kind.protocol,) if isinstance(kind.protocol, str) else tuple(kind.protocol or ())
 
 
 def _by_mode(fs: Any, path: str, data: bytes) -> None:
