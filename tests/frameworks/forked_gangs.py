@@ -7,14 +7,12 @@ import os
 import runpy
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from signal import Signals
 from typing import Any
-from unittest import mock
 
-from frameworks.gangs import Gang
+from frameworks import gangs
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -33,10 +31,14 @@ SERVER.set_forkserver_preload(
 class Forked:
     """A forked process with the methods of one that ``subprocess`` started."""
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], stdout: Any, stderr: int) -> None:
-        del stderr  # goes where stdout goes
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], stdout: Any, stderr: int, start_new_session: bool
+    ) -> None:
+        del stderr, start_new_session  # it goes where stdout goes, and there is always one
         self._process = SERVER.Process(target=_run, args=(list(command[2:]), dict(env), stdout.name))
         self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -47,32 +49,15 @@ class Forked:
         return self._process.exitcode
 
     def send_signal(self, number: Signals) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        self._process.kill()
+        os.kill(self.pid, number)
 
 
-@contextmanager
-def gang(script: Path, *arguments: object, folder: Path, ranks: int = 2, **environment: str) -> Iterator[Gang]:
-    with mock.patch("frameworks.gangs.subprocess.Popen", Forked):
-        started = Gang(script, *arguments, folder=folder, ranks=ranks, **environment)
-    try:
-        yield started
-    finally:
-        for process in started.processes:
-            process.kill()
-            process.wait()
-
-
-def trained(script: Path, *arguments: object, folder: Path, ranks: int = 2, **environment: str) -> str:
-    """What a start prints that nothing disturbs."""
-    with gang(script, *arguments, folder=folder, ranks=ranks, **environment) as started:
-        return started.finishes()
+gang = partial(gangs.gang, start=Forked)
+trained = partial(gangs.trained, start=Forked)
 
 
 def _run(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    os.setsid()
     os.environ.clear()  # what the server started with
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)

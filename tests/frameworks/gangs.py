@@ -23,9 +23,21 @@ SECONDS = 240
 
 
 class Gang:
-    """One process per rank, over gloo on loopback, which write into one file."""
+    """One process per rank, over gloo on loopback, which write into one file.
 
-    def __init__(self, script: Path, *arguments: object, folder: Path, ranks: int = 2, **environment: str) -> None:
+    Args:
+        start: Starts a process, as ``subprocess.Popen`` does.
+    """
+
+    def __init__(
+        self,
+        script: Path,
+        *arguments: object,
+        folder: Path,
+        ranks: int = 2,
+        start: Callable[..., Any] = subprocess.Popen,
+        **environment: str,
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -41,7 +53,7 @@ class Gang:
         }
         with self._output.open("w") as output:
             self.processes = [
-                subprocess.Popen(
+                start(
                     [sys.executable, "-u", str(script), *map(str, arguments)],
                     env=variables | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdout=output,
@@ -85,8 +97,8 @@ class Gang:
 
 
 @contextmanager
-def gang(script: Path, *arguments: object, folder: Path, ranks: int = 2, **environment: str) -> Iterator[Gang]:
-    started = Gang(script, *arguments, folder=folder, ranks=ranks, **environment)
+def gang(script: Path, *arguments: object, folder: Path, **options: Any) -> Iterator[Gang]:
+    started = Gang(script, *arguments, folder=folder, **options)
     try:
         yield started
     finally:
@@ -96,9 +108,9 @@ def gang(script: Path, *arguments: object, folder: Path, ranks: int = 2, **envir
             process.wait()
 
 
-def trained(script: Path, *arguments: object, folder: Path, ranks: int = 2, **environment: str) -> str:
+def trained(script: Path, *arguments: object, folder: Path, **options: Any) -> str:
     """What a start prints that nothing disturbs."""
-    with gang(script, *arguments, folder=folder, ranks=ranks, **environment) as started:
+    with gang(script, *arguments, folder=folder, **options) as started:
         return started.finishes()
 
 
