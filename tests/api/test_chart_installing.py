@@ -122,7 +122,7 @@ def test_without_a_cluster_id_pods_wait_for_the_claim(unserved: Namespace) -> No
     def claim(owner: str, reason: str) -> None:
         ready = {"type": "Ready", "status": "False", "reason": reason, "message": "", "lastTransitionTime": TIME}
         status = {"claimedBy": owner, "conditions": [ready]}
-        unserved.patch("ckpt", "run", {"status": status}, "--subresource=status")
+        unserved.patch("checkpoints", "run", {"status": status}, status=True)
 
     run = f"{unserved.name}/run"
     assert f'"run" with a claimed prefix in namespace "{unserved.name}" yet' in unserved.denied(pod())
@@ -180,7 +180,7 @@ def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(
         server.helm("upgrade", "ckpt", str(CHART), "--namespace=operators")
         new = server.kubectl("get", "crd", "checkpoints.checkpoint-operator.dev", "--output=jsonpath={.spec}")
         assert new != old
-        assert namespace.patch("ckpt", "run", {"spec": {"suspend": True}})["metadata"]["uid"] == uid
+        assert namespace.patch("checkpoints", "run", {"spec": {"suspend": True}})["metadata"]["uid"] == uid
         server.helm("uninstall", "ckpt", "--namespace=operators")
         assert json.loads(namespace.kubectl("get", "ckpt", "run", "--output=json"))["metadata"]["uid"] == uid
         # Under another name: the CRDs that were left are taken as they are.

@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint_sidecar.core.api import API_VERSION
 from localcluster.client import ApiServer, CommandError
-from support.admission import Body, Namespace, checkpoint, eventually
+from support.admission import Body, Namespace, RefusedError, checkpoint, eventually
 from support.webhooks import needs
 
 pytestmark = pytest.mark.api
@@ -40,8 +40,8 @@ def team(chart: ApiServer) -> Namespace:
 def refused(namespace: Namespace, who: str, name: str = "run", **spec: Any) -> str:
     """Why this user may not create such a Checkpoint, or an empty text."""
     try:
-        namespace.create(checkpoint(name, **spec), "--dry-run=server", f"--as={who}")
-    except CommandError as error:
+        namespace.create(checkpoint(name, **spec), dry_run=True, user=who)
+    except RefusedError as error:
         return str(error)
     return ""
 
@@ -49,8 +49,8 @@ def refused(namespace: Namespace, who: str, name: str = "run", **spec: Any) -> s
 def change_refused(namespace: Namespace, who: str, name: str, spec: Body) -> str:
     """Why this user may not change the Checkpoint so, or an empty text."""
     try:
-        namespace.patch("ckpt", name, {"spec": spec}, "--dry-run=server", f"--as={who}")
-    except CommandError as error:
+        namespace.patch("checkpoints", name, {"spec": spec}, dry_run=True, user=who)
+    except RefusedError as error:
         return str(error)
     return ""
 
@@ -112,7 +112,7 @@ def begun(team: Namespace) -> Iterator[str]:
     storage = {**STORAGE, "endpoint": "https://s3.internal", "credentialsSecret": {"name": "keys"}}
     team.create(checkpoint("begun", storage=storage, retention={"keepLast": 5, "maxAge": "720h"}))
     claim = {"status": {"claimedBy": f"cluster/{team.name}/begun"}}
-    team.patch("ckpt", "begun", claim, "--subresource=status")
+    team.patch("checkpoints", "begun", claim, status=True)
     yield "begun"
     team.kubectl("delete", "ckpt", "begun")
 
@@ -137,7 +137,7 @@ def test_a_run_that_has_begun_is_sent_elsewhere_only_with_the_verb(team: Namespa
 def test_before_anything_is_claimed_a_mistake_in_the_address_is_corrected_freely(team: Namespace) -> None:
     team.create(checkpoint("begins", storage={**STORAGE, "endpoint": "https://s3.intrenal"}))
     for claimed in ("", "cluster/other/begins"):
-        team.patch("ckpt", "begins", {"status": {"claimedBy": claimed}}, "--subresource=status")
+        team.patch("checkpoints", "begins", {"status": {"claimedBy": claimed}}, status=True)
         assert change_refused(team, "editor", "begins", {"storage": {"endpoint": "https://s3.internal"}}) == ""
     team.kubectl("delete", "ckpt", "begins")
 
@@ -205,7 +205,7 @@ def test_what_an_admin_set_an_editor_may_leave_there_and_take_back(team: Namespa
     assert change_refused(team, "editor", "kept", {**spec, "suspend": True}) == ""
     back: Body = {"storage": {"takeOverFrom": ""}, "restore": None, "deletionPolicy": "Retain"}
     assert change_refused(team, "editor", "kept", back) == ""
-    team.patch("ckpt", "kept", {"metadata": {"annotations": {CONFIRM: "kept"}}})
+    team.patch("checkpoints", "kept", {"metadata": {"annotations": {CONFIRM: "kept"}}})
     team.kubectl("delete", "ckpt", "kept")
 
 
@@ -218,19 +218,19 @@ def test_a_checkpoint_whose_data_goes_with_it_is_deleted_only_when_that_is_confi
     command = ("delete", "ckpt", "--all") if many else ("delete", "ckpt", "run")
     with pytest.raises(CommandError, match=r"kubectl annotate ckpt run checkpoint-operator\.dev/confirm-deletion=run"):
         namespace.kubectl(*command, "--wait=false")
-    namespace.patch("ckpt", "run", {"metadata": {"annotations": {CONFIRM: "another"}}})
+    namespace.patch("checkpoints", "run", {"metadata": {"annotations": {CONFIRM: "another"}}})
     with pytest.raises(CommandError, match="deletes its snapshots"):
         namespace.kubectl(*command, "--wait=false")
     assert namespace.kubectl("get", "ckpt", "--output=name").split() == ["checkpoint.checkpoint-operator.dev/run"]
-    namespace.patch("ckpt", "run", {"metadata": {"annotations": {CONFIRM: "run"}}})
+    namespace.patch("checkpoints", "run", {"metadata": {"annotations": {CONFIRM: "run"}}})
     namespace.kubectl(*command, "--wait=false")
 
 
 def test_the_operator_sets_finalizers_and_changes_no_spec(team: Namespace) -> None:
     team.create(checkpoint("reported"))
-    team.patch("ckpt", "reported", {"metadata": {"finalizers": ["example.com/theirs"]}})
+    team.patch("checkpoints", "reported", {"metadata": {"finalizers": ["example.com/theirs"]}})
     both = ["example.com/theirs", "checkpoint-operator.dev/purge"]
-    team.patch("ckpt", "reported", {"metadata": {"finalizers": both}}, f"--as={OPERATOR}")
+    team.patch("checkpoints", "reported", {"metadata": {"finalizers": both}}, user=OPERATOR)
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "8a5b1d5e-0000-0000-0000-000000000000"}
     for change in (
         {"spec": {"suspend": True}},
@@ -240,14 +240,14 @@ def test_the_operator_sets_finalizers_and_changes_no_spec(team: Namespace) -> No
         {"metadata": {"finalizers": both[1:]}},
         {"metadata": {"finalizers": [*both, "example.com/another"]}},
     ):
-        with pytest.raises(CommandError, match="may change only the status and the finalizer of a Checkpoint"):
-            team.patch("ckpt", "reported", change, f"--as={OPERATOR}")
+        with pytest.raises(RefusedError, match="may change only the status and the finalizer of a Checkpoint"):
+            team.patch("checkpoints", "reported", change, user=OPERATOR)
     through_status = {"metadata": {"annotations": {CONFIRM: "reported"}}, "status": {"snapshots": 1}}
-    stored = team.patch("ckpt", "reported", through_status, "--subresource=status")  # by any user
+    stored = team.patch("checkpoints", "reported", through_status, status=True)  # by any user
     assert stored["status"] == {"snapshots": 1}
     assert "annotations" not in stored["metadata"]
-    team.patch("ckpt", "reported", {"metadata": {"finalizers": both[:1]}}, f"--as={OPERATOR}")
-    team.patch("ckpt", "reported", {"metadata": {"finalizers": None}})
+    team.patch("checkpoints", "reported", {"metadata": {"finalizers": both[:1]}}, user=OPERATOR)
+    team.patch("checkpoints", "reported", {"metadata": {"finalizers": None}})
     team.kubectl("delete", "ckpt", "reported")
 
 

@@ -267,7 +267,7 @@ def test_an_annotation_that_names_no_container_is_denied(served: Namespace) -> N
 def test_unlabelled_pods_are_untouched(served: Namespace) -> None:
     served.create(checkpoint())
     served.admitted(pod())
-    (container,) = served.create(pod(None), "--dry-run=server")["spec"]["containers"]
+    (container,) = served.create(pod(None), dry_run=True)["spec"]["containers"]
     assert "env" not in container
 
 
@@ -283,7 +283,7 @@ def report(served: Namespace, **warm_start: object) -> None:
     """Write the status as the operator does."""
     generation = served.read("checkpoints", "run")["metadata"]["generation"]
     status = {"observedGeneration": generation, "warmStart": warm_start or None}
-    served.patch("ckpt", "run", {"status": status}, "--subresource=status")
+    served.patch("checkpoints", "run", {"status": status}, status=True)
 
 
 def test_a_run_that_begins_at_another_checkpoint_waits_until_the_snapshot_is_known(served: Namespace) -> None:
@@ -310,7 +310,7 @@ def test_a_run_that_begins_at_another_checkpoint_waits_until_the_snapshot_is_kno
     assert [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]] == [
         environment.START_FROM_CREDENTIALS_MOUNT
     ]
-    served.patch("ckpt", "run", {"spec": {"restore": {"startFrom": {"checkpoint": "base@latest"}}}})
+    served.patch("checkpoints", "run", {"spec": {"restore": {"startFrom": {"checkpoint": "base@latest"}}}})
     assert "spec.restore.startFrom" in served.denied(pod())
     report(served, **pending | {"state": "Used"})
     spec = served.admitted(pod())

@@ -55,7 +55,7 @@ def supplied(
             opened.enter_context(running(api, scratch, name=f"{release}-checkpoint-operator-webhook"))
         namespace.create(checkpoint())
         eventually(lambda: namespace.refusal(pod()), lambda refusal: refusal == "")
-        eventually(lambda: namespace.create(pod(), "--dry-run=server")["spec"], lambda spec: NAME in str(spec))
+        eventually(lambda: namespace.create(pod(), dry_run=True)["spec"], lambda spec: NAME in str(spec))
         yield namespace
 
 
@@ -144,7 +144,7 @@ def test_a_pod_stays_in_its_class_of_service(supplied: Namespace) -> None:
     most = {"cpu": "8", "memory": "16Gi"}
     body = pod(containers=[{"name": "main", "image": "i", "resources": {"requests": most, "limits": most}}])
     supplied.admitted(body)
-    assert supplied.create(body, "--dry-run=server")["status"]["qosClass"] == "Guaranteed"
+    assert supplied.create(body, dry_run=True)["status"]["qosClass"] == "Guaranteed"
 
 
 def test_a_restricted_namespace_admits_the_pods(supplied: Namespace) -> None:

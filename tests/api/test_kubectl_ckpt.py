@@ -57,7 +57,7 @@ def kubectl_ckpt(crds: ApiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def training(namespace: Namespace) -> Namespace:
     """A Checkpoint with two snapshots, as an operator reports them."""
     namespace.create(checkpoint(retention={"keepBest": [{"metric": "loss"}]}, save={"everySteps": 500, "every": "0s"}))
-    namespace.patch("ckpt", "run", {"status": STATUS}, "--subresource=status")
+    namespace.patch("checkpoints", "run", {"status": STATUS}, status=True)
     for identifier, step, attempt, reason in ((NEWEST, 1000, 7, "Restorable"), (OLDER, 900, 6, "Superseded")):
         path = f"step-{step}/000{attempt}-abcdefg2"
         body = snapshot(f"run-{identifier}", step=step, attempt=attempt, path=path)
@@ -71,7 +71,7 @@ def training(namespace: Namespace) -> Namespace:
             "metrics": {"loss": "0.5"},
             "retention": {"kept": True, "reasons": ["Newest", "KeepBest:loss"]},
         }
-        namespace.patch("ckptsnap", f"run-{identifier}", {"status": status}, "--subresource=status")
+        namespace.patch("checkpointsnapshots", f"run-{identifier}", {"status": status}, status=True)
     return namespace
 
 
@@ -166,7 +166,7 @@ def test_status_is_one_screen_with_progress_and_what_comes_next(kubectl_ckpt: Pr
 
 def test_a_condition_that_is_bad_makes_the_run_unhealthy(kubectl_ckpt: Program, training: Namespace) -> None:
     conditions = [condition("Ready", "AccessDenied", status="False", message="no right to write")]
-    training.patch("ckpt", "run", {"status": {"conditions": conditions}}, "--subresource=status")
+    training.patch("checkpoints", "run", {"status": {"conditions": conditions}}, status=True)
     record = within(training, kubectl_ckpt, "status", "run", "-o", "json").json
     assert record["health"] == "Broken"
     assert record["problems"] == ["Ready is False, AccessDenied: no right to write"]
@@ -174,7 +174,9 @@ def test_a_condition_that_is_bad_makes_the_run_unhealthy(kubectl_ckpt: Program, 
 
 @pytest.mark.parametrize(("verb", "disposition"), [("hold", "Hold"), ("retire", "Retire"), ("release", "Auto")])
 def test_a_disposition_is_written_once(kubectl_ckpt: Program, training: Namespace, verb: str, disposition: str) -> None:
-    training.patch("ckptsnap", f"run-{OLDER}", {"spec": {"disposition": "Hold" if verb == "release" else "Auto"}})
+    training.patch(
+        "checkpointsnapshots", f"run-{OLDER}", {"spec": {"disposition": "Hold" if verb == "release" else "Auto"}}
+    )
     yes = ("--yes",) if verb == "retire" else ()
     before = training.read("checkpointsnapshots", f"run-{OLDER}")["spec"]
     assert within(training, kubectl_ckpt, verb, "run@900", "--dry-run", "-o", "json").json["done"] is False
@@ -219,7 +221,7 @@ def test_save_waits_until_its_own_request_is_answered(kubectl_ckpt: Program, tra
             if request:
                 latest = {**STATUS["latest"], "step": 1007}  # type: ignore[dict-item]
                 status = {"lastSaveRequest": request, "latest": latest}
-                training.patch("ckpt", "run", {"status": status}, "--subresource=status")
+                training.patch("checkpoints", "run", {"status": status}, status=True)
                 return
             time.sleep(0.1)
 
@@ -351,7 +353,7 @@ def test_what_init_writes_is_admitted(
 def test_doctor_finds_a_run_in_order(kubectl_ckpt: Program, served: Namespace, tmp_path: Path) -> None:
     served.create(checkpoint())
     status = {**STATUS, "claimedBy": f"cluster/{served.name}/run"}
-    served.patch("ckpt", "run", {"status": status}, "--subresource=status")
+    served.patch("checkpoints", "run", {"status": status}, status=True)
     served.admitted(pod())
     report = within(served, kubectl_ckpt, "doctor", "run", "-o", "json")
     found = {each["check"]: each["result"] for each in json.loads(report.output)["items"]}

@@ -14,8 +14,7 @@ from checkpoint_sidecar.core.api_sources import WarmStartStatus
 from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import check_url
-from localcluster.client import CommandError
-from support.admission import Namespace, checkpoint, snapshot
+from support.admission import Namespace, RefusedError, checkpoint, snapshot
 
 pytestmark = pytest.mark.api
 
@@ -310,9 +309,11 @@ def test_retention_is_absent_unless_given_and_then_has_its_defaults(namespace: N
 
 def test_the_url_cannot_change_but_the_way_to_it_can(namespace: Namespace) -> None:
     namespace.create(checkpoint())
-    assert "url is immutable" in namespace.patch_refusal("ckpt", "run", {"storage": {"url": "s3://bucket/other"}})
-    assert "url: Required value" in namespace.patch_refusal("ckpt", "run", {"storage": {"url": None}})
-    assert namespace.patch_refusal("ckpt", "run", {"storage": {"endpoint": "https://s3.internal"}}) == ""
+    assert "url is immutable" in namespace.patch_refusal(
+        "checkpoints", "run", {"storage": {"url": "s3://bucket/other"}}
+    )
+    assert "url: Required value" in namespace.patch_refusal("checkpoints", "run", {"storage": {"url": None}})
+    assert namespace.patch_refusal("checkpoints", "run", {"storage": {"endpoint": "https://s3.internal"}}) == ""
 
 
 def test_a_rollback_request_keeps_its_target(namespace: Namespace) -> None:
@@ -320,7 +321,7 @@ def test_a_rollback_request_keeps_its_target(namespace: Namespace) -> None:
 
     def move(request: str) -> str:
         rollback = {"request": request, "snapshot": "500-7-abcdefg3"}
-        return namespace.patch_refusal("ckpt", "run", {"restore": {"rollback": rollback}})
+        return namespace.patch_refusal("checkpoints", "run", {"restore": {"rollback": rollback}})
 
     assert "set a new rollback.request for another target" in move("1")
     assert move("2") == ""
@@ -340,14 +341,14 @@ def test_a_rollback_request_keeps_its_target(namespace: Namespace) -> None:
 def test_a_snapshot_never_changes(namespace: Namespace, change: dict[str, Any]) -> None:
     (field,) = change
     namespace.create(snapshot())
-    assert f"{field} is immutable" in namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", change)
-    assert "Required value" in namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", {field: None})
+    assert f"{field} is immutable" in namespace.patch_refusal("checkpointsnapshots", "run-1000-7-abcdefg2", change)
+    assert "Required value" in namespace.patch_refusal("checkpointsnapshots", "run-1000-7-abcdefg2", {field: None})
 
 
 def test_only_the_disposition_of_a_snapshot_changes(namespace: Namespace) -> None:
     assert namespace.create(snapshot())["spec"]["disposition"] == "Auto"
-    assert namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", {"disposition": "Hold"}) == ""
-    refusal = namespace.patch_refusal("ckptsnap", "run-1000-7-abcdefg2", {"disposition": "Delete"})
+    assert namespace.patch_refusal("checkpointsnapshots", "run-1000-7-abcdefg2", {"disposition": "Hold"}) == ""
+    refusal = namespace.patch_refusal("checkpointsnapshots", "run-1000-7-abcdefg2", {"disposition": "Delete"})
     assert 'supported values: "Auto", "Hold", "Retire"' in refusal
 
 
@@ -407,19 +408,19 @@ SNAPSHOT_STATUS = api.CheckpointSnapshotStatus(
 
 @pytest.mark.parametrize(
     ("kind", "name", "status"),
-    [("ckpt", "run", CHECKPOINT_STATUS), ("ckptsnap", "run-1000-7-abcdefg2", SNAPSHOT_STATUS)],
+    [("checkpoints", "run", CHECKPOINT_STATUS), ("checkpointsnapshots", "run-1000-7-abcdefg2", SNAPSHOT_STATUS)],
     ids=["Checkpoint", "CheckpointSnapshot"],
 )
 def test_a_full_status_is_stored_whole(namespace: Namespace, kind: str, name: str, status: msgspec.Struct) -> None:
     namespace.create(checkpoint())
     namespace.create(snapshot())
-    stored = namespace.patch(kind, name, {"status": msgspec.to_builtins(status)}, "--subresource=status")
+    stored = namespace.patch(kind, name, {"status": msgspec.to_builtins(status)}, status=True)
     assert msgspec.convert(stored["status"], type(status)) == status
 
 
 def test_status_is_a_subresource(namespace: Namespace) -> None:
     namespace.create(checkpoint())
-    patched = namespace.patch("ckpt", "run", {"status": {"snapshots": 5}})
+    patched = namespace.patch("checkpoints", "run", {"status": {"snapshots": 5}})
     assert "status" not in patched
 
 
@@ -427,14 +428,14 @@ def test_an_empty_status_is_admitted(namespace: Namespace) -> None:
     namespace.create(checkpoint())
     empty = msgspec.to_builtins(api.CheckpointStatus())
     assert empty == {}
-    namespace.patch("ckpt", "run", {"status": empty}, "--subresource=status")
+    namespace.patch("checkpoints", "run", {"status": empty}, status=True)
 
 
 def test_a_metric_is_a_decimal_string(namespace: Namespace) -> None:
     namespace.create(snapshot())
-    with pytest.raises(CommandError, match="must be of type string"):
+    with pytest.raises(RefusedError, match="must be of type string"):
         namespace.patch(
-            "ckptsnap", "run-1000-7-abcdefg2", {"status": {"metrics": {"loss": 0.5}}}, "--subresource=status"
+            "checkpointsnapshots", "run-1000-7-abcdefg2", {"status": {"metrics": {"loss": 0.5}}}, status=True
         )
 
 
@@ -444,7 +445,7 @@ def headers(namespace: Namespace, kind: str, *flags: str) -> list[str]:
 
 def test_columns_tell_the_state_of_a_run(namespace: Namespace) -> None:
     namespace.create(checkpoint())
-    namespace.patch("ckpt", "run", {"status": msgspec.to_builtins(CHECKPOINT_STATUS)}, "--subresource=status")
+    namespace.patch("checkpoints", "run", {"status": msgspec.to_builtins(CHECKPOINT_STATUS)}, status=True)
     short = ["NAME", "STEP", "LATEST", "SNAPSHOTS", "SIZE", "ATTEMPT", "READY", "AGE"]
     assert headers(namespace, "ckpt") == short
     assert headers(namespace, "ckpt", "--output=wide") == [*short, "URL", "RESTORED-FROM", "QUARANTINED"]
@@ -480,5 +481,5 @@ def test_one_word_lists_both_kinds(namespace: Namespace) -> None:
 
 def test_kubectl_waits_for_ready(namespace: Namespace) -> None:
     namespace.create(checkpoint())
-    namespace.patch("ckpt", "run", {"status": msgspec.to_builtins(CHECKPOINT_STATUS)}, "--subresource=status")
+    namespace.patch("checkpoints", "run", {"status": msgspec.to_builtins(CHECKPOINT_STATUS)}, status=True)
     assert "condition met" in namespace.kubectl("wait", "--for=condition=Ready", "ckpt/run", "--timeout=5s")

@@ -76,7 +76,7 @@ def test_it_recovers_and_misses_nothing_when_requests_are_answered_by(
     api.add(*(ApiFault(*fault, times=3) for fault in faults))
     api.cut_watches()
     snapshot = trainer.commit(100)
-    namespace.patch("ckpt", "run", {"spec": {"save": {"everySteps": 20}}})
+    namespace.patch("checkpoints", "run", {"spec": {"save": {"everySteps": 20}}})
     new, _ = create(namespace, tmp_path / "bucket", "new")
     new.becomes("Ready", "True", "Configured", within=WITHIN)
     old.eventually(lambda it: it.status["observedGeneration"] == 2, within=WITHIN)
@@ -97,7 +97,7 @@ def test_watches_that_fall_silent_delay_the_work_and_fail_the_liveness_probe(
     run.becomes("Ready", "True", "Configured", within=WITHIN)
     assert probed(probes) == 200
     api.silent.set()
-    namespace.patch("ckpt", "run", {"spec": {"save": {"everySteps": 20}}})
+    namespace.patch("checkpoints", "run", {"spec": {"save": {"everySteps": 20}}})
     run.eventually(lambda it: it.status["observedGeneration"] == 2, within=WITHIN)
     assert trainer.run.policy.save.every_steps == 20
     _until_noticed(namespace, probes)
@@ -116,7 +116,7 @@ def _until_noticed(namespace: Namespace, probes: str) -> None:
             if probed(probes) == 500:
                 return
             time.sleep(0.5)
-        namespace.patch("ckpt", "run", {"spec": {"save": {"everySteps": every_steps}}})
+        namespace.patch("checkpoints", "run", {"spec": {"save": {"everySteps": every_steps}}})
     pytest.fail("the liveness probe never failed")
 
 

@@ -68,7 +68,7 @@ def test_after_the_loss_of_all_objects_the_same_checkpoint_continues_and_its_sna
     held = trainer.commit(100)
     trainer.commit(200)
     run.eventually(lambda it: set(mirrors(it)) == {"100", "200"}, within=TIMEOUT_SECONDS)
-    namespace.patch("ckptsnap", f"run-{held.id}", {"spec": {"disposition": "Hold"}})
+    namespace.patch("checkpointsnapshots", f"run-{held.id}", {"spec": {"disposition": "Hold"}})
     run.eventually(lambda _: trainer.run.snapshots[held.id].disposition == "Hold")
     first.stop()
     namespace.kubectl("delete", "ckpt,ckptsnap", "--all", "--wait=true")
@@ -94,7 +94,7 @@ def test_after_the_loss_of_the_cluster_the_run_is_taken_over_with_all_its_snapsh
     run = create(namespace, storage)
     run.becomes("Ready", "False", "PrefixClaimed", within=TIMEOUT_SECONDS)
     assert (run.status["claimedBy"], run.snapshots()) == (str(lost), {})
-    namespace.patch("ckpt", "run", {"spec": {"storage": {"takeOverFrom": str(lost)}}})
+    namespace.patch("checkpoints", "run", {"spec": {"storage": {"takeOverFrom": str(lost)}}})
     run.becomes("Ready", "True", "Configured")
     run.eventually(lambda it: mirrors(it) == {"100": "Auto", "200": "Auto"})
     assert trainer.run.owner == Owner(namespace.api.uid, namespace.name, "run")
@@ -115,7 +115,7 @@ def test_a_rollback_acts_exactly_once_is_echoed_and_may_stay_in_the_spec(
     saved = {step: trainer.commit(step, metrics={"loss": loss}).id for step, loss in losses.items()}
     run.eventually(lambda it: it.status.get("best", {}).get("snapshot") == saved[200])
 
-    namespace.patch("ckpt", "run", {"spec": {"restore": {"rollback": {"request": "to-the-best", "to": "Best"}}}})
+    namespace.patch("checkpoints", "run", {"spec": {"restore": {"rollback": {"request": "to-the-best", "to": "Best"}}}})
     run.eventually(lambda it: it.status.get("lastRollback") == "to-the-best")
     trainer.start()
     run.eventually(lambda it: it.status["lastRestore"].get("reason") == "Rollback")
@@ -131,7 +131,7 @@ def test_a_rollback_acts_exactly_once_is_echoed_and_may_stay_in_the_spec(
     assert run.body["spec"]["restore"]["rollback"]["request"] == "to-the-best"
 
     rollback = {"request": "back-to-100", "to": "Snapshot", "snapshot": saved[100]}
-    namespace.patch("ckpt", "run", {"spec": {"restore": {"rollback": rollback}}})
+    namespace.patch("checkpoints", "run", {"spec": {"restore": {"rollback": rollback}}})
     run.eventually(lambda it: it.status["lastRollback"] == "back-to-100")
     trainer.start()
     run.eventually(lambda it: it.status["lastRestore"].get("snapshot") == saved[100])
@@ -174,11 +174,11 @@ def test_a_snapshot_set_to_retire_goes_and_one_that_is_held_stays_against_the_po
     trainer.start()
     given_up, held, newest = (trainer.commit(step) for step in (100, 200, 300))
     run.eventually(lambda it: set(mirrors(it)) == {"100", "200", "300"}, within=TIMEOUT_SECONDS)
-    namespace.patch("ckptsnap", f"run-{given_up.id}", {"spec": {"disposition": "Retire"}})
-    namespace.patch("ckptsnap", f"run-{held.id}", {"spec": {"disposition": "Hold"}})
+    namespace.patch("checkpointsnapshots", f"run-{given_up.id}", {"spec": {"disposition": "Retire"}})
+    namespace.patch("checkpointsnapshots", f"run-{held.id}", {"spec": {"disposition": "Hold"}})
     run.eventually(lambda it: set(mirrors(it)) == {"200", "300"})
     assert trainer.run.snapshots[given_up.id].state is SnapshotState.PURGED
-    namespace.patch("ckpt", "run", {"spec": {"retention": {"keepEverySteps": None}}})
+    namespace.patch("checkpoints", "run", {"spec": {"retention": {"keepEverySteps": None}}})
     run.eventually(lambda it: it.status["observedGeneration"] == 2)
     assert trainer.run.snapshots[held.id].live
     assert trainer.run.snapshots[newest.id].live

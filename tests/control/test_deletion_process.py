@@ -97,7 +97,7 @@ def test_the_finalizer_comes_and_goes_with_the_spec_and_retain_leaves_the_data(
     trainer = place.trained()
     run = place.create()
     run.eventually(lambda it: finalizers(it) == [FINALIZER], within=TIMEOUT_SECONDS)
-    place.namespace.patch("ckpt", "run", {"spec": {"deletionPolicy": "Retain"}})
+    place.namespace.patch("checkpoints", "run", {"spec": {"deletionPolicy": "Retain"}})
     run.eventually(lambda it: finalizers(it) == [])
     run.becomes("Ready", "True", "Configured", within=TIMEOUT_SECONDS)
     place.delete()
@@ -180,7 +180,7 @@ def test_a_store_that_refuses_holds_the_object_until_the_user_lets_the_data_stay
         place.delete()
         run.becomes("Ready", "False", "Deleting")
         time.sleep(3)
-        place.namespace.patch("ckpt", "run", {"spec": {"deletionPolicy": "Retain"}})
+        place.namespace.patch("checkpoints", "run", {"spec": {"deletionPolicy": "Retain"}})
         place.gone()
     assert len(trainer.run.snapshots) == 3
     assert run.events()[-1] == "DataRetained"

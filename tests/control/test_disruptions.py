@@ -27,7 +27,7 @@ def node(namespace: Namespace) -> Iterator[str]:
     name = f"node-of-{namespace.name}"
     namespace.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     # No controller runs that would take this taint of new nodes away.
-    namespace.patch("node", name, {"spec": {"taints": []}})
+    namespace.patch("nodes", name, {"spec": {"taints": []}})
     yield name
     namespace.kubectl("delete", "node", name)
 
@@ -44,7 +44,7 @@ def running(namespace: Namespace, name: str, node: str, **spec: Any) -> PodIdent
     body = pod("run", nodeName=node, terminationGracePeriodSeconds=1, **spec)
     body["metadata"]["name"] = name
     uid = namespace.create(body)["metadata"]["uid"]
-    namespace.patch("pod", name, {"status": {"phase": "Running"}}, "--subresource=status")
+    namespace.patch("pods", name, {"status": {"phase": "Running"}}, status=True)
     return PodIdentity(name, uid)
 
 
@@ -56,7 +56,7 @@ def evict(namespace: Namespace, name: str) -> None:
 
 def end(namespace: Namespace, name: str) -> None:
     """What the kubelet does when the containers have ended."""
-    namespace.patch("pod", name, {"status": {"phase": "Failed"}}, "--subresource=status")
+    namespace.patch("pods", name, {"status": {"phase": "Failed"}}, status=True)
     namespace.kubectl("delete", "pod", name, "--grace-period=0", "--force")
 
 
@@ -70,11 +70,11 @@ def messages(namespace: Namespace, reason: str) -> list[str]:
 
 def cordon(namespace: Namespace, node: str, since: str) -> None:
     taint = {"key": CORDON, "effect": "NoSchedule", "timeAdded": since}
-    namespace.patch("node", node, {"spec": {"unschedulable": True, "taints": [taint]}})
+    namespace.patch("nodes", node, {"spec": {"unschedulable": True, "taints": [taint]}})
 
 
 def uncordon(namespace: Namespace, node: str) -> None:
-    namespace.patch("node", node, {"spec": {"unschedulable": None, "taints": None}})
+    namespace.patch("nodes", node, {"spec": {"unschedulable": None, "taints": None}})
 
 
 # Nodes
@@ -104,7 +104,7 @@ def test_each_cordon_of_a_node_with_a_pod_on_it_asks_once_for_a_save(
     version = run.body["metadata"]["resourceVersion"]
     for update in range(3):
         heartbeat = {"status": {"nodeInfo": {"kernelVersion": str(update)}}}
-        namespace.patch("node", node, heartbeat, "--subresource=status")
+        namespace.patch("nodes", node, heartbeat, status=True)
     trainer.commit(10, save_request=trainer.run.attempts[1].save_request)
     run.eventually(lambda it: it.status.get("latest", {}).get("step") == 10)
     assert run.body["metadata"]["resourceVersion"] != version
@@ -164,7 +164,7 @@ def test_what_is_left_of_a_pod_that_the_kubelet_evicted_gives_way_to_the_new_one
     evicted = running(namespace, "trainer", node)
     disruption = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
     status = {"phase": "Failed", "reason": "Evicted", "conditions": [disruption]}
-    namespace.patch("pod", "trainer", {"status": status}, "--subresource=status")
+    namespace.patch("pods", "trainer", {"status": status}, status=True)
 
     def there() -> dict[str, Any] | None:
         found = pods(namespace).get("trainer")

@@ -305,6 +305,6 @@ def test_the_operator_never_connects_to_an_endpoint_that_is_not_allowed(
     # The listener works: it hears a connection of the test itself.
     with socket.create_connection(("127.0.0.1", int(port))):
         pass
-    namespace.patch("ckpt", "address", {"spec": {"storage": {"region": "elsewhere"}}})
+    namespace.patch("checkpoints", "address", {"spec": {"storage": {"region": "elsewhere"}}})
     Watched(namespace, "address").eventually(lambda it: it.status.get("observedGeneration") == 2)
     assert len(knocks) == 1

@@ -71,7 +71,7 @@ def test_a_lost_log_is_reported_and_nothing_is_touched(
     assert contents(folder).items() >= left.items()
     shutil.rmtree(folder)
     run.becomes("Ready", "False", "LogMissing", within=SOON)
-    namespace.patch("ckpt", "run", {"spec": {"restore": {"onMissing": "StartFresh"}}})
+    namespace.patch("checkpoints", "run", {"spec": {"restore": {"onMissing": "StartFresh"}}})
     run.becomes("Ready", "True", "Configured", within=SOON)
     assert run.status["logSequence"] == 2
 
@@ -129,12 +129,12 @@ def test_a_run_may_go_from_one_checkpoint_to_another_and_back_again(
     b = create(namespace, url, "b", storage={"takeOverFrom": str(owners["a"])})
     b.becomes("Ready", "True", "Configured", within=SOON)
     a.becomes("Ready", "False", "PrefixClaimed", within=SOON)
-    a.namespace.patch("ckpt", "a", {"spec": {"storage": {"takeOverFrom": str(owners["b"])}}})
+    a.namespace.patch("checkpoints", "a", {"spec": {"storage": {"takeOverFrom": str(owners["b"])}}})
     a.becomes("Ready", "True", "Configured", within=SOON)
     told = b.becomes("Ready", "False", "PrefixClaimed", within=SOON)
     assert "clear spec.storage.takeOverFrom" in told["message"]
     for value in ("", str(owners["a"])):
-        namespace.patch("ckpt", "b", {"spec": {"storage": {"takeOverFrom": value}}})
+        namespace.patch("checkpoints", "b", {"spec": {"storage": {"takeOverFrom": value}}})
         b.eventually(lambda it: it.status["observedGeneration"] == it.body["metadata"]["generation"], within=SOON)
     b.becomes("Ready", "True", "Configured", within=SOON)
     a.becomes("Ready", "False", "PrefixClaimed", within=SOON)

@@ -31,7 +31,7 @@ def test_a_new_checkpoint_is_claimed_configured_and_ready(
     assert run.status["claimedBy"] == f"{namespace.api.uid}/{namespace.name}/run"
     log = Trainer(LocalStore(StoreSettings(url)), Owner(namespace.api.uid, namespace.name, "run")).run
     assert log.policy.save.every_steps == 10
-    namespace.patch("ckpt", "run", {"spec": {"save": {"everySteps": 20}}})
+    namespace.patch("checkpoints", "run", {"spec": {"save": {"everySteps": 20}}})
     run.eventually(lambda it: it.status["observedGeneration"] == it.body["metadata"]["generation"] == 2)
 
 
@@ -86,7 +86,7 @@ def test_a_deleted_object_of_a_snapshot_comes_back_and_remembers_that_it_is_held
     snapshot = trainer.start().commit(100)
     name = f"run-{snapshot.id}"
     run.eventually(lambda it: name in it.snapshots())
-    namespace.patch("ckptsnap", name, {"spec": {"disposition": "Hold"}})
+    namespace.patch("checkpointsnapshots", name, {"spec": {"disposition": "Hold"}})
     run.eventually(lambda _: trainer.run.snapshots[snapshot.id].disposition == "Hold")
     uid = run.snapshots()[name]["metadata"]["uid"]
     namespace.kubectl("delete", "ckptsnap", name)
@@ -103,7 +103,7 @@ def test_retiring_the_newest_verified_snapshot_by_hand_is_refused(
     snapshot = trainer.start().commit(100)
     name = f"run-{snapshot.id}"
     run.eventually(lambda it: "SizesMatch" in str(it.snapshots().get(name)))
-    namespace.patch("ckptsnap", name, {"spec": {"disposition": "Retire"}})
+    namespace.patch("checkpointsnapshots", name, {"spec": {"disposition": "Retire"}})
     run.eventually(lambda it: "RetireRefused" in str(it.snapshots()[name]["status"]["conditions"]))
     assert trainer.run.snapshots[snapshot.id].disposition == "Auto"
 
@@ -173,7 +173,7 @@ def test_an_evicted_pod_is_noticed_in_the_log_and_told(
     trainer.start(PodIdentity("trainer", uid))
     run.eventually(lambda it: it.status.get("attempt", {}).get("pods") == ["trainer"])
     disruption = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
-    namespace.patch("pod", "trainer", {"status": {"conditions": [disruption]}}, "--subresource=status")
+    namespace.patch("pods", "trainer", {"status": {"conditions": [disruption]}}, status=True)
     run.eventually(lambda it: "PodEvicted" in it.events(), within=10)
     attempt = trainer.run.attempt
     assert attempt is not None
@@ -284,7 +284,7 @@ def test_a_prefix_of_another_run_is_refused_and_taken_over_on_request(
     assert str(other) in refused["message"]
     assert run.status["claimedBy"] == str(other)
     assert run.snapshots() == {}
-    namespace.patch("ckpt", "run", {"spec": {"storage": {"takeOverFrom": str(other)}}})
+    namespace.patch("checkpoints", "run", {"spec": {"storage": {"takeOverFrom": str(other)}}})
     run.becomes("Ready", "True", "Configured")
     run.eventually(lambda it: len(it.snapshots()) == 1)
     run.tells("RunAdopted")

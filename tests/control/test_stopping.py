@@ -39,7 +39,7 @@ def test_a_purge_under_way_is_finished_before_the_process_ends_and_nothing_is_be
         run.eventually(lambda it: len(it.snapshots()) == 3, within=90)
         server.forget()
         server.faults.append(Fault("POST", "delete", "read slowly", times=1))
-        namespace.patch("ckpt", "run", {"spec": {"retention": {"keepLast": 1, "gracePeriod": "0s"}}})
+        namespace.patch("checkpoints", "run", {"spec": {"retention": {"keepLast": 1, "gracePeriod": "0s"}}})
         run.eventually(lambda _: server.count("POST", "delete"), within=90)
         assert operator.stop() == 0
         states = [snapshot.state for snapshot in trainer.run.snapshots.values()]

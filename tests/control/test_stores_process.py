@@ -40,11 +40,11 @@ def test_wrong_keys_are_named_and_put_right_by_changing_the_secret(
 ) -> None:
     operator = start_operator()
     wrong = {"stringData": {"AWS_SECRET_ACCESS_KEY": "wrong-secret-key-that-must-not-appear"}}
-    namespace.patch("secret", secret, wrong)
+    namespace.patch("secrets", secret, wrong)
     storage = {"endpoint": object_store.endpoint, "region": "us-east-1", "credentialsSecret": {"name": secret}}
     run = create(namespace, f"s3://{bucket}/run", storage=storage)
     run.becomes("StorageAvailable", "False", "AccessDenied")
-    namespace.patch("secret", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": object_store.secret_key}})
+    namespace.patch("secrets", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": object_store.secret_key}})
     run.becomes("Ready", "True", "Configured")
     settings = StoreSettings(
         f"s3://{bucket}/run",

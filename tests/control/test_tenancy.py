@@ -77,7 +77,7 @@ def test_what_must_be_kept_is_kept_beyond_the_quota_and_every_checkpoint_reports
         assert "spec.retention" in told["message"]
         assert run.condition("Ready")["status"] == "True", "saves continue"
     assert (live(many), live(few)) == ([100, 200, 300], [100])
-    namespace.patch("ckpt", "hoarder", {"spec": {"retention": {"keepLast": 1, "gracePeriod": "1s"}}})
+    namespace.patch("checkpoints", "hoarder", {"spec": {"retention": {"keepLast": 1, "gracePeriod": "1s"}}})
     for run in (hoarder, frugal):
         run.becomes("RetentionEnforced", "True", "Enforced")
     assert (live(many), live(few)) == ([300], [100])
@@ -96,12 +96,12 @@ def test_secrets_are_in_no_resource_event_log_line_metric_or_object_of_the_bucke
     operator = start_operator("--verbose", "--log-format=json", f"--metrics=127.0.0.1:{port}")
     token = "a-token-of-another-use-that-must-not-appear"
     wrong = "wrong-secret-key-that-must-not-appear"
-    namespace.patch("secret", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": wrong, "other": token}})
+    namespace.patch("secrets", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": wrong, "other": token}})
     storage = {"endpoint": object_store.endpoint, "region": "us-east-1", "credentialsSecret": {"name": secret}}
     namespace.create(checkpoint(storage={"url": f"s3://{bucket}/run", **storage}))
     run = Watched(namespace)
     run.becomes("StorageAvailable", "False", "AccessDenied", within=90)
-    namespace.patch("secret", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": object_store.secret_key}})
+    namespace.patch("secrets", secret, {"stringData": {"AWS_SECRET_ACCESS_KEY": object_store.secret_key}})
     run.becomes("Ready", "True", "Configured")
     store = open_store(
         StoreSettings(

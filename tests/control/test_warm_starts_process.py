@@ -87,9 +87,9 @@ def test_another_namespace_begins_here_only_while_the_owner_grants_it(
     assert told[0] == told[1].replace("/nothing", "/base"), "nothing shows which of them exists"
     assert forked.run.warm_start is None
 
-    owner.patch("ckpt", "base", {"spec": {"grants": [{"namespace": namespace.name, "snapshots": ["latest"]}]}})
+    owner.patch("checkpoints", "base", {"spec": {"grants": [{"namespace": namespace.name, "snapshots": ["latest"]}]}})
     fork.eventually(lambda it: it.status.get("warmStart", {}).get("snapshot") == snapshot.id)
     assert fork.status["warmStart"]["checkpoint"] == f"{owner.name}/base"
-    owner.patch("ckpt", "base", {"spec": {"grants": []}})
+    owner.patch("checkpoints", "base", {"spec": {"grants": []}})
     fork.becomes("RestoreEnforced", "False", "WarmStartNotGranted")
     fork.eventually(lambda it: "warmStart" not in it.status)

@@ -92,7 +92,7 @@ def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(qui
         manifests = [checkpoint(**SPEC), snapshot()]
         for body in manifests:
             namespace.create(body)
-        namespace.patch("ckpt", "run", {"status": STATUS}, "--subresource=status")
+        namespace.patch("checkpoints", "run", {"status": STATUS}, status=True)
         earlier, before, old = deployment(server), objects(namespace), kinds(server)
 
         server.helm("upgrade", "ckpt", package, "--namespace=operators")
