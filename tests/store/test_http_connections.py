@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import pytest
 
@@ -52,6 +53,32 @@ def server(serve: Serve, context: ssl.SSLContext | None = None) -> Iterator[str]
 @pytest.fixture
 def connections() -> Connections:
     return Connections(ssl.create_default_context, silence_seconds=SILENCE_SECONDS)
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """Plain HTTP, or TLS. Attributes:
+    scheme: Of URLs.
+    server: The server's side.
+    client: What the client trusts.
+    """
+
+    scheme: str
+    server: ssl.SSLContext | None
+    client: Callable[[], ssl.SSLContext]
+
+    def connections(self, silence_seconds: float = SILENCE_SECONDS) -> Connections:
+        return Connections(self.client, silence_seconds=silence_seconds)
+
+
+@pytest.fixture(scope="module", params=["http", "https"])
+def speaking(request: pytest.FixtureRequest, authority: Authority) -> Speaking:
+    if request.param == "http":
+        return Speaking("http", None, ssl.create_default_context)
+    pair = authority.issue("spoken", user="store", hosts=("127.0.0.1",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    return Speaking("https", context, lambda: ssl.create_default_context(cafile=str(authority.certificate)))
 
 
 def head_of(connection: socket.socket) -> bytes:
@@ -157,27 +184,29 @@ def test_after_a_renewal_no_connection_is_used_that_was_open_before(connections:
 
 
 @pytest.mark.timeout(30)
-def test_the_last_bytes_of_a_body_are_not_waited_for_longer_than_they_take() -> None:
+def test_the_last_bytes_of_a_body_are_not_waited_for_longer_than_they_take(speaking: Speaking) -> None:
     """The kernel wakes us once in a megabyte, which must not be more than what is left."""
-    connections = Connections(ssl.create_default_context, silence_seconds=600)
+    connections = speaking.connections(silence_seconds=600)
     sizes = [MIB - 1, MIB, MIB + 1, 3 * MIB // 2, 3 * MIB, 3 * MIB + 7]
 
     def serve(connection: socket.socket) -> None:
         for size in sizes:
             head_of(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size - 5))
-            time.sleep(SILENCE_SECONDS / 5)
-            connection.sendall(b"whole")
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            nearly = max(size - MIB + 5000, 0)
+            for piece in (bytes(nearly), bytes(size - nearly - 5), b"whole"):
+                connection.sendall(piece)
+                time.sleep(SILENCE_SECONDS / 5)
 
-    with server(serve) as host:
+    with server(serve, speaking.server) as host:
         for size in sizes:
-            answer, body = get(connections, f"http://{host}/", size)
+            answer, body = get(connections, f"{speaking.scheme}://{host}/", size)
             assert answer.filled
             assert body == bytes(size - 5) + b"whole"
 
 
-def test_a_body_that_comes_slowly_is_no_silence(connections: Connections) -> None:
-    piece, pieces = bytes(range(256)) * 256, 40
+def test_a_body_that_comes_slowly_is_no_silence(speaking: Speaking) -> None:
+    piece, pieces = bytes(range(256)) * 256, 24
 
     def serve(connection: socket.socket) -> None:
         head_of(connection)
@@ -186,8 +215,8 @@ def test_a_body_that_comes_slowly_is_no_silence(connections: Connections) -> Non
             connection.sendall(piece)
             time.sleep(SILENCE_SECONDS / 5)
 
-    with server(serve) as host:
-        answer, body = get(connections, f"http://{host}/", len(piece) * pieces)
+    with server(serve, speaking.server) as host:
+        answer, body = get(speaking.connections(), f"{speaking.scheme}://{host}/", len(piece) * pieces)
         assert answer.filled
         assert body == piece * pieces
 
@@ -197,17 +226,18 @@ def test_a_body_that_breaks_off_is_an_error(connections: Connections) -> None:
         get(connections, f"http://{at}/", len(DATA))
 
 
-def test_a_body_that_stops_coming_is_silence(connections: Connections) -> None:
+@pytest.mark.parametrize("missing", [1, 2 * MIB], ids=["its last byte", "half of it"])
+def test_a_body_that_stops_coming_is_silence(speaking: Speaking, missing: int) -> None:
     over = threading.Event()
 
     def serve(connection: socket.socket) -> None:
         head_of(connection)
-        connection.sendall(WHOLE[:-1])
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (4 * MIB) + bytes(4 * MIB - missing))
         over.wait()
 
-    with server(serve) as at:
+    with server(serve, speaking.server) as at:
         with pytest.raises(TimeoutError):
-            get(connections, f"http://{at}/", len(DATA))
+            get(speaking.connections(), f"{speaking.scheme}://{at}/", 4 * MIB)
         over.set()
 
 
