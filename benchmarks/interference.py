@@ -6,6 +6,9 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +29,38 @@ IN_A_PROCESS = "-in-a-process"
 
 _CALLS_A_STEP = 4000
 _STEPS_ALONE = 60
+_ADDITIONS_A_STEP = 200_000
 _TIMEOUT_SECONDS = 300.0
+_SCHEDULING = Path("/proc/thread-self/schedstat")
+"""Nanoseconds that this thread ran, and nanoseconds that it waited for a core."""
+
+
+class Loop(StrEnum):
+    """What a step of training does in Python.
+
+    ``TORCH`` calls small operations, like those that launch a GPU's kernels; each releases Python's lock. ``PYTHON``
+    never does: another thread gets it only by asking for it (``sys.getswitchinterval``).
+    """
+
+    TORCH = "torch"
+    PYTHON = "python"
+
+
+@dataclass(frozen=True)
+class Save:
+    """One save beside training. Attributes:
+    blocked: Seconds that training waited for the copy into host memory.
+    steps: Until the save was over.
+    seconds: How long that took.
+    core: Of them, seconds after the copy in which the loop was ready to run and had no core.
+    lock: Seconds after the copy in which the loop slept: nothing in it waits, except for Python's lock.
+    """
+
+    blocked: float
+    steps: int
+    seconds: float
+    core: float
+    lock: float
 
 
 class Saver(Protocol):
@@ -43,44 +77,51 @@ class Saver(Protocol):
     def close(self) -> None: ...
 
 
-def interference(*, name: str, server: dict[str, str], url: str, total_bytes: int, repetitions: int) -> Result:
+def interference(
+    *, name: str, server: dict[str, str], url: str, total_bytes: int, repetitions: int, loop: str = Loop.TORCH
+) -> Result:
     """Count the steps that are done while a save runs, and compare their duration with that of steps before and after.
 
-    A step is some thousand calls of small torch operations from Python, like those that launch a GPU's kernels. The
-    save begins with the copy into host memory (every system gets one), for which training waits. The first save warms
-    up.
+    The save begins with the copy into host memory (every system gets one), for which training waits. The first save
+    warms up.
 
     Returns:
-        ``training_lost_s_per_gb`` includes that wait, which is also ``blocked_s_per_gb``; ``extra_memory_mb`` is over
-        the state and its copy, after the first save; ``seconds`` is the median duration of a save.
+        ``training_lost_s_per_gb`` includes that wait, which is also ``blocked_s_per_gb``, and what the loop waited for
+        Python's lock and for a core, ``lock_s_per_gb`` and ``core_s_per_gb``; ``extra_memory_mb`` is over the state
+        and its copy, after the first save; ``seconds`` is the median duration of a save.
     """
     mesh = init_device_mesh("cpu", (1,))
     state = llama.sharded(llama.shapes(total_bytes), mesh, [Shard(0)])
     llama.fill(state)
     gigabytes = sum(llama.local(tensor).nbytes for tensor in state.values()) / 1e9
-    step = _step()
+    step = _step(Loop(loop))
     saver = _saver(name, Server(**server), state, url)
     _save(saver, step)
     memory = PeakMemory()
     alone = _steps_alone(saver, step)
     runs = []
     for _ in range(repetitions):
-        blocked, steps, seconds = _save(saver, step)
+        save = _save(saver, step)
         after = _steps_alone(saver, step)
-        runs.append((blocked, seconds - steps * statistics.mean((alone, after)), seconds))
+        lost = save.seconds - save.steps * statistics.mean((alone, after))
+        runs.append((lost, save.blocked, save.lock, save.core, save.seconds))
         alone = after
     saver.close()
-    blocked, lost, seconds = (statistics.median(values) for values in zip(*runs, strict=True))
+    lost, blocked, lock, core, seconds = (statistics.median(values) for values in zip(*runs, strict=True))
     return {
         "bytes": int(gigabytes * 1e9),
         "training_lost_s_per_gb": lost / gigabytes,
         "blocked_s_per_gb": blocked / gigabytes,
+        "lock_s_per_gb": lock / gigabytes,
+        "core_s_per_gb": core / gigabytes,
         "extra_memory_mb": memory.extra_bytes() / 1e6,
         "seconds": seconds,
     }
 
 
-def _step() -> Callable[[], None]:
+def _step(loop: Loop) -> Callable[[], None]:
+    if loop is Loop.PYTHON:
+        return _add
     first, second = torch.ones(64), torch.ones(64)
 
     def step() -> None:
@@ -88,6 +129,18 @@ def _step() -> Callable[[], None]:
             torch.add(first, second, out=second)
 
     return step
+
+
+def _add() -> None:
+    total = 0
+    for number in range(_ADDITIONS_A_STEP):
+        total += number
+
+
+def _scheduling() -> tuple[float, float]:
+    """Seconds that this thread ran, and that it was ready to run but had no core."""
+    running, ready, _ = _SCHEDULING.read_text().split()
+    return int(running) / 1e9, int(ready) / 1e9
 
 
 def _steps_alone(saver: Saver, step: Callable[[], None]) -> float:
@@ -99,17 +152,19 @@ def _steps_alone(saver: Saver, step: Callable[[], None]) -> float:
     return (time.perf_counter() - began) / _STEPS_ALONE
 
 
-def _save(saver: Saver, step: Callable[[], None]) -> tuple[float, int, float]:
-    """Seconds that training waited, steps done until the save was over, and how long that took."""
+def _save(saver: Saver, step: Callable[[], None]) -> Save:
     began = time.perf_counter()
     saver.begin()
     blocked, steps = time.perf_counter() - began, 0
+    running, ready = _scheduling()
     while steps == 0 or not saver.over():
         assert time.perf_counter() - began < _TIMEOUT_SECONDS, "a save does not end"
         step()
         saver.step()
         steps += 1
-    return blocked, steps, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    running, ready = (after - before for after, before in zip(_scheduling(), (running, ready), strict=True))
+    return Save(blocked, steps, seconds, core=ready, lock=max(0.0, seconds - blocked - running - ready))
 
 
 def _saver(name: str, server: Server, state: llama.State, url: str) -> Saver:
