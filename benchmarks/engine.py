@@ -1,4 +1,4 @@
-"""The data engine beside torch's own checkpoints and AWS's connector, in one run against the same servers.
+"""The data engine beside torch's own checkpoints and other clients, in one run against the same servers.
 
     make bench
     PYTHONPATH=tests:tools .venv/bin/python benchmarks/engine.py --quick
@@ -31,13 +31,13 @@ from rich.progress import track
 import processes
 import sink
 import table
-from runs import CONNECTOR, FULL, QUICK, SYSTEMS, Places, Run, Scale, Section, planned
+from runs import FULL, PEERS, QUICK, SYSTEMS, Places, Run, Scale, Section, planned
 from summary import figures
 
 RESULT = Path("build/bench/engine.json")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 _BEGIN, _END = "<!-- figures: made by benchmarks/engine.py -->", "<!-- end of figures -->"
-_PACKAGES = ("torch", "s3fs", "aiobotocore", "s3torchconnector", "crc32c", "checkpoint-operator")
+_PACKAGES = ("torch", "s3fs", "aiobotocore", *PEERS, "crc32c", "checkpoint-operator")
 
 
 def main(
@@ -76,12 +76,14 @@ def _measured(
             sink=stack.enter_context(sink.running()),
             folder=folder,
             seaweedfs=stack.enter_context(_seaweedfs()) if Section.SEAWEEDFS in sections else None,
-            tls=stack.enter_context(_tls()) if Section.TLS in sections else None,
+            tls=stack.enter_context(_tls()) if sections & {Section.TLS, Section.TLS_SHARE} else None,
         )
         runs = [
             run
             for run in planned(scale, places)
-            if run.section in sections and run.system in systems and (run.system != CONNECTOR or find_spec(CONNECTOR))
+            if run.section in sections
+            and run.system in systems
+            and (run.system not in PEERS or find_spec(run.system.replace("-", "_")))
         ]
         console = Console(stderr=True)
         for run in track(runs, "measuring", console=console, transient=True):

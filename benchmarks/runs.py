@@ -9,7 +9,20 @@ from typing import Any
 
 from sink_s3 import DROPPING, KEEPING
 
-CEILING, STOCK, CONNECTOR, OURS = SYSTEMS = ("ceiling", "stock", "s3torchconnector", "ours")
+CEILING, CHECKED, STOCK, CONNECTOR, OBSTORE, S3DLIO, STREAMER, OURS = SYSTEMS = (
+    "ceiling",
+    "checked",
+    "stock",
+    "s3torchconnector",
+    "obstore",
+    "s3dlio",
+    "runai-model-streamer",
+    "ours",
+)
+PEERS = (CONNECTOR, OBSTORE, S3DLIO, STREAMER)
+"""Packages of others, which the group ``bench`` installs."""
+CLIENTS = (OBSTORE, S3DLIO, STREAMER)
+"""Those of them that only move bytes."""
 
 
 class Section(StrEnum):
@@ -21,6 +34,8 @@ class Section(StrEnum):
     LOCAL = "local"
     SEAWEEDFS = "seaweedfs"
     TLS = "tls"
+    SHARE = "share"
+    TLS_SHARE = "tls-share"
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class Scale:
     Attributes:
         size: Bytes of the model, by system: what is ten times slower gets less, or it would take all the time.
         ceilings: Numbers of connections of the bare sockets; the best counts.
+        turns: How often ours and the ceiling save and load by turns.
         other_bytes: Of the model where a disk or a real server is the limit.
         tensors: The number of small ones.
     """
@@ -38,6 +54,7 @@ class Scale:
     repetitions: Mapping[str, int]
     ranks: Sequence[int]
     ceilings: Sequence[int]
+    turns: int
     other_bytes: int
     tensors: int
 
@@ -50,10 +67,12 @@ _MODEL_BYTES = 2_471_628_800
 _MIB = 1024 * 1024
 
 FULL = Scale(
-    size={CEILING: _MODEL_BYTES, OURS: _MODEL_BYTES, CONNECTOR: 1024 * _MIB, STOCK: 512 * _MIB},
-    repetitions={CEILING: 5, OURS: 5, CONNECTOR: 3, STOCK: 2},
+    size={CEILING: _MODEL_BYTES, CHECKED: _MODEL_BYTES, OURS: _MODEL_BYTES, STOCK: 512 * _MIB}
+    | dict.fromkeys(PEERS, 1024 * _MIB),
+    repetitions={CEILING: 5, CHECKED: 5, OURS: 5, STOCK: 2} | dict.fromkeys(PEERS, 3),
     ranks=(1, 2),
     ceilings=(2, 4, 16),
+    turns=7,
     other_bytes=512 * _MIB,
     tensors=2_000,
 )
@@ -62,6 +81,7 @@ QUICK = Scale(
     repetitions=dict.fromkeys(SYSTEMS, 2),
     ranks=(1,),
     ceilings=(4,),
+    turns=2,
     other_bytes=256 * _MIB,
     tensors=1_000,
 )
@@ -100,10 +120,12 @@ class Run:
 def planned(scale: Scale, places: Places) -> Iterator[Run]:
     """All runs; those that are compared follow each other."""
     for ranks in scale.ranks:
-        for connections in scale.ceilings:
-            yield _transfer(scale, places, CEILING, ranks, name=f"{CEILING}-{connections}")
-        for system in (STOCK, CONNECTOR, OURS):
+        for system in (CEILING, CHECKED):
+            for connections in scale.ceilings:
+                yield _transfer(scale, places, system, ranks, name=f"{system}-{connections}")
+        for system in (STOCK, CONNECTOR, *(CLIENTS if ranks == min(scale.ranks) else ()), OURS):
             yield _transfer(scale, places, system, ranks, name=system)
+    yield _share(Section.SHARE, scale, places.sink, {}, scale.size[OURS])
     for system in (STOCK, CONNECTOR, OURS):
         yield _on_sink(
             Section.TRAINING,
@@ -155,11 +177,13 @@ def planned(scale: Scale, places: Places) -> Iterator[Run]:
             yield _elsewhere(Section.SEAWEEDFS, scale, system, server, f"s3://{bucket}/{system}")
     if places.tls:
         endpoint, authority = places.tls
-        for system in (CEILING, OURS):
+        trusted = dict.fromkeys(_TRUST, authority)
+        for system in (CEILING, CHECKED, OURS):
             run = _elsewhere(Section.TLS, scale, system, {"endpoint": endpoint}, f"s3://{KEEPING}/{system}")
-            name = f"{CEILING}-4" if system == CEILING else system
+            name = system if system == OURS else f"{system}-4"
             urls = {"name": name, "save_to": f"s3://{DROPPING}/{system}"}
-            yield replace(run, parameters=run.parameters | urls, environment=dict.fromkeys(_TRUST, authority))
+            yield replace(run, parameters=run.parameters | urls, environment=trusted)
+        yield _share(Section.TLS_SHARE, scale, endpoint, trusted, scale.other_bytes)
 
 
 def _transfer(scale: Scale, places: Places, system: str, ranks: int, *, name: str) -> Run:
@@ -173,12 +197,26 @@ def _transfer(scale: Scale, places: Places, system: str, ranks: int, *, name: st
         total_bytes=scale.size[system],
         repetitions=scale.repetitions[system],
         sink=True,
+        saves=system != STREAMER,
     )
     return replace(run, ranks=ranks, parameters=run.parameters | {"name": name})
 
 
 def _on_sink(section: Section, places: Places, system: str, experiment: str, **parameters: Any) -> Run:
     return Run(section, system, 1, experiment, {"name": system, "server": {"endpoint": places.sink}} | parameters)
+
+
+def _share(section: Section, scale: Scale, endpoint: str, environment: Mapping[str, str], total_bytes: int) -> Run:
+    parameters = {
+        "name": OURS,
+        "ceilings": [f"{CHECKED}-{connections}" for connections in scale.ceilings],
+        "server": {"endpoint": endpoint},
+        "save_to": f"s3://{DROPPING}/{section}",
+        "keep_at": f"s3://{KEEPING}/{section}",
+        "total_bytes": total_bytes,
+        "repetitions": scale.turns,
+    }
+    return Run(section, OURS, 1, "turns", parameters, environment)
 
 
 def _elsewhere(section: Section, scale: Scale, system: str, server: Mapping[str, str], base: str) -> Run:

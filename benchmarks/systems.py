@@ -1,4 +1,4 @@
-"""What is compared: three ways to save and load through torch.distributed.checkpoint, and bare sockets."""
+"""What is compared: three ways to save and load through torch.distributed.checkpoint, and two kinds of bare sockets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import StorageReader, StorageWriter
 
 from llama import State
-from runs import CEILING, CONNECTOR, OURS, STOCK
+from runs import CEILING, CHECKED, CLIENTS, CONNECTOR, OURS, STOCK
 from sockets import BareSockets
 
 REGION = "us-east-1"
@@ -63,10 +63,16 @@ class Dcp:
 
 def system(name: str, server: Server, *, rank: int) -> System:
     """Args:
-    name: One of ``runs.SYSTEMS``; for the ceiling with the number of connections, as in ``ceiling-4``.
+    name: One of ``runs.SYSTEMS``; for the ceilings with the number of connections, as in ``ceiling-4``.
     """
-    if name.startswith(CEILING):
-        return BareSockets(server.endpoint, rank, connections=int(name.removeprefix(f"{CEILING}-")))
+    kind, _, connections = name.partition("-")
+    if kind in (CEILING, CHECKED):
+        return BareSockets(server.endpoint, rank, connections=int(connections), checksums=kind == CHECKED)
+    if name in CLIENTS:
+        import peers
+
+        client: System = getattr(peers, name.replace("-", "_"))(server, rank=rank)
+        return client
     return {STOCK: _stock, CONNECTOR: _s3torchconnector, OURS: _ours}[name](server)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from runs import CEILING, STOCK, SYSTEMS, Section
+from runs import CEILING, CHECKED, OURS, PEERS, STOCK, SYSTEMS, Section
 from summary import Figures
 
 HEADINGS = (
@@ -24,8 +24,9 @@ HEADINGS = (
     "blocked\ns/GB",
     "extra\nMB",
 )
-_NAMES = {CEILING: "bare sockets", STOCK: "torch + s3fs"}
+_NAMES = {CEILING: "bare sockets", CHECKED: "CRC32C + bare sockets", STOCK: "torch + s3fs"}
 _ELSEWHERE = {Section.LOCAL: "local files", Section.SEAWEEDFS: "SeaweedFS", Section.TLS: "model, TLS"}
+_SHARES = {Section.SHARE: "model, 1 rank", Section.TLS_SHARE: "model, TLS"}
 _LOCAL_NAMES = {STOCK: "torch"}
 
 Row = tuple[str, ...]
@@ -63,8 +64,9 @@ def rows(report: Figures) -> Iterator[Row]:
     """The case stands in its first row only."""
     for ranks, transfer in report["by_ranks"].items():
         case = f"model, {ranks} rank{'s' if ranks != '1' else ''}"
-        for name in _present(transfer.get("save", {})):
-            yield case, _NAMES.get(name, name), *_speeds(transfer, name), *_more(report, name, ranks)
+        for name in _present(transfer.get("save", {}) | transfer.get("load", {})):
+            label = f"{name} {report['versions'][name]}" if name in PEERS else _NAMES.get(name, name)
+            yield case, label, *_speeds(transfer, name), *_more(report, name, ranks)
             case = ""
     small = report.get(Section.SMALL, {})
     for name in _present(small):
@@ -87,6 +89,15 @@ def notes(report: Figures) -> Iterator[str]:
             f"planning, {_NAMES.get(name, name)}: {planning['planning_s_per_1000_tensors'] * 1000:.0f} ms per 1,000 "
             f"tensors; HSDP: the busiest rank writes {planning['hsdp_max_per_mean']:.2f} times the mean"
         )
+    for section, case in _SHARES.items():
+        for share in report.get(section, {}).values():
+            shares = [
+                f"{way} {share[way]['speed']:.2f} of its speed for {share[way]['cpu']:.2f} times its CPU seconds "
+                f"({share[way]['gb_per_s']:.2f} of {share[way]['ceiling_gb_per_s']:.2f} GB/s, "
+                f"{share[way]['cpu_s_per_gb']:.2f} and {share[way]['ceiling_cpu_s_per_gb']:.2f} s/GB)"
+                for way in ("save", "load")
+            ]
+            yield f"{case}, {OURS} by turns with {_NAMES[CHECKED]}: {'; '.join(shares)}"
     for target in report["targets"]:
         if not target["met"]:
             yield f"missed: {target['what']} is {target['value']:.2f}, should be {target['target']}"
@@ -97,21 +108,22 @@ def _present(systems: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _speeds(transfer: Figures, name: str) -> Row:
+    """A system that cannot save says so."""
     return tuple(
-        f"{transfer[direction][name][key]:.2f}"
+        f"{transfer[direction][name][key]:.2f}" if name in transfer.get(direction, {}) else impossible
         for direction in ("save", "load")
-        for key in ("gb_per_s", "cpu_s_per_gb")
+        for key, impossible in (("gb_per_s", "cannot"), ("cpu_s_per_gb", ""))
     )
 
 
 def _more(report: Figures, name: str, ranks: str) -> Row:
     """What is measured once: in the row of one rank, except bytes and memory."""
-    load = report["by_ranks"][ranks]["load"][name]
-    same = load.get("transferred_per_needed") if name != CEILING else None
+    transfer = report["by_ranks"][ranks]
+    same = transfer["load"][name].get("transferred_per_needed") if name not in (CEILING, CHECKED) else None
     once = ranks == min(report["by_ranks"])
     training = report.get(Section.TRAINING, {}).get(name, {}) if once else {}
     reshard = report.get(Section.RESHARDING, {}).get(name, {}) if once else {}
-    memory = [report["by_ranks"][ranks][way][name]["extra_memory_mb"] for way in ("save", "load")]
+    memory = [transfer[way][name]["extra_memory_mb"] for way in ("save", "load") if name in transfer.get(way, {})]
     memory += [training["extra_memory_mb"]] if training else []
     return (
         _shown(same),

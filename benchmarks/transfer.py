@@ -47,6 +47,7 @@ def transfer(
     tensors: int = 0,
     repetitions: int,
     sink: bool,
+    saves: bool = True,
 ) -> Result:
     """Save and load, each once to warm up and then ``repetitions`` times.
 
@@ -55,6 +56,7 @@ def transfer(
         keep_at: A URL for saves that can be read.
         total_bytes: Size of a sharded model; or ``tensors``, the number of small tensors.
         sink: Whether the server can be asked what it saw.
+        saves: Whether the system can save; if not, it is asked to prepare one file for loading.
     """
     at = Server(**server)
     tested = system(name, at, rank=dist.get_rank())
@@ -64,8 +66,10 @@ def transfer(
     watched = at.endpoint if sink else ""
 
     memory, folders = PeakMemory(), (f"{save_to}/{number}" for number in range(1 + repetitions))
-    saves = [_watched(watched, lambda: tested.save(state, next(folders))) for _ in range(1 + repetitions)]
-    save = _direction(saves[1:], needed, memory)
+    costs = [
+        _watched(watched, lambda: tested.save(state, next(folders))) for _ in range(1 + repetitions if saves else 0)
+    ]
+    save = asdict(_direction(costs[1:], needed, memory)) if saves else None
 
     tested.save_for_loading(state, f"{keep_at}/state")
     dist.barrier()
@@ -74,7 +78,7 @@ def transfer(
     loads = [_watched(watched, lambda: tested.load(state, f"{keep_at}/state")) for _ in range(1 + repetitions)]
     load = _direction(loads[1:], needed, memory)
     llama.check(state)
-    return {"bytes": needed, "tensors": len(state), "save": asdict(save), "load": asdict(load)}
+    return {"bytes": needed, "tensors": len(state), "save": save, "load": asdict(load)}
 
 
 def _state(total_bytes: int, tensors: int) -> llama.State:
