@@ -34,13 +34,15 @@ from torch.distributed.checkpoint.storage import WriteResult
 from checkpoint_sidecar.core.garbage import collection_paused
 from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.engine.verify import check_sizes
+from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, with_storage_data
 from checkpoint_sidecar.training.dcp.compatibility import check_complete
+from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
 from checkpoint_sidecar.training.dcp.read_once import plan_shares
-from checkpoint_sidecar.training.dcp.replicas import DescribedPlan, Holding, Kind
+from checkpoint_sidecar.training.dcp.receipts import Results, stored_inventory
+from checkpoint_sidecar.training.dcp.replicas import Holding, Kind
 from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
 from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata
 from checkpoint_sidecar.training.dcp.unpickler import load_metadata
-from checkpoint_sidecar.training.dcp.writer import metadata_bytes
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 
@@ -143,17 +145,21 @@ def _save(costs: Costs) -> bytes:
     with costs.step("rank 0: global plan"), collection_paused():
         given, metadata = planner.create_global_plan(plans)
     with costs.step("rank 0: plans sent"), collection_paused():
-        returned = list(map(pickle.dumps, given))
+        returned = [pickle.dumps(with_storage_data(plan, FOLDER)) for plan in given]
+    local = _local_plan(0, costs)
     with costs.step("a rank: plan received"):
-        _received(returned[:1])
+        (share,) = _received(returned[:1])
+        _ = share.within(local).items
     results = [pickle.dumps(_results(rank, plan)) for rank, plan in enumerate(given)]
+    done = _results(0, given[0])
+    with costs.step("a rank: results sent"):
+        pickle.dumps(done)
     with costs.step("rank 0: results received"):
         received = _received(results)
-    everything = [result for rank in received for result in rank]
-    metadata.storage_data = {r.index: r.storage_data for r in everything if not isinstance(r.storage_data, File)}
     with costs.step("rank 0: .metadata written"), collection_paused():
-        data = metadata_bytes(metadata)
-        metadata_bytes(metadata, prefix=FOLDER)
+        inventory = stored_inventory(metadata, received)
+        data = metadata_bytes(metadata, inventory)
+        metadata_bytes(metadata, inventory, prefix=FOLDER)
     line = File(".metadata", len(data), 0, b"")
     with costs.step("rank 0: metadata sent"):
         SavedMetadata.of(metadata, "s3://bucket/run", FOLDER, line)
@@ -162,7 +168,7 @@ def _save(costs: Costs) -> bytes:
         _received([address])
     own = [name for name in costs.steps if name.startswith("rank 0: ")]
     costs.rank0_cpu_s_first = costs.rank0_cpu_s_repeated = costs.sum(*own)
-    costs.rank_cpu_s = costs.sum("a rank: plan sent", "a rank: plan received", "a rank: metadata received")
+    costs.rank_cpu_s = costs.sum(*(name for name in costs.steps if name.startswith("a rank: ")))
     sizes = [len(each) for part in (sent, returned, results) for each in part]
     costs.rank0_bytes_repeated = sum(sizes) + costs.ranks * len(address)
     return data
@@ -214,15 +220,16 @@ def _local_plan(rank: int, costs: Costs) -> SavePlan:
     ]
     holdings = (Holding(Kind.SHARD, divisible=True, mesh=1),) * len(items)
     mapping = {name: tuple(name.split(".")) for name in names}
-    return DescribedPlan(items, planner_data=mapping, holdings=holdings)
+    return ArrayPlan.of(SavePlan(items, planner_data=mapping), holdings)
 
 
 def _results(rank: int, plan: SavePlan) -> list[WriteResult]:
     name, length = f"__{rank}_0.distcp", ROWS * COLUMNS * 2 + 1600
-    return [
+    items = [
         WriteResult(item.index, length, _StorageInfo(name, number * length, length))
         for number, item in enumerate(plan.items)
-    ] + [WriteResult(MetadataIndex(name), length, File(name, length * len(plan.items), 0, bytes(4)))]
+    ]
+    return Results([*items, WriteResult(MetadataIndex(name), length, File(name, length * len(items), 0, bytes(4)))])
 
 
 def _reads(rank: int, metadata: Metadata) -> list[Any]:

@@ -38,19 +38,24 @@ class AssignedRows:
 
 
 def assign(
-    chunks: Sequence[Chunk], ranks: int, *, least_bytes: int = LEAST_PORTION_BYTES
+    chunks: Sequence[Chunk],
+    ranks: int,
+    *,
+    least_bytes: int = LEAST_PORTION_BYTES,
+    loads: Sequence[float] = (),
 ) -> list[tuple[AssignedRows, ...]]:
     """Assign every row of every chunk to exactly one of its holders, at most one run of rows for each.
 
     Args:
         ranks: Number of processes; their ranks count from 0.
         least_bytes: Minimum size of a portion.
+        loads: Bytes that each rank writes besides.
 
     Returns:
         For each chunk, the rows that each rank writes.
     """
-    loads = [0.0] * ranks
-    portion = max(sum(chunk.size for chunk in chunks) / ranks * PORTION, least_bytes)
+    loads = list(loads) or [0.0] * ranks
+    portion = max((sum(loads) + sum(chunk.size for chunk in chunks)) / ranks * PORTION, least_bytes)
     assigned: list[tuple[AssignedRows, ...]] = [()] * len(chunks)
     # Chunks with a single holder leave no choice and come first; then large ones, while there is room to even out.
     for index in sorted(range(len(chunks)), key=lambda index: (len(chunks[index].holders) > 1, -chunks[index].size)):

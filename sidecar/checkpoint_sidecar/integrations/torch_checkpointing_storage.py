@@ -50,7 +50,7 @@ from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.opening import open_store
-from checkpoint_sidecar.training.dcp.writer import metadata_bytes
+from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class SnapshotStorage(Storage):
             for each in receipts
         )
         # Also DCP's metadata of a snapshot without tensors, which every reader of snapshots expects.
-        metadata = metadata_bytes(Metadata({}))
+        metadata = metadata_bytes(Metadata({}), None)
         derived = {
             INDEX_NAME: folder_index.encode(FolderIndex((ranks,), tuple(entries))),
             layout.METADATA_NAME: metadata,

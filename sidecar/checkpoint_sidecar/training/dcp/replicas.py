@@ -55,16 +55,15 @@ Holder: TypeAlias = tuple[int, WriteItem, Holding]
 """A rank, an item of its plan, and the rank's description of it."""
 
 
-@dataclass(frozen=True)
 class DescribedPlan(SavePlan):
-    """A rank's plan with its holdings, sent to the coordinator like any plan.
+    """A rank's plan with its holdings.
 
     Attributes:
-        holdings: The rank's holdings, by item.
-        seed: Seed of the digests; digests with different seeds cannot be compared.
+        holdings: The rank's holdings, by item; none if its planner gives none.
+        seed: Seed of the digests in them; digests with different seeds cannot be compared.
     """
 
-    holdings: tuple[Holding, ...] = ()
+    holdings: tuple[Holding, ...]
     seed: int = 0
 
 
@@ -104,8 +103,8 @@ def compare(plans: Sequence[SavePlan]) -> ReplicaComparison:
     """
     held: dict[MetadataIndex, list[Holder]] = defaultdict(list)
     for rank, plan in enumerate(plans):
-        holdings = plan.holdings if isinstance(plan, DescribedPlan) else ()
-        for item, holding in zip(plan.items, holdings or map(_undescribed, plan.items), strict=True):
+        holdings = (plan.holdings if isinstance(plan, DescribedPlan) else ()) or map(_undescribed, plan.items)
+        for item, holding in zip(plan.items, holdings, strict=True):
             held[item.index].append((rank, item, holding))
     _check_forms(held)
     comparable = len({plan.seed for plan in plans if isinstance(plan, DescribedPlan)}) == 1

@@ -22,14 +22,14 @@ from torch.distributed.tensor import DTensor
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.engine.assignment import AssignedRows, Chunk, assign
 from checkpoint_sidecar.training.dcp.archives import payload_bytes
+from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, AssignedPlan
+from checkpoint_sidecar.training.dcp.global_plan import FRAME_BYTES, global_plan
+from checkpoint_sidecar.training.dcp.inventory import PlannedMetadata
 from checkpoint_sidecar.training.dcp.memory import is_plain
-from checkpoint_sidecar.training.dcp.replicas import DescribedPlan, Holding, Kind, ReplicaComparison, compare
+from checkpoint_sidecar.training.dcp.replicas import Holding, Kind, ReplicaComparison, compare
 from checkpoint_sidecar.training.state import digests
 
 logger = logging.getLogger(__name__)
-
-_FRAME_BYTES = 1600
-"""Bytes that ``torch.save`` adds to a tensor, approximately."""
 
 _SAVES_BETWEEN_CHECKS = 10
 """How many saves pass between checks of sharded tensors' replicas, which are equal by construction."""
@@ -93,12 +93,21 @@ class BalancedSavePlanner(DefaultSavePlanner):
             self._held[item.index.fqn].append(item)
         several = dist.is_initialized() and dist.get_world_size() > 1
         holdings = tuple(self._holding(item, several=several) for item in plan.items)
-        return DescribedPlan(**_fields(plan), holdings=holdings, seed=self._saves_before)
+        return ArrayPlan.of(plan, holdings, self._saves_before)
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        compared = compare(all_plans)
-        self._report(compared)
-        return super().create_global_plan(balanced(all_plans, compared))
+        found = global_plan(all_plans)
+        if found is None:
+            compared = compare(all_plans)
+            self._report(compared)
+            return super().create_global_plan(balanced(all_plans, compared))
+        self.global_plan, self.metadata = list(found.plans), PlannedMetadata.of(found.contents)
+        return self.global_plan, self.metadata
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        if isinstance(new_plan, AssignedPlan):
+            new_plan = new_plan.within(self.plan)
+        return super().finish_plan(new_plan)
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         if write_item.tensor_data is None:
@@ -151,7 +160,7 @@ def balanced(plans: list[SavePlan], compared: ReplicaComparison | None = None, *
     replicas = (compared or compare(plans)).replicas
     chunks = [
         Chunk(
-            payload_bytes(replica.item) + _FRAME_BYTES, _rows(replica.item) if replica.divisible else 1, replica.holders
+            payload_bytes(replica.item) + FRAME_BYTES, _rows(replica.item) if replica.divisible else 1, replica.holders
         )
         for replica in replicas
     ]

@@ -40,10 +40,16 @@ def remember(writer: HasStore) -> None:
     _writers.add(writer)
 
 
-class SavedMetadata(Metadata):
-    """The metadata of a committed save. Another process receives its address, and reads it when it uses a field.
+def _store_at(url: str) -> Store | None:
+    return next((each._store for each in _writers if each._store.url == url), None)
 
-    What is read has no strides, as ``writer.metadata_bytes`` says.
+
+class SavedMetadata(Metadata):
+    """The metadata of a committed save. Any process reads what it does not have when it uses a field.
+
+    Another process receives the address only; rank 0 has what its planner has made of objects.
+
+    What is read has no strides, as ``metadata_pickle.metadata_bytes`` says.
 
     Raises (when a field is used):
         RestoreError: The snapshot was deleted meanwhile.
@@ -61,7 +67,13 @@ class SavedMetadata(Metadata):
             folder: ``SaveFolder.path``.
             file: The manifest's line of the stored ``.metadata``.
         """
-        metadata.__dict__["_address"] = (url, folder, file.size, file.crc32c)
+        values = metadata.__dict__
+        values["_address"] = (url, folder, file.size, file.crc32c)
+        values["_source"] = _store_at(url)
+        # What was only planned in arrays is read here, too, when it is used.
+        values.pop("contents", None)
+        if values.get("storage_data") is None:
+            values.pop("storage_data", None)
         metadata.__class__ = cls
 
     @classmethod
@@ -70,7 +82,7 @@ class SavedMetadata(Metadata):
         metadata = cls.__new__(cls)
         metadata.__dict__["_address"] = (url, folder, size, checksum)
         # Found now, because the writer may be gone when a field is used.
-        metadata.__dict__["_source"] = next((each._store for each in _writers if each._store.url == url), None)
+        metadata.__dict__["_source"] = _store_at(url)
         return metadata
 
     def __reduce__(self) -> Any:

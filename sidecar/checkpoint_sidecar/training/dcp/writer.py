@@ -7,12 +7,8 @@ pickled ``Metadata`` of torch's own classes. The transfer differs, and so does t
 from __future__ import annotations
 
 import contextlib
-import copyreg
-import dataclasses
-import io
 import logging
 import os
-import pickle
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorProperties
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
@@ -46,14 +42,16 @@ from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.parts import write_object
-from checkpoint_sidecar.training.dcp.archives import lay_out, payload_bytes
+from checkpoint_sidecar.training.dcp.archives import lay_out
+from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, plan_bytes, with_storage_data
 from checkpoint_sidecar.training.dcp.errors import never_reached_commit, upload_failed
+from checkpoint_sidecar.training.dcp.inventory import Inventory
+from checkpoint_sidecar.training.dcp.metadata_pickle import VERSION, metadata_bytes
+from checkpoint_sidecar.training.dcp.receipts import Results, files_of, stored_inventory
 from checkpoint_sidecar.training.dcp.restricted import Trust
 from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata, remember
 
 logger = logging.getLogger(__name__)
-
-_METADATA_VERSION = "1.0.0"
 
 REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
 """What ``SaveTarget.commit`` raises when the snapshot certainly was not and will not be committed."""
@@ -143,7 +141,8 @@ class SnapshotWriter(StorageWriter):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         self._pause_collection()
-        return plan
+        # Another class of plan may have more to say.
+        return ArrayPlan.of(plan) if type(plan) is SavePlan else plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Let the target admit the save, and tell every rank its folder.
@@ -162,11 +161,10 @@ class SnapshotWriter(StorageWriter):
         save = target.begin()
         self._running = target, save
         total = self.folder_share.total_bytes if self.folder_share else 0
-        total += sum(payload_bytes(item) for plan in plans for item in plan.items)
+        total += sum(map(plan_bytes, plans))
         self._block_bytes = manifests.block_bytes_for(total)
         return [
-            dataclasses.replace(plan, storage_data=_Share(save.folder, rank, self._block_bytes))
-            for rank, plan in enumerate(plans)
+            with_storage_data(plan, _Share(save.folder, rank, self._block_bytes)) for rank, plan in enumerate(plans)
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -202,7 +200,7 @@ class SnapshotWriter(StorageWriter):
             raise upload_failed(share.rank, error) from error
         done: Future[list[WriteResult]] = Future()
         lines = [WriteResult(MetadataIndex(file.name), file.size, file) for file in files]
-        done.set_result([*layout.results, *lines])
+        done.set_result(Results([*layout.results, *lines]))
         self._pause_collection()
         return done
 
@@ -210,17 +208,21 @@ class SnapshotWriter(StorageWriter):
         """Store what describes the data, then commit: the last step on the coordinator, after every rank uploaded."""
         assert self._running is not None  # DCP finishes only what it planned, on the same rank
         target, save = self._running
-        everything = [result for rank in results for result in rank]
-        files = [result.storage_data for result in everything if isinstance(result.storage_data, File)]
-        metadata.storage_data = {r.index: r.storage_data for r in everything if not isinstance(r.storage_data, File)}
-        metadata.version = _METADATA_VERSION
+        files = [file for rank in results for file in files_of(rank)]
+        inventory = stored_inventory(metadata, results)
+        if inventory is None:
+            everything = [result for rank in results for result in rank]
+            metadata.storage_data = {
+                result.index: result.storage_data for result in everything if not isinstance(result.storage_data, File)
+            }
+        metadata.version = VERSION
         metadata.storage_meta = StorageMeta(
             checkpoint_id=f"{self._store.url}/{save.folder.path}", save_id=save.snapshot
         )
         # Every rank has finished uploading, so that the coordinator can clean up for all of them.
         self._written = [f"{save.folder.path}/{file.name}" for file in files]
         try:
-            manifest, digest = self._describe(save, metadata, files, world_size=len(results))
+            manifest, digest = self._describe(save, metadata, inventory, files, world_size=len(results))
         except BaseException:
             self._abandon()
             self._delete_written()
@@ -295,12 +297,12 @@ class SnapshotWriter(StorageWriter):
             logger.warning("leftovers of a failed save stay for now: %s", error)
 
     def _describe(
-        self, save: NewSave, metadata: Metadata, files: list[File], *, world_size: int
+        self, save: NewSave, metadata: Metadata, inventory: Inventory | None, files: list[File], *, world_size: int
     ) -> tuple[Manifest, str]:
         prefix = save.folder.path.rpartition("/")[2]
         described = [
-            (METADATA_NAME, metadata_bytes(metadata)),
-            (STOCK_METADATA_NAME, metadata_bytes(metadata, prefix=prefix) + _origin_of(save)),
+            (METADATA_NAME, metadata_bytes(metadata, inventory)),
+            (STOCK_METADATA_NAME, metadata_bytes(metadata, inventory, prefix=prefix) + _origin_of(save)),
         ]
         if self.folder_share:
             described.append((INDEX_NAME, self.folder_share.index))
@@ -335,32 +337,6 @@ class _Share:
 def _origin_of(save: NewSave) -> bytes:
     """Return bytes that follow the pickle, which torch's reader does not read."""
     return Origin(save.folder.run, save.snapshot).encode() if save.folder.run else b""
-
-
-def metadata_bytes(metadata: Metadata, *, prefix: str = "") -> bytes:
-    """DCP's pickle of the metadata, in torch's own classes only, for every version of torch from 2.6 on.
-
-    Args:
-        prefix: Put in front of every file's path, for a pointer one level above the save's folder.
-    """
-    if prefix:
-        stored = {
-            index: dataclasses.replace(info, relative_path=f"{prefix}/{info.relative_path}")
-            for index, info in metadata.storage_data.items()
-        }
-        metadata = dataclasses.replace(metadata, storage_data=stored)
-    data = io.BytesIO()
-    _PortablePickler(data).dump(metadata)
-    return data.getvalue()
-
-
-class _PortablePickler(pickle.Pickler):
-    """Leaves out a tensor's strides, which newer versions of torch write, older ones choke on, and none reads."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is not TensorProperties:
-            return NotImplemented
-        return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:5]  # type: ignore[attr-defined]
 
 
 def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:

@@ -1,0 +1,176 @@
+"""What each rank has stored, as arrays: DCP's ``WriteResult`` of every item on its way to rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.storage import WriteResult
+
+from checkpoint_sidecar.core.manifest import File
+from checkpoint_sidecar.training.dcp.columns import pack_rows, pack_table, unpack_rows, unpack_table
+from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory, integers, padded
+
+
+@dataclass(frozen=True, slots=True)
+class FileLine:
+    """A file that a rank has stored.
+
+    Attributes:
+        file: Its line in the manifest.
+        sent: Bytes that were sent for it.
+    """
+
+    file: File
+    sent: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Receipts:
+    """The items and files that one rank has stored; iterates as DCP's results.
+
+    Attributes:
+        names: By item.
+        dimensions: By item; -1 for an object.
+        hints: ``MetadataIndex.index`` by item; 0 for an object.
+        offsets: Of the item's chunk.
+        files: Names of files.
+        places: By item: index in ``files``, offset and length in bytes.
+        lines: The files.
+    """
+
+    names: tuple[str, ...]
+    dimensions: Integers
+    hints: Integers
+    offsets: Integers
+    files: tuple[str, ...]
+    places: Integers
+    lines: tuple[FileLine, ...]
+
+    @classmethod
+    def of(cls, results: Iterable[WriteResult]) -> Receipts | None:
+        """Return the receipts of DCP's results, or None if one has another form than ``write_data`` gives it."""
+        items = []
+        lines = []
+        for result in results:
+            if isinstance(result.storage_data, File):
+                lines.append(FileLine(result.storage_data, result.size_in_bytes))
+            elif _is_usual(result):
+                items.append(result)
+            else:
+                return None
+        places = [_place(item) for item in items]
+        files = {name: number for number, name in enumerate(dict.fromkeys(place.relative_path for place in places))}
+        return cls(
+            tuple(item.index.fqn for item in items),
+            integers(-1 if item.index.offset is None else len(item.index.offset) for item in items),
+            integers(item.index.index or 0 for item in items),
+            padded([item.index.offset or () for item in items]),
+            tuple(files),
+            padded([(files[place.relative_path], place.offset, place.length) for place in places], width=3),
+            tuple(lines),
+        )
+
+    def __iter__(self) -> Iterator[WriteResult]:
+        columns = (each.tolist() for each in (self.dimensions, self.hints, self.offsets, self.places))
+        for name, dimensions, hint, offsets, (file, start, length) in zip(self.names, *columns, strict=True):
+            index = MetadataIndex(name) if dimensions < 0 else MetadataIndex(name, offsets[:dimensions], hint)
+            yield WriteResult(index, length, _StorageInfo(self.files[file], start, length))
+        for line in self.lines:
+            yield WriteResult(MetadataIndex(line.file.name), line.sent, line.file)
+
+    @classmethod
+    def received(cls, names: bytes, rows: bytes, files: tuple[str, ...], lines: bytes) -> Receipts:
+        """Return the receipts that another rank has sent."""
+        unpacked = unpack_rows(rows)
+        places, dimensions, hints, offsets = unpacked[:, :3], unpacked[:, 3], unpacked[:, 4], unpacked[:, 5:]
+        found = msgspec.msgpack.decode(lines, type=tuple[FileLine, ...])
+        return cls(unpack_table(names), dimensions, hints, offsets, files, places, found)
+
+    def __reduce__(self) -> Any:
+        rows = np.column_stack([self.places, self.dimensions, self.hints, self.offsets])
+        return Receipts.received, (
+            pack_table(self.names),
+            pack_rows(rows),
+            self.files,
+            msgspec.msgpack.encode(self.lines),
+        )
+
+
+class Results(list[WriteResult]):
+    """DCP's results of one rank, which travel as receipts."""
+
+    def __reduce__(self) -> Any:
+        receipts = Receipts.of(self)
+        return (list, (list(self),)) if receipts is None else receipts.__reduce__()
+
+
+def placed(contents: Inventory, ranks: Sequence[Receipts]) -> Inventory | None:
+    """Return contents with the places where they were stored, or None if these are others than planned."""
+    numbers = {name: number for number, name in enumerate(contents.names)}
+    of_names: dict[int, Integers] = {}
+    for receipts in ranks:
+        if id(receipts.names) not in of_names:
+            of_names[id(receipts.names)] = integers(numbers.get(name, -1) for name in receipts.names)
+    number = np.concatenate([of_names[id(receipts.names)] for receipts in ranks])
+    hint = np.concatenate([receipts.hints for receipts in ranks])
+    total = len(contents.offsets)
+    if len(number) != total or (number < 0).any() or (hint >= contents.counts[number]).any():
+        return None
+    row = contents.begins[number] + hint
+    at = 0
+    for receipts in ranks:
+        offsets, rows = receipts.offsets, row[at : at + len(receipts.hints)]
+        width = offsets.shape[1]
+        if width > contents.offsets.shape[1] or (contents.offsets[rows, :width] != offsets).any():
+            return None
+        at += len(rows)
+    if (np.bincount(row, minlength=total) != 1).any():
+        return None
+    files: dict[str, int] = {}
+    places = [receipts.places.copy() for receipts in ranks]
+    for receipts, place in zip(ranks, places, strict=True):
+        known = integers(files.setdefault(name, len(files)) for name in receipts.files)
+        if len(place):
+            place[:, 0] = known[place[:, 0]]
+    together = np.empty((total, 3), np.int64)
+    together[row] = np.concatenate([place for place in places if len(place)] or [together])
+    file, start, length = together.T
+    return replace(contents, files=tuple(files), file=file, start=start, length=length)
+
+
+def stored_inventory(metadata: Metadata, results: Sequence[Iterable[WriteResult]]) -> Inventory | None:
+    """Return the inventory of planned metadata and all ranks' results, or None if they have more to say."""
+    contents = Inventory.planned(metadata)
+    receipts = [each if isinstance(each, Receipts) else Receipts.of(each) for each in results]
+    known = [each for each in receipts if each is not None]
+    return placed(contents, known) if contents is not None and len(known) == len(results) else None
+
+
+def files_of(results: Iterable[WriteResult]) -> list[File]:
+    """Return the files among one rank's results."""
+    if isinstance(results, Receipts):
+        return [line.file for line in results.lines]
+    return [result.storage_data for result in results if isinstance(result.storage_data, File)]
+
+
+def inventory_of(metadata: Metadata) -> Inventory | None:
+    """Return the inventory of metadata, or None if it has more to say than an inventory can."""
+    stored = metadata.storage_data or {}
+    return stored_inventory(metadata, [[WriteResult(index, place.length, place) for index, place in stored.items()]])
+
+
+def _is_usual(result: WriteResult) -> bool:
+    index, place = result.index, result.storage_data
+    hinted = index.index is not None if index.offset is not None else index.index is None
+    return hinted and type(place) is _StorageInfo and not getattr(place, "transform_descriptors", None)
+
+
+def _place(result: WriteResult) -> _StorageInfo:
+    place: _StorageInfo = result.storage_data
+    return place
