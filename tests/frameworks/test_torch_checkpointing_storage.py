@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,7 @@ def test_paths_outside_of_a_new_checkpoint_are_refused(storage: Storage, path: s
 def test_two_ranks_must_not_write_the_same_file(run: SnapshotRun, storage: Storage) -> None:
     pending = Path(run.checkpoint(1)).with_name("tmp_step-1")
     storage.write(pending / "a", b"a")
-    other = run.storage.create_storage()
-    other._config = type(run.storage)(**{**vars(run.storage), "rank": 1})
+    other = replace(run.storage, rank=1).create_storage()
     other.write(pending / "a", b"b")
     with pytest.raises(OSError, match="two ranks"):
         storage.rename(pending, Path(run.checkpoint(1)), is_directory=True)

@@ -35,7 +35,7 @@ _REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
 """Errors of a commit that certainly was not made."""
 
 MOST_METRICS = 32
-_LONGEST_NAME = 64
+LONGEST_NAME = 64
 
 
 def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -51,12 +51,12 @@ def decimal_strings(metrics: Mapping[str, Any]) -> dict[str, str]:
     if len(metrics) > MOST_METRICS:
         raise ConfigurationError(
             operation,
-            ", ".join(metrics)[:_LONGEST_NAME],
+            ", ".join(metrics)[:LONGEST_NAME],
             f"there are {len(metrics)}, and a log entry holds at most {MOST_METRICS}",
         )
     for name in metrics:
-        if not 0 < len(name) <= _LONGEST_NAME:
-            raise ConfigurationError("record metric", repr(name), f"a name must have 1 to {_LONGEST_NAME} characters")
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise ConfigurationError("record metric", repr(name), f"a name must have 1 to {LONGEST_NAME} characters")
     try:
         return {name: repr(_number(value)) for name, value in metrics.items()}
     except (TypeError, ValueError, RuntimeError) as error:

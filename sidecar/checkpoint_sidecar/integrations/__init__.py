@@ -1,1 +1,1 @@
-"""Hooks for experiment trackers. Each module imports its tracker when a hook is made, and only then."""
+"""Adapters of trainers, and hooks of experiment trackers. Each imports only what it is for, a hook when it is made."""

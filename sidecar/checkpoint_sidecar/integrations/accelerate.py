@@ -14,12 +14,13 @@ would write are therefore given to a ``Checkpointer``, which saves them from mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
 
 from checkpoint_sidecar.core.errors import ConfigurationError
+from checkpoint_sidecar.integrations.common import checkpointer_at, numbered
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.training.checkpointer import Checkpointer
 from checkpoint_sidecar.training.state.application import PerRank
@@ -65,18 +66,17 @@ def accelerator_snapshots(
             _OPERATION, "the accelerator", "it has no model yet", "Call accelerator.prepare(model, ...) before."
         )
     objects = {
-        **_numbered("model", accelerator._models),
-        **_numbered("optimizer", accelerator._optimizers),
-        **_numbered("scheduler", accelerator._schedulers),
-        **_numbered("custom", accelerator._custom_objects),
-        **_numbered("loader", [PerRank(each) for each in accelerator._dataloaders if _has_position(each)]),
+        **numbered("model", accelerator._models),
+        **numbered("optimizer", accelerator._optimizers),
+        **numbered("scheduler", accelerator._schedulers),
+        **numbered("custom", accelerator._custom_objects),
+        **numbered("loader", [PerRank(each) for each in accelerator._dataloaders if _has_position(each)]),
         **({"scaler": accelerator.scaler} if accelerator.scaler is not None else {}),
         "accelerator": _MicroBatches(accelerator),
         "random": RandomState(),
         **(state or {}),
     }
-    make: Callable[..., Checkpointer] = Checkpointer if url else Checkpointer.from_env
-    return make(objects, *([url] if url else []), **options)
+    return checkpointer_at(url, objects, **options)
 
 
 class _MicroBatches:
@@ -90,11 +90,6 @@ class _MicroBatches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._accelerator.step = state["step"]
-
-
-def _numbered(name: str, objects: list[Any]) -> dict[str, Any]:
-    """Name objects as accelerate names its files: the first one without a number."""
-    return {name if index == 0 else f"{name}_{index}": each for index, each in enumerate(objects)}
 
 
 def _has_position(loader: Any) -> bool:

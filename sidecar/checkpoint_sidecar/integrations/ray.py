@@ -10,22 +10,20 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ray.train
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.training.file_snapshots import FileSnapshots
-from checkpoint_sidecar.training.restoring import Restored
 
 REFERENCE = "snapshot.json"
 """The only file of a checkpoint as Ray knows it: ``{"snapshot": "<url>@<step>"}``."""
 
 
-class RaySnapshots:
-    """The folder of one worker of a Ray trainer, saved with ``ray.train.report``.
+class RaySnapshots(FileSnapshots):
+    """The ``FileSnapshots`` of one worker of a Ray trainer, saved with ``ray.train.report``.
 
     >>> with RaySnapshots("/tmp/checkpoint", "s3://training/llama-7b") as snapshots:
     ...     step = snapshots.restore()
@@ -33,7 +31,8 @@ class RaySnapshots:
     ...     ray.train.report(metrics, checkpoint=snapshots.checkpoint, checkpoint_upload_fn=snapshots.upload(step))
 
     Collective: every worker creates it in its training function, and reports at the same steps with this checkpoint,
-    also a worker that wrote no file. Needs the process group of ``TorchTrainer``.
+    also a worker that wrote no file. Needs the process group of ``TorchTrainer``. ``restore`` takes the place of
+    ``ray.train.get_checkpoint``, also after Ray has replaced a worker.
 
     Args:
         folder: Where the training function writes, on the worker's machine. Workers may share it.
@@ -42,21 +41,14 @@ class RaySnapshots:
     """
 
     def __init__(self, folder: str | Path, url: str | StoreSettings, **options: Any) -> None:
+        super().__init__(folder, url, **options)
         self._url = url.url if isinstance(url, StoreSettings) else url
-        self._folder = Path(folder)
-        self._snapshots = FileSnapshots(folder, url, **options)
+        self._written = Path(folder)
 
     @property
     def checkpoint(self) -> Any:
         """The ``ray.train.Checkpoint`` of the folder."""
-        return ray.train.Checkpoint.from_directory(str(self._folder))
-
-    def restore(self) -> Restored | None:
-        """Fill the folder with the snapshot that the run's log decides on. Returns None for a fresh start.
-
-        Use it instead of ``ray.train.get_checkpoint``, also after Ray has replaced a worker.
-        """
-        return self._snapshots.restore()
+        return ray.train.Checkpoint.from_directory(str(self._written))
 
     def upload(self, step: int, metrics: dict[str, Any] | None = None) -> Callable[[Any, str], Any]:
         """Return the ``checkpoint_upload_fn`` of a step, for ``ray.train.report`` in the mode ``SYNC``.
@@ -68,25 +60,13 @@ class RaySnapshots:
         """
 
         def save(checkpoint: Any, name: str) -> Any:
-            if Path(checkpoint.path) != self._folder:
-                cause = f"the snapshots of this run are of {self._folder}"
+            if Path(checkpoint.path) != self._written:
+                cause = f"the snapshots of this run are of {self._written}"
                 raise ConfigurationError("save", checkpoint.path, cause, "Report RaySnapshots.checkpoint.")
-            self._snapshots.save(step, metrics, wait=True)
+            self.save(step, metrics, wait=True)
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / REFERENCE).write_text(json.dumps({"snapshot": f"{self._url}@{step}"}))
                 storage = ray.train.get_context().get_storage()
                 return storage.persist_current_checkpoint(ray.train.Checkpoint.from_directory(folder), name)
 
         return save
-
-    def close(self) -> None:
-        """Release all resources. Idempotent."""
-        self._snapshots.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._snapshots.__exit__(kind, error, traceback)

@@ -32,6 +32,7 @@ from checkpoint_sidecar.attempt.warm_start import StartFrom
 from checkpoint_sidecar.core.environment import URL
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.policy import SavePolicy
+from checkpoint_sidecar.integrations.common import checkpointer_at, numbered
 from checkpoint_sidecar.training.checkpointer import Checkpointer
 from checkpoint_sidecar.training.dcp.dropin import CheckpointReader
 
@@ -119,7 +120,7 @@ class SnapshotManager(BaseCheckpointManager):
         self._model = ModelWrapper(model_parts)
         self._fresh = list(optimizers.optimizers) if OPTIMIZER in config.exclude_from_loading else []
         state: dict[str, Any] = {} if dataloader is None else {DATALOADER: _Loaders(dataloader)}
-        state |= _numbered(MODEL, model_parts) | _numbered(OPTIMIZER, optimizers.optimizers)
+        state |= numbered(MODEL, model_parts) | numbered(OPTIMIZER, optimizers.optimizers)
         state |= {LR_SCHEDULER: lr_schedulers} | states
         for name in set(config.exclude_from_loading) - {OPTIMIZER}:
             state[name] = _Kept(state[name])
@@ -197,19 +198,14 @@ def _opened(state: dict[str, Any], config: SnapshotManager.Config, folder: str) 
     if injected and filesystem.is_remote(folder) and folder.rstrip("/") != injected.rstrip("/"):
         cause = f"this pod belongs to the run at {injected}"
         raise ConfigurationError(_CONFIGURE, f"folder={folder}", cause, "Leave the folder out.")
-    if injected:
-        return Checkpointer.from_env(state, **options)
-    return Checkpointer(state, folder if filesystem.is_remote(folder) else Path(folder).absolute().as_uri(), **options)
+    url = folder if filesystem.is_remote(folder) else Path(folder).absolute().as_uri()
+    return checkpointer_at("" if injected else url, state, **options)
 
 
 def _names_a_run(path: str) -> bool:
     """Return whether a path is a run's, and not that of a checkpoint of torch, which torchtitan keeps in ``step-N``."""
     name = path.rstrip("/").rpartition("/")[2]
     return filesystem.is_remote(path) and not re.fullmatch(r"step-\d+", name)
-
-
-def _numbered(name: str, objects: list[Any]) -> dict[str, Any]:
-    return {f"{name}_{index}" if index else name: each for index, each in enumerate(objects)}
 
 
 def _check(config: SnapshotManager.Config) -> None:

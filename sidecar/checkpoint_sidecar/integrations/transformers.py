@@ -9,7 +9,6 @@ Works with every trainer derived from it, such as those of TRL, and with whateve
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -22,12 +21,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.engine.folders.tree import TrainerFolder
+from checkpoint_sidecar.integrations.common import file_snapshots_at, storable
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.fsspec import misdirected
-from checkpoint_sidecar.training.file_snapshots import FileSnapshots
-
-_MOST_METRICS = 32
-_LONGEST_NAME = 64
 
 
 class TrainerSnapshots(TrainerCallback):
@@ -59,10 +55,7 @@ class TrainerSnapshots(TrainerCallback):
         _check(arguments)
         output = os.path.abspath(str(arguments.output_dir))
         folder = TrainerFolder(output, exclude=_all_but(f"{PREFIX_CHECKPOINT_DIR}-"))
-        if url:
-            self._snapshots = FileSnapshots(folder, url, **options)
-        else:
-            self._snapshots = FileSnapshots.from_env(folder, **options)
+        self._snapshots = file_snapshots_at(url, folder, **options)
         if arguments.save_total_limit is None:
             arguments.save_total_limit = 1  # what Trainer deletes is committed, or on its way under another name
         self._logged: tuple[int, dict[str, float]] = (0, {})
@@ -110,7 +103,7 @@ class TrainerSnapshots(TrainerCallback):
         numbers = {
             name: float(value)
             for name, value in (logs or {}).items()
-            if isinstance(value, Real) and math.isfinite(value) and len(name) <= _LONGEST_NAME
+            if isinstance(value, Real) and math.isfinite(value)
         }
         self._logged = state.global_step, (earlier if step == state.global_step else {}) | numbers
 
@@ -121,7 +114,7 @@ class TrainerSnapshots(TrainerCallback):
         if args.load_best_model_at_end and best and os.path.isdir(best):
             paths.append(os.path.relpath(best, args.output_dir))
         step, numbers = self._logged
-        metrics = dict(itertools.islice(numbers.items(), _MOST_METRICS)) if step == state.global_step else {}
+        metrics = storable(numbers) if step == state.global_step else {}
         self._snapshots.save(state.global_step, metrics, paths=paths)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -1,9 +1,4 @@
-"""A storage of torch_checkpointing whose rename is the commit of a snapshot. Bytes are stored once, and never copied.
-
-torch_checkpointing lets every rank write files into ``tmp_step-N``, and rank 0 rename that folder to ``step-N``. Here
-the files go to the folder of a new save, each with a receipt, and the rename makes a manifest of the receipts and
-appends the commit to the run's log. Before that no reader finds the checkpoint.
-"""
+"""A storage of torch_checkpointing whose rename is the commit of a snapshot."""
 
 from __future__ import annotations
 
@@ -11,19 +6,13 @@ import base64
 import errno
 import hashlib
 import io
-import logging
 import re
-import secrets
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import msgspec
 from torch.distributed.checkpoint.metadata import Metadata
 from torch_checkpointing.storage.base_storage import ReadArgs, Storage, StorageConfig
 
@@ -32,39 +21,26 @@ from checkpoint_sidecar.attempt.save_target import Draft, RunTarget
 from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
 from checkpoint_sidecar.core import folder_index, layout
 from checkpoint_sidecar.core import manifest as manifests
-from checkpoint_sidecar.core.errors import CheckpointExistsError, StoreError
+from checkpoint_sidecar.core.errors import CheckpointExistsError
 from checkpoint_sidecar.core.folder_index import INDEX_NAME, FolderIndex, IndexEntry
-from checkpoint_sidecar.core.manifest import FILES_FORMAT, File, Manifest, block_bytes_for
+from checkpoint_sidecar.core.manifest import FILES_FORMAT, Manifest
 from checkpoint_sidecar.core.overwrite import existing_save
 from checkpoint_sidecar.core.owner import Owner
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import SavePolicy
-from checkpoint_sidecar.engine.delivery import Want
-from checkpoint_sidecar.engine.files import Bytes, FilePlan
 from checkpoint_sidecar.engine.folders.reading import read_index
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.read import Files
-from checkpoint_sidecar.engine.requests import ByteRange
-from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
+from checkpoint_sidecar.engine.upload import upload_bytes
 from checkpoint_sidecar.engine.verify import read_manifest
+from checkpoint_sidecar.integrations.torch_checkpointing.receipts import BLOCK_BYTES, Receipt, Receipts
+from checkpoint_sidecar.integrations.torch_checkpointing.streams import CommittedFile, PendingFile
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
 
-logger = logging.getLogger(__name__)
-
 _NAME = re.compile(r"(?P<prefix>.*?)step-(?P<step>0|[1-9][0-9]{0,18})")
-_PARALLEL_REQUESTS = 16
-_MAX_RECEIPT_BYTES = 64 * 1024 * 1024
-_BLOCK_BYTES = block_bytes_for(0)
-
-
-class _Receipt(msgspec.Struct, frozen=True):
-    """What a rank has stored: a file below the checkpoint, and the object that holds its bytes."""
-
-    path: str
-    file: File
 
 
 @dataclass
@@ -109,24 +85,18 @@ class SnapshotStorage(Storage):
         self._settings = EngineSettings.from_environment()
         self._session = AttemptSession(self._store, config.owner, Defaults(SavePolicy(), "Never"))
         self._session.attempt = config.attempt
-        self._numbers: dict[int, str] = {}
+        self._receipts = Receipts(self._store, config.rank, self._settings)
         self._opened: dict[str, tuple[Manifest, FolderIndex]] = {}
 
     # Writing
 
     def stream_write(self, path: Path) -> io.IOBase:
         """Return a stream that holds the file in memory, and stores it when it is closed."""
-        return _PendingFile(lambda data: self.write(path, data))
+        return PendingFile(lambda data: self.write(path, data))
 
     def write(self, path: Path, data: Any) -> None:
         place = self._pending_file(path)
-        folder = self._folder(place.step)
-        name = f"__{self._config.rank}_{secrets.randbelow(10**9)}.files"
-        plan = FilePlan(name, (Bytes(memoryview(data).cast("B")),))
-        [file] = upload_files(self._store, folder.path, [plan], block_bytes=_BLOCK_BYTES, settings=self._settings)
-        receipt = f"{folder.path}/{self._receipt(place)}"
-        self._discard(receipt)
-        write_object(self._store, receipt, msgspec.json.encode(_Receipt(place.path, file)))
+        self._receipts.write(self._folder(place.step).path, place.path, data)
 
     def mkdir(self, path: Path, recursive: bool = True) -> None:
         """Check that the folder can become a checkpoint. Buckets have no folders."""
@@ -149,7 +119,7 @@ class SnapshotStorage(Storage):
                 errno.EXDEV, "only the folder of a checkpoint can be renamed, which commits it", str(src_path)
             )
         began = time.monotonic()
-        receipts = self._receipts(target.step)
+        receipts = self._receipts.of_all_ranks(self._folder(target.step).path)
         if not receipts:
             raise FileNotFoundError(errno.ENOENT, "nothing was written below it", str(src_path))
         save = NewSave(self._folder(target.step), target.step)
@@ -163,11 +133,11 @@ class SnapshotStorage(Storage):
             write_object(self._store, save.folder.manifest, encoded)
             commit.commit(save, manifest, manifests.digest(encoded))
         except CheckpointExistsError as error:
-            self._delete_receipts(save, receipts, with_files=True)
+            self._receipts.delete([*receipts, *(f"{save.folder.path}/{each.file.name}" for each in receipts.values())])
             raise FileExistsError(
                 errno.ENOTEMPTY, f"refusing to replace a checkpoint: {error}", str(dst_path)
             ) from error
-        self._delete_receipts(save, receipts, with_files=False)
+        self._receipts.delete(receipts)
 
     def _check_new(self, save: NewSave) -> None:
         """Refuse to write a manifest twice: a commit of the first one may be under way, and names its digest."""
@@ -175,7 +145,7 @@ class SnapshotStorage(Storage):
             cause = "an earlier save of the step may still be committed"
             raise CheckpointExistsError("save", f"step {save.step}", cause, "Save another step.")
 
-    def _described(self, save: NewSave, receipts: list[_Receipt]) -> Manifest:
+    def _described(self, save: NewSave, receipts: list[Receipt]) -> Manifest:
         ranks = tuple(range(self._config.world_size))
         entries = (
             IndexEntry(each.path, size=each.file.size, object=each.file.name if each.file.size else "")
@@ -190,7 +160,7 @@ class SnapshotStorage(Storage):
         }
         files = [each.file for each in receipts]
         for name, data in derived.items():
-            files.append(upload_bytes(self._store, f"{save.folder.path}/{name}", data, block_bytes=_BLOCK_BYTES))
+            files.append(upload_bytes(self._store, f"{save.folder.path}/{name}", data, block_bytes=BLOCK_BYTES))
         return Manifest(
             snapshot=save.snapshot,
             step=save.step,
@@ -198,14 +168,14 @@ class SnapshotStorage(Storage):
             world_size=self._config.world_size,
             files=tuple(sorted(files, key=lambda file: file.name)),
             versions={each: version(each) for each in ("torch", "torch-checkpointing", "checkpoint-operator")},
-            block_bytes=_BLOCK_BYTES,
+            block_bytes=BLOCK_BYTES,
             format=FILES_FORMAT,
         )
 
     def delete(self, path: Path) -> None:
         """Delete a file that is not committed yet."""
         place = self._pending_file(path)
-        self._discard(f"{self._folder(place.step).path}/{self._receipt(place)}")
+        self._receipts.discard(self._folder(place.step).path, place.path)
 
     def rmdir(self, path: Path) -> None:
         """Delete what was written for a checkpoint and not committed."""
@@ -215,40 +185,6 @@ class SnapshotStorage(Storage):
         folder = self._folder(place.step).path
         if all(each.commit.path != folder for each in self._session.log.refresh().snapshots.values()):
             self._store.delete([info.key for info in self._store.list(f"{folder}/")])
-
-    def _discard(self, receipt: str) -> None:
-        """Delete a receipt, if there is one, and what it is for."""
-        if self._store.stat(receipt) is not None:
-            file = self._read_receipt(receipt).file
-            self._store.delete([f"{receipt.rpartition('/')[0]}/{file.name}", receipt])
-
-    def _read_receipt(self, key: str) -> _Receipt:
-        return msgspec.json.decode(self._store.get(key, max_bytes=_MAX_RECEIPT_BYTES).data, type=_Receipt)
-
-    def _delete_receipts(self, save: NewSave, receipts: dict[str, _Receipt], *, with_files: bool) -> None:
-        names = [*receipts, *(each.file.name for each in receipts.values() if with_files)]
-        try:
-            self._store.delete([f"{save.folder.path}/{name}" for name in names])
-        except StoreError as error:
-            logger.warning("receipts of a save stay beside it, and are harmless: %s", error)
-
-    def _receipt(self, place: _Place) -> str:
-        number = int.from_bytes(hashlib.blake2b(place.path.encode(), digest_size=8).digest(), "big") % 10**9
-        if self._numbers.setdefault(number, place.path) != place.path:
-            raise OSError(errno.EEXIST, f"rename it: its digest is that of {self._numbers[number]}", place.path)
-        return f"__{self._config.rank}_{number}.distcp"
-
-    def _receipts(self, step: int) -> dict[str, _Receipt]:
-        """Return the receipts of all ranks by the names of their objects."""
-        folder = self._folder(step).path
-        names = [key for info in self._store.list(f"{folder}/") if (key := info.key).endswith(".distcp")]
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="receipts") as pool:
-            read = pool.map(self._read_receipt, names)
-            found = {key.rpartition("/")[2]: receipt for key, receipt in zip(names, read, strict=True)}
-        paths = [each.path for each in found.values()]
-        if twice := {path for path in paths if paths.count(path) > 1}:
-            raise OSError(errno.EEXIST, "two ranks have written it, give each its own", min(twice))
-        return found
 
     # Reading
 
@@ -260,7 +196,7 @@ class SnapshotStorage(Storage):
             CorruptSnapshotError: Its bytes are not those that were committed.
         """
         folder, manifest, entry = self._committed_file(path)
-        stream = _CommittedFile(Files(self._store, folder, manifest, settings=self._settings), entry)
+        stream = CommittedFile(Files(self._store, folder, manifest, settings=self._settings), entry)
         if read_args is not None and not read_args.pre_read_full_file:
             return stream
         return io.BytesIO(stream.readall())  # type: ignore[return-value]
@@ -300,7 +236,7 @@ class SnapshotStorage(Storage):
     def _names(self, place: _Place) -> list[str] | None:
         """Return the paths of the files of a checkpoint; None if it does not exist."""
         if place.pending:
-            return [each.path for each in self._receipts(place.step).values()] or None
+            return [each.path for each in self._receipts.of_all_ranks(self._folder(place.step).path).values()] or None
         found = self._snapshot(place.step)
         return None if found is None else [entry.path for entry in found[2].entries]
 
@@ -355,66 +291,3 @@ class SnapshotStorage(Storage):
 def _below(names: list[str], path: str) -> list[str]:
     """Return the paths below a folder, relative to it."""
     return [name[len(path) + 1 if path else 0 :] for name in names if not path or name.startswith(f"{path}/")]
-
-
-class _PendingFile(io.RawIOBase):
-    """Collects a file in memory; an error in the block that writes it discards it."""
-
-    def __init__(self, store: Callable[[bytearray], None]) -> None:
-        self._store = store
-        self._data = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._data += view
-        return view.nbytes
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._store(self._data)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._store = lambda _: None
-        self.close()
-
-
-class _CommittedFile(io.RawIOBase):
-    """The bytes of a committed file, read in ranges and verified."""
-
-    def __init__(self, files: Files, entry: IndexEntry) -> None:
-        self._files, self._entry = files, entry
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        into = memoryview(buffer).cast("B")[: max(0, self._entry.size - self._position)]
-        if into:
-            span = ByteRange(self._entry.offset + self._position, len(into))
-            self._files.read([Want(self._entry.object, span, into)])
-        self._position += len(into)
-        return len(into)
-
-    def readall(self) -> bytes:
-        data = bytearray(max(0, self._entry.size - self._position))
-        self.readinto(data)
-        return bytes(data)

@@ -1,4 +1,4 @@
-"""torch_checkpointing: a run whose checkpoints it writes and reads. See ``torch_checkpointing_storage``."""
+"""``SnapshotRun``: an attempt of a run whose checkpoints torch_checkpointing writes and reads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from checkpoint_sidecar.core.failures import INTERRUPTS, portable
 from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
 from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.engine.compared import ComparedBytes
-from checkpoint_sidecar.integrations.torch_checkpointing_storage import SnapshotStorage, SnapshotStorageConfig
+from checkpoint_sidecar.integrations.torch_checkpointing.storage import SnapshotStorageConfig
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.fsspec.storage_options import settings_from
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.agreement import Agreement, most_telling
 from checkpoint_sidecar.training.signals import TerminationWatch
-
-__all__ = ["SnapshotRun", "SnapshotStorage", "SnapshotStorageConfig"]
 
 _LEAVE_SECONDS = 5.0
 

@@ -1,0 +1,195 @@
+"""The callback that restores and saves a run; Lightning calls it at each point of its loops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from checkpoint_sidecar.core.errors import CheckpointExistsError, ConfigurationError
+from checkpoint_sidecar.integrations.common import checkpointer_at, storable
+from checkpoint_sidecar.integrations.lightning.loops import LightningLoaders, LightningState, State, place_loaders
+from checkpoint_sidecar.integrations.lightning.strategy import SnapshotStrategy
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.training.checkpointer import Checkpointer
+from checkpoint_sidecar.training.loading import load
+from checkpoint_sidecar.training.state.randomness import RandomState
+
+
+class SnapshotCallback(Checkpoint):
+    """Restores a training run at the start of ``fit``, and saves it on schedule, on request and at SIGTERM.
+
+    A ``ModelCheckpoint`` beside it, and ``trainer.save_checkpoint`` during training, commit a snapshot as well.
+
+    Args:
+        url: Location of the run, as for ``Checkpointer``; by default that of the injected pod.
+        metrics: Names of the logged metrics to store with each snapshot; by default all of them.
+        state: Further objects to save, by name.
+        options: See ``Checkpointer``.
+
+    Attributes:
+        checkpointer: The run's ``Checkpointer``, while ``fit`` trains.
+        paths: Steps of snapshots, by the path at which ``ModelCheckpoint`` or the user asked for them.
+        kept: What Lightning keeps besides weights and optimizers, from ``setup`` on.
+        holds_weights: Whether weights and optimizers are in place already, so that Lightning must not load them.
+    """
+
+    def __init__(
+        self,
+        url: str | StoreSettings = "",
+        *,
+        metrics: Collection[str] | None = None,
+        state: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.checkpointer: Checkpointer | None = None
+        self.paths: dict[str, int] = {}
+        self.kept: LightningState
+        self.holds_weights = False
+        self._url = url
+        self._metrics = metrics
+        self._state = dict(state or {})
+        self._options = options
+        self._settings: StoreSettings | None = None
+        self._handler: Any = None
+        self._step = 0
+
+    # Called by Lightning, on every rank
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        del pl_module, stage
+        self._trainer, self.kept, self.holds_weights = trainer, LightningState(trainer), False
+        if not isinstance(trainer.strategy, SnapshotStrategy):
+            raise ConfigurationError(
+                "save through",
+                type(trainer.strategy).__name__,
+                "it writes files of its own",
+                "Pass Trainer(strategy=with_snapshots(...)).",
+            )
+        trainer.strategy.snapshots = self
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a helper of Lightning
+            return
+        objects = {
+            "model": trainer.strategy.model,
+            **{f"optimizer_{index}": each for index, each in enumerate(trainer.optimizers)},
+            "lightning": self.kept,
+            "loaders": LightningLoaders(self.kept),
+            "random": RandomState(),
+            **self._state,
+        }
+        self.checkpointer = checkpointer_at(self._url, objects, **self._options)
+        self._settings = self.checkpointer.settings
+        if self.checkpointer.restore() and self.kept.restored:
+            self.holds_weights = True
+            # Lightning applies it in its next steps, as if it had loaded it from a file.
+            trainer._checkpoint_connector._loaded_checkpoint = self.kept.restored
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer, pl_module
+        self._take_signal()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        self._take_signal()
+        self._step = trainer.global_step
+        if self.checkpointer and self.kept.restored:
+            place_loaders(trainer, self.kept, self.checkpointer)
+
+    def on_train_batch_end(self, trainer: Trainer, *others: Any) -> None:
+        del others
+        if self.checkpointer is None or trainer.global_step == self._step:
+            return
+        loop: Any = trainer.fit_loop
+        more = trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if not more or trainer.strategy.reduce_boolean_decision(self.checkpointer.terminating, all=False):
+            self._report()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._report()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer, pl_module
+        self._report()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if self.checkpointer and trainer.global_step:
+            self.save("")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer, pl_module
+        checkpointer, self.checkpointer = self.checkpointer, None
+        if checkpointer:
+            checkpointer.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        del trainer, pl_module
+        checkpointer, self.checkpointer = self.checkpointer, None
+        if checkpointer:
+            checkpointer.__exit__(type(exception), exception, exception.__traceback__)
+
+    def state_dict(self) -> State:
+        return {"paths": dict(self.paths)}
+
+    def load_state_dict(self, state_dict: State) -> None:
+        self.paths = dict(state_dict["paths"])
+
+    # Called by the strategy
+
+    def save(self, path: str) -> None:
+        """Commit a snapshot of the present step, unless it has one, and note the path for which it was asked."""
+        assert self.checkpointer is not None
+        step = self._step = self._trainer.global_step
+        if path:
+            self.paths[os.fspath(path)] = step
+        try:
+            self.checkpointer.save(step, self._logged())
+        except CheckpointExistsError:
+            self.checkpointer.wait()
+
+    def found(self, path: str) -> State | None:
+        """Return what was restored, or load the weights of another snapshot; None if the path is not one of ours."""
+        if self.holds_weights:
+            return self.kept.restored
+        if path in self.paths and self._settings is not None:
+            load(self._settings, self._model, selector=self.paths[path])
+        elif "@" in path.rpartition("/")[2] and "://" in path:
+            load(path, self._model)
+        else:
+            return None
+        self.holds_weights = True
+        return {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
+
+    # Inside
+
+    @property
+    def _model(self) -> Any:
+        return self._trainer.strategy.model
+
+    def _report(self) -> None:
+        step = self._trainer.global_step
+        if self.checkpointer and step > self._step:
+            self._step = step
+            self.checkpointer.step(step, self._logged())
+
+    def _logged(self) -> dict[str, Any]:
+        logged = self._trainer.callback_metrics
+        if self._metrics is None:
+            return storable(logged)
+        return {name: logged[name] for name in self._metrics if name in logged}
+
+    def _take_signal(self) -> None:
+        """Take SIGTERM back from Lightning, whose handler starts a collective on the rank that was signalled alone."""
+        if self.checkpointer and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)

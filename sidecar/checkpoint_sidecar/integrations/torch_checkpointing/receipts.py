@@ -1,0 +1,93 @@
+"""What the ranks have written for a checkpoint that is not committed yet: each file has a receipt beside its bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from checkpoint_sidecar.core.errors import StoreError
+from checkpoint_sidecar.core.manifest import File, block_bytes_for
+from checkpoint_sidecar.engine.files import Bytes, FilePlan
+from checkpoint_sidecar.engine.limits import EngineSettings
+from checkpoint_sidecar.engine.upload import upload_files
+from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.common.parts import write_object
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = block_bytes_for(0)
+
+_PARALLEL_REQUESTS = 16
+_MAX_RECEIPT_BYTES = 64 * 1024 * 1024
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What a rank has stored: a file below the checkpoint, and the object that holds its bytes."""
+
+    path: str
+    file: File
+
+
+class Receipts:
+    """Writes and finds receipts. A folder is the path of a save in the store.
+
+    Args:
+        rank: The rank that writes.
+    """
+
+    def __init__(self, store: Store, rank: int, settings: EngineSettings) -> None:
+        self._store = store
+        self._rank = rank
+        self._settings = settings
+        self._numbers: dict[int, str] = {}
+
+    def write(self, folder: str, path: str, data: Any) -> None:
+        """Store a file, in place of what this rank wrote under the same path before."""
+        name = f"__{self._rank}_{secrets.randbelow(10**9)}.files"
+        plan = FilePlan(name, (Bytes(memoryview(data).cast("B")),))
+        [file] = upload_files(self._store, folder, [plan], block_bytes=BLOCK_BYTES, settings=self._settings)
+        self.discard(folder, path)
+        write_object(self._store, self._key(folder, path), msgspec.json.encode(Receipt(path, file)))
+
+    def discard(self, folder: str, path: str) -> None:
+        """Delete this rank's receipt of a path, if there is one, and what it is for."""
+        key = self._key(folder, path)
+        if self._store.stat(key) is not None:
+            self._store.delete([f"{folder}/{self._read(key).file.name}", key])
+
+    def of_all_ranks(self, folder: str) -> dict[str, Receipt]:
+        """Return the receipts in a folder by their keys.
+
+        Raises:
+            OSError: Two ranks have written the same path.
+        """
+        keys = [info.key for info in self._store.list(f"{folder}/") if info.key.endswith(".distcp")]
+        with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="receipts") as pool:
+            found = dict(zip(keys, pool.map(self._read, keys), strict=True))
+        paths = [each.path for each in found.values()]
+        if twice := {path for path in paths if paths.count(path) > 1}:
+            raise OSError(errno.EEXIST, "two ranks have written it, give each its own", min(twice))
+        return found
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete receipts, or what they are for; what cannot be deleted stays."""
+        try:
+            self._store.delete(keys)
+        except StoreError as error:
+            logger.warning("receipts of a save stay beside it, and are harmless: %s", error)
+
+    def _read(self, key: str) -> Receipt:
+        return msgspec.json.decode(self._store.get(key, max_bytes=_MAX_RECEIPT_BYTES).data, type=Receipt)
+
+    def _key(self, folder: str, path: str) -> str:
+        number = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big") % 10**9
+        if self._numbers.setdefault(number, path) != path:
+            raise OSError(errno.EEXIST, f"rename it: its digest is that of {self._numbers[number]}", path)
+        return f"{folder}/__{self._rank}_{number}.distcp"
