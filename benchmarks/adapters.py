@@ -3,7 +3,8 @@
     PYTHONPATH=tests:tools .venv/bin/python benchmarks/adapters.py [--only torchtitan] [--megabytes 500]
 
 Needs the group `frameworks`. One process saves by turns in both ways, to an S3 server that costs nearly nothing. A save
-lasts from the call until the commit. The overhead is the median of the differences between neighbors.
+lasts from the call until the commit. The overhead is the median of the differences between neighbors. Ray Train has no
+row: its adapter saves through ``FileSnapshots``, and adds only what Ray's own ``report`` does with one small file.
 """
 
 from __future__ import annotations
@@ -152,8 +153,73 @@ def transformers(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
             yield Ways(direct, adapted)
 
 
+@contextmanager
+def lightning(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
+    """The callback's saves, without training: of Lightning's loops, only the count of steps goes on."""
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    from checkpoint_sidecar.integrations.lightning import SnapshotCallback, with_snapshots
+
+    model = LightningModule()
+    model.inner = model_of(megabytes)
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer)
+    adapter = SnapshotCallback(replace(settings, url=f"{settings.url}/adapted"), save=EVERY_STEP)
+    strategy = with_snapshots(SingleDeviceStrategy("cpu"))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", strategy=strategy, callbacks=[adapter], **quiet)
+    strategy.connect(model)
+    strategy.model, strategy.optimizers = model, [optimizer]
+    model.trainer = trainer
+    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    adapter.setup(trainer, model, "fit")
+    adapter.on_fit_start(trainer, model)
+    objects = {"model": model, "optimizer_0": optimizer, "random": RandomState()}
+    with Checkpointer(objects, replace(settings, url=f"{settings.url}/direct"), save=EVERY_STEP) as checkpointer:
+        checkpointer.restore()
+
+        def adapted(step: int) -> None:
+            progress.completed = step
+            adapter.save("")
+
+        yield Ways(checkpointer.save, adapted)
+    adapter.on_fit_end(trainer, model)
+
+
+@contextmanager
+def torch_checkpointing(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
+    """Its synchronous saver, which writes files of its own into our storage: what it adds is also its own pickling."""
+    from torch_checkpointing.checkpoint_manager import CheckpointManager
+
+    from checkpoint_sidecar.integrations.torch_checkpointing import SnapshotRun
+
+    model = model_of(megabytes)
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer)
+    config = CheckpointManager.Config.with_sync_save()
+    with (
+        SnapshotRun(replace(settings, url=f"{settings.url}/adapted")) as run,
+        Checkpointer(
+            {"model": model, "optimizer": optimizer}, replace(settings, url=f"{settings.url}/direct"), save=EVERY_STEP
+        ) as checkpointer,
+    ):
+        config.storage_config = run.storage
+        manager = config.build()
+        run.restore(str)  # a fresh start loads nothing
+        checkpointer.restore()
+
+        def adapted(step: int) -> None:
+            manager.save(run.checkpoint(step), {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+        yield Ways(checkpointer.save, adapted)
+        manager.close()
+
+
 ADAPTERS: dict[str, Callable[[StoreSettings, int], Any]] = {
     "accelerate": accelerate,
+    "lightning": lightning,
+    "torch_checkpointing": torch_checkpointing,
     "torchtitan": torchtitan,
     "transformers": transformers,
 }
