@@ -57,6 +57,8 @@ ON_REQUEST = ("evictions", "frameworks", "release", "workloads")
 """Markers of tests that take minutes and run only when the marker is asked for: `pytest -m release`."""
 WHOLE_FOLDERS = ("frameworks", "workloads")
 """Folders whose tests all have the marker of that name."""
+LONG_SECONDS = 1200
+"""Time limit of a test there: it starts many processes, each of which imports a trainer for ten seconds or a minute."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -72,6 +74,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
         if item.path.parent.name in WHOLE_FOLDERS:
             item.add_marker(item.path.parent.name)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LONG_SECONDS))
     unasked = [marker for marker in ON_REQUEST if marker not in config.getoption("markexpr")]
     left_out = {item for item in items if any(item.get_closest_marker(marker) for marker in unasked)}
     config.hook.pytest_deselected(items=list(left_out))
