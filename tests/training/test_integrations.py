@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint_sidecar import CommittedSnapshot, ConfigurationError
+from checkpoint_sidecar.attempt.save_target import decimal_strings
+from checkpoint_sidecar.integrations.common import storable
 from checkpoint_sidecar.integrations.mlflow import snapshot_tags
 from checkpoint_sidecar.integrations.tensorboard import save_scalars
 from checkpoint_sidecar.integrations.wandb import reference_artifacts
@@ -98,3 +100,8 @@ def test_a_snapshot_is_shown_in_tensorboard(tmp_path: Path) -> None:
         "checkpoint/bytes": [[100, float(2**33)]],
         "checkpoint/loss": [[100, 0.25]],
     }
+
+
+def test_a_trainer_may_log_more_than_a_log_entry_holds() -> None:
+    logged = {"a" * 65: 0.5, "": 0.5} | {f"loss_{index}": 0.5 for index in range(40)}
+    assert list(decimal_strings(storable(logged))) == [f"loss_{index}" for index in range(32)]
