@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--output", default="output", help="local folder")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=10)
-    parser.add_argument("--best", action="store_true", help="evaluate, and end with the best model")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate before each checkpoint")
+    parser.add_argument("--best", action="store_true", help="evaluate likewise, and end with the best model")
     parser.add_argument(
         "--fsdp", action="store_true", help="shard with FSDP2, which accelerate does on accelerators only"
     )
@@ -79,9 +80,9 @@ def main() -> None:
     evaluation = {
         "eval_strategy": "steps",
         "eval_steps": arguments.save_every,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "loss",
+        "per_device_eval_batch_size": 1,
     }
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
     sharding = {
         "fsdp": True,
         "fsdp_config": {
@@ -100,7 +101,8 @@ def main() -> None:
         use_cpu=not torch.accelerator.is_available(),
         report_to=[],
         disable_tqdm=True,
-        **(evaluation if arguments.best else {}),
+        **(evaluation if arguments.evaluate or arguments.best else {}),
+        **(best if arguments.best else {}),
         **(sharding if arguments.fsdp else {}),
     )
     trainer = Trainer(

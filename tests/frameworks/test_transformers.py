@@ -113,6 +113,21 @@ def test_the_best_model_is_found_on_another_node_and_its_metric_is_in_the_log(
 
 
 @pytest.mark.parametrize("options", [(), ("--fsdp",)], ids=["DDP", "FSDP2"])
+def test_a_signal_in_an_evaluation_is_answered_at_once_and_training_continues_as_if_undisturbed(
+    url: str, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    script = Path(__file__).parent / "transformers_evicted.py"
+    given = arguments(tmp_path / "output", "--evaluate", *options)
+    expected = train(f"{url}-undisturbed", tmp_path / "undisturbed", "--evaluate", *options)
+    with gang(script, *given, folder=tmp_path, CHECKPOINT_URL=url) as started:
+        assert started.exits() == {143}, started.output
+    assert started.output.count("evaluates step 2") < 8, "not all four batches of both ranks"
+    assert committed(url) == [2]
+    assert open_run(url).snapshots()[-1].commit.trigger == "Termination"
+    assert train(url, tmp_path / "another-node", "--evaluate", *options) == expected[2:]
+
+
+@pytest.mark.parametrize("options", [(), ("--fsdp",)], ids=["DDP", "FSDP2"])
 def test_another_number_of_ranks_continues_with_the_same_checkpoint(
     url: str, tmp_path: Path, options: tuple[str, ...]
 ) -> None:

@@ -58,6 +58,7 @@ class TrainerSnapshots(TrainerCallback):
         self._snapshots = file_snapshots_at(url, folder, **options)
         if arguments.save_total_limit is None:
             arguments.save_total_limit = 1  # what Trainer deletes is committed, or on its way under another name
+        self._trainer = trainer
         self._logged: tuple[int, dict[str, float]] = (0, {})
         restored = self._snapshots.restore()
         self.checkpoint = os.path.join(output, f"{PREFIX_CHECKPOINT_DIR}-{restored.step}") if restored else None
@@ -89,6 +90,19 @@ class TrainerSnapshots(TrainerCallback):
         if state.global_step >= state.max_steps and args.save_strategy == SaveStrategy.NO:
             control.should_save = True
         return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # Before the first step there is nothing to save, and after training nothing to stop.
+        if not self._trainer.is_in_train or not state.global_step:
+            return
+        self._snapshots.step(state.global_step)
+        if self._snapshots.should_stop:
+            # Nothing asks for a checkpoint before the end of the evaluation, which may be beyond the grace period.
+            assert self._trainer.model is not None  # it is evaluated
+            self._trainer._save_checkpoint(self._trainer.model, trial=None)
+            self.on_save(args, state, control)
 
     def on_log(
         self,
