@@ -155,7 +155,7 @@ def transformers(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
 
 @contextmanager
 def lightning(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
-    """The callback's saves, without training: of Lightning's loops, only the count of steps goes on."""
+    """The callback's saves, without training: of Lightning's loops, only the count of steps increases."""
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.strategies import SingleDeviceStrategy
 

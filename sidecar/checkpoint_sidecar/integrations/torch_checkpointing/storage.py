@@ -33,8 +33,8 @@ from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.upload import upload_bytes
 from checkpoint_sidecar.engine.verify import read_manifest
-from checkpoint_sidecar.integrations.torch_checkpointing.receipts import BLOCK_BYTES, Receipt, Receipts
 from checkpoint_sidecar.integrations.torch_checkpointing.streams import CommittedFile, PendingFile
+from checkpoint_sidecar.integrations.torch_checkpointing.written import BLOCK_BYTES, Receipt, WrittenFiles
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.store.opening import open_store
@@ -85,7 +85,7 @@ class SnapshotStorage(Storage):
         self._settings = EngineSettings.from_environment()
         self._session = AttemptSession(self._store, config.owner, Defaults(SavePolicy(), "Never"))
         self._session.attempt = config.attempt
-        self._receipts = Receipts(self._store, config.rank, self._settings)
+        self._written = WrittenFiles(self._store, config.rank, self._settings)
         self._opened: dict[str, tuple[Manifest, FolderIndex]] = {}
 
     # Writing
@@ -96,7 +96,7 @@ class SnapshotStorage(Storage):
 
     def write(self, path: Path, data: Any) -> None:
         place = self._pending_file(path)
-        self._receipts.write(self._folder(place.step).path, place.path, data)
+        self._written.write(self._folder(place.step).path, place.path, data)
 
     def mkdir(self, path: Path, recursive: bool = True) -> None:
         """Check that the folder can become a checkpoint. Buckets have no folders."""
@@ -119,7 +119,7 @@ class SnapshotStorage(Storage):
                 errno.EXDEV, "only the folder of a checkpoint can be renamed, which commits it", str(src_path)
             )
         began = time.monotonic()
-        receipts = self._receipts.of_all_ranks(self._folder(target.step).path)
+        receipts = self._written.of_all_ranks(self._folder(target.step).path)
         if not receipts:
             raise FileNotFoundError(errno.ENOENT, "nothing was written below it", str(src_path))
         save = NewSave(self._folder(target.step), target.step)
@@ -133,11 +133,11 @@ class SnapshotStorage(Storage):
             write_object(self._store, save.folder.manifest, encoded)
             commit.commit(save, manifest, manifests.digest(encoded))
         except CheckpointExistsError as error:
-            self._receipts.delete([*receipts, *(f"{save.folder.path}/{each.file.name}" for each in receipts.values())])
+            self._written.delete([*receipts, *(f"{save.folder.path}/{each.file.name}" for each in receipts.values())])
             raise FileExistsError(
                 errno.ENOTEMPTY, f"refusing to replace a checkpoint: {error}", str(dst_path)
             ) from error
-        self._receipts.delete(receipts)
+        self._written.delete(receipts)
 
     def _check_new(self, save: NewSave) -> None:
         """Refuse to write a manifest twice: a commit of the first one may be under way, and names its digest."""
@@ -175,7 +175,7 @@ class SnapshotStorage(Storage):
     def delete(self, path: Path) -> None:
         """Delete a file that is not committed yet."""
         place = self._pending_file(path)
-        self._receipts.discard(self._folder(place.step).path, place.path)
+        self._written.discard(self._folder(place.step).path, place.path)
 
     def rmdir(self, path: Path) -> None:
         """Delete what was written for a checkpoint and not committed."""
@@ -236,7 +236,7 @@ class SnapshotStorage(Storage):
     def _names(self, place: _Place) -> list[str] | None:
         """Return the paths of the files of a checkpoint; None if it does not exist."""
         if place.pending:
-            return [each.path for each in self._receipts.of_all_ranks(self._folder(place.step).path).values()] or None
+            return [each.path for each in self._written.of_all_ranks(self._folder(place.step).path).values()] or None
         found = self._snapshot(place.step)
         return None if found is None else [entry.path for entry in found[2].entries]
 

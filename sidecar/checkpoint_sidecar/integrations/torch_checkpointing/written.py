@@ -35,7 +35,7 @@ class Receipt(msgspec.Struct, frozen=True):
     file: File
 
 
-class Receipts:
+class WrittenFiles:
     """Writes and finds receipts. A folder is the path of a save in the store.
 
     Args:
