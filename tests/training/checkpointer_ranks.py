@@ -100,7 +100,7 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def wait(self, timeout_seconds: float = 60.0) -> list[Outcome]:
+    def wait(self, timeout_seconds: float = 200.0) -> list[Outcome]:
         deadline = time.monotonic() + timeout_seconds
         try:
             for process in self.processes:
