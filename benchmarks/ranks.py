@@ -26,23 +26,31 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 
 from checkpoint_sidecar.core.garbage import collection_paused
 from checkpoint_sidecar.core.manifest import File
+from checkpoint_sidecar.core.metadata_index import index_in, with_index, without_pickle
 from checkpoint_sidecar.engine.verify import check_sizes
 from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, with_storage_data
-from checkpoint_sidecar.training.dcp.compatibility import check_complete
+from checkpoint_sidecar.training.dcp.compatibility import check_inventory
+from checkpoint_sidecar.training.dcp.index import decode, encode
+from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
 from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
 from checkpoint_sidecar.training.dcp.read_once import plan_shares
 from checkpoint_sidecar.training.dcp.receipts import Results, stored_inventory
 from checkpoint_sidecar.training.dcp.replicas import Holding, Kind
 from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
 from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata
-from checkpoint_sidecar.training.dcp.unpickler import load_metadata
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 
@@ -158,7 +166,8 @@ def _save(costs: Costs) -> bytes:
         received = _received(results)
     with costs.step("rank 0: .metadata written"), collection_paused():
         inventory = stored_inventory(metadata, received)
-        data = metadata_bytes(metadata, inventory)
+        assert inventory is not None
+        data = with_index(metadata_bytes(metadata, inventory), encode(inventory) or b"")
         metadata_bytes(metadata, inventory, prefix=FOLDER)
     line = File(".metadata", len(data), 0, b"")
     with costs.step("rank 0: metadata sent"):
@@ -176,10 +185,11 @@ def _save(costs: Costs) -> bytes:
 
 def _restore(costs: Costs, data: bytes) -> None:
     """Play a restore on the same ranks."""
+    sent_index = without_pickle(data)
     with costs.step("a rank: .metadata read"):
-        metadata = load_metadata(data, subject=".metadata")
+        metadata = IndexedMetadata.of(decode(index_in(sent_index) or b"", subject=".metadata"), StorageMeta())
         sizes = {f"__{rank}_0.distcp": 1 << 40 for rank in range(costs.ranks)}
-        check_complete(metadata, sizes, subject="the checkpoint")
+        check_inventory(metadata.contents, sizes, subject="the checkpoint")
     with costs.step("a rank: own reads"):
         reads = _reads(0, metadata)
     sent = [pickle.dumps(reads)]
@@ -188,7 +198,7 @@ def _restore(costs: Costs, data: bytes) -> None:
         plans = _received(sent)
         plan_shares(plans, lambda _: 0)
     costs.restore_rank_cpu_s = costs.sum("a rank: .metadata read", "a rank: own reads")
-    costs.restore_rank_bytes = len(data) + len(sent[0])
+    costs.restore_rank_bytes = len(sent_index) + len(sent[0])
     store = CountingStore(MemoryStore())
     lines = [File(f"__{rank}_0.distcp", 1, 0, b"") for rank in range(costs.ranks)]
     for line in lines:
@@ -232,9 +242,12 @@ def _results(rank: int, plan: SavePlan) -> list[WriteResult]:
     return Results([*items, WriteResult(MetadataIndex(name), length, File(name, length * len(items), 0, bytes(4)))])
 
 
-def _reads(rank: int, metadata: Metadata) -> list[Any]:
+def _reads(rank: int, metadata: IndexedMetadata) -> list[Any]:
+    """Plan a rank's reads as ``StrictLoadPlanner`` does."""
     found: list[Any] = []
-    for name, stored in metadata.state_dict_metadata.items():
+    for name, number in metadata.numbers.items():
+        rows = metadata.contents.overlapping(number, [_chunk(rank)])
+        stored = TensorStorageMetadata(*metadata.kind(name), metadata.contents.chunks(number, rows))
         found += create_read_items_for_chunk_list(name, stored, [_chunk(rank)])
     return found
 

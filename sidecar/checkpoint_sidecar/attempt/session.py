@@ -41,6 +41,7 @@ from checkpoint_sidecar.core.log import (
     Trigger,
 )
 from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.metadata_index import without_pickle
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
 from checkpoint_sidecar.core.policy import NOT_CHECKED, OverwritePolicy, SavePolicy, VerifyLevel
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
@@ -75,7 +76,7 @@ class Candidate:
 
     Attributes:
         path: Its folder, relative to the store's root.
-        metadata: The verified bytes of its ``.metadata``; rank 0 reads them for all ranks.
+        metadata: What ranks need of its ``.metadata``, verified; rank 0 reads it for all of them.
         index: The files of a folder that are in it, or None.
         verify: How thoroughly to check its bytes.
     """
@@ -112,12 +113,13 @@ def candidate_of(store: Store, snapshot: Snapshot, *, verify: VerifyLevel) -> Ca
     path = snapshot.commit.path
     manifest = read_manifest(store, snapshot.commit)
     settings = EngineSettings.from_environment()
+    metadata = read_file(store, path, manifest, METADATA_NAME, level=verify, settings=settings)
     return Candidate(
         snapshot=snapshot.id,
         step=snapshot.step,
         path=path,
         manifest=manifest,
-        metadata=read_file(store, path, manifest, METADATA_NAME, level=verify, settings=settings),
+        metadata=without_pickle(metadata),
         verify=verify,
         index=read_index(store, path, manifest, level=verify, settings=settings),
     )

@@ -21,13 +21,28 @@ def pack_rows(rows: Integers) -> bytes:
     return bytes((rows.shape[1],)) + zlib.compress(np.ascontiguousarray(steps.T).astype("<i8").tobytes(), 1)
 
 
-def unpack_rows(data: bytes) -> Integers:
-    """Return what ``pack_rows`` has packed."""
-    width = data[0]
-    steps = np.frombuffer(zlib.decompress(data[1:]), "<i8")
+def unpack_rows(data: bytes, *, most: int = 0) -> Integers:
+    """Return what ``pack_rows`` has packed.
+
+    Args:
+        most: Refuse more bytes than these; 0 for any number.
+
+    Raises:
+        ValueError, IndexError, zlib.error: It was not packed, or has more bytes.
+    """
+    width, steps = data[0], inflate(data[1:], most=most)
     if not width:
         return np.zeros((0, 0), np.int64)
-    return np.cumsum(steps.reshape(width, -1), axis=1).T
+    return np.cumsum(np.frombuffer(steps, "<i8").reshape(width, -1), axis=1).T
+
+
+def inflate(data: bytes, *, most: int = 0) -> bytes:
+    """Return compressed bytes; see ``unpack_rows``."""
+    inflating = zlib.decompressobj()
+    found = inflating.decompress(data, most)
+    if not inflating.eof:
+        raise ValueError("it ends early, or is larger than expected")
+    return found
 
 
 def pack_table(value: Any) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -20,6 +21,8 @@ from checkpoint_sidecar.core.errors import (
     IncompatibleSnapshotError,
 )
 from checkpoint_sidecar.engine.boxes import tiles
+from checkpoint_sidecar.training.dcp.coverage import uncovered
+from checkpoint_sidecar.training.dcp.inventory import Inventory
 from checkpoint_sidecar.training.dcp.transforms import READABLE
 
 _OPERATION = "load the checkpoint"
@@ -54,6 +57,25 @@ def check_complete(metadata: Metadata, sizes: Mapping[str, int] | None, *, subje
             _check_path(index, info.relative_path, subject)
             files.add(info.relative_path)
         _check_place(index, info, sizes, subject)
+
+
+def check_inventory(inventory: Inventory, sizes: Mapping[str, int], *, subject: str) -> None:
+    """Check an inventory as ``check_complete`` checks metadata.
+
+    Raises:
+        CorruptSnapshotError: A part is missing or lies outside its file.
+    """
+    for number in uncovered(inventory):
+        kind = inventory.kinds[number]
+        assert kind is not None
+        cause = f"the saved chunks of {inventory.names[number]} do not cover its shape {list(kind.size)}"
+        raise _incomplete(subject, cause)
+    room = np.array([sizes.get(name, -1) for name in inventory.files], np.int64)
+    outside = np.flatnonzero(inventory.length > room[inventory.file] - inventory.start)
+    if len(outside):
+        row = int(outside[0])
+        index = MetadataIndex(inventory.names[int(np.searchsorted(inventory.ends, row, side="right"))])
+        _check_place(index, inventory.place(row), sizes, subject)
 
 
 def check_types(state_dict: Mapping[str, Any], metadata: Metadata, *, subject: str) -> None:

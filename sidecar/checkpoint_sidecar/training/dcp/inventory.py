@@ -84,12 +84,13 @@ class Inventory:
                 kinds.append(None)
                 chunks.append(None)
             ends.append(len(chunks))
+        width = max((len(kind.size) for kind in kinds if kind), default=0)
         return cls(
             tuple(metadata.state_dict_metadata),
             tuple(kinds),
             np.array(ends, np.int64),
-            padded([chunk.offsets if chunk else () for chunk in chunks]),
-            padded([chunk.sizes if chunk else () for chunk in chunks]),
+            padded([chunk.offsets if chunk else () for chunk in chunks], width=width),
+            padded([chunk.sizes if chunk else () for chunk in chunks], width=width),
             metadata.planner_data,
         )
 
@@ -107,11 +108,55 @@ class Inventory:
         """Return the rows of a name."""
         return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
 
-    def chunks(self, number: int) -> list[ChunkStorageMetadata]:
-        """Return the chunks of a tensor, by the number of its name."""
+    def row(self, number: int, offset: Sequence[int] | None, hint: int | None) -> int:
+        """Return the row of a name whose chunk has this offset.
+
+        Args:
+            hint: Its number among the name's rows, probably.
+
+        Raises:
+            KeyError: There is none.
+        """
+        rows = self.rows(number)
+        kind = self.kinds[number]
+        if (None if kind is None else len(kind.size)) != (None if offset is None else len(offset)):
+            raise KeyError(self.names[number])
+        if kind is None:
+            return int(rows.start)
+        wanted = np.array(offset, np.int64)
+        offsets = self.offsets[rows, : len(kind.size)]
+        if hint is None or not 0 <= hint < len(offsets) or (offsets[hint] != wanted).any():
+            found = np.flatnonzero((offsets == wanted).all(axis=1))
+            if not len(found):
+                raise KeyError(self.names[number])
+            hint = int(found[0])
+        return int(rows.start) + hint
+
+    def overlapping(self, number: int, chunks: Iterable[ChunkStorageMetadata]) -> Integers:
+        """Return the rows of a tensor that hold elements of chunks of it."""
         kind, rows = self.kinds[number], self.rows(number)
         assert kind is not None
-        offsets, sizes = (each[rows, : len(kind.size)].tolist() for each in (self.offsets, self.sizes))
+        offsets, sizes = (each[rows, : len(kind.size)] for each in (self.offsets, self.sizes))
+        needed = np.zeros(len(offsets), bool)
+        for chunk in chunks:
+            start = np.array(chunk.offsets, np.int64)
+            stop = start + np.array(chunk.sizes, np.int64)
+            needed |= ((offsets < stop) & (start < offsets + sizes)).all(axis=1)
+        found: Integers = rows.start + np.flatnonzero(needed)
+        return found
+
+    def chunks(self, number: int, rows: Integers | slice | None = None) -> list[ChunkStorageMetadata]:
+        """Return the chunks of a tensor.
+
+        Args:
+            number: Of its name.
+            rows: Which of its rows; by default all.
+        """
+        kind = self.kinds[number]
+        assert kind is not None
+        wanted = self.rows(number) if rows is None else rows
+        dimensions = len(kind.size)
+        offsets, sizes = (each[wanted, :dimensions].tolist() for each in (self.offsets, self.sizes))
         return [ChunkStorageMetadata(torch.Size(at), torch.Size(size)) for at, size in zip(offsets, sizes, strict=True)]
 
     def stored(self, number: int) -> TensorStorageMetadata | BytesStorageMetadata:
@@ -128,10 +173,10 @@ def padded(rows: Iterable[Sequence[int]], *, width: int = 0) -> Integers:
     """Return rows of different lengths as one array, with zeros behind the shorter ones.
 
     Args:
-        width: Length of all rows where there are none.
+        width: Minimum length.
     """
     listed = list(rows)
-    width = max(map(len, listed), default=width)
+    width = max([width, *map(len, listed)])
     filled = (row if len(row) == width else (*row, *(0,) * (width - len(row))) for row in listed)
     return np.fromiter(chain.from_iterable(filled), np.int64, len(listed) * width).reshape(len(listed), width)
 

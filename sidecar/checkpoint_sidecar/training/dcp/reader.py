@@ -27,6 +27,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.failures import raising_portable
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.metadata_index import index_in
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.limits import EngineSettings
@@ -36,9 +37,11 @@ from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import check_sizes, read_file
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.training.dcp.compatibility import check_complete
+from checkpoint_sidecar.training.dcp.compatibility import check_complete, check_inventory
 from checkpoint_sidecar.training.dcp.delivery import Item, WantedPart, deliver
 from checkpoint_sidecar.training.dcp.errors import wrapped
+from checkpoint_sidecar.training.dcp.index import decode
+from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
 from checkpoint_sidecar.training.dcp.memory import is_plain
 from checkpoint_sidecar.training.dcp.read_once import SharedReads, all_succeeded, pass_on, plan_shares
 from checkpoint_sidecar.training.dcp.restricted import Trust, load_restricted
@@ -64,7 +67,7 @@ class SnapshotReader(StorageReader):
         trust: ``safe`` unpickles DCP's classes and what ``torch.load(weights_only=True)`` allows; ``full`` anything.
         progress: Counts this rank's bytes.
         settings: Connections and memory; by default those of the environment.
-        metadata: The bytes of ``.metadata``, verified, where one rank has read them for all.
+        metadata: The bytes of ``.metadata``, verified, or of its index, where one rank has read them for all.
         sharing: A gloo group of all ranks that load, over which each passes on what it reads for others too.
         compared: Where to mark what this rank verified.
 
@@ -137,9 +140,7 @@ class SnapshotReader(StorageReader):
             return self._opened
         try:
             self._locate()
-            metadata = load_metadata(
-                self._metadata_bytes(name), subject=f"{self._subject}/{name}", trusted=self._trust == "full"
-            )
+            metadata = self._opened_metadata(self._metadata_bytes(name), f"{self._subject}/{name}")
         except ObjectNotFoundError as error:
             if rank is None and self._store.stat(self._key(f"__0{METADATA_NAME}")) is None:
                 raise wrapped("read metadata", 0, error) from error
@@ -150,6 +151,13 @@ class SnapshotReader(StorageReader):
         metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         metadata.storage_meta.load_id = self._load_id
         return metadata
+
+    def _opened_metadata(self, data: bytes, subject: str) -> Metadata:
+        index = index_in(data)
+        if index is None or self._manifest is None:
+            return load_metadata(data, subject=subject, trusted=self._trust == "full")
+        about = StorageMeta(checkpoint_id=self._subject, save_id=self._manifest.snapshot)
+        return IndexedMetadata.of(decode(index, subject=subject), about)
 
     def open(self) -> Metadata:
         """The snapshot's metadata, checked; the load that follows does neither again."""
@@ -193,7 +201,10 @@ class SnapshotReader(StorageReader):
         if self._opened is not None:
             return
         sizes = {file.name: file.size for file in self._manifest.files} if self._manifest else None
-        check_complete(metadata, sizes, subject=self._subject)
+        if isinstance(metadata, IndexedMetadata):
+            check_inventory(metadata.contents, sizes or {}, subject=self._subject)
+        else:
+            check_complete(metadata, sizes, subject=self._subject)
         self._metadata = metadata
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -281,7 +292,7 @@ class SnapshotReader(StorageReader):
             target = planner.resolve_tensor(item)
             # A detached tensor that is more than its elements may get elements of its own when it is written to.
             target = target.detach() if is_plain(target.detach()) else target
-            self._check_compatible(item, target, self._stored(item).properties.dtype, item.lengths)
+            self._check_compatible(item, target, self._dtype(item), item.lengths)
             targets[item] = target
         return targets
 
@@ -313,11 +324,18 @@ class SnapshotReader(StorageReader):
         box = Slice(tuple(self._stored_sizes(item)), tuple(item.storage_offsets), tuple(item.lengths))
         return Item(place.relative_path, span, WantedPart(box, target), unpack)
 
+    def _dtype(self, item: ReadItem) -> torch.dtype:
+        if isinstance(self._metadata, IndexedMetadata):
+            return self._metadata.kind(item.storage_index.fqn).properties.dtype
+        return self._stored(item).properties.dtype
+
     def _stored(self, item: ReadItem) -> TensorStorageMetadata:
         return cast("TensorStorageMetadata", self._metadata.state_dict_metadata[item.storage_index.fqn])
 
     def _stored_sizes(self, item: ReadItem) -> torch.Size:
         """The shape of the stored chunk that the item is a part of."""
+        if isinstance(self._metadata, IndexedMetadata):
+            return self._metadata.sizes(item.storage_index)
         index, chunks = item.storage_index, self._stored(item).chunks
         # Planners say which chunk they mean, but need not.
         if index.index is not None and index.index < len(chunks) and chunks[index.index].offsets == index.offset:
@@ -326,7 +344,7 @@ class SnapshotReader(StorageReader):
 
     def _size_of(self, item: ReadItem) -> int:
         """Bytes of a tensor's item that one rank can pass on to another; 0 if it is more than its elements."""
-        itemsize = self._stored(item).properties.dtype.itemsize
+        itemsize = self._dtype(item).itemsize
         around = self._place(item.storage_index).length - self._stored_sizes(item).numel() * itemsize
         return item.lengths.numel() * itemsize if 0 <= around <= _MOST_FRAME_BYTES else 0
 
@@ -342,7 +360,7 @@ class SnapshotReader(StorageReader):
         planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
 
     def _unpack_tensor(self, item: ReadItem, target: torch.Tensor, data: memoryview) -> None:
-        most = self._stored_sizes(item).numel() * self._stored(item).properties.dtype.itemsize + _MOST_FRAME_BYTES
+        most = self._stored_sizes(item).numel() * self._dtype(item).itemsize + _MOST_FRAME_BYTES
         data = self._expanded(item.storage_index, data, most)
         saved = narrow_tensor_by_index(
             self._load(item.storage_index.fqn, data, "cpu"), item.storage_offsets, item.lengths

@@ -34,6 +34,7 @@ from checkpoint_sidecar.core.folder_index import INDEX_NAME
 from checkpoint_sidecar.core.garbage import CollectionPause
 from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.core.metadata_index import with_index
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.engine.files import FilePlan
 from checkpoint_sidecar.engine.folders.sending import FolderShare
@@ -45,6 +46,7 @@ from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.training.dcp.archives import lay_out
 from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, plan_bytes, with_storage_data
 from checkpoint_sidecar.training.dcp.errors import never_reached_commit, upload_failed
+from checkpoint_sidecar.training.dcp.index import encode
 from checkpoint_sidecar.training.dcp.inventory import Inventory
 from checkpoint_sidecar.training.dcp.metadata_pickle import VERSION, metadata_bytes
 from checkpoint_sidecar.training.dcp.receipts import Results, files_of, stored_inventory
@@ -301,7 +303,7 @@ class SnapshotWriter(StorageWriter):
     ) -> tuple[Manifest, str]:
         prefix = save.folder.path.rpartition("/")[2]
         described = [
-            (METADATA_NAME, metadata_bytes(metadata, inventory)),
+            (METADATA_NAME, _indexed(metadata_bytes(metadata, inventory), inventory)),
             (STOCK_METADATA_NAME, metadata_bytes(metadata, inventory, prefix=prefix) + _origin_of(save)),
         ]
         if self.folder_share:
@@ -337,6 +339,11 @@ class _Share:
 def _origin_of(save: NewSave) -> bytes:
     """Return bytes that follow the pickle, which torch's reader does not read."""
     return Origin(save.folder.run, save.snapshot).encode() if save.folder.run else b""
+
+
+def _indexed(pickled: bytes, inventory: Inventory | None) -> bytes:
+    index = None if inventory is None else encode(inventory)
+    return pickled if index is None else with_index(pickled, index)
 
 
 def _bytes_first(items: Iterable[WriteItem]) -> list[WriteItem]:

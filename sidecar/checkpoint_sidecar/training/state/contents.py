@@ -24,8 +24,9 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint._traverse import set_element
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata
 
+from checkpoint_sidecar.training.dcp.indexed_metadata import kinds_of
 from checkpoint_sidecar.training.state.forms import Form
 
 PACKED = "__packed__"
@@ -72,13 +73,9 @@ class Contents:
     @classmethod
     def of(cls, metadata: Metadata) -> Contents:
         """Return the contents that DCP's metadata lists."""
-        tensors, objects = {}, []
-        for name, entry in metadata.state_dict_metadata.items():
-            if isinstance(entry, TensorStorageMetadata):
-                tensors[name] = _form(entry.size, entry.properties.dtype)
-            else:
-                objects.append(name)
-        return cls(tensors, frozenset(objects), metadata.planner_data or {})
+        kinds = kinds_of(metadata)
+        tensors = {name: _form(kind.size, kind.properties.dtype) for name, kind in kinds.items() if kind is not None}
+        return cls(tensors, frozenset(kinds.keys() - tensors.keys()), metadata.planner_data or {})
 
     @classmethod
     def held(cls, state: dict[str, Any]) -> Contents:
