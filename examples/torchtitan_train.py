@@ -74,7 +74,8 @@ class NumbersLoader(ParallelAwareDataloader):
     class Config(ParallelAwareDataloader.Config):
         pass
 
-    def __init__(self, _: Config, *, dp_rank: int, dp_world_size: int, local_batch_size: int, **__: Any) -> None:
+    def __init__(self, config: Config, *, dp_rank: int, dp_world_size: int, local_batch_size: int, **_: Any) -> None:
+        del config
         super().__init__(Numbers(dp_rank, dp_world_size), dp_rank, dp_world_size, batch_size=local_batch_size)
 
 
@@ -83,7 +84,8 @@ class NoTokenizer(BaseTokenizer):
     class Config(BaseTokenizer.Config):
         pass
 
-    def __init__(self, _: Config, **__: Any) -> None:
+    def __init__(self, config: Config, **_: Any) -> None:
+        del config
         super().__init__()
 
     def encode(self, *_: Any, **__: Any) -> list[int]:
