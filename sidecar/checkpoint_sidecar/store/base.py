@@ -234,6 +234,43 @@ class ComposesObjects(Protocol):
 
 
 @runtime_checkable
+class CopiesObjects(Protocol):
+    """A store that can copy a whole object by itself in one request."""
+
+    def can_copy_from(self, source: Store) -> bool:
+        """Return whether objects of another store can be copied: the same service, reached by the same identity."""
+
+    def copy_object(self, key: str, source: Store, source_key: str) -> int | None:
+        """Create or replace an object.
+
+        Args:
+            source_key: In the source.
+
+        Returns:
+            The CRC32C that the store reports of the copy; None if it reports none.
+
+        Raises:
+            ObjectNotFoundError: The source does not have this object.
+            StoreError: The copy may exist. ``RequestRefusedError`` or ``AccessDeniedError`` mean that the store cannot
+                copy.
+        """
+
+
+@runtime_checkable
+class LinksObjects(Protocol):
+    """A store that can give an object a second name, so that both are the same bytes on the disk."""
+
+    def link(self, key: str, source_key: str) -> ObjectInfo:
+        """Create an object that is another one of this store, until either is replaced or deleted.
+
+        Raises:
+            ObjectExistsError: The key is taken.
+            ObjectNotFoundError: There is no object to link.
+            AccessDeniedError, RequestRefusedError: The file system has no hard links.
+        """
+
+
+@runtime_checkable
 class Reconnects(Protocol):
     """A store that is reached over connections, which stay open between requests."""
 

@@ -98,6 +98,20 @@ class GoogleDialect(StreamDialect):
         (key,) = keys
         return Message("DELETE", f"{self._objects}/{escaped(key, safe='')}", success=(200, 204))
 
+    def copy(self, key: str, source: str) -> Message:
+        """See ``Dialect``."""
+        bucket, _, name = source.partition("/")
+        original = f"storage/v1/b/{bucket}/o/{escaped(name, safe='')}"
+        return Message("POST", f"{original}/rewriteTo/b/{self._bucket}/o/{escaped(key, safe='')}")
+
+    def copied(self, answer: Answer) -> int | None:
+        """See ``Dialect``."""
+        result = _document(answer)
+        if result.get("done") is not True:
+            # Between storage classes or locations, a copy takes several requests; within one, it never does.
+            return None
+        return _decoded(str(result.get("resource", {}).get("crc32c", "")))
+
     def failure(self, message: Message, answer: Answer) -> tuple[str, str]:
         """See ``Dialect``."""
         # For an upload that has begun, 404 means that it has ended.
@@ -156,6 +170,13 @@ def _document(answer: Answer) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UnreadableAnswerError
     return found
+
+
+def _decoded(checksum: str) -> int | None:
+    try:
+        return int.from_bytes(base64.b64decode(checksum, validate=True), "big") if checksum else None
+    except ValueError:
+        raise UnreadableAnswerError from None
 
 
 def _encoded(crc32c: int) -> str:

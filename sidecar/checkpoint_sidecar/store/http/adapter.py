@@ -7,13 +7,13 @@ requests to another server.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from crc32c import crc32c
 
-from checkpoint_sidecar.core.errors import ObjectNotFoundError
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, RequestRefusedError
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Buffer, ObjectInfo, Store, StoredObject
 from checkpoint_sidecar.store.common.calls import DEFAULT_TIMEOUTS, LARGE_BODY, Calls, Timeouts, name_keys
@@ -69,10 +69,7 @@ class HttpStore(BucketStore[HttpClient]):
 
     def can_compose_from(self, source: Store) -> bool:
         """See ``ComposesObjects``."""
-        if not isinstance(source, HttpStore) or self._location.scheme != "s3":
-            return False
-        mine, theirs = (replace(each, url="", tags=()) for each in (self._settings, source._settings))
-        return source._location.scheme == "s3" and mine == theirs
+        return self._of_one_service(source, ("s3",))
 
     def compose(self, key: str, source: Store, part_sizes: Sequence[int]) -> ComposedUpload:
         """See ``ComposesObjects``."""
@@ -80,10 +77,34 @@ class HttpStore(BucketStore[HttpClient]):
             raise ValueError(f"{self.url} cannot copy from {source.url}")
         return self._bodies.compose(key, source._bodies, part_sizes)
 
+    def can_copy_from(self, source: Store) -> bool:
+        """See ``CopiesObjects``."""
+        return self._of_one_service(source, ("s3", "gs"))
+
+    def copy_object(self, key: str, source: Store, source_key: str) -> int | None:
+        """See ``CopiesObjects``."""
+        if not (isinstance(source, HttpStore) and self.can_copy_from(source)):
+            raise ValueError(f"{self.url} cannot copy from {source.url}")
+        original = f"{source._location.bucket}/{source._prefix}{source_key}"
+
+        def request(client: HttpClient) -> int | None:
+            message = client.dialect.copy(self._prefix + key, original)
+            if message is None:
+                raise RequestRefusedError("copy", f"{self.url}/{key}", "this store does not copy objects")
+            return client.dialect.copied(client.send(message, self._timeouts.body_seconds))
+
+        return self._calls.write("copy", key, request)
+
     def reconnect(self) -> None:
         """See ``Reconnects``."""
         self._calls.with_client(HttpClient.reconnect)
         self._bodies.reconnect()
+
+    def _of_one_service(self, source: Store, schemes: Collection[str]) -> bool:
+        if not isinstance(source, HttpStore) or self._location.scheme not in schemes:
+            return False
+        mine, theirs = (replace(each, url="", tags=()) for each in (self._settings, source._settings))
+        return self._location.scheme == source._location.scheme and mine == theirs
 
     def _head(self, key: str, client: HttpClient) -> ObjectInfo:
         return described_by_headers(client.send(client.dialect.head(self._prefix + key), self._timeouts.answer_seconds))

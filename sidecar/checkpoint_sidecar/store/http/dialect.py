@@ -190,6 +190,18 @@ class Dialect(ABC):
         """
         raise UnreadableAnswerError
 
+    def copy(self, key: str, source: str) -> Message | None:  # noqa: ARG002
+        """Copy an object of this service. Returns None if this store does not copy in one request.
+
+        Args:
+            source: Bucket and key.
+        """
+        return None
+
+    def copied(self, answer: Answer) -> int | None:  # noqa: ARG002
+        """Return the CRC32C of a copy; None if the store does not report it."""
+        return None
+
     @abstractmethod
     def failure(self, message: Message, answer: Answer) -> tuple[str, str]:
         """Return the code and explanation of an error."""

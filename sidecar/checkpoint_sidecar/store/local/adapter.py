@@ -125,6 +125,21 @@ class LocalStore:
                 raise
             return _Upload(self, key, size, partial)
 
+    def link(self, key: str, source_key: str) -> ObjectInfo:
+        """See ``LinksObjects``."""
+        target = self._path(key)
+        with self._explained("link", key):
+            _make_folder(target.parent)
+            try:
+                os.link(self._path(source_key), target)
+            except OSError as error:
+                if error.errno in _NO_LINKS:
+                    cause = "this file system has no hard links, or this file has too many"
+                    raise RequestRefusedError("link", f"{self._url}/{key}", cause) from error
+                raise
+            _sync_folder(target.parent)
+            return _info(key, target.stat())
+
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             with deleting(), self._explained("delete", key):
