@@ -5,7 +5,9 @@ Every bucket exists. Signatures are not checked. Of large bodies in the bucket `
 
 from __future__ import annotations
 
+import base64
 import itertools
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,8 @@ from io import FileIO
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
+
+from crc32c import crc32c
 
 DROPPING = "dropping"
 """The bucket that keeps no large body."""
@@ -180,8 +184,10 @@ class Objects:
 
     def _copy(self, request: Request, _: Body) -> Answer:
         source = unquote(request.headers[_SOURCE]).lstrip("/").split("/", 1)
-        self._objects[request.bucket, request.key] = self._objects[source[0], source[1]]
-        return Answer(text=xml("CopyObjectResult", '<ETag>"whole"</ETag>'))
+        self._objects[request.bucket, request.key] = copied = self._objects[source[0], source[1]]
+        checksum = _checksum(copied)
+        known = "" if checksum is None else f"<ChecksumCRC32C>{checksum}</ChecksumCRC32C>"
+        return Answer(text=xml("CopyObjectResult", f'<ETag>"whole"</ETag>{known}'))
 
     def _delete(self, request: Request, _: Body) -> Answer:
         self._objects.pop((request.bucket, request.key), None)
@@ -221,6 +227,19 @@ class Objects:
         if request.method == "HEAD":
             return Answer(status, headers=headers, size=stop - start)
         return Answer(status, headers=headers, slices=tuple(_sliced(stored.bodies, start, stop)))
+
+
+def _checksum(stored: Stored) -> str | None:
+    """The CRC32C of an object as S3 writes it, if its bytes were kept."""
+    found = 0
+    for body in stored.bodies:
+        if body.file is None:
+            return None
+        position = 0
+        while data := os.pread(body.file.fileno(), SMALL_BYTES, position):
+            found = crc32c(data, found)
+            position += len(data)
+    return base64.b64encode(found.to_bytes(4, "big")).decode()
 
 
 def _sliced(bodies: Sequence[Body], start: int, stop: int) -> Iterator[tuple[Body, int, int]]:

@@ -52,7 +52,8 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
         case log.RestoreFinished():
             return _restore(body, named(body.snapshot))
         case log.SnapshotCommitted():
-            took = f"{size(body.bytes)} in {_took(body.seconds)}"
+            copied = f", {size(body.copied_bytes)} of it copied by the store" if body.copied_bytes else ""
+            took = f"{size(body.bytes)} in {_took(body.seconds)}{copied}"
             metrics = "".join(f", {name}={value}" for name, value in body.metrics.items())
             return f"Attempt {body.attempt} saved step {body.step} ({body.snapshot}): {took}, {body.trigger}{metrics}."
         case log.SnapshotVerified():

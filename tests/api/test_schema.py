@@ -101,6 +101,10 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
         "Duplicate value",
     ),
     "an unknown policy": ({"overwritePolicy": "Always"}, 'supported values: "Never", "Skip", "Replace"'),
+    "an unknown way with unchanged tensors": (
+        {"save": {"unchanged": "Share"}},
+        'spec.save.unchanged: Unsupported value: "Share": supported values: "Send", "Copy"',
+    ),
     "a snapshot without an id": (
         {"restore": {"rollback": {"request": "1"}}},
         "rollback.to: Snapshot requires rollback.snapshot",
@@ -282,7 +286,14 @@ def test_defaults_are_visible_and_are_those_of_the_library(namespace: Namespace)
             "addressingStyle": "Auto",
             "takeOverFrom": "",
         },
-        "save": {"every": "15m", "onTermination": True, "onFailure": "Continue", "maxFailures": 5, "request": ""},
+        "save": {
+            "every": "15m",
+            "onTermination": True,
+            "onFailure": "Continue",
+            "maxFailures": 5,
+            "request": "",
+            "unchanged": "Send",
+        },
         "overwritePolicy": "Never",
         "restore": {
             "mode": "Latest",
@@ -394,6 +405,7 @@ SNAPSHOT_STATUS = api.CheckpointSnapshotStatus(
     conditions=(CONDITION, api.Condition("Verified", "True", "ChecksumsMatch", "", TIME)),
     committed_at=TIME,
     bytes=1 << 40,
+    copied_bytes=1 << 39,
     size="1.0Ti",
     files=17,
     world_size=16,

@@ -56,6 +56,12 @@ def test_damage_rejection_failure_and_adoption_are_warnings() -> None:
     assert warnings == ["SnapshotQuarantined", "RestoreFailed", "SnapshotRejected", "RunAdopted"]
 
 
+def test_the_event_of_a_commit_says_what_was_copied() -> None:
+    history = History().configured().started().committed(100, bytes=4 << 30, copied_bytes=3 << 30)
+    (draft,) = events.for_entries(history.entries[-1:], history.run)
+    assert "4.0 GiB from 2 ranks, 3.0 GiB of it copied by the store in" in draft.message
+
+
 def test_failed_saves_are_a_warning_that_says_why() -> None:
     (draft,) = events.for_entries(History().started().save_failed(7, failures=3).entries[-1:], History().run)
     assert (draft.reason, draft.warning) == ("SaveFailed", True)
@@ -272,7 +278,8 @@ def test_no_log_line_shows_a_secret_not_even_in_a_traceback(
 
 def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     metrics = Metrics()
-    history = History().configured().started().committed(100, 200).verified(200).retired(100).purge_started(100)
+    history = History().configured().started().committed(100).committed(200, copied_bytes=900)
+    history = history.verified(200).retired(100).purge_started(100)
     metrics.observe(observed(history), ready=True)
     metrics.count(KEY, history.entries)
     labels = {"namespace": KEY.namespace, "checkpoint": KEY.name}
@@ -284,6 +291,7 @@ def test_metrics_say_what_is_true_and_count_what_happened() -> None:
     assert value("latest_snapshot_timestamp_seconds") == history.snapshot(200).committed_at.timestamp()
     assert (value("snapshots"), value("retained_bytes")) == (1, 2000)
     assert (value("snapshots_committed_total"), value("saved_bytes_total")) == (2, 2000)
+    assert value("copied_bytes_total") == 900
     metrics.observe(replace(observed(history), fault=StoreFault(Reason.ACCESS_DENIED, "no")), ready=False)
     assert (value("ready"), value("store_errors_total", reason="AccessDenied")) == (0, 1)
     metrics.observe(replace(observed(None), fault=StoreFault(Reason.SECRET_NOT_FOUND, "no")), ready=False)

@@ -18,7 +18,14 @@ def test_the_defaults_of_the_api_are_the_defaults_of_the_library() -> None:
 
 def test_every_field_arrives_in_machine_units() -> None:
     spec = spec_of(
-        save={"everySteps": 500, "every": "1h30m", "onTermination": False, "onFailure": "Raise", "maxFailures": 3},
+        save={
+            "everySteps": 500,
+            "every": "1h30m",
+            "onTermination": False,
+            "onFailure": "Raise",
+            "maxFailures": 3,
+            "unchanged": "Copy",
+        },
         overwritePolicy="Replace",
         retention={
             "keepLast": 3,
@@ -40,7 +47,12 @@ def test_every_field_arrives_in_machine_units() -> None:
     )
     assert policy_of(spec) == Policy(
         save=SavePolicy(
-            every_steps=500, every_seconds=5400.0, on_termination=False, on_failure="Raise", max_failures=3
+            every_steps=500,
+            every_seconds=5400.0,
+            on_termination=False,
+            on_failure="Raise",
+            max_failures=3,
+            unchanged="Copy",
         ),
         overwrite="Replace",
         retention=RetentionPolicy(

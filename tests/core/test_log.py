@@ -67,7 +67,12 @@ EXAMPLES: dict[str, Body] = {
             3,
             Policy(
                 SavePolicy(
-                    every_steps=500, every_seconds=900.0, on_termination=False, on_failure="Raise", max_failures=7
+                    every_steps=500,
+                    every_seconds=900.0,
+                    on_termination=False,
+                    on_failure="Raise",
+                    max_failures=7,
+                    unchanged="Copy",
                 ),
                 "Replace",
                 RetentionPolicy(
@@ -130,6 +135,7 @@ EXAMPLES: dict[str, Body] = {
             {"loss": "0.1"},
             12.5,
             0.25,
+            100_000_000,
         ),
         SnapshotVerified(SNAPSHOT, "Checksums", False, "MissingObject", "__0_0.distcp does not exist"),
         SaveRequested("save-1", 8),
@@ -180,9 +186,13 @@ def test_the_bytes_of_an_entry_never_change(kind: str) -> None:
 
 def test_a_policy_written_before_saves_could_fail_means_the_defaults() -> None:
     data = (GOLDEN / "RunConfigured.json").read_bytes().rstrip(b"\n")
-    body = read(data.replace(b',"onFailure":"Raise","maxFailures":7', b"")).body
+    body = read(data.replace(b',"onFailure":"Raise","maxFailures":7,"unchanged":"Copy"', b"")).body
     assert isinstance(body, RunConfigured)
-    assert (body.policy.save.on_failure, body.policy.save.max_failures) == ("Continue", 5)
+    assert (body.policy.save.on_failure, body.policy.save.max_failures, body.policy.save.unchanged) == (
+        "Continue",
+        5,
+        "Send",
+    )
 
 
 @given(body=ANY_BODY, number=st.integers(1, 10**15), critical_time=st.datetimes(timezones=st.just(dt.UTC)))

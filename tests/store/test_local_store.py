@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import os
 import signal
@@ -17,11 +18,12 @@ import pytest
 from checkpoint_sidecar.core.errors import (
     DeletionRefusedError,
     NoConditionalWriteError,
+    ObjectExistsError,
     ObjectNotFoundError,
     RequestRefusedError,
 )
 from checkpoint_sidecar.store.access import StoreSettings
-from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.store.base import LinksObjects, Store
 from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.common.partial import LEFTOVER_SECONDS, PARTIAL_FOLDER
 from checkpoint_sidecar.store.opening import open_store
@@ -214,3 +216,42 @@ def test_what_the_file_system_cannot_do_is_reported(
     with pytest.raises(error):
         store.put_if_absent("key", b"data")
     assert list(store.list()) == []
+
+
+def test_a_linked_object_outlives_the_first_one(store: Store, root: Path) -> None:
+    assert isinstance(store, LinksObjects)
+    store.put("step-1/data", b"data")
+
+    linked = store.link("step-2/copy", "step-1/data")
+    store.delete(["step-1/data"])
+
+    assert (linked.key, linked.size) == ("step-2/copy", 4)
+    assert files(root) == ["step-2/copy"]
+    assert store.get("step-2/copy", max_bytes=4).data == b"data"
+
+
+def test_a_link_has_the_time_of_its_bytes(store: Store, root: Path) -> None:
+    assert isinstance(store, LinksObjects)
+    store.put("data", b"data")
+    os.utime(root / "data", (1_000_000, 1_000_000))
+
+    assert store.link("copy", "data").modified == dt.datetime.fromtimestamp(1_000_000, dt.UTC)
+
+
+@pytest.mark.parametrize(("source", "error"), [("data", ObjectExistsError), ("other", ObjectNotFoundError)])
+def test_what_cannot_be_linked_is_an_error(store: Store, source: str, error: type[Exception]) -> None:
+    assert isinstance(store, LinksObjects)
+    store.put("data", b"data")
+    with pytest.raises(error):
+        store.link("data" if source == "data" else "copy", source)
+
+
+def test_a_file_system_without_hard_links_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    assert isinstance(store, LinksObjects)
+    store.put("data", b"data")
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(RequestRefusedError, match="no hard links"):
+        store.link("copy", "data")

@@ -20,7 +20,7 @@ from checkpoint_sidecar.engine.files import FilePlan
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.dcp import archives
-from checkpoint_sidecar.training.dcp.archives import TensorBytes, lay_out
+from checkpoint_sidecar.training.dcp.archives import TensorBytes, archived, lay_out
 from doubles.memory import MemoryStore
 from doubles.targets import load, save
 
@@ -37,8 +37,8 @@ def contents(file: FilePlan) -> bytes:
     return b"".join(bytes(segment.view(0, segment.size)) for segment in file.segments)
 
 
-def archived(tensor: torch.Tensor) -> bytes:
-    (file,) = lay_out([(item("x"), tensor)], rank=0).files
+def stored(tensor: torch.Tensor) -> bytes:
+    (file,) = lay_out(archived([(item("x"), tensor)]), rank=0).files
     return contents(file)
 
 
@@ -67,7 +67,7 @@ TENSORS: dict[str, torch.Tensor] = {
 
 @pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS.keys())
 def test_torch_loads_the_archive_of_any_tensor(tensor: torch.Tensor) -> None:
-    loaded = torch.load(io.BytesIO(archived(tensor)), weights_only=False)
+    loaded = torch.load(io.BytesIO(stored(tensor)), weights_only=False)
     assert (loaded.dtype, loaded.shape, loaded.layout) == (tensor.dtype, tensor.shape, tensor.layout)
     plain = torch.Tensor.dequantize if tensor.is_quantized else torch.Tensor.to_dense
     assert torch.equal(plain(loaded), plain(tensor.detach()))
@@ -75,7 +75,7 @@ def test_torch_loads_the_archive_of_any_tensor(tensor: torch.Tensor) -> None:
 
 def test_of_a_view_that_torch_saves_itself_only_the_view_is_saved() -> None:
     view = torch.quantize_per_tensor(torch.randn(100_000), 0.1, 0, torch.qint8)[:4]
-    assert len(archived(view)) < 5000
+    assert len(stored(view)) < 5000
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_part_of_a_tensor_out_of_order_costs_the_memory_of_that_part_only() ->
 def test_a_rank_with_much_to_save_begins_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "FILE_BYTES", 10_000)
     tensors = {f"x{number}": torch.full((1_000,), float(number)) for number in range(8)}
-    layout = lay_out([(item(name), tensor) for name, tensor in tensors.items()], rank=3)
+    layout = lay_out(archived((item(name), tensor) for name, tensor in tensors.items()), rank=3)
     assert [file.name for file in layout.files] == ["__3_0.distcp", "__3_1.distcp", "__3_2.distcp", "__3_3.distcp"]
     files = {file.name: contents(file) for file in layout.files}
     for result in layout.results:
@@ -141,7 +141,7 @@ def test_several_files_of_a_rank_are_saved_and_loaded(monkeypatch: pytest.Monkey
 def test_a_tensor_larger_than_four_gibibytes_is_laid_out_whole(tmp_path: Path) -> None:
     tensor = torch.empty(5 * GIB // 2, dtype=torch.bfloat16)  # its pages are never touched
     tensor[-1] = 3.0
-    layout = lay_out([(item("large"), tensor)], rank=0)
+    layout = lay_out(archived([(item("large"), tensor)]), rank=0)
     (file,) = layout.files
     head, payload, tail = file.segments
     assert payload.in_memory

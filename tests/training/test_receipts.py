@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from checkpoint_sidecar.core.manifest import File
-from checkpoint_sidecar.training.dcp.receipts import Receipts, Results, files_of, stored_inventory
+from checkpoint_sidecar.training.dcp.receipts import FileLine, Receipts, Results, lines_of, stored_inventory
 
 FILES = [File(f"__{rank}_0.distcp", 300, 7, b"\x00\x01\x02\xff") for rank in range(2)]
 
@@ -44,7 +44,7 @@ def test_results_arrive_as_they_were() -> None:
         received = pickle.loads(pickle.dumps(results(rank)))
         assert isinstance(received, Receipts)
         assert [(each, each.index.index) for each in received] == [(each, each.index.index) for each in results(rank)]
-        assert files_of(received) == files_of(results(rank)) == [FILES[rank]]
+        assert list(lines_of(received)) == lines_of(results(rank)) == [FileLine(FILES[rank], 150)]
 
 
 def test_a_thousand_results_take_a_few_thousand_bytes() -> None:
@@ -85,7 +85,7 @@ def test_places_of_something_else_have_no_inventory(other: list[Results]) -> Non
 
 def test_a_rank_may_store_nothing() -> None:
     received = pickle.loads(pickle.dumps(Results()))
-    assert list(received) == files_of(received) == []
+    assert list(received) == list(lines_of(received)) == []
     assert stored_inventory(planned(), [results(0), results(1), received]) is not None
     assert stored_inventory(Metadata({}), [received]) is not None
 

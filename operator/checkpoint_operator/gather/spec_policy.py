@@ -27,6 +27,7 @@ def policy_of(spec: api.CheckpointSpec) -> Policy:
             on_termination=spec.save.on_termination,
             on_failure=spec.save.on_failure,
             max_failures=spec.save.max_failures,
+            unchanged=spec.save.unchanged,
         ),
         overwrite=spec.overwrite_policy,
         retention=_retention(spec.retention) if spec.retention else None,

@@ -169,8 +169,9 @@ def _committed(body: SnapshotCommitted, run: Run) -> _Line:
     if snapshot is not None and snapshot.state is SnapshotState.REJECTED:
         message = f"The commit of {body.snapshot} broke the rules in force: {', '.join(snapshot.reasons)}."
         return EventReason.SNAPSHOT_REJECTED, message, True
+    copied = f", {size(body.copied_bytes)} of it copied by the store" if body.copied_bytes else ""
     message = (
-        f"Step {body.step} is committed as {body.snapshot}: {size(body.bytes)} from {body.world_size} ranks "
+        f"Step {body.step} is committed as {body.snapshot}: {size(body.bytes)} from {body.world_size} ranks{copied} "
         f"in {body.seconds:.1f} s ({body.trigger})."
     )
     return EventReason.SNAPSHOT_COMMITTED, message, False

@@ -75,6 +75,7 @@ class Metrics:
         self._committed = self._counter("snapshots_committed", "Snapshots committed.")
         self._save_failures = self._counter("save_failures", "Failed saves that training reported.")
         self._saved_bytes = self._counter("saved_bytes", "Bytes of the snapshots committed.")
+        self._copied_bytes = self._counter("copied_bytes", "Part of the saved bytes that the store copied.")
         self._restores = self._counter("restores", "Restores finished.", "outcome")
         self._verifications = self._counter("verifications", "Comparisons with the manifest.", "level", "outcome")
         self._purged_bytes = self._counter("purged_bytes", "Bytes of the snapshots purged.")
@@ -142,6 +143,7 @@ class Metrics:
             if isinstance(body, SnapshotCommitted):
                 self._committed.labels(*_labels(key)).inc()
                 self._saved_bytes.labels(*_labels(key)).inc(body.bytes)
+                self._copied_bytes.labels(*_labels(key)).inc(body.copied_bytes)
                 self._save_seconds.labels(*_labels(key)).observe(body.seconds)
             elif isinstance(body, SaveFailed):
                 self._save_failures.labels(*_labels(key)).inc(body.failures)

@@ -8,6 +8,7 @@ from typing import Protocol
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.policy import UnchangedPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +18,17 @@ class NewSave:
     Attributes:
         folder: A new folder that only this save writes.
         step: Optimizer step of the state.
+        unchanged: What to do with tensors that have not changed; see ``SavePolicy``.
+        copy_from: Folder of the snapshot that this one descends from, whose files may be copied. Empty if there is
+            none, or something is known against it.
+        copied_bytes: Bytes of all files that the store copied; known at the commit.
     """
 
     folder: SaveFolder
     step: int
+    unchanged: UnchangedPolicy = "Send"
+    copy_from: str = ""
+    copied_bytes: int = 0
 
     @property
     def snapshot(self) -> str:

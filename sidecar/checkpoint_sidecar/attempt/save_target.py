@@ -11,7 +11,7 @@ from typing import Any
 from checkpoint_sidecar.attempt.run_save import NewSave
 from checkpoint_sidecar.attempt.session import AttemptSession
 from checkpoint_sidecar.core import attempt as decisions
-from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core import layout, units
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -121,7 +121,8 @@ class RunTarget:
         if existing is not None:
             raise self._not_needed(existing.id)
         run = session.log.run.short_identity
-        return NewSave(layout.SaveFolder(draft.step, session.attempt, layout.new_nonce(), run), draft.step)
+        folder = layout.SaveFolder(draft.step, session.attempt, layout.new_nonce(), run)
+        return NewSave(folder, draft.step, session.save_policy.unchanged, self._copyable)
 
     def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
         """See ``SaveTarget``."""
@@ -140,6 +141,7 @@ class RunTarget:
             metrics=dict(draft.metrics),
             seconds=time.monotonic() - draft.began,
             blocked_seconds=draft.blocked_seconds,
+            copied_bytes=save.copied_bytes,
         )
 
         def decide(run: Run) -> SnapshotCommitted | None:
@@ -158,8 +160,13 @@ class RunTarget:
         Args:
             path: The snapshot's folder.
         """
+        return bool(path) and path == self._copyable
+
+    @property
+    def _copyable(self) -> str:
+        """Folder of the snapshot whose files may be copied, or empty."""
         base = self._session.log.run.snapshots.get(base_of(self._session.state))
-        return base is not None and base.commit.path == path and base.live and not base.failures
+        return base.commit.path if base is not None and base.live and not base.failures else ""
 
     def publish(self) -> None:
         """Log a committed snapshot and publish it for torch's own reader. Never raises.
@@ -196,16 +203,18 @@ class RunTarget:
 
     def _after_commit(self, entry: SnapshotCommitted) -> None:
         logger.info(
-            "saved step %d as %s (%s): %s, training waited %.2f s",
+            "saved step %d as %s (%s): %s%s, training waited %.2f s",
             entry.step,
             entry.snapshot,
             entry.trigger,
             moved(entry.bytes, entry.seconds),
+            f", {units.size(entry.copied_bytes)} of it copied by the store" if entry.copied_bytes else "",
             entry.blocked_seconds,
             extra={
                 "operation": "save",
                 "step": entry.step,
                 "bytes": entry.bytes,
+                "copied_bytes": entry.copied_bytes,
                 "seconds": entry.seconds,
                 "blocked_seconds": entry.blocked_seconds,
             },

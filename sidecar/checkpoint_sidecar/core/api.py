@@ -26,6 +26,7 @@ from checkpoint_sidecar.core.policy import (
     OnMissing,
     OverwritePolicy,
     RestoreMode,
+    UnchangedPolicy,
     VerifyLevel,
 )
 
@@ -85,6 +86,7 @@ class Save(msgspec.Struct, frozen=True, rename="camel"):
     Attributes:
         on_failure: Effect of a failed automatic save on training.
         max_failures: With ``Continue``, the number of successive failures that stop training anyway.
+        unchanged: What saves do with tensors that have not changed.
     """
 
     every_steps: int | None = None
@@ -93,6 +95,7 @@ class Save(msgspec.Struct, frozen=True, rename="camel"):
     request: str = ""
     on_failure: OnFailure = "Continue"
     max_failures: int = 5
+    unchanged: UnchangedPolicy = "Send"
 
 
 class KeepBestRule(msgspec.Struct, frozen=True, rename="camel"):
@@ -305,6 +308,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
 
     Attributes:
         committed_at: Time of the commit; the object may be younger, because the operator re-creates it from the log.
+        copied_bytes: Part of ``bytes`` that the store copied from the parent.
         size: ``bytes`` in readable form, such as ``1.2Ti``.
         metrics: Decimal strings by name.
         saved_in: Duration from the start of staging to the last uploaded byte.
@@ -316,6 +320,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
     conditions: tuple[Condition, ...] = ()
     committed_at: Timestamp | None = None
     bytes: int | None = None
+    copied_bytes: int | None = None
     size: str | None = None
     files: int | None = None
     world_size: int | None = None

@@ -24,7 +24,7 @@ MANIFEST_NAME = "manifest.json"
 _LOG_KEY = re.compile(r"_log/([0-9]{20})\.json")
 _COMPACTION_KEY = re.compile(r"_log-compacted/([0-9]{20})-([0-9]{20})\.gz")
 _SAVE_FOLDER = re.compile(r"(?:step-(0|[1-9][0-9]{0,18})/)?([0-9]{4,19})-([a-z2-7]{8})(?:-([0-9a-f]{8}))?")
-_SAVE_FILE = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.(?:distcp|files)|(?:stock)?\.metadata|(?:manifest|files)\.json")
+_SAVE_FILE = re.compile(r"__[0-9]{1,9}_s?[0-9]{1,9}\.(?:distcp|files)|(?:stock)?\.metadata|(?:manifest|files)\.json")
 _POINTER = re.compile(r"step-(0|[1-9][0-9]{0,18})/\.metadata")
 _PROBE_KEY = re.compile(r"(?:_probe|_conformance)/(?:[0-9a-f]{16}/.+|[a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")

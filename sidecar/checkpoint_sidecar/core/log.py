@@ -207,6 +207,7 @@ class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):
         metrics: Decimal strings, so that JSON readers do not change their values.
         seconds: Duration from the start of staging to the last uploaded byte.
         blocked_seconds: Part of it for which the training loop waited.
+        copied_bytes: Part of ``bytes`` that the store copied from the parent; the rest was sent.
     """
 
     snapshot: Identifier
@@ -228,6 +229,7 @@ class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):
     ] = {}
     seconds: Seconds = 0.0
     blocked_seconds: Seconds = 0.0
+    copied_bytes: Count = 0
 
 
 class SnapshotVerified(msgspec.Struct, frozen=True, rename="camel"):

@@ -27,6 +27,7 @@ OnMissing = Literal["Auto", "StartFresh", "Fail"]
 MetricMode = Literal["Min", "Max"]
 Disposition = Literal["Auto", "Hold", "Retire"]
 OnFailure = Literal["Continue", "Raise"]
+UnchangedPolicy = Literal["Send", "Copy"]
 
 MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
@@ -38,6 +39,8 @@ class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
         on_failure: Effect of a failed automatic save: ``Continue`` continues training and tries again when the next one
             is due, ``Raise`` raises its error in the training loop.
         max_failures: With ``Continue``, the number of successive failures that raise anyway.
+        unchanged: Whether tensors that have not changed for some saves are sent again, or copied by the store from the
+            previous snapshot. It helps where parameters are frozen; see docs/training.md.
     """
 
     every_steps: Positive | None = None
@@ -45,6 +48,7 @@ class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
     on_termination: bool = True
     on_failure: OnFailure = "Continue"
     max_failures: Positive = 5
+    unchanged: UnchangedPolicy = "Send"
 
 
 class KeepBest(msgspec.Struct, frozen=True, rename="camel"):

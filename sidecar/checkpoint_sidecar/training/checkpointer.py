@@ -66,8 +66,7 @@ class Checkpointer:
     Args:
         state: Objects to save, by name: modules, optimizers, anything with ``state_dict`` and ``load_state_dict``,
             plain JSON values. See ``training.state.application`` for how each is stored and restored.
-        url: Location of the run: ``s3://``, ``gs://``, ``az://``, ``file://``, or a URL that fsspec serves; or settings
-            with an endpoint and credentials.
+        url: Location of the run: ``s3://``, ``gs://``, ``az://``, ``file://``, any URL of fsspec, or ``StoreSettings``.
         filesystem: An fsspec filesystem that serves ``url``, instead of this package's own clients. Commits rely on its
             exclusive create, which is tested before the run starts; docs/storage.md lists filesystems that have it.
         storage_options: fsspec's options for ``url``, see ``store.fsspec.storage_options``.
@@ -390,6 +389,7 @@ class Checkpointer:
             strict=self._strict,
             transfers=self._transfers,
             folder=self.folder,
+            unchanged=self._saves.unchanged,
         )
         if restored is None and self.folder is not None:
             self.folder.begin(self._agreement, anew=lambda: self._led.log.run.ever_committed)

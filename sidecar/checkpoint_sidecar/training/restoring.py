@@ -12,6 +12,7 @@ from checkpoint_sidecar.attempt.session import AttemptSession, Candidate
 from checkpoint_sidecar.core.failures import INTERRUPTS, portable
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.engine.unchanged import UnchangedFiles
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training.agreement import Agreement
 from checkpoint_sidecar.training.dcp.errors import raising_ours
@@ -62,6 +63,7 @@ def restore(
     strict: bool,
     transfers: Transfers,
     folder: RunFolder | None = None,
+    unchanged: UnchangedFiles | None = None,
 ) -> Restored | None:
     """Load the newest snapshot that proves good, the same one on every rank. None means a fresh start.
 
@@ -70,6 +72,7 @@ def restore(
         strict: Whether names that only the snapshot or only the state has are fatal; see ``leftovers``.
         transfers: Shows the running restore.
         folder: A trainer's folder, whose files are restored too.
+        unchanged: Learns what was restored.
 
     Raises:
         RestoreError: Every candidate proved damaged, or there is none and the policy forbids a fresh start.
@@ -93,6 +96,8 @@ def restore(
             partial(_record, session, candidate, errors, loading.leftovers, seconds, compared)
         )
         if not errors:
+            if unchanged is not None and candidate.verify == "Checksums":
+                unchanged.restored(candidate.path, candidate.manifest)
             missing, unused = loading.leftovers.not_restored, loading.leftovers.not_used
             return Restored(candidate.snapshot, candidate.step, seconds, skipped, missing, unused)
 

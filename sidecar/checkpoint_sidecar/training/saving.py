@@ -28,6 +28,7 @@ from checkpoint_sidecar.core.schedule import RESERVE_SECONDS
 from checkpoint_sidecar.core.termination import CLEANUP_SECONDS
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.engine.unchanged import UnchangedFiles
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.training import exits
 from checkpoint_sidecar.training.agreement import Agreement, rank_lost
@@ -37,6 +38,7 @@ from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner, Hi
 from checkpoint_sidecar.training.dcp.writer import SnapshotWriter
 from checkpoint_sidecar.training.folders import FolderSave, RunFolder
 from checkpoint_sidecar.training.staging import HostCopy
+from checkpoint_sidecar.training.state.frozen import frozen_among
 from checkpoint_sidecar.training.transfers import Transfers
 from checkpoint_sidecar.training.vote import Stop
 
@@ -95,6 +97,8 @@ class BackgroundSave:
         self._copy = HostCopy()
         self._compared = History()
         self._buffers: dict[str, set[str]] = {}
+        self._frozen: set[str] = set()
+        self.unchanged = UnchangedFiles()
         self._folder = folder
         self._files: FolderSave | None = None
         self._save: _Save | None = None
@@ -122,6 +126,7 @@ class BackgroundSave:
             modules: The modules whose state dicts are part of the state, by name.
         """
         self._buffers = {name: buffers_among(module, state[name], prefix=name) for name, module in modules.items()}
+        self._frozen = {each for name, module in modules.items() for each in frozen_among(module, state[name], name)}
         staged = self._copy(state)
         self._files = self._folder.stage() if self._folder else None
         return staged
@@ -136,6 +141,7 @@ class BackgroundSave:
         progress = TransferMeter()
         writer = SnapshotWriter(self._store, target, progress=progress, settings=self._settings)
         writer.pauses_collection = True
+        writer.unchanged, writer.frozen = self.unchanged, self._frozen
         planner = BalancedSavePlanner(buffers=self._buffers, history=self._compared)
         prepared = _Save(staged, step, target, began, writer, planner, progress, self._agreement, self._transfers)
         if self._folder is not None and self._files is not None:
@@ -193,7 +199,7 @@ class BackgroundSave:
             return
         assert self._save is not None
         if self._save.give_up(cause, self._store.url):
-            self._copy = HostCopy()
+            self._copy, self.unchanged = HostCopy(), UnchangedFiles()
             exits.give_up_threads(self._exit_code)
 
     def cancel(self) -> None:
@@ -375,6 +381,8 @@ class _Save:
         self._staged = {}
         if self.files is not None:
             self.files.end(self._writer, committed=error is None and bool(self._writer.saved_in))
+        if error is None and self._writer.saved_in and self._writer.unchanged is not None:
+            self._writer.unchanged.committed(self._writer.saved_in)
         if not self._given_up:
             self._outcome = SaveOutcome(error, committed=committed, broken=broken, step=self.step)
         if self._target is not None:

@@ -13,7 +13,9 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
+from checkpoint_sidecar.core import settled_files
 from checkpoint_sidecar.core.errors import CheckpointError, ConfigurationError
+from checkpoint_sidecar.core.unchanged import SettledFile, TensorPart
 from checkpoint_sidecar.engine.files import Bytes, FilePlan, Segment
 from checkpoint_sidecar.training.dcp.frames import frame
 from checkpoint_sidecar.training.dcp.memory import as_buffer, has_memory, is_plain, lies_in_order
@@ -38,10 +40,31 @@ class Layout:
     results: list[WriteResult] = field(default_factory=list)
 
 
-def lay_out(
-    items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, rank: int, trust: Trust = "full"
-) -> Layout:
-    """Place items and their data in a rank's files, in this order. Plain tensors are not copied.
+@dataclass(frozen=True, slots=True)
+class ItemArchive:
+    """An item as its file has it.
+
+    Attributes:
+        segments: The output of ``torch.save``.
+    """
+
+    item: WriteItem
+    segments: tuple[Segment, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(segment.size for segment in self.segments)
+
+    @property
+    def part(self) -> TensorPart:
+        """The name and the place of a tensor."""
+        return self.item.index.fqn, tuple(self.item.index.offset or ())
+
+
+def archived(
+    items: Iterable[tuple[WriteItem, torch.Tensor | io.BytesIO]], *, trust: Trust = "full"
+) -> list[ItemArchive]:
+    """Return the archives of items, in order. Plain tensors are not copied.
 
     Args:
         trust: Trust of later loads. ``safe`` checks that tensors which are not plain can be loaded, and warns of
@@ -50,22 +73,42 @@ def lay_out(
     Raises:
         ConfigurationError: A tensor cannot be saved, or cannot be loaded again.
     """
+    return [ItemArchive(item, tuple(_archive(item.index.fqn, data, trust))) for item, data in items]
+
+
+def lay_out(archives: Iterable[ItemArchive], *, rank: int, settled: Iterable[SettledFile] = ()) -> Layout:
+    """Place items in a rank's files, in this order.
+
+    Args:
+        settled: Files of some of the tensors, see ``core.unchanged``; all other items follow in files of their own.
+    """
     layout = Layout()
+    remaining = {each.part: each for each in archives}
+    for file in settled:
+        members = [remaining.pop(each.part) for each in file.parts]
+        _place(layout, file.name, members, end=settled_files.encode(file.parts))
+    members, size, number = [], 0, 0
+    for each in remaining.values():
+        if size >= FILE_BYTES:
+            _place(layout, _name(rank, number), members)
+            members, size, number = [], 0, number + 1
+        members.append(each)
+        size += each.size
+    if members:
+        _place(layout, _name(rank, number), members)
+    return layout
+
+
+def _place(layout: Layout, name: str, archives: Iterable[ItemArchive], *, end: bytes = b"") -> None:
+    """Add a file of these archives, one after the other."""
     segments: list[Segment] = []
     position = 0
-    for item, data in items:
-        if position >= FILE_BYTES:
-            layout.files.append(FilePlan(_name(rank, len(layout.files)), tuple(segments)))
-            segments, position = [], 0
-        archive = _archive(item.index.fqn, data, trust)
-        length = sum(segment.size for segment in archive)
-        place = _StorageInfo(_name(rank, len(layout.files)), position, length)
-        layout.results.append(WriteResult(item.index, length, place))
-        segments += archive
+    for each in archives:
+        length = each.size
+        layout.results.append(WriteResult(each.item.index, length, _StorageInfo(name, position, length)))
+        segments += each.segments
         position += length
-    if segments:
-        layout.files.append(FilePlan(_name(rank, len(layout.files)), tuple(segments)))
-    return layout
+    layout.files.append(FilePlan(name, (*segments, Bytes(end)) if end else tuple(segments)))
 
 
 def payload_bytes(item: WriteItem) -> int:

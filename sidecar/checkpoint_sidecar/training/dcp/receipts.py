@@ -152,11 +152,15 @@ def stored_inventory(metadata: Metadata, results: Sequence[Iterable[WriteResult]
     return placed(contents, known) if contents is not None and len(known) == len(results) else None
 
 
-def files_of(results: Iterable[WriteResult]) -> list[File]:
+def lines_of(results: Iterable[WriteResult]) -> Sequence[FileLine]:
     """Return the files among one rank's results."""
     if isinstance(results, Receipts):
-        return [line.file for line in results.lines]
-    return [result.storage_data for result in results if isinstance(result.storage_data, File)]
+        return results.lines
+    return [
+        FileLine(result.storage_data, result.size_in_bytes)
+        for result in results
+        if isinstance(result.storage_data, File)
+    ]
 
 
 def inventory_of(metadata: Metadata) -> Inventory | None:

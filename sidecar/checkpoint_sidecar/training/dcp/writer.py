@@ -11,7 +11,8 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -36,20 +37,23 @@ from checkpoint_sidecar.core.layout import METADATA_NAME, STOCK_METADATA_NAME, S
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.metadata_index import with_index
 from checkpoint_sidecar.core.pointers import Origin
+from checkpoint_sidecar.core.policy import UnchangedPolicy
+from checkpoint_sidecar.core.unchanged import SettledFile
 from checkpoint_sidecar.engine.files import FilePlan
 from checkpoint_sidecar.engine.folders.sending import FolderShare
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
+from checkpoint_sidecar.engine.unchanged import TensorArchive, UnchangedFiles
 from checkpoint_sidecar.engine.upload import upload_bytes, upload_files
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.parts import write_object
-from checkpoint_sidecar.training.dcp.archives import lay_out
+from checkpoint_sidecar.training.dcp.archives import ItemArchive, archived, lay_out
 from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, plan_bytes, with_storage_data
 from checkpoint_sidecar.training.dcp.errors import never_reached_commit, upload_failed
 from checkpoint_sidecar.training.dcp.index import encode
 from checkpoint_sidecar.training.dcp.inventory import Inventory
 from checkpoint_sidecar.training.dcp.metadata_pickle import VERSION, metadata_bytes
-from checkpoint_sidecar.training.dcp.receipts import Results, files_of, stored_inventory
+from checkpoint_sidecar.training.dcp.receipts import Results, lines_of, stored_inventory
 from checkpoint_sidecar.training.dcp.restricted import Trust
 from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata, remember
 
@@ -75,6 +79,8 @@ class SnapshotWriter(StorageWriter):
     Attributes:
         pauses_collection: Pause the garbage collector while DCP sends plans and results between ranks.
         folder_share: What this rank stores of a trainer's folder besides; set it before the save.
+        unchanged: What this rank knows from earlier saves, if unchanged files may be copied; set it before the save.
+        frozen: Names of parameters that take no gradient.
         saved_in: The save's folder, after this rank has uploaded.
         manifest: On the coordinator, once it is stored.
     """
@@ -103,6 +109,8 @@ class SnapshotWriter(StorageWriter):
         self._pause = CollectionPause()
         remember(self)
         self.folder_share: FolderShare | None = None
+        self.unchanged: UnchangedFiles | None = None
+        self.frozen: AbstractSet[str] = frozenset()
         self.saved_in = ""
         self.manifest: Manifest | None = None
 
@@ -166,42 +174,45 @@ class SnapshotWriter(StorageWriter):
         total += sum(map(plan_bytes, plans))
         self._block_bytes = manifests.block_bytes_for(total)
         return [
-            with_storage_data(plan, _Share(save.folder, rank, self._block_bytes)) for rank, plan in enumerate(plans)
+            with_storage_data(plan, _Share(save.folder, rank, self._block_bytes, save.unchanged, save.copy_from))
+            for rank, plan in enumerate(plans)
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's items; the manifest's lines for its files travel with the results."""
         self.ended()
         share: _Share = plan.storage_data
+        meter = self._progress or TransferMeter()
         try:
             # Objects are serialized here, so that every size is known.
-            layout = lay_out(
-                ((item, planner.resolve_data(item)) for item in _bytes_first(plan.items)),
-                rank=share.rank,
-                trust=self._trust,
-            )
+            data = ((item, planner.resolve_data(item)) for item in _bytes_first(plan.items))
+            archives = archived(data, trust=self._trust)
+            layout = lay_out(archives, rank=share.rank, settled=self._settled(share, archives, meter))
             self.saved_in = share.folder.path
             extra = self.folder_share.names if self.folder_share else []
             names = [*(file.name for file in layout.files), *extra]
             self._written = [f"{share.folder.path}/{name}" for name in names]
-            copied = self._copied(share)
-            plans = [*layout.files, *self._left_to_send(copied)]
+            copied = self._copied(share, meter)
+            plans = self._left_to_send(layout.files, copied)
             files = upload_files(
                 self._store,
                 share.folder.path,
                 plans,
                 block_bytes=share.block_bytes,
                 settings=self._settings,
-                progress=self._progress,
+                progress=meter,
             )
             files += copied
             if self.folder_share:
                 self.folder_share.check()
+            if self.unchanged:
+                self.unchanged.stored(files)
         except BaseException as error:
             self._abandon()
             raise upload_failed(share.rank, error) from error
         done: Future[list[WriteResult]] = Future()
-        lines = [WriteResult(MetadataIndex(file.name), file.size, file) for file in files]
+        sent = {plan.name for plan in plans}
+        lines = [WriteResult(MetadataIndex(file.name), file.size * (file.name in sent), file) for file in files]
         done.set_result(Results([*layout.results, *lines]))
         self._pause_collection()
         return done
@@ -210,7 +221,9 @@ class SnapshotWriter(StorageWriter):
         """Store what describes the data, then commit: the last step on the coordinator, after every rank uploaded."""
         assert self._running is not None  # DCP finishes only what it planned, on the same rank
         target, save = self._running
-        files = [file for rank in results for file in files_of(rank)]
+        lines = [line for rank in results for line in lines_of(rank)]
+        files = [line.file for line in lines]
+        save = replace(save, copied_bytes=sum(line.file.size - line.sent for line in lines))
         inventory = stored_inventory(metadata, results)
         if inventory is None:
             everything = [result for rank in results for result in rank]
@@ -274,16 +287,42 @@ class SnapshotWriter(StorageWriter):
             )
         return self._target
 
-    def _copied(self, share: _Share) -> list[File]:
-        if self.folder_share is None:
-            return []
-        return self.folder_share.copy(self._store, share.folder.path, share.block_bytes, self._settings, self._progress)
+    def _settled(self, share: _Share, archives: list[ItemArchive], meter: TransferMeter) -> tuple[SettledFile, ...]:
+        """Return the files of the tensors that have not changed for some saves."""
+        if self.unchanged is None:
+            return ()
+        if share.unchanged == "Send":
+            self.unchanged.forget()
+            return ()
+        return self.unchanged.arrange(
+            [
+                TensorArchive(each.part, each.segments, frozen=each.item.index.fqn in self.frozen)
+                for each in archives
+                if each.item.type is not WriteItemType.BYTE_IO
+            ],
+            store=self._store,
+            rank=share.rank,
+            copy_from=share.copy_from,
+            block_bytes=share.block_bytes,
+            settings=self._settings,
+            meter=meter,
+        )
 
-    def _left_to_send(self, copied: list[File]) -> list[FilePlan]:
-        if self.folder_share is None:
-            return []
+    def _copied(self, share: _Share, meter: TransferMeter) -> list[File]:
+        """Let the store copy what has not changed."""
+        folder, copied = share.folder.path, list[File]()
+        if self.unchanged is not None:
+            copied += self.unchanged.copied(self._store, share.rank, folder, self._settings, meter)
+        if self.folder_share is not None:
+            copied += self.folder_share.copy(self._store, folder, share.block_bytes, self._settings, meter)
+        return copied
+
+    def _left_to_send(self, files: list[FilePlan], copied: list[File]) -> list[FilePlan]:
         done = {file.name for file in copied}
-        return self.folder_share.plans([each for each in self.folder_share.objects if each.name not in done])
+        left = [plan for plan in files if plan.name not in done]
+        if self.folder_share is not None:
+            left += self.folder_share.plans([each for each in self.folder_share.objects if each.name not in done])
+        return left
 
     def _abandon(self) -> None:
         running, self._running = self._running, None
@@ -329,11 +368,13 @@ class SnapshotWriter(StorageWriter):
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """A rank's plan: the folder and block size of the save."""
+    """A rank's plan: the folder and block size of the save, and ``NewSave``'s word on unchanged tensors."""
 
     folder: SaveFolder
     rank: int
     block_bytes: int
+    unchanged: UnchangedPolicy = "Send"
+    copy_from: str = ""
 
 
 def _origin_of(save: NewSave) -> bytes:
