@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 from unittest import mock
 
 import torch
@@ -21,28 +22,33 @@ from checkpoint_sidecar.training.dcp.inventory import PlannedMetadata
 from checkpoint_sidecar.training.dcp.replicas import Holding, Kind
 from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner, balanced
 
+Held: TypeAlias = tuple[WriteItem, Holding] | None
+
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 
 
 @st.composite
-def tensors(draw: st.DrawFn, ranks: int) -> list[tuple[WriteItem, Holding] | None]:
+def tensors(draw: st.DrawFn, ranks: int) -> list[Held]:
     """One name on all ranks: whole, sharded over one or two dimensions, over replicas, or on some ranks only."""
     number = draw(st.integers(0, 10_000))
     name = f"layer.{number}"
     shape = draw(st.lists(st.integers(0, 7), max_size=3))
     properties = TensorProperties(draw(st.sampled_from(DTYPES)), requires_grad=draw(st.booleans()))
-    way = draw(st.sampled_from(["object", "whole", "sharded", "some ranks", "damaged"]))
+    way = draw(st.sampled_from(["object", "whole", "sharded", "some ranks", "damaged", "changed"]))
     digest = draw(st.none() | st.integers(0, 2**64 - 1))
+    buffers = draw(st.sampled_from(["", "", "norm"]))
     if way == "object":
         held = WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO), Holding(Kind.OBJECT, digest)
         return [held] * ranks
     if way == "whole" or not shape:
-        return [item(name, properties, shape, [0] * len(shape), shape, Kind.TENSOR, digest)] * ranks
+        whole, holding = item(name, properties, shape, [0] * len(shape), shape, Kind.TENSOR, digest)
+        everywhere: list[Held] = [(whole, holding._replace(buffers_of=buffers))] * ranks
+        return changed(draw, everywhere) if way == "changed" else everywhere
     grid = draw(
         st.sampled_from([(a, b) for a in range(1, ranks + 1) for b in range(1, ranks + 1) if ranks % (a * b) == 0])
     )
     dimensions = draw(st.permutations(range(len(shape))))[:2]
-    found: list[tuple[WriteItem, Holding] | None] = []
+    found: list[Held] = []
     for rank in range(ranks):
         offsets, sizes = [0] * len(shape), list(shape)
         place = rank
@@ -55,13 +61,32 @@ def tensors(draw: st.DrawFn, ranks: int) -> list[tuple[WriteItem, Holding] | Non
         found = [None if each and not each[0].tensor_data.chunk.sizes.numel() else each for each in found]  # type: ignore[union-attr]
     if way == "damaged":
         found[draw(st.integers(0, ranks - 1))] = draw(others(name, properties, shape, digest))
-    return found
+    return changed(draw, found) if way == "changed" else found
+
+
+def changed(draw: st.DrawFn, found: list[Held]) -> list[Held]:
+    """The same with one thing different on one rank."""
+    rank = draw(st.integers(0, len(found) - 1))
+    here = found[rank]
+    assert here is not None
+    (held, holding), changes = here, draw(st.sampled_from(["digest", "mesh", "buffers", "divisible", "sizes"]))
+    if changes == "digest":
+        holding = holding._replace(digest=draw(st.none() | st.just(1)))
+    elif changes == "mesh":
+        holding = holding._replace(mesh=8)
+    elif changes == "buffers":
+        holding = holding._replace(buffers_of="other")
+    elif changes == "divisible":
+        holding = holding._replace(divisible=False)
+    elif held.tensor_data is not None:
+        data = held.tensor_data
+        chunk = ChunkStorageMetadata(data.chunk.offsets, torch.Size([size + 1 for size in data.chunk.sizes]))
+        held = replace(held, tensor_data=replace(data, chunk=chunk))
+    return [*found[:rank], (held, holding), *found[rank + 1 :]]
 
 
 @st.composite
-def others(
-    draw: st.DrawFn, name: str, properties: TensorProperties, shape: list[int], digest: int | None
-) -> tuple[WriteItem, Holding] | None:
+def others(draw: st.DrawFn, name: str, properties: TensorProperties, shape: list[int], digest: int | None) -> Held:
     """What one rank holds differently."""
     numbers = st.tuples(*[st.integers(0, 8)] * len(shape)).map(list)
     return draw(
