@@ -39,6 +39,20 @@ def test_every_row_is_written_exactly_once_by_a_holder(data: st.DataObject, rank
         assert ends[-1] == chunk.rows
 
 
+@given(data=st.data(), ranks=st.integers(1, 6))
+def test_a_whole_chunk_goes_to_the_holder_that_writes_least_so_far(data: st.DataObject, ranks: int) -> None:
+    whole = st.builds(lambda chunk: Chunk(chunk.size, 1, chunk.holders), chunks(ranks))
+    given_chunks = data.draw(st.lists(whole, max_size=12))
+    written = [0.0] * ranks
+    by_turns = sorted(
+        zip(given_chunks, assign(given_chunks, ranks), strict=True),
+        key=lambda each: (len(each[0].holders) > 1, -each[0].size),
+    )
+    for chunk, (rows,) in by_turns:
+        assert rows.rank == min(chunk.holders, key=lambda rank: (written[rank], rank))
+        written[rows.rank] += chunk.size
+
+
 @st.composite
 def hybrid(draw: st.DrawFn) -> tuple[list[Chunk], int]:
     """Tensors sharded over columns of a mesh and replicated over its rows, beside small ones that all ranks hold."""
