@@ -227,6 +227,7 @@ class Writer:
     """``SnapshotWriter`` as far as ``saving`` and ``save`` below use it."""
 
     pauses_collection = False
+    saved_in = ""
 
     def __init__(self, store: Any, target: Any, **_: Any) -> None:
         self.store = store
