@@ -3,7 +3,7 @@
     PYTHONPATH=tests:tools .venv/bin/python benchmarks/unchanged.py [--megabytes 500] [--rounds 8]
 
 One process saves the same state by turns with Send and with Copy, to an S3 server that costs nearly nothing and says
-the checksum of what it copies. The state is trained before each pair of saves. The first two saves of each are not
+the checksum of each copy. The state is trained before each pair of saves. The first two saves of each are not
 counted: they send everything, or open connections.
 """
 

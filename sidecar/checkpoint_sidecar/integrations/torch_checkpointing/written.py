@@ -49,7 +49,7 @@ class WrittenFiles:
         self._numbers: dict[int, str] = {}
 
     def write(self, folder: str, path: str, data: Any) -> None:
-        """Store a file, in place of what this rank wrote under the same path before."""
+        """Store a file, and replace the one that this rank wrote under the same path before."""
         name = f"__{self._rank}_{secrets.randbelow(10**9)}.files"
         plan = FilePlan(name, (Bytes(memoryview(data).cast("B")),))
         [file] = upload_files(self._store, folder, [plan], block_bytes=BLOCK_BYTES, settings=self._settings)

@@ -1,7 +1,7 @@
 """Plans that travel between ranks as arrays: a rank's own plan to rank 0, and what it is to write back to it.
 
 DCP pickles each rank's list of items, and rank 0 unpickles all of them: at a thousand ranks and tensors 220 MB, and
-minutes. Here a plan travels as a table of what its items are, which most ranks have in common, and an array of where
+minutes. Here a plan travels as a table that describes its items, which most ranks have in common, and an array of where
 each rank's part of them lies. Its items are made when a planner asks for them.
 """
 
@@ -187,7 +187,7 @@ class AssignedItems:
 
     Attributes:
         positions: Of items in that plan.
-        offsets, sizes: Of what to write of each: the item's chunk, or some rows of it.
+        offsets, sizes: Of the part to write: the item's chunk, or some rows of it.
         cut: Whether it is less than the item's chunk.
         hints: ``MetadataIndex.index`` of each.
     """
