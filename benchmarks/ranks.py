@@ -45,7 +45,7 @@ from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, with_storage_d
 from checkpoint_sidecar.training.dcp.compatibility import check_inventory
 from checkpoint_sidecar.training.dcp.index import decode, encode
 from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
-from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
+from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_pickles
 from checkpoint_sidecar.training.dcp.read_once import plan_shares
 from checkpoint_sidecar.training.dcp.receipts import Results, stored_inventory
 from checkpoint_sidecar.training.dcp.replicas import Holding, Kind
@@ -167,8 +167,8 @@ def _save(costs: Costs) -> bytes:
     with costs.step("rank 0: .metadata written"), collection_paused():
         inventory = stored_inventory(metadata, received)
         assert inventory is not None
-        data = with_index(metadata_bytes(metadata, inventory), encode(inventory) or b"")
-        metadata_bytes(metadata, inventory, prefix=FOLDER)
+        here, _ = metadata_pickles(metadata, inventory, ["", FOLDER])
+        data = with_index(here, encode(inventory) or b"")
     line = File(".metadata", len(data), 0, b"")
     with costs.step("rank 0: metadata sent"):
         SavedMetadata.of(metadata, "s3://bucket/run", FOLDER, line)

@@ -28,8 +28,8 @@ from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointW
 from checkpoint_sidecar.training.dcp.index import decode, encode
 from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
 from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
-from checkpoint_sidecar.training.dcp.receipts import inventory_of
 from checkpoint_sidecar.training.dcp.unpickler import load_metadata
+from support.inventories import inventory_of
 from training.test_metadata_pickle import metadata, of_one_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

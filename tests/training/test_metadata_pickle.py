@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.metadata import (
 from checkpoint_sidecar.exports.contents import read_contents
 from checkpoint_sidecar.training.dcp import metadata_pickle
 from checkpoint_sidecar.training.dcp.metadata_pickle import VERSION, metadata_bytes
-from checkpoint_sidecar.training.dcp.receipts import inventory_of
 from checkpoint_sidecar.training.dcp.unpickler import load_metadata
+from support.inventories import inventory_of
 
 _NUMBERS = st.integers(0, 5) | st.integers(2**31 - 2, 2**31 + 2) | st.just(2**62)
 _DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])

@@ -24,18 +24,14 @@ from checkpoint_sidecar.engine.folders.sending import CopySource
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.engine.server_copy import ServerCopy
-from checkpoint_sidecar.store.base import ComposesObjects, CopiesObjects, LinksObjects, Store
+from checkpoint_sidecar.store.base import LinksObjects, Store
 
 logger = logging.getLogger(__name__)
 
 
 def may_copy(store: Store) -> bool:
     """Return whether a store copies objects of its own, as far as is known before it is asked."""
-    return (
-        isinstance(store, LinksObjects)
-        or (isinstance(store, CopiesObjects) and store.can_copy_from(store))
-        or (isinstance(store, ComposesObjects) and store.can_compose_from(store))
-    )
+    return isinstance(store, LinksObjects) or ServerCopy(store, store, 1, lambda _: None).copies
 
 
 class SettledCopies:

@@ -1,8 +1,8 @@
 """Writes DCP's ``.metadata`` from arrays: a pickle of torch's own classes, without their objects.
 
 A pickle is a program for a stack machine, documented in Python's ``pickletools``. The chunks of a tensor differ in
-numbers only, so that the program of one of them, repeated with other numbers, makes all of them: numpy writes it at a
-hundredth of what the pickler takes. Any version of torch from 2.6 on reads it.
+numbers only, so that the program of one of them, repeated with other numbers, makes all of them: numpy writes it a
+hundred times faster than the pickler. torch 2.6 and later versions read it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copyreg
 import dataclasses
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,20 +44,26 @@ _MOST_INT32 = 2**31 - 1
 
 
 def metadata_bytes(metadata: Metadata, inventory: Inventory | None, *, prefix: str = "") -> bytes:
-    """DCP's pickle of the metadata, in torch's own classes only, for every version of torch from 2.6 on.
+    """Return DCP's pickle of the metadata, in torch's own classes only, which torch 2.6 and later versions read.
 
     Args:
         inventory: That of the metadata, ``Inventory.of``.
         prefix: Put in front of every file's path, for a pointer one level above the save's folder.
     """
+    (data,) = metadata_pickles(metadata, inventory, [prefix])
+    return data
+
+
+def metadata_pickles(metadata: Metadata, inventory: Inventory | None, prefixes: Sequence[str]) -> list[bytes]:
+    """Return the pickle with each of these prefixes, see ``metadata_bytes``. Nearly all of their bytes are the same."""
     if inventory is None:
-        return _pickled(_under(prefix, metadata))
-    return inventory_bytes(inventory, metadata.storage_meta, prefix=prefix)
+        return [_pickled(_under(prefix, metadata)) for prefix in prefixes]
+    rest = _rest(inventory, metadata.storage_meta)
+    return [_beginning(inventory, prefix) + rest for prefix in prefixes]
 
 
-def inventory_bytes(inventory: Inventory, storage_meta: StorageMeta | None, *, prefix: str = "") -> bytes:
-    """DCP's pickle of an inventory; see ``metadata_bytes``."""
-    names = range(len(_SHARED), len(_SHARED) + len(inventory.names))
+def _beginning(inventory: Inventory, prefix: str) -> bytes:
+    """Return the part that names what the rest refers to: only this part contains the paths of files."""
     under = f"{prefix}/" if prefix else ""
     parts = [
         pickle.PROTO + b"\x04",
@@ -71,6 +77,13 @@ def inventory_bytes(inventory: Inventory, storage_meta: StorageMeta | None, *, p
         *(_text(name) + pickle.MEMOIZE for name in inventory.names),
         *(_text(under + name) + pickle.MEMOIZE for name in inventory.files),
         pickle.TUPLE,
+    ]
+    return b"".join(parts)
+
+
+def _rest(inventory: Inventory, storage_meta: StorageMeta | None) -> bytes:
+    names = range(len(_SHARED), len(_SHARED) + len(inventory.names))
+    parts = [
         _text("state_dict_metadata"),
         *_described(inventory, names),
         _text("planner_data"),
@@ -91,7 +104,7 @@ def inventory_bytes(inventory: Inventory, storage_meta: StorageMeta | None, *, p
 
 
 def _described(inventory: Inventory, names: range) -> Iterator[bytes]:
-    """Yield the dict of what is known about each name."""
+    """Yield the dict of each name's chunks, dtype and shape."""
 
     def chunk(rows: Integers, dimensions: int | None) -> Iterator[bytes | _Bytes]:
         if dimensions is None:

@@ -163,12 +163,6 @@ def lines_of(results: Iterable[WriteResult]) -> Sequence[FileLine]:
     ]
 
 
-def inventory_of(metadata: Metadata) -> Inventory | None:
-    """Return the inventory of metadata, or None if it has more to say than an inventory can."""
-    stored = metadata.storage_data or {}
-    return stored_inventory(metadata, [[WriteResult(index, place.length, place) for index, place in stored.items()]])
-
-
 def _is_usual(result: WriteResult) -> bool:
     index, place = result.index, result.storage_data
     hinted = index.index is not None if index.offset is not None else index.index is None

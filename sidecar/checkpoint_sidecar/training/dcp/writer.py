@@ -52,7 +52,7 @@ from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, plan_bytes, wi
 from checkpoint_sidecar.training.dcp.errors import never_reached_commit, upload_failed
 from checkpoint_sidecar.training.dcp.index import encode
 from checkpoint_sidecar.training.dcp.inventory import Inventory
-from checkpoint_sidecar.training.dcp.metadata_pickle import VERSION, metadata_bytes
+from checkpoint_sidecar.training.dcp.metadata_pickle import VERSION, metadata_pickles
 from checkpoint_sidecar.training.dcp.receipts import Results, lines_of, stored_inventory
 from checkpoint_sidecar.training.dcp.restricted import Trust
 from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata, remember
@@ -341,10 +341,8 @@ class SnapshotWriter(StorageWriter):
         self, save: NewSave, metadata: Metadata, inventory: Inventory | None, files: list[File], *, world_size: int
     ) -> tuple[Manifest, str]:
         prefix = save.folder.path.rpartition("/")[2]
-        described = [
-            (METADATA_NAME, _indexed(metadata_bytes(metadata, inventory), inventory)),
-            (STOCK_METADATA_NAME, metadata_bytes(metadata, inventory, prefix=prefix) + _origin_of(save)),
-        ]
+        here, above = metadata_pickles(metadata, inventory, ["", prefix])
+        described = [(METADATA_NAME, _indexed(here, inventory)), (STOCK_METADATA_NAME, above + _origin_of(save))]
         if self.folder_share:
             described.append((INDEX_NAME, self.folder_share.index))
         for name, data in described:
