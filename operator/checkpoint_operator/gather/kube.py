@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import json
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
+from urllib.parse import quote
 
 import aiohttp
 import tenacity
@@ -26,9 +29,41 @@ _PAGE = 500
 _REQUESTS_AT_ONCE = 16
 _READ_RETRIES = 3
 _NOT_FOUND, _CONFLICT, _TOO_MANY, _SERVER_ERROR = 404, 409, 429, 500
+_JSON_PATCH = "application/json-patch+json"
+_MERGE_PATCH = "application/merge-patch+json"
+_STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 
 Body = dict[str, Any]
 WebhookKind = Literal["mutatingwebhookconfiguration", "validatingwebhookconfiguration"]
+
+
+@dataclass(frozen=True)
+class _Resource:
+    """What the API server serves at a path: ``version`` is its group and version, as the path spells them."""
+
+    version: str
+    plural: str
+
+    def at(self, namespace: str = "", *name: str) -> str:
+        """The path of a list, of the object of a name, or of a subresource of that; without a namespace: of all."""
+        within = ("namespaces", namespace) if namespace else ()
+        return "/".join(["", self.version, *(quote(part, safe="") for part in (*within, self.plural, *name))])
+
+
+_CHECKPOINTS = _Resource(f"apis/{api.API_VERSION}", api.CHECKPOINT_PLURAL)
+_SNAPSHOTS = _Resource(f"apis/{api.API_VERSION}", api.SNAPSHOT_PLURAL)
+_NAMESPACES = _Resource("api/v1", "namespaces")
+_PODS = _Resource("api/v1", "pods")
+_SECRETS = _Resource("api/v1", "secrets")
+_EVENTS = _Resource("api/v1", "events")
+_DEPLOYMENTS = _Resource("apis/apps/v1", "deployments")
+_REVIEWS = _Resource("apis/authorization.k8s.io/v1", "selfsubjectaccessreviews")
+_WEBHOOKS: dict[WebhookKind, _Resource] = {
+    "mutatingwebhookconfiguration": _Resource("apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
+    "validatingwebhookconfiguration": _Resource(
+        "apis/admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"
+    ),
+}
 
 
 class KubeError(Exception):
@@ -55,16 +90,43 @@ _persistently = tenacity.retry(
 )
 
 
-class _ModestClient(client.ApiClient):
-    """Limits the requests at a time: the API server has other clients."""
+class _Client(client.ApiClient):
+    """Sends JSON and returns JSON, a limited number of requests at a time: the API server has other clients.
+
+    The classes that the package has for each kind stay out. To import those of one API group takes longer and more
+    memory than everything else in the operator, and fields that are newer than the package get lost in them.
+    """
 
     def __init__(self, configuration: client.Configuration) -> None:
         super().__init__(configuration)
+        self.user_agent = COMPONENT  # in the API server's audit log
         self._turns = asyncio.Semaphore(_REQUESTS_AT_ONCE)
 
-    async def call_api(self, *arguments: Any, **options: Any) -> Any:
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, kind: str = "application/json", **query: str | int
+    ) -> Body:
+        """Send one request and return the object in the answer.
+
+        Args:
+            kind: Content type of the body.
+
+        Raises:
+            ApiException: The API server said no.
+            aiohttp.ClientError, OSError: There is no answer.
+        """
+        if method in ("POST", "PATCH"):
+            query["fieldManager"] = FIELD_MANAGER
+        headers = {"Accept": "application/json", "Content-Type": kind}
+        method, url, headers, *_ = await self.param_serialize(
+            method, path, query_params=list(query.items()), header_params=headers, auth_settings=["BearerToken"]
+        )
         async with self._turns:
-            return await super().call_api(*arguments, **options)
+            answer = await self.call_api(method, url, headers, body, _request_timeout=REQUEST_SECONDS)
+            content = await answer.read()
+        if not 200 <= answer.status < 300:
+            raise ApiException(status=answer.status, reason=answer.reason)
+        found: Body = json.loads(content)
+        return found
 
 
 class Kube:
@@ -81,10 +143,7 @@ class Kube:
         configuration = client.Configuration()
         await _load(configuration)
         configuration.retries = _READ_RETRIES
-        self._client = _ModestClient(configuration)
-        self._core = client.CoreV1Api(self._client)
-        self._custom = client.CustomObjectsApi(self._client)
-        self._admission = client.AdmissionregistrationV1Api(self._client)
+        self._client = _Client(configuration)
         return self
 
     async def __aexit__(
@@ -94,169 +153,95 @@ class Kube:
 
     async def cluster_uid(self) -> str:
         """UID of the namespace kube-system, which stands for the cluster in a run's owner."""
-        call = self._core.read_namespace("kube-system", _request_timeout=REQUEST_SECONDS)
+        call = self._client.ask("GET", _NAMESPACES.at("", "kube-system"))
         namespace = await _answer("read namespace", "kube-system", call)
-        return str(namespace.metadata.uid)
+        return str(namespace["metadata"]["uid"])
 
     async def checkpoint(self, key: Key) -> Body | None:
         """The Checkpoint, or None when it does not exist."""
-        call = self._custom.get_namespaced_custom_object(
-            api.GROUP,
-            api.VERSION,
-            key.namespace,
-            api.CHECKPOINT_PLURAL,
-            key.name,
-            _request_timeout=REQUEST_SECONDS,
-        )
-        body: Body | None = await _found("read Checkpoint", str(key), call)
-        return body
+        return await self._found("read Checkpoint", str(key), _CHECKPOINTS.at(key.namespace, key.name))
 
     async def checkpoints(self, namespace: str | None) -> list[Body]:
         """All Checkpoints of a namespace, or of the cluster: complete, or an error."""
-        if namespace is None:
-            return await _pages(
-                "list Checkpoints",
-                "in all namespaces",
-                lambda **page: self._custom.list_custom_object_for_all_namespaces(
-                    api.GROUP, api.VERSION, api.CHECKPOINT_PLURAL, **page
-                ),
-            )
-        return await _pages(
-            "list Checkpoints",
-            f"in {namespace}",
-            lambda **page: self._custom.list_namespaced_custom_object(
-                api.GROUP, api.VERSION, namespace, api.CHECKPOINT_PLURAL, **page
-            ),
-        )
+        place = "in all namespaces" if namespace is None else f"in {namespace}"
+        return await self._listed("list Checkpoints", place, _CHECKPOINTS.at(namespace or ""))
 
     async def snapshots(self, key: Key) -> list[Body]:
         """The CheckpointSnapshots of a Checkpoint: complete, or an error."""
-        return await _pages(
-            "list CheckpointSnapshots",
-            f"of {key}",
-            lambda **page: self._custom.list_namespaced_custom_object(
-                api.GROUP,
-                api.VERSION,
-                key.namespace,
-                api.SNAPSHOT_PLURAL,
-                label_selector=f"{POD_LABEL}={key.name}",
-                **page,
-            ),
-        )
+        return await self._listed_of(key, "list CheckpointSnapshots", _SNAPSHOTS)
 
     async def pods(self, key: Key) -> list[Body]:
         """The pods labelled with a Checkpoint's name: complete, or an error."""
-        selector = f"{POD_LABEL}={key.name}"
-
-        async def page(**arguments: Any) -> Body:
-            pods = await self._core.list_namespaced_pod(key.namespace, label_selector=selector, **arguments)
-            body: Body = self._client.sanitize_for_serialization(pods)  # type: ignore[no-untyped-call]
-            return body
-
-        return await _pages("list pods", f"of {key}", page)
+        return await self._listed_of(key, "list pods", _PODS)
 
     async def create_pod(self, body: Mapping[str, Any]) -> bool:
         """Create a pod; False when one of that name exists."""
-        metadata = body["metadata"]
-        call = self._core.create_namespaced_pod(
-            metadata["namespace"],
-            dict(body),  # type: ignore[arg-type]  # see create_event
-            field_manager=FIELD_MANAGER,
-            _request_timeout=REQUEST_SECONDS,
-        )
-        return await _done("create pod", metadata["name"], call, unless=(_CONFLICT,))
+        return await self._created("create pod", _PODS, body)
 
     async def delete_pod(self, namespace: str, name: str, uid: str) -> bool:
         """Delete this very pod; False when it is gone."""
-        call = self._core.delete_namespaced_pod(
-            name,
-            namespace,
-            body=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid)),
-            _request_timeout=REQUEST_SECONDS,
-        )
-        return await _done("delete pod", name, call, unless=(_NOT_FOUND, _CONFLICT))
+        return await self._deleted("delete pod", _PODS, namespace, name, uid)
 
     async def evict_pod(self, namespace: str, name: str, uid: str) -> bool:
         """Evict this very pod, as far as PodDisruptionBudgets let it (else status 429); False when it is gone."""
-        eviction = client.V1Eviction(
-            metadata=client.V1ObjectMeta(name=name, namespace=namespace),
-            delete_options=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid)),
-        )
-        call = self._core.create_namespaced_pod_eviction(
-            name, namespace, eviction, field_manager=FIELD_MANAGER, _request_timeout=REQUEST_SECONDS
-        )
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": _only(uid),
+        }
+        call = self._client.ask("POST", _PODS.at(namespace, name, "eviction"), eviction)
         return await _done("evict pod", name, call, unless=(_NOT_FOUND, _CONFLICT))
 
     async def secret(self, namespace: str, name: str) -> Mapping[str, str] | None:
         """The Secret's values as text, or None when it does not exist. Values that are no text are left out."""
-        call = self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)
-        secret = await _found("read Secret", f"{namespace}/{name}", call)
-        if secret is None:
+        found = await self.secret_data(namespace, name)
+        if found is None:
             return None
         values: dict[str, str] = {}
-        for key, encoded in (secret.data or {}).items():
+        for key, value in found[1].items():
             try:
-                values[key] = base64.b64decode(encoded).decode().strip()
+                values[key] = value.decode().strip()
             except ValueError:
                 continue
         return values
 
     async def secret_data(self, namespace: str, name: str) -> tuple[str, dict[str, bytes]] | None:
         """The version of a Secret and its values, or None when it does not exist."""
-        call = self._core.read_namespaced_secret(name, namespace, _request_timeout=REQUEST_SECONDS)
-        secret = await _found("read Secret", f"{namespace}/{name}", call)
+        secret = await self._found("read Secret", f"{namespace}/{name}", _SECRETS.at(namespace, name))
         if secret is None:
             return None
-        values = {key: base64.b64decode(encoded) for key, encoded in (secret.data or {}).items()}
-        return secret.metadata.resource_version, values
+        values = {key: base64.b64decode(encoded) for key, encoded in (secret.get("data") or {}).items()}
+        return secret["metadata"]["resourceVersion"], values
 
     async def write_secret_data(
         self, namespace: str, name: str, version: str, values: Mapping[str, bytes | None]
     ) -> bool:
         """Write these values of a Secret; None removes one. Returns False if it has changed since this version."""
         data = {key: None if value is None else base64.b64encode(value).decode() for key, value in values.items()}
-        call = self._core.patch_namespaced_secret(
-            name,
-            namespace,
-            {"metadata": {"resourceVersion": version}, "data": data},
-            field_manager=FIELD_MANAGER,
-            _content_type="application/merge-patch+json",
-            _request_timeout=REQUEST_SECONDS,
-        )
+        patch = {"metadata": {"resourceVersion": version}, "data": data}
+        call = self._client.ask("PATCH", _SECRETS.at(namespace, name), patch, kind=_MERGE_PATCH)
         return await _done("write Secret", f"{namespace}/{name}", call, unless=(_CONFLICT,))
 
     async def webhooks(self, kind: WebhookKind, name: str) -> tuple[str, dict[str, str]] | None:
         """The version of a webhook configuration, and the CA bundle of each webhook in it (base64, perhaps empty)."""
-        read = {
-            "mutatingwebhookconfiguration": self._admission.read_mutating_webhook_configuration,
-            "validatingwebhookconfiguration": self._admission.read_validating_webhook_configuration,
-        }[kind]
-        found = await _found(f"read {kind}", name, read(name, _request_timeout=REQUEST_SECONDS))
+        found = await self._found(f"read {kind}", name, _WEBHOOKS[kind].at("", name))
         if found is None:
             return None
-        return found.metadata.resource_version, {
-            webhook.name: webhook.client_config.ca_bundle or "" for webhook in found.webhooks or ()
+        return found["metadata"]["resourceVersion"], {
+            webhook["name"]: webhook["clientConfig"].get("caBundle", "") for webhook in found.get("webhooks", ())
         }
 
     async def write_ca_bundles(self, kind: WebhookKind, name: str, version: str, bundles: Mapping[str, str]) -> bool:
         """Write CA bundles of webhooks. Returns False if the configuration has changed since this version."""
-        write = {
-            "mutatingwebhookconfiguration": self._admission.patch_mutating_webhook_configuration,
-            "validatingwebhookconfiguration": self._admission.patch_validating_webhook_configuration,
-        }[kind]
         webhooks = [{"name": webhook, "clientConfig": {"caBundle": bundle}} for webhook, bundle in bundles.items()]
-        call = write(
-            name,
-            {"metadata": {"resourceVersion": version}, "webhooks": webhooks},
-            field_manager=FIELD_MANAGER,
-            _content_type="application/strategic-merge-patch+json",
-            _request_timeout=REQUEST_SECONDS,
-        )
+        patch = {"metadata": {"resourceVersion": version}, "webhooks": webhooks}
+        call = self._client.ask("PATCH", _WEBHOOKS[kind].at("", name), patch, kind=_STRATEGIC_MERGE_PATCH)
         return await _done(f"write the CA bundle of {kind}", name, call, unless=(_CONFLICT,))
 
     async def write_checkpoint_status(self, key: Key, uid: str, status: Mapping[str, Any]) -> bool:
         """Replace a Checkpoint's status; False when that object is gone or was created anew."""
-        return await self._write_status(api.CHECKPOINT_PLURAL, key.namespace, key.name, status, uid=uid)
+        return await self._write_status(_CHECKPOINTS, key.namespace, key.name, status, uid=uid)
 
     async def write_finalizers(self, key: Key, resource_version: str, finalizers: Sequence[str]) -> bool:
         """Replace a Checkpoint's finalizers; False when it is gone.
@@ -265,122 +250,109 @@ class Kube:
             KubeError: Also with 409, if it was changed since it had ``resource_version``.
         """
         patch = {"metadata": {"resourceVersion": resource_version, "finalizers": list(finalizers)}}
-        call = self._custom.patch_namespaced_custom_object(
-            api.GROUP,
-            api.VERSION,
-            key.namespace,
-            api.CHECKPOINT_PLURAL,
-            key.name,
-            patch,
-            field_manager=FIELD_MANAGER,
-            _content_type="application/merge-patch+json",
-            _request_timeout=REQUEST_SECONDS,
-        )
+        call = self._client.ask("PATCH", _CHECKPOINTS.at(key.namespace, key.name), patch, kind=_MERGE_PATCH)
         return await _done("write the finalizers of Checkpoint", str(key), call, unless=(_NOT_FOUND,))
 
     async def namespace_deleted(self, name: str) -> bool:
         """Whether a namespace is going away."""
-        call = self._core.read_namespace(name, _request_timeout=REQUEST_SECONDS)
-        namespace = await _found("read namespace", name, call)
-        return namespace is None or namespace.metadata.deletion_timestamp is not None
+        namespace = await self._found("read namespace", name, _NAMESPACES.at("", name))
+        return namespace is None or "deletionTimestamp" in namespace["metadata"]
 
     async def write_snapshot_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> bool:
         """Replace a CheckpointSnapshot's status; False when it is gone."""
-        return await self._write_status(api.SNAPSHOT_PLURAL, namespace, name, status)
+        return await self._write_status(_SNAPSHOTS, namespace, name, status)
 
     async def create_snapshot(self, body: Mapping[str, Any]) -> bool:
         """Create a CheckpointSnapshot; False when it exists."""
-        metadata = body["metadata"]
-        call = self._custom.create_namespaced_custom_object(
-            api.GROUP,
-            api.VERSION,
-            metadata["namespace"],
-            api.SNAPSHOT_PLURAL,
-            dict(body),
-            field_manager=FIELD_MANAGER,
-            _request_timeout=REQUEST_SECONDS,
-        )
-        return await _done("create CheckpointSnapshot", metadata["name"], call, unless=(_CONFLICT,))
+        return await self._created("create CheckpointSnapshot", _SNAPSHOTS, body)
 
     async def delete_snapshot(self, namespace: str, name: str, uid: str) -> None:
         """Delete a CheckpointSnapshot, if it is there and still the one with this UID."""
-        call = self._custom.delete_namespaced_custom_object(
-            api.GROUP,
-            api.VERSION,
-            namespace,
-            api.SNAPSHOT_PLURAL,
-            name,
-            body=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid)),
-            _request_timeout=REQUEST_SECONDS,
-        )
-        await _done("delete CheckpointSnapshot", name, call, unless=(_NOT_FOUND, _CONFLICT))
+        await self._deleted("delete CheckpointSnapshot", _SNAPSHOTS, namespace, name, uid)
 
     @_persistently
     async def create_event(self, body: Mapping[str, Any]) -> bool:
         """Create an Event, with retries, because no later pass repeats it. False when one of that name exists."""
-        call = self._core.create_namespaced_event(
-            body["metadata"]["namespace"],
-            dict(body),  # type: ignore[arg-type]  # a model would only be turned into this very dict
-            field_manager=FIELD_MANAGER,
-            _request_timeout=REQUEST_SECONDS,
-        )
-        return await _done("create Event", body["metadata"]["name"], call, unless=(_CONFLICT,))
+        return await self._created("create Event", _EVENTS, body)
 
     async def served(self) -> frozenset[str]:
         """Resources and subresources of our API that the server has."""
-        call = self._custom.get_api_resources(api.GROUP, api.VERSION, _request_timeout=REQUEST_SECONDS)
-        found = await _found("discover", api.API_VERSION, call)
-        return frozenset(resource.name for resource in found.resources) if found else frozenset()
+        found = await self._found("discover", api.API_VERSION, f"/apis/{api.API_VERSION}")
+        return frozenset(resource["name"] for resource in found["resources"]) if found else frozenset()
 
     async def available_pods(self, namespace: str, name: str) -> int | None:
         """How many pods of a Deployment are available, or None when it does not exist."""
-        call = client.AppsV1Api(self._client).read_namespaced_deployment(
-            name, namespace, _request_timeout=REQUEST_SECONDS
-        )
-        deployment = await _found("read Deployment", f"{namespace}/{name}", call)
-        return None if deployment is None else deployment.status.available_replicas or 0
+        deployment = await self._found("read Deployment", f"{namespace}/{name}", _DEPLOYMENTS.at(namespace, name))
+        return None if deployment is None else deployment.get("status", {}).get("availableReplicas", 0)
 
     async def may(self, right: Right) -> bool:
         """Whether this very client has a right."""
         resource, _, subresource = right.resource.partition("/")
-        asked = client.V1ResourceAttributes(
-            verb=right.verb,
-            group=right.group,
-            resource=resource,
-            subresource=subresource or None,
-            namespace=right.namespace or None,
-        )
-        review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=asked))
-        call = client.AuthorizationV1Api(self._client).create_self_subject_access_review(
-            review, _request_timeout=REQUEST_SECONDS
-        )
-        answer = await _answer("review the right to", str(right), call)
-        return bool(answer.status.allowed)
+        asked = {
+            "verb": right.verb,
+            "group": right.group,
+            "resource": resource,
+            "subresource": subresource,
+            "namespace": right.namespace,
+        }
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": asked},
+        }
+        answer = await _answer("review the right to", str(right), self._client.ask("POST", _REVIEWS.at(), review))
+        return bool(answer["status"]["allowed"])
+
+    async def _found(self, operation: str, subject: str, path: str) -> Body | None:
+        try:
+            found: Body = await _answer(operation, subject, self._client.ask("GET", path))
+        except KubeError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+        return found
+
+    async def _listed_of(self, key: Key, operation: str, resource: _Resource) -> list[Body]:
+        selector = f"{POD_LABEL}={key.name}"
+        return await self._listed(operation, f"of {key}", resource.at(key.namespace), labelSelector=selector)
+
+    async def _listed(self, operation: str, subject: str, path: str, **query: str) -> list[Body]:
+        items: list[Body] = []
+        while True:
+            page = await _answer(operation, subject, self._client.ask("GET", path, limit=_PAGE, **query))
+            items += page.get("items") or []
+            query["continue"] = (page.get("metadata") or {}).get("continue") or ""
+            if not query["continue"]:
+                return items
+
+    async def _created(self, operation: str, resource: _Resource, body: Mapping[str, Any]) -> bool:
+        metadata = body["metadata"]
+        call = self._client.ask("POST", resource.at(metadata["namespace"]), dict(body))
+        return await _done(operation, metadata["name"], call, unless=(_CONFLICT,))
+
+    async def _deleted(self, operation: str, resource: _Resource, namespace: str, name: str, uid: str) -> bool:
+        call = self._client.ask("DELETE", resource.at(namespace, name), _only(uid))
+        return await _done(operation, name, call, unless=(_NOT_FOUND, _CONFLICT))
 
     async def _write_status(
-        self, plural: str, namespace: str, name: str, status: Mapping[str, Any], *, uid: str | None = None
+        self, resource: _Resource, namespace: str, name: str, status: Mapping[str, Any], *, uid: str | None = None
     ) -> bool:
         # A JSON patch replaces the whole status as one value. Merge patches and server-side apply merge lists and
         # nested objects, and what comes back would not equal what was sent: every pass would write again.
         patch: list[Body] = [{"op": "add", "path": "/status", "value": dict(status)}]
-        self.statuses.note((plural, namespace, name), status)
+        self.statuses.note((resource.plural, namespace, name), status)
         if uid is not None:
             patch.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})
-        call = self._custom.patch_namespaced_custom_object_status(
-            api.GROUP,
-            api.VERSION,
-            namespace,
-            plural,
-            name,
-            patch,
-            field_manager=FIELD_MANAGER,
-            _content_type="application/json-patch+json",
-            _request_timeout=REQUEST_SECONDS,
-        )
+        call = self._client.ask("PATCH", resource.at(namespace, name, "status"), patch, kind=_JSON_PATCH)
         # A failed "test" is 422 with newer API servers; so is a status that the schema refuses, which must not be
         # taken for it.
         unless = (_NOT_FOUND,) if uid is None else (_NOT_FOUND, _CONFLICT)
-        return await _done(f"write the status of {plural}", f"{namespace}/{name}", call, unless=unless)
+        return await _done(f"write the status of {resource.plural}", f"{namespace}/{name}", call, unless=unless)
+
+
+def _only(uid: str) -> Body:
+    """Options of a deletion: of nothing but the object with this UID."""
+    return {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
 
 
 async def _load(configuration: client.Configuration) -> None:
@@ -401,15 +373,6 @@ async def _answer(operation: str, subject: str, call: Awaitable[Any]) -> Any:
         raise KubeError(operation, subject, f"no answer from the API server: {type(error).__name__}") from error
 
 
-async def _found(operation: str, subject: str, call: Awaitable[Any]) -> Any:
-    try:
-        return await _answer(operation, subject, call)
-    except KubeError as error:
-        if error.status == _NOT_FOUND:
-            return None
-        raise
-
-
 async def _done(operation: str, subject: str, call: Awaitable[Any], *, unless: tuple[int, ...]) -> bool:
     try:
         await _answer(operation, subject, call)
@@ -418,17 +381,3 @@ async def _done(operation: str, subject: str, call: Awaitable[Any], *, unless: t
             return False
         raise
     return True
-
-
-async def _pages(operation: str, subject: str, read: Callable[..., Awaitable[Any]]) -> list[Body]:
-    items: list[Body] = []
-    token = ""
-    while True:
-        arguments: Body = {"limit": _PAGE, "_request_timeout": REQUEST_SECONDS}
-        if token:
-            arguments["_continue"] = token
-        page = await _answer(operation, subject, read(**arguments))
-        items += page.get("items") or []
-        token = (page.get("metadata") or {}).get("continue") or ""
-        if not token:
-            return items
