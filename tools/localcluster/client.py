@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from typing import Any
 
 from localcluster.pki import Pair
 from localcluster.requirements import binary
+
+ATTEMPTS = 30
+"""How often a request is sent, as kubectl does, that is answered with *too many requests* and a time to wait."""
 
 
 class CommandError(Exception):
@@ -116,7 +120,7 @@ class ApiServer(Client):
 
     def get(self, path: str, timeout: float = 5.0) -> Any:
         """The JSON (or else the text) at `path`. Raises `OSError` when the server is not there or says no."""
-        with urllib.request.urlopen(self.url + path, timeout=timeout, context=self._tls) as answer:
+        with self._asked(urllib.request.Request(self.url + path), timeout) as answer:
             body = answer.read()
             return json.loads(body) if answer.headers.get_content_type() == "application/json" else body.decode()
 
@@ -135,10 +139,21 @@ class ApiServer(Client):
             self.url + path, data=json.dumps(body).encode(), headers=headers, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=30.0, context=self._tls) as answer:
+            with self._asked(request, timeout=30.0) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
+
+    def _asked(self, request: urllib.request.Request, timeout: float) -> Any:
+        """The answer to a request, asked again as often as the server says to: that of a new kind may not be ready."""
+        for _ in range(ATTEMPTS):
+            try:
+                return urllib.request.urlopen(request, timeout=timeout, context=self._tls)
+            except urllib.error.HTTPError as error:
+                if error.code != 429 or "Retry-After" not in error.headers:
+                    raise
+                time.sleep(float(error.headers["Retry-After"]))
+        return urllib.request.urlopen(request, timeout=timeout, context=self._tls)
 
     def answers(self, path: str = "/readyz") -> bool:
         try:
