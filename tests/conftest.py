@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -51,14 +52,23 @@ SLOW = (
 )
 """Tests that take long without an S3 server: they train, draw thousands of histories, or wait for a process or server
 of their own, which is silent, slow or wrong."""
-TOGETHER = {"cluster": "cluster", "demo": "cluster", "localcluster_tests": "cluster", "crashes": "crashes"}
-"""Folders that one worker runs as a whole: they share a cluster, or fill one table. The rest goes file by file."""
+TOGETHER = {
+    "cluster": "cluster",
+    "demo": "cluster",
+    "localcluster_tests": "cluster",
+    "api": "api",
+    "crashes": "crashes",
+}
+"""Folders that one worker runs as a whole: they share a cluster or an API server with the chart, or fill one table. The
+rest goes file by file."""
 ON_REQUEST = ("evictions", "frameworks", "release", "workloads")
 """Markers of tests that take minutes and run only when the marker is asked for: `pytest -m release`."""
 WHOLE_FOLDERS = ("frameworks", "workloads")
 """Folders whose tests all have the marker of that name."""
 LONG_SECONDS = 1200
 """Time limit of a test there: it starts many processes, each of which imports a trainer for ten seconds or a minute."""
+COSTS = pytest.StashKey[dict[str, int]]()
+"""Of each unit, as `_cost`."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -82,14 +92,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # The demo needs the cluster as it is before the tests of the cluster install the operator.
     kept = sorted((item for item in items if item not in left_out), key=lambda item: item.path.parent.name != "demo")
     items[:] = sorted(kept, key=_cost)
+    config.stash[COSTS] = {_unit(item.nodeid): _cost(item) for item in items}  # the last item in each is its costliest
     if hasattr(config, "workerinput"):
         # What takes minutes and mostly waits begins first; what is short fills the gaps at the end.
-        costs = {_unit(item.nodeid): _cost(item) for item in items}  # of the last item in each, which is its costliest
-        items.sort(key=lambda item: -costs[_unit(item.nodeid)])
+        items.sort(key=lambda item: -config.stash[COSTS][_unit(item.nodeid)])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """End a cluster or an API server after its last test: a worker goes from costly units to cheap ones."""
+    yield
+    if nextitem is not None:
+        cost = item.config.stash[COSTS][_unit(nextitem.nodeid)]
+        from localcluster.fixtures import end  # a plugin is imported by pytest, which rewrites its assertions
+
+        end(item.config, {marker for marker in COSTLIER if cost < _rank(marker)})
 
 
 def _cost(item: pytest.Item) -> int:
-    return max((rank for rank, marker in enumerate(COSTLIER, start=1) if item.get_closest_marker(marker)), default=0)
+    return max((_rank(marker) for marker in COSTLIER if item.get_closest_marker(marker)), default=0)
+
+
+def _rank(marker: str) -> int:
+    return COSTLIER.index(marker) + 1
 
 
 def _unit(nodeid: str) -> str:

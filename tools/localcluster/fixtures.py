@@ -7,7 +7,8 @@ environment (continuous integration) they fail instead.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,27 @@ from localcluster import controlplane, network, objectstore, requirements, works
 from localcluster.client import ApiServer
 from localcluster.objectstore import ObjectStore
 from localcluster.requirements import binary
+
+BUSY = {"api_server": "api", "cluster": "cluster"}
+"""Fixtures that compute even while no test asks them anything, with the marker of the tests that need them."""
+RUNNING = pytest.StashKey[dict[str, Callable[[], None]]]()
+"""By the marker: what ends the fixture, after the fixtures that depend on it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RUNNING] = {}
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> None:
+    if fixturedef.argname in BUSY:
+        request.config.stash[RUNNING][BUSY[fixturedef.argname]] = partial(fixturedef.finish, request)  # type: ignore[arg-type]
+
+
+def end(config: pytest.Config, markers: Container[str]) -> None:
+    """End the busy servers of the tests with these markers, of which none is left."""
+    running = config.stash[RUNNING]
+    for marker in [each for each in running if each in markers]:
+        running.pop(marker)()
 
 
 def require(problem: str | None) -> None:
