@@ -97,10 +97,10 @@ def test_a_job_whose_rank_is_killed_restores_the_last_commit_and_reports_what_wa
     assert "RestoreFailed" not in reasons(run)
 
 
-def test_a_job_is_evicted_and_continues_while_the_operator_is_down_and_the_status_catches_up(
-    operator: Cluster, start: Start, undisturbed: comparison.State, final_state: ReadState
+def test_a_job_is_evicted_and_continues_while_the_operator_is_down_and_status_and_retention_catch_up(
+    operator: Cluster, start: Start, bucket_of_runs: str, undisturbed: comparison.State, final_state: ReadState
 ) -> None:
-    run = start("alone")
+    run = start("alone", save={"everySteps": 5}, retention={"keepLast": 2, "gracePeriod": "5s"})
     run.wait_step(5)
     with installation.stopped(operator):
         before = run.status.get("logSequence")
@@ -121,13 +121,6 @@ def test_a_job_is_evicted_and_continues_while_the_operator_is_down_and_the_statu
     status = run.wait_status("caught up", lambda s: s.get("latest", {}).get("step") == STEPS, timeout=90)
     assert status["attempt"]["number"] == 2
     assert status["lastRestore"]["step"] == evicted.last_step
-
-
-def test_retention_keeps_the_last_snapshots_and_deletes_the_data_of_the_others(
-    operator: Cluster, start: Start, bucket_of_runs: str
-) -> None:
-    run = start("pruned", save={"everySteps": 5}, retention={"keepLast": 2, "gracePeriod": "5s"})
-    run.wait_finished()
     wait_for(
         "two snapshots to be left",
         lambda: [item["spec"]["step"] for item in run.snapshots] == [STEPS - 5, STEPS],

@@ -175,7 +175,7 @@ MUTANTS = (
         "return () and ",
     ),
     Mutant(
-        6, "damaged ones count for keepLast", 136, selection.case_of, "s.failures == 0 and s.id not in", "s.id not in"
+        6, "damaged ones count for keepLast", 1002, selection.case_of, "s.failures == 0 and s.id not in", "s.id not in"
     ),
     Mutant(6, "superseded ones go at once", 132, selection.case_of, "enough=", "enough=True or "),
     Mutant(
@@ -388,7 +388,7 @@ MUTANTS = (
     Mutant(
         5,
         "one moment counts twice",
-        1,
+        1002,
         requests.record_check,
         " or found.failures != failures",
         "",
@@ -397,7 +397,7 @@ MUTANTS = (
     Mutant(
         5,
         "damage is looked at again at once",
-        1,
+        1014,
         Scrubber._read,
         "if not finding.check.passed:",
         "if False:",

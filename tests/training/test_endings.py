@@ -58,6 +58,7 @@ TABLE: dict[str, tuple[Case, Expected]] = {
     "returns": (Case(), Expected(0, commits=(5,))),
     "returns, not closed": (Case(close=False), Expected(0, commits=(5,))),
     "raises": (Case(end="raise"), Expected(1, "ZeroDivisionError", commits=(5,))),
+    "raises, not closed": (Case(end="raise", close=False), Expected(1, "ZeroDivisionError", commits=(5,))),
     "sys.exit(0)": (Case(end="exit 0"), Expected(0, commits=(5,))),
     "sys.exit(3), not closed": (Case(end="exit 3", close=False), Expected(3, commits=(5,))),
     # The last save fails
