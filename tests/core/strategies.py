@@ -9,6 +9,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.commits import with_shares
 from checkpoint_sidecar.core.log import (
     MAX_TEXT,
     AttemptFenced,
@@ -29,6 +30,7 @@ from checkpoint_sidecar.core.log import (
     SaveFailed,
     SaveRequested,
     SnapshotCommitted,
+    SnapshotCommittedSharing,
     SnapshotPurged,
     SnapshotReinstated,
     SnapshotRetired,
@@ -39,6 +41,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_anew
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.shared_files import SharedFiles, runs_of
 from checkpoint_sidecar.core.wire import MAX_SECONDS
 from support.builders import OTHER_OWNER, OWNER, POD, History, nonce_of
 
@@ -90,6 +93,11 @@ def commits(draw: st.DrawFn, /, **fixed: Any) -> SnapshotCommitted:
     )
     return msgspec.structs.replace(commit, **fixed)
 
+
+SETTLED = st.builds(layout.settled_name, st.integers(0, 3), st.integers(0, 4))
+SHARES = st.dictionaries(
+    SNAPSHOTS, st.dictionaries(SETTLED, st.integers(0, 500), min_size=1, max_size=6), min_size=1, max_size=3
+).map(lambda found: tuple(SharedFiles.of(*each) for each in found.items()))
 
 RETENTION = st.builds(
     RetentionPolicy,
@@ -167,6 +175,7 @@ BODIES: dict[type, st.SearchStrategy[Any]] = {
         message=TEXTS,
     ),
     SnapshotCommitted: commits(),
+    SnapshotCommittedSharing: st.builds(with_shares, commits(), SHARES),
     SnapshotVerified: st.builds(SnapshotVerified, SNAPSHOTS, LEVELS, st.booleans(), EVIDENCE, TEXTS),
     SaveFailed: st.builds(SaveFailed, ATTEMPTS, st.integers(0, 99), st.integers(1, 9), TEXTS),
     SaveRequested: st.builds(SaveRequested, st.sampled_from(["save-1", "save-2"]), ATTEMPTS),
@@ -176,7 +185,7 @@ BODIES: dict[type, st.SearchStrategy[Any]] = {
     QuarantineReleased: st.builds(QuarantineReleased, SNAPSHOTS, st.sampled_from(["release-1", "release-2"])),
     SnapshotRetired: st.builds(SnapshotRetired, SNAPSHOTS, st.lists(TEXTS, max_size=8).map(tuple)),
     SnapshotReinstated: st.builds(SnapshotReinstated, SNAPSHOTS, optional(ATTEMPTS)),
-    PurgeStarted: st.builds(PurgeStarted, SNAPSHOTS),
+    PurgeStarted: st.builds(PurgeStarted, SNAPSHOTS, st.just("") | st.sets(SETTLED).map(runs_of)),
     SnapshotPurged: st.builds(SnapshotPurged, SNAPSHOTS, st.integers(0, 2**60)),
 }
 """A strategy for each kind of entry."""

@@ -35,6 +35,7 @@ from checkpoint_sidecar.core.log import (
     SaveRequested,
     SavesIdentified,
     SnapshotCommitted,
+    SnapshotCommittedSharing,
     SnapshotPurged,
     SnapshotRead,
     SnapshotReinstated,
@@ -49,6 +50,7 @@ from checkpoint_sidecar.core.log import (
     new_entry_id,
 )
 from checkpoint_sidecar.core.policy import KeepBest, Policy, RestorePolicy, RetentionPolicy, SavePolicy
+from checkpoint_sidecar.core.shared_files import SharedFiles
 from core.strategies import ANY_BODY
 from support.builders import BEGINNING, OWNER, POD
 
@@ -73,6 +75,7 @@ EXAMPLES: dict[str, Body] = {
                     on_failure="Raise",
                     max_failures=7,
                     unchanged="Copy",
+                    keyframe_every=7,
                 ),
                 "Replace",
                 RetentionPolicy(
@@ -137,6 +140,21 @@ EXAMPLES: dict[str, Body] = {
             0.25,
             100_000_000,
         ),
+        SnapshotCommittedSharing(
+            SNAPSHOT,
+            1000,
+            7,
+            "step-1000/0007-abcdefgh",
+            "ab" * 32,
+            123456789,
+            5,
+            2,
+            "500-7-hgfedcba",
+            shares=(
+                SharedFiles("400-7-hgfedcba", "0-1:0-3", ((10_000_000, 7), (6_000_000, 1))),
+                SharedFiles("500-7-hgfedcba", "1:5", ((5_000_000, 1),)),
+            ),
+        ),
         SnapshotVerified(SNAPSHOT, "Checksums", False, "MissingObject", "__0_0.distcp does not exist"),
         SaveRequested("save-1", 8),
         SaveFailed(8, 1500, 3, "upload a key: the disk is full"),
@@ -186,13 +204,18 @@ def test_the_bytes_of_an_entry_never_change(kind: str) -> None:
 
 def test_a_policy_written_before_saves_could_fail_means_the_defaults() -> None:
     data = (GOLDEN / "RunConfigured.json").read_bytes().rstrip(b"\n")
-    body = read(data.replace(b',"onFailure":"Raise","maxFailures":7,"unchanged":"Copy"', b"")).body
+    new = b',"onFailure":"Raise","maxFailures":7,"unchanged":"Copy","keyframeEvery":7'
+    assert new in data
+    body = read(data.replace(new, b"")).body
     assert isinstance(body, RunConfigured)
-    assert (body.policy.save.on_failure, body.policy.save.max_failures, body.policy.save.unchanged) == (
-        "Continue",
-        5,
-        "Send",
-    )
+    save = body.policy.save
+    assert (save.on_failure, save.max_failures, save.unchanged, save.keyframe_every) == ("Continue", 5, "Send", 20)
+
+
+def test_a_purge_that_keeps_nothing_and_a_check_without_a_shared_file_are_written_as_ever() -> None:
+    assert b"keep" not in write(PurgeStarted(SNAPSHOT))
+    assert b'"keep":"0-3:0"' in write(PurgeStarted(SNAPSHOT, "0-3:0"))
+    assert b"damagedFile" not in write(SnapshotVerified(SNAPSHOT, "Sizes", passed=True))
 
 
 @given(body=ANY_BODY, number=st.integers(1, 10**15), critical_time=st.datetimes(timezones=st.just(dt.UTC)))
@@ -203,7 +226,7 @@ def test_an_entry_survives_the_way_through_the_store(body: Body, number: int, cr
     assert (entry.number, entry.id, entry.previous) == (number, "0123456789abcdef0123456789abcdef", "cd" * 32)
     assert entry.digest == hashlib.sha256(data).hexdigest()
     assert entry.stored_at == BEGINNING
-    assert not entry.critical
+    assert entry.critical == isinstance(body, SnapshotCommittedSharing)
 
 
 def test_the_clock_of_the_writer_is_kept_for_display_in_utc() -> None:

@@ -15,7 +15,18 @@ from checkpoint_operator.act import erasure, execute, rounds
 from checkpoint_operator.act.scrubber import Scrubber
 from checkpoint_operator.decide import appends, plan
 from checkpoint_sidecar.attempt.session import AttemptSession
-from checkpoint_sidecar.core import attempt, belongings, fold, lineage, log, purging, requests, selection, working
+from checkpoint_sidecar.core import (
+    attempt,
+    belongings,
+    fold,
+    lineage,
+    log,
+    purging,
+    requests,
+    selection,
+    sharing,
+    working,
+)
 from checkpoint_sidecar.core.belongings import Belongings
 from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine import confirm, pointer
@@ -216,7 +227,7 @@ MUTANTS = (
         "(SnapshotState.LIVE, SnapshotState.RETIRED)",
         "SnapshotState",
     ),
-    Mutant(8, "what was never retired is purged", 1, fold._purge_started, "is SnapshotState.RETIRED", "is not None"),
+    Mutant(8, "what was never retired is purged", 1, sharing.may_purge, "is SnapshotState.RETIRED", "is not None"),
     Mutant(8, "a retired one never comes back", 109, attempt.announce, "in plan.last_resort", "in ()"),
     # 9: grace, on the store's clock
     Mutant(
@@ -296,8 +307,8 @@ MUTANTS = (
         "a deletion takes a folder with all that is in it",
         stories.what_others_wrote_outlives_the_run_and_its_deletion,
         delete_save,
-        "for file in manifest.files]",
-        "for file in manifest.files] + [info.key for info in store.list(f'{folder.path}/')]",
+        "for name in names if name not in keep]",
+        "for name in names] + [info.key for info in store.list(f'{folder.path}/')]",
         Upheavals,
     ),
     # Deletion, and a new beginning

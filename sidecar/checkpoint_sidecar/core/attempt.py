@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from checkpoint_sidecar.core.commits import shares_of
 from checkpoint_sidecar.core.errors import (
     CheckpointExistsError,
     FencedError,
@@ -19,6 +20,7 @@ from checkpoint_sidecar.core.errors import (
     PrefixClaimedError,
     RestoreError,
     RestoreInterrupted,
+    SharedFilesLostError,
 )
 from checkpoint_sidecar.core.lineage import RestorePlan, restore_plan
 from checkpoint_sidecar.core.log import (
@@ -38,6 +40,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.overwrite import base_of, existing_save, may_begin_anew
 from checkpoint_sidecar.core.policy import OverwritePolicy
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.sharing import damage_among, why_not_shared
 
 LOG_MISSING_HINT = (
     "Restore the objects of _log/ from the bucket's versions or a backup. To start over on purpose, set "
@@ -256,12 +259,20 @@ def commit(run: Run, draft: SnapshotCommitted, *, overwrite: OverwritePolicy) ->
         which this attempt may delete.
 
     Raises:
+        SharedFilesLostError: A file that it shares was purged, or there is evidence against it.
         CheckpointExistsError, RestoreError, FencedError: See ``admit_save``.
     """
     attempt = current(run, draft.attempt)
     admission = admit_save(run, draft.attempt, draft.step, trigger=draft.trigger, overwrite=overwrite)
     if isinstance(admission, AlreadySaved):
         return None
+    shares = shares_of(draft)
+    cause = why_not_shared(run, shares)
+    if not cause and (damaged := damage_among(run, shares)):
+        cause = f"{damaged} was found damaged"
+    if cause:
+        hint = "The next save stores the files again."
+        raise SharedFilesLostError("share files with", draft.path, cause, hint)
     return msgspec.structs.replace(
         draft,
         parent=base_of(attempt),

@@ -33,7 +33,7 @@ class Belongings:
 
     Attributes:
         identity: The run's short identity; empty if unknown, and then names prove nothing.
-        held: Folders of the snapshots that hold data.
+        held: Folders of the snapshots that hold data, or files that others share.
         named: Folders of all commits in the log, including rejected and purged ones.
         nested: Folders with their own log, each with a slash at its end.
     """
@@ -72,7 +72,7 @@ def belongings(run: Run, keys: Iterable[str]) -> Belongings:
     commits = [s for s in run.snapshots.values() if "InvalidPath" not in s.reasons]
     return Belongings(
         identity=run.short_identity,
-        held=frozenset(s.commit.path for s in commits if s.state in HOLDS_DATA),
+        held=frozenset(s.commit.path for s in commits if s.state in HOLDS_DATA or s.kept),
         named=frozenset(s.commit.path for s in commits),
         nested=nested_runs(keys),
     )

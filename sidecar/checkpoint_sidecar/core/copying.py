@@ -7,16 +7,21 @@ torch's own pickled metadata can be replaced without unpickling it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.commits import without_shares
+from checkpoint_sidecar.core.folder_index import INDEX_NAME
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import AttemptStarted, SnapshotCommitted
-from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.manifest import FILES_FORMAT, FORMAT, File, Manifest
 from checkpoint_sidecar.core.overwrite import existing_save
 from checkpoint_sidecar.core.pointers import MAX_ORIGIN_BYTES, Origin
 from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.core.stock_paths import with_paths
 
 MAX_STOCK_METADATA_BYTES = 64 * 1024 * 1024
 """Larger metadata for torch's own reader is left out of a copy: it is rewritten in memory."""
@@ -64,18 +69,31 @@ def copied_already(target: Run, snapshot: Snapshot) -> Snapshot | None:
 
 
 def manifest_of_copy(manifest: Manifest, identifier: str, folder: SaveFolder) -> Manifest:
-    """Return the manifest of a copy, without the files that depend on its place."""
-    files = tuple(file for file in manifest.files if file.name != layout.STOCK_METADATA_NAME)
+    """Return the manifest of a copy, which shares no files, without those that depend on its place."""
+    files = tuple(
+        msgspec.structs.replace(file, shared_in="")
+        for file in manifest.files
+        if file.name != layout.STOCK_METADATA_NAME
+    )
+    has_folder = any(file.name == INDEX_NAME for file in files)
     return msgspec.structs.replace(
-        manifest, snapshot=identifier, step=folder.step or 0, attempt=folder.attempt, files=files
+        manifest,
+        snapshot=identifier,
+        step=folder.step or 0,
+        attempt=folder.attempt,
+        files=files,
+        format=FILES_FORMAT if has_folder else FORMAT,
     )
 
 
-def stock_metadata_of_copy(data: bytes, source: SaveFolder, folder: SaveFolder, identifier: str) -> bytes | None:
+def stock_metadata_of_copy(
+    data: bytes, source: SaveFolder, folder: SaveFolder, identifier: str, shared: Iterable[File] = ()
+) -> bytes | None:
     """Return the metadata for torch's own reader, with the folder of the copy; None if that name has another length.
 
     Args:
         data: The bytes in the source. Paths in them begin with the name of the save's folder.
+        shared: Files of the source that are in folders of other snapshots.
     """
     old, new = (each.path.rpartition("/")[2].encode() for each in (source, folder))
     if len(old) != len(new):
@@ -83,7 +101,8 @@ def stock_metadata_of_copy(data: bytes, source: SaveFolder, folder: SaveFolder, 
     end = len(data)
     if Origin.find(data[-MAX_ORIGIN_BYTES:]) is not None:
         end = data.rindex(b"\ncheckpoint-operator ")
-    return data[:end].replace(old + b"/", new + b"/") + Origin(folder.run, identifier).encode()
+    data = with_paths(data[:end], {file.key(source.path): f"{new.decode()}/{file.name}" for file in shared})
+    return data.replace(old + b"/", new + b"/") + Origin(folder.run, identifier).encode()
 
 
 def commit_of_copy(target: Run, snapshot: Snapshot, manifest: Manifest, digest: str) -> SnapshotCommitted | None:
@@ -94,7 +113,7 @@ def commit_of_copy(target: Run, snapshot: Snapshot, manifest: Manifest, digest: 
     parent = attempt.last_commit or ""
     existing = existing_save(target, parent, snapshot.step)
     return msgspec.structs.replace(
-        snapshot.commit,
+        without_shares(snapshot.commit),
         snapshot=manifest.snapshot,
         attempt=manifest.attempt,
         path=folder_in(target, snapshot).path,

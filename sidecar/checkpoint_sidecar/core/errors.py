@@ -119,6 +119,10 @@ class IncompatibleSnapshotError(CheckpointError):
     """The snapshot is intact but does not fit the model: a tensor is missing, or its shape or dtype differs."""
 
 
+class SharedFilesLostError(CheckpointError):
+    """Files that a save shares may be deleted or damaged. It is not committed; the next one stores them again."""
+
+
 class UntrustedSnapshotError(CheckpointError):
     """The snapshot holds pickled classes that are not on the allow-list; none of their code was executed."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from checkpoint_sidecar.core.commits import shares_of
 from checkpoint_sidecar.core.log import (
     AttemptFenced,
     AttemptStarted,
@@ -29,6 +30,7 @@ from checkpoint_sidecar.core.log import (
     SaveRequested,
     SavesIdentified,
     SnapshotCommitted,
+    SnapshotCommittedSharing,
     SnapshotPurged,
     SnapshotRead,
     SnapshotReinstated,
@@ -43,6 +45,7 @@ from checkpoint_sidecar.core.policy import NO_RESTORE, NOT_CHECKED, VerifyLevel
 from checkpoint_sidecar.core.purging import with_grace_of
 from checkpoint_sidecar.core.reading import readings_after
 from checkpoint_sidecar.core.run import Attempt, RestoreRequest, Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.sharing import may_purge
 from checkpoint_sidecar.core.working import Working
 
 
@@ -50,7 +53,7 @@ def _claimed(run: Run, working: Working, entry: StoredEntry, body: RunClaimed) -
     if run.owner is not None and not run.owner.is_deleted:
         return run
     # A new run, which shares only the numbering of its entries with the deleted one.
-    for table in (working.attempts, working.snapshots, working.first_commits):
+    for table in (working.attempts, working.snapshots, working.first_commits, working.sharers):
         table.clear()
     return Run(
         first=entry.number,
@@ -60,6 +63,7 @@ def _claimed(run: Run, working: Working, entry: StoredEntry, body: RunClaimed) -
         attempts=working.attempts,
         snapshots=working.snapshots,
         first_commits=working.first_commits,
+        sharers=working.sharers,
     )
 
 
@@ -161,6 +165,8 @@ def _committed(run: Run, working: Working, entry: StoredEntry, body: SnapshotCom
         working.first_commits.setdefault(body.step, entry.number)
     if reason:
         return run
+    for shared in shares_of(body):
+        working.sharers[shared.snapshot] = (*working.sharers.get(shared.snapshot, ()), body.snapshot)
     working.change_attempt(body.attempt, in_use=None, last_commit=body.snapshot, save_failure=None)
     if not body.restore_request:
         return replace(run, newest=body.snapshot)
@@ -211,6 +217,7 @@ def _released(run: Run, working: Working, _: StoredEntry, body: QuarantineReleas
     if found is None or body.request in found.releases:
         return run
     working.change_snapshot(body.snapshot, releases=(*found.releases, body.request))
+    working.clear_files(found)
     if found.failures:
         # A verification before the damage was found says nothing about the present bytes.
         working.change_snapshot(body.snapshot, failures=0, evidence="", verified=NOT_CHECKED)
@@ -242,14 +249,21 @@ def _reinstated(run: Run, working: Working, _: StoredEntry, body: SnapshotReinst
 
 
 def _purge_started(run: Run, working: Working, entry: StoredEntry, body: PurgeStarted) -> Run:
-    if working.state(body.snapshot) is SnapshotState.RETIRED:
-        working.change_snapshot(body.snapshot, state=SnapshotState.PURGING, purge_started_at=entry.stored_at)
+    found = working.snapshots.get(body.snapshot)
+    if found is not None and may_purge(working, found, body.keep):
+        working.change_snapshot(
+            body.snapshot,
+            state=SnapshotState.PURGING,
+            purge_started_at=found.purge_started_at or entry.stored_at,
+            kept=body.keep,
+        )
     return run
 
 
 def _purged(run: Run, working: Working, _: StoredEntry, body: SnapshotPurged) -> Run:
     if working.state(body.snapshot) is SnapshotState.PURGING:
-        working.change_snapshot(body.snapshot, state=SnapshotState.PURGED)
+        purged = working.snapshots[body.snapshot].purged_bytes + body.bytes
+        working.change_snapshot(body.snapshot, state=SnapshotState.PURGED, purged_bytes=purged)
     return run
 
 
@@ -265,6 +279,7 @@ FOLD: dict[type, Callable[[Run, Working, StoredEntry, Any], Run]] = {
     RestoreFinished: _restore_finished,
     WarmStartFinished: _warm_start_finished,
     SnapshotCommitted: _committed,
+    SnapshotCommittedSharing: _committed,
     SnapshotVerified: _verified,
     SaveRequested: _save_requested,
     SaveFailed: _save_failed,

@@ -25,6 +25,7 @@ _LOG_KEY = re.compile(r"_log/([0-9]{20})\.json")
 _COMPACTION_KEY = re.compile(r"_log-compacted/([0-9]{20})-([0-9]{20})\.gz")
 _SAVE_FOLDER = re.compile(r"(?:step-(0|[1-9][0-9]{0,18})/)?([0-9]{4,19})-([a-z2-7]{8})(?:-([0-9a-f]{8}))?")
 _SAVE_FILE = re.compile(r"__[0-9]{1,9}_s?[0-9]{1,9}\.(?:distcp|files)|(?:stock)?\.metadata|(?:manifest|files)\.json")
+_SETTLED_FILE = re.compile(r"__(0|[1-9][0-9]{0,8})_s(0|[1-9][0-9]{0,8})\.distcp")
 _POINTER = re.compile(r"step-(0|[1-9][0-9]{0,18})/\.metadata")
 _PROBE_KEY = re.compile(r"(?:_probe|_conformance)/(?:[0-9a-f]{16}/.+|[a-z2-7]{8})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,126}")
@@ -140,6 +141,16 @@ def parse_save_folder(path: str) -> SaveFolder:
     return folder
 
 
+def snapshot_in(path: str) -> str:
+    """Return the id of the snapshot that a save in this folder becomes.
+
+    Raises:
+        ValueError: See ``parse_save_folder``.
+    """
+    folder = parse_save_folder(path)
+    return snapshot_id(folder.step or 0, folder.attempt, folder.nonce)
+
+
 def save_folder_of(key: str) -> SaveFolder | None:
     """Return the save that an object belongs to, or None for objects outside of saves."""
     folder, _, name = key.rpartition("/")
@@ -147,6 +158,17 @@ def save_folder_of(key: str) -> SaveFolder | None:
         return parse_save_folder(folder) if name else None
     except ValueError:
         return None
+
+
+def settled_name(rank: int, number: int) -> str:
+    """Return the name of a file of tensors that have not changed; see ``core.settled_files``."""
+    return f"__{rank}_s{number}.distcp"
+
+
+def settled_place(name: str) -> tuple[int, int] | None:
+    """Return the rank and the number in the name of such a file, or None for other names."""
+    match = _SETTLED_FILE.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def check_file_name(name: str) -> str:

@@ -18,10 +18,13 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import uuid
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, TypeAlias, get_args
 
 import msgspec
 
+from checkpoint_sidecar.core.commits import SnapshotCommitted as SnapshotCommitted
+from checkpoint_sidecar.core.commits import SnapshotCommittedSharing as SnapshotCommittedSharing
+from checkpoint_sidecar.core.commits import Trigger as Trigger
 from checkpoint_sidecar.core.errors import NO_EVIDENCE, LogError
 from checkpoint_sidecar.core.errors import Evidence as Evidence
 from checkpoint_sidecar.core.log_format import FORMAT, Format, check_format, check_version
@@ -29,6 +32,7 @@ from checkpoint_sidecar.core.owner import Owner as Owner
 from checkpoint_sidecar.core.owner import PodIdentity as PodIdentity
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
 from checkpoint_sidecar.core.reading import SnapshotRead as SnapshotRead
+from checkpoint_sidecar.core.shared_files import MOST_FILES, FileRuns, count_of
 from checkpoint_sidecar.core.wire import Count, Positive, Seconds, SmallPositive, UndecodableError, decode_json
 
 MAX_ENTRY_BYTES = 256 * 1024
@@ -49,8 +53,6 @@ AttemptNumber = Positive
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 _FOREIGN = "Something else wrote to the log; restore the object from the bucket's versions or use another prefix."
-
-Trigger = Literal["Schedule", "Request", "Termination", "Eviction", "Manual", "Final"]
 
 
 class RunClaimed(msgspec.Struct, frozen=True, rename="camel"):
@@ -163,6 +165,7 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
         bytes: Size of the snapshot.
         compared_bytes: Number of them that all ranks together compared with checksums. Absent in entries of writers
             that did not count: those claimed the whole snapshot after reading a part, and verify nothing.
+        damaged_file: Key of the file against which there is evidence, if snapshots may share it.
         missing: Names that the training state has and the snapshot lacks; if there are many, the first and a count.
         unused: Names that the snapshot has and the training state lacks; likewise.
     """
@@ -178,6 +181,7 @@ class RestoreFinished(msgspec.Struct, frozen=True, rename="camel"):
     compared_bytes: Count | msgspec.UnsetType = msgspec.UNSET
     missing: Names = ()
     unused: Names = ()
+    damaged_file: Text | msgspec.UnsetType = msgspec.UNSET
 
 
 class WarmStartFinished(msgspec.Struct, frozen=True, rename="camel"):
@@ -197,49 +201,15 @@ class WarmStartFinished(msgspec.Struct, frozen=True, rename="camel"):
     unused: Names = ()
 
 
-class SnapshotCommitted(msgspec.Struct, frozen=True, rename="camel"):
-    """The commit point of a save. Only rank 0 of the attempt that uploaded it writes it.
-
-    Attributes:
-        parent: The attempt's previous commit, else the snapshot it restored, else empty. Lineage walks these links.
-        replaces: The live snapshot of the same step that this one replaces, or empty.
-        manifest_digest: SHA-256 of the manifest's bytes.
-        metrics: Decimal strings, so that JSON readers do not change their values.
-        seconds: Duration from the start of staging to the last uploaded byte.
-        blocked_seconds: Part of it for which the training loop waited.
-        copied_bytes: Part of ``bytes`` that the store copied from the parent; the rest was sent.
-    """
-
-    snapshot: Identifier
-    step: Count
-    attempt: AttemptNumber
-    path: Identifier
-    manifest_digest: Digest
-    bytes: Count
-    files: Count
-    world_size: SmallPositive
-    parent: RequestId = ""
-    replaces: RequestId = ""
-    restore_request: RequestId = ""
-    save_request: RequestId = ""
-    trigger: Trigger = "Manual"
-    metrics: Annotated[
-        dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=64)]],
-        msgspec.Meta(max_length=32),
-    ] = {}
-    seconds: Seconds = 0.0
-    blocked_seconds: Seconds = 0.0
-    copied_bytes: Count = 0
-
-
 class SnapshotVerified(msgspec.Struct, frozen=True, rename="camel"):
-    """The stored objects were compared with the manifest, without restoring them."""
+    """The stored objects were compared with the manifest, without restoring them. See also ``RestoreFinished``."""
 
     snapshot: Identifier
     level: VerifyLevel
     passed: bool
     evidence: Evidence = NO_EVIDENCE
     message: Text = ""
+    damaged_file: Text | msgspec.UnsetType = msgspec.UNSET
 
 
 class SaveRequested(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -314,10 +284,19 @@ class SnapshotReinstated(msgspec.Struct, frozen=True, rename="camel"):
     attempt: AttemptNumber | None = None
 
 
-class PurgeStarted(msgspec.Struct, frozen=True, rename="camel"):
-    """The first delete may follow; this cannot be undone."""
+class PurgeStarted(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The first delete may follow; this cannot be undone.
+
+    Attributes:
+        keep: The snapshot's files that others need. They stay until another such entry, which may keep fewer of them.
+    """
 
     snapshot: Identifier
+    keep: FileRuns = ""
+
+    def __post_init__(self) -> None:
+        if count_of(self.keep) > MOST_FILES:
+            raise ValueError(f"more than {MOST_FILES} files are kept")
 
 
 class SnapshotPurged(msgspec.Struct, frozen=True, rename="camel"):
@@ -345,6 +324,7 @@ Body: TypeAlias = (
     | RestoreFinished
     | WarmStartFinished
     | SnapshotCommitted
+    | SnapshotCommittedSharing
     | SnapshotVerified
     | SnapshotRead
     | SaveRequested
@@ -418,7 +398,7 @@ def encode(*, number: int, entry_id: str, previous: str, time: dt.datetime, writ
         writer=writer,
         kind=kind,
         body=msgspec.Raw(msgspec.json.encode(body)),
-        critical=isinstance(body, SavesIdentified),
+        critical=isinstance(body, SavesIdentified | SnapshotCommittedSharing),
     )
     data = msgspec.json.encode(envelope)
     if len(data) > MAX_ENTRY_BYTES:

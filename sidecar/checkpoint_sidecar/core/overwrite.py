@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import takewhile
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.commits import shares_of
 from checkpoint_sidecar.core.lineage import walk
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.sharing import why_not_shared
 
 
 def base_of(attempt: Attempt) -> str:
@@ -51,6 +53,8 @@ def rejection(run: Run, commit: SnapshotCommitted) -> str:
         return "WrongRequest"
     if not commit.parent and not may_begin_anew(run, attempt):
         return "NothingRestored"
+    if why_not_shared(run, shares_of(commit)):
+        return "SharedFilesGone"
     existing = existing_save(run, commit.parent, commit.step)
     if existing is None:
         return "ReplacesNothing" if commit.replaces else ""

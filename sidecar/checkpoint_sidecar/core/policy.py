@@ -27,7 +27,7 @@ OnMissing = Literal["Auto", "StartFresh", "Fail"]
 MetricMode = Literal["Min", "Max"]
 Disposition = Literal["Auto", "Hold", "Retire"]
 OnFailure = Literal["Continue", "Raise"]
-UnchangedPolicy = Literal["Send", "Copy"]
+UnchangedPolicy = Literal["Send", "Copy", "Share"]
 
 MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
@@ -39,8 +39,11 @@ class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
         on_failure: Effect of a failed automatic save: ``Continue`` continues training and tries again when the next one
             is due, ``Raise`` raises its error in the training loop.
         max_failures: With ``Continue``, the number of successive failures that raise anyway.
-        unchanged: Whether tensors that have not changed for some saves are sent again, or copied by the store from the
-            previous snapshot. It helps where parameters are frozen; see docs/training.md.
+        unchanged: Whether tensors that have not changed for some saves are sent again, copied by the store from the
+            previous snapshot, or left in the snapshot that stored them, which the new one then names. It helps where
+            parameters are frozen; see docs/training.md.
+        keyframe_every: With ``Share``, every so many saves one sends everything. A shared file that rots takes the
+            snapshots up to there with it.
     """
 
     every_steps: Positive | None = None
@@ -49,6 +52,7 @@ class SavePolicy(msgspec.Struct, frozen=True, rename="camel"):
     on_failure: OnFailure = "Continue"
     max_failures: Positive = 5
     unchanged: UnchangedPolicy = "Send"
+    keyframe_every: Annotated[int, msgspec.Meta(ge=1, le=64)] = 20
 
 
 class KeepBest(msgspec.Struct, frozen=True, rename="camel"):

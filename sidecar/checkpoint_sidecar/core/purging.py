@@ -19,6 +19,7 @@ from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.selection import NO_TERMS, Terms
+from checkpoint_sidecar.core.sharing import freed_bytes, releasable, to_keep
 
 PURGES_AT_ONCE = 8
 """Purges that may begin within ``PURGE_PAUSE``, so that a wrong policy deletes slowly."""
@@ -30,11 +31,12 @@ _MAX_REASONS = 8
 def purge_due(verdict: RetentionVerdict) -> tuple[str, ...]:
     """Return the snapshots whose data may be deleted now, in order of commit.
 
-    Purges that began always continue, because PurgeStarted cannot be undone. Other snapshots must have been retired for
-    the grace period and still be unwanted.
+    Purges that began always continue, because PurgeStarted cannot be undone; so do those that left files which nothing
+    needs any more. Other snapshots must have been retired for the grace period and still be unwanted.
     """
     run = verdict.run
     begun = [s.id for s in run.snapshots.values() if s.state is SnapshotState.PURGING]
+    begun += [identifier for identifier in releasable(run) if identifier not in begun]
     if waits_for_comparison(verdict):
         return tuple(begun)
     starts = (s.purge_started_at for s in run.snapshots.values() if s.purge_started_at is not None)
@@ -63,15 +65,23 @@ def start_purge(run: Run, snapshot: str, *, now: dt.datetime, terms: Terms = NO_
     """Return the entry after which there is no way back, or None if the policy in the log no longer wants the purge."""
     found = run.snapshots.get(snapshot)
     if found is None or found.state is not SnapshotState.RETIRED:
-        return None
-    return PurgeStarted(snapshot) if snapshot in purge_due(judge(run, now=now, terms=terms)) else None
+        return release(run, snapshot)
+    due = snapshot in purge_due(judge(run, now=now, terms=terms))
+    return PurgeStarted(snapshot, to_keep(run, snapshot)) if due else None
+
+
+def release(run: Run, snapshot: str) -> PurgeStarted | None:
+    """Return the entry that frees files which a purge has left and nothing needs any more, or None without such."""
+    return PurgeStarted(snapshot, to_keep(run, snapshot)) if snapshot in releasable(run) else None
 
 
 def finish_purge(run: Run, snapshot: str) -> SnapshotPurged | None:
     """Return the entry that ends a purge whose data is gone."""
     found = run.snapshots.get(snapshot)
     purging = found is not None and found.state is SnapshotState.PURGING
-    return SnapshotPurged(snapshot, found.commit.bytes) if found and purging else None
+    if found is None or not purging:
+        return None
+    return SnapshotPurged(snapshot, freed_bytes(run, found))
 
 
 def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:

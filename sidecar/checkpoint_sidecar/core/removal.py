@@ -9,6 +9,7 @@ from __future__ import annotations
 from checkpoint_sidecar.core.lineage import in_use, quarantined, rollback_target, walk
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotRetired
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.sharing import to_keep
 
 REMOVED = "Removed"
 """The reason in SnapshotRetired."""
@@ -49,7 +50,7 @@ def start_removal(run: Run, snapshot: str) -> PurgeStarted | None:
     """Return the entry after which there is no way back; None if the snapshot is not retired."""
     found = run.snapshots.get(snapshot)
     retired = found is not None and found.state is SnapshotState.RETIRED
-    return PurgeStarted(snapshot) if retired else None
+    return PurgeStarted(snapshot, to_keep(run, snapshot)) if retired else None
 
 
 def _last(run: Run, snapshot: Snapshot) -> bool:

@@ -65,8 +65,9 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
     """
     # Working copies, frozen again at the end: folding n entries costs n steps, not n copies.
     attempts, snapshots, first_commits = dict(run.attempts), dict(run.snapshots), dict(run.first_commits)
-    working = Working(attempts, snapshots, first_commits)
-    run = replace(run, attempts=attempts, snapshots=snapshots, first_commits=first_commits)
+    sharers = dict(run.sharers)
+    working = Working(attempts, snapshots, first_commits, sharers)
+    run = replace(run, attempts=attempts, snapshots=snapshots, first_commits=first_commits, sharers=sharers)
     head, head_digest = run.head, run.head_digest
     for entry in entries:
         _check_chain(run, head, head_digest, entry)
@@ -83,6 +84,7 @@ def advance(run: Run, entries: Iterable[StoredEntry]) -> Run:
         attempts=MappingProxyType(attempts),
         snapshots=MappingProxyType(snapshots),
         first_commits=MappingProxyType(first_commits),
+        sharers=MappingProxyType(sharers),
     )
 
 

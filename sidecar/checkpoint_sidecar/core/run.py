@@ -26,6 +26,7 @@ from checkpoint_sidecar.core.log import (
 )
 from checkpoint_sidecar.core.policy import NOT_CHECKED, Disposition, Policy, VerifyLevel
 from checkpoint_sidecar.core.reading import Reading
+from checkpoint_sidecar.core.shared_files import FileRuns
 
 LIBRARY_UID = "checkpoint_sidecar"
 """In place of a Checkpoint's UID, in policies that the library wrote rather than an operator."""
@@ -58,6 +59,9 @@ class Snapshot:
         evidence: Description of the latest such evidence.
         reasons: Why it was retired or rejected.
         releases: Requests to discard the evidence against it, in order; each took effect once.
+        kept: Its files that its purge has left, because other snapshots need them.
+        purged_bytes: Size of what its purges have deleted.
+        damaged: Names of its shared files against which there is evidence.
     """
 
     commit: SnapshotCommitted
@@ -73,6 +77,9 @@ class Snapshot:
     reasons: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
+    kept: FileRuns = ""
+    purged_bytes: int = 0
+    damaged: frozenset[str] = frozenset()
 
     @property
     def id(self) -> str:
@@ -85,6 +92,11 @@ class Snapshot:
     @property
     def live(self) -> bool:
         return self.state is SnapshotState.LIVE
+
+    @property
+    def own_bytes(self) -> int:
+        """Size of the files in its own folder."""
+        return self.commit.bytes - self.commit.shared_bytes
 
     @property
     def proven(self) -> bool:
@@ -168,6 +180,7 @@ class Run:
         consumed: Request ids that a commit carried.
         adoptions: Changes of the run's owner, in order, so that each request to adopt it takes effect once.
         first_commits: By step, the number of the log entry that first committed it.
+        sharers: By snapshot, those that were committed with files of it, also if they were purged since.
         newest: Id of the newest valid commit.
         unknown_critical: Kind of an entry that forbids this version to append or delete, or empty.
     """
@@ -195,6 +208,7 @@ class Run:
     attempts: Mapping[int, Attempt] = field(default_factory=lambda: MappingProxyType({}))
     snapshots: Mapping[str, Snapshot] = field(default_factory=lambda: MappingProxyType({}))
     first_commits: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    sharers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     newest: str | None = None
     unknown_critical: str = ""
 

@@ -21,6 +21,7 @@ from checkpoint_sidecar.core.lineage import (
 )
 from checkpoint_sidecar.core.policy import KeepBest, RetentionPolicy
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.sharing import DistinctBytes, distinct_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,20 +222,25 @@ def best(rule: KeepBest, view: View, case: Case) -> Iterable[Snapshot]:
 
 def beyond_total_size(case: Case) -> Iterable[Snapshot]:
     limit = case.policy.max_total_bytes
-    if limit is None:
-        return ()
-    return _beyond(limit - sum(s.commit.bytes for s in case.everything if s.id in case.floors), case.spare)
+    return () if limit is None else _beyond(case, limit - distinct_bytes(_floors(case)))
 
 
 def beyond_quota(case: Case) -> Iterable[Snapshot]:
     limit = case.terms.quota.spare_bytes if case.terms.quota else None
-    return () if limit is None else _beyond(limit, case.spare)
+    return () if limit is None else _beyond(case, limit)
 
 
-def _beyond(room: int, snapshots: Iterable[Snapshot]) -> Iterator[Snapshot]:
-    """Yield the snapshots that do not fit, and all after the first of them."""
-    for snapshot in snapshots:
-        room -= snapshot.commit.bytes
+def _floors(case: Case) -> list[Snapshot]:
+    return [s for s in case.everything if s.id in case.floors]
+
+
+def _beyond(case: Case, room: int) -> Iterator[Snapshot]:
+    """Yield the spare snapshots that do not fit beside the floors, and all after the first of them."""
+    total = DistinctBytes()
+    for floor in _floors(case):
+        total.add(floor)
+    for snapshot in case.spare:
+        room -= total.add(snapshot)
         if room < 0:
             yield snapshot
 

@@ -8,11 +8,11 @@ The list is JSON, followed by its length as a big-endian 32-bit number and by ``
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import msgspec
 
+from checkpoint_sidecar.core.layout import settled_place
 from checkpoint_sidecar.core.unchanged import SettledFile, SettledPart
 from checkpoint_sidecar.core.wire import Count, UndecodableError, decode_json
 
@@ -20,8 +20,6 @@ MARK = b"settled1"
 FOOTER_BYTES = 4 + len(MARK)
 MOST_BYTES = 64 * 1024 * 1024
 """Maximum length of a list that is read."""
-
-_NAME = re.compile(r"__([0-9]{1,9})_s[0-9]{1,9}\.distcp")
 
 
 class _Row(msgspec.Struct, frozen=True, array_like=True):
@@ -75,5 +73,5 @@ def decode(name: str, data: bytes, file_bytes: int) -> SettledFile | None:
 
 def rank_of(name: str) -> int | None:
     """Return the rank whose settled file has this name; None for other files."""
-    match = _NAME.fullmatch(name)
-    return int(match[1]) if match else None
+    place = settled_place(name)
+    return place[0] if place else None
