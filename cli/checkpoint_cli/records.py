@@ -40,6 +40,7 @@ class SnapshotRecord(CommandRecord, frozen=True, kw_only=True, tag="Snapshot"):
     state: str
     committed_at: str | None = None
     bytes: int | None = None
+    shared_bytes: int | None = None
     files: int | None = None
     world_size: int | None = None
     trigger: str | None = None

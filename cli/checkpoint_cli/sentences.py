@@ -51,9 +51,10 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
             return f"Attempt {body.attempt} reads {named(body.snapshot)}."
         case log.RestoreFinished():
             return _restore(body, named(body.snapshot))
-        case log.SnapshotCommitted():
+        case log.SnapshotCommitted() | log.SnapshotCommittedSharing():
             copied = f", {size(body.copied_bytes)} of it copied by the store" if body.copied_bytes else ""
-            took = f"{size(body.bytes)} in {_took(body.seconds)}{copied}"
+            shared = f", {size(body.shared_bytes)} of it shared with earlier snapshots" if body.shared_bytes else ""
+            took = f"{size(body.bytes)} in {_took(body.seconds)}{copied}{shared}"
             metrics = "".join(f", {name}={value}" for name, value in body.metrics.items())
             return f"Attempt {body.attempt} saved step {body.step} ({body.snapshot}): {took}, {body.trigger}{metrics}."
         case log.SnapshotVerified():
@@ -83,7 +84,8 @@ def sentence(body: Body | Unknown, snapshots: Mapping[str, Snapshot]) -> str:
         case log.SnapshotReinstated():
             return f"{named(body.snapshot)} can be restored again.".replace("step", "Step", 1)
         case log.PurgeStarted():
-            return f"The deletion of {named(body.snapshot)} began."
+            rest = " Files that other snapshots share stay." if body.keep else ""
+            return f"The deletion of {named(body.snapshot)} began.{rest}"
         case log.SnapshotPurged():
             return f"The data of {named(body.snapshot)} is deleted, {size(body.bytes)}."
         case Unknown():

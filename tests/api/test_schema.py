@@ -102,8 +102,8 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown policy": ({"overwritePolicy": "Always"}, 'supported values: "Never", "Skip", "Replace"'),
     "an unknown way with unchanged tensors": (
-        {"save": {"unchanged": "Share"}},
-        'spec.save.unchanged: Unsupported value: "Share": supported values: "Send", "Copy"',
+        {"save": {"unchanged": "Link"}},
+        'spec.save.unchanged: Unsupported value: "Link": supported values: "Send", "Copy", "Share"',
     ),
     "a snapshot without an id": (
         {"restore": {"rollback": {"request": "1"}}},
@@ -293,6 +293,7 @@ def test_defaults_are_visible_and_are_those_of_the_library(namespace: Namespace)
             "maxFailures": 5,
             "request": "",
             "unchanged": "Send",
+            "keyframeEvery": 20,
         },
         "overwritePolicy": "Never",
         "restore": {
@@ -406,6 +407,7 @@ SNAPSHOT_STATUS = api.CheckpointSnapshotStatus(
     committed_at=TIME,
     bytes=1 << 40,
     copied_bytes=1 << 39,
+    shared_bytes=1 << 38,
     size="1.0Ti",
     files=17,
     world_size=16,

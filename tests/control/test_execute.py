@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -38,6 +37,7 @@ from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
 from doubles.counting import CountingStore
+from doubles.dying import DyingStore, Killed
 from doubles.memory import MemoryStore
 from support.builders import OBJECT_UID, OTHER_OWNER, OWNER
 from support.longlogs import write_log
@@ -45,40 +45,6 @@ from support.trainers import Trainer
 
 NO_GRACE = RetentionPolicy(keep_last=1, grace_seconds=0)
 DATA = {"__0_0.distcp", "__1_0.distcp", ".metadata", "stock.metadata", "manifest.json"}
-
-
-class Killed(BaseException):
-    """The process ends here; nothing may catch it."""
-
-
-class DyingStore:
-    """Passes calls on until call number ``at``, where the process is killed: before the call, or right after it."""
-
-    def __init__(self, inner: Store, *, at: int, after: bool) -> None:
-        self._inner = inner
-        self._at = at
-        self._after = after
-        self.calls = 0
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    def __getattr__(self, verb: str) -> Callable[..., Any]:
-        method = getattr(self._inner, verb)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.calls += 1
-            if self.calls == self._at and not self._after:
-                raise Killed
-            try:
-                result = method(*arguments, **options)
-                return list(result) if isinstance(result, Iterator) else result
-            finally:
-                if self.calls == self._at:
-                    raise Killed  # also when the call failed: the process does not live to hear of it
-
-        return call
 
 
 def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> RunStore:

@@ -24,7 +24,8 @@ def test_every_field_arrives_in_machine_units() -> None:
             "onTermination": False,
             "onFailure": "Raise",
             "maxFailures": 3,
-            "unchanged": "Copy",
+            "unchanged": "Share",
+            "keyframeEvery": 7,
         },
         overwritePolicy="Replace",
         retention={
@@ -52,7 +53,8 @@ def test_every_field_arrives_in_machine_units() -> None:
             on_termination=False,
             on_failure="Raise",
             max_failures=3,
-            unchanged="Copy",
+            unchanged="Share",
+            keyframe_every=7,
         ),
         overwrite="Replace",
         retention=RetentionPolicy(

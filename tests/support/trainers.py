@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import crc32c
+import msgspec
 
 from checkpoint_sidecar.core import attempt, heartbeat, layout, manifest
+from checkpoint_sidecar.core.commits import with_shares
 from checkpoint_sidecar.core.log import (
     Owner,
     PodIdentity,
@@ -63,8 +67,19 @@ class Trainer:
             self.log.append(lambda run: attempt.finish_restore(run, outcome))
         return self
 
-    def commit(self, step: int, **changes: Any) -> Snapshot:
-        """A save from its first file to its stock pointer."""
+    def commit(
+        self,
+        step: int,
+        settled: Mapping[str, bytes] = MappingProxyType({}),
+        shared: Mapping[str, Snapshot] = MappingProxyType({}),
+        **changes: Any,
+    ) -> Snapshot:
+        """A save from its first file to its stock pointer.
+
+        Args:
+            settled: Contents of files of its own that later saves may share, by name.
+            shared: The snapshots that stored files which this one shares, by name.
+        """
         self.log.append(attempt.identify)
         folder = layout.SaveFolder(step, self.number, layout.new_nonce(), self.log.run.short_identity)
         identifier = layout.snapshot_id(step, self.number, folder.nonce)
@@ -72,12 +87,24 @@ class Trainer:
             "__0_0.distcp": bytes(700),
             "__1_0.distcp": bytes(300),
             layout.METADATA_NAME: b"metadata",
+            **settled,
             layout.STOCK_METADATA_NAME: f"pointer to {identifier}".encode() + Origin(folder.run, identifier).encode(),
         }
         for name, data in files.items():
             write_object(self.store, f"{folder.path}/{name}", data)
-        listed = tuple(_file(name, data) for name, data in sorted(files.items()))
-        encoded = manifest.encode(manifest.Manifest(identifier, step, self.number, world_size=2, files=listed))
+        listed = [_file(name, data) for name, data in files.items()]
+        for name, holder in shared.items():
+            data = self.store.get(f"{holder.commit.path}/{name}", max_bytes=1 << 20).data
+            listed.append(msgspec.structs.replace(_file(name, data), shared_in=holder.commit.path))
+        described = manifest.Manifest(
+            identifier,
+            step,
+            self.number,
+            world_size=2,
+            files=tuple(sorted(listed, key=lambda file: file.name)),
+            format=manifest.SHARING_FORMAT if shared else manifest.FORMAT,
+        )
+        encoded = manifest.encode(described)
         self.store.put(folder.manifest, encoded)
         draft = SnapshotCommitted(
             snapshot=identifier,
@@ -85,13 +112,14 @@ class Trainer:
             attempt=self.number,
             path=folder.path,
             manifest_digest=manifest.digest(encoded),
-            bytes=sum(map(len, files.values())),
-            files=len(files),
+            bytes=described.size,
+            files=len(listed),
             world_size=2,
             trigger="Schedule",
             seconds=2.5,
             **changes,
         )
+        draft = with_shares(draft, described.shares)
         self.log.append(lambda run: attempt.commit(run, draft, overwrite="Never"))
         publish(self.store, self.log, step)
         return self.log.run.snapshots[identifier]

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from checkpoint_sidecar import Checkpointer
-from checkpoint_sidecar.core.policy import SavePolicy
+from checkpoint_sidecar.core.policy import SavePolicy, UnchangedPolicy
 from checkpoint_sidecar.store.base import ObjectInfo, Store
 from checkpoint_sidecar.store.local.adapter import LocalStore
 from training.adapted import Adapted
@@ -21,7 +21,9 @@ from training.checkpointer_ranks import Final, Job
 
 @dataclass(frozen=True)
 class AdaptedJob(Job):
-    """Every step is saved; what did not change is copied."""
+    """Every step is saved; what did not change is copied, or shared."""
+
+    unchanged: UnchangedPolicy = "Copy"
 
     def train(self, rank: int, done: list[int]) -> Final:
         """See ``Job``. All ranks compute the same."""
@@ -34,7 +36,7 @@ class AdaptedJob(Job):
             fully_shard(adapted.model, mesh=mesh)
             trained = [p for p in adapted.model.parameters() if p.requires_grad]
             adapted.state["optim"] = adapted.optimizer = torch.optim.AdamW(trained, lr=0.05)
-        save = SavePolicy(every_steps=1, every_seconds=None, unchanged="Copy", on_failure=self.on_failure)
+        save = SavePolicy(every_steps=1, every_seconds=None, unchanged=self.unchanged, on_failure=self.on_failure)
         with Checkpointer(adapted.state, self.url, save=save, grace_seconds=self.grace_seconds) as saver:
             for step in saver.steps(self.total):
                 torch.manual_seed(step)

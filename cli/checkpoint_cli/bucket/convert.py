@@ -16,6 +16,7 @@ from checkpoint_sidecar.core.lineage import in_use, lineage, quarantined, rollba
 from checkpoint_sidecar.core.purging import purge_at
 from checkpoint_sidecar.core.retention import RetentionVerdict
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.sharing import distinct_bytes, freed_bytes
 
 _SILENT_SECONDS = 6 * INTERVAL_SECONDS
 """Age of a heartbeat after which training does not seem to run."""
@@ -75,6 +76,7 @@ def _snapshot_record(
         state=snapshot.state.value,
         committed_at=rfc3339(snapshot.committed_at),
         bytes=commit.bytes,
+        shared_bytes=commit.shared_bytes,
         files=commit.files,
         world_size=commit.world_size,
         trigger=commit.trigger,
@@ -124,7 +126,7 @@ def run_record(found: RunFindings) -> RunRecord:
         latest=latest,
         best=records.get(marks["best"] or ""),
         snapshots=len(live),
-        retained_bytes=sum(each.commit.bytes for each in live),
+        retained_bytes=distinct_bytes(live),
         lost_steps=lost[0],
         lost_seconds=lost[1],
         next_save=_next_save(found),
@@ -245,7 +247,7 @@ def _next_purges(found: RunFindings) -> Iterator[NextPurgeRecord]:
     for identifier, reasons in found.verdict.retire.items():
         snapshot = run.snapshots[identifier]
         if snapshot.live:
-            size = snapshot.commit.bytes
+            size = freed_bytes(run, snapshot)
             yield NextPurgeRecord(snapshot=identifier, action="Retire", bytes=size, reasons=tuple(reasons))
 
 
@@ -255,6 +257,5 @@ def _purges(found: RunFindings) -> Iterator[NextPurgeRecord]:
             each.state is SnapshotState.RETIRED and each.id in found.verdict.retire
         ):
             at = rfc3339(purge_at(found.run, each))
-            yield NextPurgeRecord(
-                snapshot=each.id, action="Purge", bytes=each.commit.bytes, at=at, reasons=each.reasons
-            )
+            size = freed_bytes(found.run, each)
+            yield NextPurgeRecord(snapshot=each.id, action="Purge", bytes=size, at=at, reasons=each.reasons)

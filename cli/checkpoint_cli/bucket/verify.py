@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,13 +39,16 @@ def verify(
     from checkpoint_cli.exits import ExitStatus
     from checkpoint_cli.progress import bytes_bar
     from checkpoint_cli.records import ReportRecord
+    from checkpoint_sidecar.core.sharing import distinct_bytes
+    from checkpoint_sidecar.engine.verify import VerificationPass
 
     if everything and at.selector:
         raise typer.BadParameter("--all is about a whole run: leave out the selector.")
     snapshots = at.run.snapshots() if everything else (present(at.url, at.snapshot()),)
-    total = sum(each.commit.bytes for each in snapshots) if checksums else 0
+    total = distinct_bytes(snapshots) if checksums else 0
+    options: dict[str, Any] = {"record": record, "without_operator": without_operator, "same_pass": VerificationPass()}
     with bytes_bar("verifying", total) as advance:
-        checks = tuple(_checked(at, each, checksums, advance, record, without_operator) for each in snapshots)
+        checks = tuple(_checked(at, each, checksums, advance, options) for each in snapshots)
     views.show_report(ReportRecord(subject=at.url, items=checks), output)
     if any(each.result == "problem" for each in checks):
         raise typer.Exit(ExitStatus.PROBLEM)
@@ -72,12 +75,12 @@ def present(url: str, snapshot: Snapshot) -> Snapshot:
 
 
 def _checked(
-    at: AddressedRun, snapshot: Snapshot, checksums: bool, advance: Callable[[int], None], record: bool, without: bool
+    at: AddressedRun, snapshot: Snapshot, checksums: bool, advance: Callable[[int], None], options: dict[str, Any]
 ) -> CheckRecord:
     from checkpoint_cli.records import CheckRecord
     from checkpoint_sidecar.core.units import size
 
-    found = at.run.verify(snapshot, checksums=checksums, progress=advance, record=record, without_operator=without)
+    found = at.run.verify(snapshot, checksums=checksums, progress=advance, **options)
     name = f"{snapshot.id} (step {snapshot.step})"
     if not found.passed:
         return CheckRecord(check=name, result="problem", detail=f"{found.evidence}: {found.message}")

@@ -23,6 +23,7 @@ from checkpoint_sidecar.core.log import (
 from checkpoint_sidecar.core.purging import purge_at
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.sharing import left_bytes
 
 FORECAST_COMMITS = 96
 """Number of commits that a forecast assumes."""
@@ -89,18 +90,24 @@ def storage_of(history: RunHistory) -> Storage:
 def _points(history: RunHistory) -> tuple[StoredBytes, ...]:
     snapshots = history.facts.run.snapshots
     states: dict[str, SnapshotState] = {}
-    sums = {SnapshotState.LIVE: 0, SnapshotState.RETIRED: 0, SnapshotState.PURGING: 0}
+    sums = dict.fromkeys(SnapshotState, 0)
+    left: dict[str, int] = {}
+    kept: set[str] = set()
     points: list[StoredBytes] = []
 
-    def move(identifier: str, expected: Sequence[SnapshotState | None], state: SnapshotState) -> bool:
+    def move(
+        identifier: str, expected: Sequence[SnapshotState | None], state: SnapshotState, *, freed: int = 0
+    ) -> bool:
         before = states.get(identifier)
         if before not in expected:
             return False
-        size = snapshots[identifier].commit.bytes
+        size = left.setdefault(identifier, snapshots[identifier].own_bytes)
         if before is not None:
             sums[before] -= size
-        if state in sums:
-            sums[state] += size
+        if state is SnapshotState.PURGED:
+            # What a purge frees is in its entry; without shared files, it is everything.
+            size = left[identifier] = max(size - freed, 0) if identifier in kept else 0
+        sums[state] += size
         states[identifier] = state
         return True
 
@@ -116,14 +123,15 @@ def _points(history: RunHistory) -> tuple[StoredBytes, ...]:
                 changed = move(identifier, (SnapshotState.LIVE,), SnapshotState.RETIRED)
             case SnapshotReinstated(snapshot=identifier) | RollbackRequested(snapshot=identifier):
                 changed = move(identifier, (SnapshotState.RETIRED,), SnapshotState.LIVE)
-            case PurgeStarted(snapshot=identifier):
-                changed = move(identifier, (SnapshotState.RETIRED,), SnapshotState.PURGING)
-            case SnapshotPurged(snapshot=identifier):
-                changed = move(identifier, (SnapshotState.PURGING,), SnapshotState.PURGED)
+            case PurgeStarted(snapshot=identifier, keep=keep):
+                changed = move(identifier, (SnapshotState.RETIRED, SnapshotState.PURGED), SnapshotState.PURGING)
+                kept.discard(identifier) if not keep else kept.add(identifier)
+            case SnapshotPurged(snapshot=identifier, bytes=freed):
+                changed = move(identifier, (SnapshotState.PURGING,), SnapshotState.PURGED, freed=freed)
             case _:
                 continue
         if changed:
-            retired = sums[SnapshotState.RETIRED] + sums[SnapshotState.PURGING]
+            retired = sum(size for state, size in sums.items() if state is not SnapshotState.LIVE)
             points.append(StoredBytes(entry.stored_at, sums[SnapshotState.LIVE], retired))
     return tuple(points)
 
@@ -201,6 +209,6 @@ def _apply_policy(run: Run, snapshots: dict[str, Snapshot], now: dt.datetime) ->
 
 
 def _bytes_of(run: Run, at: dt.datetime) -> StoredBytes:
-    live = sum(s.commit.bytes for s in run.snapshots.values() if s.live)
-    held = (SnapshotState.RETIRED, SnapshotState.PURGING)
-    return StoredBytes(at, live, sum(s.commit.bytes for s in run.snapshots.values() if s.state in held))
+    live = sum(s.own_bytes for s in run.snapshots.values() if s.live)
+    rest = (s for s in run.snapshots.values() if not s.live and s.state is not SnapshotState.REJECTED)
+    return StoredBytes(at, live, sum(left_bytes(run, s) for s in rest))

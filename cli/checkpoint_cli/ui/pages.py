@@ -21,6 +21,7 @@ from checkpoint_sidecar.core.heartbeat import INTERVAL_SECONDS
 from checkpoint_sidecar.core.log import StoredEntry, Unknown
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.policy import NOT_CHECKED
+from checkpoint_sidecar.core.sharing import distinct_bytes
 
 MAX_FILES = 500
 """Number of files of a snapshot that its page lists."""
@@ -68,7 +69,7 @@ def _listed(url: str, found: RunReport | str, links: Links) -> Markup:
     history, run = found.history, found.history.facts.run
     newest = run.snapshots.get(run.newest or "")
     kept = found.in_state(ShownState.KEPT, ShownState.HELD, ShownState.DAMAGED)
-    size = formats.size(sum(life.snapshot.commit.bytes for life in kept))
+    size = formats.size(distinct_bytes([life.snapshot for life in kept]))
     return row(
         el("span", el("a", run_name(found), href=links.run(url)), el("br"), el("code", url)),
         _spark(found),
@@ -164,6 +165,7 @@ def _facts(life: SnapshotLife, url: str, links: Links) -> Iterable[Markup]:
         ("Parent", parent),
         ("In the lineage", "yes" if life.in_lineage else "no: the newest snapshot does not descend from it"),
         ("Size", f"{formats.size(commit.bytes)} in {formats.counted(commit.files, 'file')}"),
+        ("Shared", f"{formats.size(commit.shared_bytes)} of it in earlier snapshots" if commit.shared_bytes else ""),
         ("Saved by", formats.counted(commit.world_size, "rank")),
         ("Saved in", f"{formats.duration(commit.seconds)}; training waited {formats.duration(commit.blocked_seconds)}"),
         ("Verified", verified[snapshot.verified]),

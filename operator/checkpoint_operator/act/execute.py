@@ -47,9 +47,11 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.log import MAX_TEXT, Owner, RunAdopted, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.shared_files import names_in
+from checkpoint_sidecar.core.sharing import key_in_evidence
 from checkpoint_sidecar.engine.pointer import repair
 from checkpoint_sidecar.engine.removal import delete_data
-from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.engine.verify import VerificationPass, verify_snapshot
 from checkpoint_sidecar.runs.marker import leave_marker
 from checkpoint_sidecar.store.base import Store, UnfinishedUpload
 
@@ -140,24 +142,33 @@ def verify(
     *,
     level: VerifyLevel = "Sizes",
     before_read: Callable[[int], None] = lambda _: None,
+    same_pass: VerificationPass | None = None,
 ) -> ScrubFinding:
     """Compare the objects of a snapshot with its manifest.
 
     Args:
-        before_read: See ``verify_snapshot``; at ``Sizes`` nothing is read.
+        before_read, same_pass: See ``verify_snapshot``; at ``Sizes`` nothing is read.
 
     Raises:
         IncompatibleSnapshotError: A newer version wrote the manifest.
         StoreError: The store failed, which is not evidence against the snapshot.
     """
     try:
-        verify_snapshot(store, snapshot.commit, level=level, connections=_CONNECTIONS, before_read=before_read)
+        verify_snapshot(
+            store,
+            snapshot.commit,
+            level=level,
+            connections=_CONNECTIONS,
+            before_read=before_read,
+            same_pass=same_pass,
+        )
     except CorruptSnapshotError as error:
         message = str(error)
         if snapshot.failures and f"{error.subject}: {error.cause}" not in snapshot.evidence:
             message = f"differs from the last time, so suspect the network or memory of the reader too: {message}"
         message = message[:MAX_TEXT]
-        found = SnapshotVerified(snapshot.id, level, passed=False, evidence=error.evidence, message=message)
+        key = key_in_evidence(error.subject)
+        found = SnapshotVerified(snapshot.id, level, False, error.evidence, message, key)
         return ScrubFinding(found, snapshot.failures)
     return ScrubFinding(SnapshotVerified(snapshot.id, level, passed=True), snapshot.failures)
 
@@ -172,7 +183,7 @@ def _purge(action: Purge, session: RunStore, owner: Owner) -> None:
     folder = layout.parse_save_folder(snapshot.commit.path)
     with contextlib.suppress(ForeignObjectError):
         repair(session.store, session.log, folder.step)
-    delete_data(session.store, snapshot.commit, delete=session.delete)
+    delete_data(session.store, snapshot.commit, keep=names_in(snapshot.kept), delete=session.delete)
     session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
 
 

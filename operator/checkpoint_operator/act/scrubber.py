@@ -22,6 +22,7 @@ from checkpoint_operator.gather.redaction import working_on
 from checkpoint_operator.model.observed import Key, ReadBack, ScrubFinding
 from checkpoint_sidecar.core.errors import CheckpointError, UnreliableReadError
 from checkpoint_sidecar.core.run import Snapshot
+from checkpoint_sidecar.engine.verify import VerificationPass
 from checkpoint_sidecar.store.base import Store
 
 READERS = 2
@@ -104,6 +105,7 @@ class Scrubber:
         self._readings: dict[Key, _ScrubReading] = {}
         self._rests_until: dict[Key, float] = {}
         self._troubles: dict[Key, ReadBack] = {}
+        self._passes: dict[Key, VerificationPass] = {}
         self._queued: set[Key] = set()
         self._queue: FairQueue[Key] = FairQueue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,6 +145,7 @@ class Scrubber:
         unknown = tuple(snapshot for snapshot in snapshots if snapshot.id not in unsettled)
         if not unknown or store is None:
             self._wishes.pop(key, None)
+            self._passes.pop(key, None)
             return
         self._wishes[key] = _ScrubRequest(unknown, store, release)
         rests = time.monotonic() < self._rests_until.get(key, float("-inf"))
@@ -199,6 +202,7 @@ class Scrubber:
         snapshot = wish.snapshots[0]
         began = time.monotonic()
         reading = self._readings[key] = _ScrubReading(snapshot.id, began)
+        same_pass = self._passes.setdefault(key, VerificationPass())
 
         def read() -> ScrubFinding:
             return verify(
@@ -206,6 +210,7 @@ class Scrubber:
                 snapshot,
                 level="Checksums",
                 before_read=lambda amount: reading.wait_for(amount, self._limit),
+                same_pass=same_pass,
             )
 
         try:

@@ -22,6 +22,7 @@ from checkpoint_operator.model.observed import Checkpoint, Observed
 from checkpoint_sidecar.core.api import GROUP, EventReason, Reason
 from checkpoint_sidecar.core.belongings import describe
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.sharing import left_bytes
 from checkpoint_sidecar.core.units import size
 
 FINALIZER = f"{GROUP}/purge"
@@ -163,7 +164,8 @@ def _left(observed: Observed) -> str:
     run, status = observed.run, observed.checkpoint.status
     if run is not None and run.owner in (observed.owner, observed.owner.deleted):
         held = [s for s in run.snapshots.values() if s.state is not SnapshotState.PURGED]
-        return f"the run log and up to {len(held)} snapshots, {size(sum(s.commit.bytes for s in held))}"
+        total = sum(left_bytes(run, s) for s in run.snapshots.values())
+        return f"the run log and up to {len(held)} snapshots, {size(total)}"
     if "retainedBytes" in status:
         return f"{status.get('snapshots', 0)} snapshots, {size(status['retainedBytes'])} when it was last seen"
     return "nothing that is known to be this Checkpoint's"

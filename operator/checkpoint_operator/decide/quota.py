@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from checkpoint_operator.model.observed import Key, Observed
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.selection import Quota
+from checkpoint_sidecar.core.sharing import DistinctBytes, distinct_bytes
 
 OTHER_NAMESPACES = "*"
 
@@ -42,16 +43,14 @@ def demand_of(observed: Observed) -> Demand | None:
         return Demand()
     policy = run.policy.retention
     if policy is None or policy.dry_run or spec.suspend:
-        return Demand(required=sum(s.commit.bytes for s in run.snapshots.values() if s.live))
+        return Demand(required=distinct_bytes([s for s in run.snapshots.values() if s.live]))
     verdict = observed.verdict
     if verdict is None or (verdict.terms.quota and verdict.terms.quota.spare_bytes is not None):
         verdict = judge(run, now=now, terms=replace(observed.terms, quota=None))
-    kept = sum(run.snapshots[identifier].commit.bytes for identifier in verdict.keep)
-    spare = tuple(
-        (found.committed_at.timestamp(), found.commit.bytes)
-        for found in (run.snapshots[identifier] for identifier in verdict.spare)
-    )
-    return Demand(required=kept - sum(size for _, size in spare), spare=spare)
+    total, beside = DistinctBytes(), verdict.keep.keys() - set(verdict.spare)
+    required = sum(total.add(run.snapshots[each]) for each in beside)
+    spare = ((run.snapshots[each].committed_at.timestamp(), total.add(run.snapshots[each])) for each in verdict.spare)
+    return Demand(required=required, spare=tuple(spare))
 
 
 def spare_bytes(demands: Mapping[Key, Demand], limit: int) -> dict[Key, int]:

@@ -28,6 +28,7 @@ def policy_of(spec: api.CheckpointSpec) -> Policy:
             on_failure=spec.save.on_failure,
             max_failures=spec.save.max_failures,
             unchanged=spec.save.unchanged,
+            keyframe_every=spec.save.keyframe_every,
         ),
         overwrite=spec.overwrite_policy,
         retention=_retention(spec.retention) if spec.retention else None,

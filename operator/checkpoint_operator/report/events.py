@@ -25,6 +25,7 @@ from checkpoint_sidecar.core.log import (
     SaveFailed,
     SaveRequested,
     SnapshotCommitted,
+    SnapshotCommittedSharing,
     SnapshotPurged,
     SnapshotReinstated,
     SnapshotRetired,
@@ -170,9 +171,10 @@ def _committed(body: SnapshotCommitted, run: Run) -> _Line:
         message = f"The commit of {body.snapshot} broke the rules in force: {', '.join(snapshot.reasons)}."
         return EventReason.SNAPSHOT_REJECTED, message, True
     copied = f", {size(body.copied_bytes)} of it copied by the store" if body.copied_bytes else ""
+    shared = f", {size(body.shared_bytes)} of it shared with earlier snapshots" if body.shared_bytes else ""
     message = (
-        f"Step {body.step} is committed as {body.snapshot}: {size(body.bytes)} from {body.world_size} ranks{copied} "
-        f"in {body.seconds:.1f} s ({body.trigger})."
+        f"Step {body.step} is committed as {body.snapshot}: {size(body.bytes)} from {body.world_size} ranks"
+        f"{copied}{shared} in {body.seconds:.1f} s ({body.trigger})."
     )
     return EventReason.SNAPSHOT_COMMITTED, message, False
 
@@ -233,6 +235,7 @@ _LINES: dict[type, Callable[[Any, Run], _Line]] = {
     RestoreFinished: _restored,
     WarmStartFinished: _begun,
     SnapshotCommitted: _committed,
+    SnapshotCommittedSharing: _committed,
     SnapshotVerified: _verified,
     QuarantineReleased: _released,
     SaveRequested: _save_requested,

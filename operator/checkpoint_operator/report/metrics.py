@@ -23,6 +23,7 @@ from checkpoint_sidecar.core.log import (
     WarmStartFinished,
 )
 from checkpoint_sidecar.core.run import SnapshotState
+from checkpoint_sidecar.core.sharing import left_bytes
 
 Metric = TypeVar("Metric", Gauge, Counter, Histogram)
 
@@ -76,6 +77,7 @@ class Metrics:
         self._save_failures = self._counter("save_failures", "Failed saves that training reported.")
         self._saved_bytes = self._counter("saved_bytes", "Bytes of the snapshots committed.")
         self._copied_bytes = self._counter("copied_bytes", "Part of the saved bytes that the store copied.")
+        self._shared_bytes = self._counter("shared_bytes", "Part of the saved bytes that was in earlier snapshots.")
         self._restores = self._counter("restores", "Restores finished.", "outcome")
         self._verifications = self._counter("verifications", "Comparisons with the manifest.", "level", "outcome")
         self._purged_bytes = self._counter("purged_bytes", "Bytes of the snapshots purged.")
@@ -116,11 +118,9 @@ class Metrics:
         for level in ("Sizes", "Checksums"):
             self._verifications.labels(*_labels(key), level, "failed")  # a counter that begins at 1 shows no increase
         live = [s for s in run.snapshots.values() if s.live]
-        gone = (SnapshotState.PURGED, SnapshotState.REJECTED)
         self._snapshots.labels(*_labels(key)).set(len(live))
-        self._retained.labels(*_labels(key)).set(
-            sum(s.commit.bytes for s in run.snapshots.values() if s.state not in gone)
-        )
+        valid = (s for s in run.snapshots.values() if s.state is not SnapshotState.REJECTED)
+        self._retained.labels(*_labels(key)).set(sum(left_bytes(run, s) for s in valid))
         self._quarantined.labels(*_labels(key)).set(sum(quarantined(run, s) for s in live))
         self._attempt.labels(*_labels(key)).set(run.highest_attempt)
         self._save_failures.labels(*_labels(key))  # a counter that begins at 1 shows no increase
@@ -144,6 +144,7 @@ class Metrics:
                 self._committed.labels(*_labels(key)).inc()
                 self._saved_bytes.labels(*_labels(key)).inc(body.bytes)
                 self._copied_bytes.labels(*_labels(key)).inc(body.copied_bytes)
+                self._shared_bytes.labels(*_labels(key)).inc(body.shared_bytes)
                 self._save_seconds.labels(*_labels(key)).observe(body.seconds)
             elif isinstance(body, SaveFailed):
                 self._save_failures.labels(*_labels(key)).inc(body.failures)

@@ -88,6 +88,7 @@ def mirror_status(
         committed_at=timestamp(snapshot.committed_at),
         bytes=commit.bytes,
         copied_bytes=commit.copied_bytes or None,
+        shared_bytes=commit.shared_bytes or None,
         size=quantity(commit.bytes),
         files=commit.files,
         world_size=commit.world_size,

@@ -22,6 +22,7 @@ from checkpoint_sidecar.core.lineage import lineage, quarantined
 from checkpoint_sidecar.core.log import RestoreFinished
 from checkpoint_sidecar.core.requests import answered_user
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.sharing import distinct_bytes, freed_bytes
 from checkpoint_sidecar.core.units import quantity
 from checkpoint_sidecar.core.wire import MAX_INT64
 
@@ -59,7 +60,7 @@ def status_with(checkpoint: Checkpoint, fault: StoreFault, *, wall: dt.datetime)
 
 def _facts(observed: Observed, run: Run, claimed_by: str | None) -> api.CheckpointStatus:
     live = [s for s in run.snapshots.values() if s.live]
-    retained = min(sum(s.commit.bytes for s in live), MAX_INT64)
+    retained = min(distinct_bytes(live), MAX_INT64)
     pending = _pending_purge(observed, run)
     suspects = [s for s in reversed(tuple(run.snapshots.values())) if s.live and quarantined(run, s)]
     return api.CheckpointStatus(
@@ -186,7 +187,7 @@ def _lost(observed: Observed, run: Run, attempt: Attempt, snapshot: Snapshot | N
 
 def _pending_purge(observed: Observed, run: Run) -> tuple[api.PendingPurge, ...]:
     pending = [
-        api.PendingPurge(s.id, s.commit.bytes, after, s.reasons)
+        api.PendingPurge(s.id, freed_bytes(run, s), after, s.reasons)
         for s in run.snapshots.values()
         if (after := purge_after(run, s)) is not None
     ]
@@ -196,7 +197,7 @@ def _pending_purge(observed: Observed, run: Run) -> tuple[api.PendingPurge, ...]
     if policy is not None and policy.dry_run and verdict is not None:
         # A dry run does not retire, so the wait has not begun: the earliest time is a grace period after the commit.
         pending += [
-            api.PendingPurge(s.id, s.commit.bytes, _earliest(s, policy.grace_seconds), verdict.retire[s.id])
+            api.PendingPurge(s.id, freed_bytes(run, s), _earliest(s, policy.grace_seconds), verdict.retire[s.id])
             for s in run.snapshots.values()
             if s.live and s.id in verdict.retire
         ]

@@ -19,8 +19,8 @@ class NewSave:
         folder: A new folder that only this save writes.
         step: Optimizer step of the state.
         unchanged: What to do with tensors that have not changed; see ``SavePolicy``.
-        copy_from: Folder of the snapshot that this one descends from, whose files may be copied. Empty if there is
-            none, or something is known against it.
+        copy_from: Folder of the snapshot that this one descends from, whose files may be copied or shared. Empty if
+            there is none, something is known against it, or everything is to be sent.
         copied_bytes: Bytes of all files that the store copied; known at the commit.
     """
 

@@ -12,12 +12,14 @@ from checkpoint_sidecar.attempt.run_save import NewSave
 from checkpoint_sidecar.attempt.session import AttemptSession
 from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core import layout, units
+from checkpoint_sidecar.core.commits import with_shares
 from checkpoint_sidecar.core.errors import (
     CheckpointError,
     CheckpointExistsError,
     ConfigurationError,
     FencedError,
     PrefixClaimedError,
+    SharedFilesLostError,
     UnknownOutcomeError,
 )
 from checkpoint_sidecar.core.failures import described, raising_portable
@@ -25,13 +27,15 @@ from checkpoint_sidecar.core.log import SnapshotCommitted, Trigger
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.overwrite import base_of
 from checkpoint_sidecar.core.run import Run, SnapshotState
+from checkpoint_sidecar.core.sharing import may_share
+from checkpoint_sidecar.core.stock_paths import root_of
 from checkpoint_sidecar.core.units import moved
 from checkpoint_sidecar.engine.pointer import publish
 
 logger = logging.getLogger(__name__)
 
 
-_REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
+_REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError, SharedFilesLostError)
 """Errors of a commit that certainly was not made."""
 
 MOST_METRICS = 32
@@ -122,7 +126,15 @@ class RunTarget:
             raise self._not_needed(existing.id)
         run = session.log.run.short_identity
         folder = layout.SaveFolder(draft.step, session.attempt, layout.new_nonce(), run)
-        return NewSave(folder, draft.step, session.save_policy.unchanged, self._copyable)
+        policy = session.save_policy
+        if policy.unchanged != "Share":
+            return NewSave(folder, draft.step, policy.unchanged, self._copyable)
+        if not root_of(session.store.url):
+            # torch's own reader would not find the files.
+            return NewSave(folder, draft.step, "Copy", self._copyable)
+        base = session.log.run.snapshots.get(base_of(session.state))
+        shares = may_share(session.log.run, base, policy.keyframe_every)
+        return NewSave(folder, draft.step, "Share", self._copyable if shares else "")
 
     def commit(self, save: NewSave, manifest: Manifest, digest: str) -> None:
         """See ``SaveTarget``."""
@@ -143,6 +155,8 @@ class RunTarget:
             blocked_seconds=draft.blocked_seconds,
             copied_bytes=save.copied_bytes,
         )
+
+        entry = with_shares(entry, manifest.shares)
 
         def decide(run: Run) -> SnapshotCommitted | None:
             return decisions.commit(run, entry, overwrite=session.defaults.overwrite)
@@ -203,18 +217,20 @@ class RunTarget:
 
     def _after_commit(self, entry: SnapshotCommitted) -> None:
         logger.info(
-            "saved step %d as %s (%s): %s%s, training waited %.2f s",
+            "saved step %d as %s (%s): %s%s%s, training waited %.2f s",
             entry.step,
             entry.snapshot,
             entry.trigger,
             moved(entry.bytes, entry.seconds),
             f", {units.size(entry.copied_bytes)} of it copied by the store" if entry.copied_bytes else "",
+            f", {units.size(entry.shared_bytes)} of it shared with earlier snapshots" if entry.shared_bytes else "",
             entry.blocked_seconds,
             extra={
                 "operation": "save",
                 "step": entry.step,
                 "bytes": entry.bytes,
                 "copied_bytes": entry.copied_bytes,
+                "shared_bytes": entry.shared_bytes,
                 "seconds": entry.seconds,
                 "blocked_seconds": entry.blocked_seconds,
             },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 from checkpoint_sidecar.attempt.claiming import claim_prefix
@@ -45,6 +46,7 @@ from checkpoint_sidecar.core.metadata_index import without_pickle
 from checkpoint_sidecar.core.overwrite import base_of, existing_save
 from checkpoint_sidecar.core.policy import NOT_CHECKED, OverwritePolicy, SavePolicy, VerifyLevel
 from checkpoint_sidecar.core.run import Attempt, Run, Snapshot
+from checkpoint_sidecar.core.sharing import key_in_evidence, users_of
 from checkpoint_sidecar.core.units import counted, moved
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.folders.reading import read_index
@@ -143,6 +145,7 @@ class AttemptSession:
         self.defaults = defaults
         self.attempt = 0
         self.skipped: list[str] = []
+        self._spoiled: set[str] = set()
         self.on_commit: Callable[[SnapshotCommitted], object] = lambda _: None
         self._owner = owner
         self._log_floor = log_floor
@@ -210,7 +213,8 @@ class AttemptSession:
         """
         while True:
             self._check_fallback()
-            entry = self.log.append(lambda run: decisions.announce(run, self.attempt, self.skipped))
+            tried = {*self.skipped, *self._spoiled}
+            entry = self.log.append(partial(decisions.announce, attempt=self.attempt, tried=tried))
             if entry is None:
                 self._begin_anew()
                 return None
@@ -278,12 +282,19 @@ class AttemptSession:
             FencedError, IncompatibleSnapshotError: The given error.
         """
         evidence = error.evidence if isinstance(error, CorruptSnapshotError) else NO_EVIDENCE
+        key = error.subject if isinstance(error, CorruptSnapshotError) else ""
         if not isinstance(error, FencedError):
             self._finish(
                 RestoreFinished(
-                    self.attempt, snapshot, restored=False, evidence=evidence, message=str(error)[:MAX_TEXT]
+                    self.attempt,
+                    snapshot,
+                    restored=False,
+                    evidence=evidence,
+                    message=str(error)[:MAX_TEXT],
+                    damaged_file=key_in_evidence(key),
                 )
             )
+        self._spoiled.update(users_of(self.log.run, key))
         if evidence != NO_EVIDENCE or (isinstance(error, UnreliableReadError) and self._often_interrupted(snapshot)):
             logger.warning("skipping snapshot %s: %s", snapshot, error)
             self.skipped.append(snapshot)

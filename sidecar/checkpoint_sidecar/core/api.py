@@ -87,6 +87,7 @@ class Save(msgspec.Struct, frozen=True, rename="camel"):
         on_failure: Effect of a failed automatic save on training.
         max_failures: With ``Continue``, the number of successive failures that stop training anyway.
         unchanged: What saves do with tensors that have not changed.
+        keyframe_every: With ``Share``, how often a save sends everything.
     """
 
     every_steps: int | None = None
@@ -96,6 +97,7 @@ class Save(msgspec.Struct, frozen=True, rename="camel"):
     on_failure: OnFailure = "Continue"
     max_failures: int = 5
     unchanged: UnchangedPolicy = "Send"
+    keyframe_every: int = 20
 
 
 class KeepBestRule(msgspec.Struct, frozen=True, rename="camel"):
@@ -309,6 +311,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
     Attributes:
         committed_at: Time of the commit; the object may be younger, because the operator re-creates it from the log.
         copied_bytes: Part of ``bytes`` that the store copied from the parent.
+        shared_bytes: Part of ``bytes`` in files that earlier snapshots stored.
         size: ``bytes`` in readable form, such as ``1.2Ti``.
         metrics: Decimal strings by name.
         saved_in: Duration from the start of staging to the last uploaded byte.
@@ -321,6 +324,7 @@ class CheckpointSnapshotStatus(msgspec.Struct, frozen=True, rename="camel", omit
     committed_at: Timestamp | None = None
     bytes: int | None = None
     copied_bytes: int | None = None
+    shared_bytes: int | None = None
     size: str | None = None
     files: int | None = None
     world_size: int | None = None

@@ -14,7 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TypeAlias
+
+from checkpoint_sidecar.core.layout import settled_name
+from checkpoint_sidecar.core.shared_files import MOST_FILES
 
 LEAST_FILE_BYTES = 5 * 1024 * 1024
 """Minimum size of a settled file: smaller ones cost more requests than they save bytes."""
@@ -89,7 +93,7 @@ class SettledFile:
     """A file of settled tensors, which follow each other in this order.
 
     Attributes:
-        name: In the folder of its save.
+        name: In the folder of the save that stored it.
         copied_from: Name of a file of the base snapshot that has the same bytes; else empty.
     """
 
@@ -164,6 +168,8 @@ def arrange(
     settled: Sequence[SettledPart],
     base: Iterable[SettledFile],
     *,
+    sharing: bool = False,
+    most_files: int = MOST_FILES,
     least_bytes: int = LEAST_FILE_BYTES,
     most_bytes: int = MOST_FILE_BYTES,
 ) -> tuple[SettledFile, ...]:
@@ -172,7 +178,9 @@ def arrange(
     A file of the base stays together as long as none of its tensors changes. All others are put into new files.
 
     Args:
-        base: The rank's settled files in the snapshot from which files may be copied.
+        base: The rank's settled files in the snapshot whose files may be copied or shared.
+        sharing: Files of the base are shared, so they keep their names.
+        most_files: Maximum number of files.
         least_bytes: Minimum size of a file.
         most_bytes: Maximum size of a file with several tensors.
     """
@@ -187,9 +195,12 @@ def arrange(
                 del now[each.part]
     groups = [(file.parts, file.name) for file in kept]
     groups += [(group, "") for group in _packed(list(now.values()), most_bytes) if _bytes(group) >= least_bytes]
+    groups = groups[:most_files]
+    taken = {copied_from for _, copied_from in groups if sharing}
+    unused = (name for number in count() if (name := settled_name(rank, number)) not in taken)
     return tuple(
-        SettledFile(f"__{rank}_s{number}.distcp", group, copied_from)
-        for number, (group, copied_from) in enumerate(groups)
+        SettledFile(copied_from if sharing and copied_from else next(unused), group, copied_from)
+        for group, copied_from in groups
     )
 
 

@@ -33,7 +33,8 @@ class Files:
     Args:
         store: A store opened at the run's root.
         folder: The snapshot's folder, relative to the root; empty for the root.
-        manifest: The committed manifest; None reads without verifying.
+        manifest: The committed manifest; None for files that no manifest lists.
+        compare: Verify what the manifest lists.
         settings: Limits on concurrent requests and on memory for buffers.
         compared: Records the bytes that were verified.
     """
@@ -46,20 +47,22 @@ class Files:
         *,
         settings: EngineSettings,
         compared: ComparedBytes | None = None,
+        compare: bool = True,
     ) -> None:
         self._compared = compared
         self._store = store
         self._folder = folder
         self._files = {file.name: file for file in manifest.files} if manifest else None
-        self._block_bytes = manifest.block_bytes if manifest else 1
+        self._compares = compare and manifest is not None
+        self._block_bytes = manifest.block_bytes if manifest is not None and compare else 1
         self._settings = settings
 
     def read(self, wants: Iterable[Want], *, staging_bytes: int = 0, progress: TransferMeter | None = None) -> None:
         """Deliver every wanted byte.
 
-        Bytes that several wants share are read once. With a manifest, whole blocks are read and compared, and one that
-        differs is read again over fresh connections. Reading ends at the first failure: requests that have not begun
-        are dropped, and the others are waited for.
+        Bytes that several wants share are read once. To compare, whole blocks are read, and one that differs is read
+        again over fresh connections. Reading ends at the first failure: requests that have not begun are dropped, and
+        the others are waited for.
 
         Args:
             staging_bytes: Memory, of that in ``settings``, for destinations that take all of their bytes at once; a
@@ -104,9 +107,9 @@ class Files:
             pool.wait()
 
     def _tasks(self, name: str, wants: Sequence[Want]) -> Iterator[_Task]:
-        key = f"{self._folder}/{name}" if self._folder else name
         spans = [want.span for want in wants]
         file = self._files[name] if self._files is not None else None
+        key = file.key(self._folder) if file else f"{self._folder}/{name}" if self._folder else name
         if file is not None:
             _check_bounds(key, spans, file.size)
         size = file.size if file is not None else None
@@ -114,7 +117,8 @@ class Files:
         in_memory = [isinstance(want.into, memoryview) for want in wants]
         for request in requests:
             delivery = plan_delivery(request, in_memory.__getitem__)
-            yield _Task(self._store, key, file, self._block_bytes, wants, request, delivery, self._compared)
+            compared_with = file if self._compares else None
+            yield _Task(self._store, key, compared_with, self._block_bytes, wants, request, delivery, self._compared)
 
 
 class _ReusedBuffer(threading.local):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError
@@ -13,11 +13,16 @@ from checkpoint_sidecar.store.base import Store
 
 
 def delete_data(
-    store: Store, commit: SnapshotCommitted, *, delete: Callable[[Iterable[str]], None] | None = None
+    store: Store,
+    commit: SnapshotCommitted,
+    *,
+    keep: Collection[str] = (),
+    delete: Callable[[Iterable[str]], None] | None = None,
 ) -> None:
-    """Delete exactly the objects that a snapshot's manifest names, and the manifest last. Idempotent.
+    """Delete exactly the objects that a snapshot has stored by its manifest, and the manifest last. Idempotent.
 
     Args:
+        keep: Names of files that other snapshots share.
         delete: How to delete keys; by default as fast as the store can.
 
     Raises:
@@ -27,4 +32,4 @@ def delete_data(
         manifest = read_manifest(store, commit)
     except (CorruptSnapshotError, IncompatibleSnapshotError):
         manifest = None
-    delete_save(store, layout.parse_save_folder(commit.path), manifest, delete=delete)
+    delete_save(store, layout.parse_save_folder(commit.path), manifest, keep=keep, delete=delete)

@@ -56,7 +56,7 @@ class ServerCopy:
         """
         if not self.able(file):
             return False
-        source_key, key = f"{source_folder}/{file.name}", f"{folder}/{name or file.name}"
+        source_key, key = file.key(source_folder), f"{folder}/{name or file.name}"
         try:
             return self._copied_whole(file, source_key, key) or self._copied_in_parts(file, source_key, key)
         except (AccessDeniedError, RequestRefusedError) as error:

@@ -99,7 +99,7 @@ class SettledCopies:
         return done
 
     def _linked(self, file: File, name: str) -> bool:
-        store, key, source_key = self._store, f"{self._folder}/{name}", f"{self._source.path}/{file.name}"
+        store, key, source_key = self._store, f"{self._folder}/{name}", file.key(self._source.path)
         assert isinstance(store, LinksObjects)
         committed = self._written(f"{self._source.path}/{MANIFEST_NAME}")
         linked = store.link(key, source_key)

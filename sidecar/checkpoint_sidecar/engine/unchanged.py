@@ -1,4 +1,4 @@
-"""What one rank knows of its tensors from earlier saves, and the copies of files whose tensors did not change.
+"""What one rank knows of its tensors from earlier saves, and the files whose tensors did not change: copied or shared.
 
 ``core.unchanged`` decides; this module hashes, reads the lists in the files of a restored snapshot, and lets the store
 copy. The digests are xxh3-128, which two different tensors share with a probability of 2^-128, at memory's speed.
@@ -35,6 +35,7 @@ from checkpoint_sidecar.engine.meter import TransferMeter
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.settled_copies import SettledCopies, may_copy
+from checkpoint_sidecar.engine.settled_shares import shared_files
 from checkpoint_sidecar.store.base import Store
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class UnchangedFiles:
         store: Store,
         rank: int,
         copy_from: str,
+        sharing: bool,
+        most_files: int,
         block_bytes: int,
         settings: EngineSettings,
         meter: TransferMeter,
@@ -98,14 +101,16 @@ class UnchangedFiles:
 
         Args:
             archives: All tensors of this rank. Their memory must not change before the save has ended.
-            copy_from: Folder of the snapshot whose files may be copied, or empty.
+            copy_from: Folder of the snapshot whose files may be copied or shared, or empty.
+            sharing: Share them instead of copying.
+            most_files: Maximum number of settled files.
             block_bytes: Block size of the save's checksums.
             meter: May cancel.
         """
         self._files, self._next = (), CopySource("", block_bytes)
-        if self._able and not may_copy(store):
+        if not sharing and self._able and not may_copy(store):
             self._give_up(store, rank)
-        if not self._able:
+        if not sharing and not self._able:
             return ()
         self._learn(store, rank, settings)
         history = self._history
@@ -118,7 +123,8 @@ class UnchangedFiles:
         settled, self._history = settle(sampled, digests, history)
         source = self._source
         usable = source is not None and (source.path, source.block_bytes) == (copy_from, block_bytes)
-        self._files = arrange(rank, settled, self._base if usable else ())
+        base = self._base if usable else ()
+        self._files = arrange(rank, settled, base, sharing=sharing, most_files=most_files)
         return self._files
 
     def copied(
@@ -141,12 +147,17 @@ class UnchangedFiles:
             self._give_up(store, rank)
         return made
 
+    def shared(self, store: Store, settings: EngineSettings) -> list[File]:
+        """Return the entries of files that are arranged to be shared, and may be; all other files have to be sent."""
+        wanted = [each.copied_from for each in self._files if each.copied_from]
+        return [] if self._source is None else shared_files(store, self._source, wanted, settings=settings)
+
     def stored(self, files: Iterable[File]) -> None:
         """Note the manifest's entries of the files that the latest save has stored."""
         self._next = replace(self._next, files={file.name: file for file in files})
 
     def committed(self, path: str) -> None:
-        """Note that the latest save is committed, so that the next one may copy its files.
+        """Note that the latest save is committed, so that the next one may copy or share its files.
 
         Args:
             path: The snapshot's folder.

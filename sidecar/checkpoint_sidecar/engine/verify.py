@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core import manifest as manifests
+from checkpoint_sidecar.core.commits import shares_of
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, ObjectNotFoundError, ObjectTooLargeError
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import File, Manifest
@@ -24,6 +26,20 @@ _PARALLEL_REQUESTS = 8
 
 _LITTLE_BYTES = 16 * 1024 * 1024
 """Maximum bytes that rank 0 reads after a restore to complete the verification of a snapshot."""
+
+
+class VerificationPass:
+    """The files that snapshots may share and that were intact when one pass over several snapshots has read them."""
+
+    def __init__(self) -> None:
+        self._intact: set[tuple[str, int, bytes]] = set()
+
+    def has(self, file: File, folder: str) -> bool:
+        return (file.key(folder), file.size, file.block_crc32c) in self._intact
+
+    def add(self, file: File, folder: str) -> None:
+        if layout.settled_place(file.name) is not None:
+            self._intact.add((file.key(folder), file.size, file.block_crc32c))
 
 
 def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
@@ -44,7 +60,12 @@ def read_manifest(store: Store, commit: SnapshotCommitted) -> Manifest:
         except ObjectTooLargeError as error:
             # A committed manifest never has that size.
             raise CorruptSnapshotError("read the manifest", key, error.cause, evidence="ManifestMismatch") from error
-        return manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
+        manifest = manifests.decode(data, expected_digest=commit.manifest_digest, subject=key)
+        if manifest.shares != shares_of(commit):
+            # The log decides which files stay, so that this snapshot may lose some.
+            cause = "it shares other files with other snapshots than its commit says"
+            raise CorruptSnapshotError("read the manifest", key, cause, evidence="ManifestMismatch")
+        return manifest
 
     return confirmed(store, read)
 
@@ -78,7 +99,7 @@ def read_file(
         )
     check_sizes(store, folder, [file], level=level)
     data = bytearray(file.size)
-    contents = Files(store, folder, manifest if level == "Checksums" else None, settings=settings)
+    contents = Files(store, folder, manifest, settings=settings, compare=level == "Checksums")
     contents.read([Want(name, ByteRange(0, file.size), memoryview(data))])
     return bytes(data)
 
@@ -109,6 +130,7 @@ def verify_snapshot(
     level: VerifyLevel,
     connections: int = _PARALLEL_REQUESTS,
     before_read: Callable[[int], None] = lambda _: None,
+    same_pass: VerificationPass | None = None,
 ) -> int:
     """Check every file of a snapshot.
 
@@ -116,6 +138,7 @@ def verify_snapshot(
         level: How thoroughly to check.
         connections: Concurrent requests. Memory use is this times ``REQUEST_BYTES``, at least one block.
         before_read: Called with a number of bytes before they are read. It may wait, to slow down, or raise, to stop.
+        same_pass: Remembers the shared files that were read, so that they are not read again for other snapshots.
 
     Returns:
         Total bytes of the checked files.
@@ -133,17 +156,21 @@ def verify_snapshot(
         step = max(REQUEST_BYTES * connections // manifest.block_bytes, 1) * manifest.block_bytes
         memory = memoryview(bytearray(min(step, max((file.size for file in manifest.files), default=0))))
         for file in manifest.files:
+            if same_pass is not None and same_pass.has(file, commit.path):
+                continue
             for start in range(0, file.size, step):
                 span = ByteRange(start, min(step, file.size - start))
                 before_read(span.length)
                 contents.read([Want(file.name, span, memory[: span.length])])
+            if same_pass is not None:
+                same_pass.add(file, commit.path)
     return manifest.size
 
 
 def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: VerifyLevel = "Sizes") -> None:
     """Compare the sizes of some files of a save with the stored ones, and read no data.
 
-    Many files are looked up in one listing of the folder; a file is asked for by itself where the listing differs.
+    Many files are looked up in one listing of their folder; a file is asked for by itself where the listing differs.
 
     Args:
         folder: ``SaveFolder.path``.
@@ -156,12 +183,15 @@ def check_sizes(store: Store, folder: str, files: Iterable[File], *, level: Veri
     if level == NOT_CHECKED:
         return
     left = list(files)
-    if len(left) > _PARALLEL_REQUESTS:
-        listed = {info.key: info.size for info in store.list(f"{folder}/")}
-        left = [file for file in left if listed.get(f"{folder}/{file.name}") != file.size]
+    counts = Counter(file.shared_in or folder for file in left)
+    listed: dict[str, int] = {}
+    for each, count in counts.items():
+        if count > _PARALLEL_REQUESTS:
+            listed.update((info.key, info.size) for info in store.list(f"{each}/"))
+    left = [file for file in left if listed.get(file.key(folder)) != file.size]
 
     def check(file: File) -> None:
-        key = f"{folder}/{file.name}"
+        key = file.key(folder)
         info = store.stat(key)
         if info is None:
             raise missing(key)

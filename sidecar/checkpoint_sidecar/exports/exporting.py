@@ -300,7 +300,7 @@ def prepare_export(
     writer = FileWriter(
         target,
         run.store if copies else None,
-        snapshot.commit.path,
+        {file.name: file.key(opened.folder) for file in opened.manifest.files},
         reading,
         _limits(opened.settings, casts=any(each.is_cast for each in choice.tensors)),
         TransferMeter(),

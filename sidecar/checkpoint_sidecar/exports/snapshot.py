@@ -75,7 +75,7 @@ class OpenSnapshot:
     def reading(self, tensors: Iterable[StoredTensor], cast: Cast | None, subject: str) -> SnapshotReading:
         """Find where the bytes of tensors are, and return what reads them."""
         # The heads of archives are few bytes of many blocks: comparing them would read all of those blocks.
-        heads = Files(self.store, self.folder, None, settings=self.settings)
+        heads = Files(self.store, self.folder, self.manifest, settings=self.settings, compare=False)
         # Each part that is written reads by itself.
         share = max(self.settings.memory_bytes // 8, LEAST_MEMORY_BYTES)
         settings = replace(self.settings, memory_bytes=share, connections=max(self.settings.connections // 4, 1))

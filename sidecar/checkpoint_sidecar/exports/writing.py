@@ -85,14 +85,14 @@ class FileWriter:
     Attributes:
         store: Opened at the destination.
         source: The store of the snapshot, if ``store`` may compose files of its objects; else None.
-        folder: The save's folder in it.
+        keys: Keys of the snapshot's files in it, by name.
         settings: Limits; memory is for the parts that are sent, without what reading them needs.
         progress: Counts every byte that is stored; may cancel.
     """
 
     store: Store
     source: Store | None
-    folder: str
+    keys: Mapping[str, str]
     reading: SnapshotReading
     settings: EngineSettings
     progress: TransferMeter
@@ -134,7 +134,7 @@ class FileWriter:
         self.progress.expect(file.size)
 
         def copy(composition: Composition, index: int, part: ObjectPart, of: SourceRange) -> None:
-            composition.copy_part(index, f"{self.folder}/{of.file}", of.start + part.span.start - of.span.start)
+            composition.copy_part(index, self.keys[of.file], of.start + part.span.start - of.span.start)
             self.progress.add(part.span.length)
 
         def send(composition: Composition, index: int, part: ObjectPart) -> None:

@@ -9,7 +9,8 @@ from checkpoint_sidecar.core.errors import NO_EVIDENCE, CorruptSnapshotError, Ev
 from checkpoint_sidecar.core.log import MAX_TEXT, SnapshotVerified
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.core.run import Snapshot
-from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.core.sharing import key_in_evidence
+from checkpoint_sidecar.engine.verify import VerificationPass, verify_snapshot
 from checkpoint_sidecar.store.base import Store
 
 
@@ -22,6 +23,7 @@ class SnapshotCheck:
         passed: Whether every object is as it was committed.
         evidence: The kind of damage, or ``None``.
         message: Describes the first damage found.
+        key: The object that is damaged, if it is known.
         bytes: Size of the snapshot's files.
         failures: Times that evidence had been found before the check began.
     """
@@ -33,21 +35,35 @@ class SnapshotCheck:
     message: str = ""
     bytes: int = 0
     failures: int = 0
+    key: str = ""
 
     @property
     def entry(self) -> SnapshotVerified:
         """The log entry that records the check."""
-        return SnapshotVerified(self.snapshot, self.level, self.passed, self.evidence, self.message[:MAX_TEXT])
+        return SnapshotVerified(
+            self.snapshot,
+            self.level,
+            self.passed,
+            self.evidence,
+            self.message[:MAX_TEXT],
+            key_in_evidence(self.key),
+        )
 
 
 def check_snapshot(
-    store: Store, snapshot: Snapshot, *, checksums: bool, progress: Callable[[int], None] | None = None
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    checksums: bool,
+    progress: Callable[[int], None] | None = None,
+    same_pass: VerificationPass | None = None,
 ) -> SnapshotCheck:
     """Compare the stored objects of a snapshot with its manifest.
 
     Args:
         checksums: Read every byte, instead of asking for the sizes only.
         progress: Called with the number of bytes of each piece before it is read. It may raise, to stop.
+        same_pass: Files that snapshots share are read once in a pass.
 
     Raises:
         IncompatibleSnapshotError: A newer version wrote the manifest.
@@ -55,9 +71,17 @@ def check_snapshot(
     """
     level: VerifyLevel = "Checksums" if checksums else "Sizes"
     try:
-        size = verify_snapshot(store, snapshot.commit, level=level, before_read=progress or (lambda _: None))
+        before_read = progress or (lambda _: None)
+        size = verify_snapshot(store, snapshot.commit, level=level, before_read=before_read, same_pass=same_pass)
     except CorruptSnapshotError as error:
         return SnapshotCheck(
-            snapshot.id, level, False, error.evidence, str(error), snapshot.commit.bytes, snapshot.failures
+            snapshot.id,
+            level,
+            False,
+            error.evidence,
+            str(error),
+            snapshot.commit.bytes,
+            snapshot.failures,
+            error.subject,
         )
     return SnapshotCheck(snapshot.id, level, True, bytes=size, failures=snapshot.failures)

@@ -186,7 +186,8 @@ class _SnapshotCopy:
         there = [file for file in there if self._is_whole(file, manifest)]
         files = [*there]
         if block_bytes == original.block_bytes:
-            files += [file for file in manifest.files if file not in there and self._copied_by_store(file)]
+            stored = {file.name: file for file in original.files}
+            files += [file for file in manifest.files if file not in there and self._copied_by_store(stored[file.name])]
         contents = Files(self._source, self._snapshot.commit.path, original, settings=_one_request())
         for batch in _batches([file for file in manifest.files if file not in files]):
             plans = [FilePlan(each.name, (_Stored(contents, each, self._settings.progress),)) for each in batch]
@@ -254,7 +255,8 @@ class _SnapshotCopy:
             return None
         data = bytearray(file.size)
         contents.read([Want(file.name, ByteRange(0, file.size), memoryview(data))])
-        return copying.stock_metadata_of_copy(bytes(data), source, self._folder, self._identifier)
+        shared = [each for each in original.files if each.shared_in]
+        return copying.stock_metadata_of_copy(bytes(data), source, self._folder, self._identifier, shared)
 
 
 _READ_BYTES = 64 * 1024 * 1024

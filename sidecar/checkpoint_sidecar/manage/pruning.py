@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from checkpoint_sidecar.core import layout, purging
+from checkpoint_sidecar.core import layout, purging, sharing
 from checkpoint_sidecar.core.errors import ForeignObjectError
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotPurged
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.selection import Terms
+from checkpoint_sidecar.core.shared_files import names_in
 from checkpoint_sidecar.engine.pointer import repair
 from checkpoint_sidecar.engine.removal import delete_data
 from checkpoint_sidecar.runs.log import RunLog
@@ -29,7 +30,8 @@ class PrunePlan:
     Attributes:
         retire: Snapshots to retire, with the reasons. Their data stays for the grace period.
         reinstate: Retired snapshots that the policy wants back.
-        purge: Retired snapshots whose data may be deleted now, oldest first.
+        purge: Snapshots whose data may be deleted now, oldest first: retired ones, and purged ones that left files
+            which no other snapshot shares any more.
         waits: Other retired snapshots that the policy does not want, with the end of their grace period.
         blocked: Why nothing is deleted although a grace period is over, or empty.
         bytes: Size of ``purge``.
@@ -73,8 +75,22 @@ def plan_pruning(run: Run, *, now: dt.datetime, only: Collection[str] | None = N
         waits={identifier: end for identifier, end in ends if end is not None},
         reinstate=tuple(s.id for s in kept if s.state is SnapshotState.RETIRED and chosen(s.id)),
         blocked=blocked,
-        bytes=sum(run.snapshots[each].commit.bytes for each in purge),
+        bytes=sum(sharing.freed_bytes(run, run.snapshots[each]) for each in purge),
     )
+
+
+def carry_out(
+    plan: PrunePlan, log: RunLog, store: Store, *, check: Callable[[Run], None], now: Callable[[], dt.datetime]
+) -> PrunePlan:
+    """Delete what is planned. Returns the plan with what was deleted; see ``purge``."""
+    gone, size = [], 0
+    for each in plan.purge:
+        frees = sharing.freed_bytes(log.run, log.run.snapshots[each])
+        if purge(log, store, each, check=check, now=now()):
+            gone.append(each)
+            size += frees
+    size += release(log, store, check=check)
+    return replace(plan, purge=tuple(gone), bytes=size)
 
 
 def purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], None], now: dt.datetime) -> bool:
@@ -98,6 +114,21 @@ def purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], No
     return finish_purge(log, store, snapshot, check=check)
 
 
+def release(log: RunLog, store: Store, *, check: Callable[[Run], None]) -> int:
+    """Delete files that purges have left and that nothing needs any more. Returns their bytes. Raises as ``purge``."""
+    total = 0
+    for snapshot in sharing.releasable(log.run):
+
+        def start(run: Run, snapshot: str = snapshot) -> PurgeStarted | None:
+            check(run)
+            return purging.release(run, snapshot)
+
+        total += sharing.freed_bytes(log.run, log.run.snapshots[snapshot])
+        log.append(start)
+        finish_purge(log, store, snapshot, check=check)
+    return total
+
+
 def finish_purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], None]) -> bool:
     """Delete the data of a snapshot whose PurgeStarted is in the log; see ``purge``."""
 
@@ -110,6 +141,6 @@ def finish_purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[R
         return False
     with contextlib.suppress(ForeignObjectError):
         repair(store, log, layout.parse_save_folder(found.commit.path).step)
-    delete_data(store, found.commit)
+    delete_data(store, found.commit, keep=names_in(found.kept))
     log.append(finish)
     return True

@@ -8,7 +8,7 @@ from checkpoint_sidecar.core import removal
 from checkpoint_sidecar.core.errors import ChangeRefusedError
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.manage.changes import RunChange, append, check_changeable
-from checkpoint_sidecar.manage.pruning import finish_purge
+from checkpoint_sidecar.manage.pruning import finish_purge, release
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 
@@ -49,4 +49,6 @@ def remove(log: RunLog, store: Store, snapshot: str, how: Removal) -> RunChange:
     if not how.dry_run and not finish_purge(log, store, snapshot, check=check):
         cause = "it was made a candidate again meanwhile"
         raise ChangeRefusedError(_REMOVE, f"{log.store.url}@{snapshot}", cause, "Try again.")
+    if not how.dry_run:
+        release(log, store, check=check)
     return RunChange(entry, snapshot)

@@ -18,6 +18,7 @@ from checkpoint_sidecar.core.purging import reinstate, retire
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import LIBRARY_UID, Attempt, Run, Snapshot
 from checkpoint_sidecar.core.selectors import find_snapshot, latest_snapshot, snapshot_at
+from checkpoint_sidecar.engine.verify import VerificationPass
 from checkpoint_sidecar.manage.changes import (
     APPEND_TIMEOUT_SECONDS,
     RunChange,
@@ -31,7 +32,7 @@ from checkpoint_sidecar.manage.changes import (
 )
 from checkpoint_sidecar.manage.checking import SnapshotCheck, check_snapshot
 from checkpoint_sidecar.manage.following import LONGEST_WAIT_SECONDS, Polling, StopSignal, follow
-from checkpoint_sidecar.manage.pruning import TERMS, PrunePlan, plan_pruning, purge
+from checkpoint_sidecar.manage.pruning import TERMS, PrunePlan, carry_out, plan_pruning
 from checkpoint_sidecar.manage.reading import announced
 from checkpoint_sidecar.manage.removing import Removal, remove
 from checkpoint_sidecar.runs.clock import read_store_clock
@@ -299,6 +300,7 @@ class StoredRun:
         progress: Callable[[int], None] | None = None,
         record: bool = False,
         without_operator: bool = False,
+        same_pass: VerificationPass | None = None,
     ) -> SnapshotCheck:
         """Compare the stored objects of a snapshot with what was committed.
 
@@ -307,6 +309,7 @@ class StoredRun:
             checksums: Read every byte, instead of asking for the sizes only.
             progress: Called with the number of bytes of each piece before it is read. It may raise, to stop.
             record: Write the result into the log, where retention and restores rely on it.
+            same_pass: Given to checks of several snapshots, which then read each file that they share once.
 
         Raises:
             SnapshotNotFoundError: There is none, or its data was deleted.
@@ -319,7 +322,7 @@ class StoredRun:
         if record:
             check_changeable(self.state, _RECORD, subject=self.url, without_operator=without_operator)
         with announced(self._log, found) if checksums else nullcontext():
-            result = check_snapshot(self.store, found, checksums=checksums, progress=progress)
+            result = check_snapshot(self.store, found, checksums=checksums, progress=progress, same_pass=same_pass)
         if record:
             append(
                 self._log,
@@ -391,9 +394,7 @@ class StoredRun:
             clock = read_store_clock(self.store)
             again = plan_pruning(self._log.run, now=clock.now(), only=only)
             plan = replace(again, retire=plan.retire, reinstate=plan.reinstate)
-        gone = [each for each in plan.purge if purge(self._log, self.store, each, check=check, now=clock.now())]
-        size = sum(self._log.run.snapshots[each].commit.bytes for each in gone)
-        return replace(plan, purge=tuple(gone), bytes=size)
+        return carry_out(plan, self._log, self.store, check=check, now=clock.now)
 
     # Waiting
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.layout import SaveFolder
@@ -15,9 +15,10 @@ def delete_save(
     folder: SaveFolder,
     manifest: Manifest | None,
     *,
+    keep: Collection[str] = (),
     delete: Callable[[Iterable[str]], None] | None = None,
 ) -> None:
-    """Delete exactly the manifest's files, then the manifest. Idempotent.
+    """Delete exactly the manifest's files in this folder, then the manifest. Idempotent.
 
     The manifest goes last: after a crash in between it still says what is left to delete. For a snapshot, PurgeStarted
     must already be in the log.
@@ -25,17 +26,17 @@ def delete_save(
     Args:
         manifest: None when it is gone (an earlier call was nearly done) or cannot be used. A save's folder is never
             shared by two saves, so then all files of saves in it belong to the snapshot.
+        keep: Names of files that other snapshots share.
         delete: How to delete keys; by default as fast as the store can.
 
     Raises:
         StoreError: Something was not deleted; call again.
     """
     if manifest is not None:
-        keys = [f"{folder.path}/{file.name}" for file in manifest.files]
+        names = [file.name for file in manifest.files if not file.shared_in]
     else:
-        listed = [info.key for info in store.list(f"{folder.path}/")]
-        names = (key.removeprefix(f"{folder.path}/") for key in listed)
-        keys = [f"{folder.path}/{name}" for name in names if layout.is_save_file(name) and name != layout.MANIFEST_NAME]
+        listed = (info.key.removeprefix(f"{folder.path}/") for info in store.list(f"{folder.path}/"))
+        names = [name for name in listed if layout.is_save_file(name) and name != layout.MANIFEST_NAME]
     delete = delete or store.delete
-    delete(keys)
+    delete([f"{folder.path}/{name}" for name in names if name not in keep])
     delete([folder.manifest])

@@ -274,9 +274,10 @@ class FolderLoading:
         contents = Files(
             self._store,
             candidate.path,
-            candidate.manifest if verified else None,
+            candidate.manifest,
             settings=EngineSettings.from_environment(),
             compared=self._compared if verified else None,
+            compare=verified,
         )
         if wants:
             contents.read(wants, progress=self._progress)

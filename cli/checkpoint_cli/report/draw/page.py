@@ -17,6 +17,7 @@ from checkpoint_cli.report.goodput import Activity
 from checkpoint_cli.report.history import ShownState
 from checkpoint_cli.report.view import RunReport
 from checkpoint_sidecar.core.policy import NOT_CHECKED, RetentionPolicy
+from checkpoint_sidecar.core.sharing import distinct_bytes
 
 _PATTERNS = Markup(
     '<svg class="defs" width="0" height="0" aria-hidden="true"><defs>'
@@ -183,7 +184,7 @@ def _figures(report: RunReport) -> Iterator[tuple[str, str, str]]:
         yield "Goodput", formats.percent(goodput.share), f"of {total} is training that is saved and kept"
     held = report.in_state(ShownState.KEPT, ShownState.HELD, ShownState.DAMAGED)
     waiting = report.in_state(ShownState.RETIRED)
-    kept = formats.size(sum(life.snapshot.commit.bytes for life in held))
+    kept = formats.size(distinct_bytes([life.snapshot for life in held]))
     detail = formats.counted(len(held), "snapshot")
     yield "Kept", kept, detail + (f"; {formats.count(len(waiting))} more await deletion" if waiting else "")
     unclear, lost = goodput.seconds[Activity.UNCLEAR], goodput.seconds[Activity.LOST]

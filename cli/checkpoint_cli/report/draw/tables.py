@@ -15,6 +15,7 @@ from checkpoint_cli.report.view import RunReport, SnapshotRow
 from checkpoint_sidecar.core.best import metric_value
 from checkpoint_sidecar.core.policy import NOT_CHECKED
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
+from checkpoint_sidecar.core.sharing import distinct_bytes
 
 _MAX_POINTS = 60
 _MAX_COLUMNS = 2
@@ -80,7 +81,7 @@ def _snapshot(found: SnapshotRow, metrics: Sequence[str], link: Callable[[str], 
         f"{formats.count(first.step)} to {step}" if several else step,
         el("span", _state(life.snapshot.state, life.state), class_=f"state {life.state}"),
         el("span", _why(found), class_="words"),
-        formats.size(sum(each.snapshot.commit.bytes for each in found.lives)),
+        formats.size(distinct_bytes([each.snapshot for each in found.lives])),
         f"{formats.moment(first.committed_at)} to {formats.moment(snapshot.committed_at)}"
         if several
         else el("span", formats.moment(snapshot.committed_at), class_="whole"),

@@ -11,7 +11,8 @@ import copyreg
 import dataclasses
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,17 +55,30 @@ def metadata_bytes(metadata: Metadata, inventory: Inventory | None, *, prefix: s
     return data
 
 
-def metadata_pickles(metadata: Metadata, inventory: Inventory | None, prefixes: Sequence[str]) -> list[bytes]:
-    """Return the pickle with each of these prefixes, see ``metadata_bytes``. Nearly all of their bytes are the same."""
+def metadata_pickles(
+    metadata: Metadata,
+    inventory: Inventory | None,
+    prefixes: Sequence[str],
+    *,
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+) -> list[bytes]:
+    """Return the pickle with each of these prefixes, see ``metadata_bytes``. Nearly all of their bytes are the same.
+
+    Args:
+        elsewhere: Whole paths by name, in place of prefix and name. Without a prefix, names stay.
+    """
     if inventory is None:
-        return [_pickled(_under(prefix, metadata)) for prefix in prefixes]
+        return [_pickled(_under(prefix, metadata, elsewhere)) for prefix in prefixes]
     rest = _rest(inventory, metadata.storage_meta)
-    return [_beginning(inventory, prefix) + rest for prefix in prefixes]
+    return [_beginning(inventory, prefix, elsewhere) + rest for prefix in prefixes]
 
 
-def _beginning(inventory: Inventory, prefix: str) -> bytes:
+def _path(name: str, prefix: str, elsewhere: Mapping[str, str]) -> str:
+    return elsewhere.get(name, f"{prefix}/{name}") if prefix else name
+
+
+def _beginning(inventory: Inventory, prefix: str, elsewhere: Mapping[str, str]) -> bytes:
     """Return the part that names what the rest refers to: only this part contains the paths of files."""
-    under = f"{prefix}/" if prefix else ""
     parts = [
         pickle.PROTO + b"\x04",
         _class("Metadata") + pickle.EMPTY_TUPLE + pickle.NEWOBJ + pickle.EMPTY_DICT,
@@ -75,7 +89,7 @@ def _beginning(inventory: Inventory, prefix: str) -> bytes:
         *(_class(name) + pickle.MEMOIZE for name in _CLASSES),
         *(_text(name) + pickle.MEMOIZE for name in _FIELDS),
         *(_text(name) + pickle.MEMOIZE for name in inventory.names),
-        *(_text(under + name) + pickle.MEMOIZE for name in inventory.files),
+        *(_text(_path(name, prefix, elsewhere)) + pickle.MEMOIZE for name in inventory.files),
         pickle.TUPLE,
     ]
     return b"".join(parts)
@@ -247,15 +261,15 @@ def _value(value: Any) -> bytes:
 
 def _pickled(metadata: Metadata) -> bytes:
     data = io.BytesIO()
-    _PortablePickler(data).dump(metadata)
+    _PortablePickler(data, protocol=3).dump(metadata)  # as above: ``core.stock_paths`` finds every text
     return data.getvalue()
 
 
-def _under(prefix: str, metadata: Metadata) -> Metadata:
+def _under(prefix: str, metadata: Metadata, elsewhere: Mapping[str, str] = MappingProxyType({})) -> Metadata:
     if not prefix:
         return metadata
     stored = {
-        index: dataclasses.replace(info, relative_path=f"{prefix}/{info.relative_path}")
+        index: dataclasses.replace(info, relative_path=_path(info.relative_path, prefix, elsewhere))
         for index, info in metadata.storage_data.items()
     }
     return dataclasses.replace(metadata, storage_data=stored)

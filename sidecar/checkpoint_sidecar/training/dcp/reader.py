@@ -274,13 +274,13 @@ class SnapshotReader(StorageReader):
         return read_file(self._store, self._folder, self._manifest, name, level=self._verify, settings=self._settings)
 
     def _contents(self) -> Files:
-        verified = self._manifest and self._verify == "Checksums"
         return Files(
             self._store,
             self._folder,
-            self._manifest if verified else None,
+            self._manifest,
             settings=self._settings,
             compared=self._compared,
+            compare=self._verify == "Checksums",
         )
 
     def _targets(self, plan: LoadPlan, planner: LoadPlanner) -> dict[ReadItem, torch.Tensor]:

@@ -29,6 +29,7 @@ from checkpoint_sidecar.core.errors import (
     ConfigurationError,
     FencedError,
     PrefixClaimedError,
+    SharedFilesLostError,
     StoreError,
 )
 from checkpoint_sidecar.core.folder_index import INDEX_NAME
@@ -38,6 +39,8 @@ from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.metadata_index import with_index
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import UnchangedPolicy
+from checkpoint_sidecar.core.shared_files import MOST_FILES
+from checkpoint_sidecar.core.stock_paths import root_of
 from checkpoint_sidecar.core.unchanged import SettledFile
 from checkpoint_sidecar.engine.files import FilePlan
 from checkpoint_sidecar.engine.folders.sending import FolderShare
@@ -59,7 +62,7 @@ from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata, rememb
 
 logger = logging.getLogger(__name__)
 
-REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError)
+REFUSALS = (CheckpointExistsError, FencedError, PrefixClaimedError, SharedFilesLostError)
 """What ``SaveTarget.commit`` raises when the snapshot certainly was not and will not be committed."""
 
 
@@ -173,10 +176,11 @@ class SnapshotWriter(StorageWriter):
         total = self.folder_share.total_bytes if self.folder_share else 0
         total += sum(map(plan_bytes, plans))
         self._block_bytes = manifests.block_bytes_for(total)
-        return [
-            with_storage_data(plan, _Share(save.folder, rank, self._block_bytes, save.unchanged, save.copy_from))
-            for rank, plan in enumerate(plans)
-        ]
+        shares = (
+            _Share(save.folder, rank, self._block_bytes, save.unchanged, save.copy_from, len(plans))
+            for rank in range(len(plans))
+        )
+        return [with_storage_data(plan, share) for plan, share in zip(plans, shares, strict=True)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Upload this rank's items; the manifest's lines for its files travel with the results."""
@@ -223,7 +227,8 @@ class SnapshotWriter(StorageWriter):
         target, save = self._running
         lines = [line for rank in results for line in lines_of(rank)]
         files = [line.file for line in lines]
-        save = replace(save, copied_bytes=sum(line.file.size - line.sent for line in lines))
+        copied = sum(line.file.size - line.sent for line in lines if not line.file.shared_in)
+        save = replace(save, copied_bytes=copied)
         inventory = stored_inventory(metadata, results)
         if inventory is None:
             everything = [result for rank in results for result in rank]
@@ -235,7 +240,7 @@ class SnapshotWriter(StorageWriter):
             checkpoint_id=f"{self._store.url}/{save.folder.path}", save_id=save.snapshot
         )
         # Every rank has finished uploading, so that the coordinator can clean up for all of them.
-        self._written = [f"{save.folder.path}/{file.name}" for file in files]
+        self._written = [f"{save.folder.path}/{file.name}" for file in files if not file.shared_in]
         try:
             manifest, digest = self._describe(save, metadata, inventory, files, world_size=len(results))
         except BaseException:
@@ -303,15 +308,19 @@ class SnapshotWriter(StorageWriter):
             store=self._store,
             rank=share.rank,
             copy_from=share.copy_from,
+            sharing=share.unchanged == "Share",
+            most_files=max(MOST_FILES // share.world_size, 1),
             block_bytes=share.block_bytes,
             settings=self._settings,
             meter=meter,
         )
 
     def _copied(self, share: _Share, meter: TransferMeter) -> list[File]:
-        """Let the store copy what has not changed."""
+        """Return the files that are not sent: what has not changed is shared, or copied by the store."""
         folder, copied = share.folder.path, list[File]()
-        if self.unchanged is not None:
+        if self.unchanged is not None and share.unchanged == "Share":
+            copied += self.unchanged.shared(self._store, self._settings)
+        elif self.unchanged is not None:
             copied += self.unchanged.copied(self._store, share.rank, folder, self._settings, meter)
         if self.folder_share is not None:
             copied += self.folder_share.copy(self._store, folder, share.block_bytes, self._settings, meter)
@@ -341,7 +350,9 @@ class SnapshotWriter(StorageWriter):
         self, save: NewSave, metadata: Metadata, inventory: Inventory | None, files: list[File], *, world_size: int
     ) -> tuple[Manifest, str]:
         prefix = save.folder.path.rpartition("/")[2]
-        here, above = metadata_pickles(metadata, inventory, ["", prefix])
+        root = root_of(self._store.url)
+        shared = {file.name: f"{root}/{file.key(save.folder.path)}" for file in files if file.shared_in}
+        here, above = metadata_pickles(metadata, inventory, ["", prefix], elsewhere=shared)
         described = [(METADATA_NAME, _indexed(here, inventory)), (STOCK_METADATA_NAME, above + _origin_of(save))]
         if self.folder_share:
             described.append((INDEX_NAME, self.folder_share.index))
@@ -356,12 +367,17 @@ class SnapshotWriter(StorageWriter):
             files=tuple(sorted(files, key=lambda file: file.name)),
             versions={"torch": str(torch.__version__), "checkpoint-operator": version("checkpoint-operator")},
             block_bytes=self._block_bytes,
-            format=manifests.FILES_FORMAT if self.folder_share else manifests.FORMAT,
+            format=self._format(sharing=bool(shared)),
         )
         encoded = manifests.encode(manifest)
         self._written.append(save.folder.manifest)
         write_object(self._store, save.folder.manifest, encoded)
         return manifest, manifests.digest(encoded)
+
+    def _format(self, *, sharing: bool) -> int:
+        if sharing:
+            return manifests.SHARING_FORMAT
+        return manifests.FILES_FORMAT if self.folder_share else manifests.FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +389,7 @@ class _Share:
     block_bytes: int
     unchanged: UnchangedPolicy = "Send"
     copy_from: str = ""
+    world_size: int = 1
 
 
 def _origin_of(save: NewSave) -> bytes:

@@ -1,0 +1,257 @@
+"""Purges by the operator leave what other snapshots share, and take it once none does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.gather.run_store import RunStore
+from checkpoint_operator.model.actions import Configure, Purge, Retire, Verify
+from checkpoint_operator.report.events import for_entries
+from checkpoint_sidecar.core import fold
+from checkpoint_sidecar.core import log as log_module
+from checkpoint_sidecar.core.compaction import RawEntry, encode, span_of, unpack
+from checkpoint_sidecar.core.layout import compaction_key, log_key
+from checkpoint_sidecar.core.log import PurgeStarted, SnapshotCommittedSharing, SnapshotVerified
+from checkpoint_sidecar.core.orphans import orphaned
+from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
+from checkpoint_sidecar.core.purging import purge_due
+from checkpoint_sidecar.core.replay import replay
+from checkpoint_sidecar.core.retention import judge
+from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.sharing import distinct_bytes, freed_bytes, left_bytes, releasable
+from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.runs.log import RunLog
+from checkpoint_sidecar.store.access import StoreSettings
+from checkpoint_sidecar.store.base import Store
+from doubles.dying import DyingStore, Killed
+from doubles.memory import MemoryStore
+from support.builders import OBJECT_UID, OWNER
+from support.trainers import Trainer
+
+KEEP_ONE = RetentionPolicy(keep_last=1, grace_seconds=0)
+FROZEN = {"__0_s0.distcp": bytes(5000), "__1_s0.distcp": bytes(6000)}
+
+
+def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> RunStore:
+    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
+    session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
+    session.probe()
+    session.log.refresh()
+    return session
+
+
+class Scene:
+    """A run whose second snapshot shares both settled files of the first one, and whose third shares one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = MemoryStore()
+        self.trainer = Trainer(self.store).start()
+        self.first = self.trainer.commit(100, settled=FROZEN)
+        self.second = self.trainer.commit(200, shared=dict.fromkeys(FROZEN, self.first))
+        self.third = self.trainer.commit(300, shared={"__0_s0.distcp": self.first})
+        self.session = session_on(self.store, monkeypatch)
+        self.act(Configure(OBJECT_UID, 1, Policy(retention=KEEP_ONE)))
+        self.act(*(Verify(each.id) for each in (self.first, self.second, self.third)))
+
+    def act(self, *actions: Any) -> None:
+        outcomes = carry_out(actions, self.session, owner=OWNER)
+        assert [outcome.error for outcome in outcomes] == [None] * len(actions)
+
+    def purge(self, *snapshots: Snapshot) -> None:
+        for each in snapshots:
+            self.act(Retire(each.id), Purge(each.id))
+
+    def reopened(self, monkeypatch: pytest.MonkeyPatch) -> Run:
+        """What the next operator reads."""
+        self.session = session_on(self.store, monkeypatch)
+        return self.run
+
+    @property
+    def run(self) -> Run:
+        return self.session.log.refresh()
+
+    def state(self, snapshot: Snapshot) -> SnapshotState:
+        return self.run.snapshots[snapshot.id].state
+
+    def names(self, snapshot: Snapshot) -> list[str]:
+        return [info.key.rpartition("/")[2] for info in self.store.list(f"{snapshot.commit.path}/")]
+
+    @property
+    def data(self) -> int:
+        """Bytes of all saves, without manifests."""
+        found = [info for info in self.store.list("step-") if info.key.count("/") == 2]
+        return sum(info.size for info in found if not info.key.endswith("manifest.json"))
+
+
+def test_a_purge_leaves_what_others_share_and_the_account_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    live = [each for each in scene.run.snapshots.values() if each.live]
+    assert distinct_bytes(live) == scene.data
+    scene.purge(scene.first)
+    assert scene.state(scene.first) is SnapshotState.PURGED
+    assert scene.names(scene.first) == sorted(FROZEN)
+    for each in (scene.second, scene.third):
+        assert verify_snapshot(scene.store, each.commit, level="Checksums") == each.commit.bytes
+    run = scene.run
+    assert sum(left_bytes(run, each) for each in run.snapshots.values()) == scene.data
+    assert distinct_bytes([each for each in run.snapshots.values() if each.live]) == scene.data
+
+
+def test_what_fewer_need_is_released_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.purge(scene.first)
+    assert releasable(scene.run) == ()
+    scene.purge(scene.second)
+    assert releasable(scene.run) == (scene.first.id,)
+    assert scene.first.id in purge_due(judge(scene.run, now=scene.session.now()))
+    assert freed_bytes(scene.run, scene.run.snapshots[scene.first.id]) == 6000
+    scene.act(Purge(scene.first.id))
+    assert scene.names(scene.first) == ["__0_s0.distcp"]
+    fourth = scene.trainer.commit(400)
+    scene.session.log.refresh()
+    scene.act(Verify(fourth.id))
+    scene.purge(scene.third)
+    scene.act(Purge(scene.first.id))
+    assert scene.names(scene.first) == []
+    assert releasable(scene.run) == ()
+    freed = [entry.body.bytes for entry in entries(scene.store) if isinstance(entry.body, log_module.SnapshotPurged)]
+    assert sum(freed) + scene.data == sum(each.own_bytes for each in scene.run.snapshots.values())
+
+
+def test_an_orphan_collector_leaves_what_a_purge_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.purge(scene.first)
+    scene.trainer.start()
+    listed = {info.key: info.modified for info in scene.store.list("step-")}
+    assert orphaned(scene.run, listed, now=scene.session.now()) == ()
+
+
+def test_a_purge_that_keeps_too_little_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.act(Retire(scene.first.id))
+    scene.session.log.append(lambda _: PurgeStarted(scene.first.id, "0:0"))
+    assert scene.state(scene.first) is SnapshotState.RETIRED
+    scene.act(Purge(scene.first.id))
+    assert scene.names(scene.first) == sorted(FROZEN)
+
+
+def test_a_commit_between_the_plan_and_the_purge_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.purge(scene.first)
+    scene.purge(scene.second)
+    # Only the file of rank 0 is needed now, until this commit, which the operator has not read yet.
+    late = Trainer.commit(scene.trainer, 400, shared=dict.fromkeys(FROZEN, scene.first))
+    scene.act(Purge(scene.first.id))
+    assert scene.names(scene.first) == sorted(FROZEN)
+    assert verify_snapshot(scene.store, late.commit, level="Checksums") == late.commit.bytes
+
+
+def test_a_manifest_that_cannot_be_read_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    for each in (scene.first, scene.second):
+        scene.store.put(f"{each.commit.path}/manifest.json", b"damaged")
+    scene.purge(scene.first)
+    assert scene.names(scene.first) == sorted(FROZEN)
+    assert verify_snapshot(scene.store, scene.third.commit, level="Checksums") == scene.third.commit.bytes
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
+@pytest.mark.parametrize("which", ["the purge that keeps", "the purge that releases"])
+def test_a_purge_that_is_killed_at_any_request_is_finished_by_the_next_operator(
+    which: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 1
+    while True:
+        scene = Scene(monkeypatch)
+        scene.act(Retire(scene.first.id))
+        if which == "the purge that releases":
+            scene.act(Purge(scene.first.id))
+            scene.purge(scene.second)
+        left = ["__0_s0.distcp"] if which == "the purge that releases" else sorted(FROZEN)
+        dying = DyingStore(scene.store, at=calls, after=after)
+        monkeypatch.setattr(scene.session, "store", dying)
+        scene.session.log.store = dying
+        try:
+            carry_out([Purge(scene.first.id)], scene.session, owner=OWNER)
+        except Killed:
+            pass
+        else:
+            break
+        readable = [each for each in scene.reopened(monkeypatch).snapshots.values() if each.live]
+        for each in readable:
+            assert verify_snapshot(scene.store, each.commit, level="Checksums") == each.commit.bytes
+        scene.act(Purge(scene.first.id))
+        assert scene.state(scene.first) is SnapshotState.PURGED
+        assert scene.names(scene.first) == left
+        run = scene.run
+        assert releasable(run) == ()
+        assert sum(left_bytes(run, each) for each in run.snapshots.values()) == scene.data
+        calls += 1
+    assert calls > 6, "the loop has tried every call of a purge"
+
+
+def test_an_event_says_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    said = [each.message for each in for_entries(entries(scene.store), scene.run) if "is committed" in each.message]
+    assert ["of it shared with earlier snapshots" in message for message in said] == [False, True, True]
+
+
+def entries(store: Store) -> list[log_module.StoredEntry]:
+    log = RunLog(store, writer="test")
+    head = log.refresh().head
+    return list(log.entries(range(1, head + 1)))
+
+
+def test_a_shared_file_that_is_damaged_counts_against_all_that_need_it_until_it_is_intact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(monkeypatch)
+    key = f"{scene.first.commit.path}/__1_s0.distcp"
+    scene.store.put(key, b"short")
+    scene.trainer.commit(400)
+    scene.session.log.refresh()
+    scene.act(Verify(scene.second.id))
+    snapshots = scene.run.snapshots
+    assert [snapshots[each.id].failures for each in (scene.first, scene.second, scene.third)] == [1, 1, 0]
+    assert snapshots[scene.first.id].damaged == {"__1_s0.distcp"}
+    scene.store.put(key, FROZEN["__1_s0.distcp"])
+    scene.session.log.append(lambda _: SnapshotVerified(scene.second.id, "Checksums", passed=True))
+    assert scene.run.snapshots[scene.second.id].failures == 0
+    assert scene.run.snapshots[scene.first.id].damaged == frozenset()
+
+
+def test_a_version_that_knows_no_sharing_neither_appends_nor_deletes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.act(Retire(scene.first.id))
+    before = {info.key for info in scene.store.list()}
+    without = {name: kind for name, kind in log_module.KINDS.items() if kind is not SnapshotCommittedSharing}
+    monkeypatch.setattr(log_module, "KINDS", without)
+    monkeypatch.delitem(fold.FOLD, SnapshotCommittedSharing)
+    old = session_on(scene.store, monkeypatch)
+    assert old.log.run.unknown_critical == "SnapshotCommittedSharing"
+    (outcome,) = carry_out([Purge(scene.first.id)], old, owner=OWNER)
+    assert outcome.error is not None
+    assert "SnapshotCommittedSharing" in str(outcome.error)
+    assert {info.key for info in scene.store.list()} >= before
+    with pytest.raises(Exception, match="SnapshotCommittedSharing"):
+        Trainer(scene.store).start()
+
+
+def test_a_compacted_log_says_the_same_of_shared_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.purge(scene.first)
+    head = scene.run.head
+    raw = []
+    for number in range(1, head + 1):
+        stored = scene.store.get(log_key(number), max_bytes=1 << 20)
+        raw.append(RawEntry(number, stored.data, stored.info.modified))
+    packed, span = encode(raw), span_of(compaction_key(1, head))
+    assert packed is not None
+    assert span is not None
+    again = replay(entry.decode() for entry in unpack(packed, span))
+    run = scene.run
+    assert again.snapshots[scene.first.id].kept == run.snapshots[scene.first.id].kept != ""
+    assert again.sharers == run.sharers

@@ -1,0 +1,45 @@
+"""``save.unchanged: Share`` on two real ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checkpoint_sidecar import open_run
+from checkpoint_sidecar.core.commits import shares_of
+from checkpoint_sidecar.engine.verify import verify_snapshot
+from training.adapted import BASE_BYTES
+from training.checkpointer_ranks import Sharding, run, same
+from training.checkpointer_runs import RunStorage
+from training.unchanged_ranks import AdaptedJob
+
+pytestmark = pytest.mark.distributed
+
+
+def shared(storage: RunStorage) -> list[bool]:
+    """Of each commit, whether nearly all of it is in earlier snapshots."""
+    commits = (snapshot.commit for snapshot in storage.run.snapshots.values())
+    return [commit.shared_bytes > 0.95 * commit.bytes for commit in commits]
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_both_ranks_share_their_part_also_after_a_restart_and_a_purge(
+    storage: RunStorage, tmp_path: Path, sharding: Sharding
+) -> None:
+    undisturbed = run(AdaptedJob(f"{storage.url}-undisturbed", 4, sharding=sharding, unchanged="Share"), tmp_path)
+    run(AdaptedJob(storage.url, 2, sharding=sharding, unchanged="Share"), tmp_path)
+    open_run(storage.url).remove(1)
+    resumed = run(AdaptedJob(storage.url, 4, sharding=sharding, unchanged="Share"), tmp_path)
+    assert all(map(same, undisturbed, resumed))
+    assert shared(storage) == [False, True, True, True]
+    (files,) = shares_of(storage.snapshot(4).commit)
+    assert {name.split("_")[2] for name in files.by_name} == {"0", "1"}
+    assert verify_snapshot(storage.store, storage.snapshot(4).commit, level="Checksums") > BASE_BYTES
+
+
+def test_on_another_number_of_ranks_everything_is_sent_once(storage: RunStorage, tmp_path: Path) -> None:
+    run(AdaptedJob(storage.url, 2, unchanged="Share"), tmp_path)
+    outcomes = run(AdaptedJob(storage.url, 4, world_size=1, unchanged="Share"), tmp_path)
+    assert [outcome.steps for outcome in outcomes] == [(3, 4)]
+    assert shared(storage) == [False, True, False, True]
