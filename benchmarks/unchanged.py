@@ -1,9 +1,9 @@
-"""Measures what ``save.unchanged: Copy`` saves where most of a model stays, and what it costs where nothing does.
+"""Measures what ``save.unchanged`` saves where most of a model stays, and what it costs where nothing does.
 
     PYTHONPATH=tests:tools .venv/bin/python benchmarks/unchanged.py [--megabytes 500] [--rounds 8]
 
-One process saves the same state by turns with Send and with Copy, to an S3 server that costs nearly nothing and says
-the checksum of each copy. The state is trained before each pair of saves. The first two saves of each are not
+One process saves the same state by turns with Send, Copy and Share, to an S3 server that costs nearly nothing and says
+the checksum of each copy. The state is trained before each round of saves. The first two saves of each are not
 counted: they send everything, or open connections.
 """
 
@@ -102,19 +102,22 @@ def _flat(name: str) -> str:
 
 @dataclass(frozen=True)
 class Save:
-    """What one save took, and the part of its bytes that was sent."""
+    """What one save took, and the parts of its bytes that were sent, and that are stored in its own folder."""
 
     seconds: float
     cpu_seconds: float
     sent: float
+    stored: float
 
 
-def measured(trained: Trained, settings: StoreSettings, rounds: int) -> Iterator[tuple[Save, Save]]:
-    """Yield a save with Send and one with Copy of the same state."""
-    ways: tuple[UnchangedPolicy, ...] = ("Send", "Copy")
+WAYS: tuple[UnchangedPolicy, ...] = ("Send", "Copy", "Share")
+
+
+def measured(trained: Trained, settings: StoreSettings, rounds: int) -> Iterator[tuple[Save, ...]]:
+    """Yield a save of the same state in each of the ways."""
     with ExitStack() as opened:
         checkpointers = []
-        for way in ways:
+        for way in WAYS:
             place = replace(settings, url=f"{settings.url}/{way}")
             policy = SavePolicy(every_steps=None, every_seconds=None, unchanged=way)
             checkpointer = opened.enter_context(Checkpointer(trained.state, place, save=policy))
@@ -123,14 +126,16 @@ def measured(trained: Trained, settings: StoreSettings, rounds: int) -> Iterator
         for number in range(1, rounds + 1):
             trained.step()
             found = {}
-            # By turns, because whichever is second finds warmer caches.
-            for which in (0, 1) if number % 2 else (1, 0):
+            # By turns, because a later one finds warmer caches.
+            for which in range(len(WAYS)) if number % 2 else reversed(range(len(WAYS))):
                 began, cpu_began = time.perf_counter(), cpu_seconds()
                 checkpointers[which].save(number)
                 seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu_began
                 commit = last_commit(checkpointers[which])
-                found[which] = Save(seconds, cpu, 1 - commit.copied_bytes / commit.bytes)
-            yield found[0], found[1]
+                stored = commit.bytes - commit.shared_bytes
+                sent = (stored - commit.copied_bytes) / commit.bytes
+                found[which] = Save(seconds, cpu, sent, stored / commit.bytes)
+            yield tuple(found[which] for which in range(len(WAYS)))
 
 
 def last_commit(checkpointer: Checkpointer) -> SnapshotCommitted:
@@ -144,24 +149,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(
-        f"{'state':<26} {'2nd save sends':>14} {'Send':>9} {'Copy':>9} {'time':>7} {'CPU':>7} {'CPU of all saves':>17}"
-    )
+    columns = f"{'2nd save sends':>14} {'stores':>7} {'time':>8} {'of Send':>8} {'CPU':>7} {'CPU of all saves':>17}"
+    print(f"{'state':<26} {'way':<6} {columns}")
     for name, state in STATES.items():
         with sink.running() as endpoint:
             credentials = Credentials.of({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"})
             settings = StoreSettings(f"s3://{KEEPING}/run", endpoint, "us-east-1", credentials=credentials)
-            pairs = list(measured(state(arguments.megabytes), settings, arguments.rounds))
-        counted = pairs[2:]
-        send, copy = (statistics.median(pair[way].seconds for pair in counted) for way in (0, 1))
-        cpu = statistics.median(copied.cpu_seconds / sent.cpu_seconds for sent, copied in counted)
-        # The sum over all saves but the first: what is hashed in some of them is not lost in the median.
-        whole = sum(pair[1].cpu_seconds for pair in pairs[1:]) / sum(pair[0].cpu_seconds for pair in pairs[1:])
-        print(
-            f"{name:<26} {pairs[1][1].sent:>14.1%} {send:>7.2f} s {copy:>7.2f} s {copy / send:>7.0%} {cpu:>7.0%} "
-            f"{whole:>17.0%}",
-            flush=True,
-        )
+            rounds = list(measured(state(arguments.megabytes), settings, arguments.rounds))
+        for number, way in enumerate(WAYS):
+            print(f"{name:<26} {way:<6} {_row(rounds, number)}", flush=True)
+
+
+def _row(rounds: list[tuple[Save, ...]], way: int) -> str:
+    second, counted = rounds[1][way], rounds[2:]
+    seconds, of_send = (statistics.median(each[which].seconds for each in counted) for which in (way, 0))
+    cpu = statistics.median(each[way].cpu_seconds / each[0].cpu_seconds for each in counted)
+    # The sum over all saves but the first: what is hashed in some of them is not lost in the median.
+    whole = sum(each[way].cpu_seconds for each in rounds[1:]) / sum(each[0].cpu_seconds for each in rounds[1:])
+    figures = f"{second.sent:>14.1%} {second.stored:>7.1%} {seconds:>6.2f} s {seconds / of_send:>8.0%}"
+    return f"{figures} {cpu:>7.0%} {whole:>17.0%}"
 
 
 if __name__ == "__main__":

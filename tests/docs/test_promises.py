@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/promises.md")
 NAMING_TESTS = (*PAGES, "docs/security.md")
-PROMISES = tuple(f"P{number}" for number in range(1, 18))
+PROMISES = tuple(f"P{number}" for number in range(1, 19))
 
 _LINKED_TEST = re.compile(r"\[`(test_\w+)(…?)`\]\(([^)]+\.py)\)")
 
