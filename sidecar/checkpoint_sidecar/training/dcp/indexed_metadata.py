@@ -17,11 +17,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 
+from checkpoint_sidecar.training.dcp.compatibility import check_inventory
 from checkpoint_sidecar.training.dcp.inventory import Inventory, TensorKind
 from checkpoint_sidecar.training.dcp.metadata_pickle import VERSION
+from checkpoint_sidecar.training.dcp.stored_items import StoredChunk, StoredItems
 
 
-class IndexedMetadata(Metadata):
+class IndexedMetadata(Metadata, StoredItems):
     """DCP's metadata of a stored inventory, of which each entry is made when it is used."""
 
     contents: Inventory
@@ -51,16 +53,24 @@ class IndexedMetadata(Metadata):
         assert kind is not None
         return kind
 
-    def row(self, index: MetadataIndex) -> int:
-        """Return the row of an item, or raise KeyError."""
+    def kinds(self) -> dict[str, TensorKind | None]:
+        return dict(zip(self.contents.names, self.contents.kinds, strict=True))
+
+    def number(self, index: MetadataIndex) -> int:
         return self.contents.row(self.numbers[index.fqn], index.offset, index.index)
 
-    def sizes(self, index: MetadataIndex) -> torch.Size:
-        """Return the shape of a tensor's chunk."""
-        return torch.Size(self.contents.sizes[self.row(index), : len(self.kind(index.fqn).size)].tolist())
+    def place(self, index: MetadataIndex) -> _StorageInfo:
+        return self.contents.place(self.number(index))
+
+    def chunk(self, index: MetadataIndex) -> StoredChunk:
+        kind, row = self.kind(index.fqn), self.number(index)
+        sizes = torch.Size(self.contents.sizes[row, : len(kind.size)].tolist())
+        return StoredChunk(kind, sizes, self.contents.place(row))
+
+    def check(self, sizes: Mapping[str, int] | None, *, subject: str) -> None:
+        check_inventory(self.contents, sizes or {}, subject=subject)
 
     def needed_by(self, state_dict: Mapping[str, Any]) -> Metadata:
-        """Return torch's own metadata of the chunks that a state dict needs, without places."""
         contents = self.contents
         found: dict[str, STORAGE_TYPES] = {}
         for name, value in state_dict.items():
@@ -97,7 +107,7 @@ class _Places(Mapping[MetadataIndex, _StorageInfo]):
         self._metadata = metadata
 
     def __getitem__(self, index: MetadataIndex) -> _StorageInfo:
-        return self._metadata.contents.place(self._metadata.row(index))
+        return self._metadata.place(index)
 
     def __iter__(self) -> Iterator[MetadataIndex]:
         contents = self._metadata.contents
@@ -111,13 +121,3 @@ class _Places(Mapping[MetadataIndex, _StorageInfo]):
 
     def __len__(self) -> int:
         return len(self._metadata.contents.offsets)
-
-
-def kinds_of(metadata: Metadata) -> dict[str, TensorKind | None]:
-    """Return what all chunks of each tensor have in common, by name; None for an object."""
-    if isinstance(metadata, IndexedMetadata):
-        return dict(zip(metadata.contents.names, metadata.contents.kinds, strict=True))
-    return {
-        name: TensorKind(entry.properties, entry.size) if isinstance(entry, TensorStorageMetadata) else None
-        for name, entry in metadata.state_dict_metadata.items()
-    }

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 
 from checkpoint_sidecar.core.errors import IncompatibleSnapshotError
 from checkpoint_sidecar.training.dcp.compatibility import check_types
-from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
+from checkpoint_sidecar.training.dcp.stored_items import stored_items
 
 
 class StrictLoadPlanner(DefaultLoadPlanner):
@@ -23,9 +23,7 @@ class StrictLoadPlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None  # set by set_up_planner
         subject = str(getattr(self.metadata.storage_meta, "checkpoint_id", "") or "checkpoint")
-        metadata = self.metadata
-        if isinstance(metadata, IndexedMetadata):
-            metadata = metadata.needed_by(self.state_dict)
+        metadata = stored_items(self.metadata).needed_by(self.state_dict)
         try:
             # torch's own method first checks whether torch 2.3 or older wrote the checkpoint, and concludes so from a
             # rank without a shard of some FSDP1 tensor. Snapshots are never that old.

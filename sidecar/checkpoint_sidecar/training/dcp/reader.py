@@ -8,13 +8,13 @@ import os
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
@@ -37,7 +37,6 @@ from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import check_sizes, read_file
 from checkpoint_sidecar.store.base import Store
-from checkpoint_sidecar.training.dcp.compatibility import check_complete, check_inventory
 from checkpoint_sidecar.training.dcp.delivery import Item, WantedPart, deliver
 from checkpoint_sidecar.training.dcp.errors import wrapped
 from checkpoint_sidecar.training.dcp.index import decode
@@ -46,6 +45,7 @@ from checkpoint_sidecar.training.dcp.memory import is_plain
 from checkpoint_sidecar.training.dcp.read_once import SharedReads, all_succeeded, pass_on, plan_shares
 from checkpoint_sidecar.training.dcp.restricted import Trust, load_restricted
 from checkpoint_sidecar.training.dcp.slices import Slice
+from checkpoint_sidecar.training.dcp.stored_items import stored_items
 from checkpoint_sidecar.training.dcp.transforms import expanded
 from checkpoint_sidecar.training.dcp.unpickler import load_metadata
 
@@ -102,7 +102,7 @@ class SnapshotReader(StorageReader):
         self._verify: VerifyLevel = verify
         self._trust: Trust = trust
         self._load_id = uuid.uuid4().hex
-        self._metadata = Metadata({})
+        self._stored = stored_items(Metadata({}))
         self._opened: Metadata | None = None
 
     def _open(self, folder_path: str, manifest: Manifest | None) -> None:
@@ -176,16 +176,16 @@ class SnapshotReader(StorageReader):
         found: dict[str, Any] = {}
 
         def item(name: str) -> Item:
-            place = self._place(MetadataIndex(name))
+            place = self._stored.place(MetadataIndex(name))
 
             def unpack(data: memoryview) -> None:
                 stored = self._expanded(MetadataIndex(name), data, self._settings.memory_bytes)
                 found[name] = self._load(name, stored, map_location="cpu")
 
-            return Item(place.relative_path, ByteRange(place.offset, place.length), None, unpack)
+            return Item(place.relative_path, _span(place), None, unpack)
 
         if self._manifest:
-            needed = {self._place(MetadataIndex(name)).relative_path for name in names}
+            needed = {self._stored.place(MetadataIndex(name)).relative_path for name in names}
             check_sizes(
                 self._store,
                 self._folder,
@@ -201,11 +201,9 @@ class SnapshotReader(StorageReader):
         if self._opened is not None:
             return
         sizes = {file.name: file.size for file in self._manifest.files} if self._manifest else None
-        if isinstance(metadata, IndexedMetadata):
-            check_inventory(metadata.contents, sizes or {}, subject=self._subject)
-        else:
-            check_complete(metadata, sizes, subject=self._subject)
-        self._metadata = metadata
+        stored = stored_items(metadata)
+        stored.check(sizes, subject=self._subject)
+        self._stored = stored
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
@@ -216,7 +214,7 @@ class SnapshotReader(StorageReader):
         All ranks learn of a damaged file before any loads.
         """
         if self._manifest:
-            needed = {self._place(item.storage_index).relative_path for plan in plans for item in plan.items}
+            needed = {self._stored.place(item.storage_index).relative_path for plan in plans for item in plan.items}
             files = [file for file in self._manifest.files if file.name in needed]
             check_sizes(self._store, self._folder, files, level=self._verify)
         shares = plan_shares([plan.items for plan in plans], self._size_of) if self._sharing else None
@@ -262,10 +260,6 @@ class SnapshotReader(StorageReader):
     def _key(self, name: str) -> str:
         return f"{self._folder}/{name}" if self._folder else name
 
-    def _place(self, index: MetadataIndex) -> _StorageInfo:
-        place: _StorageInfo = self._metadata.storage_data[index]
-        return place
-
     def _metadata_bytes(self, name: str) -> bytes:
         if self._metadata_of_all is not None:
             return self._metadata_of_all
@@ -292,7 +286,8 @@ class SnapshotReader(StorageReader):
             target = planner.resolve_tensor(item)
             # A detached tensor that is more than its elements may get elements of its own when it is written to.
             target = target.detach() if is_plain(target.detach()) else target
-            self._check_compatible(item, target, self._dtype(item), item.lengths)
+            stored = self._stored.chunk(item.storage_index)
+            self._check_compatible(item, target, stored.kind.properties.dtype, item.lengths)
             targets[item] = target
         return targets
 
@@ -316,41 +311,24 @@ class SnapshotReader(StorageReader):
                 planner.commit_tensor(item, targets[item])
 
     def _item(self, item: ReadItem, target: torch.Tensor | None, planner: LoadPlanner) -> Item:
-        place = self._place(item.storage_index)
-        span = ByteRange(place.offset, place.length)
         if target is None:
-            return Item(place.relative_path, span, None, partial(self._unpack_object, item, planner))
+            place = self._stored.place(item.storage_index)
+            return Item(place.relative_path, _span(place), None, partial(self._unpack_object, item, planner))
+        _, sizes, place = self._stored.chunk(item.storage_index)
+        box = Slice(tuple(sizes), tuple(item.storage_offsets), tuple(item.lengths))
         unpack = partial(self._unpack_tensor, item, target)
-        box = Slice(tuple(self._stored_sizes(item)), tuple(item.storage_offsets), tuple(item.lengths))
-        return Item(place.relative_path, span, WantedPart(box, target), unpack)
-
-    def _dtype(self, item: ReadItem) -> torch.dtype:
-        if isinstance(self._metadata, IndexedMetadata):
-            return self._metadata.kind(item.storage_index.fqn).properties.dtype
-        return self._stored(item).properties.dtype
-
-    def _stored(self, item: ReadItem) -> TensorStorageMetadata:
-        return cast("TensorStorageMetadata", self._metadata.state_dict_metadata[item.storage_index.fqn])
-
-    def _stored_sizes(self, item: ReadItem) -> torch.Size:
-        """The shape of the stored chunk that the item is a part of."""
-        if isinstance(self._metadata, IndexedMetadata):
-            return self._metadata.sizes(item.storage_index)
-        index, chunks = item.storage_index, self._stored(item).chunks
-        # Planners say which chunk they mean, but need not.
-        if index.index is not None and index.index < len(chunks) and chunks[index.index].offsets == index.offset:
-            return chunks[index.index].sizes
-        return next(chunk.sizes for chunk in chunks if chunk.offsets == index.offset)
+        return Item(place.relative_path, _span(place), WantedPart(box, target), unpack)
 
     def _size_of(self, item: ReadItem) -> int:
         """Bytes of a tensor's item that one rank can pass on to another; 0 if it is more than its elements."""
-        itemsize = self._dtype(item).itemsize
-        around = self._place(item.storage_index).length - self._stored_sizes(item).numel() * itemsize
+        kind, sizes, place = self._stored.chunk(item.storage_index)
+        itemsize = kind.properties.dtype.itemsize
+        around = place.length - sizes.numel() * itemsize
         return item.lengths.numel() * itemsize if 0 <= around <= _MOST_FRAME_BYTES else 0
 
     def _expanded(self, index: MetadataIndex, data: memoryview, most: int) -> memoryview:
         """Undo torch's compression of a stored item that may have at most so many bytes."""
-        descriptors = getattr(self._place(index), "transform_descriptors", None)
+        descriptors = getattr(self._stored.place(index), "transform_descriptors", None)
         if not descriptors:
             return data
         return expanded(data, descriptors, most=most, subject=f"{index.fqn} of {self._subject}")
@@ -360,7 +338,8 @@ class SnapshotReader(StorageReader):
         planner.load_bytes(item, io.BytesIO(data) if self._trust == "full" else self._sanitized(item, data))
 
     def _unpack_tensor(self, item: ReadItem, target: torch.Tensor, data: memoryview) -> None:
-        most = self._stored_sizes(item).numel() * self._dtype(item).itemsize + _MOST_FRAME_BYTES
+        stored = self._stored.chunk(item.storage_index)
+        most = stored.sizes.numel() * stored.kind.properties.dtype.itemsize + _MOST_FRAME_BYTES
         data = self._expanded(item.storage_index, data, most)
         saved = narrow_tensor_by_index(
             self._load(item.storage_index.fqn, data, "cpu"), item.storage_offsets, item.lengths
@@ -380,3 +359,7 @@ class SnapshotReader(StorageReader):
         return load_restricted(
             io.BytesIO(data), subject=f"{name} of {self._subject}", trust=self._trust, map_location=map_location
         )
+
+
+def _span(place: _StorageInfo) -> ByteRange:
+    return ByteRange(place.offset, place.length)

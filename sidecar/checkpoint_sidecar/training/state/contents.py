@@ -26,7 +26,7 @@ from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.metadata import Metadata
 
-from checkpoint_sidecar.training.dcp.indexed_metadata import kinds_of
+from checkpoint_sidecar.training.dcp.stored_items import stored_items
 from checkpoint_sidecar.training.state.forms import Form
 
 PACKED = "__packed__"
@@ -73,7 +73,7 @@ class Contents:
     @classmethod
     def of(cls, metadata: Metadata) -> Contents:
         """Return the contents that DCP's metadata lists."""
-        kinds = kinds_of(metadata)
+        kinds = stored_items(metadata).kinds()
         tensors = {name: _form(kind.size, kind.properties.dtype) for name, kind in kinds.items() if kind is not None}
         return cls(tensors, frozenset(kinds.keys() - tensors.keys()), metadata.planner_data or {})
 
