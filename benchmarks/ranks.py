@@ -28,25 +28,25 @@ from rich.table import Table
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
-    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 
 from checkpoint_sidecar.core.garbage import collection_paused
-from checkpoint_sidecar.core.manifest import File
-from checkpoint_sidecar.core.metadata_index import index_in, with_index, without_pickle
+from checkpoint_sidecar.core.manifest import File, Manifest
+from checkpoint_sidecar.core.metadata_index import with_index, without_pickle
+from checkpoint_sidecar.core.policy import NOT_CHECKED
 from checkpoint_sidecar.engine.verify import check_sizes
 from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, with_storage_data
-from checkpoint_sidecar.training.dcp.compatibility import check_inventory
-from checkpoint_sidecar.training.dcp.index import decode, encode
+from checkpoint_sidecar.training.dcp.index import encode
 from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
 from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_pickles
-from checkpoint_sidecar.training.dcp.read_once import plan_shares
+from checkpoint_sidecar.training.dcp.reader import SnapshotReader
 from checkpoint_sidecar.training.dcp.receipts import Results, stored_inventory
 from checkpoint_sidecar.training.dcp.replicas import Holding, Kind
 from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
@@ -55,7 +55,10 @@ from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 
 RESULT = Path("build/bench/ranks.json")
-ROWS, COLUMNS = 4, 1024
+ROWS, COLUMNS = 4, 128 * 1024  # a shard is large enough to be passed on
+REPLICAS = 8
+ALL_RANKS: Any = object()
+"""Stands in for the process group, which planning does not use."""
 FOLDER = "step-100/0001-abcdefgh"
 PROPERTIES = TensorProperties(torch.bfloat16)
 
@@ -73,6 +76,7 @@ class Costs:
         rank0_bytes_repeated: Bytes that rank 0 sends and receives in it.
         rank_cpu_s: Another rank's in a save.
         restore_rank_cpu_s, restore_rank_bytes: A rank's in a restore.
+        shared_reads_rank0_bytes: Bytes that rank 0 sends and receives in the plans of a restore with replicas.
         size_checks: Requests for the sizes of files in a restore, of all ranks together.
     """
 
@@ -85,6 +89,7 @@ class Costs:
     rank_cpu_s: float = 0.0
     restore_rank_cpu_s: float = 0.0
     restore_rank_bytes: int = 0
+    shared_reads_rank0_bytes: int = 0
     size_checks: int = 0
 
     @contextmanager
@@ -126,7 +131,7 @@ def table(measured: list[Costs]) -> Table:
     }
     for name in ("rank0_cpu_s_first", "rank0_cpu_s_repeated", "rank_cpu_s", "restore_rank_cpu_s"):
         rows[name] = lambda costs, name=name: f"{getattr(costs, name):.3f}"  # type: ignore[misc]
-    for name in ("rank0_bytes_repeated", "restore_rank_bytes", "size_checks"):
+    for name in ("rank0_bytes_repeated", "restore_rank_bytes", "shared_reads_rank0_bytes", "size_checks"):
         rows[name] = lambda costs, name=name: f"{getattr(costs, name):,}"  # type: ignore[misc]
     for name, cell in rows.items():
         drawn.add_row(name, *map(cell, measured))
@@ -186,26 +191,35 @@ def _save(costs: Costs) -> bytes:
 def _restore(costs: Costs, data: bytes) -> None:
     """Play a restore on the same ranks."""
     sent_index = without_pickle(data)
-    with costs.step("a rank: .metadata read"):
-        metadata = IndexedMetadata.of(decode(index_in(sent_index) or b"", subject=".metadata"), StorageMeta())
-        sizes = {f"__{rank}_0.distcp": 1 << 40 for rank in range(costs.ranks)}
-        check_inventory(metadata.contents, sizes, subject="the checkpoint")
-    with costs.step("a rank: own reads"):
-        reads = _reads(0, metadata)
-    sent = [pickle.dumps(reads)]
-    sent += [pickle.dumps(_reads(rank, metadata)) for rank in range(1, costs.ranks)]
-    with costs.step("rank 0: reads shared"):
-        plans = _received(sent)
-        plan_shares(plans, lambda _: 0)
-    costs.restore_rank_cpu_s = costs.sum("a rank: .metadata read", "a rank: own reads")
-    costs.restore_rank_bytes = len(sent_index) + len(sent[0])
     store = CountingStore(MemoryStore())
+    files = tuple(File(f"__{rank}_0.distcp", 1 << 40, 0, b"") for rank in range(costs.ranks))
+    manifest = Manifest("step-100-abcdefgh", 100, 1, costs.ranks, files)
+    reader = SnapshotReader(store, FOLDER, manifest, verify=NOT_CHECKED, metadata=sent_index, sharing=ALL_RANKS)
+    with costs.step("a rank: .metadata read"):
+        metadata = reader.open()
+    with costs.step("a rank: own reads"):
+        sent = [pickle.dumps(reader.prepare_local_plan(_reads(0, metadata)))]
+    sent += [pickle.dumps(reader.prepare_local_plan(_reads(rank, metadata))) for rank in range(1, costs.ranks)]
+    with costs.step("rank 0: reads planned, one replica"):
+        given = planned(reader, sent)
+    costs.restore_rank_cpu_s = costs.sum("a rank: .metadata read", "a rank: own reads")
+    costs.restore_rank_bytes = len(sent_index) + len(sent[0]) + len(given[0])
+    shards = max(costs.ranks // REPLICAS, 1)
+    sent = [sent[rank % shards] for rank in range(costs.ranks)]
+    with costs.step(f"rank 0: reads planned, {REPLICAS} replicas"):
+        given = planned(reader, sent)
+    costs.shared_reads_rank0_bytes = sum(map(len, sent + given))
     lines = [File(f"__{rank}_0.distcp", 1, 0, b"") for rank in range(costs.ranks)]
     for line in lines:
         store.put(f"{FOLDER}/{line.name}", b"x")
     store.requests.clear()
     check_sizes(store, FOLDER, lines)
     costs.size_checks = store.requests.total()
+
+
+def planned(reader: SnapshotReader, sent: list[bytes]) -> list[bytes]:
+    """Let rank 0 plan the reads that ranks have sent, and return what it sends back."""
+    return [pickle.dumps(plan) for plan in reader.prepare_global_plan(list(map(pickle.loads, sent)))]
 
 
 def _received(sent: list[bytes]) -> list[Any]:
@@ -242,14 +256,15 @@ def _results(rank: int, plan: SavePlan) -> list[WriteResult]:
     return Results([*items, WriteResult(MetadataIndex(name), length, File(name, length * len(items), 0, bytes(4)))])
 
 
-def _reads(rank: int, metadata: IndexedMetadata) -> list[Any]:
+def _reads(rank: int, metadata: Metadata) -> LoadPlan:
     """Plan a rank's reads as ``StrictLoadPlanner`` does."""
-    found: list[Any] = []
+    assert isinstance(metadata, IndexedMetadata)
+    found: list[ReadItem] = []
     for name, number in metadata.numbers.items():
         rows = metadata.contents.overlapping(number, [_chunk(rank)])
         stored = TensorStorageMetadata(*metadata.kind(name), metadata.contents.chunks(number, rows))
         found += create_read_items_for_chunk_list(name, stored, [_chunk(rank)])
-    return found
+    return LoadPlan(found)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,26 @@ def test_work_and_bytes_grow_with_the_ranks_and_no_faster(ranks: Any) -> None:
     assert after.size_checks == before.size_checks == 1
 
 
+def test_planning_reads_that_replicas_share_grows_with_the_ranks_and_no_faster(
+    ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    planned = ranks.planned
+
+    def profiled(*arguments: Any) -> Any:
+        with cProfile.Profile() as profile:
+            given = planned(*arguments)
+        counted.append(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+        return given
+
+    monkeypatch.setattr(ranks, "planned", profiled)
+    before, after = ranks.measure(FEW, TENSORS), ranks.measure(MANY, TENSORS)
+    alone_few, few, alone_many, many = counted
+    assert many <= LIMIT * few
+    assert alone_many <= LIMIT * alone_few
+    assert after.shared_reads_rank0_bytes <= LIMIT * before.shared_reads_rank0_bytes
+
+
 def test_the_figures_are_written(ranks: Any, tmp_path: Path) -> None:
     ranks.main([4], 3, tmp_path / "ranks.json")
     (costs,) = json.loads((tmp_path / "ranks.json").read_text())["sizes"]

@@ -41,10 +41,11 @@ def values(seed: int, *shape: int) -> torch.Tensor:
 
 def a_state() -> dict[str, Any]:
     """Two replicas, over half of the ranks each, and tensors that all have."""
-    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2))
+    ranks = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (2, ranks // 2))
     state: dict[str, Any] = {
-        f"hybrid{number}": distribute_tensor(values(number, 1024, 1024), mesh, [Replicate(), Shard(0)])
-        for number in range(3)
+        f"hybrid{number}": distribute_tensor(values(number, 256 * ranks, 1024), mesh, [Replicate(), Shard(0)])
+        for number in range(2)
     }
     return state | {"whole": values(10, 700, 1000), "turned": values(11, 600, 1000).t(), "small": values(12, 1000)}
 

@@ -56,16 +56,13 @@ class IndexedMetadata(Metadata, StoredItems):
     def kinds(self) -> dict[str, TensorKind | None]:
         return dict(zip(self.contents.names, self.contents.kinds, strict=True))
 
-    def number(self, index: MetadataIndex) -> int:
-        return self.contents.row(self.numbers[index.fqn], index.offset, index.index)
-
     def place(self, index: MetadataIndex) -> _StorageInfo:
-        return self.contents.place(self.number(index))
+        return self.contents.place(self._row(index))
 
     def chunk(self, index: MetadataIndex) -> StoredChunk:
-        kind, row = self.kind(index.fqn), self.number(index)
+        kind, row = self.kind(index.fqn), self._row(index)
         sizes = torch.Size(self.contents.sizes[row, : len(kind.size)].tolist())
-        return StoredChunk(kind, sizes, self.contents.place(row))
+        return StoredChunk(row, kind, sizes, self.contents.place(row))
 
     def check(self, sizes: Mapping[str, int] | None, *, subject: str) -> None:
         check_inventory(self.contents, sizes or {}, subject=subject)
@@ -86,6 +83,9 @@ class IndexedMetadata(Metadata, StoredItems):
                 rows = contents.overlapping(number, _create_chunk_list(value))
                 found[name] = TensorStorageMetadata(*kind, contents.chunks(number, rows))
         return Metadata(found, self.planner_data, None, self.storage_meta)
+
+    def _row(self, index: MetadataIndex) -> int:
+        return self.contents.row(self.numbers[index.fqn], index.offset, index.index)
 
 
 class _Entries(Mapping[str, STORAGE_TYPES]):

@@ -1,22 +1,23 @@
 """Reads data that several ranks need once, and sends it to the others: replicated tensors, hybrid sharding's replicas.
 
-The coordinator plans the reads of each rank. Data is sent only after every rank has read, so that a rank that cannot
-read makes all ranks fail instead of leaving its peers waiting.
+The coordinator plans the reads of each rank; see ``shared_reads``. Data is sent only after every rank has read, so that
+a rank that cannot read makes all ranks fail instead of leaving its peers waiting.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
 from checkpoint_sidecar.engine.budget import groups_within
+from checkpoint_sidecar.training.dcp.columns import pack_table, unpack_table
 from checkpoint_sidecar.training.dcp.memory import as_bytes
+from checkpoint_sidecar.training.dcp.shared_reads import SharedPart, plan_shares
 
 MINIMUM_BYTES = 1024 * 1024
 """Every rank that needs a smaller item reads it."""
@@ -24,69 +25,52 @@ MINIMUM_BYTES = 1024 * 1024
 _WINDOW_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """The transfer of one item from the rank that reads it to another.
+class SharingPlan(LoadPlan):
+    """A rank's plan, of which rank 0 receives only what it needs to share reads. The items stay where they are.
 
     Attributes:
-        number: Unique number, the same on both sides: all ranks follow this order.
-        item: The item in this side's plan.
-        peer: The other side's rank in the group.
-        sending: Whether this side sends.
+        needs: The shareable items; see ``shared_reads.packed_needs``.
+        files: Names of the files that the items are in; see ``columns.pack_table``.
     """
 
-    number: int
-    item: ReadItem
-    peer: int
-    sending: bool
+    needs: bytes
+    files: bytes
+
+    @classmethod
+    def of(cls, plan: LoadPlan, needs: bytes, files: Iterable[str]) -> Self:
+        return cls.received(needs, pack_table(tuple(sorted(files))), plan.planner_data, plan.items)
+
+    @classmethod
+    def received(cls, needs: bytes, files: bytes, planner_data: Any, items: Sequence[ReadItem] = ()) -> Self:
+        made = cls(list(items), planner_data=planner_data)
+        made.needs, made.files = needs, files
+        return made
+
+    def __reduce__(self) -> Any:
+        return SharingPlan.received, (self.needs, self.files, self.planner_data)
 
 
 @dataclass(frozen=True, slots=True)
 class SharedReads:
-    """One rank's transfers of data that was read."""
+    """What a rank exchanges with others of its shareable items.
 
-    transfers: tuple[Transfer, ...]
-
-    @property
-    def received(self) -> frozenset[ReadItem]:
-        """Items that this rank receives instead of reading."""
-        return frozenset(transfer.item for transfer in self.transfers if not transfer.sending)
-
-
-def plan_shares(
-    plans: Sequence[Sequence[ReadItem]], size_of: Callable[[ReadItem], int], *, minimum: int = MINIMUM_BYTES
-) -> list[SharedReads] | None:
-    """Assign each item that several ranks need to one of them: largest first, to the rank that reads least so far.
-
-    Args:
-        plans: Items by rank.
-        size_of: Returns the bytes of a tensor's item.
-        minimum: Minimum bytes of an item that is sent.
-
-    Returns:
-        Shares by rank, or None if no item is sent.
+    Attributes:
+        packed: See ``shared_reads.shared_parts``; None if no rank exchanges anything.
     """
-    holders: defaultdict[object, dict[int, ReadItem]] = defaultdict(dict)
-    for rank, items in enumerate(plans):
-        for item in items:
-            if item.type is LoadItemType.TENSOR and size_of(item) >= minimum:
-                # A rank with two items of the same bytes reads the second one itself.
-                holders[item.storage_index, item.storage_offsets, item.lengths].setdefault(rank, item)
-    load = [0] * len(plans)
-    transfers: list[list[Transfer]] = [[] for _ in plans]
-    numbers = itertools.count()
-    # Items that only one rank needs come first, because that rank reads them in any case.
-    for held in sorted(holders.values(), key=lambda held: (len(held) > 1, -size_of(next(iter(held.values()))))):
-        reader = min(held, key=load.__getitem__)
-        load[reader] += size_of(held[reader])
-        for rank in held:
-            if rank != reader:
-                number = next(numbers)
-                transfers[reader].append(Transfer(number, held[reader], rank, sending=True))
-                transfers[rank].append(Transfer(number, held[rank], reader, sending=False))
-    if not any(transfers):
-        return None
-    return [SharedReads(tuple(own)) for own in transfers]
+
+    packed: bytes | None
+
+
+def files_of(plans: Iterable[SharingPlan]) -> set[str]:
+    """Return the names of the files that any rank needs."""
+    return {name for packed in {plan.files for plan in plans} for name in unpack_table(packed)}
+
+
+def with_shares(plans: Sequence[SharingPlan]) -> list[LoadPlan]:
+    """Return each rank's part in reading once what several ranks need."""
+    planned = plan_shares([plan.needs for plan in plans])
+    shares: Sequence[bytes | None] = [None] * len(plans) if planned is None else planned
+    return [LoadPlan([], SharedReads(packed), plan.planner_data) for plan, packed in zip(plans, shares, strict=True)]
 
 
 def all_succeeded(succeeded: bool, group: dist.ProcessGroup) -> bool:
@@ -96,33 +80,70 @@ def all_succeeded(succeeded: bool, group: dist.ProcessGroup) -> bool:
     return not failures.item()
 
 
-def pass_on(share: SharedReads, targets: Mapping[ReadItem, torch.Tensor], group: dist.ProcessGroup) -> None:
-    """Send and receive the planned items. Every rank calls this, after all ranks have read.
+def pass_on(parts: Sequence[SharedPart], targets: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
+    """Send and receive the planned parts. Every rank calls this, after all ranks have read.
 
-    A window of transfers runs at a time. Since all ranks follow the same order, the first unfinished transfer has begun
-    on both sides, and no two ranks wait for each other.
+    A window of parts is under way at a time. Since all ranks follow the same order, and a rank receives before it
+    sends on, the first unfinished transfer has begun on both sides, and no two ranks wait for each other.
 
     Args:
-        targets: Each item's tensor: the source if it is sent, the destination if it is received.
+        targets: Tensors by position: the source of a part that this rank has read, or else its destination.
         group: A gloo group.
+
+    Raises:
+        Exception: A destination did not take what was received. The other ranks get their parts nevertheless.
     """
-    for window in groups_within(_WINDOW_BYTES, share.transfers, lambda transfer: targets[transfer.item].nbytes):
-        under_way: list[tuple[dist.Work | None, torch.Tensor, torch.Tensor | None]] = []
-        for transfer in window:
-            target = targets[transfer.item]
-            peer = dist.get_global_rank(group, transfer.peer)
-            # As bytes, because gloo does not know every dtype.
-            if transfer.sending:
-                data = as_bytes(target.to("cpu").contiguous())
-                work = dist.isend(data, peer, group=group, tag=transfer.number)
-                under_way.append((work, data, None))
-            else:
-                direct = target.device.type == "cpu" and target.is_contiguous()
-                host = target if direct else torch.empty(target.shape, dtype=target.dtype)
-                work = dist.irecv(as_bytes(host), peer, group=group, tag=transfer.number)
-                under_way.append((work, host, None if direct else target))
-        for work, host, destination in under_way:
+    failures: list[Exception] = []
+    for window in groups_within(_WINDOW_BYTES, parts, lambda part: targets[part.position].nbytes):
+        under_way = [_Passing(part, targets[part.position], group) for part in window]
+        for passing in under_way:
+            passing.send_on()
+            try:
+                passing.deliver()
+            except Exception as error:  # noqa: BLE001 - the ranks behind this one wait for the rest
+                failures.append(error)
+        for passing in under_way:
+            passing.finish()
+    if failures:
+        raise failures[0]
+
+
+class _Passing:
+    """A part that this rank has or receives, and sends to others."""
+
+    def __init__(self, part: SharedPart, target: torch.Tensor, group: dist.ProcessGroup) -> None:
+        self._part = part
+        self._target = target
+        self._group = group
+        self._sent: list[dist.Work | None] = []
+        self._arrival: dist.Work | None = None
+        if part.source is None:
+            self._host = target.to("cpu").contiguous()
+        else:
+            direct = target.device.type == "cpu" and target.is_contiguous()
+            self._host = target if direct else torch.empty(target.shape, dtype=target.dtype)
+            source = dist.get_global_rank(group, part.source)
+            self._arrival = dist.irecv(self._bytes, source, group=group, tag=part.number)
+
+    @property
+    def _bytes(self) -> torch.Tensor:
+        return as_bytes(self._host)  # gloo does not know every dtype
+
+    def send_on(self) -> None:
+        """Wait for the part, and begin to send it to others."""
+        if self._arrival is not None:
+            self._arrival.wait()
+        for rank in self._part.destinations:
+            peer = dist.get_global_rank(self._group, rank)
+            self._sent.append(dist.isend(self._bytes, peer, group=self._group, tag=self._part.number))
+
+    def deliver(self) -> None:
+        """Copy what was received to its destination, unless it was received there."""
+        if self._arrival is not None and self._host is not self._target:
+            self._target.copy_(self._host)
+
+    def finish(self) -> None:
+        """Wait until the part is sent."""
+        for work in self._sent:
             assert work is not None  # this rank is a member of the group
             work.wait()
-            if destination is not None:
-                destination.copy_(host)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import uuid
@@ -42,10 +41,19 @@ from checkpoint_sidecar.training.dcp.errors import wrapped
 from checkpoint_sidecar.training.dcp.index import decode
 from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
 from checkpoint_sidecar.training.dcp.memory import is_plain
-from checkpoint_sidecar.training.dcp.read_once import SharedReads, all_succeeded, pass_on, plan_shares
+from checkpoint_sidecar.training.dcp.read_once import (
+    MINIMUM_BYTES,
+    SharedReads,
+    SharingPlan,
+    all_succeeded,
+    files_of,
+    pass_on,
+    with_shares,
+)
 from checkpoint_sidecar.training.dcp.restricted import Trust, load_restricted
+from checkpoint_sidecar.training.dcp.shared_reads import NeededPart, SharedPart, packed_needs, shared_parts
 from checkpoint_sidecar.training.dcp.slices import Slice
-from checkpoint_sidecar.training.dcp.stored_items import stored_items
+from checkpoint_sidecar.training.dcp.stored_items import StoredChunk, stored_items
 from checkpoint_sidecar.training.dcp.transforms import expanded
 from checkpoint_sidecar.training.dcp.unpickler import load_metadata
 
@@ -103,6 +111,8 @@ class SnapshotReader(StorageReader):
         self._trust: Trust = trust
         self._load_id = uuid.uuid4().hex
         self._stored = stored_items(Metadata({}))
+        self._items: list[ReadItem] = []
+        self._shareable: list[ReadItem] = []
         self._opened: Metadata | None = None
 
     def _open(self, folder_path: str, manifest: Manifest | None) -> None:
@@ -206,21 +216,35 @@ class SnapshotReader(StorageReader):
         self._stored = stored
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
+        """Return this rank's plan: where ranks share reads, as rank 0 needs it."""
+        if self._sharing is None:
+            return plan
+        self._items, self._shareable = plan.items, []
+        needs, names = [], set()
+        for item in plan.items:
+            if item.type is LoadItemType.BYTE_IO:
+                names.add(self._stored.place(item.storage_index).relative_path)
+                continue
+            chunk = self._stored.chunk(item.storage_index)
+            names.add(chunk.place.relative_path)
+            size = _bytes_to_pass_on(item, chunk)
+            if size >= MINIMUM_BYTES:
+                self._shareable.append(item)
+                needs.append(NeededPart(chunk.number, size, item.storage_offsets, item.lengths))
+        return SharingPlan.of(plan, packed_needs(needs), names)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Check the sizes of all files that any rank needs, and decide which rank reads what several need.
 
         All ranks learn of a damaged file before any loads.
         """
+        shared = [plan for plan in plans if isinstance(plan, SharingPlan)]
         if self._manifest:
-            needed = {self._stored.place(item.storage_index).relative_path for plan in plans for item in plan.items}
+            items = (item for plan in plans for item in plan.items)
+            needed = files_of(shared) | {self._stored.place(item.storage_index).relative_path for item in items}
             files = [file for file in self._manifest.files if file.name in needed]
             check_sizes(self._store, self._folder, files, level=self._verify)
-        shares = plan_shares([plan.items for plan in plans], self._size_of) if self._sharing else None
-        if shares is None:
-            return plans
-        return [dataclasses.replace(plan, storage_data=share) for plan, share in zip(plans, shares, strict=True)]
+        return with_shares(shared) if shared else plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read, verify and deliver this rank's items."""
@@ -229,24 +253,32 @@ class SnapshotReader(StorageReader):
             return self._read_data(plan, planner)
 
     def _read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        share = plan.storage_data
+        if isinstance(share, SharedReads) and share.packed is not None:
+            self._read_shared(shared_parts(share.packed), planner)
+        else:
+            items = self._items if isinstance(share, SharedReads) else plan.items
+            self._read(items, self._targets(items, planner), planner)
         done: Future[None] = Future()
         done.set_result(None)
-        share, group = plan.storage_data, self._sharing
-        if group is None or not isinstance(share, SharedReads):
-            self._read(plan.items, self._targets(plan, planner), planner)
-            return done
+        return done
+
+    def _read_shared(self, parts: Sequence[SharedPart], planner: LoadPlanner) -> None:
+        """Read what no other rank reads for this one, and exchange the rest."""
+        group = self._sharing
+        assert group is not None
+        received = {self._shareable[part.position] for part in parts if part.source is not None}
         try:
-            targets = self._targets(plan, planner)
-            self._read([item for item in plan.items if item not in share.received], targets, planner)
+            targets = self._targets(self._items, planner)
+            self._read([item for item in self._items if item not in received], targets, planner)
         except BaseException:
             all_succeeded(False, group)
             raise
         # The error of a failed rank makes DCP raise on every rank.
         if all_succeeded(True, group):
-            pass_on(share, targets, group)
-            for item in share.received:
+            pass_on(parts, [targets[item] for item in self._shareable], group)
+            for item in received:
                 planner.commit_tensor(item, targets[item])
-        return done
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -277,10 +309,10 @@ class SnapshotReader(StorageReader):
             compare=self._verify == "Checksums",
         )
 
-    def _targets(self, plan: LoadPlan, planner: LoadPlanner) -> dict[ReadItem, torch.Tensor]:
+    def _targets(self, items: Sequence[ReadItem], planner: LoadPlanner) -> dict[ReadItem, torch.Tensor]:
         """Where each tensor goes; all of them are known to fit before anything is written into one."""
         targets: dict[ReadItem, torch.Tensor] = {}
-        for item in plan.items:
+        for item in items:
             if item.type is LoadItemType.BYTE_IO:
                 continue
             target = planner.resolve_tensor(item)
@@ -314,17 +346,10 @@ class SnapshotReader(StorageReader):
         if target is None:
             place = self._stored.place(item.storage_index)
             return Item(place.relative_path, _span(place), None, partial(self._unpack_object, item, planner))
-        _, sizes, place = self._stored.chunk(item.storage_index)
-        box = Slice(tuple(sizes), tuple(item.storage_offsets), tuple(item.lengths))
+        chunk = self._stored.chunk(item.storage_index)
+        box = Slice(tuple(chunk.sizes), tuple(item.storage_offsets), tuple(item.lengths))
         unpack = partial(self._unpack_tensor, item, target)
-        return Item(place.relative_path, _span(place), WantedPart(box, target), unpack)
-
-    def _size_of(self, item: ReadItem) -> int:
-        """Bytes of a tensor's item that one rank can pass on to another; 0 if it is more than its elements."""
-        kind, sizes, place = self._stored.chunk(item.storage_index)
-        itemsize = kind.properties.dtype.itemsize
-        around = place.length - sizes.numel() * itemsize
-        return item.lengths.numel() * itemsize if 0 <= around <= _MOST_FRAME_BYTES else 0
+        return Item(chunk.place.relative_path, _span(chunk.place), WantedPart(box, target), unpack)
 
     def _expanded(self, index: MetadataIndex, data: memoryview, most: int) -> memoryview:
         """Undo torch's compression of a stored item that may have at most so many bytes."""
@@ -363,3 +388,10 @@ class SnapshotReader(StorageReader):
 
 def _span(place: _StorageInfo) -> ByteRange:
     return ByteRange(place.offset, place.length)
+
+
+def _bytes_to_pass_on(item: ReadItem, chunk: StoredChunk) -> int:
+    """Return the bytes that one rank can pass on to another; 0 if the item is more than the elements of a tensor."""
+    itemsize = chunk.kind.properties.dtype.itemsize
+    around = chunk.place.length - chunk.sizes.numel() * itemsize
+    return item.lengths.numel() * itemsize if 0 <= around <= _MOST_FRAME_BYTES else 0

@@ -19,11 +19,13 @@ class StoredChunk(NamedTuple):
     """A chunk of a tensor.
 
     Attributes:
+        number: Its number in the snapshot, the same on every rank.
         kind: What all chunks of the tensor have in common.
         sizes: Its shape.
         place: Where it is stored.
     """
 
+    number: int
     kind: TensorKind
     sizes: torch.Size
     place: _StorageInfo
@@ -43,10 +45,6 @@ class StoredItems(ABC):
     @abstractmethod
     def chunk(self, index: MetadataIndex) -> StoredChunk:
         """Return a chunk of a tensor, or raise KeyError."""
-
-    @abstractmethod
-    def number(self, index: MetadataIndex) -> int:
-        """Return the number of a chunk or an object, the same on every rank."""
 
     @abstractmethod
     def needed_by(self, state_dict: Mapping[str, Any]) -> Metadata:
@@ -76,10 +74,8 @@ class PickledItems(StoredItems):
     def chunk(self, index: MetadataIndex) -> StoredChunk:
         entry = self._metadata.state_dict_metadata[index.fqn]
         assert isinstance(entry, TensorStorageMetadata)
-        return StoredChunk(TensorKind(entry.properties, entry.size), _sizes(entry, index), self.place(index))
-
-    def number(self, index: MetadataIndex) -> int:
-        return self._numbers[index]
+        kind = TensorKind(entry.properties, entry.size)
+        return StoredChunk(self._numbers[index], kind, _sizes(entry, index), self.place(index))
 
     def needed_by(self, state_dict: Mapping[str, Any]) -> Metadata:
         del state_dict
