@@ -6,9 +6,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from crc32c import crc32c
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -22,13 +24,19 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError
+from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.core.metadata_index import index_in, with_index, without_pickle
+from checkpoint_sidecar.engine.checksums import block_checksums
+from checkpoint_sidecar.training.dcp import reader
 from checkpoint_sidecar.training.dcp.compatibility import check_complete, check_inventory
 from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
 from checkpoint_sidecar.training.dcp.index import decode, encode
 from checkpoint_sidecar.training.dcp.indexed_metadata import IndexedMetadata
 from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
 from checkpoint_sidecar.training.dcp.unpickler import load_metadata
+from doubles.counting import CountingStore
+from doubles.memory import MemoryStore
+from doubles.targets import Saved, load, save
 from support.inventories import inventory_of
 from training.test_metadata_pickle import metadata, of_one_tensor
 
@@ -142,17 +150,85 @@ def test_the_index_is_found_behind_the_pickle_and_by_itself() -> None:
 def test_a_saved_snapshot_is_read_from_its_index_by_us_and_from_its_pickle_by_torch(tmp_path: Path) -> None:
     state: dict[str, Any] = {"weight": torch.arange(6.0).reshape(2, 3), "nested": {"step": 3}}
     dcp.save(state, storage_writer=CheckpointWriter(tmp_path))
-    reader = CheckpointReader(tmp_path)
-    ours, torchs = reader.read_metadata(), FileSystemReader(tmp_path).read_metadata()
+    ours_reader = CheckpointReader(tmp_path)
+    ours, torchs = ours_reader.read_metadata(), FileSystemReader(tmp_path).read_metadata()
     assert isinstance(ours, IndexedMetadata)
     assert type(torchs) is Metadata
     assert ours.state_dict_metadata == torchs.state_dict_metadata
     assert ours.planner_data == torchs.planner_data
     assert ours.storage_data.keys() == torchs.storage_data.keys()
     loaded: dict[str, Any] = {"weight": torch.zeros(2, 3), "nested": {"step": 0}}
-    dcp.load(loaded, storage_reader=reader, planner=dcp.DefaultLoadPlanner())
+    dcp.load(loaded, storage_reader=ours_reader, planner=dcp.DefaultLoadPlanner())
     assert torch.equal(loaded["weight"], state["weight"])
     assert loaded["nested"] == {"step": 3}
+
+
+@pytest.fixture(scope="module")
+def large() -> Saved:
+    """A save whose metadata is larger than what is read of it at first, and its index smaller."""
+    return save(CountingStore(MemoryStore()), {f"parameter.{number}": torch.zeros(1) for number in range(3000)})
+
+
+def bytes_read(saved: Saved) -> int:
+    """Load some of it. Returns how much of its metadata was read."""
+    assert isinstance(saved.store, CountingStore)
+    saved.store.read.clear()
+    state = {"parameter.7": torch.ones(1)}
+    load(state, saved.reader())
+    assert not state["parameter.7"].any()
+    return saved.store.read[f"{saved.save.folder.path}/.metadata"]
+
+
+def size_of_metadata(saved: Saved) -> int:
+    file = saved.manifest.file(".metadata")
+    assert file is not None
+    return file.size
+
+
+def changed(saved: Saved, data: bytes) -> Saved:
+    """The same save with other metadata, of which the manifest knows."""
+    name, store = ".metadata", CountingStore(MemoryStore())
+    for file in saved.manifest.files:
+        key = f"{saved.save.folder.path}/{file.name}"
+        store.put(key, data if file.name == name else saved.store.get(key, max_bytes=file.size).data)
+    block = saved.manifest.block_bytes
+    sums = b"".join(each.to_bytes(4, "big") for each in block_checksums([data], block))
+    files = [File(name, len(data), crc32c(data), sums) if file.name == name else file for file in saved.manifest.files]
+    return Saved(store, saved.save, msgspec.structs.replace(saved.manifest, files=tuple(files)))
+
+
+def metadata_of(saved: Saved) -> bytes:
+    return saved.store.get(f"{saved.save.folder.path}/.metadata", max_bytes=1 << 30).data
+
+
+def test_a_load_reads_the_end_of_large_metadata(large: Saved) -> None:
+    blocks = 2 * large.manifest.block_bytes
+    assert bytes_read(large) <= blocks < size_of_metadata(large)
+
+
+def test_an_index_that_is_longer_than_expected_is_read_whole(large: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_END_BYTES", 100)
+    assert bytes_read(large) <= 4 * large.manifest.block_bytes
+
+
+def test_large_metadata_without_an_index_is_read_from_its_pickle(large: Saved) -> None:
+    whole = metadata_of(large)
+    bare = changed(large, whole[: -len(without_pickle(whole))])
+    assert bytes_read(bare) >= size_of_metadata(bare)
+
+
+def test_metadata_that_claims_a_longer_index_than_itself_has_none(large: Saved) -> None:
+    whole = metadata_of(large)
+    claiming = changed(large, whole[: -len(without_pickle(whole))] + (1 << 40).to_bytes(8, "little") + b"CKPTIDX1")
+    assert bytes_read(claiming) >= size_of_metadata(claiming)
+
+
+def test_damage_in_the_end_of_large_metadata_is_found(large: Saved) -> None:
+    whole = bytearray(metadata_of(large))
+    whole[-100] ^= 1
+    damaged = changed(large, bytes(whole))
+    with pytest.raises(CorruptSnapshotError, match="CRC32C"):
+        load({"parameter.7": torch.ones(1)}, Saved(damaged.store, large.save, large.manifest).reader())
 
 
 def test_the_pickle_of_a_file_with_an_index_is_read_as_before() -> None:

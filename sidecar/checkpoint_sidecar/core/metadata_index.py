@@ -17,15 +17,24 @@ def with_index(pickled: bytes, index: bytes) -> bytes:
 
 def without_pickle(metadata: bytes) -> bytes:
     """Return what a reader needs of ``.metadata``: its end with the index, or all of it if it has none."""
-    index = index_in(metadata)
-    return metadata if index is None else bytes(memoryview(metadata)[-len(index) - _TRAILER_BYTES :])
+    length = end_length(metadata)
+    return metadata if length is None or length > len(metadata) else metadata[-length:]
 
 
 def index_in(metadata: bytes) -> memoryview | None:
     """Return the index in ``.metadata``, or in the end of it; None if it has none."""
-    view = memoryview(metadata)
-    if len(view) < _TRAILER_BYTES or view[-len(MARK) :] != MARK:
+    length = end_length(metadata)
+    if length is None or length > len(metadata):
         return None
-    end = len(view) - _TRAILER_BYTES
-    length = int.from_bytes(view[end : end + _LENGTH_BYTES], "little")
-    return view[end - length : end] if length <= end else None
+    return memoryview(metadata)[-length:-_TRAILER_BYTES]
+
+
+def end_length(end: bytes) -> int | None:
+    """Return how many bytes the index takes at the end of ``.metadata``, with what follows it; None if it has none.
+
+    Args:
+        end: At least the last 16 bytes of the file, or all of them.
+    """
+    if len(end) < _TRAILER_BYTES or not end.endswith(MARK):
+        return None
+    return int.from_bytes(end[-_TRAILER_BYTES : -len(MARK)], "little") + _TRAILER_BYTES

@@ -78,12 +78,14 @@ def read_file(
     *,
     level: VerifyLevel,
     settings: EngineSettings,
+    last: int | None = None,
 ) -> bytes:
-    """Read a small file of a snapshot, such as ``.metadata``.
+    """Read a small file of a snapshot, such as ``.metadata``, or the end of it.
 
     Args:
         folder: ``SaveFolder.path``.
         level: How thoroughly to check it.
+        last: Number of bytes to read at its end; by default, and if it has fewer, all of them.
 
     Raises:
         CorruptSnapshotError: It differs from what was committed, or the manifest does not list it.
@@ -98,9 +100,9 @@ def read_file(
             evidence="ManifestMismatch",
         )
     check_sizes(store, folder, [file], level=level)
-    data = bytearray(file.size)
+    data = bytearray(file.size if last is None else min(last, file.size))
     contents = Files(store, folder, manifest, settings=settings, compare=level == "Checksums")
-    contents.read([Want(name, ByteRange(0, file.size), memoryview(data))])
+    contents.read([Want(name, ByteRange(file.size - len(data), len(data)), memoryview(data))])
     return bytes(data)
 
 

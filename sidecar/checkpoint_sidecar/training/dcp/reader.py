@@ -26,7 +26,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.failures import raising_portable
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.manifest import Manifest
-from checkpoint_sidecar.core.metadata_index import index_in
+from checkpoint_sidecar.core.metadata_index import end_length, index_in
 from checkpoint_sidecar.core.policy import VerifyLevel
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.limits import EngineSettings
@@ -59,6 +59,9 @@ from checkpoint_sidecar.training.dcp.unpickler import load_metadata
 
 _MOST_FRAME_BYTES = 64 * 1024
 """What ``torch.save`` may add to a plain tensor, in any version."""
+
+_END_BYTES = 256 * 1024
+"""How much of ``.metadata`` is read first. Its index is at the end, and rarely longer."""
 
 
 class SnapshotReader(StorageReader):
@@ -297,7 +300,13 @@ class SnapshotReader(StorageReader):
             return self._metadata_of_all
         if self._manifest is None:
             return self._store.get(self._key(name), max_bytes=MAX_METADATA_BYTES).data
-        return read_file(self._store, self._folder, self._manifest, name, level=self._verify, settings=self._settings)
+        read = partial(
+            read_file, self._store, self._folder, self._manifest, name, level=self._verify, settings=self._settings
+        )
+        end = read(last=_END_BYTES)
+        if len(end) < _END_BYTES or index_in(end) is not None:
+            return end
+        return read(last=end_length(end))
 
     def _contents(self) -> Files:
         return Files(
