@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,39 @@ def unpack_rows(data: bytes, *, most: int = 0) -> Integers:
     if not width:
         return np.zeros((0, 0), np.int64)
     return np.cumsum(np.frombuffer(steps, "<i8").reshape(width, -1), axis=1).T
+
+
+def unpack_columns(data: bytes, rows: int, *, most: int) -> Iterator[Integers]:
+    """Yield the columns of what ``pack_rows`` has packed, one at a time, and each in as few bytes as its numbers allow.
+
+    The sum of two numbers still fits into the type of their columns.
+
+    Args:
+        rows: Number of rows.
+        most: Refuse more bytes than these.
+
+    Raises:
+        ValueError, IndexError, zlib.error: It was not packed, or has another number of rows, or more bytes.
+    """
+    width, rest, size = data[0], data[1:], 8 * rows
+    if not 0 <= width * size <= most:
+        raise ValueError("it is larger than expected")
+    inflating = zlib.decompressobj()
+    for _ in range(width):
+        steps = b""
+        if size:  # zlib takes no limit for none
+            steps, rest = inflating.decompress(rest, size), inflating.unconsumed_tail
+        if len(steps) != size:
+            raise ValueError("it ends early")
+        yield _narrow(np.cumsum(np.frombuffer(steps, "<i8")))
+    if inflating.decompress(rest, 1) or not inflating.eof:
+        raise ValueError("it does not end with its last column")
+
+
+def _narrow(column: Integers) -> Integers:
+    largest = max(int(column.max(initial=0)), -int(column.min(initial=0)))
+    kind = next((kind for kind in (np.int16, np.int32) if 2 * largest <= np.iinfo(kind).max), np.int64)
+    return column.astype(kind)
 
 
 def inflate(data: bytes, *, most: int = 0) -> bytes:

@@ -71,7 +71,9 @@ def check_inventory(inventory: Inventory, sizes: Mapping[str, int], *, subject: 
         cause = f"the saved chunks of {inventory.names[number]} do not cover its shape {list(kind.size)}"
         raise _incomplete(subject, cause)
     room = np.array([sizes.get(name, -1) for name in inventory.files], np.int64)
-    outside = np.flatnonzero(inventory.length > room[inventory.file] - inventory.start)
+    left = room[inventory.file]
+    left -= inventory.start
+    outside = np.flatnonzero(inventory.length > left)
     if len(outside):
         row = int(outside[0])
         index = MetadataIndex(inventory.names[int(np.searchsorted(inventory.ends, row, side="right"))])

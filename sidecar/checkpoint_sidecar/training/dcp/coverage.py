@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from checkpoint_sidecar.engine.boxes import tiles
+from checkpoint_sidecar.engine.budget import groups_within
 from checkpoint_sidecar.training.dcp.inventory import Inventory, padded
+
+_ROWS_AT_ONCE = 16 * 1024
+"""So that the arrays of a check take few megabytes."""
 
 
 def uncovered(inventory: Inventory) -> list[int]:
@@ -16,11 +22,15 @@ def uncovered(inventory: Inventory) -> list[int]:
 def not_in_slabs(inventory: Inventory) -> list[int]:
     """Return the numbers of the tensors whose chunks are not slabs that follow each other without a gap.
 
-    Nearly all tensors are cut along one dimension, and all of those are checked at once.
+    Nearly all tensors are cut along one dimension, and many of those are checked at once.
     """
+    counts = inventory.counts.tolist()
     numbers = [number for number, kind in enumerate(inventory.kinds) if kind is not None]
-    if not numbers:
-        return []
+    groups = groups_within(_ROWS_AT_ONCE, numbers, counts.__getitem__)
+    return [number for group in groups for number in _not_in_slabs(inventory, group)]
+
+
+def _not_in_slabs(inventory: Inventory, numbers: Sequence[int]) -> list[int]:
     counts = inventory.counts[numbers]
     whole = padded([inventory.kinds[number].size for number in numbers])  # type: ignore[union-attr]
     scalars = np.array([not inventory.kinds[number].size for number in numbers])  # type: ignore[union-attr]

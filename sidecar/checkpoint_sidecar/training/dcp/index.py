@@ -15,8 +15,8 @@ import torch
 from torch.distributed.checkpoint.metadata import TensorProperties
 
 from checkpoint_sidecar.core.errors import CorruptSnapshotError
-from checkpoint_sidecar.training.dcp.columns import inflate, pack_rows, unpack_rows
-from checkpoint_sidecar.training.dcp.inventory import Inventory, TensorKind
+from checkpoint_sidecar.training.dcp.columns import inflate, pack_rows, unpack_columns, unpack_rows
+from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory, TensorKind
 
 FORMAT = 1
 _MOST_BYTES = 4 * 1024**3
@@ -85,28 +85,35 @@ def decode(data: bytes | memoryview, *, subject: str) -> Inventory:
         index = msgspec.msgpack.decode(data, type=_ChunkIndex)
         names = msgspec.msgpack.decode(inflate(index.names, most=_MOST_BYTES), type=_Names)
         kinds = tuple(None if kind is None else _described(kind) for kind in names.kinds)
-        rows, counts = unpack_rows(index.rows, most=_MOST_BYTES), unpack_rows(index.counts, most=_MOST_BYTES)
+        counts = unpack_rows(index.counts, most=_MOST_BYTES).reshape(-1)
+        *places, file, start, length = unpack_columns(index.rows, int(counts.sum()), most=_MOST_BYTES)
     except (msgspec.MsgspecError, zlib.error, ValueError, LookupError) as error:
         raise _unreadable(subject, str(error)) from error
-    width = (rows.shape[1] - 3) // 2
+    width = len(places) // 2
     needed = max((len(kind.size) for kind in kinds if kind), default=0)
-    numbers = counts.reshape(-1)
-    if index.format != FORMAT or len(kinds) != len(names.names) or len(numbers) != len(kinds) or needed > width:
+    if index.format != FORMAT or not len(kinds) == len(names.names) == len(counts) or needed > width:
         raise _unreadable(subject, "its parts do not belong together")
-    if numbers.sum() != len(rows) or (len(rows) and (rows.min() < 0 or rows[:, -3].max() >= len(names.files))):
+    numbers = (counts, file, start, length, *places)
+    if any(each.min(initial=0) < 0 for each in numbers) or file.max(initial=-1) >= len(names.files):
         raise _unreadable(subject, "its numbers are out of range")
-    if any(kind is None and count != 1 for kind, count in zip(kinds, numbers.tolist(), strict=True)):
+    if any(kind is None and count != 1 for kind, count in zip(kinds, counts.tolist(), strict=True)):
         raise _unreadable(subject, "an object has several parts")
     return Inventory(
         names.names,
         kinds,
-        np.cumsum(numbers),
-        rows[:, :width],
-        rows[:, width : 2 * width],
+        np.cumsum(counts),
+        _together(places[:width], len(file)),
+        _together(places[width : 2 * width], len(file)),
         None if names.paths is None else dict(names.paths),
         names.files,
-        *rows[:, 2 * width :].T,
+        file,
+        start,
+        length,
     )
+
+
+def _together(columns: list[Integers], rows: int) -> Integers:
+    return np.column_stack(columns) if columns else np.zeros((rows, 0), np.int64)
 
 
 def _kind(kind: TensorKind) -> _Kind | None:

@@ -51,6 +51,8 @@ class Inventory:
         planner_data: As in ``Metadata``.
         files: Names of files; empty before anything is stored.
         file, start, length: Each row's place: index in ``files``, and bytes.
+
+    Numbers that were read from an index have smaller types than others; sums of two of them fit.
     """
 
     names: tuple[str, ...]
