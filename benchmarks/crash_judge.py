@@ -5,8 +5,8 @@
 
 The judge runs a job undisturbed and records each file that it creates, renames or removes. Then it kills a copy of the
 job at each of these events, or halfway through the file, starts it again, and compares the end with the undisturbed
-one. A job of ours ends with a digest of everything in its last snapshot. The targets of the frameworks are the judge's
-own. The same forked interpreter runs all of them, see ``warm_python``.
+one. A job of ours ends with a digest of everything in its last snapshot, files included. The targets of the frameworks
+are the judge's own. The same forked interpreter runs all of them, see ``warm_python``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,19 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from numpy import ndarray
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.utils._pytree import tree_flatten_with_path
+
+from checkpoint_sidecar import CheckpointReader, fetch_files, open_run
+from checkpoint_sidecar.core.folder_index import INDEX_NAME
 from warm_python import warm_python
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,12 +40,20 @@ OURS: dict[str, tuple[str, ...]] = {
     "Checkpointer (examples/train.py)": ("train.py", "--steps=6", "--every=2"),
     "Lightning with SnapshotCallback (examples/lightning_train.py)": (
         "lightning_train.py",
-        "--url=file://{out}",
+        "--url=file://{out}/run",
         "--strategy={strategy}",
         "--epochs=1",
         "--every=2",
     ),
+    "Hugging Face Trainer with TrainerSnapshots (examples/transformers_train.py)": (
+        "transformers_train.py",
+        "--output={out}/trainer",
+        "--steps=4",
+        "--save-every=2",
+    ),
 }
+ARGUMENTS = "training_args.bin"
+"""Trainer's arguments, in its checkpoints: not state, and they name the folder, which differs from kill to kill."""
 THEIRS = {
     "Hugging Face Trainer": "hf_trainer",
     "Lightning": "lightning_trainer",
@@ -48,9 +66,11 @@ MODULES = [
     "torch.distributed.checkpoint.state_dict",
     "torchdata.stateful_dataloader",
     "transformers.models.gpt2",
+    "transformers.models.llama",
     "transformers.trainer",
     "lightning.pytorch",
     "checkpoint_sidecar.integrations.lightning",
+    "checkpoint_sidecar.integrations.transformers",
 ]
 VERDICTS = ("PASS", "HARD_FAIL", "SILENT_DIVERGENCE", "LOST_WORK", "CONTROL_FAIL")
 
@@ -63,13 +83,13 @@ def judge_ours(name: str, ranks: int, python: str, work: Path, points: int) -> C
     """
     script, *options = OURS[name]
     options = [option.replace("{strategy}", "single" if ranks == 1 else "ddp") for option in options]
-    environment = ["CHECKPOINT_URL=file://{out}", "CHECKPOINT_RUN=local/local/judge", "OMP_NUM_THREADS=1"]
+    environment = ["CHECKPOINT_URL=file://{out}/run", "CHECKPOINT_RUN=local/local/judge", "OMP_NUM_THREADS=1"]
     if ranks > 1:
         environment.append(f"LOCAL_WORLD_SIZE={ranks}")
     elif script == "train.py":
         environment += ALONE
     command = ["env", *environment, python, str(REPOSITORY / "examples" / script), *options]
-    result = shlex.join([python, __file__, "--digest", "{out}"])
+    result = shlex.join([python, __file__, "--digest", "{out}/run"])
     judged = [
         f"--ranks={ranks}",
         f"--max-points={points}",
@@ -106,24 +126,39 @@ def _rows(work: Path) -> list[Any]:
 
 def digest(folder: str) -> str:
     """Return a digest of everything in the newest snapshot of a run in a folder."""
-    from torch import Tensor
-    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
-    from torch.utils._pytree import tree_flatten_with_path
-
-    from checkpoint_sidecar import CheckpointReader, open_run
-
     url = Path(folder).as_uri()
     step = max(snapshot.step for snapshot in open_run(url).snapshots())
-    found: dict[str, Any] = {}
-    reader = CheckpointReader(f"{url}/step-{step}", trust="full")
-    _load_state_dict(found, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
     said = hashlib.sha256(str(step).encode())
-    for path, value in sorted(tree_flatten_with_path(found)[0], key=lambda leaf: str(leaf[0])):
-        said.update(
-            f"{path}".encode() + (value.numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
-        )
+    parts = [("", _tensors(f"{url}/step-{step}"))]
+    if any(Path(folder, f"step-{step}").glob(f"*/{INDEX_NAME}")):
+        parts += _files(f"{url}@{step}")
+    for name, contents in parts:
+        said.update(name.encode())
+        for path, value in sorted(tree_flatten_with_path(contents)[0], key=lambda leaf: str(leaf[0])):
+            said.update(f"{path}".encode() + _bytes(value))
     return said.hexdigest()
+
+
+def _tensors(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    reader = CheckpointReader(url, trust="full")
+    _load_state_dict(found, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return found
+
+
+def _files(address: str) -> Iterator[tuple[str, Any]]:
+    """Yield the files in a snapshot: what ``torch.save`` wrote as objects, whose pickle is not always the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        fetch_files(address, folder)
+        for path in sorted(each for each in Path(folder).rglob("*") if each.is_file() and each.name != ARGUMENTS):
+            pickled = path.suffix in (".pt", ".pth")
+            yield str(path.relative_to(folder)), torch.load(path, weights_only=False) if pickled else path.read_bytes()
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, Tensor):
+        value = value.numpy()
+    return value.tobytes() if isinstance(value, ndarray) else repr(value).encode()
 
 
 def table(judged: dict[str, dict[str, int]]) -> str:

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("example", ["train.py", "lightning_train.py"])
+@pytest.mark.parametrize("example", ["train.py", "lightning_train.py", "transformers_train.py"])
 def test_a_kill_at_a_file_event_costs_nothing(tmp_path: Path, example: str, ranks: int) -> None:
     pytest.importorskip("ckpt_chaos")
     output = tmp_path / "judged.json"
