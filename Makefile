@@ -60,7 +60,7 @@ test-oldest: ## Run the tests of CRDs, chart and injection on the oldest Kuberne
 	@.ci/bootstrap
 	oldest=$$($(BIN)/python -m localcluster.oldest) && KUBEBUILDER_ASSETS=$$oldest $(BIN)/pytest -m api tests/api
 
-test-workloads: ## Run JobSet and Kubeflow Trainer with their own controllers on the two-node cluster, and images as volumes
+test-workloads: ## Run JobSet, Kubeflow Trainer and cert-manager with their own controllers, and images as volumes
 	@.ci/bootstrap
 	$(BIN)/python -m workloads.build
 	$(BIN)/pytest -m workloads tests/workloads

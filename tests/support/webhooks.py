@@ -145,7 +145,7 @@ class Webhooks:
     def await_ready(self, replica: Replica) -> None:
         """Wait for a replica; then the Service sends connections to it."""
         eventually(
-            lambda: (replica.get("/readyz"), replica.log.read_text()), lambda it: it[0] == 200, timeout_seconds=60
+            lambda: (replica.get("/readyz"), replica.log.read_text()), lambda it: it[0] == 200, timeout_seconds=180
         )
         self.service.ports.append(replica.port)
 

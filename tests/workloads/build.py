@@ -1,6 +1,7 @@
 """What the tests of workloads need from other projects: made once per machine from pinned sources.
 
-The controllers of JobSet and Kubeflow Trainer with their manifests, and a containerd that mounts images as volumes.
+The controllers of JobSet, Kubeflow Trainer and cert-manager with their manifests, and a containerd that mounts images
+as volumes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MANIFESTS = {
     "trainer": ("github.com/kubeflow/trainer/v2", ("manifests/base/crds", "manifests/base/webhook/manifests.yaml")),
 }
 """By controller: of which Go module, and which files and folders of it."""
+CERT_MANAGER = ("github.com/cert-manager/cert-manager", ("deploy/crds",))
 RUNTIME = ("containerd", "containerd-shim-runc-v2")
 CTR = """\
 #!/bin/sh
@@ -43,6 +45,11 @@ def controllers() -> Path:
     return _cached("controllers")
 
 
+def cert_manager() -> Path:
+    """The folder with cert-manager's controllers, as one program, and its kinds; where it is or would be."""
+    return _cached("certmanager")
+
+
 def runtime() -> Path:
     """The folder with containerd's programs, where it is or would be."""
     return _cached("containerd")
@@ -55,11 +62,14 @@ def problem(folder: Path) -> str | None:
 
 def build() -> list[Path]:
     """Compile what is not there yet: minutes the first time. Raises `CalledProcessError` or `OSError`."""
-    return [_make(controllers(), _make_controllers), _make(runtime(), _make_runtime)]
+    made = {controllers(): _make_controllers, cert_manager(): _make_cert_manager, runtime(): _make_runtime}
+    return [_make(target, make) for target, make in made.items()]
 
 
 def _cached(module: str) -> Path:
-    pins = b"".join((HERE / module / name).read_bytes() for name in ("go.mod", "go.sum"))
+    # What `tools.go` imports is in `go.mod`, too; `main.go` is a program of ours.
+    sources = (HERE / module / name for name in ("go.mod", "go.sum", "main.go"))
+    pins = b"".join(source.read_bytes() for source in sources if source.exists())
     return localcluster.cache_root() / f"workloads-{module}-{hashlib.sha256(pins).hexdigest()[:12]}"
 
 
@@ -78,14 +88,14 @@ def _make(target: Path, make: Callable[[Path], None]) -> Path:
 def _make_controllers(folder: Path) -> None:
     for name, (module, paths) in MANIFESTS.items():
         (folder / name).mkdir()
-        root = Path(_go("controllers", "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module).strip())
-        for path in paths:
-            for file in (root / path).glob("*.yaml") if (root / path).is_dir() else [root / path]:
-                if file.name != "kustomization.yaml":
-                    # Not `copy`: files of Go's module cache are read-only.
-                    (folder / name / file.name).write_bytes(file.read_bytes())
+        _copy_manifests("controllers", module, paths, folder / name)
     for name, package in CONTROLLERS.items():
         _compile("controllers", package, folder / name / name)
+
+
+def _make_cert_manager(folder: Path) -> None:
+    _copy_manifests("certmanager", *CERT_MANAGER, folder)
+    _compile("certmanager", ".", folder / "cert-manager")
 
 
 def _make_runtime(folder: Path) -> None:
@@ -95,6 +105,15 @@ def _make_runtime(folder: Path) -> None:
     _compile("containerd", f"{source}/ctr", folder / "ctr-of-containerd")
     (folder / "ctr").write_text(CTR)
     (folder / "ctr").chmod(0o755)
+
+
+def _copy_manifests(ours: str, module: str, paths: tuple[str, ...], target: Path) -> None:
+    root = Path(_go(ours, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module).strip())
+    for path in paths:
+        for file in (root / path).glob("*.yaml") if (root / path).is_dir() else [root / path]:
+            if file.name != "kustomization.yaml":
+                # Not `copy`: files of Go's module cache are read-only.
+                (target / file.name).write_bytes(file.read_bytes())
 
 
 def _compile(module: str, package: str, target: Path) -> None:
