@@ -19,7 +19,7 @@ from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core import removal
 from checkpoint_sidecar.core.commits import shares_of
 from checkpoint_sidecar.core.errors import CorruptSnapshotError, IncompatibleSnapshotError, SharedFilesLostError
-from checkpoint_sidecar.core.log import RestoreFinished, SnapshotVerified
+from checkpoint_sidecar.core.log import RestoreFinished, SaveFailed, SnapshotVerified
 from checkpoint_sidecar.core.policy import RestorePolicy, SavePolicy
 from checkpoint_sidecar.core.sharing import distinct_bytes, left_bytes
 from checkpoint_sidecar.engine.verify import read_manifest, verify_snapshot
@@ -27,7 +27,7 @@ from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.training.dcp import writer
 from training.adapted import BASE_BYTES, COPY, Adapted, Uploads, saving, uploads
-from training.checkpointer_runs import NO_SCHEDULE, RunStorage
+from training.checkpointer_runs import NO_SCHEDULE, RunStorage, await_saves
 
 __all__ = ["uploads"]
 
@@ -288,6 +288,32 @@ def test_a_base_that_is_purged_while_a_save_shares_its_files_costs_that_save_onl
         step(3)
     assert uploads.sent[2] == uploads.sent[0]
     assert not list(storage.store.list("step-2/"))
+    assert restored_bits(storage) == adapted.bits()
+
+
+def test_training_continues_when_an_automatic_save_loses_its_base_to_a_purge(
+    storage: RunStorage, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = Adapted()
+
+    def purging(store: Store, key: str, data: bytes) -> None:
+        write_object(store, key, data)
+        first = storage.snapshot(1).id
+        storage.log.append(partial(removal.retire_for_removal, snapshot=first))
+        storage.log.append(partial(removal.start_removal, snapshot=first))
+
+    with Checkpointer(adapted.state, storage.url, save=msgspec.structs.replace(SHARE, every_steps=1)) as checkpointer:
+        for step in checkpointer.steps(3):
+            adapted.train()
+            with monkeypatch.context() as patched:
+                if step == 2:
+                    patched.setattr(writer, "write_object", purging)
+                checkpointer.step(step)
+                await_saves()
+    assert [snapshot.step for snapshot in storage.run.snapshots.values()] == [1, 3]
+    assert uploads.sent[2] == uploads.sent[0]
+    (failure,) = storage.bodies(SaveFailed)
+    assert "was purged" in failure.message
     assert restored_bits(storage) == adapted.bits()
 
 

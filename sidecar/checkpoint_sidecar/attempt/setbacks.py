@@ -8,7 +8,7 @@ import time
 from checkpoint_sidecar.attempt.periodic import Periodic
 from checkpoint_sidecar.attempt.session import POLL_SECONDS, AttemptSession
 from checkpoint_sidecar.core import attempt as decisions
-from checkpoint_sidecar.core.errors import CheckpointError, StateCopyError, StoreError
+from checkpoint_sidecar.core.errors import CheckpointError, SharedFilesLostError, StateCopyError, StoreError
 from checkpoint_sidecar.core.log import MAX_TEXT, SaveFailed, Trigger
 from checkpoint_sidecar.core.schedule import given_up, retry_delay
 
@@ -84,7 +84,7 @@ class Setbacks:
         if isinstance(error, StateCopyError):
             # State that was never saved is likely to be state that cannot be saved.
             return self._session.state.last_commit is not None
-        return isinstance(error, StoreError) or type(error) is CheckpointError
+        return isinstance(error, StoreError | SharedFilesLostError) or type(error) is CheckpointError
 
     def _report_once(self, report: SaveFailed) -> None:
         """Write the failure into the log as soon as the store allows, once until the next commit."""
