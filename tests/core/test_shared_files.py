@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from checkpoint_sidecar.core.commits import SnapshotCommittedSharing
 from checkpoint_sidecar.core.layout import settled_name
 from checkpoint_sidecar.core.log import PurgeStarted
-from checkpoint_sidecar.core.shared_files import MOST_FILES, SharedFiles, count_of, names_in, runs_of
+from checkpoint_sidecar.core.shared_files import MOST_FILES, SharedFiles, count_of, most_files_of, names_in, runs_of
 
 NAMES = st.sets(st.builds(settled_name, st.integers(0, 12), st.integers(0, 5)), max_size=40)
 
@@ -64,3 +64,10 @@ def test_a_snapshot_shares_a_limited_number_of_files_and_lists_each_holder_once(
     for shares in ((many, one), (one, one)):
         with pytest.raises(ValueError, match=r"are shared|listed twice"):
             SnapshotCommittedSharing("3", 3, 1, "step-3", "ab" * 32, 1, 1, 1, shares=shares)
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 1024, 4096, 5000, 8192, 100_000])
+def test_all_ranks_together_share_as_many_files_as_a_commit_can_list(world_size: int) -> None:
+    quotas = [most_files_of(rank, world_size) for rank in range(world_size)]
+    assert sum(quotas) == MOST_FILES
+    assert max(quotas) - min(quotas) <= 1

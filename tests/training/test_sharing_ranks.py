@@ -8,6 +8,7 @@ import pytest
 
 from checkpoint_sidecar import open_run
 from checkpoint_sidecar.core.commits import shares_of
+from checkpoint_sidecar.core.log import RestoreFinished
 from checkpoint_sidecar.engine.verify import verify_snapshot
 from training.adapted import BASE_BYTES
 from training.checkpointer_ranks import Sharding, run, same
@@ -43,3 +44,18 @@ def test_on_another_number_of_ranks_everything_is_sent_once(storage: RunStorage,
     outcomes = run(AdaptedJob(storage.url, 4, world_size=1, unchanged="Share"), tmp_path)
     assert [outcome.steps for outcome in outcomes] == [(3, 4)]
     assert shared(storage) == [False, True, False, True]
+
+
+def test_a_damaged_file_of_another_rank_takes_all_its_users_out_at_once(storage: RunStorage, tmp_path: Path) -> None:
+    job = AdaptedJob(storage.url, 3, sharding="fsdp2", unchanged="Share")
+    run(job, tmp_path)
+    (files,) = shares_of(storage.snapshot(3).commit)
+    name = next(each for each in sorted(files.by_name) if each.startswith("__1_"))
+    key = f"{storage.snapshot(1).commit.path}/{name}"
+    data = bytearray(storage.store.get(key, max_bytes=1 << 30).data)
+    data[len(data) // 2] ^= 1
+    storage.store.put(key, data)
+    run(job, tmp_path)
+    tried = [each for each in storage.bodies(RestoreFinished) if not each.restored]
+    assert [(each.snapshot, each.damaged_file) for each in tried] == [(storage.snapshot(3).id, key)]
+    assert [storage.snapshot(step).failures for step in (1, 2, 3)] == [1, 1, 1]

@@ -66,6 +66,11 @@ class SharedFiles(msgspec.Struct, frozen=True, rename="camel"):
         return _sizes(self)
 
 
+def most_files_of(rank: int, world_size: int) -> int:
+    """Return how many files one rank may share, so that all ranks together share at most ``MOST_FILES``."""
+    return MOST_FILES // world_size + (rank < MOST_FILES % world_size)
+
+
 def runs_of(names: Iterable[str]) -> str:
     """Return names of settled files as runs. Equal sets give equal text."""
     by_rank: defaultdict[int, list[int]] = defaultdict(list)

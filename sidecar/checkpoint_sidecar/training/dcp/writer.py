@@ -39,7 +39,7 @@ from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.metadata_index import with_index
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import UnchangedPolicy
-from checkpoint_sidecar.core.shared_files import MOST_FILES
+from checkpoint_sidecar.core.shared_files import most_files_of
 from checkpoint_sidecar.core.stock_paths import root_of
 from checkpoint_sidecar.core.unchanged import SettledFile
 from checkpoint_sidecar.engine.files import FilePlan
@@ -309,7 +309,7 @@ class SnapshotWriter(StorageWriter):
             rank=share.rank,
             copy_from=share.copy_from,
             sharing=share.unchanged == "Share",
-            most_files=max(MOST_FILES // share.world_size, 1),
+            most_files=most_files_of(share.rank, share.world_size),
             block_bytes=share.block_bytes,
             settings=self._settings,
             meter=meter,
