@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint_operator.act.execute import carry_out
+from checkpoint_operator.act.execute import carry_out, verify
 from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import Configure, Purge, Retire, Verify
 from checkpoint_operator.report.events import for_entries
@@ -22,7 +22,8 @@ from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.sharing import distinct_bytes, freed_bytes, left_bytes, releasable
-from checkpoint_sidecar.engine.verify import verify_snapshot
+from checkpoint_sidecar.engine.verify import VerificationPass, verify_snapshot
+from checkpoint_sidecar.manage.checking import check_snapshot
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
@@ -255,3 +256,19 @@ def test_a_compacted_log_says_the_same_of_shared_files(monkeypatch: pytest.Monke
     run = scene.run
     assert again.snapshots[scene.first.id].kept == run.snapshots[scene.first.id].kept != ""
     assert again.sharers == run.sharers
+
+
+def test_evidence_against_a_shared_file_is_not_refuted_by_what_a_pass_has_read_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(monkeypatch)
+    same_pass = VerificationPass()
+    assert verify(scene.store, scene.second, level="Checksums", same_pass=same_pass).check.passed
+    key = f"{scene.first.commit.path}/__0_s0.distcp"
+    scene.store.put(key, bytes(4999) + b"!")
+    damaged = SnapshotVerified(scene.second.id, "Checksums", False, "ChecksumMismatch", damaged_file=key)
+    scene.session.log.append(lambda _: damaged)
+    third = scene.run.snapshots[scene.third.id]
+    assert third.failures == 1
+    assert not verify(scene.store, third, level="Checksums", same_pass=same_pass).check.passed
+    assert not check_snapshot(scene.store, third, checksums=True, same_pass=same_pass).passed
