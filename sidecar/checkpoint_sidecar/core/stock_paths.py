@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.location import parse_url
 
-_ABSOLUTE = re.compile(rb"X([\s\S]{4})(/[^\x00-\x1f]+)")
-"""A text in a pickle: the letter X, its length in bytes, and the text, which other opcodes may follow."""
+_ABSOLUTE = re.compile(rb"X([\s\S]{4})/")
+"""The beginning of a text in a pickle: the letter X, its length in bytes, and the text."""
+_LONGEST_PATH = 4096
 
 
 def root_of(url: str) -> str:
@@ -38,14 +39,16 @@ def with_paths(data: bytes, paths: Mapping[str, str]) -> bytes:
         paths: The new paths by the keys of the files, with which the absolute paths end.
     """
     depth = max((key.count("/") + 1 for key in paths), default=0)
-
-    def replaced(match: re.Match[bytes]) -> bytes:
+    parts, copied, position = list[bytes](), 0, 0
+    while paths and (match := _ABSOLUTE.search(data, position)):
+        begin, position = match.end(1), match.start() + 1
         size = int.from_bytes(match[1], "little")
-        key = b"/".join(match[2][:size].split(b"/")[-depth:]).decode(errors="replace")
-        new = paths.get(key) if size <= len(match[2]) else None
-        return match[0] if new is None else _text(new.encode()) + match[2][size:]
-
-    return _ABSOLUTE.sub(replaced, data) if paths else data
+        path = data[begin : begin + size] if size <= _LONGEST_PATH else b""
+        new = paths.get(b"/".join(path.split(b"/")[-depth:]).decode(errors="replace"))
+        if new is not None:
+            parts += [data[copied : match.start()], _text(new.encode())]
+            copied = position = begin + size
+    return b"".join((*parts, data[copied:]))
 
 
 def _text(value: bytes) -> bytes:
