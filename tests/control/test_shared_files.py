@@ -17,7 +17,7 @@ from checkpoint_sidecar.core.layout import compaction_key, log_key
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotCommittedSharing, SnapshotVerified
 from checkpoint_sidecar.core.orphans import orphaned
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
-from checkpoint_sidecar.core.purging import purge_due
+from checkpoint_sidecar.core.purging import purge_due, release
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
@@ -109,6 +109,9 @@ def test_what_fewer_need_is_released_step_by_step(monkeypatch: pytest.MonkeyPatc
     assert releasable(scene.run) == (scene.first.id,)
     assert scene.first.id in purge_due(judge(scene.run, now=scene.session.now()))
     assert freed_bytes(scene.run, scene.run.snapshots[scene.first.id]) == 6000
+    scene.session.log.append(lambda run: release(run, scene.first.id))
+    assert scene.state(scene.first) is SnapshotState.PURGING
+    assert left_bytes(scene.run, scene.run.snapshots[scene.first.id]) == 11000
     scene.act(Purge(scene.first.id))
     assert scene.names(scene.first) == ["__0_s0.distcp"]
     fourth = scene.trainer.commit(400)

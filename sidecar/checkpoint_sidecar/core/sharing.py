@@ -153,9 +153,9 @@ def freed_bytes(run: SharingTables, snapshot: Snapshot) -> int:
 
 
 def left_bytes(run: SharingTables, snapshot: Snapshot) -> int:
-    """Return the size of the snapshot's files that are still stored, if nothing is half purged."""
+    """Return the size of the snapshot's files that are still stored; until a purge ends, also what it deletes."""
     purged = snapshot.state is SnapshotState.PURGED
-    return _bytes_of(run, snapshot.id, snapshot.kept) if purged else snapshot.own_bytes
+    return _bytes_of(run, snapshot.id, snapshot.kept) if purged else snapshot.own_bytes - snapshot.purged_bytes
 
 
 def _bytes_of(tables: SharingTables, holder: str, files: str) -> int:
