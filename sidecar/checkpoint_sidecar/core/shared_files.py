@@ -21,6 +21,9 @@ from checkpoint_sidecar.core.wire import Count, Positive
 MOST_FILES = 4096
 """Maximum number of files that a snapshot shares, or a purge keeps: log entries are small."""
 
+_CACHED = 64
+"""Lists that are kept as sets: the names of one list take up to half a megabyte."""
+
 _RUN = r"(?:0|[1-9][0-9]{0,8})(?:-[1-9][0-9]{0,8})?"
 FileRuns = Annotated[str, msgspec.Meta(max_length=128 * 1024, pattern=rf"^(?:{_RUN}:{_RUN}(?: {_RUN}:{_RUN})*)?\Z")]
 """Names as runs; empty for none."""
@@ -85,7 +88,7 @@ def runs_of(names: Iterable[str]) -> str:
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_CACHED)
 def names_in(runs: str) -> frozenset[str]:
     """Return the names that runs stand for.
 
@@ -114,7 +117,7 @@ def _number_of(name: str) -> tuple[int, int]:
     return place
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_CACHED)
 def _sizes(shared: SharedFiles) -> Mapping[str, int]:
     ordered = (size for size, count in shared.sizes for _ in range(count))
     # Runs that overlap stand for fewer names than sizes; those have no writer.
