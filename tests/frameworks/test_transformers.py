@@ -92,6 +92,16 @@ def test_a_run_that_is_killed_in_a_save_and_then_terminated_ends_like_an_undistu
     assert committed(url)[-1] == STEPS
 
 
+def test_a_run_that_was_finished_in_the_middle_of_an_epoch_trains_no_further_when_it_is_started_again(
+    url: str, tmp_path: Path
+) -> None:
+    *_, weights = train(url, tmp_path / "output", "--steps", 4)
+    for output in (tmp_path / "output", tmp_path / "another-node"):
+        assert train(url, output, "--steps", 4) == [weights]
+    assert committed(url) == [2, 4]
+    assert train(url, tmp_path / "output", "--steps", 5)[0].startswith("step 5:"), "unless more steps are wanted"
+
+
 def test_the_best_model_is_found_on_another_node_and_its_metric_is_in_the_log(
     url: str, tmp_path: Path, object_store: ObjectStore
 ) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Real
 from types import TracebackType
 from typing import Any, Self
@@ -59,6 +60,7 @@ class TrainerSnapshots(TrainerCallback):
         if arguments.save_total_limit is None:
             arguments.save_total_limit = 1  # what Trainer deletes is committed, or on its way under another name
         self._trainer = trainer
+        trainer.get_batch_samples = partial(self._batches, trainer.get_batch_samples)  # type: ignore[method-assign]
         self._logged: tuple[int, dict[str, float]] = (0, {})
         restored = self._snapshots.restore()
         self.checkpoint = os.path.join(output, f"{PREFIX_CHECKPOINT_DIR}-{restored.step}") if restored else None
@@ -77,6 +79,19 @@ class TrainerSnapshots(TrainerCallback):
         self._snapshots.__exit__(kind, error, traceback)
 
     # Called by Trainer, on every rank
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        del args
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
+        return control
+
+    def _batches(self, of_trainer: Callable[..., tuple[list[Any], Any]], *given: Any) -> tuple[list[Any], Any]:
+        # Trainer looks whether it should stop only after a step, so each start of a finished run would add one.
+        state = self._trainer.state
+        return of_trainer(*given) if state.global_step < state.max_steps else ([], None)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
