@@ -25,7 +25,7 @@ from checkpoint_sidecar.core.log import SaveRequested
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
-from control.test_execute import session_on
+from control.sessions import session_on
 from doubles.dying import DyingStore, Killed
 from doubles.memory import MemoryStore
 from support.builders import OTHER_OWNER, OWNER, History

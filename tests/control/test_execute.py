@@ -34,8 +34,8 @@ from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.core.policy import Policy, RetentionPolicy
 from checkpoint_sidecar.core.run import Snapshot, SnapshotState
 from checkpoint_sidecar.runs.log import RunLog
-from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
+from control.sessions import session_on
 from doubles.counting import CountingStore
 from doubles.dying import DyingStore, Killed
 from doubles.memory import MemoryStore
@@ -45,14 +45,6 @@ from support.trainers import Trainer
 
 NO_GRACE = RetentionPolicy(keep_last=1, grace_seconds=0)
 DATA = {"__0_0.distcp", "__1_0.distcp", ".metadata", "stock.metadata", "manifest.json"}
-
-
-def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
-    session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
-    session.probe()
-    session.log.refresh()
-    return session
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from checkpoint_operator.act.execute import carry_out, verify
-from checkpoint_operator.gather.run_store import RunStore
 from checkpoint_operator.model.actions import Configure, Purge, Retire, Verify
 from checkpoint_operator.report.events import for_entries
 from checkpoint_sidecar.core import fold
@@ -25,8 +24,8 @@ from checkpoint_sidecar.core.sharing import distinct_bytes, freed_bytes, left_by
 from checkpoint_sidecar.engine.verify import VerificationPass, verify_snapshot
 from checkpoint_sidecar.manage.checking import check_snapshot
 from checkpoint_sidecar.runs.log import RunLog
-from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Store
+from control.sessions import session_on
 from doubles.dying import DyingStore, Killed
 from doubles.memory import MemoryStore
 from support.builders import OBJECT_UID, OWNER
@@ -34,14 +33,6 @@ from support.trainers import Trainer
 
 KEEP_ONE = RetentionPolicy(keep_last=1, grace_seconds=0)
 FROZEN = {"__0_s0.distcp": bytes(5000), "__1_s0.distcp": bytes(6000)}
-
-
-def session_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setattr("checkpoint_operator.gather.run_store.open_store", lambda *_, **__: store)
-    session = RunStore(StoreSettings("s3://memory/run"), writer="operator test")
-    session.probe()
-    session.log.refresh()
-    return session
 
 
 class Scene:

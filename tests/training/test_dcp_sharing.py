@@ -55,7 +55,7 @@ def shares(needs: Sequence[Sequence[int]]) -> list[tuple[SharedPart, ...]]:
 
 
 def by_number(needs: Sequence[Sequence[int]]) -> dict[int, dict[int, SharedPart]]:
-    """Transfers by the number of what is transferred and by rank."""
+    """Transfers by the number of the part and by rank."""
     found: defaultdict[int, dict[int, SharedPart]] = defaultdict(dict)
     for rank, own in enumerate(shares(needs)):
         for each in own:

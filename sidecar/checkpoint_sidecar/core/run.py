@@ -60,7 +60,7 @@ class Snapshot:
         reasons: Why it was retired or rejected.
         releases: Requests to discard the evidence against it, in order; each took effect once.
         kept: Its files that its purge has left, because other snapshots need them.
-        purged_bytes: Size of what its purges have deleted.
+        purged_bytes: Bytes that its purges have deleted.
         damaged: Names of its shared files against which there is evidence.
     """
 

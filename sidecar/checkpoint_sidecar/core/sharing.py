@@ -147,7 +147,7 @@ def may_share(run: Run, base: Snapshot | None, every: int) -> bool:
 
 
 def freed_bytes(run: SharingTables, snapshot: Snapshot) -> int:
-    """Return the size of what the running purge, or the next one, deletes."""
+    """Return how many bytes the running purge, or the next one, deletes."""
     keep = snapshot.kept if snapshot.state is SnapshotState.PURGING else to_keep(run, snapshot.id)
     return snapshot.own_bytes - snapshot.purged_bytes - _bytes_of(run, snapshot.id, keep)
 

@@ -38,7 +38,7 @@ def unpack_rows(data: bytes, *, most: int = 0) -> Integers:
 
 
 def unpack_columns(data: bytes, rows: int, *, most: int) -> Iterator[Integers]:
-    """Yield the columns of what ``pack_rows`` has packed, one at a time, and each in as few bytes as its numbers allow.
+    """Yield the columns that ``pack_rows`` has packed, one at a time, each in as few bytes as its numbers allow.
 
     The sum of two numbers still fits into the type of their columns.
 

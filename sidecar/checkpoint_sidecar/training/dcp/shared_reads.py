@@ -83,7 +83,7 @@ def plan_shares(needs: Sequence[bytes]) -> list[bytes] | None:
 
 
 def shared_parts(packed: bytes) -> tuple[SharedPart, ...]:
-    """Return one rank's transfers of what ``plan_shares`` has planned, in their order."""
+    """Return one rank's transfers from the plan of ``plan_shares``, in their order."""
     parts = []
     for (number, position), rows in groupby(unpack_rows(packed).tolist(), key=lambda row: row[:2]):
         peers = [(peer, bool(sending)) for _, _, peer, sending in rows]
