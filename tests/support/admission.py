@@ -143,8 +143,8 @@ class Namespace:
         return spec
 
     def denied(self, body: Body) -> str:
-        """Why the pod is not admitted, once it is not."""
-        return eventually(lambda: self.refusal(body), bool)
+        """Why the pod is not admitted, once it is not. A policy also denies while it does not know its kinds yet."""
+        return eventually(lambda: self.refusal(body), lambda refusal: refusal != "" and "not yet synced" not in refusal)
 
     def _path(self, version: str, resource: str) -> str:
         group = f"/apis/{version}" if "/" in version else f"/api/{version}"
