@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from checkpoint_operator.act.execute import carry_out, verify
+from checkpoint_operator.decide.plan import store_actions
 from checkpoint_operator.model.actions import Configure, Purge, Retire, Verify
+from checkpoint_operator.model.observed import Observed
 from checkpoint_operator.report.events import for_entries
+from checkpoint_operator.report.status import status_of
 from checkpoint_sidecar.core import fold
 from checkpoint_sidecar.core import log as log_module
 from checkpoint_sidecar.core.compaction import RawEntry, encode, span_of, unpack
+from checkpoint_sidecar.core.errors import ChangeRefusedError
 from checkpoint_sidecar.core.layout import compaction_key, log_key
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotCommittedSharing, SnapshotVerified
 from checkpoint_sidecar.core.orphans import orphaned
@@ -20,15 +25,18 @@ from checkpoint_sidecar.core.purging import purge_due, release
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.retention import judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
+from checkpoint_sidecar.core.shared_files import MOST_FILES
 from checkpoint_sidecar.core.sharing import distinct_bytes, freed_bytes, left_bytes, releasable
 from checkpoint_sidecar.engine.verify import VerificationPass, verify_snapshot
 from checkpoint_sidecar.manage.checking import check_snapshot
+from checkpoint_sidecar.manage.stored_run import StoredRun
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 from control.sessions import session_on
 from doubles.dying import DyingStore, Killed
 from doubles.memory import MemoryStore
 from support.builders import OBJECT_UID, OWNER
+from support.observations import observed
 from support.trainers import Trainer
 
 KEEP_ONE = RetentionPolicy(keep_last=1, grace_seconds=0)
@@ -64,6 +72,11 @@ class Scene:
     @property
     def run(self) -> Run:
         return self.session.log.refresh()
+
+    @property
+    def seen(self) -> Observed:
+        """What the operator sees in its next pass."""
+        return replace(observed(None), run=self.run, now=self.session.now(), policy=Policy(retention=KEEP_ONE))
 
     def state(self, snapshot: Snapshot) -> SnapshotState:
         return self.run.snapshots[snapshot.id].state
@@ -186,6 +199,56 @@ def test_a_purge_that_is_killed_at_any_request_is_finished_by_the_next_operator(
         assert sum(left_bytes(run, each) for each in run.snapshots.values()) == scene.data
         calls += 1
     assert calls > 6, "the loop has tried every call of a purge"
+
+
+def planned_purges(seen: Observed) -> list[str]:
+    return [each.snapshot for each in store_actions(seen) if isinstance(each, Purge)]
+
+
+class Crowd(Scene):
+    """A run whose second and third snapshots share more files of the first one, together, than a purge can leave."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = [f"__0_s{number}.distcp" for number in range(MOST_FILES + 2)]
+        self.store = MemoryStore()
+        self.trainer = Trainer(self.store).start()
+        self.first = self.trainer.commit(100, settled=dict.fromkeys(names, b"frozen"))
+        self.second = self.trainer.commit(200, shared=dict.fromkeys(names[:MOST_FILES], self.first))
+        self.third = self.trainer.commit(300, shared=dict.fromkeys(names[2:], self.first))
+        self.session = session_on(self.store, monkeypatch)
+        self.act(Configure(OBJECT_UID, 1, Policy(retention=KEEP_ONE)))
+        self.act(Verify(self.third.id), Retire(self.first.id))
+
+
+def test_a_snapshot_that_others_need_too_much_of_stays_whole_until_they_need_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Crowd(monkeypatch)
+    names = scene.names(scene.first)
+    seen = scene.seen
+    assert planned_purges(seen) == []
+    scene.act(Purge(scene.first.id))
+    assert scene.state(scene.first) is SnapshotState.RETIRED
+    assert scene.names(scene.first) == names
+    assert verify_snapshot(scene.store, scene.first.commit, level="Checksums") == scene.first.commit.bytes
+    cause = "other snapshots share 4098 of its files, and a purge can leave at most 4096"
+    status = status_of(seen)
+    (judged,) = (each for each in status["conditions"] if each["type"] == "RetentionEnforced")
+    assert (judged["status"], judged["reason"]) == ("True", "Enforced")
+    assert f"except {scene.first.id}: {cause}. It stays retired; retire some of those snapshots" in judged["message"]
+    (pending,) = status["pendingPurge"]
+    assert pending["bytes"] == scene.first.own_bytes - 4098 * len(b"frozen")
+    run = StoredRun(scene.store)
+    assert run.prune_plan().blocked == f"{scene.first.id} stays whole: {cause}. Retire some of those snapshots"
+    with pytest.raises(ChangeRefusedError, match=f"{cause}. Remove some of those snapshots first"):
+        run.remove(scene.first.id, force=True, without_operator=True)
+    assert scene.state(scene.first) is SnapshotState.RETIRED
+    scene.purge(scene.second)
+    assert planned_purges(scene.seen) == [scene.first.id]
+    scene.act(Purge(scene.first.id))
+    assert scene.state(scene.first) is SnapshotState.PURGED
+    assert len(scene.names(scene.first)) == MOST_FILES
+    assert verify_snapshot(scene.store, scene.third.commit, level="Checksums") == scene.third.commit.bytes
 
 
 def test_an_event_says_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from checkpoint_operator.report.checks import Answer, ConditionCheck, Quote, che
 from checkpoint_operator.report.faults import fault_of
 from checkpoint_sidecar.core.api import Reason
 from checkpoint_sidecar.core.belongings import describe
-from checkpoint_sidecar.core.purging import waits_for_comparison
+from checkpoint_sidecar.core.purging import left_whole, waits_for_comparison
+from checkpoint_sidecar.core.sharing import why_not_purged
 from checkpoint_sidecar.core.units import size
 
 
@@ -86,6 +87,19 @@ def _comparison_pending(observed: Observed) -> Answer:
     return Quote(f"{message} The last try failed: {read_back.trouble}" if read_back.trouble else message)
 
 
+@check("True", Reason.ENFORCED)
+def _some_left_whole(observed: Observed) -> Answer:
+    verdict = observed.verdict
+    whole = left_whole(verdict) if verdict is not None else ()
+    if verdict is None or not whole:
+        return None
+    others = f", and {len(whole) - 1} more" if len(whole) > 1 else ""
+    return (
+        f"What the policy does not keep is retired, and later deleted, except {whole[0]}{others}: "
+        f"{why_not_purged(verdict.run, whole[0])}. It stays retired; retire some of those snapshots to free it."
+    )
+
+
 # ForeignData
 
 
@@ -112,6 +126,7 @@ RETENTION_ENFORCED: tuple[ConditionCheck[Observed], ...] = (
     _dry_run,
     _unreliable_reads,
     _comparison_pending,
+    _some_left_whole,
     otherwise("True", Reason.ENFORCED, "What the policy does not keep is retired, and later deleted."),
 )
 

@@ -1,11 +1,12 @@
 """Decides when the data of retired snapshots may be deleted: the last decision that can be undone. Pure.
 
-The policy decides which snapshots are retired (``core.retention``). Deletion also waits for three conditions:
+The policy decides which snapshots are retired (``core.retention``). Deletion also waits for four conditions:
 
 1. The grace period, by the store's clock. After an edit that shortens it the longer one still applies: if the edit also
    tightens the policy, users must have the promised time to notice.
 2. A snapshot whose checksums were compared, if snapshots are read back: matching sizes do not justify deleting others.
 3. Earlier purges: a few run at a time, so that a user who sees the wrong snapshots disappear has time to stop it.
+4. Other snapshots that share more of its files than a purge can leave (``core.sharing``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from checkpoint_sidecar.core.policy import RetentionPolicy
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.selection import NO_TERMS, Terms
-from checkpoint_sidecar.core.sharing import freed_bytes, releasable, to_keep
+from checkpoint_sidecar.core.sharing import freed_bytes, releasable, to_keep, why_not_purged
 
 PURGES_AT_ONCE = 8
 """Purges that may begin within ``PURGE_PAUSE``, so that a wrong policy deletes slowly."""
@@ -91,6 +92,11 @@ def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:
     return _unwanted(verdict)
 
 
+def left_whole(verdict: RetentionVerdict) -> tuple[str, ...]:
+    """Return the snapshots that would be deleted now if others did not share so many of their files."""
+    return tuple(identifier for identifier in _overdue(verdict) if why_not_purged(verdict.run, identifier))
+
+
 def purge_at(run: Run, snapshot: Snapshot) -> dt.datetime | None:
     """Return the end of a retired snapshot's grace period, or None without one.
 
@@ -132,6 +138,11 @@ def with_grace_of(run: Run, retention: RetentionPolicy | None, now: dt.datetime)
 
 
 def _unwanted(verdict: RetentionVerdict) -> tuple[str, ...]:
+    """Return the retired snapshots that may be deleted as far as the policy and other snapshots are concerned."""
+    return tuple(identifier for identifier in _overdue(verdict) if not why_not_purged(verdict.run, identifier))
+
+
+def _overdue(verdict: RetentionVerdict) -> tuple[str, ...]:
     """Return the retired snapshots whose grace period is over and that the policy still does not want."""
     policy = verdict.run.policy.retention
     if policy is None or policy.dry_run:

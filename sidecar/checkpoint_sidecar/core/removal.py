@@ -9,7 +9,7 @@ from __future__ import annotations
 from checkpoint_sidecar.core.lineage import in_use, quarantined, rollback_target, walk
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotRetired
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
-from checkpoint_sidecar.core.sharing import to_keep
+from checkpoint_sidecar.core.sharing import to_keep, why_not_purged
 
 REMOVED = "Removed"
 """The reason in SnapshotRetired."""
@@ -33,6 +33,8 @@ def why_not_removed(run: Run, snapshot: str, *, force: bool) -> str:
         return "an attempt restores it or continues from it"
     if snapshot == rollback_target(run):
         return "a pending rollback restores it"
+    if cause := why_not_purged(run, snapshot):
+        return f"{cause}. Remove some of those snapshots first"
     if force:
         return ""
     if found.disposition == "Hold":
@@ -47,10 +49,10 @@ def retire_for_removal(run: Run, snapshot: str) -> SnapshotRetired | None:
 
 
 def start_removal(run: Run, snapshot: str) -> PurgeStarted | None:
-    """Return the entry after which there is no way back; None if the snapshot is not retired."""
+    """Return the entry after which there is no way back; None if the snapshot is not retired, or must stay whole."""
     found = run.snapshots.get(snapshot)
     retired = found is not None and found.state is SnapshotState.RETIRED
-    return PurgeStarted(snapshot, to_keep(run, snapshot)) if retired else None
+    return PurgeStarted(snapshot, to_keep(run, snapshot)) if retired and not why_not_purged(run, snapshot) else None
 
 
 def _last(run: Run, snapshot: Snapshot) -> bool:

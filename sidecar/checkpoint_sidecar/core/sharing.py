@@ -37,7 +37,7 @@ from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.commits import MOST_SHARES, shares_of
 from checkpoint_sidecar.core.lineage import walk
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
-from checkpoint_sidecar.core.shared_files import SharedFiles, names_in, runs_of
+from checkpoint_sidecar.core.shared_files import MOST_FILES, SharedFiles, names_in, runs_of
 
 _IN_NEED = (SnapshotState.LIVE, SnapshotState.RETIRED)
 """Snapshots whose data must be complete. What is being purged needs nothing any more."""
@@ -67,6 +67,18 @@ def needed_of(tables: SharingTables, holder: str) -> frozenset[str]:
 def to_keep(tables: SharingTables, holder: str) -> str:
     """Return the files that a purge which begins now has to leave."""
     return runs_of(needed_of(tables, holder))
+
+
+def why_not_purged(tables: SharingTables, holder: str) -> str:
+    """Return why a snapshot cannot be purged now, or an empty string.
+
+    A log entry lists at most ``MOST_FILES`` files that stay. No snapshot shares more, but several together may. Then
+    the snapshot stays whole until they need fewer.
+    """
+    needed = len(needed_of(tables, holder))
+    if needed <= MOST_FILES:
+        return ""
+    return f"other snapshots share {needed} of its files, and a purge can leave at most {MOST_FILES}"
 
 
 def releasable(tables: SharingTables) -> tuple[str, ...]:
@@ -148,23 +160,26 @@ def may_share(run: Run, base: Snapshot | None, every: int) -> bool:
 
 def freed_bytes(run: SharingTables, snapshot: Snapshot) -> int:
     """Return how many bytes the running purge, or the next one, deletes."""
-    keep = snapshot.kept if snapshot.state is SnapshotState.PURGING else to_keep(run, snapshot.id)
+    purging = snapshot.state is SnapshotState.PURGING
+    keep = names_in(snapshot.kept) if purging else needed_of(run, snapshot.id)
     return snapshot.own_bytes - snapshot.purged_bytes - _bytes_of(run, snapshot.id, keep)
 
 
 def left_bytes(run: SharingTables, snapshot: Snapshot) -> int:
     """Return the size of the snapshot's files that are still stored; until a purge ends, also what it deletes."""
     purged = snapshot.state is SnapshotState.PURGED
-    return _bytes_of(run, snapshot.id, snapshot.kept) if purged else snapshot.own_bytes - snapshot.purged_bytes
+    return (
+        _bytes_of(run, snapshot.id, names_in(snapshot.kept)) if purged else snapshot.own_bytes - snapshot.purged_bytes
+    )
 
 
-def _bytes_of(tables: SharingTables, holder: str, files: str) -> int:
-    if not files:
+def _bytes_of(tables: SharingTables, holder: str, names: Collection[str]) -> int:
+    if not names:
         return 0
     sizes: dict[str, int] = {}
     for _, shared in _shared_from(tables, holder):
         sizes.update(shared.by_name)
-    return sum(sizes.get(name, 0) for name in names_in(files))
+    return sum(sizes.get(name, 0) for name in names)
 
 
 def key_in_evidence(key: str) -> str | msgspec.UnsetType:

@@ -33,7 +33,7 @@ class PrunePlan:
         purge: Snapshots whose data may be deleted now, oldest first: retired ones, and purged ones that left files
             which no other snapshot shares any more.
         waits: Other retired snapshots that the policy does not want, with the end of their grace period.
-        blocked: Why nothing is deleted although a grace period is over, or empty.
+        blocked: Why snapshots are not deleted although their grace period is over, or empty.
         bytes: Size of ``purge``.
     """
 
@@ -69,6 +69,8 @@ def plan_pruning(run: Run, *, now: dt.datetime, only: Collection[str] | None = N
         blocked = "the policy is a dry run"
     elif purging.waits_for_comparison(verdict):
         blocked = "no snapshot that stays was compared with its checksums yet"
+    elif whole := [each for each in purging.left_whole(verdict) if chosen(each)]:
+        blocked = f"{whole[0]} stays whole: {sharing.why_not_purged(run, whole[0])}. Retire some of those snapshots"
     return PrunePlan(
         retire={s.id: verdict.retire[s.id] for s in unwanted if s.live and not policy.dry_run},
         purge=purge,
