@@ -124,6 +124,9 @@ def test_retire_and_prune_delete_what_was_given_up(checkpoint: Program, url: str
     assert checkpoint("verify", f"{url}@300", "--checksums", "--record").status == 0
     assert open_run(url).find(300).verified == "Checksums"
     assert checkpoint("retire", f"{url}@100", "--yes", "-o", "json").json["done"] is True
+    said = checkpoint("prune", url, "--dry-run", "-o", "name")
+    assert said.output.count("\n") == 2
+    assert "A prune now retires 2 snapshots, and deletes 2 snapshots, " in said.errors
     for _ in range(3):
         assert checkpoint("prune", url, "--yes").status == 0
     states = {each["step"]: each["state"] for each in checkpoint("ls", url, "--all", "-o", "json").json["items"]}

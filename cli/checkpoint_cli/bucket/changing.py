@@ -16,6 +16,7 @@ from checkpoint_cli.output import OutputFormat
 if TYPE_CHECKING:
     from checkpoint_sidecar.core.run import Snapshot
     from checkpoint_sidecar.manage.changes import RunChange
+    from checkpoint_sidecar.manage.pruning import PrunePlan
 
 _POLL_SECONDS = 1.0
 
@@ -162,21 +163,30 @@ def prune(
     from checkpoint_cli.bucket.convert import snapshot_records
     from checkpoint_cli.bucket.reading import findings
     from checkpoint_cli.records import SnapshotRecords
-    from checkpoint_sidecar.core.units import size
     from checkpoint_sidecar.manage.changes import check_changeable
 
     found = findings(at)
     plan = at.run.prune_plan()
     if not dry_run:
         check_changeable(found.run, "prune", subject=at.url, without_operator=without_operator)
-        effect = f"This retires {len(plan.retire)} snapshots and deletes {len(plan.purge)}, {size(plan.bytes)}"
-        confirm("prune", at.url, effect, yes=yes)
+        confirm("prune", at.url, f"This prune {_effect(plan)}", yes=yes)
         plan = at.run.prune(without_operator=without_operator)
         found = findings(at)
-    touched = {*plan.retire, *plan.purge}
+    touched = {*plan.retire, *plan.reinstate, *plan.purge, *plan.release}
+    if dry_run and touched:
+        views.note(f"A prune now {_effect(plan)}.")
     shown = [each for each in at.run.snapshots(all=True) if each.id in touched]
     records = SnapshotRecords(run=at.url, items=snapshot_records(found, shown))
     views.show_snapshots(records, output, found.now, empty=f"There is nothing to retire or delete in {at.url}.")
+
+
+def _effect(plan: PrunePlan) -> str:
+    from checkpoint_sidecar.core.units import counted, size
+
+    back = f"reinstates {counted(len(plan.reinstate), 'snapshot')}, " if plan.reinstate else ""
+    left = f" and what {counted(len(plan.release), 'deleted one')} left for others" if plan.release else ""
+    retired, purged = (counted(len(each), "snapshot") for each in (plan.retire, plan.purge))
+    return f"{back}retires {retired}, and deletes {purged}{left}, {size(plan.bytes)}"
 
 
 def named(at: AddressedRun, operation: str) -> str:

@@ -37,7 +37,7 @@ def rm(
     from checkpoint_cli.bucket.convert import snapshot_records
     from checkpoint_cli.bucket.reading import findings
     from checkpoint_cli.records import SnapshotRecords
-    from checkpoint_sidecar.core.sharing import freed_bytes
+    from checkpoint_sidecar.core.purging import effect_of
     from checkpoint_sidecar.core.units import size
 
     selectors = [named(at, "remove"), *(each.removeprefix("@") for each in others or ())]
@@ -46,7 +46,7 @@ def rm(
     for each in snapshots:
         at.run.remove(each.id, dry_run=True, **options)
     if not dry_run:
-        total = size(sum(freed_bytes(at.run.state, each) for each in snapshots))
+        total = size(effect_of(at.run.state, [each.id for each in snapshots]).bytes)
         steps = ", ".join(str(each.step) for each in snapshots)
         confirm("remove", at.url, f"This deletes the data of step {steps} of {at.url} for good, {total}", yes=yes)
         for each in snapshots:

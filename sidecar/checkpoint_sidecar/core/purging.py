@@ -12,7 +12,8 @@ The policy decides which snapshots are retired (``core.retention``). Deletion al
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from checkpoint_sidecar.core.lineage import newest_compared
 from checkpoint_sidecar.core.log import PurgeStarted, SnapshotPurged, SnapshotReinstated, SnapshotRetired
@@ -83,6 +84,40 @@ def finish_purge(run: Run, snapshot: str) -> SnapshotPurged | None:
     if found is None or not purging:
         return None
     return SnapshotPurged(snapshot, freed_bytes(run, found))
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeEffect:
+    """What goes when snapshots are purged one after the other, and then all files that nothing needs any more.
+
+    Attributes:
+        released: Other snapshots, which were purged before: files go that they have left.
+        bytes: Size of all files that go.
+    """
+
+    released: tuple[str, ...]
+    bytes: int
+
+
+def effect_of(run: Run, purged: Iterable[str]) -> PurgeEffect:
+    """Return what purges delete that begin now, in this order.
+
+    Args:
+        purged: Live or retired snapshots, or ones whose purge has begun.
+    """
+    snapshots = dict(run.snapshots)
+    after = replace(run, snapshots=snapshots)
+
+    def purge(identifier: str) -> int:
+        begun = replace(snapshots[identifier], state=SnapshotState.PURGING, kept=to_keep(after, identifier))
+        size = freed_bytes(after, begun)
+        snapshots[identifier] = replace(begun, state=SnapshotState.PURGED, purged_bytes=begun.purged_bytes + size)
+        return size
+
+    chosen = tuple(purged)
+    freed = sum(map(purge, chosen))
+    released = releasable(after)
+    return PurgeEffect(tuple(each for each in released if each not in chosen), freed + sum(map(purge, released)))
 
 
 def waits_for_comparison(verdict: RetentionVerdict) -> tuple[str, ...]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from checkpoint_sidecar.core import layout, purging, sharing
 from checkpoint_sidecar.core.errors import ForeignObjectError
-from checkpoint_sidecar.core.log import PurgeStarted, SnapshotPurged
-from checkpoint_sidecar.core.retention import judge
+from checkpoint_sidecar.core.log import Body, PurgeStarted, SnapshotPurged
+from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import Run, Snapshot, SnapshotState
 from checkpoint_sidecar.core.selection import Terms
 from checkpoint_sidecar.core.shared_files import names_in
 from checkpoint_sidecar.engine.pointer import repair
 from checkpoint_sidecar.engine.removal import delete_data
+from checkpoint_sidecar.runs.clock import read_store_clock
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import Store
 
@@ -30,17 +31,18 @@ class PrunePlan:
     Attributes:
         retire: Snapshots to retire, with the reasons. Their data stays for the grace period.
         reinstate: Retired snapshots that the policy wants back.
-        purge: Snapshots whose data may be deleted now, oldest first: retired ones, and purged ones that left files
-            which no other snapshot shares any more.
+        purge: Snapshots whose data may be deleted now, oldest first. Files that other snapshots share stay.
+        release: Snapshots purged before, of which files go that no other snapshot shares any more.
         waits: Other retired snapshots that the policy does not want, with the end of their grace period.
         blocked: Why snapshots are not deleted although their grace period is over, or empty.
-        bytes: Size of ``purge``.
+        bytes: Size of the files of ``purge`` and ``release`` that go.
     """
 
     retire: Mapping[str, tuple[str, ...]]
     purge: tuple[str, ...]
     waits: Mapping[str, dt.datetime]
     reinstate: tuple[str, ...] = ()
+    release: tuple[str, ...] = ()
     blocked: str = ""
     bytes: int = 0
 
@@ -50,49 +52,96 @@ def plan_pruning(run: Run, *, now: dt.datetime, only: Collection[str] | None = N
 
     Args:
         now: The store's clock, or an estimate of it for a forecast.
-        only: Ids of the snapshots to consider; None for all.
+        only: Ids of the snapshots to retire, reinstate or purge; None for all. Files that nothing needs any more go in
+            any case.
     """
+
+    def chosen(identifiers: Iterable[str]) -> tuple[str, ...]:
+        return tuple(each for each in identifiers if only is None or each in only)
+
     verdict = judge(run, now=now, terms=TERMS)
-    policy = run.policy.retention
-    if policy is None:
-        return PrunePlan({}, (), {}, blocked="the run has no retention policy, without which nothing is ever retired")
-
-    def chosen(identifier: str) -> bool:
-        return only is None or identifier in only
-
-    unwanted = [s for s in run.snapshots.values() if s.id in verdict.retire and chosen(s.id)]
-    kept = [s for s in run.snapshots.values() if s.id in verdict.keep]
-    purge = tuple(each for each in purging.purge_due(verdict) if chosen(each))
-    ends = ((s.id, purging.purge_at(run, s)) for s in unwanted if s.id not in purge)
-    blocked = ""
-    if policy.dry_run:
-        blocked = "the policy is a dry run"
-    elif purging.waits_for_comparison(verdict):
-        blocked = "no snapshot that stays was compared with its checksums yet"
-    elif whole := [each for each in purging.left_whole(verdict) if chosen(each)]:
-        blocked = f"{whole[0]} stays whole: {sharing.why_not_purged(run, whole[0])}. Retire some of those snapshots"
+    found, policy = run.snapshots, run.policy.retention
+    dry = policy is None or policy.dry_run
+    retire = {each: verdict.retire[each] for each in chosen(found) if each in verdict.retire and found[each].live}
+    retire = {} if dry else retire
+    back = (each for each in verdict.keep if found[each].state is SnapshotState.RETIRED)
+    reinstate = chosen(back) if policy is not None else ()
+    if retire or reinstate:
+        run = _after(run, retire, reinstate, now)
+        verdict = judge(run, now=now, terms=TERMS)
+    due = chosen(purging.purge_due(verdict))
+    purge = tuple(each for each in due if run.snapshots[each].state is not SnapshotState.PURGED)
+    ends = ((each, purging.purge_at(run, run.snapshots[each])) for each in chosen(verdict.retire) if each not in purge)
+    effect = purging.effect_of(run, purge)
     return PrunePlan(
-        retire={s.id: verdict.retire[s.id] for s in unwanted if s.live and not policy.dry_run},
+        retire=retire,
         purge=purge,
         waits={identifier: end for identifier, end in ends if end is not None},
-        reinstate=tuple(s.id for s in kept if s.state is SnapshotState.RETIRED and chosen(s.id)),
-        blocked=blocked,
-        bytes=sum(sharing.freed_bytes(run, run.snapshots[each]) for each in purge),
+        reinstate=reinstate,
+        release=effect.released,
+        blocked=_why_blocked(verdict, chosen),
+        bytes=effect.bytes,
     )
+
+
+def _after(run: Run, retire: Mapping[str, tuple[str, ...]], reinstate: Iterable[str], now: dt.datetime) -> Run:
+    """Return the run after the first part of a plan: without a grace period, the second part purges what it retires."""
+    snapshots = dict(run.snapshots)
+    for identifier, reasons in retire.items():
+        found = snapshots[identifier]
+        snapshots[identifier] = replace(found, state=SnapshotState.RETIRED, retired_at=now, reasons=reasons)
+    for identifier in reinstate:
+        snapshots[identifier] = replace(snapshots[identifier], state=SnapshotState.LIVE, retired_at=None, reasons=())
+    return replace(run, snapshots=snapshots)
+
+
+def _why_blocked(verdict: RetentionVerdict, chosen: Callable[[Iterable[str]], tuple[str, ...]]) -> str:
+    policy = verdict.run.policy.retention
+    if policy is None:
+        return "the run has no retention policy, without which nothing is ever retired"
+    if policy.dry_run:
+        return "the policy is a dry run"
+    if purging.waits_for_comparison(verdict):
+        return "no snapshot that stays was compared with its checksums yet"
+    if whole := chosen(purging.left_whole(verdict)):
+        cause = sharing.why_not_purged(verdict.run, whole[0])
+        return f"{whole[0]} stays whole: {cause}. Retire some of those snapshots"
+    return ""
+
+
+def prune(log: RunLog, store: Store, *, only: Collection[str] | None, check: Callable[[Run], None]) -> PrunePlan:
+    """Plan, then do it; see ``StoredRun.prune``.
+
+    Args:
+        check: Raises if the run must not be changed; asked inside every append.
+    """
+    clock = read_store_clock(store)
+    plan = plan_pruning(log.refresh(), now=clock.now(), only=only)
+    steps = [*((purging.reinstate, each) for each in plan.reinstate), *((purging.retire, each) for each in plan.retire)]
+    for step, snapshot in steps:
+
+        def entry(run: Run, step: Callable[..., Body | None] = step, snapshot: str = snapshot) -> Body | None:
+            check(run)
+            return step(run, snapshot, now=clock.now(), terms=TERMS)
+
+        log.append(entry)
+    if steps:
+        # What has no grace period may go at once: by a clock that is not behind the entries just written.
+        clock = read_store_clock(store)
+        again = plan_pruning(log.run, now=clock.now(), only=only)
+        plan = replace(again, retire=plan.retire, reinstate=plan.reinstate)
+    return carry_out(plan, log, store, check=check, now=clock.now)
 
 
 def carry_out(
     plan: PrunePlan, log: RunLog, store: Store, *, check: Callable[[Run], None], now: Callable[[], dt.datetime]
 ) -> PrunePlan:
-    """Delete what is planned. Returns the plan with what was deleted; see ``purge``."""
-    gone, size = [], 0
-    for each in plan.purge:
-        frees = sharing.freed_bytes(log.run, log.run.snapshots[each])
-        if purge(log, store, each, check=check, now=now()):
-            gone.append(each)
-            size += frees
-    size += release(log, store, check=check)
-    return replace(plan, purge=tuple(gone), bytes=size)
+    """Delete what is planned, and what nothing needs any more. Returns the plan with what went; see ``purge``."""
+    before = sum(each.purged_bytes for each in log.run.snapshots.values())
+    gone = tuple(each for each in plan.purge if purge(log, store, each, check=check, now=now()))
+    released = release(log, store, check=check)
+    size = sum(each.purged_bytes for each in log.run.snapshots.values()) - before
+    return replace(plan, purge=gone, release=tuple(each for each in released if each not in gone), bytes=size)
 
 
 def purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], None], now: dt.datetime) -> bool:
@@ -116,19 +165,18 @@ def purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], No
     return finish_purge(log, store, snapshot, check=check)
 
 
-def release(log: RunLog, store: Store, *, check: Callable[[Run], None]) -> int:
-    """Delete files that purges have left and that nothing needs any more. Returns their bytes. Raises as ``purge``."""
-    total = 0
-    for snapshot in sharing.releasable(log.run):
+def release(log: RunLog, store: Store, *, check: Callable[[Run], None]) -> tuple[str, ...]:
+    """Delete files that purges have left and that nothing needs any more. Returns whose; raises as ``purge``."""
+    found = sharing.releasable(log.run)
+    for snapshot in found:
 
         def start(run: Run, snapshot: str = snapshot) -> PurgeStarted | None:
             check(run)
             return purging.release(run, snapshot)
 
-        total += sharing.freed_bytes(log.run, log.run.snapshots[snapshot])
         log.append(start)
         finish_purge(log, store, snapshot, check=check)
-    return total
+    return found
 
 
 def finish_purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[Run], None]) -> bool:

@@ -14,7 +14,6 @@ from checkpoint_sidecar.core.best import best_snapshot
 from checkpoint_sidecar.core.errors import RunNotFoundError, SnapshotNotFoundError
 from checkpoint_sidecar.core.log import Body, Owner, RunConfigured, StoredEntry
 from checkpoint_sidecar.core.policy import Disposition, Policy
-from checkpoint_sidecar.core.purging import reinstate, retire
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import LIBRARY_UID, Attempt, Run, Snapshot
 from checkpoint_sidecar.core.selectors import find_snapshot, latest_snapshot, snapshot_at
@@ -32,10 +31,9 @@ from checkpoint_sidecar.manage.changes import (
 )
 from checkpoint_sidecar.manage.checking import SnapshotCheck, check_snapshot
 from checkpoint_sidecar.manage.following import LONGEST_WAIT_SECONDS, Polling, StopSignal, follow
-from checkpoint_sidecar.manage.pruning import TERMS, PrunePlan, carry_out, plan_pruning
+from checkpoint_sidecar.manage.pruning import PrunePlan, plan_pruning, prune
 from checkpoint_sidecar.manage.reading import announced
 from checkpoint_sidecar.manage.removing import Removal, remove
-from checkpoint_sidecar.runs.clock import read_store_clock
 from checkpoint_sidecar.runs.history import read_history
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.access import StoreSettings
@@ -355,7 +353,7 @@ class StoredRun:
         """Return what ``prune`` would do now. Writes nothing.
 
         Args:
-            only: Ids of the snapshots to consider; None for all.
+            only: See ``prune``.
             now: The moment to judge at; by default as for ``retention``.
         """
         return plan_pruning(self.state, now=now or self._estimated_now(), only=only)
@@ -366,6 +364,10 @@ class StoredRun:
         The rules are the operator's: floors, the grace period by the store's clock, a snapshot that stays was compared
         with its checksums, a few deletions at a time. Call it again for the rest. After a kill, the next call
         continues.
+
+        Args:
+            only: Ids of the snapshots to retire, reinstate or purge; None for all. Files that purges have left and that
+                no snapshot shares any more go in any case.
 
         Returns:
             What was retired and deleted, and what waits for its grace period.
@@ -379,22 +381,7 @@ class StoredRun:
             check_changeable(run, "prune", subject=self.url, without_operator=without_operator)
 
         check(self.refresh())
-        clock = read_store_clock(self.store)
-        plan = plan_pruning(self.refresh(), now=clock.now(), only=only)
-        steps = [*((reinstate, each) for each in plan.reinstate), *((retire, each) for each in plan.retire)]
-        for step, snapshot in steps:
-
-            def entry(run: Run, step: Callable[..., Body | None] = step, snapshot: str = snapshot) -> Body | None:
-                check(run)
-                return step(run, snapshot, now=clock.now(), terms=TERMS)
-
-            self._log.append(entry)
-        if steps:
-            # What has no grace period may go at once: by a clock that is not behind the entries just written.
-            clock = read_store_clock(self.store)
-            again = plan_pruning(self._log.run, now=clock.now(), only=only)
-            plan = replace(again, retire=plan.retire, reinstate=plan.reinstate)
-        return carry_out(plan, self._log, self.store, check=check, now=clock.now)
+        return prune(self._log, self.store, only=only, check=check)
 
     # Waiting
 
