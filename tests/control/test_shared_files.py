@@ -76,7 +76,10 @@ class Scene:
     @property
     def seen(self) -> Observed:
         """What the operator sees in its next pass."""
-        return replace(observed(None), run=self.run, now=self.session.now(), policy=Policy(retention=KEEP_ONE))
+        return self.seen_with()
+
+    def seen_with(self, **spec: Any) -> Observed:
+        return replace(observed(None, **spec), run=self.run, now=self.session.now())
 
     def state(self, snapshot: Snapshot) -> SnapshotState:
         return self.run.snapshots[snapshot.id].state
@@ -127,6 +130,22 @@ def test_what_fewer_need_is_released_step_by_step(monkeypatch: pytest.MonkeyPatc
     assert releasable(scene.run) == ()
     freed = [entry.body.bytes for entry in entries(scene.store) if isinstance(entry.body, log_module.SnapshotPurged)]
     assert sum(freed) + scene.data == sum(each.own_bytes for each in scene.run.snapshots.values())
+
+
+@pytest.mark.parametrize(
+    "retention", [None, RetentionPolicy(keep_last=1, dry_run=True)], ids=["without a policy", "in a dry run"]
+)
+def test_what_nothing_needs_goes_whatever_the_policy_says(
+    retention: RetentionPolicy | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(monkeypatch)
+    scene.purge(scene.first, scene.second)
+    scene.act(Configure(OBJECT_UID, 2, Policy(retention=retention)))
+    assert planned_purges(scene.seen_with(suspend=True)) == []
+    assert planned_purges(scene.seen) == [scene.first.id]
+    scene.act(Purge(scene.first.id))
+    assert scene.names(scene.first) == ["__0_s0.distcp"]
+    assert planned_purges(scene.seen) == []
 
 
 def test_an_orphan_collector_leaves_what_a_purge_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +258,7 @@ def test_a_snapshot_that_others_need_too_much_of_stays_whole_until_they_need_les
     (pending,) = status["pendingPurge"]
     assert pending["bytes"] == scene.first.own_bytes - 4098 * len(b"frozen")
     run = StoredRun(scene.store)
+    run.verify(300, checksums=True, record=True, without_operator=True)
     assert run.prune_plan().blocked == f"{scene.first.id} stays whole: {cause}. Retire some of those snapshots"
     with pytest.raises(ChangeRefusedError, match=f"{cause}. Remove some of those snapshots first"):
         run.remove(scene.first.id, force=True, without_operator=True)
