@@ -156,6 +156,18 @@ def test_a_stream_reads_any_range(run: SnapshotRun, storage: Storage) -> None:
         assert reader.read() == b""
 
 
+def test_a_checkpoint_exists_for_ranks_that_have_written_nothing(run: SnapshotRun, storage: Storage) -> None:
+    pending = Path(run.checkpoint(1)).with_name("tmp_step-1")
+    other = replace(run.storage, rank=1).create_storage()
+    assert not other.exists(pending)
+    storage.write(pending / "a", b"a")
+    assert other.exists(pending)
+    assert storage.exists(pending)
+    storage.rename(pending, Path(run.checkpoint(1)), is_directory=True)
+    assert not other.exists(pending)
+    assert not storage.exists(pending)
+
+
 def test_an_error_in_the_block_that_writes_discards_the_file(run: SnapshotRun, storage: Storage) -> None:
     pending = Path(run.checkpoint(1)).with_name("tmp_step-1")
     stream = storage.stream_write(pending / "half")

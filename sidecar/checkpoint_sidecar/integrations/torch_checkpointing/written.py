@@ -6,6 +6,7 @@ import errno
 import hashlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -47,6 +48,7 @@ class WrittenFiles:
         self._rank = rank
         self._settings = settings
         self._numbers: dict[int, str] = {}
+        self._latest = ""
 
     def write(self, folder: str, path: str, data: Any) -> None:
         """Store a file, and replace the one that this rank wrote under the same path before."""
@@ -54,7 +56,8 @@ class WrittenFiles:
         plan = FilePlan(name, (Bytes(memoryview(data).cast("B")),))
         [file] = upload_files(self._store, folder, [plan], block_bytes=BLOCK_BYTES, settings=self._settings)
         self.discard(folder, path)
-        write_object(self._store, self._key(folder, path), msgspec.json.encode(Receipt(path, file)))
+        self._latest = self._key(folder, path)
+        write_object(self._store, self._latest, msgspec.json.encode(Receipt(path, file)))
 
     def discard(self, folder: str, path: str) -> None:
         """Delete this rank's receipt of a path, if there is one, and what it is for."""
@@ -62,17 +65,24 @@ class WrittenFiles:
         if self._store.stat(key) is not None:
             self._store.delete([f"{folder}/{self._read(key).file.name}", key])
 
+    def any_of(self, folder: str) -> bool:
+        """Return whether a folder has receipts of any rank."""
+        # Every rank asks after every save, and one that has written is answered by a single request.
+        if self._latest.startswith(f"{folder}/") and self._store.stat(self._latest) is not None:
+            return True
+        return bool(self._keys(folder))
+
     def of_all_ranks(self, folder: str) -> dict[str, Receipt]:
         """Return the receipts in a folder by their keys.
 
         Raises:
             OSError: Two ranks have written the same path.
         """
-        keys = [info.key for info in self._store.list(f"{folder}/") if info.key.endswith(".distcp")]
+        keys = self._keys(folder)
         with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="receipts") as pool:
             found = dict(zip(keys, pool.map(self._read, keys), strict=True))
-        paths = [each.path for each in found.values()]
-        if twice := {path for path in paths if paths.count(path) > 1}:
+        counts = Counter(each.path for each in found.values())
+        if twice := [path for path, count in counts.items() if count > 1]:
             raise OSError(errno.EEXIST, "two ranks have written it, give each its own", min(twice))
         return found
 
@@ -82,6 +92,9 @@ class WrittenFiles:
             self._store.delete(keys)
         except StoreError as error:
             logger.warning("receipts of a save stay beside it, and are harmless: %s", error)
+
+    def _keys(self, folder: str) -> list[str]:
+        return [info.key for info in self._store.list(f"{folder}/") if info.key.endswith(".distcp")]
 
     def _read(self, key: str) -> Receipt:
         return msgspec.json.decode(self._store.get(key, max_bytes=_MAX_RECEIPT_BYTES).data, type=Receipt)
