@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch_checkpointing.checkpoint_manager import CheckpointManager
 from torch_checkpointing.checkpoint_process import CheckpointProcessConfig
 from torch_checkpointing.config import AsyncCheckpointSaverConfig, SyncCheckpointSaverConfig
@@ -18,8 +21,10 @@ from torch_checkpointing.storage.base_storage import ReadArgs, Storage
 
 from checkpoint_sidecar import CorruptSnapshotError, FencedError, RestoreError, RestoreInterrupted, open_run
 from checkpoint_sidecar.integrations.torch_checkpointing import SnapshotRun
+from checkpoint_sidecar.integrations.torch_checkpointing.lent import LentMemory
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.opening import open_store
+from checkpoint_sidecar.training.dcp.memory import as_buffer
 from frameworks.gangs import committed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,6 +159,35 @@ def test_a_stream_reads_any_range(run: SnapshotRun, storage: Storage) -> None:
         assert reader.seek(-5, io.SEEK_END) == len(data) - 5
         assert reader.read() == data[-5:]
         assert reader.read() == b""
+
+
+def test_tensors_are_stored_from_their_own_memory_and_everything_else_from_a_copy(
+    run: SnapshotRun, storage: Storage
+) -> None:
+    pending = Path(run.checkpoint(1)).with_name("tmp_step-1")
+    lent, other = (torch.zeros(100_000, dtype=torch.uint8) for _ in range(2))
+    with storage.get_write_stream(pending / "data", {"nested": [lent[10:]]}) as stream:
+        for tensor in (lent, other, lent[5:]):
+            stream.write(as_buffer(tensor))
+        # Not allowed before the stream is closed; here it shows what was copied.
+        lent.fill_(1)
+        other.fill_(2)
+    storage.rename(pending, Path(run.checkpoint(1)), is_directory=True)
+    stored = storage.read(Path(run.checkpoint(1)) / "data")
+    assert stored == bytes([1]) * 100_000 + bytes(100_000) + bytes([1]) * 99_995
+
+
+def test_the_memory_of_shards_is_lent_too() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        shard = torch.arange(100_000)
+        sharded = DTensor.from_local(shard, init_device_mesh("cpu", (1,)))
+        found = LentMemory({"weight": sharded}).find(as_buffer(shard)[8:16])
+        assert found is not None
+        assert found == as_buffer(shard)[8:16]
+        assert LentMemory({"weight": sharded}).find(memoryview(bytes(8))) is None
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_checkpoint_exists_for_ranks_that_have_written_nothing(run: SnapshotRun, storage: Storage) -> None:

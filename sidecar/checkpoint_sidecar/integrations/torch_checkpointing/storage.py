@@ -7,7 +7,9 @@ import errno
 import hashlib
 import io
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from checkpoint_sidecar.core.folder_index import IndexEntry
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.owner import Owner
 from checkpoint_sidecar.core.policy import SavePolicy
+from checkpoint_sidecar.engine.files import Bytes
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.integrations.torch_checkpointing import paths
 from checkpoint_sidecar.integrations.torch_checkpointing.commit import FilesCommit
 from checkpoint_sidecar.integrations.torch_checkpointing.committed import CommittedFiles, CommittedSnapshots
+from checkpoint_sidecar.integrations.torch_checkpointing.lent import LentMemory
 from checkpoint_sidecar.integrations.torch_checkpointing.streams import PendingFile
 from checkpoint_sidecar.integrations.torch_checkpointing.written import WrittenFiles
 from checkpoint_sidecar.store.access import StoreSettings
@@ -74,12 +78,19 @@ class SnapshotStorage(Storage):
     # Writing
 
     def stream_write(self, path: Path) -> io.IOBase:
-        """Return a stream that holds the file in memory, and stores it when it is closed."""
-        return PendingFile(lambda data: self.write(path, data))
+        """Return a stream that stores the file when it is closed. It holds a copy of the file until then."""
+        return self.get_write_stream(path, None)
+
+    def get_write_stream(self, path: Path, data: object) -> io.IOBase:
+        """Return such a stream, which copies nothing that is in the memory of the tensors in ``data``."""
+        return PendingFile(partial(self._store_file, path), LentMemory(data))
 
     def write(self, path: Path, data: Any) -> None:
+        self._store_file(path, [Bytes(memoryview(data).cast("B"))])
+
+    def _store_file(self, path: Path, contents: Iterable[Bytes]) -> None:
         place = paths.parse_pending(path, self._config.root)
-        self._written.write(self._config.folder(place.step).path, place.inside, data)
+        self._written.write(self._config.folder(place.step).path, place.inside, contents)
 
     def mkdir(self, path: Path, recursive: bool = True) -> None:
         """Check that the folder can become a checkpoint. Buckets have no folders."""

@@ -9,29 +9,43 @@ from typing import Any
 
 from checkpoint_sidecar.core.folder_index import IndexEntry
 from checkpoint_sidecar.engine.delivery import Want
+from checkpoint_sidecar.engine.files import SMALL_BYTES, Bytes
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import ByteRange
+from checkpoint_sidecar.integrations.torch_checkpointing.lent import LentMemory
 
 
 class PendingFile(io.RawIOBase):
-    """Collects a file in memory; an error in the block that writes it discards it."""
+    """Collects a file, which is stored when it is closed; an error in the block that writes it discards it.
 
-    def __init__(self, store: Callable[[bytearray], None]) -> None:
+    Args:
+        store: Stores the contents.
+        lent: Memory that stays as it is until then. All other bytes are copied.
+    """
+
+    def __init__(self, store: Callable[[list[Bytes]], None], lent: LentMemory) -> None:
         self._store = store
-        self._data = bytearray()
+        self._lent = lent
+        self._contents: list[Bytes] = []
+        self._copied = bytearray()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self._data += view
+        lent = self._lent.find(view) if view.nbytes >= SMALL_BYTES else None
+        if lent is None:
+            self._copied += view
+        else:
+            self._contents += [Bytes(memoryview(self._copied)), Bytes(lent)]
+            self._copied = bytearray()
         return view.nbytes
 
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._store(self._data)
+            self._store([*self._contents, Bytes(memoryview(self._copied))])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

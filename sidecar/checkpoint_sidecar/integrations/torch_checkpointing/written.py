@@ -9,7 +9,6 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import msgspec
 
@@ -50,10 +49,9 @@ class WrittenFiles:
         self._numbers: dict[int, str] = {}
         self._latest = ""
 
-    def write(self, folder: str, path: str, data: Any) -> None:
+    def write(self, folder: str, path: str, contents: Iterable[Bytes]) -> None:
         """Store a file, and replace the one that this rank wrote under the same path before."""
-        name = f"__{self._rank}_{secrets.randbelow(10**9)}.files"
-        plan = FilePlan(name, (Bytes(memoryview(data).cast("B")),))
+        plan = FilePlan(f"__{self._rank}_{secrets.randbelow(10**9)}.files", tuple(contents))
         [file] = upload_files(self._store, folder, [plan], block_bytes=BLOCK_BYTES, settings=self._settings)
         self.discard(folder, path)
         self._latest = self._key(folder, path)
