@@ -2,9 +2,11 @@
 
     PYTHONPATH=tests:tools .venv/bin/python benchmarks/adapters.py [--only torchtitan] [--megabytes 500]
 
-Needs the group `frameworks`. One process saves by turns in both ways, to an S3 server that costs nearly nothing. A save
-lasts from the call until the commit. The overhead is the median of the differences between neighbors. Ray Train has no
-row: its adapter saves through ``FileSnapshots``, and adds only what Ray's own ``report`` does with one small file.
+Needs the group `frameworks`. One process saves by turns in both ways, to an S3 server that costs nearly nothing and
+whose CPU is not counted. A save lasts from the call until the commit. The overhead is the median of the differences
+between neighbors. Where the trainer writes files of its own into our storage, a third save writes them to a storage
+that drops everything: that part is the trainer's, and the rest of the overhead is ours. Ray Train has no row: its
+adapter saves through ``FileSnapshots``, and adds only what Ray's own ``report`` does with one small file.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,7 @@ import llama
 import sink
 from checkpoint_sidecar import Checkpointer, RandomState, SavePolicy
 from checkpoint_sidecar.store.access import Credentials, StoreSettings
-from measuring import cpu_seconds
-from sink_s3 import KEEPING
+from sink_s3 import DROPPING
 
 Save = Callable[[int], object]
 """Saves a step, and returns after the commit."""
@@ -39,10 +41,11 @@ EVERY_STEP = SavePolicy(every_steps=1, every_seconds=None)
 
 @dataclass(frozen=True)
 class Ways:
-    """The same state, saved directly and through an adapter."""
+    """The same state, saved directly and through an adapter, and by the trainer alone, where it saves by itself."""
 
     direct: Save
     adapted: Save
+    alone: Save | None = None
 
 
 @contextmanager
@@ -189,31 +192,37 @@ def lightning(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
 
 @contextmanager
 def torch_checkpointing(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
-    """Its synchronous saver, which writes files of its own into our storage: what it adds is also its own pickling."""
+    """Its synchronous saver, which writes files of its own into our storage: it adds its serialization as well."""
     from torch_checkpointing.checkpoint_manager import CheckpointManager
 
     from checkpoint_sidecar.integrations.torch_checkpointing import SnapshotRun
+    from nowhere import NowhereConfig
 
     model = model_of(megabytes)
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer)
-    config = CheckpointManager.Config.with_sync_save()
+
+    def manager_of(storage_config: Any) -> CheckpointManager:
+        config = CheckpointManager.Config.with_sync_save()
+        config.storage_config = storage_config
+        return config.build()
+
     with (
         SnapshotRun(replace(settings, url=f"{settings.url}/adapted")) as run,
         Checkpointer(
             {"model": model, "optimizer": optimizer}, replace(settings, url=f"{settings.url}/direct"), save=EVERY_STEP
         ) as checkpointer,
     ):
-        config.storage_config = run.storage
-        manager = config.build()
+        managers = [manager_of(run.storage), manager_of(NowhereConfig())]
         run.restore(str)  # a fresh start loads nothing
         checkpointer.restore()
 
-        def adapted(step: int) -> None:
+        def save_by(manager: CheckpointManager, step: int) -> None:
             manager.save(run.checkpoint(step), {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
-        yield Ways(checkpointer.save, adapted)
-        manager.close()
+        yield Ways(checkpointer.save, *(partial(save_by, manager) for manager in managers))
+        for manager in managers:
+            manager.close()
 
 
 ADAPTERS: dict[str, Callable[[StoreSettings, int], Any]] = {
@@ -255,17 +264,18 @@ def train(model: nn.Module, optimizers: Any) -> None:
     optimizers.zero_grad()
 
 
-def measured(ways: Ways, rounds: int) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
-    """Yield seconds and CPU seconds of a direct and of an adapted save, after one of each that is not counted."""
+def measured(ways: Ways, rounds: int) -> Iterator[list[tuple[float, float]]]:
+    """Yield seconds and CPU seconds of one save in each way, after one of each that is not counted."""
+    saves = [ways.direct, ways.adapted] + ([ways.alone] if ways.alone else [])
     for step in range(1, rounds + 2):
-        found = []
-        # By turns, because whichever is second finds warmer caches.
-        for save in (ways.direct, ways.adapted) if step % 2 else (ways.adapted, ways.direct):
-            began, cpu_began = time.perf_counter(), cpu_seconds()
-            save(step)
-            found.append((time.perf_counter() - began, cpu_seconds() - cpu_began))
+        found = {}
+        # By turns, because whichever comes later finds warmer caches.
+        for number in sorted(range(len(saves)), reverse=step % 2 == 0):
+            began, cpu_began = time.perf_counter(), time.process_time()
+            saves[number](step)
+            found[number] = (time.perf_counter() - began, time.process_time() - cpu_began)
         if step > 1:
-            yield (found[0], found[1]) if step % 2 else (found[1], found[0])
+            yield [found[number] for number in range(len(saves))]
 
 
 def main() -> None:
@@ -274,22 +284,22 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
-    print(f"{'adapter':<20} {'Checkpointer':>14} {'adapter':>10} {'overhead':>10} {'CPU overhead':>14}")
+    print(f"{'adapter':<20} {'Checkpointer':>14} {'adapter':>14} {'overhead':>15} {'trainer alone':>14} {'ours':>8}")
     for name in arguments.only:
         with sink.running() as endpoint, tempfile.TemporaryDirectory() as folder:
             dist.init_process_group("gloo", init_method=Path(folder, "group").as_uri(), rank=0, world_size=1)
             credentials = Credentials.of({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"})
-            settings = StoreSettings(f"s3://{KEEPING}/{name}", endpoint, "us-east-1", credentials=credentials)
+            settings = StoreSettings(f"s3://{DROPPING}/{name}", endpoint, "us-east-1", credentials=credentials)
             with ADAPTERS[name](settings, arguments.megabytes) as ways:
-                pairs = list(measured(ways, arguments.rounds))
+                rounds = list(measured(ways, arguments.rounds))
             dist.destroy_process_group()
-        direct, adapted = (statistics.median(pair[way][0] for pair in pairs) for way in (0, 1))
-        seconds, cpu = (statistics.median(pair[1][what] - pair[0][what] for pair in pairs) for what in (0, 1))
-        cpu_direct = statistics.median(pair[0][1] for pair in pairs)
-        print(
-            f"{name:<20} {direct:>12.3f} s {adapted:>8.3f} s {seconds / direct:>10.1%} {cpu / cpu_direct:>14.1%}",
-            flush=True,
-        )
+        for what, unit in enumerate(("s", "CPU s")):
+            costs = [[cost[what] for cost in each] for each in rounds]
+            direct, adapted = (statistics.median(each[way] for each in costs) for way in (0, 1))
+            overhead = statistics.median(each[1] - each[0] for each in costs) / direct
+            alone = statistics.median(sum(each[2:]) for each in costs) / direct
+            shares = f"{overhead:>9.1%} {alone:>14.1%} {overhead - alone:>8.1%}"
+            print(f"{name:<20} {direct:>8.3f} {unit:<5} {adapted:>8.3f} {unit:<5} {shares}", flush=True)
 
 
 if __name__ == "__main__":
