@@ -46,6 +46,7 @@ BUCKET_VERBS: tuple[Verb, ...] = (
     Verb("release", "bucket.changing:release", "Leave a snapshot to the policy again."),
     Verb("retire", "bucket.changing:retire", "Give a snapshot up."),
     Verb("copy", "bucket.copying:copy", "Copy snapshots to another store or prefix."),
+    Verb("republish", "bucket.copying:republish", "Let torch's own reader find shared files of a moved run."),
     Verb("rm", "bucket.removing:rm", "Delete snapshots at once."),
     Verb("fork", "bucket.fork:fork", "Let a new run begin at a snapshot of another one."),
     Verb("prune", "bucket.changing:prune", "Carry out the retention policy of a run."),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoint_sidecar import Checkpointer, open_run
 from checkpoint_sidecar.core.policy import SavePolicy
@@ -78,3 +79,26 @@ def test_torch_reads_every_step_of_a_bucket_also_when_the_holder_was_purged(obje
             state = {f"model.{name}": torch.zeros_like(value) for name, value in adapted.model.state_dict().items()}
             dcp.load(state, storage_reader=dcp.FsspecReader(f"{url}/step-{number}", **options))
             assert all(map(torch.equal, state.values(), values))
+
+
+def test_torch_reads_a_run_in_another_bucket_once_it_is_republished(object_store: ObjectStore) -> None:
+    urls, options = (
+        [f"s3://{object_store.bucket()}/{path}" for path in ("some/run", "r")],
+        object_store.storage_options(),
+    )
+    with saving(urls[0], save=SHARE, storage_options=options) as (adapted, step):
+        for number in (1, 2):
+            step(number)
+    old, run = (open_run(url, storage_options=options) for url in urls)
+    for info in [*old.store.list()]:
+        run.store.put(info.key, old.store.get(info.key, max_bytes=info.size).data)
+        old.store.delete([info.key])
+    values = [value.clone() for value in adapted.model.state_dict().values()]
+    state = {f"model.{name}": torch.zeros_like(value) for name, value in adapted.model.state_dict().items()}
+    with pytest.raises(CheckpointException):
+        dcp.load(state, storage_reader=dcp.FsspecReader(f"{urls[1]}/step-2", **options))
+    assert [each.step for each in run.republish()] == [2]
+    dcp.load(state, storage_reader=dcp.FsspecReader(f"{urls[1]}/step-2", **options))
+    assert all(map(torch.equal, state.values(), values))
+    assert run.republish() == ()
+    assert run.verify(2, checksums=True).passed

@@ -1,4 +1,7 @@
-"""``copy`` of the bucket door: snapshots become a run of their own in another store or prefix."""
+"""``copy`` and ``republish`` of the bucket door: runs at another place.
+
+``copy`` makes a run of its own of snapshots. ``republish`` is for a run that other programs have moved as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Annotated
 import typer
 
 from checkpoint_cli.bucket.changing import WithoutOperator
-from checkpoint_cli.bucket.door import AddressedRun, of_run
+from checkpoint_cli.bucket.door import AddressedRun, of_run, of_whole_run
 from checkpoint_cli.options import DryRun, Output
 from checkpoint_cli.output import OutputFormat
 
@@ -60,3 +63,23 @@ def copy(
         copies = list(copy_run(at.run, other.run, at.selector, settings=settings))
     found = findings(other)
     views.show_snapshots(SnapshotRecords(run=other.url, items=snapshot_records(found, copies)), output, found.now)
+
+
+@of_whole_run
+def republish(at: AddressedRun, dry_run: DryRun = False, output: Output = OutputFormat.TABLE) -> None:
+    """Let torch's own reader find shared files again in a run that was moved, or copied by other means than copy.
+
+    Prints the snapshots whose step-N/.metadata had to be written. Only save.unchanged: Share makes such snapshots.
+
+    Example: {program} republish s3://elsewhere/llama-7b
+    """
+    from checkpoint_cli import views
+    from checkpoint_cli.bucket.convert import snapshot_records
+    from checkpoint_cli.bucket.reading import findings
+    from checkpoint_cli.records import SnapshotRecords
+
+    written = at.run.republish(dry_run=dry_run)
+    found = findings(at)
+    records = SnapshotRecords(run=at.url, items=snapshot_records(found, written))
+    empty = f"torch's own reader finds all shared files of {at.url}."
+    views.show_snapshots(records, output, found.now, empty=empty)

@@ -5,6 +5,9 @@ reads it. A pointer that this run did not write is never changed: it may be the 
 
 Only bytes that match the committed manifest of the snapshot are published. Large pointers are copied part by part, in
 bounded memory.
+
+Paths of shared files are absolute, so they are wrong where a run was moved. A pointer of up to one part is published
+with the paths of the place where the run is; ``republish`` does the same for all that exist already.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from collections.abc import Iterator
 from crc32c import crc32c
 
 from checkpoint_sidecar.core import layout
+from checkpoint_sidecar.core.commits import shares_of
 from checkpoint_sidecar.core.errors import (
+    ConfigurationError,
     CorruptSnapshotError,
     ForeignObjectError,
     IncompatibleSnapshotError,
@@ -25,8 +30,9 @@ from checkpoint_sidecar.core.errors import (
 )
 from checkpoint_sidecar.core.layout import STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
-from checkpoint_sidecar.core.pointers import MAX_ORIGIN_BYTES, Origin, published_for, saves_of
+from checkpoint_sidecar.core.pointers import MAX_ORIGIN_BYTES, Origin, published_for, published_steps, saves_of
 from checkpoint_sidecar.core.run import Run, Snapshot
+from checkpoint_sidecar.core.stock_paths import root_of, with_paths
 from checkpoint_sidecar.engine.confirm import confirmed
 from checkpoint_sidecar.engine.delivery import Want
 from checkpoint_sidecar.engine.limits import EngineSettings
@@ -35,7 +41,7 @@ from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.runs.log import RunLog
 from checkpoint_sidecar.store.base import ObjectInfo, Store
-from checkpoint_sidecar.store.common.parts import PART_BYTES
+from checkpoint_sidecar.store.common.parts import PART_BYTES, write_object
 
 MAX_METADATA_BYTES = 1024 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
@@ -95,6 +101,57 @@ def repair(store: Store, log: RunLog, step: int | None) -> None:
         _show(store, log.run, None, step, replace_foreign=False)
 
 
+def republish(store: Store, log: RunLog, *, dry_run: bool = False) -> tuple[Snapshot, ...]:
+    """Write again the pointers in which torch's own reader would look for shared files at another place.
+
+    For a run whose objects were moved or copied as they are. Pointers of snapshots that share nothing move with the
+    run. Each pointer is read and written in memory. Those of others and of damaged snapshots are left alone.
+
+    Args:
+        dry_run: Write nothing.
+
+    Returns:
+        The snapshots whose pointers were not as they should be, newest first.
+
+    Raises:
+        ConfigurationError: torch's own reader has no spelling for shared files in this store.
+        StoreError, LogError: The store failed; call again.
+    """
+    run, changed = log.refresh(), list[Snapshot]()
+    for step, identifier in published_steps(run).items():
+        snapshot = run.snapshots[identifier]
+        if not shares_of(snapshot.commit):
+            continue
+        if not root_of(store.url):
+            raise ConfigurationError(
+                "publish pointers with shared files",
+                store.url,
+                "torch's own reader cannot find files of other folders there",
+                "Use checkpoint copy: its snapshots share nothing.",
+            )
+        try:
+            if _republished(store, log, run, snapshot, dry_run=dry_run):
+                changed.append(snapshot)
+        except (CorruptSnapshotError, ForeignObjectError, IncompatibleSnapshotError, ObjectTooLargeError) as error:
+            logger.warning("the pointer of step %d stays as it is: %s", step, error)
+    return tuple(changed)
+
+
+def _republished(store: Store, log: RunLog, run: Run, snapshot: Snapshot, *, dry_run: bool) -> bool:
+    """Write the pointer of a snapshot again if it is not as it should be. Returns whether it was not."""
+    key, data = layout.pointer_key(snapshot.step), _Source(store, snapshot).whole()
+    shown = store.stat(key)
+    if shown is not None:
+        if not _is_own(store, run, snapshot.step, shown, _origin(store, shown)):
+            raise _foreign(store, key)
+        if shown.size == len(data) and b"".join(_pieces(store, shown)) == data:
+            return False
+    if not dry_run:
+        write_object(store, key, data)
+        publish(store, log, snapshot.step)  # the log may want another one by now
+    return True
+
+
 def is_own_pointer(store: Store, run: Run, step: int | None) -> bool:
     """Return whether there is a pointer of this step that this run wrote.
 
@@ -117,12 +174,7 @@ def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *
         return
     foreign = not _is_own(store, run, step, shown, origin)
     if foreign and not (replace_foreign and snapshot is not None):
-        raise ForeignObjectError(
-            "publish the pointer for torch's own reader",
-            f"{store.url}/{key}",
-            "this run did not write the object that is there",
-            "The object stays, and this run's own reader needs no pointer. Move the object away if it is not needed.",
-        )
+        raise _foreign(store, key)
     if snapshot is None:
         store.delete([key])
         return
@@ -130,6 +182,15 @@ def _show(store: Store, run: Run, snapshot: Snapshot | None, step: int | None, *
     if origin is None and _shows(store, shown, layout.parse_save_folder(snapshot.commit.path)):
         return
     _Source(store, snapshot).write(key)
+
+
+def _foreign(store: Store, key: str) -> ForeignObjectError:
+    return ForeignObjectError(
+        "publish the pointer for torch's own reader",
+        f"{store.url}/{key}",
+        "this run did not write the object that is there",
+        "The object stays, and this run's own reader needs no pointer. Move the object away if it is not needed.",
+    )
 
 
 class _Source:
@@ -148,7 +209,7 @@ class _Source:
             if self._file.size > PART_BYTES:
                 self._copy(key, create=True)
             else:
-                self._store.put_if_absent(key, confirmed(self._store, self._read))
+                self._store.put_if_absent(key, self.whole())
         except ObjectExistsError:
             return False
         return True
@@ -158,7 +219,14 @@ class _Source:
         if self._file.size > PART_BYTES:
             self._copy(key, create=False)
         else:
-            self._store.put(key, confirmed(self._store, self._read))
+            self._store.put(key, self.whole())
+
+    def whole(self) -> bytes:
+        """Return the bytes, with the paths that shared files have here."""
+        root, folder = root_of(self._store.url), self._folder.path
+        keys = (file.key(folder) for file in self._manifest.files if file.shared_in)
+        paths = {key: f"{root}/{key}" for key in keys} if root else {}
+        return with_paths(confirmed(self._store, self._read), paths)
 
     def _described(self) -> File:
         subject = f"{self._store.url}/{self._folder.stock_metadata}"

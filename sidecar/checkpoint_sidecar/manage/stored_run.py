@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.policy import Disposition, Policy
 from checkpoint_sidecar.core.retention import RetentionVerdict, judge
 from checkpoint_sidecar.core.run import LIBRARY_UID, Attempt, Run, Snapshot
 from checkpoint_sidecar.core.selectors import find_snapshot, latest_snapshot, snapshot_at
+from checkpoint_sidecar.engine.pointer import republish
 from checkpoint_sidecar.engine.verify import VerificationPass
 from checkpoint_sidecar.manage.changes import (
     APPEND_TIMEOUT_SECONDS,
@@ -348,6 +349,15 @@ class StoredRun:
         """
         snapshot = self._id(selector)
         return remove(self._log, self.store, snapshot, Removal(force, without_operator, dry_run))
+
+    def republish(self, *, dry_run: bool = False) -> tuple[Snapshot, ...]:
+        """Write stock pointers again in which torch's own reader would look for shared files at another place.
+
+        For a run whose objects were moved or copied as they are. Returns the snapshots of these pointers, newest first;
+        raises as ``refresh``, and ``ConfigurationError`` in a store in which torch cannot read shared files.
+        """
+        self.refresh()
+        return republish(self.store, self._log, dry_run=dry_run)
 
     def prune_plan(self, *, only: Collection[str] | None = None, now: dt.datetime | None = None) -> PrunePlan:
         """Return what ``prune`` would do now. Writes nothing.
