@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +20,7 @@ from localcluster.requirements import binary
 from support.accounts import account_kubeconfig
 from support.admission import Namespace
 from support.operators import OperatorProcess
+from support.preloaded import preloaded
 from support.trainers import Trainer
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -56,18 +55,16 @@ def start_operator(namespace: Namespace, tmp_path: Path) -> Iterator[Callable[..
         identity: Mapping[str, str] = MappingProxyType({}),
     ) -> OperatorProcess:
         log = tmp_path / f"operator-{len(started)}.log"
-        command = [sys.executable, "-m", "checkpoint_operator", *arguments]
+        given = [*arguments]
         if not any(argument.startswith("--endpoint-allow=") for argument in arguments):
-            command.append("--endpoint-allow=127.0.0.1")  # where all stores of the tests are
+            given.append("--endpoint-allow=127.0.0.1")  # where all stores of the tests are
         if not everywhere:
-            command.append(f"--namespace={namespace.name}")
+            given.append(f"--namespace={namespace.name}")
         # Without the credentials of the user that runs the tests: an operator must not find an identity by accident.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
         environment["KUBECONFIG"] = str(kubeconfig)
         environment |= identity
-        with log.open("w") as output:
-            process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        started.append(OperatorProcess(process, log))
+        started.append(OperatorProcess(preloaded().start(given, environment, log), log))
         return started[-1]
 
     yield start

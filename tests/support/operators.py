@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.admission import Namespace, checkpoint
+from support.preloaded import Forked
 
 Body = dict[str, Any]
 
@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 30.0
 class OperatorProcess:
     """The operator as a process of its own, and where it logs to."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     log: Path
 
     @property

@@ -7,8 +7,6 @@ import contextlib
 import itertools
 import os
 import ssl
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from localcluster import network
 from localcluster.client import ApiServer
 from support.accounts import account_kubeconfig
 from support.admission import Body, eventually
+from support.preloaded import Forked, preloaded
 
 RELEASE, NAMESPACE = "ckpt", "operators"
 NAME = f"{RELEASE}-checkpoint-operator-webhook"
@@ -86,7 +85,7 @@ class Forwarder:
 class Replica:
     """A process of the webhook."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     port: int
     log: Path
 
@@ -134,11 +133,10 @@ class Webhooks:
     def launch(self, *more: str) -> Replica:
         port = next(network.free_ports())
         given = [each for each in self.arguments if not each.startswith("--listen=")]
-        command = [sys.executable, "-m", "checkpoint_operator", *given, f"--listen=127.0.0.1:{port}", *more]
+        arguments = [*given, f"--listen=127.0.0.1:{port}", *more]
         log = self.directory / f"webhook-{port}.log"
         environment = {**os.environ, "KUBECONFIG": str(self.directory / f"{self.name}.kubeconfig")}
-        process = subprocess.Popen(command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
-        replica = Replica(process, port, log)
+        replica = Replica(preloaded().start(arguments, environment, log), port, log)
         self.replicas.append(replica)
         return replica
 
