@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 # Many tests wait for a server, a timeout or a cluster, so there are more processes than cores.
-WORKERS := 4
+WORKERS := 5
 CLUSTER := local
 ifeq ($(filter local current,$(CLUSTER)),)
   $(error CLUSTER=$(CLUSTER) is neither local (two nodes on this machine) nor current (that of the current kube context))

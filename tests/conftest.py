@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 pytest_plugins = ["localcluster.fixtures"]
 
@@ -67,6 +68,8 @@ WHOLE_FOLDERS = ("frameworks", "workloads")
 """Folders whose tests all have the marker of that name."""
 LONG_SECONDS = 1200
 """Time limit of a test there: it starts many processes, each of which imports a trainer for ten seconds or a minute."""
+FEW = 2
+"""Workers that all go from costly tests to cheap ones."""
 COSTS = pytest.StashKey[dict[str, int]]()
 """Of each unit, as `_cost`."""
 
@@ -123,10 +126,18 @@ def _unit(nodeid: str) -> str:
 
 
 class WholeUnits(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives each worker, whenever it is about to run out, the next unit."""
+    """Gives each worker, whenever it is about to run out, the next unit; one of many workers gets the last one instead.
+
+    What is costly mostly waits, what is cheap computes: the one at the cheap end keeps the processors busy meanwhile.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         return _unit(nodeid)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if len(self.nodes) > FEW and node is self.nodes[-1]:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
 
 # The marker xdist_group would say the same, but pytest-xdist 3.8 writes it into a field that pytest 9 does not read.
