@@ -93,6 +93,17 @@ def continued(run: TrainingRun) -> tuple[Follower, int]:
     return replacement, first.step
 
 
+def evicted_without_loss(run: TrainingRun) -> Follower:
+    """Evict the run's pod after some steps; returns it, once its successor has begun at the very next step."""
+    run.wait_step(15)
+    evicted = run.followers[-1]
+    evict(run, evicted.pod)
+    evicted.finish(timeout=60)
+    _, first = continued(run)
+    assert first == evicted.last_step + 1
+    return evicted
+
+
 def reported_eviction(run: TrainingRun) -> str:
     """Message of the Event that tells why the pod had to go."""
 

@@ -21,6 +21,7 @@ from cluster.interrupting import (
     cordoned,
     drain,
     evict,
+    evicted_without_loss,
     freeze,
     kill_rank,
     reasons,
@@ -66,12 +67,7 @@ def assert_restored_a_scheduled_save(run: TrainingRun, first_step: int, *, stopp
 @pytest.mark.parametrize("workload", [manifests.job_of, one_pod_stateful_set], ids=["job", "stateful-set"])
 def test_a_pod_evicted_through_the_api_is_replaced_and_loses_nothing(start: Start, workload: Workload) -> None:
     run = start(f"evicted-{workload.__name__.replace('_', '-')}", workload)
-    run.wait_step(15)
-    evicted = run.followers[-1]
-    evict(run, evicted.pod)
-    evicted.finish(timeout=60)
-    _, first = continued(run)
-    assert first == evicted.last_step + 1
+    evicted = evicted_without_loss(run)
     assert "EvictionByEvictionAPI" in reported_eviction(run)
     assert_nothing_lost(run, restored=evicted.last_step)
 

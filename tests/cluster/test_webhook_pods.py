@@ -11,7 +11,7 @@ import pytest
 
 from checkpoint_sidecar.core import environment
 from cluster.conftest import NAMESPACE, Start
-from cluster.interrupting import continued, evict
+from cluster.interrupting import evicted_without_loss
 from demo import comparison, installation, manifests
 from demo.training import TrainingRun, wait_for
 from localcluster import network
@@ -25,22 +25,16 @@ NAME = f"{installation.RELEASE}-webhook"
 PROBE = "probe"
 
 
-def upgrade(cluster: Cluster, **values: Any) -> None:
-    options = [f"--set-json=injection.{name}={json.dumps(value)}" for name, value in values.items()]
-    release = (installation.RELEASE, str(installation.CHART), f"--namespace={installation.NAMESPACE}")
-    cluster.helm("upgrade", *release, "--reuse-values", *options, "--wait", "--timeout=120s")
-
-
 @pytest.fixture(scope="module")
 def webhook(operator: Cluster) -> Iterator[Cluster]:
     """The cluster, which injects by a replica of the webhook: a second one would need the same port of this machine."""
     port = next(network.free_ports())
     with contextlib.ExitStack() as opened:
-        opened.callback(upgrade, operator, mode="Auto")
+        opened.callback(installation.upgrade, operator, injection={"mode": "Auto"})
         probed = manifests.checkpoint(PROBE, "s3://probe/probe", operator.object_store)
         operator.kubectl(f"--namespace={NAMESPACE}", "apply", "--filename=-", stdin=manifests.to_stdin(probed))
         opened.callback(operator.kubectl, f"--namespace={NAMESPACE}", "delete", "checkpoint", PROBE)
-        upgrade(operator, mode="Webhook", webhook={"replicas": 1, "port": port})
+        installation.upgrade(operator, injection={"mode": "Webhook", "webhook": {"replicas": 1, "port": port}})
         service = ("get", "service", NAME, "--output=jsonpath={.spec.clusterIP}")
         forwarder = Forwarder(operator.kubectl(f"--namespace={installation.NAMESPACE}", *service), 443)
         opened.callback(forwarder.close)
@@ -76,12 +70,7 @@ def test_a_run_that_the_webhook_injected_loses_nothing_in_an_eviction(
     policies = webhook.kubectl("get", "mutatingadmissionpolicies", "--output=name")
     assert "checkpoint-operator" not in policies, "nothing but the webhook injects"
     run = start("by-webhook")
-    run.wait_step(15)
-    evicted = run.followers[-1]
-    evict(run, evicted.pod)
-    evicted.finish(timeout=60)
-    _, first = continued(run)
-    assert first == evicted.last_step + 1
+    evicted_without_loss(run)
     run.wait_finished()
     compared = comparison.compare(final_state(run), undisturbed)
     assert compared.identical, compared.differing

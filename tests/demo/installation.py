@@ -74,6 +74,13 @@ def install_chart(cluster: Client, folder: Path, release: str, namespace: str, c
     )
 
 
+def upgrade(cluster: Cluster, **changed: Any) -> None:
+    """`helm upgrade` with these values beside those it was installed with; wait until all is ready."""
+    options = [f"--set-json={name}={json.dumps(value)}" for name, value in changed.items()]
+    release = (RELEASE, str(CHART), f"--namespace={NAMESPACE}")
+    cluster.helm("upgrade", *release, "--reuse-values", *options, "--wait", "--timeout=120s")
+
+
 def scale(cluster: Cluster, replicas: int) -> None:
     """Stop (0) or start (1) the operator and wait until that is done."""
     deployment = f"deployment/{RELEASE}"

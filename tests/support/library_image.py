@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import tempfile
@@ -62,11 +61,10 @@ def injected(cluster: Cluster, image: Image) -> Iterator[None]:
         "volume": "EmptyDir",  # containerd mounts images from version 2.1 on
         "image": {"repository": image.repository, "tag": image.tag, "pullPolicy": "Never"},
     }
-    upgrade = ("upgrade", installation.RELEASE, str(installation.CHART), f"--namespace={installation.NAMESPACE}")
-    cluster.helm(*upgrade, "--reuse-values", f"--set-json=injection.library={json.dumps(library)}", "--wait")
+    installation.upgrade(cluster, injection={"library": library})
     wait_for("the policy to inject", lambda: _injects(cluster), timeout=30)
     yield
-    cluster.helm(*upgrade, "--reuse-values", "--set=injection.library.enabled=false", "--wait")
+    installation.upgrade(cluster, injection={"library": {"enabled": False}})
     wait_for("the policy to stop injecting", lambda: not _injects(cluster), timeout=30)
 
 
