@@ -17,28 +17,12 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from checkpoint_sidecar.training.dcp.archives import payload_bytes
-from checkpoint_sidecar.training.dcp.columns import pack_rows, pack_table, unpack_rows, unpack_table
+from checkpoint_sidecar.training.dcp.columns import pack_rows, unpack_rows
 from checkpoint_sidecar.training.dcp.inventory import Integers, TensorKind, integers, padded
+from checkpoint_sidecar.training.dcp.item_table import ItemTable
 from checkpoint_sidecar.training.dcp.replicas import DescribedPlan, Holding
 
 _NO_HINT = -1
-
-
-@dataclass(frozen=True, slots=True)
-class ItemTable:
-    """What the items of a plan are, wherever their parts lie.
-
-    Attributes:
-        kinds: By item; None for an object.
-        holdings: By item, without digests; empty for a plan without descriptions.
-        planner_data: As in ``SavePlan``.
-    """
-
-    names: tuple[str, ...]
-    types: tuple[WriteItemType, ...]
-    kinds: tuple[TensorKind | None, ...]
-    holdings: tuple[Holding, ...]
-    planner_data: Any
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -102,11 +86,11 @@ class PlanArrays:
         unpacked = unpack_rows(rows)
         dimensions = (unpacked.shape[1] - 3) // 2
         offsets, sizes = unpacked[:, :dimensions], unpacked[:, dimensions : 2 * dimensions]
-        return cls(unpack_table(table), offsets, sizes, *unpacked[:, 2 * dimensions :].T)
+        return cls(ItemTable.unpacked(table), offsets, sizes, *unpacked[:, 2 * dimensions :].T)
 
     def packed(self) -> tuple[bytes, bytes]:
         rows = np.column_stack([self.offsets, self.sizes, self.hints, self.digested, self.digests])
-        return pack_table(self.table), pack_rows(rows)
+        return self.table.packed(), pack_rows(rows)
 
     def holdings(self) -> tuple[Holding, ...]:
         digests = self.digests.view(np.uint64).tolist()

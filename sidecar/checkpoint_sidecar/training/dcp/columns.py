@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from checkpoint_sidecar.training.dcp.inventory import Integers
+from checkpoint_sidecar.training.dcp.inventory import Integers, integers, padded
 
-_TABLES = 64
+TABLES = 64
 """Number of tables kept: ranks of one pipeline stage have equal ones."""
+_NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,17})(?![0-9])")
+"""A number that is the same number when it is read and written, and that 64 bits hold."""
 
 
 def pack_rows(rows: Integers) -> bytes:
@@ -79,12 +82,46 @@ def inflate(data: bytes, *, most: int = 0) -> bytes:
     return found
 
 
+def pack_texts(texts: Sequence[str]) -> bytes:
+    """Return the bytes of texts: few where they differ in numbers only, as the names of a model's layers do."""
+    around = [tuple(_NUMBER.split(text)) for text in texts]
+    forms = {form: number for number, form in enumerate(dict.fromkeys(around))}
+    numbers = padded([[int(each) for each in _NUMBER.findall(text)] for text in texts])
+    rows = np.column_stack([integers(forms[form] for form in around), numbers])
+    return pack_table((tuple(forms), pack_rows(rows)))
+
+
+@lru_cache(TABLES)
+def unpack_texts(data: bytes) -> tuple[str, ...]:
+    """Return what ``pack_texts`` has packed: one object for all ranks that sent the same."""
+    forms, packed = unpack_table(data)
+    texts = []
+    for form, *numbers in unpack_rows(packed).tolist():
+        first, *others = forms[form]
+        texts.append(first + "".join(f"{number}{after}" for number, after in zip(numbers, others, strict=False)))
+    return tuple(texts)
+
+
+def pack_values(values: Iterable[Any]) -> bytes:
+    """Return the bytes of values: few where there are few distinct ones."""
+    numbers: dict[bytes, int] = {}
+    column = integers(numbers.setdefault(pickle.dumps(value), len(numbers)) for value in values)
+    return pack_table((tuple(numbers), pack_rows(column[:, None])))
+
+
+def unpack_values(data: bytes) -> tuple[Any, ...]:
+    """Return what ``pack_values`` has packed: one object for all values that are equal. Do not change it."""
+    pickled, packed = unpack_table(data)
+    distinct = [pickle.loads(each) for each in pickled]  # noqa: S301 - as in unpack_table
+    return tuple(distinct[number] for number in unpack_rows(packed).reshape(-1).tolist())
+
+
 def pack_table(value: Any) -> bytes:
     """Return the bytes of a value that many ranks have in common."""
     return zlib.compress(pickle.dumps(value), 1)
 
 
-@lru_cache(_TABLES)
+@lru_cache(TABLES)
 def unpack_table(data: bytes) -> Any:
     """Return what ``pack_table`` has packed: one object for all ranks that sent the same. Do not change it.
 

@@ -15,9 +15,10 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 
 from checkpoint_sidecar.engine.assignment import Chunk, assign
 from checkpoint_sidecar.engine.boxes import tiles
-from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, AssignedItems, AssignedPlan, ItemTable, PlanArrays
+from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, AssignedItems, AssignedPlan, PlanArrays
 from checkpoint_sidecar.training.dcp.coverage import not_in_slabs
 from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory, integers
+from checkpoint_sidecar.training.dcp.item_table import ItemTable
 from checkpoint_sidecar.training.dcp.replicas import Kind
 
 FRAME_BYTES = 1600

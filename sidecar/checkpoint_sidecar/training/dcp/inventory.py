@@ -71,7 +71,7 @@ class Inventory:
         """Return the inventory of metadata without its places, or None if it has more to say than an inventory can."""
         if isinstance(metadata, PlannedMetadata) and "state_dict_metadata" not in vars(metadata):
             return metadata.contents
-        if not _are_paths(metadata.planner_data):
+        if not are_paths(metadata.planner_data):
             return None
         chunks: list[ChunkStorageMetadata | None] = []
         kinds: list[TensorKind | None] = []
@@ -187,7 +187,7 @@ def integers(values: Iterable[int]) -> Integers:
     return np.fromiter(values, np.int64)
 
 
-def _are_paths(planner_data: Any) -> bool:
+def are_paths(planner_data: Any) -> bool:
     """Whether planner data is what torch's planners note: the path in the state dict by name, or nothing."""
     return planner_data is None or (
         type(planner_data) is dict

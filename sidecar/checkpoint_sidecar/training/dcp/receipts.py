@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.storage import WriteResult
 
 from checkpoint_sidecar.core.manifest import File
-from checkpoint_sidecar.training.dcp.columns import pack_rows, pack_table, unpack_rows, unpack_table
+from checkpoint_sidecar.training.dcp.columns import pack_rows, pack_texts, unpack_rows, unpack_texts
 from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory, integers, padded
 
 
@@ -90,12 +90,12 @@ class Receipts:
         unpacked = unpack_rows(rows)
         places, dimensions, hints, offsets = unpacked[:, :3], unpacked[:, 3], unpacked[:, 4], unpacked[:, 5:]
         found = msgspec.msgpack.decode(lines, type=tuple[FileLine, ...])
-        return cls(unpack_table(names), dimensions, hints, offsets, files, places, found)
+        return cls(unpack_texts(names), dimensions, hints, offsets, files, places, found)
 
     def __reduce__(self) -> Any:
         rows = np.column_stack([self.places, self.dimensions, self.hints, self.offsets])
         return Receipts.received, (
-            pack_table(self.names),
+            pack_texts(self.names),
             pack_rows(rows),
             self.files,
             msgspec.msgpack.encode(self.lines),
