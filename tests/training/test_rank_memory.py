@@ -69,7 +69,7 @@ def assigned(tensors: int) -> bytes:
     """What rank 0 sends back of a plan in a save: this rank writes all of its own."""
     zeros = np.zeros((tensors, 2), np.int64)
     items = AssignedItems(np.arange(tensors), zeros, zeros, zeros[:, 0], np.full(tensors, RANK))
-    return pickle.dumps(AssignedPlan.of(items, None))
+    return pickle.dumps(AssignedPlan.of(items.packed(), None))
 
 
 def address() -> bytes:

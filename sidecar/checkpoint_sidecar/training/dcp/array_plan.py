@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,25 @@ from checkpoint_sidecar.training.dcp.item_table import ItemTable
 from checkpoint_sidecar.training.dcp.replicas import DescribedPlan, Holding
 
 _NO_HINT = -1
+
+
+class PackedPlan(NamedTuple):
+    """The items of a plan as they travel.
+
+    Attributes:
+        table: An ``ItemTable``.
+        places: Hints, offsets and sizes. Like the table, they are the same in every save of a training.
+        digests: What the items' values were.
+    """
+
+    table: bytes
+    places: bytes
+    digests: bytes
+
+    def values(self) -> tuple[Integers, Integers]:
+        """Return ``PlanArrays.digested`` and ``digests``."""
+        digested, digests = unpack_rows(self.digests).T
+        return digested, digests
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -81,16 +100,17 @@ class PlanArrays:
         )
 
     @classmethod
-    def unpacked(cls, table: bytes, rows: bytes) -> Self:
+    def unpacked(cls, packed: PackedPlan) -> Self:
         """Return what ``packed`` has packed."""
-        unpacked = unpack_rows(rows)
-        dimensions = (unpacked.shape[1] - 3) // 2
-        offsets, sizes = unpacked[:, :dimensions], unpacked[:, dimensions : 2 * dimensions]
-        return cls(ItemTable.unpacked(table), offsets, sizes, *unpacked[:, 2 * dimensions :].T)
+        places = unpack_rows(packed.places)
+        dimensions = places.shape[1] // 2
+        offsets, sizes = places[:, 1 : 1 + dimensions], places[:, 1 + dimensions :]
+        return cls(ItemTable.unpacked(packed.table), offsets, sizes, places[:, 0], *packed.values())
 
-    def packed(self) -> tuple[bytes, bytes]:
-        rows = np.column_stack([self.offsets, self.sizes, self.hints, self.digested, self.digests])
-        return self.table.packed(), pack_rows(rows)
+    def packed(self) -> PackedPlan:
+        places = np.column_stack([self.hints, self.offsets, self.sizes])
+        values = np.column_stack([self.digested, self.digests])
+        return PackedPlan(self.table.packed(), pack_rows(places), pack_rows(values))
 
     def holdings(self) -> tuple[Holding, ...]:
         digests = self.digests.view(np.uint64).tolist()
@@ -120,9 +140,11 @@ class ArrayPlan(DescribedPlan):
 
     Attributes:
         arrays: The items as arrays; None if they have another form.
+        packed: The arrays as they travel.
     """
 
     arrays: PlanArrays | None
+    packed: PackedPlan | None
 
     @classmethod
     def of(cls, plan: SavePlan, holdings: tuple[Holding, ...] = (), seed: int = 0) -> Self:
@@ -131,32 +153,36 @@ class ArrayPlan(DescribedPlan):
         return made
 
     @classmethod
-    def received(cls, packed: tuple[bytes, bytes], storage_data: Any, usable: bool, seed: int) -> Self:
+    def received(cls, packed: PackedPlan, storage_data: Any, usable: bool, seed: int) -> Self:
         """Return the plan that another rank has sent."""
         made = cls.__new__(cls)
-        arrays = PlanArrays.unpacked(*packed)
-        data = arrays.table.planner_data
-        made.__dict__.update(arrays=arrays, storage_data=storage_data, planner_data=data, usable=usable, seed=seed)
+        data = ItemTable.unpacked(packed.table).planner_data
+        made.__dict__.update(packed=packed, storage_data=storage_data, planner_data=data, usable=usable, seed=seed)
         return made
 
     def __getattr__(self, name: str) -> Any:
-        """Make the arrays from the items, or the items from the arrays, when they are first used."""
+        """Make what is asked for from what there is, the items of a plan or what another rank has sent of them."""
         known = self.__dict__
-        if name == "arrays" and "items" in known:
+        sent: PackedPlan | None = known.get("packed")
+        if name == "arrays" and sent is not None:
+            known[name] = PlanArrays.unpacked(sent)
+        elif name == "arrays" and "items" in known:
             known[name] = PlanArrays.of(self.items, self.holdings, self.planner_data)
-        elif name == "items" and "arrays" in known:
-            known[name] = known["arrays"].items()
+        elif name == "packed" and "items" in known:
+            known[name] = self.arrays and self.arrays.packed()
+        elif name == "items" and self.arrays is not None:
+            known[name] = self.arrays.items()
         elif name == "holdings":
             # A plan that dataclasses.replace has made has items, and no descriptions.
-            known[name] = known["arrays"].holdings() if "arrays" in known else ()
+            known[name] = self.arrays.holdings() if sent is not None and self.arrays is not None else ()
         else:
             raise AttributeError(name)
         return known[name]
 
     def __reduce__(self) -> Any:
-        if self.arrays is None:
+        if self.packed is None:
             return _as_sent, (self.items, self.storage_data, self.planner_data, self.usable, self.holdings, self.seed)
-        return ArrayPlan.received, (self.arrays.packed(), self.storage_data, self.usable, self.seed)
+        return ArrayPlan.received, (self.packed, self.storage_data, self.usable, self.seed)
 
 
 def _as_sent(
@@ -221,19 +247,17 @@ class AssignedPlan(SavePlan):
     """A rank's part of the global plan: what it writes of its own plan, which it still has.
 
     Attributes:
-        assigned: What it writes.
+        assigned: What it writes: ``AssignedItems``, packed.
         own: The rank's own plan; None where it is not known yet.
         payload_bytes: Size of the tensors in it.
     """
 
-    assigned: AssignedItems
+    assigned: bytes
     own: SavePlan | None
     payload_bytes: int
 
     @classmethod
-    def of(
-        cls, assigned: AssignedItems, own: SavePlan | None, storage_data: Any = None, payload_bytes: int = 0
-    ) -> Self:
+    def of(cls, assigned: bytes, own: SavePlan | None, storage_data: Any = None, payload_bytes: int = 0) -> Self:
         made = cls.__new__(cls)
         made.__dict__.update(assigned=assigned, own=own, storage_data=storage_data, payload_bytes=payload_bytes)
         if own is not None:
@@ -241,8 +265,8 @@ class AssignedPlan(SavePlan):
         return made
 
     @classmethod
-    def received(cls, packed: bytes, storage_data: Any, payload_bytes: int) -> Self:
-        return cls.of(AssignedItems.unpacked(packed), None, storage_data, payload_bytes)
+    def received(cls, assigned: bytes, storage_data: Any, payload_bytes: int) -> Self:
+        return cls.of(assigned, None, storage_data, payload_bytes)
 
     def within(self, own: SavePlan) -> AssignedPlan:
         """Return the plan with the items of the rank's own plan."""
@@ -252,13 +276,13 @@ class AssignedPlan(SavePlan):
         own = self.__dict__.get("own")
         if name != "items" or own is None:
             raise AttributeError(name)
-        self.__dict__[name] = self.assigned.of(own.items)
+        self.__dict__[name] = AssignedItems.unpacked(self.assigned).of(own.items)
         return self.__dict__[name]
 
     def __reduce__(self) -> Any:
         if "assigned" not in self.__dict__:  # made by dataclasses.replace, of items
             return SavePlan, (self.items, self.storage_data, self.planner_data, self.usable)
-        return AssignedPlan.received, (self.assigned.packed(), self.storage_data, self.payload_bytes)
+        return AssignedPlan.received, (self.assigned, self.storage_data, self.payload_bytes)
 
 
 def with_storage_data(plan: SavePlan, storage_data: Any) -> SavePlan:

@@ -1,13 +1,17 @@
-"""The global plan of all ranks' plans, on arrays: the same decisions as by items, at a hundredth of their cost. Pure.
+"""The global plan of all ranks' plans, on arrays: the same decisions as by items, at a hundredth of their cost.
 
 What is usual is decided here. Whatever might be refused is left to the way by items, which says what is wrong.
+
+Where ranks send the plans of an earlier save, byte for byte, the decision is that of the earlier save. Only digests of
+values differ from save to save; they are compared each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +19,11 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 
 from checkpoint_sidecar.engine.assignment import Chunk, assign
 from checkpoint_sidecar.engine.boxes import tiles
-from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, AssignedItems, AssignedPlan, PlanArrays
+from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, AssignedItems, AssignedPlan, PackedPlan, PlanArrays
 from checkpoint_sidecar.training.dcp.coverage import not_in_slabs
 from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory, integers
 from checkpoint_sidecar.training.dcp.item_table import ItemTable
+from checkpoint_sidecar.training.dcp.remembered import Recent, digest_of
 from checkpoint_sidecar.training.dcp.replicas import Kind
 
 FRAME_BYTES = 1600
@@ -37,6 +42,9 @@ class GlobalPlan:
     contents: Inventory
 
 
+_decisions: Recent[_Decision | None] = Recent(2)  # a program may save model and optimizer one after the other
+
+
 def global_plan(plans: Sequence[SavePlan], **options: Any) -> GlobalPlan | None:
     """Let one holder write each item, or several some rows each; see ``save_planner.balanced``.
 
@@ -46,22 +54,68 @@ def global_plan(plans: Sequence[SavePlan], **options: Any) -> GlobalPlan | None:
     Returns:
         The plan; None if items have to be looked at one by one, because something might be refused.
     """
-    arrays = [plan.arrays if isinstance(plan, ArrayPlan) else None for plan in plans]
-    known = [each for each in arrays if each is not None]
-    if len(known) < len(plans):
+    known = [plan for plan in plans if isinstance(plan, ArrayPlan)]
+    packed = [plan.packed for plan in known if plan.packed is not None]
+    if len(packed) < len(plans):
         return None
-    items = _PlannedItems.of(known)
-    parts = _SharedParts.of_items(items)
-    seeds = {plan.seed for plan in plans if isinstance(plan, ArrayPlan)}
-    if _may_be_refused(items, parts, comparable=len(seeds) == 1):
+    asked = [repr(options).encode(), *chain.from_iterable((each.table, each.places) for each in packed)]
+    decision = _decisions.get(digest_of(asked), lambda: _Decision.of(known, options))
+    if decision is None or (len({plan.seed for plan in known}) == 1 and decision.contradicted(packed)):
         return None
-    shares = _Shares.of(items, parts, len(plans), **options)
-    order, contents = _contents(items, parts, shares, known)
-    if not all(_covered(contents, number) for number in not_in_slabs(contents)):
-        return None
-    hints = np.empty_like(order)
-    hints[order] = np.arange(len(order)) - np.repeat(contents.begins, contents.counts)
-    return GlobalPlan(_plans(plans, items, shares, hints), contents)
+    decided = zip(decision.assigned, plans, decision.payload_bytes, strict=True)
+    return GlobalPlan([AssignedPlan.of(each, plan, None, size) for each, plan, size in decided], decision.contents)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Decision:
+    """What follows from the plans of all ranks, apart from digests.
+
+    Attributes:
+        assigned, payload_bytes: By rank, as in ``AssignedPlan``.
+        contents: What all ranks write.
+        replicas: Items that several ranks hold, in the order of parts.
+        part: The part of each of these.
+    """
+
+    assigned: list[bytes]
+    payload_bytes: list[int]
+    contents: Inventory
+    replicas: Integers
+    part: Integers
+
+    @classmethod
+    def of(cls, plans: Sequence[ArrayPlan], options: Mapping[str, Any]) -> Self | None:
+        arrays = [plan.arrays for plan in plans if plan.arrays is not None]
+        items = _PlannedItems.of(arrays)
+        parts = _SharedParts.of_items(items)
+        if _may_be_refused(items, parts):
+            return None
+        shares = _Shares.of(items, parts, len(plans), **options)
+        order, contents = _contents(items, parts, shares, arrays)
+        if not all(_covered(contents, number) for number in not_in_slabs(contents)):
+            return None
+        hints = np.empty_like(order)
+        hints[order] = np.arange(len(order)) - np.repeat(contents.begins, contents.counts)
+        payload = np.bincount(shares.rank, _payload_bytes(items, shares.item, shares.sizes), minlength=len(plans))
+        replicated = parts.counts[parts.of] > 1
+        return cls(
+            [each.packed() for each in _assigned(items, shares, hints, len(plans))],
+            [int(size) for size in payload],
+            contents,
+            parts.order[replicated],
+            parts.of[replicated],
+        )
+
+    def contradicted(self, plans: Sequence[PackedPlan]) -> bool:
+        """Return whether ranks hold different values of one part."""
+        if not len(self.replicas):
+            return False
+        digested, digests = (
+            np.concatenate(column)[self.replicas] for column in zip(*map(PackedPlan.values, plans), strict=True)
+        )
+        compared = np.flatnonzero(digested)
+        of, values = self.part[compared], digests[compared]
+        return bool(((of[1:] == of[:-1]) & (values[1:] != values[:-1])).any())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,8 +144,6 @@ class _PlannedItems:
     mesh: Integers
     offsets: Integers
     sizes: Integers
-    digested: Integers
-    digests: Integers
 
     @classmethod
     def of(cls, plans: Sequence[PlanArrays]) -> _PlannedItems:
@@ -110,8 +162,6 @@ class _PlannedItems:
             **dict(zip(_OF_TABLE, np.concatenate([tables[id(plan.table)] for plan in plans]).T, strict=True)),
             offsets=np.concatenate([_widened(plan.offsets, width) for plan in plans]),
             sizes=np.concatenate([_widened(plan.sizes, width) for plan in plans]),
-            digested=np.concatenate([plan.digested for plan in plans]),
-            digests=np.concatenate([plan.digests for plan in plans]),
         )
 
 
@@ -187,8 +237,8 @@ class _SharedParts:
         return (np.minimum.reduceat(held, self.begins) if len(held) else held).astype(bool)
 
 
-def _may_be_refused(items: _PlannedItems, parts: _SharedParts, *, comparable: bool) -> bool:
-    """Return whether ranks may hold different values under one name."""
+def _may_be_refused(items: _PlannedItems, parts: _SharedParts) -> bool:
+    """Return whether ranks may hold different things under one name, by what they say of them."""
     for same in (items.form, items.mesh):
         of_name = np.zeros(len(items.names), np.int64)
         of_name[items.name[::-1]] = same[::-1]  # the first item's, which is assigned last
@@ -201,11 +251,7 @@ def _may_be_refused(items: _PlannedItems, parts: _SharedParts, *, comparable: bo
     rank = items.rank[parts.order]
     if (within & (rank[1:] == rank[:-1])).any():
         return True
-    if (np.bincount(items.name[parts.first])[items.name] > 1)[items.unique.astype(bool)].any():
-        return True
-    digested = np.flatnonzero(items.digested[parts.order])
-    digests, of = items.digests[parts.order[digested]], parts.of[digested]
-    return comparable and bool(((of[1:] == of[:-1]) & (digests[1:] != digests[:-1])).any())
+    return bool((np.bincount(items.name[parts.first])[items.name] > 1)[items.unique.astype(bool)].any())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -301,17 +347,14 @@ def _covered(contents: Inventory, number: int) -> bool:
     )
 
 
-def _plans(plans: Sequence[SavePlan], items: _PlannedItems, shares: _Shares, hints: Integers) -> list[AssignedPlan]:
-    payload = np.bincount(shares.rank, _payload_bytes(items, shares.item, shares.sizes), minlength=len(plans))
-    ends = np.searchsorted(shares.rank, np.arange(len(plans)), side="right")
-    made = []
-    for rank, plan in enumerate(plans):
-        own = slice(int(ends[rank - 1]) if rank else 0, int(ends[rank]))
-        assigned = AssignedItems(
+def _assigned(items: _PlannedItems, shares: _Shares, hints: Integers, ranks: int) -> Iterator[AssignedItems]:
+    """Yield what each rank writes."""
+    ends = np.searchsorted(shares.rank, np.arange(ranks), side="right").tolist()
+    for begin, end in pairwise([0, *ends]):
+        own = slice(begin, end)
+        yield AssignedItems(
             items.position[shares.item[own]], shares.offsets[own], shares.sizes[own], shares.cut[own], hints[own]
         )
-        made.append(AssignedPlan.of(assigned, plan, payload_bytes=int(payload[rank])))
-    return made
 
 
 def _widened(rows: Integers, width: int) -> Integers:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorProperties
 from checkpoint_sidecar.core.errors import CorruptSnapshotError
 from checkpoint_sidecar.training.dcp.columns import inflate, pack_rows, unpack_columns, unpack_rows
 from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory, TensorKind
+from checkpoint_sidecar.training.dcp.remembered import once_for_each
 
 FORMAT = 1
 _MOST_BYTES = 4 * 1024**3
@@ -56,6 +57,7 @@ class _ChunkIndex(msgspec.Struct, frozen=True):
     rows: bytes
 
 
+@once_for_each
 def encode(inventory: Inventory) -> bytes | None:
     """Return the index of a complete inventory, or None if an index cannot describe it."""
     kinds = [None if kind is None else _kind(kind) for kind in inventory.kinds]

@@ -39,7 +39,7 @@ def _nothing() -> Integers:
     return np.zeros(0, np.int64)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Inventory:
     """Tensors and objects, and where they are stored. A row stands for one chunk of a tensor, or for one object.
 

@@ -46,11 +46,12 @@ class ItemTable:
     @lru_cache(TABLES)
     def unpacked(cls, data: bytes) -> Self:
         """Return what ``packed`` has packed: one object for all ranks that sent the same. Do not change it."""
-        texts, types, kinds, holdings, planner_data = unpack_table(data)
+        texts, *columns, planner_data = unpack_table(data)
         names = unpack_texts(texts)
+        types, kinds, holdings = map(unpack_values, columns)
         if isinstance(planner_data, PackedPaths):
             planner_data = planner_data.unpacked(names)
-        return cls(names, *map(unpack_values, (types, kinds, holdings)), planner_data)
+        return cls(names, types, kinds, holdings, planner_data)
 
     def packed(self) -> bytes:
         columns = map(pack_values, (self.types, self.kinds, self.holdings))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties
 
 from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory
+from checkpoint_sidecar.training.dcp.remembered import once_for_each
 
 VERSION = "1.0.0"
 """Of DCP's metadata."""
@@ -69,8 +70,8 @@ def metadata_pickles(
     """
     if inventory is None:
         return [_pickled(_under(prefix, metadata, elsewhere)) for prefix in prefixes]
-    rest = _rest(inventory, metadata.storage_meta)
-    return [_beginning(inventory, prefix, elsewhere) + rest for prefix in prefixes]
+    rest = [_contents(inventory), *_end(metadata.storage_meta)]
+    return [b"".join([_beginning(inventory, prefix, elsewhere), *rest]) for prefix in prefixes]
 
 
 def _path(name: str, prefix: str, elsewhere: Mapping[str, str]) -> str:
@@ -95,7 +96,9 @@ def _beginning(inventory: Inventory, prefix: str, elsewhere: Mapping[str, str]) 
     return b"".join(parts)
 
 
-def _rest(inventory: Inventory, storage_meta: StorageMeta | None) -> bytes:
+@once_for_each
+def _contents(inventory: Inventory) -> bytes:
+    """Return the part that describes tensors and objects and says where they are: nearly all of the pickle."""
     names = range(len(_SHARED), len(_SHARED) + len(inventory.names))
     parts = [
         _text("state_dict_metadata"),
@@ -104,6 +107,12 @@ def _rest(inventory: Inventory, storage_meta: StorageMeta | None) -> bytes:
         _value(inventory.planner_data),
         _text("storage_data"),
         *_stored(inventory, names, first_file=names.stop),
+    ]
+    return b"".join(parts)
+
+
+def _end(storage_meta: StorageMeta | None) -> list[bytes]:
+    return [
         _text("storage_meta"),
         _value(storage_meta),
         pickle.SETITEMS,
@@ -114,7 +123,6 @@ def _rest(inventory: Inventory, storage_meta: StorageMeta | None) -> bytes:
         pickle.BUILD,
         pickle.STOP,
     ]
-    return b"".join(parts)
 
 
 def _described(inventory: Inventory, names: range) -> Iterator[bytes]:

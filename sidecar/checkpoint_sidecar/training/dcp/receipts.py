@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.training.dcp.columns import pack_rows, pack_texts, unpack_rows, unpack_texts
 from checkpoint_sidecar.training.dcp.inventory import Integers, Inventory, integers, padded
+from checkpoint_sidecar.training.dcp.remembered import Recent, digest_of, once_for_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Receipts:
         files: Names of files.
         places: By item: index in ``files``, offset and length in bytes.
         lines: The files.
+        packed: All but the files, as they travel.
     """
 
     names: tuple[str, ...]
@@ -51,6 +54,7 @@ class Receipts:
     files: tuple[str, ...]
     places: Integers
     lines: tuple[FileLine, ...]
+    packed: tuple[bytes, bytes]
 
     @classmethod
     def of(cls, results: Iterable[WriteResult]) -> Receipts | None:
@@ -66,15 +70,13 @@ class Receipts:
                 return None
         places = [_place(item) for item in items]
         files = {name: number for number, name in enumerate(dict.fromkeys(place.relative_path for place in places))}
-        return cls(
-            tuple(item.index.fqn for item in items),
-            integers(-1 if item.index.offset is None else len(item.index.offset) for item in items),
-            integers(item.index.index or 0 for item in items),
-            padded([item.index.offset or () for item in items]),
-            tuple(files),
-            padded([(files[place.relative_path], place.offset, place.length) for place in places], width=3),
-            tuple(lines),
-        )
+        names = tuple(item.index.fqn for item in items)
+        dimensions = integers(-1 if item.index.offset is None else len(item.index.offset) for item in items)
+        hints = integers(item.index.index or 0 for item in items)
+        offsets = padded([item.index.offset or () for item in items])
+        stored = padded([(files[place.relative_path], place.offset, place.length) for place in places], width=3)
+        packed = pack_texts(names), pack_rows(np.column_stack([stored, dimensions, hints, offsets]))
+        return cls(names, dimensions, hints, offsets, tuple(files), stored, tuple(lines), packed)
 
     def __iter__(self) -> Iterator[WriteResult]:
         columns = (each.tolist() for each in (self.dimensions, self.hints, self.offsets, self.places))
@@ -85,21 +87,16 @@ class Receipts:
             yield WriteResult(MetadataIndex(line.file.name), line.sent, line.file)
 
     @classmethod
-    def received(cls, names: bytes, rows: bytes, files: tuple[str, ...], lines: bytes) -> Receipts:
+    def received(cls, packed: tuple[bytes, bytes], files: tuple[str, ...], lines: bytes) -> Receipts:
         """Return the receipts that another rank has sent."""
+        names, rows = packed
         unpacked = unpack_rows(rows)
         places, dimensions, hints, offsets = unpacked[:, :3], unpacked[:, 3], unpacked[:, 4], unpacked[:, 5:]
         found = msgspec.msgpack.decode(lines, type=tuple[FileLine, ...])
-        return cls(unpack_texts(names), dimensions, hints, offsets, files, places, found)
+        return cls(unpack_texts(names), dimensions, hints, offsets, files, places, found, packed)
 
     def __reduce__(self) -> Any:
-        rows = np.column_stack([self.places, self.dimensions, self.hints, self.offsets])
-        return Receipts.received, (
-            pack_texts(self.names),
-            pack_rows(rows),
-            self.files,
-            msgspec.msgpack.encode(self.lines),
-        )
+        return Receipts.received, (self.packed, self.files, msgspec.msgpack.encode(self.lines))
 
 
 class Results(list[WriteResult]):
@@ -149,7 +146,17 @@ def stored_inventory(metadata: Metadata, results: Sequence[Iterable[WriteResult]
     contents = Inventory.planned(metadata)
     receipts = [each if isinstance(each, Receipts) else Receipts.of(each) for each in results]
     known = [each for each in receipts if each is not None]
-    return placed(contents, known) if contents is not None and len(known) == len(results) else None
+    if contents is None or len(known) < len(results):
+        return None
+    stored = chain.from_iterable((*each.packed, msgspec.msgpack.encode(each.files)) for each in known)
+    return _inventories(contents).get(digest_of(stored), lambda: placed(contents, known))
+
+
+@once_for_each
+def _inventories(contents: Inventory) -> Recent[Inventory | None]:
+    """Return where contents were stored in the save before."""
+    del contents
+    return Recent(1)
 
 
 def lines_of(results: Iterable[WriteResult]) -> Sequence[FileLine]:
