@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.base import Upload
 from checkpoint_sidecar.store.local.adapter import LocalStore
+from checkpoint_sidecar.training.dcp import global_plan
 from checkpoint_sidecar.training.dcp.dropin import CheckpointReader, CheckpointWriter
 from checkpoint_sidecar.training.dcp.errors import raising_ours
 from checkpoint_sidecar.training.dcp.load_planner import StrictLoadPlanner
@@ -365,6 +367,31 @@ def large_replicated_tensors_are_divided_among_the_ranks_and_every_reader_puts_t
         loaded["model"] = state_of(*sharded(2))["model"]
         dcp.load(loaded, storage_reader=reader)
         assert_same(loaded, state)
+
+
+@check
+def later_saves_are_planned_like_the_first_and_hold_their_own_values(folder: Path) -> None:
+    decided: list[int] = []
+    decide = global_plan._Decision.of
+
+    def counted(plans: Any, options: Any) -> Any:
+        decided.append(len(plans))
+        return decide(plans, options)
+
+    wrapped, optimizer = sharded(1)
+    replicated = torch.zeros(64, 3)
+    for step, dtype in ((1, torch.float32), (2, torch.float32), (3, torch.bfloat16), (4, torch.float32)):
+        wrapped(torch.randn(4, 7)).sum().backward()
+        optimizer.step()
+        state = {**state_of(wrapped, optimizer), "whole": (replicated + step).to(dtype)}
+        with mock.patch.object(global_plan._Decision, "of", counted):
+            saved = save(store_in(folder), state, step, planner=BalancedSavePlanner())
+        for reader in (saved.reader(), FileSystemReader(folder / saved.save.folder.path)):
+            loaded = {**state_of(*sharded(2)), "whole": torch.zeros_like(state["whole"])}
+            assert_different(loaded, state)
+            dcp.load(loaded, storage_reader=reader)
+            assert_same(loaded, state)
+    assert decided == ([2, 2] if dist.get_rank() == 0 else []), "one for each dtype"
 
 
 @check
