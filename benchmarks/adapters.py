@@ -52,7 +52,7 @@ class Ways:
 def torchtitan(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
     from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 
-    from checkpoint_sidecar.integrations import torchtitan as adapter
+    from checkpoint_sidecar.integrations.torchtitan import SnapshotManager, options
 
     def parts() -> tuple[nn.Module, Any, Any]:
         model = model_of(megabytes)
@@ -65,13 +65,13 @@ def torchtitan(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
     model, optimizers, schedulers = parts()
     state = {"dataloader": counter, "model": model, "optimizer": optimizers.optimizers[0]}
     state |= {"lr_scheduler": schedulers, "train_state": Counter()}
-    opened = adapter._opened
+    opened = options.opened
     # The adapter opens its run by a URL; here it needs the sink's endpoint and credentials as well.
-    adapter._opened = lambda given, *_: Checkpointer(
+    options.opened = lambda given, *_: Checkpointer(
         given, replace(settings, url=f"{settings.url}/adapted"), save=EVERY_STEP
     )
     try:
-        manager = adapter.SnapshotManager.Config(enable=True, interval=1).build(
+        manager = SnapshotManager.Config(enable=True, interval=1).build(
             dataloader=counter,
             model_parts=[model],
             optimizers=optimizers,
@@ -80,7 +80,7 @@ def torchtitan(settings: StoreSettings, megabytes: int) -> Iterator[Ways]:
             sd_adapter=None,
         )
     finally:
-        adapter._opened = opened
+        options.opened = opened
     manager.load()
     with Checkpointer(state, replace(settings, url=f"{settings.url}/direct"), save=EVERY_STEP) as checkpointer:
         checkpointer.restore()

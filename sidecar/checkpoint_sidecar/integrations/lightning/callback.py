@@ -73,8 +73,7 @@ class SnapshotCallback(Checkpoint):
             )
         trainer.strategy.snapshots = self
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a helper of Lightning
             return
         objects = {
@@ -93,19 +92,16 @@ class SnapshotCallback(Checkpoint):
             trainer._checkpoint_connector._loaded_checkpoint = self.kept.restored
         self._handler = signal.getsignal(signal.SIGTERM)
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_sanity_check_start(self, *_: Any) -> None:
         self._take_signal()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         self._take_signal()
         self._step = trainer.global_step
         if self.checkpointer and self.kept.restored:
             place_loaders(trainer, self.kept, self.checkpointer)
 
-    def on_train_batch_end(self, trainer: Trainer, *others: Any) -> None:
-        del others
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.checkpointer is None or trainer.global_step == self._step:
             return
         loop: Any = trainer.fit_loop
@@ -113,31 +109,23 @@ class SnapshotCallback(Checkpoint):
         if not more or trainer.strategy.reduce_boolean_decision(self.checkpointer.terminating, all=False):
             self._report()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
             self._report()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_epoch_end(self, *_: Any) -> None:
         self._report()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         if self.checkpointer and trainer.global_step:
             self.save("")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
-        checkpointer, self.checkpointer = self.checkpointer, None
-        if checkpointer:
-            checkpointer.close()
+    def on_fit_end(self, *_: Any) -> None:
+        self._leave(None, None, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         del trainer, pl_module
-        checkpointer, self.checkpointer = self.checkpointer, None
-        if checkpointer:
-            checkpointer.__exit__(type(exception), exception, exception.__traceback__)
+        self._leave(type(exception), exception, exception.__traceback__)
 
     def state_dict(self) -> State:
         return {"paths": dict(self.paths)}
@@ -176,6 +164,11 @@ class SnapshotCallback(Checkpoint):
     @property
     def _model(self) -> Any:
         return self._trainer.strategy.model
+
+    def _leave(self, *error: Any) -> None:
+        checkpointer, self.checkpointer = self.checkpointer, None
+        if checkpointer:
+            checkpointer.__exit__(*error)
 
     def _report(self) -> None:
         step = self._trainer.global_step

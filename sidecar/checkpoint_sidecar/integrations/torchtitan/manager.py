@@ -1,21 +1,13 @@
-"""torchtitan: a checkpoint manager that saves and restores a run.
-
-Chosen in torchtitan's configuration, ``SnapshotManager`` does everything through a ``Checkpointer``: one log, fencing,
-restore decisions, saves on SIGTERM, and retention by the operator.
-"""
+"""``SnapshotManager``: a checkpoint manager of torchtitan over a ``Checkpointer``."""
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.nn import Module
 from torchtitan.components.checkpointer.base import (
@@ -28,55 +20,11 @@ from torchtitan.components.checkpointer.base import (
 )
 from torchtitan.tools import filesystem
 
-from checkpoint_sidecar.attempt.warm_start import StartFrom
-from checkpoint_sidecar.core.environment import URL
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.core.policy import SavePolicy
-from checkpoint_sidecar.integrations.common import checkpointer_at, numbered
-from checkpoint_sidecar.training.checkpointer import Checkpointer
+from checkpoint_sidecar.integrations.common import numbered
+from checkpoint_sidecar.integrations.torchtitan import options
+from checkpoint_sidecar.integrations.torchtitan.state import RankLoaders, SavedOnly
 from checkpoint_sidecar.training.dcp.dropin import CheckpointReader
-
-_CONFIGURE = "configure torchtitan's checkpoint"
-
-
-class _Loaders:
-    """The data loaders of all ranks. Each finds its own state again: torchtitan names it by data-parallel rank.
-
-    Reading the state is collective, as all ranks save at the same point.
-    """
-
-    def __init__(self, wrapped: Any) -> None:
-        self._wrapped = wrapped
-
-    def state_dict(self) -> dict[str, Any]:
-        own = self._wrapped.state_dict()
-        states: list[dict[str, Any]] = [own]
-        if dist.is_initialized():
-            states = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(states, own)
-        merged: dict[str, Any] = {}
-        for name, value in sorted(item for state in states for item in state.items()):
-            if merged.setdefault(name, value) != value:
-                cause = f"the loaders of two ranks have different values of {name!r}"
-                raise ConfigurationError("save", DATALOADER, cause, "Name each by its data-parallel rank.")
-        return merged
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._wrapped.load_state_dict(state)
-
-
-class _Kept:
-    """An object whose state is saved, and not restored."""
-
-    def __init__(self, wrapped: Any) -> None:
-        self._wrapped = wrapped
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._wrapped.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        del state
 
 
 class SnapshotManager(BaseCheckpointManager):
@@ -113,24 +61,26 @@ class SnapshotManager(BaseCheckpointManager):
         self.enable = config.enable
         if not self.enable:
             return
-        _check(config)
+        options.check(config)
         self.save_future = None
         self._config, self._adapter = config, sd_adapter
         self._stock = states | {OPTIMIZER: optimizers, DATALOADER: dataloader, LR_SCHEDULER: lr_schedulers}
         self._model = ModelWrapper(model_parts)
         self._fresh = list(optimizers.optimizers) if OPTIMIZER in config.exclude_from_loading else []
-        state: dict[str, Any] = {} if dataloader is None else {DATALOADER: _Loaders(dataloader)}
+        state: dict[str, Any] = {} if dataloader is None else {DATALOADER: RankLoaders(dataloader)}
         state |= numbered(MODEL, model_parts) | numbered(OPTIMIZER, optimizers.optimizers)
         state |= {LR_SCHEDULER: lr_schedulers} | states
         for name in set(config.exclude_from_loading) - {OPTIMIZER}:
-            state[name] = _Kept(state[name])
-        self._checkpointer = _opened(state, config, filesystem.join(base_folder, config.folder))
+            state[name] = SavedOnly(state[name])
+        self._checkpointer = options.opened(state, config, filesystem.join(base_folder, config.folder))
         self._restored = False
 
     def _load(self, step: int = -1) -> bool:
         if step != -1:
             cause = "the run's log decides which snapshot is restored"
-            raise ConfigurationError(_CONFIGURE, f"load_step={step}", cause, "Request a rollback to the step instead.")
+            raise ConfigurationError(
+                options.CONFIGURE, f"load_step={step}", cause, "Request a rollback to the step instead."
+            )
         with self._leaving_on_error():
             groups = [[dict(group, params=None) for group in each.param_groups] for each in self._fresh]
             found = self._checkpointer.restore() is not None
@@ -150,7 +100,7 @@ class SnapshotManager(BaseCheckpointManager):
             reader = self._adapter.get_hf_storage_reader(path or self._adapter.hf_assets_path, quantized)
             dcp.load(state, storage_reader=reader)
             self._model.load_state_dict(self._adapter.from_hf(state))
-        elif path and not _names_a_run(path):
+        elif path and not options.names_a_run(path):
             others = {} if self._config.initial_load_model_only else self._stock
             state = {k: v for k, v in others.items() if k not in self._config.exclude_from_loading}
             state |= self._model.state_dict()
@@ -187,34 +137,3 @@ class SnapshotManager(BaseCheckpointManager):
         except BaseException:
             self._close()
             raise
-
-
-def _opened(state: dict[str, Any], config: SnapshotManager.Config, folder: str) -> Checkpointer:
-    options: dict[str, Any] = {"save": SavePolicy(every_steps=config.interval, every_seconds=None)}
-    path = config.initial_load_path
-    if path and not config.initial_load_in_hf and _names_a_run(path):
-        options["start_from"] = StartFrom(path, MODEL if config.initial_load_model_only else "")
-    injected = os.environ.get(URL)
-    if injected and filesystem.is_remote(folder) and folder.rstrip("/") != injected.rstrip("/"):
-        cause = f"this pod belongs to the run at {injected}"
-        raise ConfigurationError(_CONFIGURE, f"folder={folder}", cause, "Leave the folder out.")
-    url = folder if filesystem.is_remote(folder) else Path(folder).absolute().as_uri()
-    return checkpointer_at("" if injected else url, state, **options)
-
-
-def _names_a_run(path: str) -> bool:
-    """Return whether a path is a run's, and not that of a checkpoint of torch, which torchtitan keeps in ``step-N``."""
-    name = path.rstrip("/").rpartition("/")[2]
-    return filesystem.is_remote(path) and not re.fullmatch(r"step-\d+", name)
-
-
-def _check(config: SnapshotManager.Config) -> None:
-    refused = {
-        "keep_latest_k": ("snapshots are deleted by the run's retention", "Set retention.keepLast of the Checkpoint."),
-        "last_save_model_only": ("the last snapshot must be one to continue from", "Use `checkpoint export` for it."),
-        "last_save_in_hf": ("the last snapshot must be one to continue from", "Use `checkpoint export` for it."),
-        "load_only": ("a start that saves nothing would stop the one that trains", "Use checkpoint_sidecar.load."),
-    }
-    for name, (cause, hint) in refused.items():
-        if getattr(config, name):
-            raise ConfigurationError(_CONFIGURE, f"{name}={getattr(config, name)}", cause, hint)
