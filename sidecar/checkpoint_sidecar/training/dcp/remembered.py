@@ -22,7 +22,7 @@ def digest_of(parts: Iterable[bytes]) -> bytes:
 
 
 class Recent(Generic[Result]):
-    """The last few results, by a digest of everything they follow from.
+    """The last few results, by a digest of everything they follow from. Several threads may ask at the same time.
 
     Args:
         most: Number of results.
@@ -30,15 +30,15 @@ class Recent(Generic[Result]):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._known: dict[bytes, Result] = {}
+        self._known: dict[bytes, tuple[Result]] = {}
 
     def get(self, digest: bytes, make: Callable[[], Result]) -> Result:
         """Return the result for a digest; make it if it is not among those that were asked for last."""
-        found = self._known.pop(digest) if digest in self._known else make()
-        self._known[digest] = found
-        while len(self._known) > self._most:
-            del self._known[next(iter(self._known))]
-        return found
+        kept = self._known.pop(digest, None) or (make(),)
+        self._known[digest] = kept
+        for old in list(self._known)[: -self._most]:
+            self._known.pop(old, None)
+        return kept[0]
 
 
 def once_for_each(function: Callable[[Given], Result]) -> Callable[[Given], Result]:
