@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard as LocalShard
+from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata, TensorProperties
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -146,7 +149,22 @@ def stages(rank: int) -> dict[str, Any]:
     return {f"stage{rank // 2}.{name}": value for name, value in saved(made, mesh["dp"]).items()}
 
 
-@pytest.mark.parametrize(("ranks", "make"), [(4, tensor_and_data_parallel), (6, hybrid), (4, stages)])
+def by_fsdp1(rank: int) -> dict[str, Any]:
+    """Three ranks' shards of 7 and of 2 rows, as FSDP1 divides them: the last rank has one row, and none."""
+    made = {}
+    for name, rows in (("odd", 7), ("few", 2)):
+        each = -(-rows // 3)
+        places = [
+            ShardMetadata([begin, 0], [min(each, rows - begin), 5], f"rank:{holder}/cpu")
+            for holder, begin in enumerate(range(0, rows, each))
+        ]
+        whole = ShardedTensorMetadata(places, torch.Size((rows, 5)), TensorProperties(torch.float32))
+        own = [LocalShard(torch.zeros(place.shard_sizes), place) for place in places[rank : rank + 1]]
+        made[name] = ShardedTensor._init_from_local_shards_and_global_metadata(own, whole)
+    return made
+
+
+@pytest.mark.parametrize(("ranks", "make"), [(4, tensor_and_data_parallel), (6, hybrid), (4, stages), (3, by_fsdp1)])
 def test_models_that_torch_has_parallelized(ranks: int, make: MakeState) -> None:
     plans = local_plans(ranks, make)
     assert global_plan(sent(plans)) is not None
