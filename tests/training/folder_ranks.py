@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +81,3 @@ def spoil(rank: int, step: int, *, who: int, folder: str) -> None:
     """Something that cannot be saved, in the folder of one rank."""
     if rank == who and step == 2:
         os.mkfifo(f"{folder}/pipe")
-
-
-def run_script(script: Path, environment: dict[str, str], arguments: list[str]) -> None:
-    """Run a script as torchrun does on one rank."""
-    os.environ.update(environment)
-    sys.argv = [str(script), *arguments]
-    runpy.run_path(str(script), run_name="__main__")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,13 @@ from checkpoint_sidecar.store.access import Credentials, StoreSettings
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.opening import open_store
 from localcluster.objectstore import REGION, ObjectStore
+from training import example_ranks
 from training.checkpointer_ranks import Outcome, die, run, terminate
 from training.checkpointer_runs import RunStorage
-from training.folder_ranks import SIZE, FolderJob, dawdle_in_files, run_script, spoil
+from training.folder_ranks import SIZE, FolderJob, dawdle_in_files, spoil
 from training.folder_trees import staged, tree
-from training.ranks import SERVER
 
 pytestmark = pytest.mark.distributed
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "files_train.py"
 
 
 @dataclass
@@ -191,26 +188,9 @@ def test_what_one_rank_cannot_save_fails_the_save_on_all(storage: RunStorage, fo
 
 
 def run_example(url: str, folder: Path, steps: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        "CHECKPOINT_URL": url,
-        "CHECKPOINT_RUN": "local/local/run",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    arguments = ["--folder", str(folder), "--steps", str(steps), "--save-every", "3"]
-    processes = [
-        SERVER.Process(target=run_script, args=(EXAMPLE, environment | {"RANK": str(rank)}, arguments))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-        assert process.exitcode == 0
+    example_ranks.run_example(
+        "files_train.py", url, "--folder", str(folder), "--steps", str(steps), "--save-every", "3"
+    )
 
 
 def test_the_example_continues_bit_for_bit_on_a_new_node(storage: RunStorage, tmp_path: Path) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from checkpoint_sidecar import open_run
 from checkpoint_sidecar.core.commits import shares_of
@@ -13,6 +18,7 @@ from checkpoint_sidecar.engine.verify import verify_snapshot
 from training.adapted import BASE_BYTES
 from training.checkpointer_ranks import Sharding, run, same
 from training.checkpointer_runs import RunStorage
+from training.example_ranks import run_example
 from training.unchanged_ranks import AdaptedJob
 
 pytestmark = pytest.mark.distributed
@@ -59,3 +65,28 @@ def test_a_damaged_file_of_another_rank_takes_all_its_users_out_at_once(storage:
     tried = [each for each in storage.bodies(RestoreFinished) if not each.restored]
     assert [(each.snapshot, each.damaged_file) for each in tried] == [(storage.snapshot(3).id, key)]
     assert [storage.snapshot(step).failures for step in (1, 2, 3)] == [1, 1, 1]
+
+
+def tensors_of(storage: RunStorage, step: int) -> dict[str, torch.Tensor]:
+    """All tensors of a snapshot, as torch's own reader finds them."""
+    found: dict[str, torch.Tensor] = {}
+    reader = dcp.FileSystemReader(f"{storage.url.removeprefix('file://')}/step-{step}")
+    _load_state_dict(found, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    values = flatten_state_dict(found)[0]
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def test_the_example_stores_the_model_once_and_continues_bit_for_bit(storage: RunStorage) -> None:
+    undisturbed = RunStorage(f"{storage.url}-undisturbed")
+    run_example("adapters_train.py", undisturbed.url, "--steps", "6", "--every", "1")
+    for steps in (3, 6):
+        run_example("adapters_train.py", storage.url, "--steps", f"{steps}", "--every", "1")
+    for each in (undisturbed, storage):
+        assert shared(each) == [False, True, True, True, True, True]
+    ends = [tensors_of(each, 6) for each in (undisturbed, storage)]
+    assert any(name.endswith("exp_avg") for name in ends[0])
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    first = tensors_of(storage, 1)
+    changed = {name.rpartition(".")[2] for name, value in first.items() if not torch.equal(value, ends[0][name])}
+    assert changed == {"down", "up", "step", "exp_avg", "exp_avg_sq"}
