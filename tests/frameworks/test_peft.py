@@ -63,4 +63,5 @@ def test_an_adapted_model_is_saved_by_its_adapters(tmp_path: Path) -> None:
         checkpointer.save(4)
     sent = [1 - commit.copied_bytes / commit.bytes for commit in storage.bodies(SnapshotCommitted)]
     assert sent[0] == 1
-    assert max(sent[1:]) < 0.02
+    # The adapters with their moments are 1.7 %, and the metadata of all tensors 0.3 %.
+    assert max(sent[1:]) < 0.025
