@@ -17,7 +17,6 @@ from checkpoint_sidecar.integrations.lightning.loops import LightningLoaders, Li
 from checkpoint_sidecar.integrations.lightning.strategy import SnapshotStrategy
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.training.checkpointer import Checkpointer
-from checkpoint_sidecar.training.loading import load
 from checkpoint_sidecar.training.state.randomness import RandomState
 
 
@@ -34,6 +33,7 @@ class SnapshotCallback(Checkpoint):
 
     Attributes:
         checkpointer: The run's ``Checkpointer``, while ``fit`` trains.
+        settings: Where the run is, once ``fit`` has begun.
         paths: Steps of snapshots, by the path at which ``ModelCheckpoint`` or the user asked for them.
         kept: What Lightning keeps besides weights and optimizers, from ``setup`` on.
         holds_weights: Whether weights and optimizers are in place already, so that Lightning must not load them.
@@ -55,7 +55,7 @@ class SnapshotCallback(Checkpoint):
         self._metrics = metrics
         self._state = dict(state or {})
         self._options = options
-        self._settings: StoreSettings | None = None
+        self.settings: StoreSettings | None = None
         self._handler: Any = None
         self._step = 0
 
@@ -85,7 +85,7 @@ class SnapshotCallback(Checkpoint):
             **self._state,
         }
         self.checkpointer = checkpointer_at(self._url, objects, **self._options)
-        self._settings = self.checkpointer.settings
+        self.settings = self.checkpointer.settings
         if self.checkpointer.restore() and self.kept.restored:
             self.holds_weights = True
             # Lightning applies it in its next steps, as if it had loaded it from a file.
@@ -146,24 +146,7 @@ class SnapshotCallback(Checkpoint):
         except CheckpointExistsError:
             self.checkpointer.wait()
 
-    def found(self, path: str) -> State | None:
-        """Return what was restored, or load the weights of another snapshot; None if the path is not one of ours."""
-        if self.holds_weights:
-            return self.kept.restored
-        if path in self.paths and self._settings is not None:
-            load(self._settings, self._model, selector=self.paths[path])
-        elif "@" in path.rpartition("/")[2] and "://" in path:
-            load(path, self._model)
-        else:
-            return None
-        self.holds_weights = True
-        return {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
-
     # Inside
-
-    @property
-    def _model(self) -> Any:
-        return self._trainer.strategy.model
 
     def _leave(self, *error: Any) -> None:
         checkpointer, self.checkpointer = self.checkpointer, None

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.integrations.lightning.loops import CAPTURE, State
+from checkpoint_sidecar.training.loading import load
 
 if TYPE_CHECKING:
     from checkpoint_sidecar.integrations.lightning.callback import SnapshotCallback
@@ -51,10 +52,9 @@ class SnapshotStrategy(Strategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> State:
         """Return what the callback restored, which goes before a path that training was given to start from."""
-        if self.snapshots is not None:
-            found = self.snapshots.found(str(checkpoint_path))
-            if found is not None:
-                return found
+        found = self._snapshot_at(str(checkpoint_path))
+        if found is not None:
+            return found
         return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -66,6 +66,23 @@ class SnapshotStrategy(Strategy):
         """Leave snapshots to the run's retention, which sees the metrics that ``ModelCheckpoint`` goes by."""
         if self.snapshots is None or str(filepath) not in self.snapshots.paths:
             super().remove_checkpoint(filepath)
+
+    def _snapshot_at(self, path: str) -> State | None:
+        """Return what was restored, or load the weights of another snapshot; None if the path is not one of ours."""
+        run = self.snapshots
+        if run is None:
+            return None
+        if run.holds_weights:
+            return run.kept.restored
+        model: Any = self.model
+        if path in run.paths and run.settings is not None:
+            load(run.settings, model, selector=run.paths[path])
+        elif "@" in path.rpartition("/")[2] and "://" in path:
+            load(path, model)
+        else:
+            return None
+        run.holds_weights = True
+        return {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
 
     @property
     def _saves(self) -> bool:
