@@ -26,6 +26,12 @@ def test_any_texts_arrive_as_they_were(texts: list[str]) -> None:
     assert unpack_texts(pack_texts(texts)) == tuple(texts)
 
 
+@pytest.mark.parametrize("numbers", [32, 33, 1000])
+def test_a_text_may_contain_any_number_of_numbers(numbers: int) -> None:
+    texts = ("layers.7.weight", ",".join(map(str, range(numbers))), "bias")
+    assert unpack_texts(pack_texts(texts)) == texts
+
+
 @given(st.lists(st.none() | st.integers() | st.tuples(st.text(max_size=1), st.booleans())))
 def test_any_values_arrive_as_they_were(values: list[Any]) -> None:
     arrived = unpack_values(pack_values(values))

@@ -17,6 +17,8 @@ TABLES = 64
 """Number of tables kept: ranks of one pipeline stage have equal ones."""
 _NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,17})(?![0-9])")
 """A number that is the same number when it is read and written, and that 64 bits hold."""
+_MOST_NUMBERS = 32
+"""Of one text; later ones stay part of the text. A row has at most 255 columns, and each text takes the longest row."""
 
 
 def pack_rows(rows: Integers) -> bytes:
@@ -84,9 +86,9 @@ def inflate(data: bytes, *, most: int = 0) -> bytes:
 
 def pack_texts(texts: Sequence[str]) -> bytes:
     """Return the bytes of texts: few where they differ in numbers only, as the names of a model's layers do."""
-    around = [tuple(_NUMBER.split(text)) for text in texts]
+    around = [tuple(_NUMBER.split(text, _MOST_NUMBERS)) for text in texts]
     forms = {form: number for number, form in enumerate(dict.fromkeys(around))}
-    numbers = padded([[int(each) for each in _NUMBER.findall(text)] for text in texts])
+    numbers = padded([[int(each) for each in _NUMBER.findall(text)[:_MOST_NUMBERS]] for text in texts])
     rows = np.column_stack([integers(forms[form] for form in around), numbers])
     return pack_table((tuple(forms), pack_rows(rows)))
 
