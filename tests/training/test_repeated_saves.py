@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -179,6 +180,37 @@ def test_nothing_is_kept_of_a_state_that_is_no_longer_saved() -> None:
         make_plan(rows=rows)
     gc.collect()
     assert [reference() for reference in kept] == [None, None]
+
+
+def change_paths(metadata: Metadata) -> None:
+    metadata.planner_data["model.whole"] = ("another", "path")
+
+
+def replace_paths(metadata: Metadata) -> None:
+    metadata.planner_data = {"model.whole": ("another", "path")}
+
+
+def change_kinds(metadata: Metadata) -> None:
+    described: Any = metadata.state_dict_metadata["whole"]
+    described.properties.requires_grad = True
+
+
+@pytest.mark.parametrize("change", [change_paths, replace_paths, change_kinds])
+def test_metadata_that_a_program_changes_describes_one_save_only(change: Callable[[Metadata], None]) -> None:
+    def described(metadata: Metadata, **elsewhere: Any) -> Any:
+        (data,) = metadata_pickles(metadata, stored(metadata, **elsewhere), [""])
+        loaded = pickle.loads(data)
+        return loaded.planner_data, loaded.state_dict_metadata
+
+    _, first = make_plan()
+    before = described(first)
+    for _ in range(2):
+        _, metadata = make_plan()
+        change(metadata)
+        assert described(metadata) == (metadata.planner_data, metadata.state_dict_metadata) != before
+    assert described(make_plan()[1]) == described(make_plan()[1], lengths=(65, 64)) == before
+    change(first)
+    assert described(make_plan()[1], lengths=(66, 64)) == before
 
 
 def test_the_results_asked_for_last_are_kept() -> None:

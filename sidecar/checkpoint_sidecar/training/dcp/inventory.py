@@ -9,7 +9,8 @@ from __future__ import annotations
 import copyreg
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
@@ -70,7 +71,10 @@ class Inventory:
     def planned(cls, metadata: Metadata) -> Inventory | None:
         """Return the inventory of metadata without its places, or None if it has more to say than an inventory can."""
         if isinstance(metadata, PlannedMetadata) and "state_dict_metadata" not in vars(metadata):
-            return metadata.contents
+            contents = metadata.contents
+            if metadata.planner_data == contents.planner_data:
+                return contents
+            return replace(contents, planner_data=metadata.planner_data) if are_paths(metadata.planner_data) else None
         if not are_paths(metadata.planner_data):
             return None
         chunks: list[ChunkStorageMetadata | None] = []
@@ -199,14 +203,18 @@ def are_paths(planner_data: Any) -> bool:
 
 
 class PlannedMetadata(Metadata):
-    """DCP's metadata of contents, made when it is used; it is pickled as torch's own class."""
+    """DCP's metadata of contents, made when it is used; it is pickled as torch's own class.
+
+    A planner and a program that saves may change it. It shares nothing with the contents that this would change there,
+    because later saves use them.
+    """
 
     contents: Inventory
 
     @classmethod
     def of(cls, contents: Inventory) -> PlannedMetadata:
         made = cls.__new__(cls)
-        made.__dict__.update(contents=contents, planner_data=contents.planner_data)
+        made.__dict__.update(contents=contents, planner_data=copy(contents.planner_data))
         return made
 
     def __getattr__(self, name: str) -> Any:
@@ -214,6 +222,9 @@ class PlannedMetadata(Metadata):
             raise AttributeError(name)
         contents = self.contents
         made = {each: contents.stored(number) for number, each in enumerate(contents.names)}
+        for entry in made.values():
+            if isinstance(entry, TensorStorageMetadata):
+                entry.properties = copy(entry.properties)
         self.state_dict_metadata = made
         return made
 
