@@ -110,6 +110,17 @@ def test_digests_of_different_saves_are_not_compared() -> None:
     assert global_plan.global_plan(sent([plan(0), plan(1, digest=6, seed=1)])) is not None
 
 
+def test_a_plan_that_does_not_travel_is_neither_packed_nor_kept(decided: list[int]) -> None:
+    for _ in range(2):
+        held = plan(0)
+        alone = ArrayPlan.of(SavePlan(held.items[1:], planner_data=held.planner_data), held.holdings[1:])
+        (given,), metadata = BalancedSavePlanner().create_global_plan([alone])
+        assert [each.index.fqn for each in given.items] == ["whole"]
+        assert isinstance(metadata, PlannedMetadata)
+        assert "packed" not in vars(alone)
+    assert decided == [1, 1]
+
+
 @pytest.mark.parametrize("other", [{"dtype": torch.float16}, {"rows": 6}])
 def test_another_dtype_or_shape_is_planned_anew(decided: list[int], other: dict[str, Any]) -> None:
     make_plan()

@@ -2,8 +2,8 @@
 
 What is usual is decided here. Whatever might be refused is left to the way by items, which says what is wrong.
 
-Where ranks send the plans of an earlier save, byte for byte, the decision is that of the earlier save. Only digests of
-values differ from save to save; they are compared each time.
+Where several ranks send the plans of an earlier save, byte for byte, the decision is that of the earlier save. Only
+digests of values differ from save to save; they are compared each time.
 """
 
 from __future__ import annotations
@@ -55,12 +55,21 @@ def global_plan(plans: Sequence[SavePlan], **options: Any) -> GlobalPlan | None:
         The plan; None if items have to be looked at one by one, because something might be refused.
     """
     known = [plan for plan in plans if isinstance(plan, ArrayPlan)]
+    if len(plans) == 1:
+        # To pack a plan that does not travel takes as long as to plan again.
+        return _planned(_Decision.of(known, options), plans) if known and known[0].arrays is not None else None
     packed = [plan.packed for plan in known if plan.packed is not None]
     if len(packed) < len(plans):
         return None
     asked = [repr(options).encode(), *chain.from_iterable((each.table, each.places) for each in packed)]
     decision = _decisions.get(digest_of(asked), lambda: _Decision.of(known, options))
     if decision is None or (len({plan.seed for plan in known}) == 1 and decision.contradicted(packed)):
+        return None
+    return _planned(decision, plans)
+
+
+def _planned(decision: _Decision | None, plans: Sequence[SavePlan]) -> GlobalPlan | None:
+    if decision is None:
         return None
     decided = zip(decision.assigned, plans, decision.payload_bytes, strict=True)
     return GlobalPlan([AssignedPlan.of(each, plan, None, size) for each, plan, size in decided], decision.contents)

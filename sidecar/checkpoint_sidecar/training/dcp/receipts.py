@@ -44,7 +44,7 @@ class Receipts:
         files: Names of files.
         places: By item: index in ``files``, offset and length in bytes.
         lines: The files.
-        packed: All but the files, as they travel.
+        sent: What another rank has sent of all but the files.
     """
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Receipts:
     files: tuple[str, ...]
     places: Integers
     lines: tuple[FileLine, ...]
-    packed: tuple[bytes, bytes]
+    sent: tuple[bytes, bytes] | None = None
 
     @classmethod
     def of(cls, results: Iterable[WriteResult]) -> Receipts | None:
@@ -75,8 +75,7 @@ class Receipts:
         hints = integers(item.index.index or 0 for item in items)
         offsets = padded([item.index.offset or () for item in items])
         stored = padded([(files[place.relative_path], place.offset, place.length) for place in places], width=3)
-        packed = pack_texts(names), pack_rows(np.column_stack([stored, dimensions, hints, offsets]))
-        return cls(names, dimensions, hints, offsets, tuple(files), stored, tuple(lines), packed)
+        return cls(names, dimensions, hints, offsets, tuple(files), stored, tuple(lines))
 
     def __iter__(self) -> Iterator[WriteResult]:
         columns = (each.tolist() for each in (self.dimensions, self.hints, self.offsets, self.places))
@@ -85,6 +84,13 @@ class Receipts:
             yield WriteResult(index, length, _StorageInfo(self.files[file], start, length))
         for line in self.lines:
             yield WriteResult(MetadataIndex(line.file.name), line.sent, line.file)
+
+    def packed(self) -> tuple[bytes, bytes]:
+        """Return all but the files, as they travel."""
+        if self.sent is not None:
+            return self.sent
+        rows = np.column_stack([self.places, self.dimensions, self.hints, self.offsets])
+        return pack_texts(self.names), pack_rows(rows)
 
     @classmethod
     def received(cls, packed: tuple[bytes, bytes], files: tuple[str, ...], lines: bytes) -> Receipts:
@@ -96,7 +102,7 @@ class Receipts:
         return cls(unpack_texts(names), dimensions, hints, offsets, files, places, found, packed)
 
     def __reduce__(self) -> Any:
-        return Receipts.received, (self.packed, self.files, msgspec.msgpack.encode(self.lines))
+        return Receipts.received, (self.packed(), self.files, msgspec.msgpack.encode(self.lines))
 
 
 class Results(list[WriteResult]):
@@ -148,7 +154,9 @@ def stored_inventory(metadata: Metadata, results: Sequence[Iterable[WriteResult]
     known = [each for each in receipts if each is not None]
     if contents is None or len(known) < len(results):
         return None
-    stored = chain.from_iterable((*each.packed, msgspec.msgpack.encode(each.files)) for each in known)
+    if len(known) == 1:
+        return placed(contents, known)  # as in ``global_plan``
+    stored = chain.from_iterable((*each.packed(), msgspec.msgpack.encode(each.files)) for each in known)
     return _inventories(contents).get(digest_of(stored), lambda: placed(contents, known))
 
 
