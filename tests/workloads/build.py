@@ -7,6 +7,7 @@ as volumes.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -108,7 +109,8 @@ def _make_runtime(folder: Path) -> None:
 
 
 def _copy_manifests(ours: str, module: str, paths: tuple[str, ...], target: Path) -> None:
-    root = Path(_go(ours, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module).strip())
+    # `go list` knows no folder of a module that was not downloaded yet.
+    root = Path(json.loads(_go(ours, "mod", "download", "-json", module))["Dir"])
     for path in paths:
         for file in (root / path).glob("*.yaml") if (root / path).is_dir() else [root / path]:
             if file.name != "kustomization.yaml":
