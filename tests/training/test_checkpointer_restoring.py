@@ -20,7 +20,7 @@ from checkpoint_sidecar.core.errors import (
     RestoreInterrupted,
     StoreError,
 )
-from checkpoint_sidecar.core.layout import parse_save_folder
+from checkpoint_sidecar.core.layout import parse_save_folder, pointer_key
 from checkpoint_sidecar.core.log import (
     RestoreFinished,
     RollbackRequested,
@@ -46,6 +46,24 @@ def test_a_damaged_snapshot_is_passed_over_with_evidence(storage: RunStorage, ca
     assert (failed.snapshot, failed.restored, failed.evidence) == (storage.snapshot(4).id, False, "ChecksumMismatch")
     assert (restored.snapshot, restored.restored, restored.verified) == (storage.snapshot(2).id, True, "Checksums")
     assert f"skipping snapshot {failed.snapshot}" in caplog.text
+
+
+def test_a_start_publishes_the_step_whose_save_was_killed_right_after_its_commit(storage: RunStorage) -> None:
+    storage.train(2)
+    published = storage.store.get(pointer_key(2), max_bytes=10**6).data
+    storage.store.delete([pointer_key(2)])
+    assert storage.restored_step() == 2
+    assert storage.store.get(pointer_key(2), max_bytes=10**6).data == published
+
+
+def test_a_start_goes_on_where_the_step_cannot_be_published(
+    storage: RunStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.train(2)
+    storage.store.put(pointer_key(2), b"of another program")
+    assert storage.restored_step() == 2
+    assert storage.store.get(pointer_key(2), max_bytes=100).data == b"of another program"
+    assert "step 2 is restored, but its stock .metadata is not published" in caplog.text
 
 
 def restored_model(storage: RunStorage) -> RestoreFinished:
