@@ -32,7 +32,7 @@ def add_kinds(api: ApiServer) -> None:
         for version in (each for kind in kinds for each in kind["spec"]["versions"]):
             version.pop("selectableFields", None)  # as the chart does
     api.kubectl("apply", "--server-side", "--filename=-", stdin=yaml.safe_dump_all(kinds))
-    api.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+    api.wait_for_kinds()
 
 
 @pytest.fixture

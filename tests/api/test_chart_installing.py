@@ -109,7 +109,7 @@ def unserved(api_server: ApiServer, render: Render) -> Iterator[Namespace]:
     with workspace.temporary("unserved") as place:
         server = controlplane.start(place, network.free_ports()).api
         server.kubectl("apply", f"--filename={ROOT / 'crds'}")
-        server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+        server.wait_for_kinds()
         policies = [one for one in render(POLICIES) if "AdmissionPolicy" in one["kind"]]
         server.kubectl("apply", "--filename=-", stdin=yaml.safe_dump_all(policies))
         yield Namespace.fresh(server)
@@ -173,7 +173,7 @@ def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(
     with workspace.temporary("upgraded") as place:
         server = controlplane.start(place, network.free_ports()).api
         server.helm("install", "ckpt", str(earlier), "--namespace=operators", "--create-namespace")
-        server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+        server.wait_for_kinds()
         namespace = Namespace.fresh(server)
         uid = namespace.create(checkpoint())["metadata"]["uid"]
         old = server.kubectl("get", "crd", "checkpoints.checkpoint-operator.dev", "--output=jsonpath={.spec}")

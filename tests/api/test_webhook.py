@@ -44,7 +44,7 @@ def server(api_server: ApiServer, helm: Path) -> Iterator[ApiServer]:
         started = controlplane.start(place, network.free_ports()).api
         options = ("--namespace=operators", "--create-namespace", "--set=injection.mode=Webhook")
         started.helm("install", "ckpt", str(CHART), *options)
-        started.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+        started.wait_for_kinds()
         yield started
 
 

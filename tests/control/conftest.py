@@ -30,7 +30,7 @@ CRDS = Path(__file__).parents[2] / "crds"
 def served(api_server: ApiServer) -> ApiServer:
     """An API server that knows our kinds."""
     api_server.kubectl("apply", "--server-side", f"--filename={CRDS}")
-    api_server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+    api_server.wait_for_kinds()
     return api_server
 
 

@@ -26,7 +26,7 @@ from model.stories import Stage
 from model.upheavals import Upheavals
 
 LONG = os.environ.get("CHECKPOINT_FAULTS") == "long"
-SEEDS = [random.randrange(2**32) for _ in range(20)] if LONG else range(1, 9)
+SEEDS = [random.randrange(2**32) for _ in range(20)] if LONG else (*range(1, 9), 13)
 STORIES = 250 if LONG else 15
 MOST_STORIES = 20
 """Stories per seed when a mutant is hunted; many seeds with few stories get further than few seeds with many."""

@@ -87,7 +87,7 @@ def test_an_upgrade_from_an_earlier_chart_and_its_removal_keep_the_resources(qui
     with workspace.temporary("upgraded") as place:
         server = controlplane.start(place, network.free_ports()).api
         server.helm("install", "ckpt", str(EARLIER), "--namespace=operators", "--create-namespace")
-        server.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+        server.wait_for_kinds()
         namespace = Namespace.fresh(server)
         manifests = [checkpoint(**SPEC), snapshot()]
         for body in manifests:

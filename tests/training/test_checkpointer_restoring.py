@@ -56,7 +56,7 @@ def test_a_start_publishes_the_step_whose_save_was_killed_right_after_its_commit
     assert storage.store.get(pointer_key(2), max_bytes=10**6).data == published
 
 
-def test_a_start_goes_on_where_the_step_cannot_be_published(
+def test_a_start_continues_where_the_step_cannot_be_published(
     storage: RunStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage.train(2)

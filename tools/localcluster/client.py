@@ -79,6 +79,20 @@ class Client:
         command = [kubectl_program(), *self._selection("--context"), *arguments]
         return run_command(command, stdin=stdin, environment=self.environment, check=check)
 
+    def wait_for_kinds(self) -> None:
+        """Wait until all custom resources are served. Raises `CommandError`."""
+        give_up = time.monotonic() + 30
+        while True:
+            try:
+                self.kubectl("wait", "crd", "--for=condition=Established", "--all", "--timeout=30s")
+            except CommandError as error:
+                # kubectl fails at once on a definition that has no conditions yet.
+                if "accessor error" not in str(error) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
     def kubectl_process(self, *arguments: str) -> subprocess.Popen[str]:
         """Start kubectl and leave it running (`logs --follow`, `get --watch`); both its outputs are in `stdout`."""
         return subprocess.Popen(
