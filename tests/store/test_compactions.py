@@ -387,6 +387,24 @@ def test_a_compaction_that_lands_late_replaces_nothing() -> None:
         late.land()
 
 
+def test_a_compaction_whose_longer_one_the_store_lost_is_kept() -> None:
+    store = MemoryStore()
+    write_log(store, 22)
+    log = RunLog(store, writer="test")
+    log.refresh()
+    log.compact(EntryRange(1, 10))
+    log.compact(EntryRange(11, 14))
+    log.compact(EntryRange(11, 18))
+    store.delete([EntryRange(11, 18).key])
+
+    log.compact(EntryRange(21, 22))
+
+    assert list_compactions(store) == {EntryRange(1, 10), EntryRange(11, 14), EntryRange(21, 22)}
+    log.compact(EntryRange(11, 18))
+    log.compact(EntryRange(11, 20))
+    assert list_compactions(store) == {EntryRange(1, 10), EntryRange(11, 18), EntryRange(11, 20), EntryRange(21, 22)}
+
+
 @pytest.mark.parametrize(
     "damage",
     [

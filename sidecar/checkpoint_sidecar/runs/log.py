@@ -129,9 +129,12 @@ class RunLog:
         if not write_compaction(self.store, span, self._compactions):
             self._too_large |= {span}
             return
-        if replaced := superseded(self._compactions):
-            self.store.delete(each.key for each in replaced)
-        self._compactions = (self._compactions - replaced) | {span}
+        known = self._compactions
+        if superseded(known):
+            # The store may have lost a longer one since: then the shorter one serves readers still.
+            known &= list_compactions(self.store)
+            self.store.delete(each.key for each in superseded(known))
+        self._compactions = (known - superseded(known)) | {span}
 
     def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
         """Return some entries, from memory if they are kept there, else from the store; missing ones are left out.
