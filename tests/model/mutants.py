@@ -107,9 +107,17 @@ MUTANTS = (
         0,
         "a purge continues in the run of another owner",
         stories.a_purge_ends_where_the_run_changes_hands,
-        execute._purge,
+        execute._being_purged,
         " or run.owner != owner",
         "",
+    ),
+    Mutant(
+        0,
+        "a purge looks at the owner only before the repair of the pointer",
+        stories.a_purge_ends_where_its_operator_learns_of_the_change_of_hands,
+        execute._purge,
+        "    if snapshot := _being_purged(session.log.run, action, owner):\n        delete_data",
+        "    if snapshot:\n        delete_data",
     ),
     # 1: after a conflict the whole entry is computed again
     Mutant(1, "an entry outlives a lost race", 100, RunLog.append, "compute(run)", "body if lost else compute(run)"),

@@ -222,6 +222,19 @@ def an_attempt_that_commits_while_it_is_taken_for_dead_is_not_fenced(stage: Stag
     assert len(stage.outcomes[trainer].saved) == 2
 
 
+def of_two_operators_that_remove_one_pointer_neither_fails(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "1h"})
+    stage.train(2)
+    slow = stage.operator(passes=1)
+    while stage.saved(100).state != "Retired":
+        stage.go(slow, 1)
+    stage.up_to(slow, "read step-100/.metadata")
+    stage.operate()
+    assert stage.world.store.stat(layout.pointer_key(100)) is None
+    stage.go(slow)  # an operator that fails without a cause breaks P7
+    assert stage.saved(100).state == "Retired"
+
+
 def nothing_is_deleted_a_moment_before_its_grace_period_ends(stage: Stage) -> None:
     stage.wants(retention={"keepLast": 1, "gracePeriod": "1h"})
     stage.train(2)
@@ -241,6 +254,21 @@ def a_purge_ends_where_the_run_changes_hands(stage: Stage) -> None:
     stage.up_to(stage.operator(passes=1), f"delete {stage.saved(100).path}").kill()
     assert stage.saved(100).state == "Purging"
     slow = stage.up_to(stage.up_to(stage.operator(passes=1), "get _log/"), "put _probe/")  # about to continue the purge
+    stage.other.takes_over(OWNER, stage.world)
+    taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
+    stage.go(slow)
+    assert stage.saved(100).state == "Purging"
+    stage.go(taking)
+    assert stage.saved(100).state == "Purged"
+
+
+def a_purge_ends_where_its_operator_learns_of_the_change_of_hands(stage: Stage) -> None:
+    stage.wants(retention={"keepLast": 1, "gracePeriod": "0s"})
+    stage.train(2)
+    slow = stage.operator(passes=1)
+    while stage.saved(100).state != "Purging":
+        stage.go(slow, 1)
+    stage.up_to(slow, "stat step-100/.metadata")  # it has checked the owner, and reads the log again after this
     stage.other.takes_over(OWNER, stage.world)
     taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
     stage.go(slow)
@@ -354,6 +382,16 @@ def a_log_that_is_gone_is_written_no_more(stage: Stage) -> None:
     assert isinstance(stage.train(1).error, LogMissingError)
     assert [key for key in stage.world.take_away("") if key.startswith("_log")] == []
     assert len(log) == 4
+
+
+def a_start_whose_log_vanishes_does_not_begin_at_step_0(stage: Stage) -> None:
+    paused = stage.up_to(stage.trainer(), "get _log/00000000000000000004")  # it takes its number, and stops
+    stage.train(1)
+    stage.world.take_away(layout.LOG_FOLDER)
+    stage.world.promises.lost = stage.world.promises.events
+    outcome = stage.outcome(paused)
+    assert isinstance(outcome.error, LogReplacedError)
+    assert not outcome.anew
 
 
 def one_bad_transfer_is_no_evidence(stage: Stage) -> None:

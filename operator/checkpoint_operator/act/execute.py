@@ -177,15 +177,21 @@ def verify(
 def _purge(action: Purge, session: RunStore, owner: Owner) -> None:
     """Delete a snapshot's data: announce it, repair the pointer, delete, and record it."""
     session.log.append(lambda run: start_purge(run, action, owner=owner, now=session.now()))
-    run = session.log.run
+    if snapshot := _being_purged(session.log.run, action, owner):
+        folder = layout.parse_save_folder(snapshot.commit.path)
+        with contextlib.suppress(ForeignObjectError):
+            repair(session.store, session.log, folder.step)
+    # Repairs read the log again: the run may have changed hands.
+    if snapshot := _being_purged(session.log.run, action, owner):
+        delete_data(session.store, snapshot.commit, keep=names_in(snapshot.kept), delete=session.delete)
+        session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
+
+
+def _being_purged(run: Run, action: Purge, owner: Owner) -> Snapshot | None:
     snapshot = run.snapshots.get(action.snapshot)
     if snapshot is None or snapshot.state is not SnapshotState.PURGING or run.owner != owner:
-        return
-    folder = layout.parse_save_folder(snapshot.commit.path)
-    with contextlib.suppress(ForeignObjectError):
-        repair(session.store, session.log, folder.step)
-    delete_data(session.store, snapshot.commit, keep=names_in(snapshot.kept), delete=session.delete)
-    session.log.append(lambda run: finish_purge(run, action.snapshot, owner=owner))
+        return None
+    return snapshot
 
 
 def _survey_prefix(session: RunStore, owner: Owner) -> Survey | None:

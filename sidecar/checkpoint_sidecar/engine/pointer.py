@@ -77,7 +77,10 @@ def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: boo
             # It may belong to a newer commit.
             if log.refresh().head == run.head:
                 raise
-        except (CorruptSnapshotError, ObjectNotFoundError):
+        except (CorruptSnapshotError, ObjectNotFoundError) as error:
+            if isinstance(error, ObjectNotFoundError) and store.stat(layout.pointer_key(step)) is None:
+                run = log.refresh()
+                continue  # another publisher removed the pointer between two looks at it
             # Purged between the read of the log and now, or damaged; only the log can tell.
             if _identifier(published_for(log.refresh(), step)) == _identifier(wanted):
                 raise

@@ -191,6 +191,8 @@ def finish_purge(log: RunLog, store: Store, snapshot: str, *, check: Callable[[R
         return False
     with contextlib.suppress(ForeignObjectError):
         repair(store, log, layout.parse_save_folder(found.commit.path).step)
+    # The repair read the log again: the run may have changed hands.
+    check(log.run)
     delete_data(store, found.commit, keep=names_in(found.kept))
     log.append(finish)
     return True
