@@ -142,8 +142,9 @@ def _restore(world: World, session: AttemptSession, outcome: Outcome) -> int:
         except CheckpointError as error:
             session.failed(candidate.snapshot, error)
             continue
-        session.restored(candidate, seconds=0.0, compared=compared)
+        # What follows takes requests of its own, and until then the run may be deleted.
         promises.restored(session.attempt, candidate.snapshot, candidate.verify)
+        session.restored(candidate, seconds=0.0, compared=compared)
         outcome.restored = candidate.snapshot
         return candidate.step
 

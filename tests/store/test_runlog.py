@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from checkpoint_sidecar.core.errors import (
     AccessDeniedError,
     FencedError,
     LogError,
+    LogReplacedError,
     ObjectNotFoundError,
     StoreError,
     UnknownOutcomeError,
@@ -23,7 +24,7 @@ from checkpoint_sidecar.core.errors import (
 from checkpoint_sidecar.core.log import AttemptStarted, Body, RunClaimed, SaveRequested
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.runs.log import AppendCounts, RunLog
-from checkpoint_sidecar.store.base import StoredObject
+from checkpoint_sidecar.store.base import ObjectInfo, StoredObject
 from doubles.counting import CountingStore
 from doubles.faulty import Fault, FaultyStore, LandsLate, fails_with, loses_the_reply, loses_the_request, passes
 from doubles.memory import MemoryStore
@@ -358,6 +359,38 @@ def test_an_open_log_sees_what_others_append() -> None:
 
 
 # A store that contradicts itself
+
+
+def test_a_log_is_current_until_another_writer_appends() -> None:
+    store = claimed(MemoryStore())
+    log = RunLog(store, writer="test")
+    log.refresh()
+    assert log.is_current()
+    RunLog(store, writer="another").append(start)
+    assert not log.is_current()
+    log.refresh()
+    assert log.is_current()
+
+
+def test_a_log_that_is_gone_is_not_current_but_an_error() -> None:
+    store = claimed(MemoryStore())
+    log = RunLog(store, writer="test")
+    log.refresh()
+    store.delete([layout.log_key(1)])
+    with pytest.raises(LogReplacedError, match="entry 1 is gone"):
+        log.is_current()
+
+
+def test_a_stale_listing_does_not_make_a_log_an_old_one() -> None:
+    class Stale(FaultyStore):
+        def list(self, *_: str, **__: str) -> Iterator[ObjectInfo]:
+            return iter(())
+
+    store = claimed(MemoryStore())
+    log = RunLog(store, writer="test")
+    log.refresh()
+    log.store = Stale(store)
+    assert log.is_current()
 
 
 def test_a_number_that_is_taken_by_nothing_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

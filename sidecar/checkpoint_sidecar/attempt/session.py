@@ -212,12 +212,15 @@ class AttemptSession:
         Raises:
             RestoreError: No candidate is left, and the policy does not ask for a fresh start.
             FencedError, RestoreInterrupted: See ``core.attempt``.
+            LogReplacedError: The log is gone, so it cannot be told whether there is something to restore.
         """
         while True:
             self._check_fallback()
             tried = {*self.skipped, *self._spoiled}
             entry = self.log.append(partial(decisions.announce, attempt=self.attempt, tried=tried))
             if entry is None:
+                if not self.log.is_current():
+                    continue
                 self._begin_anew()
                 return None
             assert isinstance(entry.body, RestoreStarted | SnapshotReinstated)

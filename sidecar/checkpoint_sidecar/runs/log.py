@@ -198,6 +198,23 @@ class RunLog:
             if run.head and not self._holds(run.head, run.head_digest):
                 raise self._replace(f"entry {run.head} is gone, or is another one")
 
+    def is_current(self) -> bool:
+        """Return whether one listing shows the last entry read and none after it.
+
+        Reads by number cannot tell a log that ends there from one that is gone.
+
+        Raises:
+            LogReplacedError: The last entry read is gone, or is another one.
+            LogError, StoreError: It cannot be read.
+        """
+        with self._lock:
+            self._check_replaced()
+            head = self._run.head
+            numbers = self._numbers(after=head - 1)
+            if head not in numbers:
+                self.prove()  # raises, unless the listing is stale
+            return max(numbers, default=head) <= head
+
     def append(self, compute: Callable[[Run], Body | None]) -> StoredEntry | None:
         """Append what ``compute`` says for the current state.
 
