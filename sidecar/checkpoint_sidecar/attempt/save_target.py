@@ -14,7 +14,6 @@ from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core import layout, units
 from checkpoint_sidecar.core.commits import with_shares
 from checkpoint_sidecar.core.errors import (
-    CheckpointError,
     CheckpointExistsError,
     ConfigurationError,
     FencedError,
@@ -30,7 +29,7 @@ from checkpoint_sidecar.core.run import Run, SnapshotState
 from checkpoint_sidecar.core.sharing import may_share
 from checkpoint_sidecar.core.stock_paths import root_of
 from checkpoint_sidecar.core.units import moved
-from checkpoint_sidecar.engine.pointer import publish
+from checkpoint_sidecar.engine.pointer import publish_if_possible
 
 logger = logging.getLogger(__name__)
 
@@ -182,20 +181,6 @@ class RunTarget:
         base = self._session.log.run.snapshots.get(base_of(self._session.state))
         return base.commit.path if base is not None and base.live and not base.failures else ""
 
-    def publish(self) -> None:
-        """Log a committed snapshot and publish it for torch's own reader. Never raises.
-
-        Separate from the commit, so that a store that is silent from now on delays no other rank.
-        """
-        if not self.committed or self._entry is None:
-            return
-        try:
-            self._after_commit(self._entry)
-        except BaseException as error:  # noqa: BLE001 - the snapshot is committed in any case
-            # Only torch's own reader misses the snapshot, until the operator repairs the pointer.
-            cause = str(error) if isinstance(error, CheckpointError) else described(error)
-            logger.warning("step %d is saved, but its stock .metadata is not published: %s", self._draft.step, cause)
-
     def settle(self, error: Exception) -> tuple[Exception | None, bool]:
         """Decide how a failed save ended. Returns the error to report, if any, and whether the save is committed.
 
@@ -215,7 +200,14 @@ class RunTarget:
         logger.warning("step %d is saved, although its save ended with an error: %s", self._draft.step, error)
         return None, True
 
-    def _after_commit(self, entry: SnapshotCommitted) -> None:
+    def publish(self) -> None:
+        """Log a committed snapshot, call the hooks, and publish it for torch's own reader, if the store lets it.
+
+        Separate from the commit, so that a store that is silent from now on delays no other rank.
+        """
+        entry = self._entry
+        if not self.committed or entry is None:
+            return
         logger.info(
             "saved step %d as %s (%s): %s%s%s, training waited %.2f s",
             entry.step,
@@ -236,7 +228,7 @@ class RunTarget:
             },
         )
         self._session.on_commit(entry)
-        publish(self._session.store, self._session.log, entry.step)
+        publish_if_possible(self._session.store, self._session.log, entry.step, outcome="saved")
 
     def abandon(self, save: NewSave) -> None:
         """Log the failure; the writer deletes the files. See ``SaveTarget``."""

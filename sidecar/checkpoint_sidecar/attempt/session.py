@@ -27,7 +27,6 @@ from checkpoint_sidecar.core.errors import (
     UnreliableReadError,
     UntrustedSnapshotError,
 )
-from checkpoint_sidecar.core.failures import described
 from checkpoint_sidecar.core.folder_index import INDEX_NAME, FolderIndex
 from checkpoint_sidecar.core.layout import METADATA_NAME
 from checkpoint_sidecar.core.log import (
@@ -52,7 +51,7 @@ from checkpoint_sidecar.core.units import counted, moved
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.engine.folders.reading import read_index
 from checkpoint_sidecar.engine.limits import EngineSettings
-from checkpoint_sidecar.engine.pointer import publish
+from checkpoint_sidecar.engine.pointer import publish_if_possible
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.verify import compare_rest, read_file, read_manifest
 from checkpoint_sidecar.runs.log import RunLog
@@ -274,17 +273,9 @@ class AttemptSession:
             moved(size, seconds),
             extra={"operation": "restore", "step": candidate.step, "bytes": size, "seconds": seconds},
         )
-        self._publish(candidate)
-
-    def _publish(self, candidate: Candidate) -> None:
-        """Publish the step for torch's own reader, if a kill right after its commit has prevented that."""
-        if candidate.snapshot not in self.log.run.snapshots:
-            return
-        try:
-            publish(self.store, self.log, candidate.step)
-        except Exception as error:  # noqa: BLE001 - the snapshot is restored in any case
-            cause = str(error) if isinstance(error, CheckpointError) else described(error)
-            logger.warning("step %d is restored, but its stock .metadata is not published: %s", candidate.step, cause)
+        if candidate.snapshot in self.log.run.snapshots:
+            # A kill right after its commit may have prevented that.
+            publish_if_possible(self.store, self.log, candidate.step, outcome="restored")
 
     def failed(self, snapshot: str, error: Exception) -> None:
         """Record why a candidate was not restored. Returns if the next one may be tried, and raises otherwise.

@@ -20,6 +20,7 @@ from crc32c import crc32c
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.commits import shares_of
 from checkpoint_sidecar.core.errors import (
+    CheckpointError,
     ConfigurationError,
     CorruptSnapshotError,
     ForeignObjectError,
@@ -28,6 +29,7 @@ from checkpoint_sidecar.core.errors import (
     ObjectNotFoundError,
     ObjectTooLargeError,
 )
+from checkpoint_sidecar.core.failures import INTERRUPTS, described
 from checkpoint_sidecar.core.layout import STOCK_METADATA_NAME, SaveFolder
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.pointers import MAX_ORIGIN_BYTES, Origin, published_for, published_steps, saves_of
@@ -87,6 +89,23 @@ def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: boo
         run = log.refresh()
         if _identifier(published_for(run, step)) == _identifier(wanted):
             return
+
+
+def publish_if_possible(store: Store, log: RunLog, step: int, *, outcome: str) -> None:
+    """Publish like ``publish``, and only log what prevents it: the snapshot is committed in any case.
+
+    Torch's own reader then misses the snapshot until the operator repairs the pointer.
+
+    Args:
+        outcome: What was done with the step, for the log: ``saved``, ``restored`` or ``copied``.
+    """
+    try:
+        publish(store, log, step)
+    except INTERRUPTS:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of native code is no reason to fail either
+        cause = str(error) if isinstance(error, CheckpointError) else described(error)
+        logger.warning("step %d is %s, but its stock .metadata is not published: %s", step, outcome, cause)
 
 
 def repair(store: Store, log: RunLog, step: int | None) -> None:

@@ -14,7 +14,7 @@ from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core import copying, layout
 from checkpoint_sidecar.core import manifest as manifests
 from checkpoint_sidecar.core.belongings import traces, unaccounted
-from checkpoint_sidecar.core.errors import ChangeRefusedError, CheckpointError, CorruptSnapshotError
+from checkpoint_sidecar.core.errors import ChangeRefusedError, CorruptSnapshotError
 from checkpoint_sidecar.core.layout import SaveFolder
 from checkpoint_sidecar.core.log import Body, Owner, SnapshotVerified
 from checkpoint_sidecar.core.manifest import BLOCK_BYTES, File, Manifest
@@ -23,7 +23,7 @@ from checkpoint_sidecar.core.run import Run, Snapshot
 from checkpoint_sidecar.engine.delivery import Want
 from checkpoint_sidecar.engine.files import Bytes, FilePlan
 from checkpoint_sidecar.engine.limits import LEAST_MEMORY_BYTES, EngineSettings
-from checkpoint_sidecar.engine.pointer import publish
+from checkpoint_sidecar.engine.pointer import publish_if_possible
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.requests import ByteRange
 from checkpoint_sidecar.engine.server_copy import ServerCopy
@@ -161,7 +161,7 @@ class _SnapshotCopy:
         check = SnapshotVerified(self._identifier, "Checksums", passed=True)
         self._append(lambda run: record_check(run, check, failures=0))
         if manifest.file(layout.STOCK_METADATA_NAME) is not None:
-            self._publish()
+            publish_if_possible(self._store, self._log, self._snapshot.step, outcome="copied")
         return self._log.run.snapshots[self._identifier]
 
     def _append(self, compute: Callable[[Run], Body | None]) -> None:
@@ -170,13 +170,6 @@ class _SnapshotCopy:
             return compute(run)
 
         self._log.append(checked)
-
-    def _publish(self) -> None:
-        try:
-            publish(self._store, self._log, self._snapshot.step)
-        except CheckpointError as error:
-            step = self._snapshot.step
-            logger.warning("step %d is copied, but its stock .metadata is not published: %s", step, error)
 
     def _with_files(self, original: Manifest) -> Manifest:
         manifest = copying.manifest_of_copy(original, self._identifier, self._folder)
