@@ -16,7 +16,6 @@ from checkpoint_sidecar.core.errors import FencedError, StoreError, UnknownOutco
 from checkpoint_sidecar.core.log import SnapshotCommitted
 from checkpoint_sidecar.core.manifest import Manifest
 from checkpoint_sidecar.core.pointers import Origin
-from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.engine.upload import upload_bytes
 from doubles.memory import MemoryStore
 from support.builders import OWNER
@@ -26,7 +25,7 @@ LATE = StoreError("read", "the run log", "the store does not answer")
 
 @pytest.fixture
 def session() -> Iterator[AttemptSession]:
-    session = AttemptSession(MemoryStore(), OWNER, Defaults(SavePolicy(), "Never"))
+    session = AttemptSession(MemoryStore(), OWNER, Defaults())
     session.start(world_size=1, pods=(), timeout_seconds=1)
     yield session
     session.stop(timeout_seconds=5)
@@ -99,7 +98,7 @@ def test_a_save_whose_commit_was_not_written_stays_failed_and_has_no_hook_and_no
 
 
 def test_a_commit_that_replay_rejects_does_not_count(session: AttemptSession) -> None:
-    other = AttemptSession(session.store, OWNER, Defaults(SavePolicy(), "Never"))
+    other = AttemptSession(session.store, OWNER, Defaults())
     append = session.log.append
 
     def overtaken(compute: Callable[..., Any]) -> None:

@@ -18,7 +18,6 @@ from checkpoint_sidecar.core import compaction, layout
 from checkpoint_sidecar.core.compaction import EntryRange, RawEntry, unpack
 from checkpoint_sidecar.core.errors import LogError, LogMissingError, ObjectExistsError, StoreError, UnknownOutcomeError
 from checkpoint_sidecar.core.log import AttemptStarted, RunAdopted, RunClaimed
-from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.core.replay import replay
 from checkpoint_sidecar.core.run import Run
 from checkpoint_sidecar.runs.compactions import list_compactions
@@ -462,7 +461,7 @@ def test_training_compacts_the_log_of_a_run_that_no_operator_manages(
     if managed:
         history.configured()
     store = CountingStore(stored(history.started().committed(*range(1, 12))))
-    running = AttemptSession(store, OWNER, Defaults(SavePolicy(), "Never"))
+    running = AttemptSession(store, OWNER, Defaults())
     running.start(world_size=1, pods=(), timeout_seconds=1)
     deadline = time.monotonic() + 20
     polled = store.requests["get"] + 20

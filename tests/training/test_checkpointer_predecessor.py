@@ -10,6 +10,7 @@ import pytest
 
 from checkpoint_sidecar.attempt.heartbeat import ProgressReport
 from checkpoint_sidecar.attempt.predecessor import SILENT_AFTER_SECONDS, wait_for_predecessor
+from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
 from checkpoint_sidecar.core import attempt as decisions
 from checkpoint_sidecar.core.errors import AccessDeniedError, StoreError
 from checkpoint_sidecar.core.heartbeat import MAX_PROGRESS_BYTES, Heartbeat, encode
@@ -146,15 +147,10 @@ class Reports:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.log = RunLog(world.store, writer="attempt 1")
-        self.log.refresh()
-        self.report = ProgressReport(
-            world.store,
-            attempt=1,
-            pods=(POD,),
-            fenced=lambda: not self.log.run.may_commit(1),
-            refresh=self.log.refresh,
-        )
+        self.session = AttemptSession(world.store, OWNER, Defaults())
+        self.session.attempt = 1
+        self.session.log.refresh()
+        self.report = ProgressReport(self.session, (POD,))
 
     def write(self) -> int:
         """Write a heartbeat; returns whose heartbeat is there then."""
@@ -169,7 +165,7 @@ def test_a_gang_that_wakes_up_leaves_the_heartbeat_of_its_successor_alone() -> N
     assert reports.write() == 1
     world.log.append(lambda run: decisions.start(run, world_size=1, pods=NEWCOMER))
     world.store.put(PROGRESS_KEY, encode(Heartbeat(2, 7, "", NEWCOMER)))
-    assert reports.log.run.may_commit(1), "the process has not read the log since it was stopped"
+    assert reports.session.fenced is None, "the process has not read the log since it was stopped"
     assert reports.write() == 2
 
 

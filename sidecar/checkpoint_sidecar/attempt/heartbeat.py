@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
 
 from checkpoint_sidecar.attempt.periodic import Periodic
+from checkpoint_sidecar.attempt.session import AttemptSession
 from checkpoint_sidecar.core import layout
 from checkpoint_sidecar.core.heartbeat import INTERVAL_SECONDS, Heartbeat, encode
 from checkpoint_sidecar.core.log import PodIdentity
 from checkpoint_sidecar.runs.heartbeat import read_heartbeat
-from checkpoint_sidecar.store.base import Store
 
 _FRESH_SECONDS = 5.0
 """How long a read of the log and the last heartbeat counts as current."""
@@ -21,27 +20,16 @@ class ProgressReport:
     """Overwrites ``_progress.json`` in the background, until the attempt ends or is fenced.
 
     Args:
-        attempt: The attempt's number.
+        session: Has started its attempt.
         pods: The attempt's pods.
-        fenced: Returns whether a later attempt has started. The file then belongs to that attempt, even while this one
-            hangs in a step.
-        refresh: Reads new entries of the log, so that ``fenced`` is current.
+
+    Attributes:
+        step: The last step that was trained.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        attempt: int,
-        pods: tuple[PodIdentity, ...],
-        fenced: Callable[[], bool],
-        refresh: Callable[[], object],
-    ) -> None:
+    def __init__(self, session: AttemptSession, pods: tuple[PodIdentity, ...]) -> None:
         self.step = 0
-        self._fenced = fenced
-        self._refresh = refresh
-        self._store = store
-        self._attempt = attempt
+        self._session = session
         self._pods = pods
         self._periodic = Periodic(
             self._write, seconds=INTERVAL_SECONDS, name="report progress", goodbye=self._write_goodbye
@@ -72,17 +60,18 @@ class ProgressReport:
             if self._superseded():
                 return
             now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-            heartbeat = encode(Heartbeat(self._attempt, self.step, now, self._pods, ended))
+            heartbeat = encode(Heartbeat(self._session.attempt, self.step, now, self._pods, ended))
             if time.monotonic() - read_at < _FRESH_SECONDS:
-                self._store.put(layout.PROGRESS_KEY, heartbeat)
+                self._session.store.put(layout.PROGRESS_KEY, heartbeat)
                 return
 
     def _superseded(self) -> bool:
-        if self._fenced():
+        if self._session.fenced is not None:
+            # The file belongs to the later attempt, even while this one hangs in a step.
             return True
-        latest = read_heartbeat(self._store)
-        if latest is None or latest.heartbeat.attempt <= self._attempt:
+        latest = read_heartbeat(self._session.store)
+        if latest is None or latest.heartbeat.attempt <= self._session.attempt:
             return False
         # A damaged heartbeat may hold any number; the log decides.
-        self._refresh()
-        return self._fenced()
+        self._session.log.refresh()
+        return self._session.fenced is not None

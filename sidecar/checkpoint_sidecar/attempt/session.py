@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 
@@ -69,8 +69,8 @@ _TELLING = (FencedError, IncompatibleSnapshotError, UntrustedSnapshotError, Rest
 class Defaults:
     """The policy that applies until the log has one."""
 
-    save: SavePolicy
-    overwrite: OverwritePolicy
+    save: SavePolicy = field(default_factory=SavePolicy)
+    overwrite: OverwritePolicy = "Never"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from types import TracebackType
@@ -17,9 +15,9 @@ from checkpoint_sidecar.attempt.heartbeat import ProgressReport
 from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
 from checkpoint_sidecar.attempt.warm_start import StartFrom
 from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS, RunEnvironment
-from checkpoint_sidecar.core.errors import ConfigurationError, FencedError
+from checkpoint_sidecar.core.errors import ConfigurationError
 from checkpoint_sidecar.core.failures import INTERRUPTS, portable
-from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
+from checkpoint_sidecar.core.log import Owner, PodIdentity
 from checkpoint_sidecar.core.policy import OverwritePolicy, SavePolicy
 from checkpoint_sidecar.engine.folders.tree import TrainerFolder
 from checkpoint_sidecar.engine.limits import EngineSettings
@@ -37,6 +35,7 @@ from checkpoint_sidecar.training.restoring import Restored, restore
 from checkpoint_sidecar.training.saver import Saver
 from checkpoint_sidecar.training.saving import BackgroundSave
 from checkpoint_sidecar.training.signals import Terminated, TerminationWatch
+from checkpoint_sidecar.training.starting import start_attempt
 from checkpoint_sidecar.training.state.application import TrainingState
 from checkpoint_sidecar.training.transfers import TransferProgress, Transfers
 from checkpoint_sidecar.training.vote import Agreed, check_together
@@ -168,7 +167,7 @@ class Checkpointer:
         self._trust = trust
         self._strict = strict
         self._takeover_seconds = takeover_seconds
-        self._pod = pod or PodIdentity(f"{socket.gethostname()}:{os.getpid()}", uuid.uuid4().hex)
+        self._pod = pod
         self._progress: ProgressReport | None = None
         self._started = False
         self._closed = False
@@ -356,18 +355,10 @@ class Checkpointer:
         return restored
 
     def _restore(self) -> Restored | None:
-        pods = tuple({pod.uid: pod for pod in self._agreement.gather(self._pod)}.values())
-        attempt = self._agreement.from_rank_0(lambda: self._start(pods))
+        self._progress = start_attempt(
+            self._session, self._agreement, self._pod, takeover_seconds=self._takeover_seconds
+        )
         self._started = True
-        if self._session:
-            self._progress = ProgressReport(
-                self._store,
-                attempt=attempt,
-                pods=pods[:MAX_PODS],
-                fenced=lambda: self._fenced() is not None,
-                refresh=self._session.log.refresh,
-            )
-            self._progress.start()
         elsewhere = WarmStarting(
             self._start_from,
             self.settings,
@@ -454,18 +445,12 @@ class Checkpointer:
 
     # On rank 0
 
-    def _start(self, pods: tuple[PodIdentity, ...]) -> int:
-        return self._led.start(world_size=self._agreement.world_size, pods=pods, timeout_seconds=self._takeover_seconds)
-
     @property
     def _led(self) -> AttemptSession:
         assert self._session is not None  # only rank 0 gets here
         return self._session
 
     # On every rank
-
-    def _fenced(self) -> FencedError | None:
-        return self._session.fenced if self._session and self._session.attempt else None
 
     def _lost(self) -> str:
         return self._saver.lost() if self._saver else "nothing was trained yet"

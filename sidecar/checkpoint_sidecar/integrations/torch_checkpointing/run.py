@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import time
-import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Self
 
-from checkpoint_sidecar.attempt.heartbeat import ProgressReport
 from checkpoint_sidecar.attempt.session import AttemptSession, Candidate, Defaults
-from checkpoint_sidecar.core.environment import DEFAULT_GRACE_SECONDS, URL, RunEnvironment
+from checkpoint_sidecar.core.environment import RunEnvironment
 from checkpoint_sidecar.core.errors import CheckpointError
 from checkpoint_sidecar.core.failures import INTERRUPTS, portable
-from checkpoint_sidecar.core.log import MAX_PODS, Owner, PodIdentity
-from checkpoint_sidecar.core.policy import SavePolicy
+from checkpoint_sidecar.core.owner import Owner
 from checkpoint_sidecar.engine.compared import ComparedBytes
 from checkpoint_sidecar.integrations.torch_checkpointing.storage import SnapshotStorageConfig
 from checkpoint_sidecar.store.access import StoreSettings
@@ -25,6 +22,7 @@ from checkpoint_sidecar.store.fsspec.storage_options import settings_from
 from checkpoint_sidecar.store.opening import open_store
 from checkpoint_sidecar.training.agreement import Agreement, most_telling
 from checkpoint_sidecar.training.signals import TerminationWatch
+from checkpoint_sidecar.training.starting import start_attempt
 
 _LEAVE_SECONDS = 5.0
 
@@ -52,28 +50,37 @@ class SnapshotRun:
     """
 
     def __init__(self, url: str | StoreSettings = "", *, run: str = "", takeover_seconds: float = 120.0) -> None:
-        self._agreement = Agreement.among_all()
-        settings, owner, pod, floor, grace = _place_of(url, run)
-        self._watch = TerminationWatch(grace)
-        self._watch.install()
-        self._store = open_store(settings)
-        self._session = AttemptSession(self._store, owner, Defaults(SavePolicy(), "Never"), log_floor=floor)
-        pods = tuple({each.uid: each for each in self._agreement.gather(pod)}.values())[:MAX_PODS]
-
-        def start() -> tuple[int, str, str]:
-            ranks = self._agreement.world_size
-            self._session.start(world_size=ranks, pods=pods, timeout_seconds=takeover_seconds)
-            return self._session.attempt, secrets.token_hex(16), self._session.log.run.short_identity
-
-        attempt, token, identity = self._agreement.from_rank_0(start)
+        if url:
+            settings = settings_from(url)
+            env = RunEnvironment(Owner.local(run, settings.url), settings.url)
+        else:
+            env = RunEnvironment.parse(os.environ)
+            settings = StoreSettings.of_environment(env)
+        with ExitStack() as opened:
+            self._agreement = Agreement.among_all()
+            opened.callback(self._agreement.close)
+            self._watch = TerminationWatch(env.grace_seconds)
+            self._watch.install()
+            opened.callback(self._watch.remove)
+            session = AttemptSession(open_store(settings), env.owner, Defaults(), log_floor=env.log_floor)
+            opened.callback(session.stop, timeout_seconds=_LEAVE_SECONDS)
+            self._heartbeat = start_attempt(session, self._agreement, env.pod, takeover_seconds=takeover_seconds)
+            if self._heartbeat is not None:
+                opened.callback(self._heartbeat.stop)
+            attempt, identity, token = self._agreement.from_rank_0(
+                lambda: (session.attempt, session.log.run.short_identity, secrets.token_hex(16))
+            )
+            self._opened = opened.pop_all()
+        self._session, ranks = session, self._agreement
         self.storage = SnapshotStorageConfig(
-            settings, owner, attempt, self._agreement.rank, self._agreement.world_size, token, identity
+            settings,
+            env.owner,
+            identity=identity,
+            attempt=attempt,
+            token=token,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
         )
-        self._heartbeat = ProgressReport(
-            self._store, attempt=attempt, pods=pods, fenced=self._fenced, refresh=self._session.log.refresh
-        )
-        if self._agreement.leads:
-            self._heartbeat.start()
 
     def checkpoint(self, step: int) -> str:
         """Return the path at which torch_checkpointing saves a step."""
@@ -87,7 +94,8 @@ class SnapshotRun:
         Raises:
             FencedError: A later attempt has started.
         """
-        self._heartbeat.step = step
+        if self._heartbeat is not None:
+            self._heartbeat.step = step
         self._agreement.raise_any(self._session.fenced if self._agreement.leads else None)
         return any(self._agreement.gather(self._watch.stop() is not None))
 
@@ -124,31 +132,15 @@ class SnapshotRun:
         else:
             self._session.restored(candidate, seconds=seconds, compared=ComparedBytes(candidate.manifest))
 
-    def _fenced(self) -> bool:
-        return self._session.fenced is not None
-
     def close(self) -> None:
         """End the attempt's background work. Close the manager first: its saves are part of the attempt."""
-        self._watch.remove()
-        if self._agreement.leads:
-            self._heartbeat.stop()
-            self._session.stop(timeout_seconds=_LEAVE_SECONDS)
-        self._agreement.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _place_of(url: str | StoreSettings, run: str) -> tuple[StoreSettings, Owner, PodIdentity, int, float]:
-    process = PodIdentity(f"{socket.gethostname()}:{os.getpid()}", uuid.uuid4().hex)
-    if url or not os.environ.get(URL):
-        settings = settings_from(url)
-        return settings, Owner.local(run, settings.url), process, 0, DEFAULT_GRACE_SECONDS
-    env = RunEnvironment.parse(os.environ)
-    return StoreSettings.of_environment(env), env.owner, env.pod or process, env.log_floor, env.grace_seconds
 
 
 def _telling(error: BaseException) -> Exception:
