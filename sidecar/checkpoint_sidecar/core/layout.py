@@ -6,6 +6,8 @@ relies on their order. Steps are not padded: torchtitan looks for step 1000 only
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -35,6 +37,12 @@ _NONCE_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 def new_nonce() -> str:
     """Return eight characters of base 32: 40 random bits, so that two writers never share a save folder."""
     return "".join(secrets.choice(_NONCE_ALPHABET) for _ in range(8))
+
+
+def shared_nonce(secret: str) -> str:
+    """Return a nonce that all processes derive from the same text, so that they share a save folder."""
+    digest = hashlib.blake2b(secret.encode(), digest_size=5).digest()
+    return base64.b32encode(digest).decode().lower()
 
 
 def log_key(number: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -18,57 +19,60 @@ from checkpoint_sidecar.core.folder_index import INDEX_NAME, FolderIndex, IndexE
 from checkpoint_sidecar.core.manifest import FILES_FORMAT, Manifest
 from checkpoint_sidecar.core.pointers import Origin
 from checkpoint_sidecar.engine.upload import upload_bytes
-from checkpoint_sidecar.integrations.torch_checkpointing.written import BLOCK_BYTES, Receipt
-from checkpoint_sidecar.store.base import Store
+from checkpoint_sidecar.integrations.torch_checkpointing.attempt import SharedAttempt
+from checkpoint_sidecar.integrations.torch_checkpointing.written import BLOCK_BYTES, Receipt, WrittenFiles
 from checkpoint_sidecar.store.common.parts import write_object
 from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_bytes
 
 
 @dataclass(frozen=True)
 class FilesCommit:
-    """The commit of one save.
+    """Commits saves of one attempt.
 
     Attributes:
-        save: Its folder has the files already.
-        world_size: How many ranks have written them.
-        began: ``time.monotonic()`` when the commit began.
+        written: What all ranks have stored already.
     """
 
     session: AttemptSession
-    save: NewSave
-    world_size: int
-    began: float
+    attempt: SharedAttempt
+    written: WrittenFiles
 
-    def run(self, receipts: Iterable[Receipt]) -> None:
-        """Store the manifest, and append the commit to the run's log.
-
-        Args:
-            receipts: What was written.
+    def run(self, step: int) -> None:
+        """Store the manifest of what was written for a step, append the commit to the run's log, and delete receipts.
 
         Raises:
-            CheckpointExistsError: The step is saved, or may still be. This save is certainly not committed.
+            FileNotFoundError: Nothing was written.
+            FileExistsError: The step is saved, or may still be. What was written is certainly not committed, and is
+                deleted.
             FencedError: A later attempt has started.
         """
-        target = RunTarget(self.session, Draft(self.save.step, "Manual", began=self.began))
+        name, began = f"step-{step}", time.monotonic()
+        save = NewSave(self.attempt.folder(step), step)
+        receipts = self.written.of_all_ranks(step)
+        if not receipts:
+            raise FileNotFoundError(errno.ENOENT, "nothing was written for the checkpoint", name)
+        try:
+            self._admit(save)
+            manifest = self._manifest(save, sorted(receipts.values(), key=lambda each: each.path))
+            encoded = manifests.encode(manifest)
+            write_object(self.session.store, save.folder.manifest, encoded)
+            target = RunTarget(self.session, Draft(step, "Manual", began=began))
+            target.commit(save, manifest, manifests.digest(encoded))
+        except CheckpointExistsError as error:
+            files = (f"{save.folder.path}/{each.file.name}" for each in receipts.values())
+            self.written.delete([*receipts, *files])
+            raise FileExistsError(errno.ENOTEMPTY, f"refusing to replace a checkpoint: {error}", name) from error
+        self.written.delete(receipts)
+
+    def _admit(self, save: NewSave) -> None:
         self.session.log.refresh()
-        self.session.admit(self.save.step, "Manual")
-        self._check_new()
-        manifest = self._manifest(sorted(receipts, key=lambda each: each.path))
-        encoded = manifests.encode(manifest)
-        write_object(self._store, self.save.folder.manifest, encoded)
-        target.commit(self.save, manifest, manifests.digest(encoded))
-
-    @property
-    def _store(self) -> Store:
-        return self.session.store
-
-    def _check_new(self) -> None:
-        """Refuse to write a manifest twice: a commit of the first one may be under way, and names its digest."""
-        if self._store.stat(self.save.folder.manifest) is not None:
+        self.session.admit(save.step, "Manual")
+        # A manifest is never written twice: a commit of the first one may be under way, and names its digest.
+        if self.session.store.stat(save.folder.manifest) is not None:
             cause = "an earlier save of the step may still be committed"
-            raise CheckpointExistsError("save", f"step {self.save.step}", cause, "Save another step.")
+            raise CheckpointExistsError("save", f"step {save.step}", cause, "Save another step.")
 
-    def _manifest(self, receipts: list[Receipt]) -> Manifest:
+    def _manifest(self, save: NewSave, receipts: list[Receipt]) -> Manifest:
         entries = (
             IndexEntry(each.path, size=each.file.size, object=each.file.name if each.file.size else "")
             for each in receipts
@@ -76,18 +80,18 @@ class FilesCommit:
         # Also DCP's metadata of a snapshot without tensors, which every reader of snapshots expects.
         metadata = metadata_bytes(Metadata({}), None)
         derived = {
-            INDEX_NAME: folder_index.encode(FolderIndex((tuple(range(self.world_size)),), tuple(entries))),
+            INDEX_NAME: folder_index.encode(FolderIndex((tuple(range(self.attempt.world_size)),), tuple(entries))),
             layout.METADATA_NAME: metadata,
-            layout.STOCK_METADATA_NAME: metadata + Origin(self.save.folder.run, self.save.snapshot).encode(),
+            layout.STOCK_METADATA_NAME: metadata + Origin(save.folder.run, save.snapshot).encode(),
         }
         files = [each.file for each in receipts]
         for name, data in derived.items():
-            files.append(upload_bytes(self._store, f"{self.save.folder.path}/{name}", data, block_bytes=BLOCK_BYTES))
+            files.append(upload_bytes(self.session.store, f"{save.folder.path}/{name}", data, block_bytes=BLOCK_BYTES))
         return Manifest(
-            snapshot=self.save.snapshot,
-            step=self.save.step,
-            attempt=self.save.folder.attempt,
-            world_size=self.world_size,
+            snapshot=save.snapshot,
+            step=save.step,
+            attempt=save.folder.attempt,
+            world_size=self.attempt.world_size,
             files=tuple(sorted(files, key=lambda file: file.name)),
             versions={each: version(each) for each in ("torch", "torch-checkpointing", "checkpoint-operator")},
             block_bytes=BLOCK_BYTES,

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from checkpoint_sidecar.attempt.session import AttemptSession
-from checkpoint_sidecar.core.folder_index import FolderIndex, IndexEntry
-from checkpoint_sidecar.core.manifest import Manifest
+from checkpoint_sidecar.core.folder_index import IndexEntry
 from checkpoint_sidecar.core.overwrite import existing_save
+from checkpoint_sidecar.core.run import Snapshot
 from checkpoint_sidecar.engine.folders.reading import read_index
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.read import Files
 from checkpoint_sidecar.engine.verify import read_manifest
 from checkpoint_sidecar.integrations.torch_checkpointing.streams import CommittedFile
-from checkpoint_sidecar.store.base import Store
 
 
-@dataclass(frozen=True)
 class CommittedFiles:
-    """The files of a snapshot.
+    """The files of a snapshot."""
 
-    Attributes:
-        folder: ``SaveFolder.path``.
-    """
-
-    folder: str
-    manifest: Manifest
-    index: FolderIndex
+    def __init__(self, entries: Iterable[IndexEntry], contents: Files) -> None:
+        self._entries = {entry.path: entry for entry in entries}
+        self._contents = contents
 
     @property
     def names(self) -> list[str]:
-        return [entry.path for entry in self.index.entries]
+        return list(self._entries)
 
-    def entry(self, path: str) -> IndexEntry | None:
-        return next((each for each in self.index.entries if each.path == path), None)
+    def open(self, path: str) -> CommittedFile | None:
+        """Return a stream over a file, if there is one; it compares every byte with checksums."""
+        entry = self._entries.get(path)
+        return CommittedFile(self._contents, entry) if entry else None
 
 
 class CommittedSnapshots:
@@ -44,10 +39,7 @@ class CommittedSnapshots:
         chosen: Snapshots by step that a restore has chosen, where they are others.
     """
 
-    def __init__(
-        self, store: Store, session: AttemptSession, settings: EngineSettings, chosen: Mapping[int, str]
-    ) -> None:
-        self._store = store
+    def __init__(self, session: AttemptSession, settings: EngineSettings, chosen: Mapping[int, str]) -> None:
         self._session = session
         self._settings = settings
         self._chosen = chosen
@@ -71,17 +63,16 @@ class CommittedSnapshots:
         snapshot = run.snapshots.get(self._chosen.get(step, "")) or existing_save(run, run.newest or "", step)
         if snapshot is None:
             return None
-        folder = snapshot.commit.path
-        if folder not in self._opened:
-            manifest = read_manifest(self._store, snapshot.commit)
-            index = read_index(self._store, folder, manifest, level="Checksums", settings=self._settings)
-            self._opened[folder] = CommittedFiles(folder, manifest, index or FolderIndex(((0,),), ()))
-        return self._opened[folder]
+        if snapshot.id not in self._opened:
+            self._opened[snapshot.id] = self._open(snapshot)
+        return self._opened[snapshot.id]
 
     def holds(self, folder: str) -> bool:
         """Return whether a folder of a save is that of a snapshot."""
         return any(each.commit.path == folder for each in self._session.log.refresh().snapshots.values())
 
-    def stream(self, files: CommittedFiles, entry: IndexEntry) -> CommittedFile:
-        """Return a stream over a file, which compares every byte with checksums."""
-        return CommittedFile(Files(self._store, files.folder, files.manifest, settings=self._settings), entry)
+    def _open(self, snapshot: Snapshot) -> CommittedFiles:
+        store, folder, settings = self._session.store, snapshot.commit.path, self._settings
+        manifest = read_manifest(store, snapshot.commit)
+        index = read_index(store, folder, manifest, level="Checksums", settings=settings)
+        return CommittedFiles(index.entries if index else (), Files(store, folder, manifest, settings=settings))

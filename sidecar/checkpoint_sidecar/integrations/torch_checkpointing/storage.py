@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import errno
-import hashlib
 import io
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,52 +12,31 @@ from typing import Any
 
 from torch_checkpointing.storage.base_storage import ReadArgs, Storage, StorageConfig
 
-from checkpoint_sidecar.attempt.run_save import NewSave
-from checkpoint_sidecar.attempt.session import AttemptSession, Defaults
-from checkpoint_sidecar.core.errors import CheckpointExistsError
-from checkpoint_sidecar.core.folder_index import IndexEntry
-from checkpoint_sidecar.core.layout import SaveFolder
-from checkpoint_sidecar.core.owner import Owner
-from checkpoint_sidecar.core.policy import SavePolicy
 from checkpoint_sidecar.engine.files import Bytes
 from checkpoint_sidecar.engine.limits import EngineSettings
-from checkpoint_sidecar.integrations.torch_checkpointing import paths
+from checkpoint_sidecar.integrations.torch_checkpointing.attempt import SharedAttempt
 from checkpoint_sidecar.integrations.torch_checkpointing.commit import FilesCommit
-from checkpoint_sidecar.integrations.torch_checkpointing.committed import CommittedFiles, CommittedSnapshots
+from checkpoint_sidecar.integrations.torch_checkpointing.committed import CommittedSnapshots
 from checkpoint_sidecar.integrations.torch_checkpointing.lent import LentMemory
-from checkpoint_sidecar.integrations.torch_checkpointing.streams import PendingFile
+from checkpoint_sidecar.integrations.torch_checkpointing.paths import CheckpointPath, CheckpointPaths
+from checkpoint_sidecar.integrations.torch_checkpointing.streams import CommittedFile, PendingFile
 from checkpoint_sidecar.integrations.torch_checkpointing.written import WrittenFiles
-from checkpoint_sidecar.store.access import StoreSettings
-from checkpoint_sidecar.store.opening import open_store
 
 
 @dataclass
-class SnapshotStorageConfig(StorageConfig):
-    """Where the checkpoints of one attempt are; made by ``SnapshotRun``, and pickled to processes that save.
+class SnapshotStorageConfig(SharedAttempt, StorageConfig):
+    """Where the checkpoints of one attempt are; made by ``SnapshotRun``.
 
     Attributes:
         root: The folder in which torch_checkpointing sees the checkpoints, ``step-<N>``. It exists nowhere else.
-        token: The same on all ranks of an attempt, so that they agree on the folders of saves.
         chosen: Snapshots by step that a restore has chosen, where they are not those of the newest lineage.
     """
 
-    settings: StoreSettings
-    owner: Owner
-    attempt: int
-    rank: int
-    world_size: int
-    token: str
-    identity: str
     root: Path = Path("/run")
     chosen: dict[int, str] = field(default_factory=dict)
 
     def create_storage(self) -> SnapshotStorage:
         return SnapshotStorage(self)
-
-    def folder(self, step: int) -> SaveFolder:
-        """Return the folder of the save of a step."""
-        digest = hashlib.blake2b(f"{self.token} {step}".encode(), digest_size=5).digest()
-        return SaveFolder(step, self.attempt, base64.b32encode(digest).decode().lower(), self.identity)
 
 
 class SnapshotStorage(Storage):
@@ -68,12 +44,11 @@ class SnapshotStorage(Storage):
 
     def __init__(self, config: SnapshotStorageConfig) -> None:
         self._config = config
-        self._store = open_store(config.settings)
-        settings = EngineSettings.from_environment()
-        self._session = AttemptSession(self._store, config.owner, Defaults(SavePolicy(), "Never"))
-        self._session.attempt = config.attempt
-        self._written = WrittenFiles(self._store, config.rank, settings)
-        self._committed = CommittedSnapshots(self._store, self._session, settings, config.chosen)
+        self._paths = CheckpointPaths(config.root)
+        session, settings = config.open_session(), EngineSettings.from_environment()
+        self._written = WrittenFiles(session.store, config, settings)
+        self._committed = CommittedSnapshots(session, settings, config.chosen)
+        self._commit = FilesCommit(session, config, self._written)
 
     # Writing
 
@@ -89,13 +64,13 @@ class SnapshotStorage(Storage):
         self._store_file(path, [Bytes(memoryview(data).cast("B"))])
 
     def _store_file(self, path: Path, contents: Iterable[Bytes]) -> None:
-        place = paths.parse_pending(path, self._config.root)
-        self._written.write(self._config.folder(place.step).path, place.inside, contents)
+        place = self._paths.pending(path)
+        self._written.write(place.step, place.inside, contents)
 
     def mkdir(self, path: Path, recursive: bool = True) -> None:
         """Check that the folder can become a checkpoint. Buckets have no folders."""
         del recursive
-        paths.parse_below(path, self._config.root)
+        self._paths.inside(path)
 
     def rename(
         self, src_path: Path, dst_path: Path, is_directory: bool = False, background_cleanup: bool = False
@@ -104,37 +79,24 @@ class SnapshotStorage(Storage):
 
         Raises:
             FileExistsError: The step is saved.
+            FileNotFoundError: Nothing was written.
             FencedError: A later attempt has started.
         """
         del is_directory, background_cleanup
-        began = time.monotonic()
-        step = paths.parse_rename(src_path, dst_path, self._config.root)
-        save = NewSave(self._config.folder(step), step)
-        receipts = self._written.of_all_ranks(save.folder.path)
-        if not receipts:
-            raise FileNotFoundError(errno.ENOENT, "nothing was written below it", str(src_path))
-        try:
-            FilesCommit(self._session, save, self._config.world_size, began).run(receipts.values())
-        except CheckpointExistsError as error:
-            self._written.delete([*receipts, *(f"{save.folder.path}/{each.file.name}" for each in receipts.values())])
-            raise FileExistsError(
-                errno.ENOTEMPTY, f"refusing to replace a checkpoint: {error}", str(dst_path)
-            ) from error
-        self._written.delete(receipts)
+        self._commit.run(self._paths.renamed(src_path, dst_path))
 
     def delete(self, path: Path) -> None:
         """Delete a file that is not committed yet."""
-        place = paths.parse_pending(path, self._config.root)
-        self._written.discard(self._config.folder(place.step).path, place.inside)
+        place = self._paths.pending(path)
+        self._written.discard(place.step, place.inside)
 
     def rmdir(self, path: Path) -> None:
         """Delete what was written for a checkpoint and not committed."""
-        place = paths.parse_below(path, self._config.root)
+        place = self._paths.inside(path)
         if not place.pending:
             raise PermissionError(errno.EPERM, "committed snapshots are deleted by the run's retention", str(path))
-        folder = self._config.folder(place.step).path
-        if not self._committed.holds(folder):
-            self._store.delete([info.key for info in self._store.list(f"{folder}/")])
+        if not self._committed.holds(self._config.folder(place.step).path):
+            self._written.discard_all(place.step)
 
     # Reading
 
@@ -145,59 +107,50 @@ class SnapshotStorage(Storage):
             FileNotFoundError: No snapshot has it.
             CorruptSnapshotError: Its bytes are not those that were committed.
         """
-        stream = self._committed.stream(*self._found(path))
+        stream = self._open(path)
         if read_args is not None and not read_args.pre_read_full_file:
             return stream
         return io.BytesIO(stream.readall())  # type: ignore[return-value]
 
     def getsize(self, path: Path) -> int:
-        return self._found(path)[1].size
+        return self._open(path).size
 
-    def _found(self, path: Path) -> tuple[CommittedFiles, IndexEntry]:
-        place = paths.parse_below(path, self._config.root)
+    def _open(self, path: Path) -> CommittedFile:
+        place = self._paths.inside(path)
         files = None if place.pending else self._committed.at(place.step)
-        entry = files.entry(place.inside) if files else None
-        if files is None or entry is None:
+        stream = files.open(place.inside) if files else None
+        if stream is None:
             raise FileNotFoundError(errno.ENOENT, "no committed snapshot has it", str(path))
-        return files, entry
+        return stream
 
     def exists(self, path: Path) -> bool:
-        place = paths.parse(path, self._config.root)
+        place = self._paths.parse(path)
         if place is None:
             return True
         if place.pending and not place.inside:
-            return self._written.any_of(self._config.folder(place.step).path)
-        names = self._names(place)
-        return names is not None and (place.inside in names or _is_folder(names, place))
+            return self._written.any_of(place.step)
+        return place.among(self._names(place))
 
     def isdir(self, path: Path) -> bool:
-        place = paths.parse(path, self._config.root)
-        if place is None:
-            return True
-        names = self._names(place)
-        return names is not None and _is_folder(names, place)
+        return path == self._config.root or bool(self._below(path))
 
     def ls(self, path: Path) -> list[str]:
-        """List the checkpoints that can be restored, or the files of one."""
-        place = paths.parse(path, self._config.root)
-        if place is None:
-            return [f"step-{step}" for step in self._committed.steps]
-        names = self._names(place)
-        if names is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
-        return sorted({name.partition("/")[0] for name in paths.names_below(names, place.inside)})
+        """List the checkpoints that can be restored, or the files and folders right below a path of one."""
+        found = self._below(path)
+        if not found and path != self._config.root:
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path))
+        return found
+
+    def _below(self, path: Path) -> list[str]:
+        place = self._paths.parse(path)
+        return place.below(self._names(place)) if place else [f"step-{step}" for step in self._committed.steps]
+
+    def _names(self, place: CheckpointPath) -> list[str]:
+        """Return the paths of the files of a checkpoint; none if it does not exist."""
+        if place.pending:
+            return [each.path for each in self._written.of_all_ranks(place.step).values()]
+        files = self._committed.at(place.step)
+        return files.names if files else []
 
     def remap_path(self, path: Path) -> str:
         return f"{self._config.settings.url}/{path.relative_to(self._config.root)}"
-
-    def _names(self, place: paths.CheckpointPath) -> list[str] | None:
-        """Return the paths of the files of a checkpoint; None if it does not exist."""
-        if place.pending:
-            receipts = self._written.of_all_ranks(self._config.folder(place.step).path)
-            return [each.path for each in receipts.values()] or None
-        files = self._committed.at(place.step)
-        return files.names if files else None
-
-
-def _is_folder(names: list[str], place: paths.CheckpointPath) -> bool:
-    return not place.inside or bool(paths.names_below(names, place.inside))

@@ -56,11 +56,16 @@ class PendingFile(io.RawIOBase):
 
 
 class CommittedFile(io.RawIOBase):
-    """The bytes of a committed file, read in ranges and verified."""
+    """The bytes of a committed file, read in ranges and verified.
+
+    Attributes:
+        size: How many bytes the file has.
+    """
 
     def __init__(self, files: Files, entry: IndexEntry) -> None:
         self._files, self._entry = files, entry
         self._position = 0
+        self.size = entry.size
 
     def readable(self) -> bool:
         return True
@@ -72,12 +77,12 @@ class CommittedFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        into = memoryview(buffer).cast("B")[: max(0, self._entry.size - self._position)]
+        into = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
         if into:
             span = ByteRange(self._entry.offset + self._position, len(into))
             self._files.read([Want(self._entry.object, span, into)])
@@ -85,6 +90,6 @@ class CommittedFile(io.RawIOBase):
         return len(into)
 
     def readall(self) -> bytes:
-        data = bytearray(max(0, self._entry.size - self._position))
+        data = bytearray(max(0, self.size - self._position))
         self.readinto(data)
         return bytes(data)

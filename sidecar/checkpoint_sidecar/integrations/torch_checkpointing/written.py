@@ -17,6 +17,7 @@ from checkpoint_sidecar.core.manifest import File, block_bytes_for
 from checkpoint_sidecar.engine.files import Bytes, FilePlan
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.upload import upload_files
+from checkpoint_sidecar.integrations.torch_checkpointing.attempt import SharedAttempt
 from checkpoint_sidecar.store.base import Store
 from checkpoint_sidecar.store.common.parts import write_object
 
@@ -36,47 +37,48 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class WrittenFiles:
-    """Writes and finds receipts. A folder is the path of a save in the store.
+    """Writes files and receipts of this rank, and finds the receipts of all ranks."""
 
-    Args:
-        rank: The rank that writes.
-    """
-
-    def __init__(self, store: Store, rank: int, settings: EngineSettings) -> None:
+    def __init__(self, store: Store, attempt: SharedAttempt, settings: EngineSettings) -> None:
         self._store = store
-        self._rank = rank
+        self._attempt = attempt
         self._settings = settings
         self._numbers: dict[int, str] = {}
         self._latest = ""
 
-    def write(self, folder: str, path: str, contents: Iterable[Bytes]) -> None:
+    def write(self, step: int, path: str, contents: Iterable[Bytes]) -> None:
         """Store a file, and replace the one that this rank wrote under the same path before."""
-        plan = FilePlan(f"__{self._rank}_{secrets.randbelow(10**9)}.files", tuple(contents))
+        plan = FilePlan(f"__{self._attempt.rank}_{secrets.randbelow(10**9)}.files", tuple(contents))
+        folder = self._folder(step)
         [file] = upload_files(self._store, folder, [plan], block_bytes=BLOCK_BYTES, settings=self._settings)
-        self.discard(folder, path)
-        self._latest = self._key(folder, path)
+        self.discard(step, path)
+        self._latest = self._key(step, path)
         write_object(self._store, self._latest, msgspec.json.encode(Receipt(path, file)))
 
-    def discard(self, folder: str, path: str) -> None:
+    def discard(self, step: int, path: str) -> None:
         """Delete this rank's receipt of a path, if there is one, and what it is for."""
-        key = self._key(folder, path)
+        key = self._key(step, path)
         if self._store.stat(key) is not None:
-            self._store.delete([f"{folder}/{self._read(key).file.name}", key])
+            self._store.delete([f"{self._folder(step)}/{self._read(key).file.name}", key])
 
-    def any_of(self, folder: str) -> bool:
-        """Return whether a folder has receipts of any rank."""
+    def discard_all(self, step: int) -> None:
+        """Delete everything that any rank has written for a step."""
+        self._store.delete([info.key for info in self._store.list(f"{self._folder(step)}/")])
+
+    def any_of(self, step: int) -> bool:
+        """Return whether a step has receipts of any rank."""
         # Every rank asks after every save, and one that has written is answered by a single request.
-        if self._latest.startswith(f"{folder}/") and self._store.stat(self._latest) is not None:
+        if self._latest.startswith(f"{self._folder(step)}/") and self._store.stat(self._latest) is not None:
             return True
-        return bool(self._keys(folder))
+        return bool(self._keys(step))
 
-    def of_all_ranks(self, folder: str) -> dict[str, Receipt]:
-        """Return the receipts in a folder by their keys.
+    def of_all_ranks(self, step: int) -> dict[str, Receipt]:
+        """Return the receipts of a step by their keys.
 
         Raises:
             OSError: Two ranks have written the same path.
         """
-        keys = self._keys(folder)
+        keys = self._keys(step)
         with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="receipts") as pool:
             found = dict(zip(keys, pool.map(self._read, keys), strict=True))
         counts = Counter(each.path for each in found.values())
@@ -91,14 +93,18 @@ class WrittenFiles:
         except StoreError as error:
             logger.warning("receipts of a save stay beside it, and are harmless: %s", error)
 
-    def _keys(self, folder: str) -> list[str]:
-        return [info.key for info in self._store.list(f"{folder}/") if info.key.endswith(".distcp")]
+    def _folder(self, step: int) -> str:
+        return self._attempt.folder(step).path
+
+    def _keys(self, step: int) -> list[str]:
+        listed = self._store.list(f"{self._folder(step)}/")
+        return [info.key for info in listed if info.key.endswith(".distcp")]
 
     def _read(self, key: str) -> Receipt:
         return msgspec.json.decode(self._store.get(key, max_bytes=_MAX_RECEIPT_BYTES).data, type=Receipt)
 
-    def _key(self, folder: str, path: str) -> str:
+    def _key(self, step: int, path: str) -> str:
         number = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big") % 10**9
         if self._numbers.setdefault(number, path) != path:
             raise OSError(errno.EEXIST, f"rename it: its digest is that of {self._numbers[number]}", path)
-        return f"{folder}/__{self._rank}_{number}.distcp"
+        return f"{self._folder(step)}/__{self._attempt.rank}_{number}.distcp"
