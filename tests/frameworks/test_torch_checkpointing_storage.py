@@ -20,6 +20,7 @@ from torch_checkpointing.config import AsyncCheckpointSaverConfig, SyncCheckpoin
 from torch_checkpointing.storage.base_storage import ReadArgs, Storage
 
 from checkpoint_sidecar import CorruptSnapshotError, FencedError, RestoreError, RestoreInterrupted, open_run
+from checkpoint_sidecar.core.errors import StoreError, UnknownOutcomeError
 from checkpoint_sidecar.integrations.torch_checkpointing import SnapshotRun
 from checkpoint_sidecar.integrations.torch_checkpointing.lent import LentMemory
 from checkpoint_sidecar.store.access import StoreSettings
@@ -315,3 +316,52 @@ def test_training_never_starts_again_from_nothing(url: str, tmp_path: Path) -> N
             (tmp_path / "run" / key).unlink()
     with SnapshotRun(url) as second, pytest.raises((RestoreError, CorruptSnapshotError)):
         restored(second)
+
+
+def loses_the_reply(storage: Any, monkeypatch: pytest.MonkeyPatch, *, unreadable: bool) -> None:
+    """The next commit is made, and its reply is lost; if unreadable, the log cannot be read right after it."""
+    log = storage._commit.session.log
+    append, refresh = log.append, log.refresh
+
+    def lost(compute: Any) -> None:
+        monkeypatch.setattr(log, "append", append)
+        append(compute)
+        if unreadable:
+            monkeypatch.setattr(log, "refresh", fail)
+        raise StoreError("append to", "the log", "the connection is closed")
+
+    def fail() -> None:
+        monkeypatch.setattr(log, "refresh", refresh)
+        raise StoreError("read", "the log", "the connection is closed")
+
+    monkeypatch.setattr(log, "append", lost)
+
+
+def test_a_commit_whose_reply_is_lost_is_found_in_the_log(
+    url: str, run: SnapshotRun, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(run.checkpoint(1))
+    storage.write(path.with_name("tmp_step-1") / "a", b"a")
+    loses_the_reply(storage, monkeypatch, unreadable=False)
+    storage.rename(path.with_name("tmp_step-1"), path)
+    assert committed(url) == [1]
+    assert not storage.exists(path.with_name("tmp_step-1"))
+
+
+@pytest.mark.parametrize("again", ["rename", "write and rename"])
+def test_a_save_that_is_repeated_after_an_unknown_commit_deletes_nothing_of_it(
+    url: str, run: SnapshotRun, storage: Storage, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    path = Path(run.checkpoint(1))
+    pending = path.with_name("tmp_step-1")
+    storage.write(pending / "a", b"first")
+    loses_the_reply(storage, monkeypatch, unreadable=True)
+    with pytest.raises(UnknownOutcomeError):
+        storage.rename(pending, path)
+    if again == "write and rename":
+        storage.write(pending / "a", b"second")
+    with pytest.raises(FileExistsError):
+        storage.rename(pending, path)
+    assert not storage.exists(pending)
+    assert storage.read(path / "a") == b"first"
+    assert open_run(url).verify("latest").passed

@@ -54,13 +54,9 @@ class FilesCommit:
         try:
             self._admit(save)
             manifest = self._manifest(save, sorted(receipts.values(), key=lambda each: each.path))
-            encoded = manifests.encode(manifest)
-            write_object(self.session.store, save.folder.manifest, encoded)
-            target = RunTarget(self.session, Draft(step, "Manual", began=began))
-            target.commit(save, manifest, manifests.digest(encoded))
+            self._commit(save, manifest, began)
         except CheckpointExistsError as error:
-            files = (f"{save.folder.path}/{each.file.name}" for each in receipts.values())
-            self.written.delete([*receipts, *files])
+            self.written.delete(self.written.removable(step, receipts))
             raise FileExistsError(errno.ENOTEMPTY, f"refusing to replace a checkpoint: {error}", name) from error
         self.written.delete(receipts)
 
@@ -71,6 +67,18 @@ class FilesCommit:
         if self.session.store.stat(save.folder.manifest) is not None:
             cause = "an earlier save of the step may still be committed"
             raise CheckpointExistsError("save", f"step {save.step}", cause, "Save another step.")
+
+    def _commit(self, save: NewSave, manifest: Manifest, began: float) -> None:
+        encoded = manifests.encode(manifest)
+        write_object(self.session.store, save.folder.manifest, encoded)
+        target = RunTarget(self.session, Draft(save.step, "Manual", began=began))
+        failure: Exception | None = None
+        try:
+            target.commit(save, manifest, manifests.digest(encoded))
+        except Exception as error:  # noqa: BLE001 - the log says whether the commit was made
+            failure, _ = target.settle(error)
+        if failure is not None:
+            raise failure
 
     def _manifest(self, save: NewSave, receipts: list[Receipt]) -> Manifest:
         entries = (

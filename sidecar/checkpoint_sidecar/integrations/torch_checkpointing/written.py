@@ -7,12 +7,13 @@ import hashlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from checkpoint_sidecar.core.errors import StoreError
+from checkpoint_sidecar.core import manifest as manifests
+from checkpoint_sidecar.core.errors import ObjectNotFoundError, StoreError
 from checkpoint_sidecar.core.manifest import File, block_bytes_for
 from checkpoint_sidecar.engine.files import Bytes, FilePlan
 from checkpoint_sidecar.engine.limits import EngineSettings
@@ -59,7 +60,7 @@ class WrittenFiles:
         """Delete this rank's receipt of a path, if there is one, and what it is for."""
         key = self._key(step, path)
         if self._store.stat(key) is not None:
-            self._store.delete([f"{self._folder(step)}/{self._read(key).file.name}", key])
+            self._store.delete(self.removable(step, {key: self._read(key)}))
 
     def discard_all(self, step: int) -> None:
         """Delete everything that any rank has written for a step."""
@@ -85,6 +86,22 @@ class WrittenFiles:
         if twice := [path for path, count in counts.items() if count > 1]:
             raise OSError(errno.EEXIST, "two ranks have written it, give each its own", min(twice))
         return found
+
+    def removable(self, step: int, receipts: Mapping[str, Receipt]) -> list[str]:
+        """Return the keys of receipts and of what they are for, except files in a manifest.
+
+        Where there is a manifest already, its commit may have been made although it seemed to fail.
+        """
+        folder = self._attempt.folder(step)
+        try:
+            data = self._store.get(folder.manifest, max_bytes=manifests.MAX_MANIFEST_BYTES).data
+        except ObjectNotFoundError:
+            named: set[str] = set()
+        else:
+            manifest = manifests.decode(data, expected_digest=manifests.digest(data), subject=folder.manifest)
+            named = {file.name for file in manifest.files}
+        files = [each.file.name for each in receipts.values() if each.file.name not in named]
+        return [*(f"{folder.path}/{name}" for name in files), *receipts]
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete receipts, or what they are for; what cannot be deleted stays."""
