@@ -153,6 +153,8 @@ def test_a_stream_reads_any_range(run: SnapshotRun, storage: Storage) -> None:
     assert not storage.exists(path.with_name("other"))
     assert storage.ls(path.parents[1]) == ["empty", "rank_0"]
     assert storage.ls(path.parent) == ["data.bin"]
+    with pytest.raises(FileNotFoundError):
+        storage.ls(path.with_name("other"))
     assert storage.read(path.parents[1] / "empty") == b""
     with storage.stream_read(path, ReadArgs(pre_read_full_file=False)) as reader:
         assert reader.seek(700_001) == 700_001
@@ -234,7 +236,10 @@ def test_pending_files_can_be_deleted_and_committed_ones_cannot(url: str, run: S
     with pytest.raises(OSError, match="the rename is the commit"):
         storage.delete(path / "b")
     assert storage.read(path / "b") == b"b"
-    storage.write(path.with_name("tmp_step-2") / "c", b"c")
+    storage.write(path.with_name("tmp_step-2") / "folder" / "c", b"c")
+    with pytest.raises(OSError, match="only a whole checkpoint"):
+        storage.rmdir(path.with_name("tmp_step-2") / "folder")
+    assert storage.exists(path.with_name("tmp_step-2") / "folder" / "c")
     storage.rmdir(path.with_name("tmp_step-2"))
     assert not [key for key in keys(url) if key.startswith("step-2/")]
 

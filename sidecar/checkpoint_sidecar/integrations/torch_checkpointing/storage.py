@@ -95,6 +95,8 @@ class SnapshotStorage(Storage):
         place = self._paths.inside(path)
         if not place.pending:
             raise PermissionError(errno.EPERM, "committed snapshots are deleted by the run's retention", str(path))
+        if place.inside:
+            raise OSError(errno.EINVAL, "only a whole checkpoint can be deleted", str(path))
         if not self._committed.holds(self._config.folder(place.step).path):
             self._written.discard_all(place.step)
 
