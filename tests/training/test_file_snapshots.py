@@ -127,6 +127,22 @@ def test_a_restart_removes_what_the_snapshot_has_and_sets_the_half_written_aside
     assert not (folder / WORK / "set-aside").exists(), "nothing is set aside that the snapshot has"
 
 
+def test_a_folder_of_names_with_a_prefix_excludes_all_others() -> None:
+    names = (
+        "c",
+        "chess",
+        "checkpoint",
+        "checkpoint_9",
+        "runs",
+        "a/checkpoint-1",
+        "checkpoint-9",
+        "checkpoint-9/a",
+        "checkpoint-",
+    )
+    folder = TrainerFolder.with_prefix("/output", "checkpoint-")
+    assert [name for name in names if not folder.excludes(name)] == ["checkpoint-9", "checkpoint-9/a", "checkpoint-"]
+
+
 def test_excluded_files_are_neither_saved_nor_touched(storage: RunStorage, folder: Path) -> None:
     with opened(TrainerFolder(folder, exclude=["runs/", "*.log"]), storage) as snapshots:
         write(folder, 1)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
-from types import TracebackType
 from typing import Any, Self
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,6 +24,12 @@ from checkpoint_sidecar.engine.folders.tree import TrainerFolder
 from checkpoint_sidecar.integrations.common import file_snapshots_at, storable
 from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.store.fsspec import misdirected
+
+_REFUSED = {
+    "save_only_model": "leaves out the optimizer, without which training cannot continue",
+    "enable_jit_checkpoint": "answers SIGTERM on each rank alone, and waits before it does",
+}
+"""Arguments that contradict exact resumption, and why."""
 
 
 class TrainerSnapshots(TrainerCallback):
@@ -55,13 +60,12 @@ class TrainerSnapshots(TrainerCallback):
         arguments = trainer.args
         _check(arguments)
         output = os.path.abspath(str(arguments.output_dir))
-        folder = TrainerFolder(output, exclude=_all_but(f"{PREFIX_CHECKPOINT_DIR}-"))
+        folder = TrainerFolder.with_prefix(output, f"{PREFIX_CHECKPOINT_DIR}-")
         self._snapshots = file_snapshots_at(url, folder, **options)
         if arguments.save_total_limit is None:
             arguments.save_total_limit = 1  # what Trainer deletes is committed, or on its way under another name
         self._trainer = trainer
         trainer.get_batch_samples = partial(self._batches, trainer.get_batch_samples)  # type: ignore[method-assign]
-        self._logged: tuple[int, dict[str, float]] = (0, {})
         restored = self._snapshots.restore()
         self.checkpoint = os.path.join(output, f"{PREFIX_CHECKPOINT_DIR}-{restored.step}") if restored else None
         trainer.add_callback(self)
@@ -73,10 +77,8 @@ class TrainerSnapshots(TrainerCallback):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._snapshots.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._snapshots.__exit__(*error)
 
     # Called by Trainer, on every rank
 
@@ -119,50 +121,28 @@ class TrainerSnapshots(TrainerCallback):
             self._trainer._save_checkpoint(self._trainer.model, trial=None)
             self.on_save(args, state, control)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        del args, control
-        step, earlier = self._logged
-        numbers = {
-            name: float(value)
-            for name, value in (logs or {}).items()
-            if isinstance(value, Real) and math.isfinite(value)
-        }
-        self._logged = state.global_step, (earlier if step == state.global_step else {}) | numbers
-
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         del control
         paths = [f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"]
         best = state.best_model_checkpoint
         if args.load_best_model_at_end and best and os.path.isdir(best):
             paths.append(os.path.relpath(best, args.output_dir))
-        step, numbers = self._logged
-        metrics = storable(numbers) if step == state.global_step else {}
-        self._snapshots.save(state.global_step, metrics, paths=paths)
+        self._snapshots.save(state.global_step, storable(_logged(state)), paths=paths)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        del args, state, control
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self._snapshots.wait()
 
 
 def _check(arguments: TrainingArguments) -> None:
-    misdirected.check(arguments.output_dir, "take snapshots of")
-    if arguments.save_only_model:
-        problem = "save_only_model leaves out the optimizer, without which training cannot continue"
-    elif arguments.enable_jit_checkpoint:
-        problem = "enable_jit_checkpoint answers SIGTERM on each rank alone, and waits before it does"
-    else:
-        return
-    raise ConfigurationError("take snapshots of", str(arguments.output_dir), problem, "Leave the argument out.")
+    operation, folder = "take snapshots of", str(arguments.output_dir)
+    misdirected.check(folder, operation)
+    for name, problem in _REFUSED.items():
+        if getattr(arguments, name):
+            raise ConfigurationError(operation, folder, f"{name} {problem}", "Leave the argument out.")
 
 
-def _all_but(prefix: str) -> list[str]:
-    """Return patterns for all names that do not begin with a prefix: they are neither saved nor touched."""
-    shorter = [prefix[:length] for length in range(len(prefix))]
-    return [*shorter[1:], *(f"{start}[!{prefix[len(start)]}]*" for start in shorter)]
+def _logged(state: TrainerState) -> dict[str, float]:
+    """Return the finite numbers that Trainer has logged at this step."""
+    logged = dict(each for log in state.log_history if log.get("step") == state.global_step for each in log.items())
+    logged.pop("step", None)
+    return {name: float(value) for name, value in logged.items() if isinstance(value, Real) and math.isfinite(value)}

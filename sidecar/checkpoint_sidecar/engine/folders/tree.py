@@ -56,6 +56,16 @@ class TrainerFolder:
         """Return a folder given in one of the accepted forms."""
         return given if isinstance(given, TrainerFolder) else cls(given)
 
+    @classmethod
+    def with_prefix(cls, path: str | os.PathLike[str], prefix: str) -> TrainerFolder:
+        """Return a folder that excludes every name that does not begin with a prefix.
+
+        Args:
+            prefix: Letters, digits and hyphens.
+        """
+        shorter = [prefix[:length] for length in range(len(prefix))]
+        return cls(path, (*shorter[1:], *(f"{start}[!{prefix[len(start)]}]*" for start in shorter)))
+
     @property
     def root(self) -> Path:
         return Path(os.path.realpath(self.path))
