@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -48,15 +45,13 @@ class SnapshotCallback(Checkpoint):
         **options: Any,
     ) -> None:
         self.checkpointer: Checkpointer | None = None
+        self.settings: StoreSettings | None = None
         self.paths: dict[str, int] = {}
         self.kept: LightningState
         self.holds_weights = False
-        self._url = url
+        self._url, self._options = url, options
         self._metrics = metrics
         self._state = dict(state or {})
-        self._options = options
-        self.settings: StoreSettings | None = None
-        self._handler: Any = None
         self._step = 0
 
     # Called by Lightning, on every rank
@@ -65,12 +60,8 @@ class SnapshotCallback(Checkpoint):
         del pl_module, stage
         self._trainer, self.kept, self.holds_weights = trainer, LightningState(trainer), False
         if not isinstance(trainer.strategy, SnapshotStrategy):
-            raise ConfigurationError(
-                "save through",
-                type(trainer.strategy).__name__,
-                "it writes files of its own",
-                "Pass Trainer(strategy=with_snapshots(...)).",
-            )
+            subject, hint = type(trainer.strategy).__name__, "Pass Trainer(strategy=with_snapshots(...))."
+            raise ConfigurationError("save through", subject, "it writes files of its own", hint)
         trainer.strategy.snapshots = self
 
     def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
@@ -90,13 +81,10 @@ class SnapshotCallback(Checkpoint):
             self.holds_weights = True
             # Lightning applies it in its next steps, as if it had loaded it from a file.
             trainer._checkpoint_connector._loaded_checkpoint = self.kept.restored
-        self._handler = signal.getsignal(signal.SIGTERM)
-
-    def on_sanity_check_start(self, *_: Any) -> None:
-        self._take_signal()
+        # Lightning's handler starts a collective on the rank that was signalled alone.
+        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        self._take_signal()
         self._step = trainer.global_step
         if self.checkpointer and self.kept.restored:
             place_loaders(trainer, self.kept, self.checkpointer)
@@ -118,7 +106,7 @@ class SnapshotCallback(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         if self.checkpointer and trainer.global_step:
-            self.save("")
+            self.checkpointer.finish(trainer.global_step, self._logged())
 
     def on_fit_end(self, *_: Any) -> None:
         self._leave(None, None, None)
@@ -139,8 +127,7 @@ class SnapshotCallback(Checkpoint):
         """Commit a snapshot of the present step, unless it has one, and note the path for which it was asked."""
         assert self.checkpointer is not None
         step = self._step = self._trainer.global_step
-        if path:
-            self.paths[os.fspath(path)] = step
+        self.paths[path] = step
         try:
             self.checkpointer.save(step, self._logged())
         except CheckpointExistsError:
@@ -164,8 +151,3 @@ class SnapshotCallback(Checkpoint):
         if self._metrics is None:
             return storable(logged)
         return {name: logged[name] for name in self._metrics if name in logged}
-
-    def _take_signal(self) -> None:
-        """Take SIGTERM back from Lightning, whose handler starts a collective on the rank that was signalled alone."""
-        if self.checkpointer and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._handler)
