@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from checkpoint_sidecar import open_run
+from checkpoint_sidecar import ConfigurationError, open_run
 from doubles.faulty_server import Fault, faulty_server
 from frameworks.gangs import EXAMPLES, committed
 from localcluster.objectstore import ObjectStore
@@ -87,3 +88,32 @@ def test_a_worker_killed_in_the_middle_of_a_save_is_replaced_and_loses_nothing(
     finished(started(url, alone, "--steps", STEPS + 2, "--workers", 1), alone)
     assert [line.split()[1] for line in losses(alone)] == ["7", "8"]
     assert committed(url) == [2, 4, 6, 8]
+
+
+def test_an_injected_worker_leaves_ray_a_reference_to_the_pods_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_train = pytest.importorskip("ray.train")
+    from checkpoint_sidecar.integrations.ray import RaySnapshots
+
+    url, known = (tmp_path / "run").as_uri(), []
+
+    class Context:
+        def get_storage(self) -> Context:
+            return self
+
+        def persist_current_checkpoint(self, checkpoint: Any, name: str) -> None:
+            known.append((name, (Path(checkpoint.path) / "snapshot.json").read_text()))
+
+    monkeypatch.setattr(ray_train, "get_context", Context)
+    monkeypatch.setenv("CHECKPOINT_RUN", "c1/team/llama")
+    monkeypatch.setenv("CHECKPOINT_URL", url)
+    with RaySnapshots.from_env(tmp_path / "folder") as snapshots:
+        snapshots.restore()
+        (tmp_path / "folder" / "weights").write_text("1")
+        upload = snapshots.upload(1)
+        with pytest.raises(ConfigurationError, match="Report RaySnapshots"):
+            upload(ray_train.Checkpoint.from_directory(str(tmp_path)), "elsewhere")
+        upload(snapshots.checkpoint, "first")
+    assert known == [("first", json.dumps({"snapshot": f"{url}@1"}))]
+    assert committed(url) == [1]

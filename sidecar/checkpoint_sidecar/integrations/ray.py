@@ -15,7 +15,6 @@ from typing import Any
 import ray.train
 
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.store.access import StoreSettings
 from checkpoint_sidecar.training.file_snapshots import FileSnapshots
 
 REFERENCE = "snapshot.json"
@@ -40,15 +39,14 @@ class RaySnapshots(FileSnapshots):
         options: As in ``FileSnapshots``.
     """
 
-    def __init__(self, folder: str | Path, url: str | StoreSettings, **options: Any) -> None:
-        super().__init__(folder, url, **options)
-        self._url = url.url if isinstance(url, StoreSettings) else url
-        self._written = Path(folder)
-
     @property
     def checkpoint(self) -> Any:
         """The ``ray.train.Checkpoint`` of the folder."""
-        return ray.train.Checkpoint.from_directory(str(self._written))
+        return ray.train.Checkpoint.from_directory(str(self._root))
+
+    @property
+    def _root(self) -> Path:
+        return Path(self._folder.folder.path)
 
     def upload(self, step: int, metrics: dict[str, Any] | None = None) -> Callable[[Any, str], Any]:
         """Return the ``checkpoint_upload_fn`` of a step, for ``ray.train.report`` in the mode ``SYNC``.
@@ -60,12 +58,13 @@ class RaySnapshots(FileSnapshots):
         """
 
         def save(checkpoint: Any, name: str) -> Any:
-            if Path(checkpoint.path) != self._written:
-                cause = f"the snapshots of this run are of {self._written}"
+            if Path(checkpoint.path) != self._root:
+                cause = f"the snapshots of this run are of {self._root}"
                 raise ConfigurationError("save", checkpoint.path, cause, "Report RaySnapshots.checkpoint.")
             self.save(step, metrics, wait=True)
+            address = f"{self._checkpointer.settings.url}@{step}"
             with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / REFERENCE).write_text(json.dumps({"snapshot": f"{self._url}@{step}"}))
+                (Path(folder) / REFERENCE).write_text(json.dumps({"snapshot": address}))
                 storage = ray.train.get_context().get_storage()
                 return storage.persist_current_checkpoint(ray.train.Checkpoint.from_directory(folder), name)
 
