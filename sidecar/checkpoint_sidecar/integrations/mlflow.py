@@ -38,7 +38,7 @@ def snapshot_tags(run_id: str = "") -> CommitHook:
         tags = {
             "snapshot": snapshot.snapshot,
             "step": str(snapshot.step),
-            "address": f"{snapshot.url}@{snapshot.snapshot}",
+            "address": snapshot.address,
             "uri": snapshot.folder,
         }
         for name, text in tags.items():

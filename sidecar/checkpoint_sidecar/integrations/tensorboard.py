@@ -27,7 +27,7 @@ def save_scalars(writer: Any) -> CommitHook:
         }
         for name, value in figures.items():
             writer.add_scalar(f"checkpoint/{name}", value, snapshot.step)
-        writer.add_text("checkpoint/snapshot", f"{snapshot.url}@{snapshot.snapshot}", snapshot.step)
+        writer.add_text("checkpoint/snapshot", snapshot.address, snapshot.step)
         writer.flush()
 
     return write

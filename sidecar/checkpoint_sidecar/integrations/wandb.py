@@ -35,7 +35,7 @@ def reference_artifacts(run: Any = None, *, name: str = "") -> CommitHook:
             "snapshot": snapshot.snapshot,
             "step": snapshot.step,
             "attempt": snapshot.attempt,
-            "address": f"{snapshot.url}@{snapshot.snapshot}",
+            "address": snapshot.address,
             "bytes": snapshot.bytes,
             "seconds": snapshot.seconds,
             "trigger": snapshot.trigger,

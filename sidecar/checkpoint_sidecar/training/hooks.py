@@ -24,7 +24,7 @@ class CommittedSnapshot:
 
     Attributes:
         snapshot: Its id.
-        url: The run's URL. ``f"{url}@{snapshot}"`` is an address for ``load`` and the command line.
+        url: The run's URL.
         folder: URL of the folder with its files.
         metrics: Numbers by name, as they were given to ``step`` or ``save``.
         seconds: Duration of the save.
@@ -42,6 +42,11 @@ class CommittedSnapshot:
     seconds: float
     blocked_seconds: float
     bytes: int
+
+    @property
+    def address(self) -> str:
+        """Its address, for ``load`` and the command line."""
+        return f"{self.url}@{self.snapshot}"
 
 
 @dataclass(frozen=True, slots=True)
