@@ -323,14 +323,17 @@ def test_training_never_starts_again_from_nothing(url: str, tmp_path: Path) -> N
         restored(second)
 
 
-def loses_the_reply(storage: Any, monkeypatch: pytest.MonkeyPatch, *, unreadable: bool) -> None:
-    """The next commit is made, and its reply is lost; if unreadable, the log cannot be read right after it."""
+def loses_the_reply(
+    storage: Any, monkeypatch: pytest.MonkeyPatch, *, commits: bool = True, unreadable: bool = False
+) -> None:
+    """The reply to the next commit is lost, whether it is made or not; the log may be unreadable right after it."""
     log = storage._commit.session.log
     append, refresh = log.append, log.refresh
 
     def lost(compute: Any) -> None:
         monkeypatch.setattr(log, "append", append)
-        append(compute)
+        if commits:
+            append(compute)
         if unreadable:
             monkeypatch.setattr(log, "refresh", fail)
         raise StoreError("append to", "the log", "the connection is closed")
@@ -347,7 +350,7 @@ def test_a_commit_whose_reply_is_lost_is_found_in_the_log(
 ) -> None:
     path = Path(run.checkpoint(1))
     storage.write(path.with_name("tmp_step-1") / "a", b"a")
-    loses_the_reply(storage, monkeypatch, unreadable=False)
+    loses_the_reply(storage, monkeypatch)
     storage.rename(path.with_name("tmp_step-1"), path)
     assert committed(url) == [1]
     assert not storage.exists(path.with_name("tmp_step-1"))
@@ -370,3 +373,21 @@ def test_a_save_that_is_repeated_after_an_unknown_commit_deletes_nothing_of_it(
     assert not storage.exists(pending)
     assert storage.read(path / "a") == b"first"
     assert open_run(url).verify("latest").passed
+
+
+def test_a_step_whose_commit_may_still_be_made_is_not_saved_again(
+    url: str, run: SnapshotRun, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(run.checkpoint(1))
+    pending = path.with_name("tmp_step-1")
+    storage.write(pending / "a", b"first")
+    loses_the_reply(storage, monkeypatch, commits=False, unreadable=True)
+    with pytest.raises(UnknownOutcomeError):
+        storage.rename(pending, path)
+    before = {key for key in keys(url) if key.endswith((".files", "manifest.json"))}
+    storage.write(pending / "a", b"second")
+    with pytest.raises(FileExistsError, match="may still be committed"):
+        storage.rename(pending, path)
+    assert {key for key in keys(url) if key.endswith((".files", "manifest.json"))} == before
+    assert not storage.exists(path)
+    assert committed(url) == []
