@@ -33,7 +33,6 @@ class SnapshotCallback(Checkpoint):
         settings: Where the run is, once ``fit`` has begun.
         paths: Steps of snapshots, by the path at which ``ModelCheckpoint`` or the user asked for them.
         kept: What Lightning keeps besides weights and optimizers, from ``setup`` on.
-        holds_weights: Whether weights and optimizers are in place already, so that Lightning must not load them.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class SnapshotCallback(Checkpoint):
         self.settings: StoreSettings | None = None
         self.paths: dict[str, int] = {}
         self.kept: LightningState
-        self.holds_weights = False
         self._url, self._options = url, options
         self._metrics = metrics
         self._state = dict(state or {})
@@ -58,11 +56,12 @@ class SnapshotCallback(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         del pl_module, stage
-        self._trainer, self.kept, self.holds_weights = trainer, LightningState(trainer), False
-        if not isinstance(trainer.strategy, SnapshotStrategy):
-            subject, hint = type(trainer.strategy).__name__, "Pass Trainer(strategy=with_snapshots(...))."
+        strategy = trainer.strategy
+        if not isinstance(strategy, SnapshotStrategy):
+            subject, hint = type(strategy).__name__, "Pass Trainer(strategy=with_snapshots(...))."
             raise ConfigurationError("save through", subject, "it writes files of its own", hint)
-        trainer.strategy.snapshots = self
+        strategy.snapshots, strategy.holds_weights = self, False
+        self._trainer, self._strategy, self.kept = trainer, strategy, LightningState(trainer)
 
     def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a helper of Lightning
@@ -78,7 +77,7 @@ class SnapshotCallback(Checkpoint):
         self.checkpointer = checkpointer_at(self._url, objects, **self._options)
         self.settings = self.checkpointer.settings
         if self.checkpointer.restore() and self.kept.restored:
-            self.holds_weights = True
+            self._strategy.holds_weights = True
             # Lightning applies it in its next steps, as if it had loaded it from a file.
             trainer._checkpoint_connector._loaded_checkpoint = self.kept.restored
         # Lightning's handler starts a collective on the rank that was signalled alone.

@@ -19,9 +19,14 @@ Kind = TypeVar("Kind", bound=Strategy)
 
 
 class SnapshotStrategy(Strategy):
-    """Mixed into a strategy, keeps checkpoints as snapshots while a ``SnapshotCallback`` trains; see there."""
+    """Mixed into a strategy, keeps checkpoints as snapshots while a ``SnapshotCallback`` trains; see there.
+
+    Attributes:
+        holds_weights: Whether weights and optimizers are in place already, so that Lightning must not load them.
+    """
 
     snapshots: SnapshotCallback | None = None
+    holds_weights = False
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -31,7 +36,7 @@ class SnapshotStrategy(Strategy):
     @property
     def lightning_restore_optimizer(self) -> bool:
         """Whether Lightning restores the optimizers."""
-        return not self._holds_weights and super().lightning_restore_optimizer
+        return not self.holds_weights and super().lightning_restore_optimizer
 
     def lightning_module_state_dict(self) -> State:
         """Return no weights where they are saved from memory."""
@@ -59,7 +64,7 @@ class SnapshotStrategy(Strategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Do nothing if the weights are in place."""
-        if not self._holds_weights:
+        if not self.holds_weights:
             super().load_model_state_dict(checkpoint, strict=strict)
 
     def remove_checkpoint(self, filepath: Any) -> None:
@@ -72,7 +77,7 @@ class SnapshotStrategy(Strategy):
         run = self.snapshots
         if run is None:
             return None
-        if run.holds_weights:
+        if self.holds_weights:
             return run.kept.restored
         model: Any = self.model
         if path in run.paths and run.settings is not None:
@@ -81,16 +86,12 @@ class SnapshotStrategy(Strategy):
             load(path, model)
         else:
             return None
-        run.holds_weights = True
+        self.holds_weights = True
         return {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
 
     @property
     def _saves(self) -> bool:
         return self.snapshots is not None and self.snapshots.checkpointer is not None
-
-    @property
-    def _holds_weights(self) -> bool:
-        return self.snapshots is not None and self.snapshots.holds_weights
 
 
 @overload
