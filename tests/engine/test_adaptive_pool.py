@@ -76,6 +76,64 @@ def test_steps_begin_in_the_order_in_which_they_are_started() -> None:
     assert begun == list(range(50))
 
 
+def test_a_short_line_of_steps_waits_for_the_threads() -> None:
+    release, begun, started = threading.Event(), list[int](), list[int]()
+
+    def step(number: int) -> None:
+        begun.append(number)
+        release.wait()
+
+    def poll() -> None:
+        raise KeyboardInterrupt
+
+    def start_all(pool: AdaptivePool) -> None:
+        for number in range(50):
+            pool.start(step, number)
+            started.append(number)
+
+    with AdaptivePool("test", first=1, most=1, poll=poll) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            start_all(pool)
+        release.set()
+    assert len(started) in (8, 9)  # eight in line, and perhaps one that runs
+    assert begun == started
+
+
+def test_a_step_that_must_not_wait_in_line_is_started_when_a_thread_is_free() -> None:
+    ended: list[int] = []
+
+    def step(number: int) -> None:
+        time.sleep(0.01)
+        ended.append(number)
+
+    with AdaptivePool("test", first=1, most=1) as pool:
+        for number in range(4):
+            pool.wait_for_thread()
+            assert ended == list(range(number))
+            pool.start(step, number)
+
+
+def test_leaving_with_an_error_drops_what_is_in_line() -> None:
+    release, begun = threading.Event(), list[int]()
+
+    def step(number: int) -> None:
+        begun.append(number)
+        release.wait()
+
+    def fail() -> None:
+        with AdaptivePool("test", first=1, most=1) as pool:
+            pool.start(step, 0)
+            while not begun:
+                time.sleep(0.001)
+            pool.start(step, 1)
+            threading.Timer(0.05, release.set).start()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert begun == [0]
+
+
 def test_after_a_failure_nothing_begins_any_more_and_the_waiting_thread_raises_it() -> None:
     begun: list[int] = []
 
@@ -131,7 +189,7 @@ def test_a_waiting_thread_polls_for_cancellation() -> None:
         pool.start(release.wait)
         cancelled.set()
         with pytest.raises(KeyboardInterrupt):
-            pool.start(release.wait)
+            pool.wait_for_thread()
 
 
 @given(

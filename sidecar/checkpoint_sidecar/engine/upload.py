@@ -95,7 +95,9 @@ class _Uploads(AdaptivePool):
         sums: dict[int, list[int]] = {}
         for part in parts_of(plan, upload.part_bytes):
             # Memory is reserved in the order of the parts: a stream sends a part only after those before it, so they
-            # must never wait for memory that a later part holds.
+            # must never wait for memory that a later part holds. A part in line must not hold any.
+            if part.memory_bytes:
+                self.wait_for_thread()
             self._budget.acquire(part.memory_bytes, meanwhile=self.check)
             self.start(self._send, part, upload, sums)
         return sums

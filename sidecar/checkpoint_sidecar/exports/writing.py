@@ -160,6 +160,7 @@ class FileWriter:
                     if part.copied is not None:
                         pool.start(copy, composition, index, part, ranges[part.copied])
                     else:
+                        pool.wait_for_thread()
                         budget.acquire(part.span.length, meanwhile=pool.check)
                         pool.start(send, composition, index, part)
                 pool.wait()
