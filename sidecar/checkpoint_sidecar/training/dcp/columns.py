@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -104,11 +104,16 @@ def unpack_texts(data: bytes) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def pack_values(values: Iterable[Any]) -> bytes:
-    """Return the bytes of values: few where there are few distinct ones."""
-    numbers: dict[bytes, int] = {}
-    column = integers(numbers.setdefault(pickle.dumps(value), len(numbers)) for value in values)
-    return pack_table((tuple(numbers), pack_rows(column[:, None])))
+def pack_values(values: Iterable[Any], key: Callable[[Any], Hashable] = pickle.dumps) -> bytes:
+    """Return the bytes of values: few where there are few distinct ones.
+
+    Args:
+        key: Returns the same for equal values only. A cheaper one than pickling each value saves most of the time.
+    """
+    distinct: dict[Hashable, tuple[int, Any]] = {}
+    column = integers(distinct.setdefault(key(value), (len(distinct), value))[0] for value in values)
+    pickled = tuple(pickle.dumps(value) for _, value in distinct.values())
+    return pack_table((pickled, pack_rows(column[:, None])))
 
 
 def unpack_values(data: bytes) -> tuple[Any, ...]:

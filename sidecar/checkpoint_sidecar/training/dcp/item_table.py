@@ -6,7 +6,7 @@ zlib. Once the numbers in names stand in columns of their own, and equal values 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -54,7 +54,7 @@ class ItemTable:
         return cls(names, types, kinds, holdings, planner_data)
 
     def packed(self) -> bytes:
-        columns = map(pack_values, (self.types, self.kinds, self.holdings))
+        columns = (pack_values(self.types, _itself), pack_values(self.kinds, _key), pack_values(self.holdings, _itself))
         paths = PackedPaths.of(self.planner_data, self.names)
         return pack_table((pack_texts(self.names), *columns, self.planner_data if paths is None else paths))
 
@@ -82,12 +82,21 @@ class PackedPaths(NamedTuple):
             for path in planner_data.values()
         )
         own = tuple(planner_data)
-        return cls(None if own == names else pack_texts(own), pack_values(lengths))
+        return cls(None if own == names else pack_texts(own), pack_values(lengths, _itself))
 
     def unpacked(self, names: tuple[str, ...]) -> dict[str, tuple[str | int, ...]]:
         if self.names is not None:
             names = unpack_texts(self.names)
         return {name: _parts(name, lengths) for name, lengths in zip(names, unpack_values(self.lengths), strict=True)}
+
+
+def _itself(value: Hashable) -> Hashable:
+    return value
+
+
+def _key(kind: TensorKind | None) -> Hashable:
+    """Return what is equal for equal kinds; torch's class for their properties cannot be compared quickly."""
+    return None if kind is None else (*vars(kind.properties).values(), kind.size)
 
 
 def _parts(name: str, lengths: Iterable[int]) -> tuple[str | int, ...]:
