@@ -4,6 +4,9 @@
 
     PYTHONPATH=sidecar python <this file> write <folder>
 
+``digested_run`` was written by commit 9a39b07 in the same way: it names the optimizer's packed state by all of its
+contents.
+
 The tests restore it with what ``job`` makes.
 """
 

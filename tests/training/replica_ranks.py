@@ -154,6 +154,49 @@ def a_tensor_here_and_an_object_there(folder: Path) -> None:
     )
 
 
+def trained() -> tuple[nn.Linear, torch.optim.AdamW]:
+    model = nn.Linear(4, 4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@check
+def learning_rates_that_differ(folder: Path) -> None:
+    model, optimizer = trained()
+    optimizer.param_groups[0]["lr"] = 0.1 + dist.get_rank()
+    refused(folder, {"model": model, "optim": optimizer}, "optim.param_groups.0.lr", "hold different values")
+
+
+@check
+def steps_that_differ(folder: Path) -> None:
+    model, optimizer = trained()
+    optimizer.state[model.weight]["updates"] = dist.get_rank()
+    refused(folder, {"model": model, "optim": optimizer}, "optim.state.weight.updates", "hold different values")
+
+
+@check
+def optimizers_that_differ_in_what_is_not_compared_are_stored_for_each_rank(folder: Path) -> None:
+    def state(note: int) -> dict[str, Any]:
+        model, optimizer = trained()
+        optimizer.param_groups[0]["notes"] = {"note": note}
+        return {"model": model, "optim": optimizer}
+
+    stored = saved(folder, state(dist.get_rank()), saves=2)
+    assert len(stored["optim"]["__form__"]) == 2
+    assert len(stored["model"]["__form__"]) == 1
+    fresh = state(7)
+    with Checkpointer(fresh, f"file://{folder}/run") as checkpointer:
+        checkpointer.restore()
+    notes = [None, None]
+    dist.all_gather_object(notes, fresh["optim"].param_groups[0]["notes"])
+    assert notes in ([{"note": 0}] * 2, [{"note": 1}] * 2), "one of them, on all ranks"
+
+
 @check
 def large_tensors_that_differ(folder: Path) -> None:
     refused(folder, {"average": Held({"weight": mine(LARGE)})}, "average.weight")

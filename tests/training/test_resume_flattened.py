@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,21 @@ from training.resuming import Job, attempt, differences, seeded
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def make() -> Job:
-    state = flattened.job()
-    return Job(state, lambda step: flattened.train(state, step), options={"run": "flattened"})
+RUNS = pytest.mark.parametrize("run", ["flattened", "digested"])
 
 
-def test_a_run_of_an_earlier_version_continues(tmp_path: Path) -> None:
-    shutil.copytree(Path(flattened.__file__).with_name("flattened_run"), tmp_path / "run")
+def made(run: str) -> Callable[[], Job]:
+    def make() -> Job:
+        state = flattened.job()
+        return Job(state, lambda step: flattened.train(state, step), options={"run": run})
+
+    return make
+
+
+@RUNS
+def test_a_run_of_an_earlier_version_continues(tmp_path: Path, run: str) -> None:
+    make = made(run)
+    shutil.copytree(Path(flattened.__file__).with_name(f"{run}_run"), tmp_path / "run")
     expected = seeded(make)
     for step in (1, 2):
         expected.step(step)
@@ -32,8 +41,10 @@ def test_a_run_of_an_earlier_version_continues(tmp_path: Path) -> None:
     assert not list(differences(expected.fingerprint(), restored.fingerprint(), same=torch.allclose))
 
 
-def test_it_saves_and_restores_in_the_new_form(tmp_path: Path) -> None:
-    shutil.copytree(Path(flattened.__file__).with_name("flattened_run"), tmp_path / "run")
+@RUNS
+def test_it_saves_and_restores_in_the_new_form(tmp_path: Path, run: str) -> None:
+    make = made(run)
+    shutil.copytree(Path(flattened.__file__).with_name(f"{run}_run"), tmp_path / "run")
     saved = attempt(make, f"file://{tmp_path}/run", 4).fingerprint()
     torch.manual_seed(7)
     again = attempt(make, f"file://{tmp_path}/run", 4).fingerprint()

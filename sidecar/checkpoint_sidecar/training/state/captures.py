@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.nn import Module
@@ -18,7 +19,7 @@ from checkpoint_sidecar.training.state import modules
 from checkpoint_sidecar.training.state.contents import FORM, PACKED, is_extra, is_tensor
 from checkpoint_sidecar.training.state.forms import Form, Opaque, elements, is_like, strides_of
 from checkpoint_sidecar.training.state.optimizers import NamedOptimizer, OptimizerState
-from checkpoint_sidecar.training.state.values import Packer, Path, Place, Unsupported, unpack
+from checkpoint_sidecar.training.state.values import MAGIC, Packer, Path, Place, Unsupported, unpack
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ INLINE_BYTES = 64 * 1024
 """A larger tensor of an object that is not sharded becomes a separate item, copied and uploaded like any tensor."""
 
 _OPERATION = "save"
+_MOST_NUMBERS = 64
+"""Of a sequence that does not become part of a name; longer ones are not compared in every case."""
 
 
 class Capture:
@@ -90,7 +93,7 @@ class Capture:
         tree["param_groups"] = [
             {key: value for key, value in group.items() if _is_simple(value)} for group in captured.groups
         ]
-        return tree | {FORM: {_digest(data): data}}
+        return tree | {FORM: {_digest(_without_numbers(data, captured, tree)): data}}
 
     def shared(self, name: str, value: Stateful) -> dict[str, Any]:
         """Capture the state of an object that is the same on all ranks."""
@@ -220,6 +223,41 @@ def _is_simple(value: Any) -> bool:
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _without_numbers(data: bytes, captured: OptimizerState, tree: Mapping[str, Any]) -> bytes:
+    """Return the packed state of an optimizer without the numbers that are items of their own too.
+
+    A schedule changes such numbers between saves. Without them, an optimizer's form has the same name in each save, so
+    that a save is not planned anew. A name without them is no less safe: items of ranks that differ in such a number
+    are refused, and ranks that differ in anything else have forms of different names.
+
+    Args:
+        data: ``captured.described()``, packed.
+        tree: The optimizer's items.
+    """
+    root = msgspec.msgpack.decode(data[len(MAGIC) :])
+    state, groups = root[-1][:2]
+    parts = zip(captured.state.items(), state[-1], strict=True)
+    pairs = [(values, tree["state"].get(name), node) for (name, values), node in parts]
+    pairs += zip(captured.groups, tree["param_groups"], groups[-1], strict=True)
+    for values, items, node in pairs:
+        if items and isinstance(values, dict) and isinstance(node[-1], list):  # others were pickled
+            for number, (key, value) in enumerate(values.items()):
+                if items.get(key) is value:
+                    node[-1][number] = _without_number(value, node[-1][number])
+    return msgspec.msgpack.encode(root)
+
+
+def _without_number(value: Any, node: Any) -> Any:
+    """Return a packed number, a tensor of one or a short sequence of them without the numbers; others as they are."""
+    if type(value) in (int, float):
+        return 0
+    if isinstance(node, list) and node[0] == "tensor":
+        return node[:2]
+    if type(value) in (list, tuple) and len(value) <= _MOST_NUMBERS and {int, float}.issuperset(map(type, value)):
+        return [node[0], len(value)]
+    return node
 
 
 def guarded(name: str, read: Callable[[], T]) -> T:
