@@ -6,18 +6,24 @@
 All ranks are played in one process, one after the other, with the product's functions, on tensors that are each sharded
 over all ranks; no data exists. What travels between ranks is pickled and unpickled, as DCP's collectives do. CPU
 seconds are those of one thread; the garbage collector runs as it does in training.
+
+``Checkpointer`` saves objects beside the tensors: here those of an optimizer with a schedule, and the random number
+generators of each rank, all of which change from save to save.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import platform
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -37,6 +43,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, T
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 
+from checkpoint_sidecar import RandomState
 from checkpoint_sidecar.core.garbage import collection_paused
 from checkpoint_sidecar.core.manifest import File, Manifest
 from checkpoint_sidecar.core.metadata_index import with_index, without_pickle
@@ -49,8 +56,9 @@ from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_pickles
 from checkpoint_sidecar.training.dcp.reader import SnapshotReader
 from checkpoint_sidecar.training.dcp.receipts import Results, stored_inventory
 from checkpoint_sidecar.training.dcp.replicas import Holding, Kind
-from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
+from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner, History
 from checkpoint_sidecar.training.dcp.saved_metadata import SavedMetadata
+from checkpoint_sidecar.training.state.application import TrainingState
 from doubles.counting import CountingStore
 from doubles.memory import MemoryStore
 
@@ -59,6 +67,8 @@ ROWS, COLUMNS = 4, 128 * 1024  # a shard is large enough to be passed on
 REPLICAS = 8
 ALL_RANKS: Any = object()
 """Stands in for the process group, which planning does not use."""
+_SAVES = 4
+"""Of ``Checkpointer``: the first, and those after it, of which the median counts."""
 FOLDER = "step-100/0001-abcdefgh"
 PROPERTIES = TensorProperties(torch.bfloat16)
 
@@ -73,6 +83,8 @@ class Costs:
         steps: CPU seconds of each step, by name.
         rank0_cpu_s_first: Rank 0's in a save.
         rank0_cpu_s_repeated: Rank 0's in a save with the plan of the one before.
+        checkpointer_rank0_cpu_s_first, checkpointer_rank0_cpu_s_later: The same of ``Checkpointer``, while a schedule
+            and random number generators run.
         rank0_bytes_repeated: Bytes that rank 0 sends and receives in it.
         rank_cpu_s: Another rank's in a save.
         restore_rank_cpu_s, restore_rank_bytes: A rank's in a restore.
@@ -85,6 +97,8 @@ class Costs:
     steps: dict[str, float] = field(default_factory=dict)
     rank0_cpu_s_first: float = 0.0
     rank0_cpu_s_repeated: float = 0.0
+    checkpointer_rank0_cpu_s_first: float = 0.0
+    checkpointer_rank0_cpu_s_later: float = 0.0
     rank0_bytes_repeated: int = 0
     rank_cpu_s: float = 0.0
     restore_rank_cpu_s: float = 0.0
@@ -129,7 +143,7 @@ def table(measured: list[Costs]) -> Table:
         name: lambda costs, name=name: f"{costs.steps[name]:.3f}"  # type: ignore[misc]
         for name in measured[0].steps
     }
-    for name in ("rank0_cpu_s_first", "rank0_cpu_s_repeated", "rank_cpu_s", "restore_rank_cpu_s"):
+    for name in (each.name for each in fields(Costs) if "cpu_s" in each.name):
         rows[name] = lambda costs, name=name: f"{getattr(costs, name):.3f}"  # type: ignore[misc]
     for name in ("rank0_bytes_repeated", "restore_rank_bytes", "shared_reads_rank0_bytes", "size_checks"):
         rows[name] = lambda costs, name=name: f"{getattr(costs, name):,}"  # type: ignore[misc]
@@ -147,12 +161,60 @@ def measure(ranks: int, tensors: int) -> Costs:
     costs.rank0_cpu_s_repeated = again.rank0_cpu_s_first
     costs.rank0_bytes_repeated = again.rank0_bytes_repeated
     _restore(costs, data)
+    training = _Training(ranks)
+    saves = [Costs(ranks, tensors) for _ in range(_SAVES)]
+    for save in saves:
+        gc.collect()  # what playing other ranks leaves behind would be collected in one of the steps
+        training.step()
+        _save(save, training.objects())
+    costs.checkpointer_rank0_cpu_s_first, *later = (save.rank0_cpu_s_first for save in saves)
+    costs.checkpointer_rank0_cpu_s_later = median(later)
     return costs
 
 
-def _save(costs: Costs) -> bytes:
-    """Play a save. Returns its ``.metadata``."""
-    plans = [_local_plan(rank, costs) for rank in range(costs.ranks)]
+class _Training:
+    """The objects of a ``Checkpointer``'s state. Their number and names are those of any model of one group."""
+
+    def __init__(self, ranks: int) -> None:
+        model = torch.nn.Linear(2, 2)
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, 0.1, total_steps=1000)
+        shared = {"model": model, "optim": self._optimizer, "schedule": self._schedule}
+        self._model = model
+        self._shared = TrainingState(shared, rank=0)
+        self._own = [TrainingState({"random": RandomState()}, rank=rank) for rank in range(ranks)]
+        self._histories = [History() for _ in range(ranks)]
+
+    def step(self) -> None:
+        self._model(torch.randn(2, 2)).sum().backward()
+        self._optimizer.step()
+        self._schedule.step()
+
+    def objects(self) -> list[dict[str, int]]:
+        """Return the size of each object on each rank."""
+        shared = self._sizes(self._shared, self._histories[0])
+        found = []
+        for state, history in zip(self._own, self._histories, strict=True):
+            random.seed(random.random())
+            torch.manual_seed(random.randrange(1 << 60))
+            found.append(shared | self._sizes(state, history))
+        return found
+
+    def _sizes(self, state: TrainingState, history: History) -> dict[str, int]:
+        planner = BalancedSavePlanner(history=history)
+        planner.set_up_planner(state.capture(), is_coordinator=True)
+        items = [item for item in planner.create_local_plan().items if item.type is WriteItemType.BYTE_IO]
+        return {item.index.fqn: planner.resolve_data(item).getbuffer().nbytes for item in items}  # type: ignore[union-attr]
+
+
+def _save(costs: Costs, objects: Sequence[Mapping[str, int]] = ()) -> bytes:
+    """Play a save. Returns its ``.metadata``.
+
+    Args:
+        objects: By rank, the sizes of the objects that it saves beside the tensors.
+    """
+    objects = objects or [{}] * costs.ranks
+    plans = [_local_plan(rank, costs, objects[rank]) for rank in range(costs.ranks)]
     with costs.step("a rank: plan sent"):
         sent = [pickle.dumps(plans[0])]
     sent += map(pickle.dumps, plans[1:])
@@ -164,12 +226,12 @@ def _save(costs: Costs) -> bytes:
         given, metadata = planner.create_global_plan(plans)
     with costs.step("rank 0: plans sent"), collection_paused():
         returned = [pickle.dumps(with_storage_data(plan, FOLDER)) for plan in given]
-    local = _local_plan(0, costs)
+    local = _local_plan(0, costs, objects[0])
     with costs.step("a rank: plan received"):
         (share,) = _received(returned[:1])
         _ = share.within(local).items
-    results = [pickle.dumps(_results(rank, plan)) for rank, plan in enumerate(given)]
-    done = _results(0, given[0])
+    results = [pickle.dumps(_results(rank, plan, objects[rank])) for rank, plan in enumerate(given)]
+    done = _results(0, given[0], objects[0])
     with costs.step("a rank: results sent"):
         pickle.dumps(done)
     with costs.step("rank 0: results received"):
@@ -236,7 +298,7 @@ def _chunk(rank: int) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(torch.Size((rank * ROWS, 0)), torch.Size((ROWS, COLUMNS)))
 
 
-def _local_plan(rank: int, costs: Costs) -> SavePlan:
+def _local_plan(rank: int, costs: Costs, objects: Iterable[str] = ()) -> SavePlan:
     names = [f"model.layers.{number}.weight" for number in range(costs.tensors)]
     size, chunk = torch.Size((costs.ranks * ROWS, COLUMNS)), _chunk(rank)
     items = [
@@ -247,18 +309,21 @@ def _local_plan(rank: int, costs: Costs) -> SavePlan:
         )
         for name in names
     ]
-    holdings = (Holding(Kind.SHARD, divisible=True, mesh=1),) * len(items)
-    mapping = {name: tuple(name.split(".")) for name in names}
-    return ArrayPlan.of(SavePlan(items, planner_data=mapping), holdings)
+    holdings = [Holding(Kind.SHARD, divisible=True, mesh=1)] * len(items)
+    items += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in objects]
+    holdings += [Holding(Kind.OBJECT)] * (len(items) - len(holdings))
+    mapping = {name: tuple(name.split(".")) for name in (*names, *objects)}
+    return ArrayPlan.of(SavePlan(items, planner_data=mapping), tuple(holdings))
 
 
-def _results(rank: int, plan: SavePlan) -> list[WriteResult]:
-    name, length = f"__{rank}_0.distcp", ROWS * COLUMNS * 2 + 1600
-    items = [
-        WriteResult(item.index, length, _StorageInfo(name, number * length, length))
-        for number, item in enumerate(plan.items)
-    ]
-    return Results([*items, WriteResult(MetadataIndex(name), length, File(name, length * len(items), 0, bytes(4)))])
+def _results(rank: int, plan: SavePlan, objects: Mapping[str, int]) -> list[WriteResult]:
+    """Return what a rank has stored: objects first, as the writer does."""
+    name, start, items = f"__{rank}_0.distcp", 0, []
+    for item in sorted(plan.items, key=lambda item: item.type is not WriteItemType.BYTE_IO):
+        length = objects.get(item.index.fqn, ROWS * COLUMNS * 2 + 1600)
+        items.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
+        start += length
+    return Results([*items, WriteResult(MetadataIndex(name), start, File(name, start, 0, bytes(4)))])
 
 
 def _reads(rank: int, metadata: Metadata) -> LoadPlan:

@@ -6,12 +6,14 @@ Run as ``python resume_ranks.py <rank> <world size> <folder>``.
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -24,6 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from checkpoint_sidecar import PerRank, RandomState
 from checkpoint_sidecar.core.errors import ConfigurationError, IncompatibleSnapshotError
+from checkpoint_sidecar.training.dcp import global_plan, receipts
+from checkpoint_sidecar.training.dcp.remembered import Recent
 from training.ranks import Checks
 from training.resuming import Job, attempt, differences, frozen, resumed, save_untrained, undisturbed
 from training.states import Held, states
@@ -140,6 +144,50 @@ def goes_on(make: Callable[[], Job], folder: Path, steps: int = 3) -> None:
 @check
 def fsdp2_with_adamw(folder: Path) -> None:
     goes_on(sharded(fsdp2, lambda params: torch.optim.AdamW(params, lr=0.01)), folder)
+
+
+@check
+def later_saves_with_a_schedule_are_not_planned_again(folder: Path) -> None:
+    decided: list[int] = []
+    described: list[int] = []
+
+    def make() -> Job:
+        random.seed(0)  # the size of a generator's pickle depends on its state
+        np.random.seed(0)
+        model = fsdp2(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1)))
+        optim = torch.optim.AdamW(model.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optim, 0.1, total_steps=100)
+        reader = Held({})
+
+        def step(number: int) -> None:
+            torch.manual_seed(number * 2 + dist.get_rank())
+            model(torch.randn(4, 5)).square().mean().backward()
+            optim.step()
+            optim.zero_grad()
+            schedule.step()
+            reader.state = {"place": number * 1000 + dist.get_rank(), "order": torch.randperm(50).tolist()}
+
+        state = {"model": model, "optim": optim, "schedule": schedule, "reader": PerRank(reader)}
+        return Job(state | {"random": RandomState()}, step)
+
+    def decide(*given: Any) -> Any:
+        decided.append(1)
+        return decision(*given)
+
+    def place(*given: Any) -> Any:
+        described.append(1)
+        return placed(*given)
+
+    decision, placed = global_plan._Decision.of, receipts.placed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(global_plan, "_decisions", Recent(2))
+        patch.setattr(global_plan._Decision, "of", decide)
+        patch.setattr(receipts, "placed", place)
+        found = resumed(make, folder, (1, 12), 14, saves=lambda step: step < 14)
+    expected = undisturbed(make, 14)
+    assert len(decided) == (1 if dist.get_rank() == 0 else 0), decided
+    assert len(described) <= 3, "once for each start of a process, of 13 saves"
+    assert not list(differences(expected, found))
 
 
 @check

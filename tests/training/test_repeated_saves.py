@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import pickle
+import random
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,16 +22,22 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
+from checkpoint_sidecar import PerRank, RandomState
 from checkpoint_sidecar.core.errors import ConfigurationError
-from checkpoint_sidecar.training.dcp import global_plan
+from checkpoint_sidecar.training.dcp import global_plan, receipts
+from checkpoint_sidecar.training.dcp.archives import archived, lay_out
 from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan
+from checkpoint_sidecar.training.dcp.columns import unpack_texts
 from checkpoint_sidecar.training.dcp.index import encode
 from checkpoint_sidecar.training.dcp.inventory import Inventory, PlannedMetadata
+from checkpoint_sidecar.training.dcp.item_table import ItemTable
 from checkpoint_sidecar.training.dcp.metadata_pickle import metadata_pickles
 from checkpoint_sidecar.training.dcp.receipts import Results, stored_inventory
 from checkpoint_sidecar.training.dcp.remembered import Recent, digest_of, once_for_each
 from checkpoint_sidecar.training.dcp.replicas import Holding, Kind
-from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner
+from checkpoint_sidecar.training.dcp.save_planner import BalancedSavePlanner, History
+from checkpoint_sidecar.training.state.application import TrainingState
+from training.states import Held
 from training.test_global_plan import all_plans, by_items, changed, item, outcome, sent
 
 BF16 = TensorProperties(torch.bfloat16)
@@ -116,6 +125,7 @@ def test_a_plan_that_does_not_travel_is_neither_packed_nor_kept(decided: list[in
         alone = ArrayPlan.of(SavePlan(held.items[1:], planner_data=held.planner_data), held.holdings[1:])
         (given,), metadata = BalancedSavePlanner().create_global_plan([alone])
         assert [each.index.fqn for each in given.items] == ["whole"]
+        assert given.planner_data == held.planner_data
         assert isinstance(metadata, PlannedMetadata)
         assert "packed" not in vars(alone)
     assert decided == [1, 1]
@@ -136,6 +146,133 @@ def test_two_states_that_are_saved_in_turn_do_not_displace_each_other(decided: l
         make_plan()
         make_plan(rows=6)
     assert decided == [2, 2]
+
+
+class Trained:
+    """What ``Checkpointer`` saves on one rank: the usual objects, of which each step changes the values."""
+
+    def __init__(self, rank: int) -> None:
+        torch.manual_seed(0)
+        self.rank = rank
+        self.history = History()
+        self.model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.1, total_steps=1000)
+        self.loader = Held({})
+        self.progress: dict[str, Any] = {"tokens": 0, "loss": 0.0}
+        self.state = {
+            "model": self.model,
+            "optim": self.optimizer,
+            "schedule": self.schedule,
+            "loader": PerRank(self.loader),
+            "random": RandomState(),
+            "progress": self.progress,
+        }
+        self.step()
+
+    def step(self) -> None:
+        self.model(torch.randn(4, 8)).square().mean().backward()
+        self.optimizer.step()
+        self.schedule.step()
+        seed = torch.randint(1 << 32, ()).item()
+        random.seed(seed)
+        np.random.seed(seed)
+        self.loader.state = {"position": torch.randint(1 << 40, ()).item(), "order": torch.randperm(500).tolist()}
+        self.progress["tokens"] += 123_456_789
+        self.progress["loss"] = torch.rand(()).item()
+
+    def planner(self) -> BalancedSavePlanner:
+        planner = BalancedSavePlanner(history=self.history)
+        captured = TrainingState(self.state, rank=self.rank).capture()
+        planner.set_up_planner(captured, is_coordinator=self.rank == 0)
+        return planner
+
+
+def saved(ranks: list[Trained]) -> tuple[Inventory, int]:
+    """Play a save. Returns what rank 0 writes into ``.metadata``, and how often it has to look at names of ranks."""
+    planners = [each.planner() for each in ranks]
+    with mock.patch.object(ItemTable, "unpacked", wraps=ItemTable.unpacked) as unpacked:
+        plans, metadata = planners[0].create_global_plan(sent([each.create_local_plan() for each in planners]))
+        looks = unpacked.call_count
+    done = []
+    for rank, (planner, assigned) in enumerate(zip(planners, sent(plans), strict=True)):
+        items = planner.finish_plan(assigned).items
+        archives = archived((each, planner.resolve_data(each)) for each in items)
+        done.append(Results(lay_out(archives, rank=rank).results))
+    with mock.patch.object(receipts, "unpack_texts", wraps=unpack_texts) as unpacked:
+        inventory = stored_inventory(metadata, [pickle.loads(pickle.dumps(each)) for each in done])
+    assert inventory is not None
+    return inventory, looks + unpacked.call_count
+
+
+def test_a_training_is_planned_once_and_described_once(decided: list[int]) -> None:
+    ranks = [Trained(0), Trained(1)]
+    first, looked = saved(ranks)
+    assert looked > 0
+    for _ in range(10):
+        for rank in ranks:
+            rank.step()
+        later, looked = saved(ranks)
+        assert later is first, "everything lies where it lay, and is described as it was"
+        assert encode(later) is encode(first)
+        assert looked == 0, "the names of a rank were unpacked, which takes long on many ranks"
+    assert decided == [2]
+    assert len([name for name in first.names if "__form__" in name]) == 2
+
+
+def add_group(trained: Trained) -> None:
+    more = torch.nn.Linear(2, 2)
+    trained.state["more"] = more
+    trained.optimizer.add_param_group({"params": list(more.parameters())})
+
+
+def freeze(trained: Trained) -> None:
+    trained.model[0].requires_grad_(False)
+
+
+def add_option(trained: Trained) -> None:
+    trained.optimizer.param_groups[0]["mode"] = "other"
+
+
+def change_dtype(trained: Trained) -> None:
+    state = trained.optimizer.state[trained.model.get_parameter("0.weight")]
+    state["exp_avg"] = state["exp_avg"].to(torch.bfloat16)
+
+
+def add_object(trained: Trained) -> None:
+    trained.state["seen"] = 1
+
+
+CHANGES = [add_group, freeze, add_option, change_dtype, add_object]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_structure_is_planned_anew(decided: list[int], change: Callable[[Trained], None]) -> None:
+    ranks = [Trained(0), Trained(1)]
+    first, _ = saved(ranks)
+    for rank in ranks:
+        change(rank)
+    other, _ = saved(ranks)
+    assert decided == [2, 2]
+    assert (other.names, other.kinds) != (first.names, first.kinds)
+
+
+@pytest.mark.parametrize("change", [freeze, add_option, add_object])
+def test_another_structure_of_one_rank_is_planned_anew(decided: list[int], change: Callable[[Trained], None]) -> None:
+    ranks = [Trained(0), Trained(1)]
+    first, _ = saved(ranks)
+    change(ranks[1])
+    other, _ = saved(ranks)
+    assert decided == [2, 2]
+    assert set(other.names) > set(first.names), "what both ranks held is still there, beside what one has now"
+
+
+def test_a_dtype_that_one_rank_changes_is_refused_in_a_later_save_too() -> None:
+    ranks = [Trained(0), Trained(1)]
+    saved(ranks)
+    change_dtype(ranks[1])
+    with pytest.raises(ConfigurationError, match=r"optim\.state\.0\.weight\.exp_avg"):
+        saved(ranks)
 
 
 def results(lengths: tuple[int, int] = (64, 64)) -> list[Any]:

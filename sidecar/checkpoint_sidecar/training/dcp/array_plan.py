@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -156,9 +157,14 @@ class ArrayPlan(DescribedPlan):
     def received(cls, packed: PackedPlan, storage_data: Any, usable: bool, seed: int) -> Self:
         """Return the plan that another rank has sent."""
         made = cls.__new__(cls)
-        data = ItemTable.unpacked(packed.table).planner_data
-        made.__dict__.update(packed=packed, storage_data=storage_data, planner_data=data, usable=usable, seed=seed)
+        made.__dict__.update(packed=packed, storage_data=storage_data, usable=usable, seed=seed)
         return made
+
+    @cached_property
+    def planner_data(self) -> Any:
+        """Unpacked when it is asked for: a plan that is remembered is not unpacked at all."""
+        assert self.packed is not None
+        return ItemTable.unpacked(self.packed.table).planner_data
 
     def __getattr__(self, name: str) -> Any:
         """Make what is asked for from what there is, the items of a plan or what another rank has sent of them."""
@@ -260,9 +266,11 @@ class AssignedPlan(SavePlan):
     def of(cls, assigned: bytes, own: SavePlan | None, storage_data: Any = None, payload_bytes: int = 0) -> Self:
         made = cls.__new__(cls)
         made.__dict__.update(assigned=assigned, own=own, storage_data=storage_data, payload_bytes=payload_bytes)
-        if own is not None:
-            made.__dict__.update(planner_data=own.planner_data)
         return made
+
+    @cached_property
+    def planner_data(self) -> Any:
+        return None if self.own is None else self.own.planner_data
 
     @classmethod
     def received(cls, assigned: bytes, storage_data: Any, payload_bytes: int) -> Self:

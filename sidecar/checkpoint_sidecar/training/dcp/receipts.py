@@ -37,7 +37,7 @@ class Receipts:
     """The items and files that one rank has stored; iterates as DCP's results.
 
     Attributes:
-        names: By item.
+        own_names: ``names``, unless another rank has sent them.
         dimensions: By item; -1 for an object.
         hints: ``MetadataIndex.index`` by item; 0 for an object.
         offsets: Of the item's chunk.
@@ -47,7 +47,7 @@ class Receipts:
         sent: What another rank has sent of all but the files.
     """
 
-    names: tuple[str, ...]
+    own_names: tuple[str, ...]
     dimensions: Integers
     hints: Integers
     offsets: Integers
@@ -77,6 +77,11 @@ class Receipts:
         stored = padded([(files[place.relative_path], place.offset, place.length) for place in places], width=3)
         return cls(names, dimensions, hints, offsets, tuple(files), stored, tuple(lines))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By item. Unpacked for each call: where everything lies as in the save before, they are not needed."""
+        return self.own_names if self.sent is None else unpack_texts(self.sent[0])
+
     def __iter__(self) -> Iterator[WriteResult]:
         columns = (each.tolist() for each in (self.dimensions, self.hints, self.offsets, self.places))
         for name, dimensions, hint, offsets, (file, start, length) in zip(self.names, *columns, strict=True):
@@ -95,11 +100,10 @@ class Receipts:
     @classmethod
     def received(cls, packed: tuple[bytes, bytes], files: tuple[str, ...], lines: bytes) -> Receipts:
         """Return the receipts that another rank has sent."""
-        names, rows = packed
-        unpacked = unpack_rows(rows)
+        unpacked = unpack_rows(packed[1])
         places, dimensions, hints, offsets = unpacked[:, :3], unpacked[:, 3], unpacked[:, 4], unpacked[:, 5:]
         found = msgspec.msgpack.decode(lines, type=tuple[FileLine, ...])
-        return cls(unpack_texts(names), dimensions, hints, offsets, files, places, found, packed)
+        return cls((), dimensions, hints, offsets, files, places, found, packed)
 
     def __reduce__(self) -> Any:
         return Receipts.received, (self.packed(), self.files, msgspec.msgpack.encode(self.lines))
@@ -116,11 +120,12 @@ class Results(list[WriteResult]):
 def placed(contents: Inventory, ranks: Sequence[Receipts]) -> Inventory | None:
     """Return contents with the places where they were stored, or None if these are others than planned."""
     numbers = {name: number for number, name in enumerate(contents.names)}
+    stored = [receipts.names for receipts in ranks]
     of_names: dict[int, Integers] = {}
-    for receipts in ranks:
-        if id(receipts.names) not in of_names:
-            of_names[id(receipts.names)] = integers(numbers.get(name, -1) for name in receipts.names)
-    number = np.concatenate([of_names[id(receipts.names)] for receipts in ranks])
+    for names in stored:
+        if id(names) not in of_names:
+            of_names[id(names)] = integers(numbers.get(name, -1) for name in names)
+    number = np.concatenate([of_names[id(names)] for names in stored])
     hint = np.concatenate([receipts.hints for receipts in ranks])
     total = len(contents.offsets)
     if len(number) != total or (number < 0).any() or (hint >= contents.counts[number]).any():

@@ -26,6 +26,7 @@ from checkpoint_sidecar.training.dcp.array_plan import ArrayPlan, AssignedPlan
 from checkpoint_sidecar.training.dcp.global_plan import FRAME_BYTES, global_plan
 from checkpoint_sidecar.training.dcp.inventory import PlannedMetadata
 from checkpoint_sidecar.training.dcp.memory import is_plain
+from checkpoint_sidecar.training.dcp.object_archives import PickleSizes, archive_of
 from checkpoint_sidecar.training.dcp.replicas import Holding, Kind, ReplicaComparison, compare
 from checkpoint_sidecar.training.state import digests
 
@@ -37,15 +38,17 @@ _SAVES_BETWEEN_CHECKS = 10
 
 @dataclasses.dataclass(slots=True)
 class History:
-    """A record of the comparisons and reports of one process's saves.
+    """A record of one process's saves.
 
     Attributes:
         saves: Number of saves so far.
         reported: Modules whose buffers were reported to differ.
+        sizes: Sizes of the objects.
     """
 
     saves: int = 0
     reported: set[str] = dataclasses.field(default_factory=set)
+    sizes: PickleSizes = dataclasses.field(default_factory=PickleSizes)
 
 
 class BalancedSavePlanner(DefaultSavePlanner):
@@ -120,6 +123,11 @@ class BalancedSavePlanner(DefaultSavePlanner):
             if length < data.size(dimension):
                 data = data.narrow(dimension, start, length)
         return data
+
+    def transform_object(self, write_item: WriteItem, object: Any) -> Any:  # noqa: A002 - torch's name
+        if write_item.type is not WriteItemType.BYTE_IO:
+            return super().transform_object(write_item, object)
+        return archive_of(write_item.index.fqn, object, self._history.sizes)
 
     def _holding(self, item: WriteItem, *, several: bool) -> Holding:
         value = self.state_dict[item.index.fqn]
