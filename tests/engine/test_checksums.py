@@ -9,7 +9,7 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint_sidecar.engine.checksums import block_checksums, combine, of_blocks
+from checkpoint_sidecar.engine.checksums import block_checksums, combine, of_blocks, of_parts, packed
 
 
 def test_the_checksum_is_that_of_the_standard() -> None:
@@ -20,6 +20,15 @@ def test_the_checksum_is_that_of_the_standard() -> None:
 @given(first=st.binary(max_size=300), second=st.binary(max_size=300))
 def test_two_checksums_combine_to_that_of_both_together(first: bytes, second: bytes) -> None:
     assert combine(crc32c(first), crc32c(second), len(second)) == crc32c(first + second)
+
+
+@given(parts=st.lists(st.binary(max_size=50), max_size=6))
+def test_the_checksums_of_parts_combine_to_that_of_the_whole(parts: list[bytes]) -> None:
+    assert of_parts(map(crc32c, parts), map(len, parts)) == crc32c(b"".join(parts))
+
+
+def test_packed_checksums_have_their_highest_byte_first() -> None:
+    assert packed([1, 0xAABBCCDD]) == b"\0\0\0\1\xaa\xbb\xcc\xdd"
 
 
 @pytest.mark.parametrize("length", [2**20, 2**22 + 1, 12_345_678], ids=str)

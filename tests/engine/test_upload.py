@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from crc32c import crc32c
@@ -145,6 +146,29 @@ def test_large_pieces_are_sent_from_where_they_are_and_small_neighbours_in_one_b
     large[5] ^= 255
     assert middle[5] == large[5], "it is a view, not a copy"
     assert part.memory_bytes == 200_000
+
+
+class Widening(MemoryStore):
+    """Notes which uploads were asked for wide parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widened: list[str] = []
+
+    @contextmanager
+    def upload(self, key: str, size: int) -> Iterator[Upload]:
+        with super().upload(key, size) as upload:
+            upload.widen_parts = partial(self.widened.append, key)  # type: ignore[attr-defined]
+            yield upload
+
+
+def test_only_files_that_are_in_memory_are_sent_in_wide_parts() -> None:
+    store = Widening()
+    device = FilePlan("device", (Bytes(b"here"), Elsewhere(10, Footprint())))
+    upload_files(
+        store, "", [FilePlan("memory", (Bytes(b"here"),)), device], block_bytes=BLOCK, settings=EngineSettings()
+    )
+    assert store.widened == ["memory"]
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + BLOCK // 2], ids=str)

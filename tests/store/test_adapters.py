@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from checkpoint_sidecar.conformance.suite import Trial
-from checkpoint_sidecar.store.base import Buffer
+from checkpoint_sidecar.store.base import Buffer, WidensParts
+from checkpoint_sidecar.store.common import parts
 from checkpoint_sidecar.store.common.parts import write_object
 from support.s3servers import SMALLEST_PART
 
@@ -39,6 +42,19 @@ def test_a_part_of_another_size_is_refused(trial: Trial, data: bytes) -> None:
         with pytest.raises(ValueError, match="has 6 bytes"):
             upload.write_part(0, [data])
         upload.abort()
+
+
+def test_an_object_of_wide_parts_is_whole(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "ENOUGH_PARTS", 2)
+    key, data = trial.key("object"), os.urandom(4 * SMALLEST_PART + 1)
+    with trial.store.upload(key, len(data)) as upload:
+        if isinstance(upload, WidensParts):
+            upload.widen_parts()
+            assert upload.part_bytes > SMALLEST_PART
+        for index, start in enumerate(range(0, len(data), upload.part_bytes)):
+            upload.write_part(index, [data[start : start + upload.part_bytes]])
+
+    assert trial.store.get(key, max_bytes=len(data)).data == data
 
 
 def test_an_upload_that_lacks_a_part_is_not_completed(trial: Trial) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -57,6 +58,19 @@ def of_blocks(checksums: Sequence[int], block_bytes: int, size: int) -> int:
     for checksum in full:
         whole = lowest[whole & 255] ^ low[whole >> 8 & 255] ^ high[whole >> 16 & 255] ^ highest[whole >> 24] ^ checksum
     return combine(whole, last, size - len(full) * block_bytes)
+
+
+def of_parts(checksums: Iterable[int], sizes: Iterable[int]) -> int:
+    """Return the CRC32C of concatenated byte strings of these sizes in bytes; 0 of none."""
+    whole = 0
+    for checksum, size in zip(checksums, sizes, strict=True):
+        whole = combine(whole, checksum, size)
+    return whole
+
+
+def packed(checksums: Sequence[int]) -> bytes:
+    """Return checksums as a manifest holds them: four bytes each, the highest first."""
+    return struct.pack(f">{len(checksums)}I", *checksums)
 
 
 @lru_cache(maxsize=16)

@@ -59,6 +59,10 @@ class FilePlan:
     def size(self) -> int:
         return sum(segment.size for segment in self.segments)
 
+    @property
+    def in_memory(self) -> bool:
+        return all(segment.in_memory for segment in self.segments)
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentPiece:

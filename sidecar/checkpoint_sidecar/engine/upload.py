@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from checkpoint_sidecar.core.manifest import File
 from checkpoint_sidecar.engine.adaptive_pool import AdaptivePool
 from checkpoint_sidecar.engine.budget import MemoryBudget
-from checkpoint_sidecar.engine.checksums import block_checksums, of_blocks
+from checkpoint_sidecar.engine.checksums import block_checksums, of_blocks, of_parts, packed
 from checkpoint_sidecar.engine.files import FilePlan, UploadPart, parts_of
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
-from checkpoint_sidecar.store.base import Buffer, Store, Upload, VerifiesParts
+from checkpoint_sidecar.store.base import Buffer, Store, Upload, VerifiesParts, WidensParts
 from checkpoint_sidecar.store.common.parts import write_object
 
 
@@ -55,10 +56,7 @@ def upload_files(
             uploads.fail(error)
         if uploads.first_error is not None:
             raise uploads.first_error
-        return [
-            _described(plan.name, plan.size, [each for index in sorted(sums) for each in sums[index]], block_bytes)
-            for plan, sums in files
-        ]
+        return [_described(plan, [sums[index] for index in sorted(sums)]) for plan, sums in files]
 
 
 def upload_bytes(store: Store, key: str, data: Buffer, *, block_bytes: int) -> File:
@@ -69,7 +67,17 @@ def upload_bytes(store: Store, key: str, data: Buffer, *, block_bytes: int) -> F
     """
     write_object(store, key, data)
     view = memoryview(data).cast("B")
-    return _described(key.rpartition("/")[2], view.nbytes, block_checksums([view], block_bytes), block_bytes)
+    blocks = block_checksums([view], block_bytes)
+    return File(key.rpartition("/")[2], view.nbytes, of_blocks(blocks, block_bytes, view.nbytes), packed(blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class _PartChecksums:
+    """Of one part, computed by the thread that sends it; those of the ``blocks`` as a manifest holds them."""
+
+    size: int
+    crc32c: int
+    blocks: bytes
 
 
 class _Uploads(AdaptivePool):
@@ -88,11 +96,13 @@ class _Uploads(AdaptivePool):
         self._progress = progress
         self._uploads: list[Upload] = []
 
-    def send(self, plan: FilePlan, upload: Upload) -> dict[int, list[int]]:
-        """Start to write a file. Returns the dictionary that will hold the checksums of each part's blocks."""
+    def send(self, plan: FilePlan, upload: Upload) -> dict[int, _PartChecksums]:
+        """Start to write a file. Returns the dictionary that will hold the checksums of each part."""
         self._uploads.append(upload)
+        if plan.in_memory and isinstance(upload, WidensParts):
+            upload.widen_parts()
         self._progress.expect(plan.size)
-        sums: dict[int, list[int]] = {}
+        sums: dict[int, _PartChecksums] = {}
         for part in parts_of(plan, upload.part_bytes):
             # Memory is reserved in the order of the parts: a stream sends a part only after those before it, so they
             # must never wait for memory that a later part holds. A part in line must not hold any.
@@ -112,18 +122,20 @@ class _Uploads(AdaptivePool):
         for upload in self._uploads:
             upload.abort()
 
-    def _send(self, part: UploadPart, upload: Upload, sums: dict[int, list[int]]) -> None:
+    def _send(self, part: UploadPart, upload: Upload, sums: dict[int, _PartChecksums]) -> None:
         try:
             buffers = part.buffers()
-            sums[part.index] = blocks = block_checksums(buffers, self._block_bytes)
+            blocks = block_checksums(buffers, self._block_bytes)
+            checksum = of_blocks(blocks, self._block_bytes, part.size)
+            sums[part.index] = _PartChecksums(part.size, checksum, packed(blocks))
             if isinstance(upload, VerifiesParts):
-                upload.expect(part.index, of_blocks(blocks, self._block_bytes, part.size))
+                upload.expect(part.index, checksum)
             upload.write_part(part.index, buffers)
         finally:
             self._budget.release(part.memory_bytes)
         self._progress.add(part.size)
 
 
-def _described(name: str, size: int, checksums: Sequence[int], block_bytes: int) -> File:
-    packed = b"".join(checksum.to_bytes(4, "big") for checksum in checksums)
-    return File(name, size, of_blocks(checksums, block_bytes, size), packed)
+def _described(plan: FilePlan, parts: Sequence[_PartChecksums]) -> File:
+    checksum = of_parts((part.crc32c for part in parts), (part.size for part in parts))
+    return File(plan.name, plan.size, checksum, b"".join(part.blocks for part in parts))

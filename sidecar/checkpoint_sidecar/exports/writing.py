@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 from checkpoint_sidecar.core.errors import AccessDeniedError, RequestRefusedError
 from checkpoint_sidecar.core.manifest import BLOCK_BYTES
 from checkpoint_sidecar.engine.adaptive_pool import AdaptivePool
 from checkpoint_sidecar.engine.budget import MemoryBudget
-from checkpoint_sidecar.engine.checksums import combine
+from checkpoint_sidecar.engine.checksums import of_parts
 from checkpoint_sidecar.engine.files import FilePlan
 from checkpoint_sidecar.engine.limits import EngineSettings
 from checkpoint_sidecar.engine.meter import TransferMeter
@@ -174,7 +173,4 @@ class FileWriter:
 
 def _combined(checksums: Sequence[int | None], sizes: Sequence[int]) -> int | None:
     known = [each for each in checksums if each is not None]
-    if len(known) < len(sizes):
-        return None
-    first, *others = zip(known, sizes, strict=True)
-    return reduce(lambda crc, part: combine(crc, *part), others, first[0])
+    return of_parts(known, sizes) if len(known) == len(sizes) else None

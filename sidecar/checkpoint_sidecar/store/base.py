@@ -108,6 +108,18 @@ class VerifiesParts(Protocol):
 
 
 @runtime_checkable
+class WidensParts(Protocol):
+    """An ``Upload`` whose parts may be larger, so that a large object takes fewer requests."""
+
+    def widen_parts(self) -> None:
+        """Enlarge ``part_bytes``, before the first part is written.
+
+        For contents that are in memory. Others need memory for a part on each connection, so that larger parts would
+        leave a memory budget for fewer connections.
+        """
+
+
+@runtime_checkable
 class Store(Protocol):
     """A folder in an object store."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from checkpoint_sidecar.core.errors import CheckpointError, TransferCancelledError
 from checkpoint_sidecar.core.folder_plan import PlannedObject
 from checkpoint_sidecar.core.manifest import File
-from checkpoint_sidecar.engine.checksums import block_checksums
+from checkpoint_sidecar.engine.checksums import block_checksums, packed
 from checkpoint_sidecar.engine.files import FilePlan
 from checkpoint_sidecar.engine.folders.staging import StagedReader
 from checkpoint_sidecar.engine.limits import EngineSettings
@@ -114,7 +114,7 @@ class FolderShare:
         if planned.size != old.size:
             return False
         meter.expect(planned.size)
-        sums = b"".join(each.to_bytes(4, "big") for each in block_checksums(self._read(planned, meter), block_bytes))
+        sums = packed(block_checksums(self._read(planned, meter), block_bytes))
         return sums == old.block_crc32c
 
     def _read(self, planned: PlannedObject, meter: TransferMeter) -> Iterator[memoryview]:

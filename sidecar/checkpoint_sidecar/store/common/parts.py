@@ -14,6 +14,12 @@ from checkpoint_sidecar.store.base import Buffer, Store
 PART_BYTES = 32 * 1024 * 1024
 """Minimum size of a part."""
 
+WIDE_PART_BYTES = 64 * 1024 * 1024
+"""Maximum size of a wide part, below the number of parts that a store allows."""
+
+ENOUGH_PARTS = 64
+"""Wide parts are no fewer, so that connections of unequal speed finish an object at about the same time."""
+
 MOST_PARTS = 9_000
 """S3 allows 10,000."""
 
@@ -24,6 +30,12 @@ def part_bytes_for(size: int) -> int:
     """Return the part size of an object of ``size`` bytes; a multiple of 4 MiB, and so of the checksum blocks."""
     units = -(-size // (MOST_PARTS * _ALIGNMENT))
     return max(PART_BYTES, units * _ALIGNMENT)
+
+
+def wide_part_bytes_for(size: int) -> int:
+    """Return the part size of a large object that is in memory; see ``WidensParts``."""
+    even = size // (ENOUGH_PARTS * _ALIGNMENT) * _ALIGNMENT
+    return max(part_bytes_for(size), min(even, WIDE_PART_BYTES))
 
 
 def write_object(store: Store, key: str, data: Buffer) -> None:
@@ -49,9 +61,7 @@ class PartedUpload(ABC):
     def __init__(self, subject: str, size: int) -> None:
         self._subject = subject
         self._size = size
-        self._part_bytes = part_bytes_for(size)
-        self._missing = set(range(-(-size // self._part_bytes)))
-        self._parts = len(self._missing)
+        self._cut_into(part_bytes_for(size))
         self._changed = threading.Condition()
         self._writers = 0
         self._open = True
@@ -59,6 +69,11 @@ class PartedUpload(ABC):
     @property
     def part_bytes(self) -> int:
         return self._part_bytes
+
+    def _cut_into(self, part_bytes: int) -> None:
+        self._part_bytes = part_bytes
+        self._missing = set(range(-(-self._size // part_bytes)))
+        self._parts = len(self._missing)
 
     def write_part(self, index: int, buffers: Sequence[Buffer]) -> None:
         views = [view for buffer in buffers if (view := memoryview(buffer).cast("B"))]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crc32c import crc32c as checksum_of
 
 from checkpoint_sidecar.core.errors import CheckpointError, ObjectNotFoundError, StoreError, UnknownOutcomeError
-from checkpoint_sidecar.store.common.parts import PartedUpload
+from checkpoint_sidecar.store.common.parts import PartedUpload, wide_part_bytes_for
 from checkpoint_sidecar.store.http.client import HttpClient
 from checkpoint_sidecar.store.http.connections import Cancellation
 from checkpoint_sidecar.store.http.dialect import PartsDialect, StoredPart, StreamDialect, UnreadableAnswerError
@@ -110,6 +110,10 @@ class PartsUpload(HttpUpload):
     def __init__(self, bodies: HttpBodies, key: str, size: int) -> None:
         super().__init__(bodies, key, size)
         self._stored: dict[int, StoredPart] = {}
+
+    def widen_parts(self) -> None:
+        """See ``WidensParts``."""
+        self._cut_into(wide_part_bytes_for(self._size))
 
     def _begin(self, client: HttpClient) -> str:
         dialect = _parts(client)
