@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from checkpoint_operator.decide.appends import entry_for
 from checkpoint_operator.decide.mirrors import mirror_actions
 from checkpoint_operator.decide.plan import MAX_RETIREMENTS, MAX_VERIFICATIONS, next_pass, shown_after, to_read_back
 from checkpoint_operator.decide.plan import store_actions as plan
@@ -51,12 +52,12 @@ def ready_of(seen: Observed) -> tuple[str, str]:
     return ready["status"], ready["reason"]
 
 
-def passed(snapshot: Snapshot, failures: int) -> ScrubFinding:
-    return ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures)
+def passed(snapshot: Snapshot, judged: int) -> ScrubFinding:
+    return ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=True), judged)
 
 
-def damaged(snapshot: Snapshot, failures: int) -> ScrubFinding:
-    return ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=False, evidence="ChecksumMismatch"), failures)
+def damaged(snapshot: Snapshot, judged: int) -> ScrubFinding:
+    return ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=False, evidence="ChecksumMismatch"), judged)
 
 
 def kinds(actions: tuple[object, ...]) -> list[str]:
@@ -88,6 +89,20 @@ def test_a_take_over_acts_once_even_if_the_other_side_takes_the_run_back() -> No
     history = History(owner=OTHER_OWNER).adopted(OWNER).adopted(OTHER_OWNER)
     storage = {"url": "s3://bucket/run", "takeOverFrom": str(OTHER_OWNER)}
     assert plan(observed(history, storage=storage)) == ()
+
+
+@pytest.mark.parametrize(
+    ("unset_at", "acts"),
+    [
+        pytest.param(0, False, id="not known to have been unset"),
+        pytest.param(5, False, id="unset before it acted"),
+        pytest.param(6, True, id="unset since it acted"),
+    ],
+)
+def test_a_take_over_acts_again_only_if_the_field_was_unset_since_it_acted(unset_at: int, acts: bool) -> None:
+    history = History(owner=OTHER_OWNER).adopted(OWNER, request="uid/6").adopted(OTHER_OWNER)
+    adopt = Adopt(str(OTHER_OWNER), "uid/8", unset_at)
+    assert (entry_for(adopt, history.run, owner=OWNER, now=history.now) is not None) is acts
 
 
 def test_a_take_over_that_names_another_owner_does_nothing() -> None:
@@ -186,6 +201,11 @@ def test_what_was_found_is_written_into_the_log_before_anything_is_retired_on_ac
         ),
         pytest.param(lambda: saved(100).found_damaged(100), lambda s: damaged(s, 0), id="it is known"),
         pytest.param(lambda: saved(100, 200).retired(100), lambda s: damaged(s, 0), id="it is retired"),
+        pytest.param(
+            lambda: saved(100).found_damaged(100).released(100),
+            lambda s: damaged(s, 0),
+            id="it was released from quarantine since",
+        ),
     ],
 )
 def test_a_finding_is_not_written_down_when(

@@ -117,7 +117,7 @@ def test_the_first_wanted_snapshot_is_read_and_the_result_stays_until_it_is_sett
         scrubber.want(KEY, (new, old), store)
         await woken.times(1)
         assert scrubber.state(KEY).findings == (
-            ScrubFinding(SnapshotVerified(new.id, "Checksums", passed=True), failures=0),
+            ScrubFinding(SnapshotVerified(new.id, "Checksums", passed=True), judged=0),
         )
         scrubber.want(KEY, (new, old), store)
         await woken.times(2)
@@ -233,7 +233,7 @@ def test_a_bit_that_flips_on_the_way_is_no_damage(store: Bucket, trainer: Traine
         scrubber.want(KEY, (snapshot,), store)
         await woken.times(1)
         assert scrubber.state(KEY).findings == (
-            ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=True), failures=0),
+            ScrubFinding(SnapshotVerified(snapshot.id, "Checksums", passed=True), judged=0),
         )
 
     scrubbing(body, woken)

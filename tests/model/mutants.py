@@ -383,13 +383,15 @@ MUTANTS = (
         Upheavals,
     ),
     # Changing hands
-    Mutant(0, "a take-over acts again and again", 5, appends._adopt, "may = not before or", "may = True or", Upheavals),
+    Mutant(
+        0, "a take-over acts again and again", 5, appends._adopt, "may = not asked_at or", "may = True or", Upheavals
+    ),
     Mutant(
         0,
         "a run is taken over only once",
         16,
         appends._adopt,
-        "or (action.renewed and action.request not in before)",
+        " or 0 < action.unset_at >= max(asked_at)",
         "",
         Upheavals,
     ),
@@ -409,7 +411,7 @@ MUTANTS = (
         "one moment counts twice",
         1002,
         requests.record_check,
-        " or found.failures != failures",
+        " or found.judged != judged",
         "",
         Upheavals,
     ),

@@ -73,6 +73,8 @@ class Promises:
         repaired: By snapshot, when all its damage was undone, in events.
         asked, taken: By new and previous owner, how often a user asked for the run, and how often it was taken.
         former: Identities of runs that were given up and whose prefix was claimed again.
+        listed: When each actor listed the compactions after it last wrote one, in events.
+        gone: Compactions that the store lost, and when, in events.
         lost: Since when the log is gone, in events; 0 while it is there.
         tombstone: Number of the last entry of a run that was given up.
         late_of: Whose late request takes effect now, or empty.
@@ -98,6 +100,8 @@ class Promises:
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
     taken: Counter[tuple[str, str]] = field(default_factory=Counter)
     former: set[str] = field(default_factory=set)
+    listed: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     tombstone: int = 0
     late_of: str = ""
@@ -113,6 +117,8 @@ class Promises:
     def created(self, key: str, data: bytes, world: World) -> None:
         """An object was created where there was none."""
         self._untouched(key)
+        if COMPACTION_KEY.fullmatch(key):
+            self.listed.pop(threading.current_thread().name, None)
         if found := LOG_KEY.fullmatch(key):
             entry: Json = json.loads(data)
             number = int(found[1])
@@ -143,7 +149,7 @@ class Promises:
         """An object is about to be deleted, by an actor that lives or by a late request."""
         self._untouched(key)
         found = LOG_KEY.fullmatch(key) or COMPACTION_KEY.fullmatch(key)
-        if found and not _replaced(key, world):
+        if found and not self._replaced(key, world):
             require(int(found[1]) < self.tombstone, "P4", f"{key} is deleted")
         if not SAVE_KEY.fullmatch(key) or self._of_former_run(key):
             return
@@ -158,6 +164,26 @@ class Promises:
             require(doomed, "P1", f"{key} of a snapshot that is {saved.state} is deleted")
         elif actor is not None and actor.name != self.writers.get(snapshot, actor.name):
             self._abandoned(key, world)
+
+    def lists_compactions(self) -> None:
+        """The asking actor lists the compactions."""
+        self.events += 1
+        self.listed[threading.current_thread().name] = self.events
+
+    def loses_compaction(self, key: str) -> None:
+        """The store loses a compaction."""
+        self.events += 1
+        self.gone[key] = self.events
+
+    def _replaced(self, key: str, world: World) -> bool:
+        """Whether this is a compaction, and its deleter has seen a longer one that holds its entries and more."""
+        found = COMPACTION_KEY.fullmatch(key)
+        if found is None:
+            return False
+        seen = self.listed.get(threading.current_thread().name, self.events)
+        lately = [each for each, when in self.gone.items() if when > seen]
+        there = [info.key for info in world.store.list("_log-compacted/")]
+        return any(each > key for each in (*there, *lately) if each.startswith(f"_log-compacted/{found[1]}-"))
 
     def _untouched(self, key: str) -> None:
         require(key not in self.foreign, "foreign", f"{key}, which the run did not write, is changed")
@@ -430,12 +456,6 @@ def lacking(world: World, path: str, digest: str | None = None) -> list[str]:
     files = {file["name"]: file["size"] for file in json.loads(data)["files"]}
     infos = {name: world.store.stat(f"{path}/{name}") for name in files}
     return [name for name, size in files.items() if (info := infos[name]) is None or info.size != size]
-
-
-def _replaced(key: str, world: World) -> bool:
-    """Return whether this is a compaction, and a longer one holds its entries and more."""
-    found = COMPACTION_KEY.fullmatch(key)
-    return found is not None and any(info.key > key for info in world.store.list(f"_log-compacted/{found[1]}-"))
 
 
 def _snapshot_of(key: str) -> str:

@@ -56,6 +56,7 @@ class Protocol(Machine):
         self.world.tell(f"{key} is {'lost' if lost else 'changed'}")
         if lost:
             self.world.store.delete([key])
+            self.world.promises.loses_compaction(key)
         else:
             self.world.store.corrupt(key, b"?" * 100)
 

@@ -215,7 +215,12 @@ class Connection:
         return found
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        return self._read(f"list {prefix}", lambda: self._world.store.list(prefix, after=after))
+        def request() -> Iterator[ObjectInfo]:
+            if prefix == layout.COMPACTION_FOLDER:
+                self._world.promises.lists_compactions()
+            return self._world.store.list(prefix, after=after)
+
+        return self._read(f"list {prefix}", request)
 
     @contextlib.contextmanager
     def upload(self, key: str, size: int) -> Iterator[_Upload]:

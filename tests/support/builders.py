@@ -139,8 +139,8 @@ class History:
         policy = Policy(save or SavePolicy(), overwrite, retention, restore or RestorePolicy())
         return self.append(RunConfigured(uid, generation, policy))
 
-    def adopted(self, owner: Owner = OTHER_OWNER, *, previous: Owner | None = None) -> History:
-        return self.append(RunAdopted(owner, previous or self.run.owner or OWNER))
+    def adopted(self, owner: Owner = OTHER_OWNER, *, previous: Owner | None = None, request: str = "") -> History:
+        return self.append(RunAdopted(owner, previous or self.run.owner or OWNER, request))
 
     def rollback(self, to: int | str, *, request: str = "rollback-1") -> History:
         return self.append(RollbackRequested(request, self.id(to)))

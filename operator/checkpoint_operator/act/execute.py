@@ -170,8 +170,8 @@ def verify(
         message = message[:MAX_TEXT]
         key = key_in_evidence(error.subject)
         found = SnapshotVerified(snapshot.id, level, False, error.evidence, message, key)
-        return ScrubFinding(found, snapshot.failures)
-    return ScrubFinding(SnapshotVerified(snapshot.id, level, passed=True), snapshot.failures)
+        return ScrubFinding(found, snapshot.judged)
+    return ScrubFinding(SnapshotVerified(snapshot.id, level, passed=True), snapshot.judged)
 
 
 def _purge(action: Purge, session: RunStore, owner: Owner) -> None:

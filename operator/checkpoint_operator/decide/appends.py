@@ -72,12 +72,14 @@ def _adopt(run: Run, owner: Owner, action: actions.Adopt) -> RunAdopted | None:
     # One value of takeOverFrom acts once for each Checkpoint object: if the other side took the run back, a user must
     # decide again. Entries of version 0.1.0 do not say which object asked.
     uid = action.request.partition("/")[0]
-    before = {
-        each.request
+    asked_at = [
+        int(generation) if generation.isdigit() else 0
         for each in run.adoptions
-        if (each.owner, each.previous_owner) == (owner, run.owner) and each.request.partition("/")[0] in ("", uid)
-    }
-    may = not before or (action.renewed and action.request not in before)
+        for asking, _, generation in [each.request.partition("/")]
+        if (each.owner, each.previous_owner) == (owner, run.owner) and asking in ("", uid)
+    ]
+    # Whatever was asked for after the field was last unset, was asked for by its present value.
+    may = not asked_at or 0 < action.unset_at >= max(asked_at)
     return RunAdopted(owner, run.owner, action.request) if may else None
 
 
@@ -120,7 +122,7 @@ def _release(run: Run, action: actions.ReleaseQuarantine, _: dt.datetime) -> Bod
 
 
 def _check(run: Run, action: actions.RecordCheck, _: dt.datetime) -> Body | None:
-    return requests.record_check(run, action.finding.check, failures=action.finding.failures)
+    return requests.record_check(run, action.finding.check, judged=action.finding.judged)
 
 
 def _retire(run: Run, action: actions.Retire, now: dt.datetime) -> Body | None:

@@ -151,7 +151,7 @@ def _due(planned: Iterable[LogAction], run: Run, observed: Observed, now: dt.dat
 def _ownership(observed: Observed, spec: CheckpointSpec, __: Policy) -> tuple[LogAction, ...]:
     previous, asked = spec.storage.take_over_from, observed.memory.take_over
     request = f"{observed.checkpoint.uid}/{asked.generation or observed.checkpoint.generation}"
-    return (Claim(), *((Adopt(previous, request, asked.renewed),) if previous else ()))
+    return (Claim(), *((Adopt(previous, request, asked.unset_at),) if previous else ()))
 
 
 def _configuration(observed: Observed, _: CheckpointSpec, policy: Policy) -> tuple[LogAction, ...]:

@@ -41,6 +41,7 @@ class Memory:
         surveyed_at: When the prefix was surveyed last, on the same clock.
         foreign_pointers: Steps whose stock pointer proved not to be the run's.
         wanted: The last ``spec.storage.takeOverFrom`` that was seen, or None.
+        generation: Of the spec that it was seen in.
         heartbeat_at: When a new heartbeat was last found, on the same clock.
         due_at: When the passing of time alone makes something due, on the same clock.
         running: Whether the last pass saw active pods.
@@ -65,6 +66,7 @@ class Memory:
     surveyed_at: float = float("-inf")
     foreign_pointers: set[int] = field(default_factory=set)
     wanted: str | None = None
+    generation: int = 0
     take_over: TakeOver = field(default_factory=TakeOver)
     due_at: float = float("inf")
     running: bool = False
@@ -99,8 +101,8 @@ class Memory:
         """Note the spec as it is now. A take-over that is set anew is another request."""
         value = spec.storage.take_over_from
         if self.wanted is None or self.wanted != value:
-            self.take_over = TakeOver(generation, renewed=self.wanted is not None)
-        self.wanted = value
+            self.take_over = TakeOver(generation, unset_at=self.generation if self.wanted is not None else 0)
+        self.wanted, self.generation = value, generation
 
     def note_outcomes(self, outcomes: Sequence[ActionOutcome], now: dt.datetime) -> None:
         """Learn from what was carried out about the store and about what lies under the prefix.

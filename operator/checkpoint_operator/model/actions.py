@@ -24,12 +24,12 @@ class Adopt:
 
     Attributes:
         request: The request of the Checkpoint object: ``<uid>/<generation>``.
-        renewed: Whether that generation is known to have set the field anew.
+        unset_at: The last generation that is known to have had another value; 0 if none is.
     """
 
     previous: str
     request: str = field(default="", compare=False)
-    renewed: bool = field(default=False, compare=False)
+    unset_at: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,12 +204,11 @@ class ScrubFinding:
     """Result of comparing the stored objects of a snapshot with its manifest.
 
     Attributes:
-        failures: Failures that the log held against the snapshot before, so that of two findings at the same time
-            only the first counts.
+        judged: ``Snapshot.judged`` before, so that of two findings at the same time only the first counts.
     """
 
     check: SnapshotVerified
-    failures: int
+    judged: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,11 +251,11 @@ class TakeOver:
 
     Attributes:
         generation: The generation at which the present value was first seen; 0 if not known.
-        renewed: Whether another value was seen before it.
+        unset_at: The last generation that was seen with another value; 0 if none was.
     """
 
     generation: int = 0
-    renewed: bool = False
+    unset_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def _restore_started(run: Run, working: Working, _: StoredEntry, body: RestoreSt
     return run
 
 
-def _restore_finished(run: Run, working: Working, _: StoredEntry, body: RestoreFinished) -> Run:
+def _restore_finished(run: Run, working: Working, entry: StoredEntry, body: RestoreFinished) -> Run:
     attempt = working.attempts.get(body.attempt)
     if attempt is None or working.state(body.snapshot) in (None, SnapshotState.REJECTED):
         return run
@@ -136,7 +136,8 @@ def _restore_finished(run: Run, working: Working, _: StoredEntry, body: RestoreF
         working.change_attempt(body.attempt, in_use=body.snapshot, restored=body.snapshot)
     elif attempt.in_use == body.snapshot:
         working.change_attempt(body.attempt, in_use=None)
-    working.record_check(body, passed=body.restored, level=_claim(body, working.snapshots[body.snapshot]))
+    level = _claim(body, working.snapshots[body.snapshot])
+    working.record_check(body, passed=body.restored, level=level, number=entry.number)
     return run
 
 
@@ -179,8 +180,8 @@ def _committed(run: Run, working: Working, entry: StoredEntry, body: SnapshotCom
     )
 
 
-def _verified(run: Run, working: Working, _: StoredEntry, body: SnapshotVerified) -> Run:
-    working.record_check(body, passed=body.passed, level=body.level)
+def _verified(run: Run, working: Working, entry: StoredEntry, body: SnapshotVerified) -> Run:
+    working.record_check(body, passed=body.passed, level=body.level, number=entry.number)
     return run
 
 
@@ -212,11 +213,11 @@ def _disposition(run: Run, working: Working, _: StoredEntry, body: DispositionSe
     return run
 
 
-def _released(run: Run, working: Working, _: StoredEntry, body: QuarantineReleased) -> Run:
+def _released(run: Run, working: Working, entry: StoredEntry, body: QuarantineReleased) -> Run:
     found = working.snapshots.get(body.snapshot)
     if found is None or body.request in found.releases:
         return run
-    working.change_snapshot(body.snapshot, releases=(*found.releases, body.request))
+    working.change_snapshot(body.snapshot, releases=(*found.releases, body.request), judged=entry.number)
     working.clear_files(found)
     if found.failures:
         # A verification before the damage was found says nothing about the present bytes.

@@ -66,7 +66,7 @@ def release_quarantine(run: Run, snapshot: str, request: str) -> QuarantineRelea
     return QuarantineReleased(snapshot, request)
 
 
-def record_check(run: Run, check: SnapshotVerified, *, failures: int) -> SnapshotVerified | None:
+def record_check(run: Run, check: SnapshotVerified, *, judged: int) -> SnapshotVerified | None:
     """Return the entry that records a check, or None if it would tell nothing new, or something wrong.
 
     A purge that began meanwhile deletes the very objects; their absence would look like evidence. Evidence that another
@@ -74,10 +74,11 @@ def record_check(run: Run, check: SnapshotVerified, *, failures: int) -> Snapsho
     themselves), and a check that began before it must not clear it.
 
     Args:
-        failures: ``Snapshot.failures`` when the check began.
+        judged: ``Snapshot.judged`` when the check began. A number of failures would not do: a release takes it back to
+            what it was before, and the evidence that it discards would count again.
     """
     found = run.snapshots.get(check.snapshot)
-    if found is None or not found.live or found.failures != failures:
+    if found is None or not found.live or found.judged != judged:
         return None
     clears = found.failures and check.level == "Checksums"
     return check if not check.passed or clears or not found.verified_at_least(check.level) else None

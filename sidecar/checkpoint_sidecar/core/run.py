@@ -57,6 +57,7 @@ class Snapshot:
         verified: How thoroughly its bytes were checked with success, since the last release from quarantine.
         failures: Number of times evidence was found against it since then.
         evidence: Description of the latest such evidence.
+        judged: Number of the log entry that last found, cleared or discarded evidence; 0 if none did.
         reasons: Why it was retired or rejected.
         releases: Requests to discard the evidence against it, in order; each took effect once.
         kept: Its files that its purge has left, because other snapshots need them.
@@ -73,6 +74,7 @@ class Snapshot:
     verified: VerifyLevel = NOT_CHECKED
     failures: int = 0
     evidence: str = ""
+    judged: int = 0
     disposition: Disposition = "Auto"
     reasons: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()

@@ -41,7 +41,9 @@ class Working:
         if self.state(identifier) is SnapshotState.RETIRED:
             self.change_snapshot(identifier, state=SnapshotState.LIVE, retired_at=None, reasons=())
 
-    def record_check(self, check: RestoreFinished | SnapshotVerified, *, passed: bool, level: VerifyLevel) -> None:
+    def record_check(
+        self, check: RestoreFinished | SnapshotVerified, *, passed: bool, level: VerifyLevel, number: int
+    ) -> None:
         found = self.snapshots.get(check.snapshot)
         if found is None:
             return
@@ -49,7 +51,8 @@ class Working:
             self.change_snapshot(check.snapshot, verified=level)
         if passed and level == "Checksums":
             # All of it was read and is intact, so earlier findings were not damage of the stored object.
-            self.change_snapshot(check.snapshot, failures=0, evidence="")
+            if found.failures:
+                self.change_snapshot(check.snapshot, failures=0, evidence="", judged=number)
             self.clear_files(found)
         # A failure without evidence concerns the store or the pod, not the snapshot.
         elif not passed and check.evidence != NO_EVIDENCE:
@@ -57,7 +60,7 @@ class Working:
             key = "" if isinstance(check.damaged_file, msgspec.UnsetType) else check.damaged_file
             for identifier in dict.fromkeys((check.snapshot, *users_of(self, key))):
                 failures = self.snapshots[identifier].failures + 1
-                self.change_snapshot(identifier, failures=failures, evidence=evidence)
+                self.change_snapshot(identifier, failures=failures, evidence=evidence, judged=number)
             if (held := holder_of(self, key)) is not None:
                 holder, name = held
                 self.change_snapshot(holder.id, damaged=holder.damaged | {name})

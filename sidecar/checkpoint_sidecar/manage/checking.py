@@ -25,7 +25,7 @@ class SnapshotCheck:
         message: Describes the first damage found.
         key: The object that is damaged, if it is known.
         bytes: Size of the snapshot's files.
-        failures: Times that evidence had been found before the check began.
+        judged: ``Snapshot.judged`` when the check began.
     """
 
     snapshot: str
@@ -34,7 +34,7 @@ class SnapshotCheck:
     evidence: Evidence = NO_EVIDENCE
     message: str = ""
     bytes: int = 0
-    failures: int = 0
+    judged: int = 0
     key: str = ""
 
     @property
@@ -83,7 +83,7 @@ def check_snapshot(
             error.evidence,
             str(error),
             snapshot.commit.bytes,
-            snapshot.failures,
+            snapshot.judged,
             error.subject,
         )
-    return SnapshotCheck(snapshot.id, level, True, bytes=size, failures=snapshot.failures)
+    return SnapshotCheck(snapshot.id, level, True, bytes=size, judged=snapshot.judged)

@@ -159,7 +159,7 @@ class _SnapshotCopy:
         digest = manifests.digest(encoded)
         self._append(lambda run: copying.commit_of_copy(run, self._snapshot, manifest, digest))
         check = SnapshotVerified(self._identifier, "Checksums", passed=True)
-        self._append(lambda run: record_check(run, check, failures=0))
+        self._append(lambda run: record_check(run, check, judged=0))
         if manifest.file(layout.STOCK_METADATA_NAME) is not None:
             publish_if_possible(self._store, self._log, self._snapshot.step, outcome="copied")
         return self._log.run.snapshots[self._identifier]

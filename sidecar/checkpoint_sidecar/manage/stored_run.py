@@ -326,7 +326,7 @@ class StoredRun:
             append(
                 self._log,
                 _RECORD,
-                lambda run: requests.record_check(run, result.entry, failures=result.failures),
+                lambda run: requests.record_check(run, result.entry, judged=result.judged),
                 snapshot=found.id,
                 without_operator=without_operator,
                 dry_run=False,
