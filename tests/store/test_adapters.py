@@ -45,7 +45,7 @@ def test_a_part_of_another_size_is_refused(trial: Trial, data: bytes) -> None:
 
 
 def test_an_object_of_wide_parts_is_whole(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "ENOUGH_PARTS", 2)
+    monkeypatch.setattr(parts, "WIDE_PARTS", 2)
     key, data = trial.key("object"), os.urandom(4 * SMALLEST_PART + 1)
     with trial.store.upload(key, len(data)) as upload:
         if isinstance(upload, WidensParts):

@@ -17,8 +17,9 @@ PART_BYTES = 32 * 1024 * 1024
 WIDE_PART_BYTES = 64 * 1024 * 1024
 """Maximum size of a wide part, below the number of parts that a store allows."""
 
-ENOUGH_PARTS = 64
-"""Wide parts are no fewer, so that connections of unequal speed finish an object at about the same time."""
+WIDE_PARTS = 64
+"""Number of wide parts, unless they reach their maximum size: four for each of 16 connections, which then finish an
+object at about the same time."""
 
 MOST_PARTS = 9_000
 """S3 allows 10,000."""
@@ -34,7 +35,7 @@ def part_bytes_for(size: int) -> int:
 
 def wide_part_bytes_for(size: int) -> int:
     """Return the part size of a large object that is in memory; see ``WidensParts``."""
-    even = size // (ENOUGH_PARTS * _ALIGNMENT) * _ALIGNMENT
+    even = -(-size // (WIDE_PARTS * _ALIGNMENT)) * _ALIGNMENT
     return max(part_bytes_for(size), min(even, WIDE_PART_BYTES))
 
 
