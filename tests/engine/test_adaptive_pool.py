@@ -134,6 +134,32 @@ def test_leaving_with_an_error_drops_what_is_in_line() -> None:
     assert begun == [0]
 
 
+@pytest.mark.parametrize("threads", [0, 1])
+def test_where_the_system_allows_few_threads_these_do_the_work(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, start = list[int](), threading.Thread.start
+    allowed = iter(range(threads))
+
+    def start_few(thread: threading.Thread) -> None:
+        if next(allowed, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def run() -> None:
+        with AdaptivePool("test", first=4, most=4) as pool:
+            for number in range(20):
+                pool.start(begun.append, number)
+            pool.wait()
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    if threads:
+        run()
+        assert begun == list(range(20))
+    else:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            run()
+        assert begun == []
+
+
 def test_after_a_failure_nothing_begins_any_more_and_the_waiting_thread_raises_it() -> None:
     begun: list[int] = []
 

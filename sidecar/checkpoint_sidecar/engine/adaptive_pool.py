@@ -179,8 +179,14 @@ class AdaptivePool:
     def _add_thread(self) -> None:
         if len(self._threads) < min(len(self._line) + self._running, self._width):
             thread = threading.Thread(target=self._work, name=f"{self._name}_{len(self._threads)}")
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system allows no more threads: those that there are do all of the work.
+                if not self._threads:
+                    raise
+            else:
+                self._threads.append(thread)
 
     def _work(self) -> None:
         with _BusyTime() as busy_time:
