@@ -96,6 +96,13 @@ class Stage:
             self.go(actor, 1)
         return actor
 
+    def until(self, step: int, state: str, actor: Actor) -> Actor:
+        """Let it run until the newest snapshot of a step is in this state."""
+        while self.saved(step).state != state:
+            assert not actor.ended, f"{actor.name} ended, and step {step} is not {state}"
+            self.go(actor, 1)
+        return actor
+
     def passes(self, seconds: float) -> None:
         self.world.seconds += seconds
 
@@ -225,10 +232,7 @@ def an_attempt_that_commits_while_it_is_taken_for_dead_is_not_fenced(stage: Stag
 def of_two_operators_that_remove_one_pointer_neither_fails(stage: Stage) -> None:
     stage.wants(retention={"keepLast": 1, "gracePeriod": "1h"})
     stage.train(2)
-    slow = stage.operator(passes=1)
-    while stage.saved(100).state != "Retired":
-        stage.go(slow, 1)
-    stage.up_to(slow, "read step-100/.metadata")
+    slow = stage.up_to(stage.until(100, "Retired", stage.operator(passes=1)), "read step-100/.metadata")
     stage.operate()
     assert stage.world.store.stat(layout.pointer_key(100)) is None
     stage.go(slow)  # an operator that fails without a cause breaks P7
@@ -265,9 +269,7 @@ def a_purge_ends_where_the_run_changes_hands(stage: Stage) -> None:
 def a_purge_ends_where_its_operator_learns_of_the_change_of_hands(stage: Stage) -> None:
     stage.wants(retention={"keepLast": 1, "gracePeriod": "0s"})
     stage.train(2)
-    slow = stage.operator(passes=1)
-    while stage.saved(100).state != "Purging":
-        stage.go(slow, 1)
+    slow = stage.until(100, "Purging", stage.operator(passes=1))
     stage.up_to(slow, "stat step-100/.metadata")  # it has checked the owner, and reads the log again after this
     stage.other.takes_over(OWNER, stage.world)
     taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")

@@ -78,7 +78,7 @@ def _adopt(run: Run, owner: Owner, action: actions.Adopt) -> RunAdopted | None:
         for asking, _, generation in [each.request.partition("/")]
         if (each.owner, each.previous_owner) == (owner, run.owner) and asking in ("", uid)
     ]
-    # Whatever was asked for after the field was last unset, was asked for by its present value.
+    # Requests since the field last had another value are this one.
     may = not asked_at or 0 < action.unset_at >= max(asked_at)
     return RunAdopted(owner, run.owner, action.request) if may else None
 
