@@ -381,6 +381,18 @@ def test_a_log_that_is_gone_is_not_current_but_an_error() -> None:
         log.is_current()
 
 
+def test_an_entry_that_is_missing_before_listed_ones_is_an_error() -> None:
+    store = claimed(MemoryStore())
+    log = RunLog(store, writer="test")
+    log.refresh()
+    another = RunLog(store, writer="another")
+    another.append(start)
+    another.append(partial(_whatever_is_there, request("1")))
+    store.delete([layout.log_key(2)])
+    with pytest.raises(LogError):
+        log.is_current()
+
+
 def test_a_stale_listing_does_not_make_a_log_an_old_one() -> None:
     class Stale(FaultyStore):
         def list(self, *_: str, **__: str) -> Iterator[ObjectInfo]:

@@ -199,13 +199,14 @@ class RunLog:
                 raise self._replace(f"entry {run.head} is gone, or is another one")
 
     def is_current(self) -> bool:
-        """Return whether one listing shows the last entry read and none after it.
+        """Return whether one listing shows the last entry read and none after it; reads those that it shows.
 
         Reads by number cannot tell a log that ends there from one that is gone.
 
         Raises:
             LogReplacedError: The last entry read is gone, or is another one.
-            LogError, StoreError: It cannot be read.
+            LogError: It or one after it cannot be read, or one between them is missing.
+            StoreError: The store failed.
         """
         with self._lock:
             self._check_replaced()
@@ -213,7 +214,10 @@ class RunLog:
             numbers = self._numbers(after=head - 1)
             if head not in numbers:
                 self.prove()  # raises, unless the listing is stale
-            return max(numbers, default=head) <= head
+            if (last := max(numbers, default=head)) > head:
+                # Not left to ``refresh``, which ends before a gap: its caller would try again forever.
+                self._run = self._read_up_to(self._run, last, numbers)
+            return last <= head
 
     def append(self, compute: Callable[[Run], Body | None]) -> StoredEntry | None:
         """Append what ``compute`` says for the current state.
