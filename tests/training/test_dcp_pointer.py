@@ -14,6 +14,7 @@ from checkpoint_sidecar.core.errors import (
     CorruptSnapshotError,
     ForeignObjectError,
     IncompatibleSnapshotError,
+    ObjectNotFoundError,
     ObjectTooLargeError,
 )
 from checkpoint_sidecar.core.layout import SaveFolder
@@ -352,3 +353,17 @@ def test_another_writers_checkpoint_that_appears_while_a_large_pointer_is_copied
     with pytest.raises(ForeignObjectError):
         publish(run.store, run.log, STEP)
     assert run.shown == "torch's own"
+
+
+def test_a_store_that_refuses_every_write_as_not_found_ends_the_attempt() -> None:
+    class Refusing(MemoryStore):
+        def put_if_absent(self, key: str, data: Buffer) -> None:
+            if key == POINTER:
+                raise ObjectNotFoundError("create", key, "the store answered 404")
+            super().put_if_absent(key, data)
+
+    run = Run(Refusing())
+    run.commit(b"\x00", signed=True)
+    with pytest.raises(ObjectNotFoundError):
+        publish(run.store, run.log, STEP)
+    assert run.store.stat(POINTER) is None

@@ -47,6 +47,8 @@ from checkpoint_sidecar.store.common.parts import PART_BYTES, write_object
 
 MAX_METADATA_BYTES = 1024 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
+_MOST_LOOKS = 8
+"""How often a pointer may vanish before a store that says so counts as failing."""
 _SETTINGS = EngineSettings(connections=1)
 """One request at a time: a copy needs memory for its buffer and one part only."""
 
@@ -71,7 +73,9 @@ def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: boo
         StoreError, LogError: The store failed; the pointer may be old.
     """
     run = log.refresh()
+    looks = 0
     while True:
+        looks += 1
         wanted = published_for(run, step)
         try:
             _show(store, run, wanted, step, replace_foreign=replace_foreign)
@@ -80,7 +84,8 @@ def publish(store: Store, log: RunLog, step: int | None, *, replace_foreign: boo
             if log.refresh().head == run.head:
                 raise
         except (CorruptSnapshotError, ObjectNotFoundError) as error:
-            if isinstance(error, ObjectNotFoundError) and store.stat(layout.pointer_key(step)) is None:
+            vanished = isinstance(error, ObjectNotFoundError) and store.stat(layout.pointer_key(step)) is None
+            if vanished and looks < _MOST_LOOKS:
                 run = log.refresh()
                 continue  # another publisher removed the pointer between two looks at it
             # Purged between the read of the log and now, or damaged; only the log can tell.
