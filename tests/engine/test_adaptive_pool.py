@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoint_sidecar.engine import adaptive_pool
 from checkpoint_sidecar.engine.adaptive_pool import AdaptivePool, grown
 
 
@@ -158,6 +160,18 @@ def test_where_the_system_allows_few_threads_these_do_the_work(threads: int, mon
         with pytest.raises(RuntimeError, match="can't start new thread"):
             run()
         assert begun == []
+
+
+def test_steps_run_without_the_figures_of_the_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    unreadable = tmp_path / "schedstat"
+    unreadable.write_text("not a figure")
+    for path in (unreadable, tmp_path / "missing"):
+        monkeypatch.setattr(adaptive_pool, "_SCHEDULING", str(path))
+        with AdaptivePool("test", first=1, most=1) as pool:
+            pool.start(begun.append, len(begun))
+            pool.wait()
+    assert begun == [0, 1]
 
 
 def test_after_a_failure_nothing_begins_any_more_and_the_waiting_thread_raises_it() -> None:

@@ -60,10 +60,11 @@ class _BusyTime:
             os.close(self._file)
 
     def seconds(self) -> float:
-        if self._file < 0:
+        try:
+            running, ready, _ = os.pread(self._file, _MOST_SCHEDULING_BYTES, 0).split()
+            return (int(running) + int(ready)) / 1e9
+        except (OSError, ValueError):
             return time.thread_time()
-        running, ready, _ = os.pread(self._file, _MOST_SCHEDULING_BYTES, 0).split()
-        return (int(running) + int(ready)) / 1e9
 
 
 class AdaptivePool:
@@ -135,7 +136,7 @@ class AdaptivePool:
             self._add_thread()
 
     def wait_for_thread(self) -> None:
-        """Wait until a step that is started now begins at once.
+        """Wait until fewer steps are started than may run at a time, so that the next one need not stand in line.
 
         Raises:
             BaseException: See ``start``.
@@ -197,7 +198,9 @@ class AdaptivePool:
                         step()
                 except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
                     self.fail(error)
-                self._finished(busy=busy_time.seconds() - busy, seconds=time.monotonic() - began)
+                finally:
+                    del step  # and what it holds, before the wait for the next one
+                    self._finished(busy=busy_time.seconds() - busy, seconds=time.monotonic() - began)
 
     def _next_step(self) -> Callable[[], object] | None:
         with self._step_added:
