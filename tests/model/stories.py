@@ -252,18 +252,22 @@ def nothing_is_deleted_a_moment_before_its_grace_period_ends(stage: Stage) -> No
     assert stage.saved(100).state == "Purged"
 
 
+def _only_the_new_owner_ends_the_purge_of_100(stage: Stage, former: Actor) -> None:
+    stage.other.takes_over(OWNER, stage.world)
+    taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
+    stage.go(former)
+    assert stage.saved(100).state == "Purging"
+    stage.go(taking)
+    assert stage.saved(100).state == "Purged"
+
+
 def a_purge_ends_where_the_run_changes_hands(stage: Stage) -> None:
     stage.wants(retention={"keepLast": 1, "gracePeriod": "0s"})
     stage.train(2)
     stage.up_to(stage.operator(passes=1), f"delete {stage.saved(100).path}").kill()
     assert stage.saved(100).state == "Purging"
     slow = stage.up_to(stage.up_to(stage.operator(passes=1), "get _log/"), "put _probe/")  # about to continue the purge
-    stage.other.takes_over(OWNER, stage.world)
-    taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
-    stage.go(slow)
-    assert stage.saved(100).state == "Purging"
-    stage.go(taking)
-    assert stage.saved(100).state == "Purged"
+    _only_the_new_owner_ends_the_purge_of_100(stage, slow)
 
 
 def a_purge_ends_where_its_operator_learns_of_the_change_of_hands(stage: Stage) -> None:
@@ -271,12 +275,7 @@ def a_purge_ends_where_its_operator_learns_of_the_change_of_hands(stage: Stage) 
     stage.train(2)
     slow = stage.until(100, "Purging", stage.operator(passes=1))
     stage.up_to(slow, "stat step-100/.metadata")  # it has checked the owner, and reads the log again after this
-    stage.other.takes_over(OWNER, stage.world)
-    taking = stage.up_to(stage.operator(user=stage.other, passes=1), f"delete {stage.saved(100).path}")
-    stage.go(slow)
-    assert stage.saved(100).state == "Purging"
-    stage.go(taking)
-    assert stage.saved(100).state == "Purged"
+    _only_the_new_owner_ends_the_purge_of_100(stage, slow)
 
 
 def no_stock_pointer_shows_what_is_being_deleted(stage: Stage) -> None:
