@@ -133,8 +133,9 @@ class RunLog:
         if superseded(known):
             # The store may have lost a longer one since: then the shorter one serves readers still.
             known &= list_compactions(self.store)
-            self.store.delete(each.key for each in superseded(known))
-        self._compactions = (known - superseded(known)) | {span}
+        if replaced := superseded(known):
+            self.store.delete(each.key for each in replaced)
+        self._compactions = (known - replaced) | {span}
 
     def entries(self, numbers: Sequence[int]) -> tuple[StoredEntry, ...]:
         """Return some entries, from memory if they are kept there, else from the store; missing ones are left out.
