@@ -83,8 +83,8 @@ class Costs:
         steps: CPU seconds of each step, by name.
         rank0_cpu_s_first: Rank 0's in a save.
         rank0_cpu_s_repeated: Rank 0's in a save with the plan of the one before.
-        checkpointer_rank0_cpu_s_first, checkpointer_rank0_cpu_s_later: The same of ``Checkpointer``, while a schedule
-            and random number generators run.
+        checkpointer_rank0_cpu_s_first: Rank 0's in the first save of a ``Checkpointer``.
+        checkpointer_rank0_cpu_s_later: Rank 0's in a later one, after the schedule and random states have changed.
         rank0_bytes_repeated: Bytes that rank 0 sends and receives in it.
         rank_cpu_s: Another rank's in a save.
         restore_rank_cpu_s, restore_rank_bytes: A rank's in a restore.

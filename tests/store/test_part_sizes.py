@@ -1,4 +1,4 @@
-"""How large the parts of an object are: whole checksum blocks, and few enough for every store."""
+"""Sizes of parts: multiples of a checksum block, and large enough for the number of parts that every store allows."""
 
 from __future__ import annotations
 

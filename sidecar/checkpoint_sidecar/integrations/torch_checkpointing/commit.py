@@ -38,7 +38,7 @@ class FilesCommit:
     written: WrittenFiles
 
     def run(self, step: int) -> None:
-        """Store the manifest of what was written for a step, append the commit to the run's log, and delete receipts.
+        """Store the manifest of a step's files, append the commit to the run's log, and delete the receipts.
 
         Raises:
             FileNotFoundError: Nothing was written.

@@ -88,7 +88,7 @@ class WrittenFiles:
         return found
 
     def removable(self, step: int, receipts: Mapping[str, Receipt]) -> list[str]:
-        """Return the keys of receipts and of what they are for, except files in a manifest.
+        """Return the keys of receipts and of their files, except files that a manifest lists.
 
         Where there is a manifest already, its commit may have been made although it seemed to fail.
         """
